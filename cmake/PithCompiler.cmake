@@ -1,0 +1,21 @@
+# Warnings, sanitizers and ccache. Warnings apply to pith's own targets only:
+# link pith_warnings privately.
+
+find_program(PITH_CCACHE ccache)
+if(PITH_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER ${PITH_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${PITH_CCACHE})
+endif()
+
+add_library(pith_warnings INTERFACE)
+target_compile_options(pith_warnings INTERFACE
+  -Wall -Wextra -Wconversion -Wno-sign-conversion $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -Wshadow
+  $<$<BOOL:${PITH_WERROR}>:-Werror>)
+
+if(PITH_SANITIZE)
+  add_compile_options(-fsanitize=${PITH_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${PITH_SANITIZE})
+  if(PITH_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()

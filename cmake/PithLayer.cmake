@@ -1,0 +1,24 @@
+# pith_add_layer(<layer> [PUBLIC libs...] [PRIVATE libs...])
+#
+# One static library pith_<layer> from src/<layer>/**/*.cc, without tests,
+# benchmarks and main.cc. A folder without sources gives an empty library.
+# Public libraries are the layers below; every layer sees src/ and include/.
+
+function(pith_layer_files layer pattern result)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${layer}/${pattern})
+  set(${result} ${files} PARENT_SCOPE)
+endfunction()
+
+function(pith_add_layer layer)
+  cmake_parse_arguments(arg "" "" "PUBLIC;PRIVATE" ${ARGN})
+  pith_layer_files(${layer} "*.cc" sources)
+  list(FILTER sources EXCLUDE REGEX "_(test|bench)\\.cc$")
+  list(FILTER sources EXCLUDE REGEX "/cli/main\\.cc$")
+  if(NOT sources)
+    set(sources ${CMAKE_CURRENT_BINARY_DIR}/empty_${layer}.cc)
+    file(CONFIGURE OUTPUT ${sources} CONTENT "// Nothing yet.\n")
+  endif()
+  add_library(pith_${layer} STATIC ${sources})
+  target_include_directories(pith_${layer} PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+  target_link_libraries(pith_${layer} PUBLIC ${arg_PUBLIC} PRIVATE pith_warnings ${arg_PRIVATE})
+endfunction()

@@ -1,0 +1,34 @@
+# Defines pith_llama: libllama and ggml as static libraries.
+#
+# The prefix is -DPITH_LLAMA_PREFIX, else the environment's PITH_LLAMA_PREFIX,
+# else what scripts/build_llama.sh builds once and keeps in the cache folder.
+# The libraries are imported by hand: ggml's own package file asks for the
+# OpenMP runtime of whichever compiler builds pith, and the libraries were
+# linked against that of GCC.
+
+set(_pith_llama_prefix "${PITH_LLAMA_PREFIX}")
+if(NOT _pith_llama_prefix)
+  # Builds when missing (some minutes, once for all build trees).
+  execute_process(
+    COMMAND ${PROJECT_SOURCE_DIR}/scripts/build_llama.sh
+    OUTPUT_VARIABLE _pith_llama_prefix
+    OUTPUT_STRIP_TRAILING_WHITESPACE
+    RESULT_VARIABLE _pith_llama_result)
+  if(NOT _pith_llama_result EQUAL 0)
+    message(FATAL_ERROR "libllama could not be built; see the message above.")
+  endif()
+endif()
+message(STATUS "libllama: ${_pith_llama_prefix}")
+
+add_library(pith_llama INTERFACE)
+target_include_directories(pith_llama SYSTEM INTERFACE ${_pith_llama_prefix}/include)
+set(PITH_LLAMA_ARCHIVES "")
+foreach(_name llama ggml ggml-cpu ggml-base)
+  set(_file ${_pith_llama_prefix}/lib/lib${_name}.a)
+  if(NOT EXISTS ${_file})
+    message(FATAL_ERROR "${_file} does not exist; remove ${_pith_llama_prefix} and configure again.")
+  endif()
+  target_link_libraries(pith_llama INTERFACE ${_file})
+  list(APPEND PITH_LLAMA_ARCHIVES lib${_name}.a)
+endforeach()
+target_link_libraries(pith_llama INTERFACE -lgomp -lpthread -ldl -lm)

@@ -1,0 +1,105 @@
+// pith as a library: one model, one conversation, one KV budget.
+//
+//   auto session = pith::Session::Open("model.gguf", {.kv_budget_bytes = 64 << 20, .recipe = "snapkv"});
+//   if (!session) return Fail(session.error().message);
+//   auto reply = session->Generate("Once upon a time", {.max_tokens = 100},
+//                                  [](std::string_view text) { std::cout << text; return true; });
+//
+// No function throws. Nothing here depends on libllama's or pith's inner headers.
+#ifndef PITH_PITH_H_
+#define PITH_PITH_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include <pith/types.h>
+
+#if defined(__GNUC__)
+#define PITH_EXPORT __attribute__((visibility("default")))
+#else
+#define PITH_EXPORT
+#endif
+
+namespace pith {
+
+// "0.1.0"
+PITH_EXPORT const char* Version();
+
+struct SessionOptions {
+  // Hard limit on KV bytes, tables and libllama's block buffer included; held
+  // during prefill too. 0: what the f16 cache of num_ctx takes.
+  size_t kv_budget_bytes = 0;
+  // Which entries stay when the budget is full: a name or stages, as `pith recipes` lists them.
+  std::string recipe = "full";
+  int num_ctx = 0;      // positions the conversation may reach; 0: the model's trained context
+  int num_threads = 0;  // 0: physical cores
+  uint64_t seed = 0;    // of sampling and of recipes that draw
+};
+
+struct GenerateOptions {
+  int max_tokens = 128;
+  float temperature = 0.8f;  // 0: always the most probable token
+  int top_k = 40;
+  float top_p = 0.95f;
+  float min_p = 0.05f;
+  // The prompt is one message of a user; the model's chat template is put around it.
+  bool chat = false;
+};
+
+struct Generation {
+  std::string text;
+  int prompt_tokens = 0;
+  int tokens = 0;
+  bool ended = false;  // the model ended it: neither max_tokens nor the callback did
+};
+
+struct SessionStats {
+  size_t kv_budget_bytes = 0;
+  size_t kv_used_bytes = 0;
+  size_t kv_peak_bytes = 0;   // never above the budget
+  size_t kv_block_bytes = 0;  // libllama's own buffer, part of the above
+  int64_t kv_entries = 0;
+  double kept_fraction = 1;   // of the entries seen so far
+  int num_tokens = 0;         // of the conversation
+};
+
+// Gets each piece of text (whole UTF-8 characters) as it is made; false stops.
+using TextCallback = std::function<bool(std::string_view)>;
+
+// A model with one conversation. Threads: one at a time, Cancel() from any.
+class PITH_EXPORT Session {
+ public:
+  // kNotFound, kCorrupt or kUnsupported for the file, kInvalidArgument for the
+  // options, kOutOfBudget if the budget holds less than one block.
+  static Result<Session> Open(const std::string& gguf_path, const SessionOptions& options = {});
+
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  // Appends the prompt to the conversation and continues it. After an error
+  // the conversation is as far as it came; Reset() begins anew.
+  Result<Generation> Generate(std::string_view prompt, const GenerateOptions& options = {},
+                              const TextCallback& on_text = {});
+
+  // Forgets the conversation, keeps the model.
+  Status Reset();
+
+  // Makes a running Generate() return kCancelled.
+  void Cancel();
+
+  SessionStats stats() const;
+
+ private:
+  struct State;
+  explicit Session(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_PITH_H_

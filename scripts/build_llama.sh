@@ -1,0 +1,109 @@
+#!/bin/bash
+# Builds libllama once and prints the folder it is installed in.
+#
+#   scripts/build_llama.sh                 build when missing, print the prefix
+#   scripts/build_llama.sh --print-prefix  print the prefix; exit 1 if it is not built yet
+#
+# The source is the PyPI package llama-cpp-python. The result lies in the cache
+# folder under a key of everything it depends on: version, flags, compiler and
+# CPU features (the build is native, so another CPU gets another build). It is
+# built beside its place and renamed into it at the end.
+#
+# PITH_LLAMA_SDIST names an sdist already on this machine; PITH_JOBS bounds the compiler jobs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/common.sh
+
+readonly kVersion=0.3.36
+readonly kSha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+readonly kNeededMib=700
+readonly kFlags=(
+  -DCMAKE_BUILD_TYPE=Release
+  -DBUILD_SHARED_LIBS=OFF
+  -DCMAKE_POSITION_INDEPENDENT_CODE=ON
+  -DCMAKE_INSTALL_LIBDIR=lib
+  -DLLAMA_BUILD_COMMON=OFF
+  -DLLAMA_BUILD_TESTS=OFF
+  -DLLAMA_BUILD_TOOLS=OFF
+  -DLLAMA_BUILD_EXAMPLES=OFF
+  -DLLAMA_BUILD_SERVER=OFF
+  -DLLAMA_BUILD_APP=OFF
+  -DLLAMA_CURL=OFF
+  -DGGML_NATIVE=ON
+  -DGGML_OPENMP=ON
+)
+readonly kCompiler=c++
+
+command -v "$kCompiler" >/dev/null || die "no C++ compiler was found; install the package g++."
+cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo || uname -m)
+key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
+  sha256sum | cut -c1-12)
+root=$(pith_cache_dir)/llama
+prefix=$root/$kVersion-$key
+
+if [[ ${1:-} == --print-prefix ]]; then
+  echo "$prefix"
+  [[ -e $prefix/lib/libllama.a ]]
+  exit
+elif [[ $# -gt 0 ]]; then
+  die "build_llama.sh knows no argument but --print-prefix."
+fi
+if [[ -e $prefix/lib/libllama.a ]]; then
+  echo "$prefix"
+  exit
+fi
+
+need_writable_dir "$root"
+exec 9>"$root/.lock"
+if ! flock --nonblock 9; then
+  say "another build of libllama is running; waiting for it."
+  flock 9
+  if [[ -e $prefix/lib/libllama.a ]]; then
+    echo "$prefix"
+    exit
+  fi
+fi
+# Left by builds that were killed; the lock says that none is running.
+rm -rf "$root"/.tmp.*
+need_free_mib "$root" $kNeededMib "building libllama"
+work=$root/.tmp.$$
+trap 'rm -rf "$work"' EXIT
+mkdir "$work"
+
+if [[ -n ${PITH_LLAMA_SDIST:-} ]]; then
+  sdist=$PITH_LLAMA_SDIST
+  [[ -r $sdist ]] || die "PITH_LLAMA_SDIST names $sdist, which cannot be read."
+else
+  pip_download "$work" "libllama's source" 77 --no-binary llama-cpp-python "llama-cpp-python==$kVersion"
+  sdist=$work/llama_cpp_python-$kVersion.tar.gz
+fi
+check_sha256 "$sdist" $kSha256
+
+source=$work/llama_cpp_python-$kVersion/vendor/llama.cpp
+message=$(tar -xzf "$sdist" -C "$work" --no-same-owner --exclude='*/llama.cpp/models/*' \
+  --exclude='*/llama.cpp/docs/*' --exclude='*/llama.cpp/tools/*' --exclude='*/llama.cpp/tests/*' 2>&1 9>&-) ||
+  die "libllama's source could not be unpacked: $(tail -n 2 <<<"$message" | head -n 1)"
+
+log=$root/build.log
+fail() {
+  if disk_full "$root" "$log"; then die "the disk of $root is full; libllama was not built."; fi
+  tail -n 20 "$log" >&2
+  die "libllama could not be built; the compiler's last lines are above, all of them in $log."
+}
+say "building libllama once for this machine (a few minutes)"
+launcher=()
+if command -v ccache >/dev/null; then
+  launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+fi
+# GIT_DIR: the source is no clone, and must not take a repository around it for its own.
+export GIT_DIR=/nonexistent
+cmake -G Ninja -S "$source" -B "$work/build" "${kFlags[@]}" "${launcher[@]}" \
+  -DCMAKE_C_COMPILER=cc -DCMAKE_CXX_COMPILER="$kCompiler" \
+  -DCMAKE_INSTALL_PREFIX="$work/prefix" >"$log" 2>&1 9>&- || fail
+
+cmake --build "$work/build" -j "$(build_jobs)" 2>&1 9>&- | show_progress libllama "$log" || fail
+cmake --install "$work/build" >>"$log" 2>&1 9>&- || fail
+
+cp "$source/LICENSE" "$work/prefix/LICENSE" 2>/dev/null || true
+mv -T "$work/prefix" "$prefix" || die "$prefix could not be put in place."
+echo "$prefix"

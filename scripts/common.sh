@@ -1,0 +1,109 @@
+# Sourced by ./pith and the scripts beside this file: messages, the cache folder, downloads.
+# Everything said here goes to standard error.
+
+say() { printf 'pith: %s\n' "$*" >&2; }
+die() { printf 'pith: error: %s\n' "$*" >&2; exit 1; }
+
+# The same rule as CacheDir() in src/base/paths.cc.
+pith_cache_dir() {
+  if [[ -n ${PITH_CACHE_DIR:-} ]]; then printf '%s' "$PITH_CACHE_DIR"
+  elif [[ -n ${XDG_CACHE_HOME:-} ]]; then printf '%s/pith' "$XDG_CACHE_HOME"
+  else printf '%s/.cache/pith' "${HOME:-/tmp}"
+  fi
+}
+
+# Creates a folder and proves that it can be written.
+need_writable_dir() {
+  local probe
+  mkdir -p "$1" 2>/dev/null && probe=$(mktemp "$1/.probe.XXXXXX" 2>/dev/null) && rm -f "$probe" ||
+    die "the folder $1 cannot be written; set PITH_CACHE_DIR to one that can."
+}
+
+# MiB free where a folder lies.
+free_mib() { df -Pm "$1" | awk 'NR == 2 { print $4 }'; }
+
+need_free_mib() {
+  local have
+  have=$(free_mib "$1")
+  ((have >= $2)) || die "$1 has $have MiB free and $3 needs $2 MiB; free some space or set PITH_CACHE_DIR."
+}
+
+# A Python that has pip.
+python_with_pip() {
+  local python
+  for python in "${PITH_PYTHON:-python3}" /usr/bin/python3; do
+    if "$python" -m pip --version >/dev/null 2>&1; then
+      printf '%s' "$python"
+      return
+    fi
+  done
+  die "Python's pip is missing; install the package python3-pip."
+}
+
+# pip_download FOLDER WHAT MB ARGUMENTS...: downloads packages of MB megabytes from PyPI;
+# one sentence on failure.
+pip_download() {
+  local folder=$1 what=$2 mb=$3 python output status=0 watcher=
+  shift 3
+  python=$(python_with_pip) || exit 1
+  mkdir -p "$folder/tmp"
+  say "fetching $what ($mb MB)"
+  if [[ -t 2 ]]; then
+    while sleep 0.5; do
+      printf '\rpith: %3d%% ' $((100 * $(du -sm "$folder" 2>/dev/null | cut -f1) / (mb + 1) % 101)) >&2
+    done &
+    watcher=$!
+  fi
+  # The output is kept in memory: the disk may be what is full.
+  output=$(TMPDIR=$folder/tmp "$python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+    --progress-bar off --dest "$folder" "$@" 2>&1 </dev/null) || status=$?
+  if [[ -n $watcher ]]; then
+    kill $watcher
+    wait $watcher 2>/dev/null || true
+    printf '\r\033[K' >&2
+  fi
+  ((status != 0)) || return 0
+  if grep -qi 'no space left' <<<"$output"; then
+    die "the disk of $(dirname "$folder") is full; $what was not fetched."
+  elif grep -qiE 'connection|resolution|timed out|retries|unreachable|No matching distribution' <<<"$output"; then
+    die "the Python package index could not be reached; $what was not fetched."
+  fi
+  tail -n 5 <<<"$output" >&2
+  die "$what could not be fetched from the Python package index (its message is above)."
+}
+
+# disk_full FOLDER LOG: whether a failure came from a full disk (LOG itself may be cut short by it).
+disk_full() { grep -q 'No space left on device' "$2" 2>/dev/null || (($(free_mib "$1") < 5)); }
+
+# check_sha256 FILE SUM
+check_sha256() {
+  [[ $(sha256sum "$1" | cut -d' ' -f1) == "$2" ]] ||
+    die "$(basename "$1") does not have the expected SHA-256; the download is damaged or was replaced."
+}
+
+# Compiler jobs: one per processor, fewer where memory is short (1.5 GiB each); PITH_JOBS decides otherwise.
+build_jobs() {
+  local by_memory by_cpu
+  by_memory=$(awk '/MemAvailable/ { print int($2 / 1572864) }' /proc/meminfo)
+  by_cpu=$(nproc)
+  ((by_memory >= 1)) || by_memory=1
+  printf '%s' "${PITH_JOBS:-$((by_cpu < by_memory ? by_cpu : by_memory))}"
+}
+
+# show_progress NAME LOG: appends standard input to LOG and shows Ninja's "[done/total]" as a
+# percentage: one line redrawn on a terminal, else a line per fifth.
+show_progress() {
+  local line percent shown=-1
+  while IFS= read -r line; do
+    printf '%s\n' "$line" >&3
+    [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]] || continue
+    percent=$((100 * BASH_REMATCH[1] / BASH_REMATCH[2]))
+    if [[ -t 2 ]]; then
+      printf '\rpith: %s %3d%% (%d of %d)' "$1" $percent "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" >&2
+    elif ((percent / 20 > shown)); then
+      shown=$((percent / 20))
+      say "$1 $percent%"
+    fi
+  done 3>>"$2"
+  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+}

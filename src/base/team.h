@@ -1,0 +1,59 @@
+// A team of threads that run one function together, with barriers inside.
+//
+// The threads belong to somebody else (ggml's workers in production, a plain
+// loop or std::thread in tests): pith never keeps a pool that fights them.
+#ifndef PITH_BASE_TEAM_H_
+#define PITH_BASE_TEAM_H_
+
+#include <atomic>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pith {
+
+// Sense-free spinning barrier. Spins briefly, then yields, so that a team with
+// fewer free cores than members still moves.
+class Barrier {
+ public:
+  void Wait(int num_threads) {
+    if (num_threads == 1) return;
+    const unsigned phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.fetch_add(1, std::memory_order_acq_rel);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+      if (spins < kSpins) {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> phase_{0};
+};
+
+// One member's view of the team: thread `ith` of `nth`.
+struct Team {
+  int ith = 0;
+  int nth = 1;
+  Barrier* barrier = nullptr;  // may be null when nth == 1
+
+  void Sync() const {
+    if (nth > 1) barrier->Wait(nth);
+  }
+};
+
+}  // namespace pith
+
+#endif  // PITH_BASE_TEAM_H_

@@ -1,0 +1,247 @@
+#include "cache/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "base/check.h"
+
+namespace pith {
+namespace {
+
+constexpr int kP = kPageEntries;
+
+size_t PagesFor(int entries) { return static_cast<size_t>((entries + kP - 1) / kP); }
+
+tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free page left"); }
+
+}  // namespace
+
+HeadCache::HeadCache(HeadCache&& other) noexcept
+    : pool_(other.pool_), layout_(other.layout_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
+  other.num_entries_ = 0;
+}
+
+Status HeadCache::ReserveTable(size_t num_pages) {
+  try {
+    pages_.reserve(num_pages);
+  } catch (const std::bad_alloc&) {
+    return OutOfBudget("the KV budget does not hold the page tables");
+  }
+  return {};
+}
+
+Status HeadCache::Unshare(size_t page_index) {
+  std::byte* old = pages_[page_index];
+  if (!pool_->IsShared(old)) return {};
+  std::byte* fresh = pool_->Acquire();
+  if (fresh == nullptr) return NoPage();
+  std::memcpy(fresh, old, layout_->page_bytes);
+  pages_[page_index] = fresh;
+  pool_->Release(old);
+  return {};
+}
+
+Status HeadCache::Extend(int count) {
+  const size_t before = pages_.size();
+  const size_t needed = PagesFor(num_entries_ + count);
+  if (num_entries_ % kP != 0) PITH_RETURN_IF_ERROR(Unshare(before - 1));
+  if (needed > pages_.capacity()) {
+    PITH_RETURN_IF_ERROR(ReserveTable(std::max(needed, pages_.capacity() * 2)));
+  }
+  while (pages_.size() < needed) {
+    std::byte* page = pool_->Acquire();
+    if (page == nullptr) {
+      for (; pages_.size() > before; pages_.pop_back()) pool_->Release(pages_.back());
+      return NoPage();
+    }
+    pages_.push_back(page);
+  }
+  return {};
+}
+
+Status HeadCache::Keep(std::span<const int32_t> kept) {
+  const int count = static_cast<int>(kept.size());
+  PITH_CHECK(count <= num_entries_);
+  if (count == num_entries_) return {};
+
+  // Pages before the first gap keep their contents, shared or not.
+  int first = 0;
+  while (first < count && kept[static_cast<size_t>(first)] == first) ++first;
+  const size_t first_page = static_cast<size_t>(first / kP);
+  const size_t num_pages = PagesFor(count);
+
+  std::vector<std::byte*> copied;  // originals of shared pages, alive until everything is read
+  for (size_t i = first_page; i < num_pages; ++i) {
+    if (!pool_->IsShared(pages_[i])) continue;
+    std::byte* fresh = pool_->Acquire();
+    if (fresh == nullptr) {
+      for (std::byte* page : copied) pool_->Release(page);
+      return NoPage();
+    }
+    copied.push_back(fresh);
+  }
+
+  // `from` is the table before the change: sources are read through it, since a
+  // destination page may have been replaced by a fresh copy.
+  std::vector<std::byte*> from(pages_.begin(), pages_.end());
+  size_t next_copy = 0;
+  std::vector<std::byte*> originals;
+  for (size_t i = first_page; i < num_pages; ++i) {
+    if (!pool_->IsShared(pages_[i])) continue;
+    originals.push_back(pages_[i]);
+    pages_[i] = copied[next_copy++];
+    std::memcpy(pages_[i], from[i], layout_->page_bytes);
+  }
+  for (int to = first; to < count; ++to) {
+    const int source = kept[static_cast<size_t>(to)];
+    PITH_DCHECK(source >= to && source < num_entries_);
+    kernels::CopyEntry(*layout_, pages_[static_cast<size_t>(to / kP)], to % kP, from[static_cast<size_t>(source / kP)],
+                       source % kP);
+  }
+  for (std::byte* page : originals) pool_->Release(page);
+  for (; pages_.size() > num_pages; pages_.pop_back()) pool_->Release(pages_.back());
+  num_entries_ = count;
+  return {};
+}
+
+int HeadCache::DropPagesBefore(int32_t position) {
+  size_t pages = 0;
+  while ((pages + 1) * kP <= static_cast<size_t>(num_entries_) &&
+         layout_->positions(static_cast<const std::byte*>(pages_[pages]))[kP - 1] < position) {
+    pool_->Release(pages_[pages++]);
+  }
+  pages_.erase(pages_.begin(), pages_.begin() + static_cast<std::ptrdiff_t>(pages));
+  num_entries_ -= static_cast<int>(pages) * kP;
+  return static_cast<int>(pages) * kP;
+}
+
+Status HeadCache::ForkInto(HeadCache& other) const {
+  PITH_CHECK(other.pages_.empty() && other.layout_ == layout_);
+  PITH_RETURN_IF_ERROR(other.ReserveTable(std::max<size_t>(pages_.size(), 1)));
+  // Slots past num_entries_ (made by Extend, never committed) are not shared.
+  const size_t used = PagesFor(num_entries_);
+  for (size_t i = 0; i < used; ++i) {
+    pool_->AddRef(pages_[i]);
+    other.pages_.push_back(pages_[i]);
+  }
+  other.num_entries_ = num_entries_;
+  return {};
+}
+
+void HeadCache::Clear() {
+  for (std::byte* page : pages_) pool_->Release(page);
+  pages_.clear();
+  num_entries_ = 0;
+}
+
+void HeadCache::ReadPositions(std::span<int32_t> positions) const {
+  for (int i = 0; i < num_entries_; i += kP) {
+    const int count = std::min(kP, num_entries_ - i);
+    std::memcpy(positions.data() + i, layout_->positions(page_of(i)), sizeof(int32_t) * static_cast<size_t>(count));
+  }
+}
+
+void HeadCache::ReadKeys(float* keys) const {
+  for (int i = 0; i < num_entries_; i += kP) {
+    kernels::ReadKeys(*layout_, page_of(i), std::min(kP, num_entries_ - i),
+                      keys + static_cast<size_t>(i) * static_cast<size_t>(layout_->key_dim));
+  }
+}
+
+void HeadCache::ReadValues(float* values) const {
+  for (int i = 0; i < num_entries_; i += kP) {
+    kernels::ReadValues(*layout_, page_of(i), std::min(kP, num_entries_ - i),
+                        values + static_cast<size_t>(i) * static_cast<size_t>(layout_->value_dim));
+  }
+}
+
+void HeadCache::ReadColumn(int column, std::span<float> values) const {
+  for (int i = 0; i < num_entries_; i += kP) {
+    const int count = std::min(kP, num_entries_ - i);
+    std::memcpy(values.data() + i, layout_->column(page_of(i), column), sizeof(float) * static_cast<size_t>(count));
+  }
+}
+
+Status HeadCache::WriteColumn(int column, std::span<const float> values) {
+  for (int i = 0; i < num_entries_; i += kP) {
+    PITH_RETURN_IF_ERROR(Unshare(static_cast<size_t>(i / kP)));
+    const int count = std::min(kP, num_entries_ - i);
+    std::memcpy(layout_->column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
+  }
+  return {};
+}
+
+Status HeadCache::Verify() const {
+  if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) return Corrupt("cache: a head has fewer pages than entries");
+  int32_t last = -1;
+  for (int i = 0; i < num_entries_; ++i) {
+    const int32_t position = layout_->positions(page_of(i))[i % kP];
+    if (position <= last) return Corrupt("cache: positions of a head are not ascending");
+    last = position;
+  }
+  return {};
+}
+
+KvCache::KvCache(Ledger* ledger, std::vector<CacheLayer> layers) : ledger_(ledger), layers_(std::move(layers)) {
+  first_head_.push_back(0);
+  for (const CacheLayer& layer : layers_) {
+    first_head_.push_back(first_head_.back() + static_cast<size_t>(layer.num_kv_heads));
+  }
+}
+
+Result<std::unique_ptr<KvCache>> KvCache::Create(Ledger* ledger, std::vector<CacheLayer> layers, size_t num_pages) {
+  size_t page_bytes = 0;
+  for (const CacheLayer& layer : layers) {
+    if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, layer.layout.page_bytes);
+  }
+  std::unique_ptr<KvCache> cache(new KvCache(ledger, std::move(layers)));
+  PITH_ASSIGN_OR_RETURN(cache->pool_, PagePool::Create(ledger, page_bytes, num_pages));
+  return cache;
+}
+
+Result<int> KvCache::NewSequence() {
+  try {
+    Heads heads{LedgerAllocator<HeadCache>(ledger_)};
+    heads.reserve(num_heads());
+    for (const CacheLayer& layer : layers_) {
+      for (int h = 0; h < layer.num_kv_heads; ++h) heads.emplace_back(pool_.get(), &layer.layout, ledger_);
+    }
+    sequences_.emplace(next_sequence_, std::move(heads));
+  } catch (const std::bad_alloc&) {
+    return OutOfBudget("the KV budget does not hold another sequence");
+  }
+  return next_sequence_++;
+}
+
+Result<int> KvCache::Fork(int sequence) {
+  PITH_ASSIGN_OR_RETURN(const int fork, NewSequence());
+  Heads& to = sequences_.at(fork);
+  const Heads& from = sequences_.at(sequence);
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (Status status = from[i].ForkInto(to[i]); !status) {
+      Free(fork);
+      return tl::unexpected<Error>(status.error());
+    }
+  }
+  return fork;
+}
+
+void KvCache::Free(int sequence) { sequences_.erase(sequence); }
+
+Status KvCache::Verify() const {
+  PITH_RETURN_IF_ERROR(pool_->Verify());
+  std::map<const std::byte*, int> owners;
+  for (const auto& [id, heads] : sequences_) {
+    for (const HeadCache& head : heads) {
+      PITH_RETURN_IF_ERROR(head.Verify());
+      for (const std::byte* page : head.pages()) ++owners[page];
+    }
+  }
+  if (owners.size() != pool_->num_used()) return Corrupt("cache: pages in use and pages owned differ");
+  if (ledger_->used_bytes() > ledger_->limit_bytes()) return Corrupt("cache: over budget");
+  return {};
+}
+
+}  // namespace pith

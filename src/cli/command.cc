@@ -1,0 +1,230 @@
+#include "cli/command.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/paths.h"
+#include "cli/terminal.h"
+#include "kernels/page_layout.h"
+
+namespace pith::cli {
+
+void AddOutputFlags(CLI::App& command, OutputFlags& flags) {
+  command.add_flag("--json", flags.json, "Print one JSON object on standard output and nothing else");
+  command.add_flag("--progress", flags.progress, "Show progress even where standard error is no terminal");
+}
+
+void AddModelFlags(CLI::App& command, ModelFlags& flags) {
+  command.add_option("-m,--model", flags.path, "GGUF file (default: SmolLM2-135M-Instruct, which ships with pith)")
+      ->type_name("FILE");
+  command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
+      ->check(CLI::Range(0, 1024))
+      ->type_name("N");
+  command.add_option("--gpu-layers,--n-gpu-layers", flags.gpu_layers,
+                     "-ngl: layers on the GPU, where libllama was built with one (default 0)")
+      ->check(CLI::Range(0, 100000))
+      ->type_name("N");
+  command.add_option("--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once")->type_name("FILE");
+  command.add_option("--hf-repo", flags.hf, "")->group("");
+}
+
+Status ModelFlags::Check() const {
+  if (!hf.empty()) {
+    return InvalidArgument(
+        fmt::format("pith downloads no models: fetch a GGUF file of {} yourself and give its path with -m", hf));
+  }
+  return {};
+}
+
+int ModelFlags::num_threads() const { return threads > 0 ? threads : PhysicalCores(); }
+
+Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output) {
+  const std::string path = flags.path.empty() ? DefaultModelPath() : flags.path;
+  ProgressLine progress("loading", output.progress);
+  HostModelOptions options;
+  options.num_gpu_layers = flags.gpu_layers;
+  options.num_threads = flags.num_threads();
+  options.lora_paths = flags.lora;
+  options.progress = [&progress](float share) {
+    progress.Update(static_cast<double>(share), 1);
+    return !Interrupted();
+  };
+  auto model = HostModel::Load(path, options);
+  if (!model && Interrupted()) return Cancelled("stopped while the model was loading");
+  if (!model && flags.path.empty() && model.error().code == ErrorCode::kNotFound) {
+    return NotFound(fmt::format("the default model is not at {}: run scripts/fetch_model.sh, or name a GGUF file with -m",
+                                path));
+  }
+  return model;
+}
+
+void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
+  command.add_option("-c,--ctx-size", flags.ctx, "Context in tokens: positions a sequence may reach (default: what the "
+                                                 "model was trained for)")
+      ->check(CLI::Range(1, std::numeric_limits<int>::max()))
+      ->type_name("N");
+  command.add_option("--kv-budget", flags.budget,
+                     "Memory for the KV cache with everything around it, never exceeded, not even during prefill: a "
+                     "size such as 64MiB, or a percentage of the full f16 cache of the context -c. Default: the full "
+                     "cache of the context or 256MiB, whichever is smaller, so that short contexts lose nothing and "
+                     "long ones do not fill the machine")
+      ->type_name("SIZE|PERCENT");
+  command.add_option("--recipe", flags.recipe,
+                     fmt::format("What stays when the budget is full; \"pith recipes\" lists them (default {})",
+                                 kDefaultRecipe))
+      ->type_name("RECIPE");
+  command.add_option("-b,--batch-size,--ubatch-size", flags.block,
+                     "-ub: tokens read at once; the budget pays for this block buffer too (default: chosen from the "
+                     "budget, up to 512)")
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N");
+  command.add_option("--cache-type-k", flags.type_k, "-ctk: format of keys, f16 (default) or q8_0")
+      ->type_name("TYPE");
+  command.add_option("--cache-type-v", flags.type_v, "-ctv: format of values; must be that of the keys")
+      ->type_name("TYPE");
+  command.add_option("--compress", flags.compress,
+                     "block: evict after every block, so that the peak is the budget (default); after: read the whole "
+                     "prompt, then compress once, as most papers do")
+      ->check(CLI::IsMember({"block", "after"}))
+      ->type_name("WHEN");
+}
+
+Result<KvFormat> ParseFormat(std::string_view text) {
+  if (text.empty() || text == "f16") return KvFormat::kF16;
+  if (text == "q8_0" || text == "q8") return KvFormat::kQ8;
+  return InvalidArgument(fmt::format("\"{}\" is no format of the KV cache; choose f16 or q8_0", text));
+}
+
+Status CacheFlags::Check() const {
+  PITH_RETURN_IF_ERROR(ParseFormat(type_k));
+  PITH_RETURN_IF_ERROR(ParseFormat(type_v));
+  if (*ParseFormat(type_k) != *ParseFormat(type_v)) {
+    return InvalidArgument("keys and values share one format: give -ctk and -ctv the same type");
+  }
+  if (!budget.empty()) PITH_RETURN_IF_ERROR(ParseSizeOrShare(budget));
+  PITH_RETURN_IF_ERROR(ParseRecipe(recipe));
+  return {};
+}
+
+Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info) {
+  EngineOptions options;
+  options.num_ctx = ContextOf(info, flags.ctx);
+  options.block_tokens = flags.block;
+  options.num_threads = model.num_threads();
+  options.compress = flags.compress == "after" ? CompressMode::kAfter : CompressMode::kBlock;
+  PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.type_k));
+  PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
+  const size_t full = FullCacheBytes(info, options.num_ctx);
+  if (flags.budget.empty()) {
+    // 0: all of the context and what surrounds it.
+    options.budget_bytes = full <= kDefaultBudgetBytes ? 0 : kDefaultBudgetBytes;
+    return options;
+  }
+  PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
+  options.budget_bytes = budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
+  options.budget_bytes = std::max<size_t>(options.budget_bytes, 1);
+  return options;
+}
+
+void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
+  command.add_option("--temp", flags.options.temperature, "Temperature, 0 for greedy (default 0.8)")->type_name("T");
+  command.add_option("--top-k", flags.options.top_k, "Sample among the K likeliest tokens, 0 for all (default 40)")
+      ->type_name("K");
+  command.add_option("--top-p", flags.options.top_p, "Sample within this probability mass (default 0.95)")
+      ->type_name("P");
+  command.add_option("--min-p", flags.options.min_p, "Least probability relative to the likeliest (default 0.05)")
+      ->type_name("P");
+  command.add_option("-s,--seed", flags.seed,
+                     "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
+      ->type_name("SEED");
+}
+
+Status SamplerFlags::Check() const {
+  if (!std::isfinite(options.temperature) || options.temperature < 0 || options.temperature > 100) {
+    return InvalidArgument("--temp takes a number from 0 to 100");
+  }
+  if (options.top_k < 0) return InvalidArgument("--top-k takes a whole number from 0");
+  if (!(options.top_p >= 0 && options.top_p <= 1)) return InvalidArgument("--top-p takes a number from 0 to 1");
+  if (!(options.min_p >= 0 && options.min_p <= 1)) return InvalidArgument("--min-p takes a number from 0 to 1");
+  if (seed < -1 || seed > std::numeric_limits<uint32_t>::max()) {
+    return InvalidArgument("--seed takes a whole number from 0 to 4294967295, or -1");
+  }
+  return {};
+}
+
+SamplerOptions SamplerFlags::Make() {
+  if (seed < 0) seed = std::random_device{}();
+  options.seed = static_cast<uint32_t>(seed);
+  return options;
+}
+
+bool HoldsCache(const LayerShape& layer) { return layer.kind != LayerKind::kNone && layer.num_kv_heads > 0; }
+
+size_t BytesPerToken(const ModelInfo& info, KvFormat format) {
+  size_t bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (!HoldsCache(layer)) continue;
+    const auto values = static_cast<size_t>(layer.key_dim + (layer.value_in_key ? 0 : layer.value_dim));
+    // q8: one float32 scale for the key and one for the value.
+    const size_t head = format == KvFormat::kF16 ? 2 * values : values + 2 * sizeof(float);
+    bytes += head * static_cast<size_t>(layer.num_kv_heads);
+  }
+  return bytes;
+}
+
+size_t FullCacheBytes(const ModelInfo& info, int num_tokens) {
+  return BytesPerToken(info, KvFormat::kF16) * static_cast<size_t>(num_tokens);
+}
+
+double FormatShare(const ModelInfo& info, KvFormat format) {
+  const size_t full = BytesPerToken(info, KvFormat::kF16);
+  return full == 0 ? 1 : static_cast<double>(BytesPerToken(info, format)) / static_cast<double>(full);
+}
+
+int ContextOf(const ModelInfo& info, int requested) {
+  if (requested > 0) return requested;
+  return info.trained_ctx > 0 ? info.trained_ctx : 4096;
+}
+
+Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) {
+  // Sentences drawn from a few words: text to a tokenizer, never the same twice.
+  static constexpr std::string_view kWords[] = {
+      "the",  "river", "engine", "of",     "a",      "small", "town",   "carried", "letters", "and",    "machines",
+      "over", "every", "bridge", "while",  "people", "spoke", "about",  "weather", "numbers", "gardens", "in",
+      "long", "quiet", "winter", "before", "trains", "came",  "through", "with",   "music",   "stones"};
+  std::mt19937 random(1);  // NOLINT: a fixed seed is meant
+  std::string text;
+  std::vector<int32_t> tokens;
+  for (size_t words = count + 16; tokens.size() < count; words *= 2) {
+    while (static_cast<size_t>(std::count(text.begin(), text.end(), ' ')) < words) {
+      for (size_t i = 6 + random() % 12; i > 0; --i) {
+        text += kWords[random() % std::size(kWords)];
+        text += i == 1 ? ". " : " ";
+      }
+    }
+    PITH_ASSIGN_OR_RETURN(tokens, model.Tokenize(text, true, false));
+    if (tokens.empty()) return Unsupported("this model's tokenizer gives no tokens");
+  }
+  tokens.resize(count);
+  return tokens;
+}
+
+void Complain(const Error& error) {
+  std::string message = error.message.empty() ? "something failed and gave no reason" : error.message;
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  while (message.ends_with(' ') || message.ends_with('.')) message.pop_back();
+  fmt::print(stderr, "pith: {}.\n", message);
+}
+
+void PrintJson(const std::string& dumped) {
+  fmt::print("{}\n", dumped);
+  std::fflush(stdout);
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,120 @@
+// What every command of the program shares: its place in the parser, the flags
+// for model, cache, sampler and output, and what they turn into.
+#ifndef PITH_CLI_COMMAND_H_
+#define PITH_CLI_COMMAND_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/text.h"
+#include "engine/engine.h"
+#include "host/model.h"
+#include "pith/types.h"
+
+namespace pith::cli {
+
+// Used where no --recipe is given: needs nothing but the keys, so that it works
+// on every model and costs little, and forgets least among such recipes.
+inline constexpr std::string_view kDefaultRecipe = "keydiff:recent=16";
+
+// Without --kv-budget: the context's full cache, but not more than this. Every
+// machine that can hold a model has it to spare, and it is 3,000 to 12,000
+// tokens of the usual small models.
+inline constexpr size_t kDefaultBudgetBytes = size_t{256} << 20;
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitError = 1;
+inline constexpr int kExitUsage = 2;
+
+// A command as the parser leaves it. An error of check() is bad usage (exit code
+// 2), an error of run() is a failure (1); run() returns an exit code.
+struct Command {
+  std::function<Status()> check;
+  std::function<Result<int>()> run;
+};
+
+// Each adds one subcommand to `app`, which sets `chosen` when it is given.
+void AddRun(CLI::App& app, Command& chosen);
+void AddChat(CLI::App& app, Command& chosen);
+void AddRecipes(CLI::App& app, Command& chosen);
+void AddInfo(CLI::App& app, Command& chosen);
+void AddParity(CLI::App& app, Command& chosen);
+void AddEval(CLI::App& app, Command& chosen);
+void AddBench(CLI::App& app, Command& chosen);
+
+// --json, --progress
+struct OutputFlags {
+  bool json = false;
+  bool progress = false;
+};
+void AddOutputFlags(CLI::App& command, OutputFlags& flags);
+
+// -m -t -ngl --lora -hf
+struct ModelFlags {
+  std::string path;  // empty: the default model
+  std::string hf;
+  int threads = 0;  // 0: physical cores
+  int gpu_layers = 0;
+  std::vector<std::string> lora;
+
+  Status Check() const;
+  int num_threads() const;
+};
+void AddModelFlags(CLI::App& command, ModelFlags& flags);
+// Shows progress and stops at Ctrl-C (kCancelled).
+Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output);
+
+// -c -b --kv-budget --recipe -ctk -ctv --compress
+struct CacheFlags {
+  int ctx = 0;
+  int block = 0;
+  std::string budget;
+  std::string recipe = std::string(kDefaultRecipe);
+  std::string type_k;
+  std::string type_v;
+  std::string compress = "block";
+
+  Status Check() const;
+};
+void AddCacheFlags(CLI::App& command, CacheFlags& flags);
+// Fails only where Check() does, or when the context is longer than 2^31 bytes can say.
+Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
+Result<KvFormat> ParseFormat(std::string_view text);
+
+// --temp --top-k --top-p --min-p -s
+struct SamplerFlags {
+  SamplerOptions options;
+  int64_t seed = 0;  // < 0: from the system
+
+  Status Check() const;
+  SamplerOptions Make();  // fixes the seed
+};
+void AddSamplerFlags(CLI::App& command, SamplerFlags& flags);
+
+// Sizes of one model's cache.
+bool HoldsCache(const LayerShape& layer);
+// Keys and values of one token in all layers with a cache.
+size_t BytesPerToken(const ModelInfo& info, KvFormat format);
+// The f16 cache of num_tokens tokens, as percentages of --kv-budget mean it.
+size_t FullCacheBytes(const ModelInfo& info, int num_tokens);
+// keys and values alone, relative to f16 (1 for f16).
+double FormatShare(const ModelInfo& info, KvFormat format);
+int ContextOf(const ModelInfo& info, int requested);
+
+// `count` pseudo-text tokens for measurements without a file.
+Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count);
+
+// Prints one line on standard error ("pith: ...").
+void Complain(const Error& error);
+// One JSON object and a newline on standard output.
+void PrintJson(const std::string& dumped);
+
+}  // namespace pith::cli
+
+#endif  // PITH_CLI_COMMAND_H_

@@ -1,0 +1,208 @@
+// pith info: what a model is and what its KV cache costs.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+
+namespace pith::cli {
+namespace {
+
+constexpr const char* kExamples = R"(
+Bytes per token are keys and values alone, as libllama would hold them. The longest context is what fits the budget
+with nothing dropped; recipes go on from there.
+
+Examples:
+  pith info model.gguf
+  pith info model.gguf --kv-budget 64MiB --json
+)";
+
+// pith's own overheads, for the longest context: positions beside the keys, and
+// the least block buffer.
+constexpr int kSmallBlock = 64;
+
+struct InfoFlags {
+  ModelFlags model;
+  OutputFlags output;
+  std::string file;  // positional
+  std::string budget = "256MiB";
+};
+
+const char* KindName(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::kNone: return "none";
+    case LayerKind::kGlobal: return "global";
+    case LayerKind::kWindow: return "window";
+    case LayerKind::kChunk: return "chunk";
+  }
+  return "";
+}
+
+// Bytes that pith's pages take for one entry of every head of the chosen layers.
+double PagedBytesPerToken(const ModelInfo& info, KvFormat format, bool global) {
+  double bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (!HoldsCache(layer) || (layer.kind == LayerKind::kGlobal) != global) continue;
+    const auto layout = PageLayout::Make(format, layer.key_dim, layer.value_dim, 0);
+    bytes += static_cast<double>(layout.page_bytes) / kPageEntries * layer.num_kv_heads;
+  }
+  return bytes;
+}
+
+// Tokens that fit with nothing dropped. Layers with a window need no more than the window.
+int64_t LongestContext(const ModelInfo& info, KvFormat format, size_t budget_bytes) {
+  const double global = PagedBytesPerToken(info, format, true);
+  const double local = PagedBytesPerToken(info, format, false);
+  const double around = static_cast<double>(info.recurrent_bytes) +
+                        static_cast<double>(BytesPerToken(info, KvFormat::kF16)) * kSmallBlock;
+  const double left = static_cast<double>(budget_bytes) - around;
+  if (left <= 0) return 0;
+  const double window = info.window;
+  // While the windows are not full yet, every layer grows.
+  double tokens = global + local > 0 ? left / (global + local) : std::numeric_limits<double>::infinity();
+  if (local > 0 && tokens > window) {
+    tokens = global > 0 ? (left - local * window) / global : std::numeric_limits<double>::infinity();
+  }
+  if (!std::isfinite(tokens)) return -1;
+  return static_cast<int64_t>(tokens) / kPageEntries * kPageEntries;
+}
+
+int CountLayers(const ModelInfo& info, LayerKind kind) {
+  return static_cast<int>(std::count_if(info.layers.begin(), info.layers.end(), [kind](const LayerShape& layer) {
+    return layer.kind == kind;
+  }));
+}
+
+nlohmann::ordered_json LayersJson(const ModelInfo& info) {
+  auto layers = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < info.layers.size(); ++i) {
+    const LayerShape& layer = info.layers[i];
+    layers.push_back({{"layer", i},
+                      {"kind", KindName(layer.kind)},
+                      {"heads", layer.num_heads},
+                      {"kv_heads", layer.num_kv_heads},
+                      {"key_dim", layer.key_dim},
+                      {"value_dim", layer.value_dim},
+                      {"shared", layer.shared},
+                      {"value_in_key", layer.value_in_key}});
+  }
+  return layers;
+}
+
+nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, size_t budget_bytes) {
+  return {{"path", info.path},
+          {"architecture", info.architecture},
+          {"description", info.description},
+          {"layers", info.num_layers},
+          {"kv_layers", std::count_if(info.layers.begin(), info.layers.end(), HoldsCache)},
+          {"global_layers", CountLayers(info, LayerKind::kGlobal)},
+          {"window_layers", CountLayers(info, LayerKind::kWindow) + CountLayers(info, LayerKind::kChunk)},
+          {"window", info.window},
+          {"vocab", info.num_vocab},
+          {"trained_ctx", info.trained_ctx},
+          {"params", info.num_params},
+          {"file_bytes", info.file_bytes},
+          {"hybrid", info.hybrid},
+          {"quantised", info.quantised},
+          {"recurrent_bytes", info.recurrent_bytes},
+          {"chat_template", model.has_chat_template()},
+          {"kv_bytes_per_token",
+           {{"f16", BytesPerToken(info, KvFormat::kF16)}, {"q8_0", BytesPerToken(info, KvFormat::kQ8)}}},
+          {"full_cache_bytes", FullCacheBytes(info, ContextOf(info, 0))},
+          {"budget_bytes", budget_bytes},
+          {"longest_context",
+           {{"f16", LongestContext(info, KvFormat::kF16, budget_bytes)},
+            {"q8_0", LongestContext(info, KvFormat::kQ8, budget_bytes)}}},
+          {"kv_shapes", LayersJson(info)}};
+}
+
+std::string ContextText(int64_t tokens) {
+  return tokens < 0 ? "any" : fmt::format("{} tokens", FormatCount(tokens));
+}
+
+// Consecutive layers of one shape on one line.
+void PrintLayers(const ModelInfo& info) {
+  const auto describe = [](const LayerShape& layer) {
+    if (!HoldsCache(layer)) return std::string("no KV cache");
+    return fmt::format("{}, {} heads over {} KV heads, keys of {}, values of {}{}", KindName(layer.kind),
+                       layer.num_heads, layer.num_kv_heads, layer.key_dim, layer.value_dim,
+                       layer.value_in_key ? " (within the keys)" : "");
+  };
+  for (size_t first = 0; first < info.layers.size();) {
+    const std::string text = describe(info.layers[first]);
+    size_t last = first;
+    while (last + 1 < info.layers.size() && describe(info.layers[last + 1]) == text) ++last;
+    const std::string name = first == last ? fmt::format("layer {}", first) : fmt::format("layers {}-{}", first, last);
+    fmt::print("  {:<14}{}\n", name, text);
+    first = last + 1;
+  }
+}
+
+void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_bytes) {
+  fmt::print("{}\n", info.path);
+  const auto field = [](const char* name, const std::string& value) { fmt::print("{:<24}{}\n", name, value); };
+  field("architecture", info.architecture);
+  field("description", info.description);
+  field("parameters", fmt::format("{:.1f} million in {}", static_cast<double>(info.num_params) / 1e6,
+                                  FormatBytes(info.file_bytes)));
+  field("vocabulary", FormatCount(info.num_vocab));
+  field("trained context", FormatCount(info.trained_ctx));
+  field("chat template", model.has_chat_template() ? "yes" : "none that libllama knows");
+  if (info.window > 0) field("sliding window", FormatCount(info.window));
+  if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
+  fmt::print("layers\n");
+  PrintLayers(info);
+  field("KV per token, f16", FormatBytes(BytesPerToken(info, KvFormat::kF16)));
+  field("KV per token, q8_0", FormatBytes(BytesPerToken(info, KvFormat::kQ8)));
+  field("full cache, f16", fmt::format("{} for {} tokens", FormatBytes(FullCacheBytes(info, ContextOf(info, 0))),
+                                       FormatCount(ContextOf(info, 0))));
+  fmt::print("longest context within {}, nothing dropped\n", FormatBytes(budget_bytes));
+  field("  f16", ContextText(LongestContext(info, KvFormat::kF16, budget_bytes)));
+  field("  q8_0", ContextText(LongestContext(info, KvFormat::kQ8, budget_bytes)));
+}
+
+Result<int> RunInfo(InfoFlags& flags) {
+  if (!flags.file.empty()) flags.model.path = flags.file;
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
+  PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
+  const ModelInfo& info = model->info();
+  const auto full = static_cast<double>(FullCacheBytes(info, ContextOf(info, 0)));
+  const size_t bytes = budget.share > 0 ? static_cast<size_t>(budget.share * full) : budget.bytes;
+  if (flags.output.json) {
+    PrintJson(ToJson(info, *model, bytes).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else {
+    PrintText(info, *model, bytes);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddInfo(CLI::App& app, Command& chosen) {
+  auto flags = std::make_shared<InfoFlags>();
+  CLI::App* command = app.add_subcommand("info", "Show a model's shapes and what its KV cache costs");
+  command->footer(kExamples);
+  command->add_option("MODEL", flags->file, "GGUF file, as with -m");
+  command->add_option("--kv-budget", flags->budget, "Budget of the longest context (default 256MiB)")
+      ->type_name("SIZE|PERCENT");
+  AddModelFlags(*command, flags->model);
+  AddOutputFlags(*command, flags->output);
+  command->callback([flags, &chosen] {
+    chosen.check = [flags]() -> Status {
+      PITH_RETURN_IF_ERROR(flags->model.Check());
+      if (!flags->file.empty() && !flags->model.path.empty()) {
+        return InvalidArgument("name the model once, with or without -m");
+      }
+      PITH_RETURN_IF_ERROR(ParseSizeOrShare(flags->budget));
+      return {};
+    };
+    chosen.run = [flags] { return RunInfo(*flags); };
+  });
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,28 @@
+// Tasks of `pith eval`: one JSON object a line.
+#ifndef PITH_CLI_JSONL_H_
+#define PITH_CLI_JSONL_H_
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pith/types.h"
+
+namespace pith::cli {
+
+struct Task {
+  std::string id;
+  std::string task;
+  int length = 0;             // approximate tokens of context
+  std::string context_text;   // raw, with special tokens in it
+  std::string question_text;  // may be empty
+  std::string target;         // not empty
+};
+
+// Empty lines are skipped, unknown fields ignored. kCorrupt with the line's
+// number; `name` begins the sentence.
+Result<std::vector<Task>> ParseTasks(std::string_view text, std::string_view name);
+
+}  // namespace pith::cli
+
+#endif  // PITH_CLI_JSONL_H_

@@ -1,0 +1,101 @@
+// pith recipes: every recipe and every stage.
+#include <algorithm>
+#include <cctype>
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+
+namespace pith::cli {
+namespace {
+
+constexpr const char* kExamples = R"(
+A recipe is a name, a name with parameters, or stages; a stage beside a name takes the place of the recipe's own.
+
+Examples:
+  pith run --recipe snapkv ...
+  pith run --recipe snapkv:window=64,pool=7 ...
+  pith run --recipe "score=snapkv agg=max alloc=ada:alpha=0.2" ...
+  pith recipes --json
+)";
+
+struct RecipesFlags {
+  bool json = false;
+  bool markdown = false;
+};
+
+nlohmann::ordered_json ToJson() {
+  auto recipes = nlohmann::ordered_json::array();
+  for (const RecipeInfo& recipe : ListRecipes()) {
+    recipes.push_back({{"name", recipe.name},
+                       {"paper", recipe.paper},
+                       {"summary", recipe.summary},
+                       {"stages", recipe.stages},
+                       {"needs", recipe.needs},
+                       {"cost", recipe.cost},
+                       {"when", recipe.when},
+                       {"parameters", recipe.parameters}});
+  }
+  auto stages = nlohmann::ordered_json::array();
+  for (const StageListing& stage : ListStages()) {
+    stages.push_back({{"kind", stage.kind},
+                      {"name", stage.name},
+                      {"paper", stage.paper},
+                      {"summary", stage.summary},
+                      {"parameters", stage.parameters}});
+  }
+  return {{"recipes", recipes}, {"stages", stages}, {"default", kDefaultRecipe}};
+}
+
+void PrintField(const char* name, const std::string& value) {
+  if (!value.empty()) fmt::print("    {:<11}{}\n", name, value);
+}
+
+void PrintText() {
+  for (const RecipeInfo& recipe : ListRecipes()) {
+    fmt::print("{}{}\n", recipe.name, recipe.summary.empty() ? "" : ": " + recipe.summary);
+    PrintField("paper", recipe.paper);
+    PrintField("stages", recipe.stages);
+    PrintField("needs", recipe.needs);
+    PrintField("cost", recipe.cost);
+    PrintField("when", recipe.when);
+    PrintField("parameters", recipe.parameters);
+  }
+  fmt::print("\nStages, to mix freely:\n");
+  for (const StageListing& stage : ListStages()) {
+    fmt::print("  {:<28}{}{}\n", stage.kind + "=" + stage.name, stage.summary,
+               stage.parameters.empty() ? "" : fmt::format(" [{}]", stage.parameters));
+  }
+}
+
+Result<int> RunRecipes(const RecipesFlags& flags) {
+  if (flags.json) {
+    PrintJson(ToJson().dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else if (flags.markdown) {
+    fmt::print("{}", RecipesMarkdown());
+  } else {
+    PrintText();
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddRecipes(CLI::App& app, Command& chosen) {
+  auto flags = std::make_shared<RecipesFlags>();
+  CLI::App* command = app.add_subcommand("recipes", "List what may decide which entries stay");
+  command->footer(kExamples);
+  command->add_flag("--json", flags->json, "Print one JSON object");
+  command->add_flag("--markdown", flags->markdown, "Print the page docs/recipes/README.md");
+  command->callback([flags, &chosen] {
+    chosen.check = [flags]() -> Status {
+      if (flags->json && flags->markdown) return InvalidArgument("choose one of --json and --markdown");
+      return {};
+    };
+    chosen.run = [flags] { return RunRecipes(*flags); };
+  });
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,80 @@
+// The program's manners: Ctrl-C, progress on standard error, the machine's figures.
+#ifndef PITH_CLI_TERMINAL_H_
+#define PITH_CLI_TERMINAL_H_
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "engine/engine.h"
+
+namespace pith::cli {
+
+inline constexpr int kExitInterrupted = 130;
+
+// From here on the first Ctrl-C (or SIGTERM) makes Interrupted() true and
+// cancels the engine under a CancelOnInterrupt, the second ends the program.
+void InstallInterruptHandler();
+bool Interrupted();
+void ClearInterrupt();
+
+// While alive, an interrupt also calls engine.Cancel(). One at a time.
+class CancelOnInterrupt {
+ public:
+  explicit CancelOnInterrupt(Engine& engine);
+  ~CancelOnInterrupt();
+  CancelOnInterrupt(const CancelOnInterrupt&) = delete;
+  CancelOnInterrupt& operator=(const CancelOnInterrupt&) = delete;
+};
+
+// While alive, the first interrupt ends the program (waiting for input).
+class ExitOnInterrupt {
+ public:
+  ExitOnInterrupt();
+  ~ExitOnInterrupt();
+  ExitOnInterrupt(const ExitOnInterrupt&) = delete;
+  ExitOnInterrupt& operator=(const ExitOnInterrupt&) = delete;
+};
+
+// One line on standard error, redrawn at most ten times a second and not before
+// a second has passed; gone when the object is.
+class ProgressLine {
+ public:
+  // Shown when standard error is a terminal, or if forced.
+  ProgressLine(std::string label, bool forced);
+  ~ProgressLine();
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+
+  void Update(double done, double total, std::string_view note = {});
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string label_;
+  bool enabled_;
+  bool terminal_;
+  bool drawn_ = false;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_{};
+};
+
+// Seconds since construction.
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// Cores that this process may use, hyper-threads counted once. At least 1.
+int PhysicalCores();
+size_t PeakRssBytes();
+size_t CurrentRssBytes();
+
+}  // namespace pith::cli
+
+#endif  // PITH_CLI_TERMINAL_H_

@@ -1,0 +1,67 @@
+// Text in and out of the program: sizes, UTF-8, files.
+#ifndef PITH_CLI_TEXT_H_
+#define PITH_CLI_TEXT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pith/types.h"
+
+namespace pith::cli {
+
+// A number of bytes, or a share of something that is known later.
+struct SizeOrShare {
+  size_t bytes = 0;
+  double share = 0;  // > 0: of the full-precision cache; bytes is not used
+};
+
+// "65536", "64MiB", "1.5GiB", "64M" (binary), "64MB" (decimal). kInvalidArgument.
+Result<size_t> ParseSize(std::string_view text);
+// The same, or "20%" (more than 0, at most 1000).
+Result<SizeOrShare> ParseSizeOrShare(std::string_view text);
+
+// "1.50 MiB", "900 bytes".
+std::string FormatBytes(size_t bytes);
+// 45000 -> "45,000".
+std::string FormatCount(int64_t count);
+
+// "0.5,0.2" -> {0.5, 0.2}, each within [low, high]; `flag` stands in the message.
+Result<std::vector<double>> ParseNumbers(std::string_view text, std::string_view flag, double low, double high);
+Result<std::vector<int>> ParseIntegers(std::string_view text, std::string_view flag, int low, int high);
+
+// Recipes between ';' or ','. A ',' before "name=value" belongs to the recipe's
+// parameters, unless the name is that of a stage: "a:x=1,y=2,b" -> "a:x=1,y=2", "b".
+std::vector<std::string> SplitRecipes(std::string_view text);
+
+// Offset of the first byte that is not UTF-8, or npos.
+size_t FindInvalidUtf8(std::string_view text);
+
+// Cuts a stream of bytes into whole characters. What can never become UTF-8
+// turns into U+FFFD, so that the output is always valid.
+class Utf8Stream {
+ public:
+  // Whole characters that are complete now.
+  std::string Push(std::string_view bytes);
+  // What is left at the end, as U+FFFD.
+  std::string Flush();
+
+ private:
+  std::string pending_;  // at most 3 bytes between calls
+};
+
+// A file's contents, or standard input for "-". kNotFound, kIo, kInvalidArgument
+// when it is a folder.
+Result<std::string> ReadFile(const std::string& path);
+
+// kInvalidArgument when `text` is not UTF-8; `what` begins the sentence.
+Status RequireUtf8(std::string_view text, std::string_view what);
+
+// Writes a whole file: all of it or nothing.
+Status WriteFile(const std::string& path, std::string_view text);
+
+}  // namespace pith::cli
+
+#endif  // PITH_CLI_TEXT_H_

@@ -1,0 +1,542 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "base/ledger.h"
+#include "cache/kv_cache.h"
+#include "engine/layer_ops.h"
+#include "engine/plan.h"
+#include "engine/sequence.h"
+#include "host/context.h"
+
+namespace pith {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
+// a recipe may say otherwise.
+constexpr int kDefaultSinks = 4;
+int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
+
+class EngineImpl final : public Engine, public AttentionSink {
+ public:
+  EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options) : model_(std::move(model)), options_(options) {}
+  ~EngineImpl() override;
+
+  Status Init();
+
+  Result<SequenceId> NewSequence() override;
+  Result<SequenceId> Fork(SequenceId sequence) override;
+  void Free(SequenceId sequence) override;
+  Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
+                 const Progress& progress) override;
+  Status Decode(SequenceId sequence, int32_t token) override;
+  Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
+  std::span<const float> logits(SequenceId sequence) const override;
+  void SetEviction(bool on) override { eviction_on_ = on; }
+  Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
+  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
+  KvStats stats() const override;
+  EngineTimes times() const override { return times_; }
+  const HostModel& model() const override { return *model_; }
+
+  void OnAttention(const AttentionCall& call, const Team& team) override;
+
+ private:
+  std::vector<CacheLayer> BuildLayers();
+  void AddRecipe(const Recipe& recipe);
+  Status RunBlock();
+  void FinishBlock();
+  void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
+  // All threads: scores every layer and keeps what the recipe selects. budget: null for the running one.
+  Status ScoreAndKeep(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget, const Team& team);
+  Status ScoreAndKeepOnTeam(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget) {
+    Status result;
+    context_->RunOnTeam([&](const Team& team) {
+      Status status = ScoreAndKeep(sequence, active, num_sinks, budget, team);
+      if (team.ith == 0) result = std::move(status);
+    });
+    return result;
+  }
+  Status KeepHeads(const Sequence& sequence, int layer, const KeptHeads& kept);
+  int64_t EntriesOf(const Sequence& sequence, int layer) const;
+  int64_t GlobalEntriesOf(const Sequence& sequence) const;
+  void Fail(const Error& error);
+  Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
+  const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
+  Budget BlockBudget(int64_t entries, int heads) const;
+  bool evicts_while_running() const {
+    return options_.compress == CompressMode::kBlock && !active_.front().recipe.policy->keeps_everything();
+  }
+
+  std::shared_ptr<HostModel> model_;
+  EngineOptions options_;
+  MemoryPlan plan_;
+  EvictionStyle style_;
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<HostContext> context_;
+  std::unique_ptr<LayerOps> ops_;
+
+  std::vector<ActiveRecipe> active_;  // the running recipe first, then those for Compress()
+  std::vector<std::pair<int, float>> column_initials_;
+  std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
+  int num_global_layers_ = 0;
+  int64_t num_global_heads_ = 0;
+  int ring_window_ = 0;
+  bool observes_every_query_ = false;
+  bool eviction_on_ = true;
+
+  std::map<SequenceId, Sequence> sequences_;
+  std::vector<bool> slot_used_;
+  SequenceId next_id_ = 0;
+
+  // The block being run.
+  std::vector<int32_t> tokens_, positions_, slots_;
+  std::vector<uint8_t> wants_logits_;
+  std::vector<RowGroup> groups_;
+  bool prepared_ = false;  // thread 0's word to the others, read after a sync
+  bool evict_now_ = false;
+  bool failed_ = false;
+  Error error_;
+  LayerScores scores_;
+  std::vector<LayerScores> all_scores_;
+  EngineTimes times_;
+};
+
+EngineImpl::~EngineImpl() {
+  // The cache returns its pages to the ledger, which must still be there.
+  ops_.reset();
+  cache_.reset();
+}
+
+void EngineImpl::AddRecipe(const Recipe& recipe) {
+  int columns = 0;
+  for (const ActiveRecipe& active : active_) {
+    columns = std::max(columns, active.first_column + static_cast<int>(active.recipe.policy->columns().size()));
+  }
+  active_.push_back({recipe, columns});
+  int at = columns;
+  for (const ColumnSpec& column : recipe.policy->columns()) {
+    if (column.initial != 0) column_initials_.emplace_back(at, column.initial);
+    ++at;
+  }
+  const uint32_t needs = recipe.policy->needs();
+  if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
+  observes_every_query_ = observes_every_query_ || (needs & kNeedEveryQuery) != 0;
+}
+
+std::vector<CacheLayer> EngineImpl::BuildLayers() {
+  int num_columns = 0;
+  for (const ActiveRecipe& active : active_) {
+    num_columns = std::max(num_columns, active.first_column + static_cast<int>(active.recipe.policy->columns().size()));
+  }
+  std::vector<CacheLayer> layers;
+  for (const LayerShape& shape : model_->info().layers) {
+    CacheLayer layer;
+    const bool global = shape.kind == LayerKind::kGlobal;
+    global_index_.push_back(global ? num_global_layers_++ : -1);
+    if (global) num_global_heads_ += shape.num_kv_heads;
+    if (shape.kind != LayerKind::kNone) {
+      layer.num_kv_heads = shape.num_kv_heads;
+      layer.layout = PageLayout::Make(options_.format, shape.key_dim, shape.value_dim, global ? num_columns : 0);
+    }
+    layers.push_back(layer);
+    if (shape.shared) style_.in_layer = false;
+  }
+  return layers;
+}
+
+Status EngineImpl::Init() {
+  if (!options_.recipe.policy) {
+    PITH_ASSIGN_OR_RETURN(options_.recipe, ParseRecipe("full"));
+  }
+  if (options_.num_ctx <= 0) options_.num_ctx = model_->info().trained_ctx;
+  if (options_.num_threads <= 0) options_.num_threads = 1;
+  if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
+  AddRecipe(options_.recipe);
+  for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
+  std::vector<CacheLayer> layers = BuildLayers();
+  const Policy& policy = *options_.recipe.policy;
+  style_.evicts = evicts_while_running();
+  style_.in_layer = style_.in_layer && (policy.layer_local() || !style_.evicts);
+  style_.ragged = style_.evicts && policy.ragged();
+  PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(model_->info(), layers, style_, options_));
+
+  ledger_ = std::make_unique<Ledger>(plan_.budget_bytes);
+  if (!ledger_->TryCharge(MemoryTag::kBlock, plan_.block_bytes) ||
+      !ledger_->TryCharge(MemoryTag::kRecurrent, plan_.recurrent_bytes)) {
+    return OutOfBudget("the KV budget does not hold libllama's block");
+  }
+  PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
+  const int num_slots = std::max(options_.max_sequences, 1);
+  PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots, options_.num_threads, this));
+  ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_);
+  slot_used_.assign(static_cast<size_t>(num_slots), false);
+  return {};
+}
+
+Result<SequenceId> EngineImpl::NewSequence() {
+  const auto slot = std::find(slot_used_.begin(), slot_used_.end(), false);
+  if (slot == slot_used_.end()) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
+  Sequence sequence;
+  PITH_ASSIGN_OR_RETURN(sequence.cache_id, cache_->NewSequence());
+  const size_t share = plan_.num_pages / (cache_->num_heads() * slot_used_.size());
+  for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
+    if (cache_->layers()[layer].num_kv_heads == 0) continue;
+    for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
+      (void)head.ReserveTable(std::min<size_t>(share + 8, 4096));
+    }
+  }
+  sequence.slot = static_cast<int>(slot - slot_used_.begin());
+  if (ring_window_ > 0) {
+    int num_heads = 0, key_dim = 0;
+    for (const LayerShape& shape : model_->info().layers) {
+      num_heads = std::max(num_heads, shape.num_heads);
+      key_dim = std::max(key_dim, shape.key_dim);
+    }
+    sequence.queries = QueryRing(num_global_layers_, num_heads, key_dim, ring_window_);
+  }
+  *slot = true;
+  context_->ClearSlot(sequence.slot);
+  sequences_.emplace(next_id_, std::move(sequence));
+  return next_id_++;
+}
+
+Result<SequenceId> EngineImpl::Fork(SequenceId id) {
+  const auto slot = std::find(slot_used_.begin(), slot_used_.end(), false);
+  if (slot == slot_used_.end()) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
+  Sequence fork = sequences_.at(id);
+  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(sequences_.at(id).cache_id));
+  fork.slot = static_cast<int>(slot - slot_used_.begin());
+  fork.output = -1;
+  *slot = true;
+  context_->CopySlot(sequences_.at(id).slot, fork.slot);
+  sequences_.emplace(next_id_, std::move(fork));
+  return next_id_++;
+}
+
+void EngineImpl::Free(SequenceId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return;
+  cache_->Free(found->second.cache_id);
+  context_->ClearSlot(found->second.slot);
+  slot_used_[static_cast<size_t>(found->second.slot)] = false;
+  sequences_.erase(found);
+}
+
+Status EngineImpl::CheckRoom(const Sequence& sequence, size_t num_tokens) const {
+  if (static_cast<size_t>(sequence.next_position) + num_tokens > static_cast<size_t>(options_.num_ctx)) {
+    return InvalidArgument(fmt::format("{} tokens do not fit into a context of {}: raise it with -c",
+                                       static_cast<size_t>(sequence.next_position) + num_tokens, options_.num_ctx));
+  }
+  return {};
+}
+
+Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
+                           const Progress& progress) {
+  if (tokens.empty()) return InvalidArgument("there are no tokens to read");
+  Sequence& sequence = sequences_.at(id);
+  PITH_RETURN_IF_ERROR(CheckRoom(sequence, tokens.size()));
+  if (pin) {
+    const int32_t from = sequence.next_position, to = from + static_cast<int32_t>(tokens.size());
+    int64_t pinned = to - from;
+    for (const auto& [a, b] : sequence.pinned) pinned += b - a;
+    if (evicts_while_running() && pinned > plan_.keep_entries) {
+      return OutOfBudget(fmt::format("the KV budget holds {} entries per head, fewer than the {} pinned tokens", plan_.keep_entries, pinned));
+    }
+    sequence.pinned.emplace_back(from, to);
+  }
+  const size_t vocab = static_cast<size_t>(model_->info().num_vocab);
+  for (size_t at = 0; at < tokens.size();) {
+    if (cancelled_.load(std::memory_order_relaxed)) return Cancelled("stopped while reading the prompt");
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
+    tokens_.assign(tokens.begin() + static_cast<std::ptrdiff_t>(at), tokens.begin() + static_cast<std::ptrdiff_t>(at + count));
+    positions_.resize(count);
+    slots_.assign(count, sequence.slot);
+    wants_logits_.assign(count, all_logits != nullptr);
+    wants_logits_.back() = 1;
+    for (size_t i = 0; i < count; ++i) positions_[i] = sequence.next_position + static_cast<int32_t>(i);
+    groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(count)});
+    PITH_RETURN_IF_ERROR(RunBlock());
+    if (all_logits != nullptr) {
+      for (size_t i = 0; i < count; ++i) {
+        const std::span<const float> row = context_->logits(static_cast<int>(i));
+        all_logits->insert(all_logits->end(), row.begin(), row.begin() + static_cast<std::ptrdiff_t>(vocab));
+      }
+    }
+    at += count;
+    if (progress && !progress(at, tokens.size())) return Cancelled("stopped while reading the prompt");
+  }
+  return {};
+}
+
+Status EngineImpl::Decode(SequenceId id, int32_t token) {
+  const SequenceId ids[] = {id};
+  const int32_t tokens[] = {token};
+  return DecodeBatch(ids, tokens);
+}
+
+Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const int32_t> tokens) {
+  PITH_CHECK(ids.size() == tokens.size() && ids.size() <= static_cast<size_t>(plan_.block_tokens));
+  tokens_.assign(tokens.begin(), tokens.end());
+  positions_.clear(), slots_.clear(), groups_.clear();
+  wants_logits_.assign(tokens.size(), 1);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    Sequence& sequence = sequences_.at(ids[i]);
+    PITH_RETURN_IF_ERROR(CheckRoom(sequence, 1));
+    positions_.push_back(sequence.next_position);
+    slots_.push_back(sequence.slot);
+    groups_.push_back({&sequence, static_cast<int>(i), 1});
+  }
+  return RunBlock();
+}
+
+void EngineImpl::Fail(const Error& error) {
+  if (!failed_) error_ = error;
+  failed_ = true;
+}
+
+Status EngineImpl::RunBlock() {
+  const Clock::time_point start = Clock::now();
+  failed_ = false;
+  for (auto& [id, sequence] : sequences_) sequence.output = -1;
+  for (RowGroup& group : groups_) group.sequence->next_position += group.num_rows;
+  const Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+  int output = -1;
+  for (const RowGroup& group : groups_) {
+    for (int i = 0; i < group.num_rows; ++i) output += wants_logits_[static_cast<size_t>(group.first_row + i)] != 0;
+    group.sequence->output = output;
+    group.sequence->entries_seen += static_cast<int64_t>(group.num_rows) * num_global_heads_;
+  }
+  if (status && !failed_) FinishBlock();
+  times_.total += SecondsSince(start);
+  if (failed_) return tl::unexpected<Error>(error_);
+  return status;
+}
+
+// Window layers of models that share caches, and recipes that need every layer's scores.
+void EngineImpl::FinishBlock() {
+  for (RowGroup& group : groups_) {
+    Sequence& sequence = *group.sequence;
+    if (!style_.in_layer) {
+      for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
+        const LayerKind kind = model_->info().layers[layer].kind;
+        if (kind != LayerKind::kWindow && kind != LayerKind::kChunk) continue;
+        for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
+          head.DropPagesBefore(sequence.next_position - model_->info().window + 1);
+        }
+      }
+    }
+    if (!eviction_on_ || !evicts_while_running() || style_.in_layer) continue;
+    const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
+    if (GlobalEntriesOf(sequence) <= most) continue;
+    const Clock::time_point start = Clock::now();
+    const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), nullptr);
+    if (!status) Fail(status.error());
+    times_.policy += SecondsSince(start);
+  }
+}
+
+void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
+  const Clock::time_point start = Clock::now();
+  const int layer = call.cache_layer;
+  const int global = global_index_[static_cast<size_t>(layer)];
+  for (RowGroup& group : groups_) {
+    if (team.ith == 0) {
+      prepared_ = false;
+      if (!failed_) {
+        if (Status status = ops_->Prepare(call, group, positions_, team.nth); status) {
+          prepared_ = true;
+        } else {
+          Fail(status.error());
+        }
+      }
+    }
+    team.Sync();
+    if (!prepared_) {
+      // The block is lost, its graph still runs to the end: nothing undefined may flow through it.
+      for (int t = team.ith; t < group.num_rows; t += team.nth) {
+        const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+        for (int h = 0; h < shape.num_heads; ++h) {
+          std::memset(call.output + static_cast<size_t>(group.first_row + t) * call.output_token_stride +
+                          static_cast<size_t>(h) * call.output_head_stride,
+                      0, sizeof(float) * static_cast<size_t>(shape.value_dim));
+        }
+      }
+      team.Sync();
+      continue;
+    }
+    if (call.first) {
+      ops_->Append(call, group, team);
+      team.Sync();
+    }
+    ops_->Attend(team);
+    if (team.ith == 0 && call.first && global >= 0) ops_->KeepQueries(call, group, global);
+    team.Sync();
+    if (!call.first) continue;
+    if (team.ith == 0) times_.attention += SecondsSince(start);
+    if (global < 0) {
+      if (team.ith == 0 && style_.in_layer) {
+        for (HeadCache& head : cache_->heads(group.sequence->cache_id, layer)) {
+          head.DropPagesBefore(group.sequence->next_position - model_->info().window + 1);
+        }
+      }
+      continue;
+    }
+    const Clock::time_point policy_start = Clock::now();
+    if (observes_every_query_) ops_->Observe(layer, group, active_, team);
+    if (style_.in_layer && evicts_while_running()) EvictInLayer(call, group, team);
+    if (team.ith == 0) times_.policy += SecondsSince(policy_start);
+  }
+}
+
+int64_t EngineImpl::EntriesOf(const Sequence& sequence, int layer) const {
+  int64_t entries = 0;
+  for (const HeadCache& head : cache_->heads(sequence.cache_id, layer)) entries += head.num_entries();
+  return entries;
+}
+
+int64_t EngineImpl::GlobalEntriesOf(const Sequence& sequence) const {
+  int64_t entries = 0;
+  for (size_t layer = 0; layer < global_index_.size(); ++layer) {
+    if (global_index_[layer] >= 0) entries += EntriesOf(sequence, static_cast<int>(layer));
+  }
+  return entries;
+}
+
+Budget EngineImpl::BlockBudget(int64_t entries, int heads) const {
+  const double mean = static_cast<double>(entries) / heads;
+  return Budget{.keep = plan_.keep_entries, .keep_fraction = std::min(1.0, plan_.keep_entries / std::max(1.0, mean))};
+}
+
+Status EngineImpl::KeepHeads(const Sequence& sequence, int layer, const KeptHeads& kept) {
+  const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, layer);
+  for (size_t h = 0; h < heads.size(); ++h) PITH_RETURN_IF_ERROR(heads[h].Keep(kept[h]));
+  return {};
+}
+
+void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
+  const int layer = call.cache_layer;
+  Sequence& sequence = *group.sequence;
+  const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+  if (team.ith == 0) {
+    const int64_t entries = EntriesOf(sequence, layer);
+    evict_now_ = eviction_on_ && !failed_ &&
+                 entries > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
+  }
+  team.Sync();
+  if (!evict_now_) {
+    team.Sync();
+    return;
+  }
+  const ActiveRecipe& active = active_.front();
+  ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
+              SinksOf(active.recipe), team, scores_);
+  if (team.ith == 0) {
+    const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
+    const KeptHeads kept = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
+    if (Status status = KeepHeads(sequence, layer, kept); !status) Fail(status.error());
+  }
+  team.Sync();
+}
+
+// Every member must reach every sync, so thread 0 carries an error to the end.
+Status EngineImpl::ScoreAndKeep(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget, const Team& team) {
+  const Policy& policy = *active.recipe.policy;
+  Status result;
+  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
+  team.Sync();
+  for (size_t i = 0; i < global_index_.size(); ++i) {
+    const int global = global_index_[i], layer = static_cast<int>(i);
+    if (global < 0) continue;
+    LayerScores& scores = all_scores_[static_cast<size_t>(global)];
+    ops_->Score(sequence, layer, global, num_global_layers_, active, options_.seed, num_sinks, team, scores);
+    if (team.ith == 0 && policy.layer_local() && result) {
+      const Budget own = budget != nullptr ? *budget : BlockBudget(EntriesOf(sequence, layer), cache_->layers()[i].num_kv_heads);
+      result = KeepHeads(sequence, layer, policy.Select(ops_->inputs(), scores, own));
+    }
+    team.Sync();
+  }
+  if (policy.layer_local() || team.ith != 0) return result;
+  const Budget own = budget != nullptr ? *budget : BlockBudget(GlobalEntriesOf(sequence), static_cast<int>(num_global_heads_));
+  const std::vector<KeptHeads> kept = policy.SelectAll(all_scores_, own);
+  for (size_t i = 0; i < global_index_.size() && result; ++i) {
+    if (global_index_[i] < 0) continue;
+    result = KeepHeads(sequence, static_cast<int>(i), kept[static_cast<size_t>(global_index_[i])]);
+  }
+  return result;
+}
+
+const ActiveRecipe* EngineImpl::FindRecipe(const Recipe& recipe) const {
+  for (const ActiveRecipe& active : active_) {
+    if (active.recipe.text == recipe.text) return &active;
+  }
+  return nullptr;
+}
+
+Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
+  Sequence& sequence = sequences_.at(id);
+  if (keep_fraction <= 0 || keep_fraction > 1) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
+  const ActiveRecipe* active = FindRecipe(recipe);
+  if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
+  const Policy& policy = *active->recipe.policy;
+  const int64_t before = GlobalEntriesOf(sequence);
+  if (policy.keeps_everything() || before == 0) return 1.0;
+  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
+  // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
+  const Budget budget{.keep = std::max(1, static_cast<int>(mean * keep_fraction + 1e-9)),
+                      .keep_fraction = keep_fraction,
+                      .keep_exact = std::max(1.0, mean * keep_fraction)};
+  const Clock::time_point start = Clock::now();
+  const Status result = ScoreAndKeepOnTeam(sequence, *active, std::max(active->recipe.num_sinks, 0), &budget);
+  times_.policy += SecondsSince(start);
+  if (!result) return tl::unexpected<Error>(result.error());
+  return static_cast<double>(GlobalEntriesOf(sequence)) / static_cast<double>(before);
+}
+
+std::span<const float> EngineImpl::logits(SequenceId id) const {
+  const int output = sequences_.at(id).output;
+  PITH_CHECK(output >= 0);
+  return context_->logits(output);
+}
+
+KvStats EngineImpl::stats() const {
+  KvStats stats;
+  stats.budget_bytes = ledger_->limit_bytes();
+  stats.used_bytes = ledger_->used_bytes();
+  stats.peak_bytes = ledger_->peak_bytes();
+  stats.block_bytes = ledger_->used_bytes(MemoryTag::kBlock);
+  stats.page_bytes = ledger_->used_bytes(MemoryTag::kPages);
+  stats.table_bytes = ledger_->used_bytes(MemoryTag::kTables);
+  stats.recurrent_bytes = ledger_->used_bytes(MemoryTag::kRecurrent);
+  for (const auto& [id, sequence] : sequences_) {
+    stats.entries += GlobalEntriesOf(sequence);
+    stats.entries_seen += sequence.entries_seen;
+  }
+  if (stats.entries_seen > 0) stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
+  stats.keep_entries = plan_.keep_entries;
+  stats.block_tokens = plan_.block_tokens;
+  return stats;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<HostModel> model, const EngineOptions& options) {
+  auto engine = std::make_unique<EngineImpl>(std::move(model), options);
+  PITH_RETURN_IF_ERROR(engine->Init());
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+}  // namespace pith

@@ -1,0 +1,113 @@
+// Sequences of one model under one KV budget.
+//
+// Threads: one thread uses an engine; Cancel() may be called from any.
+#ifndef PITH_ENGINE_ENGINE_H_
+#define PITH_ENGINE_ENGINE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "host/model.h"
+#include "kernels/page_layout.h"
+#include "pith/types.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+enum class CompressMode : uint8_t {
+  kBlock,  // evict after every block, so that the peak is the budget
+  kAfter,  // prefill everything, then compress once (as most papers do); the peak is the whole prompt
+};
+
+struct EngineOptions {
+  int num_ctx = 0;            // positions a sequence may reach; 0: the model's trained context
+  size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx plus everything around it
+  int block_tokens = 0;       // prefill block; 0: chosen from the budget (up to 512)
+  int num_threads = 0;        // 0: physical cores
+  KvFormat format = KvFormat::kF16;
+  CompressMode compress = CompressMode::kBlock;
+  Recipe recipe;              // ParseRecipe("full") if empty
+  int max_sequences = 1;
+  uint64_t seed = 0;
+  // Entries per kv head to keep, in place of what the budget would hold (0: from the budget).
+  int keep_entries = 0;
+  // Recipes that will be given to Compress(): their needs are gathered during prefill.
+  std::vector<Recipe> later_recipes;
+};
+
+struct KvStats {
+  size_t budget_bytes = 0;
+  size_t used_bytes = 0;
+  size_t peak_bytes = 0;
+  size_t block_bytes = 0;     // libllama's own block buffer (in used_bytes)
+  size_t page_bytes = 0;      // pages in use
+  size_t table_bytes = 0;
+  size_t recurrent_bytes = 0;
+  int64_t entries = 0;        // over global layers and kv heads, all sequences
+  int64_t entries_seen = 0;   // appended to global layers so far
+  double kept_fraction = 1;   // entries / entries_seen
+  int keep_entries = 0;       // per kv head, what the budget holds between evictions
+  int block_tokens = 0;
+};
+
+struct EngineTimes {  // seconds since creation
+  double attention = 0;
+  double policy = 0;
+  double total = 0;  // inside libllama's decode, attention and policy included
+};
+
+using SequenceId = int32_t;
+
+// Called after each block with the tokens done; returning false cancels.
+using Progress = std::function<bool(size_t done, size_t total)>;
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<HostModel> model, const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  virtual Result<SequenceId> NewSequence() = 0;
+  // A copy that shares pages until one of the two writes.
+  virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
+  virtual void Free(SequenceId sequence) = 0;
+
+  // Appends tokens in blocks. all_logits: [tokens.size(), vocab] of every position, else none of them is
+  // wanted but the last (logits() below). pin: these tokens are never dropped (system prompt).
+  virtual Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin = false,
+                         std::vector<float>* all_logits = nullptr, const Progress& progress = {}) = 0;
+
+  // Appends one token, evicting as the recipe says. Allocates nothing.
+  virtual Status Decode(SequenceId sequence, int32_t token) = 0;
+
+  // One token for each of several sequences, sharing the weights' pass.
+  virtual Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) = 0;
+
+  // [vocab], of the last token given to that sequence. Valid until the next call of the engine.
+  virtual std::span<const float> logits(SequenceId sequence) const = 0;
+
+  // No eviction until turned on again (teacher forcing after Compress()).
+  virtual void SetEviction(bool on) = 0;
+
+  // Compresses a prefilled sequence once: `keep` entries per kv head if it were uniform. Returns the share
+  // of entries that stay.
+  virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
+
+  virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
+  virtual KvStats stats() const = 0;
+  virtual EngineTimes times() const = 0;
+  virtual const HostModel& model() const = 0;
+
+  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+
+ protected:
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_ENGINE_H_

@@ -1,0 +1,335 @@
+#include "engine/layer_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "base/check.h"
+#include "kernels/projected_norms.h"
+
+namespace pith {
+namespace {
+
+constexpr int kP = kPageEntries;
+// Query rows whose probabilities are held at once while every query is observed.
+constexpr int kObservedRows = 32;
+
+}  // namespace
+
+std::byte* Scratch::Bytes(size_t bytes) {
+  if (bytes > size_) {
+    size_ = bytes + bytes / 4;
+    data_.reset();
+    data_.reset(new (std::align_val_t{64}) std::byte[size_]);
+  }
+  return data_.get();
+}
+
+LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials)
+    : model_(model), cache_(cache), column_initials_(std::move(column_initials)), params_(model.info().layers.size()) {
+  int most_heads = 0;
+  for (const CacheLayer& layer : cache.layers()) most_heads = std::max(most_heads, layer.num_kv_heads);
+  segments_.resize(static_cast<size_t>(most_heads));
+  heads_.resize(static_cast<size_t>(most_heads));
+  buffers_.resize(static_cast<size_t>(most_heads));
+  head_inputs_.resize(static_cast<size_t>(most_heads));
+  probabilities_.resize(static_cast<size_t>(most_heads));
+}
+
+void LayerOps::DescribeHeads(int cache_id, int layer) {
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    segments_[h] = heads[h].segment();
+    heads_[h].segments = {&segments_[h], 1};
+  }
+}
+
+Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int nth) {
+  const int layer = call.cache_layer;
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const int cache_id = group.sequence->cache_id;
+  params_[static_cast<size_t>(layer)] = {call.scale, call.soft_cap, call.sinks, call.alibi_slopes};
+  positions_.assign(positions.begin() + group.first_row, positions.begin() + group.first_row + group.num_rows);
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  if (call.first) {
+    for (HeadCache& head : heads) PITH_RETURN_IF_ERROR(head.Extend(group.num_rows));
+    for (HeadCache& head : heads) head.Commit(group.num_rows);
+  }
+  DescribeHeads(cache_id, layer);
+
+  const size_t row = static_cast<size_t>(group.first_row);
+  task_ = kernels::AttentionTask{};
+  task_.num_queries = group.num_rows;
+  task_.num_heads = shape.num_heads;
+  task_.num_kv_heads = shape.num_kv_heads;
+  task_.key_dim = shape.key_dim;
+  task_.value_dim = shape.value_dim;
+  task_.queries = call.queries + row * call.query_token_stride;
+  task_.query_token_stride = call.query_token_stride;
+  task_.query_head_stride = call.query_head_stride;
+  task_.query_positions = positions_.data();
+  task_.heads = heads_.data();
+  task_.scale = call.scale;
+  task_.soft_cap = call.soft_cap;
+  task_.alibi_slopes = call.alibi_slopes;
+  task_.sinks = call.sinks;
+  task_.mask = shape.kind == LayerKind::kWindow  ? kernels::MaskKind::kWindow
+               : shape.kind == LayerKind::kChunk ? kernels::MaskKind::kChunk
+                                                 : kernels::MaskKind::kCausal;
+  task_.window = model_.info().window;
+  task_.output = call.output + row * call.output_token_stride;
+  task_.output_token_stride = call.output_token_stride;
+  task_.output_head_stride = call.output_head_stride;
+  attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, nth));
+  return {};
+}
+
+void LayerOps::Append(const AttentionCall& call, const RowGroup& group, const Team& team) {
+  const int num_kv_heads = task_.num_kv_heads;
+  const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, call.cache_layer);
+  // Work items are (kv head, page touched by the block), dealt round robin.
+  int item = 0;
+  for (int h = 0; h < num_kv_heads; ++h) {
+    HeadCache& head = heads[static_cast<size_t>(h)];
+    const int end = head.num_entries(), begin = end - group.num_rows;
+    for (int at = begin; at < end; item++) {
+      const int slot = at % kP, count = std::min(kP - slot, end - at);
+      if (item % team.nth == team.ith) {
+        const size_t row = static_cast<size_t>(group.first_row + at - begin);
+        kernels::WriteEntriesF16(head.layout(), head.page_of(at), slot, count,
+                                 call.keys + row * call.key_token_stride + static_cast<size_t>(h) * call.key_head_stride,
+                                 call.key_token_stride,
+                                 call.values + row * call.value_token_stride + static_cast<size_t>(h) * call.value_head_stride,
+                                 call.value_token_stride, positions_.data() + (at - begin));
+        for (const auto& [column, initial] : column_initials_) {
+          if (column < head.layout().num_columns) std::fill_n(head.layout().column(head.page_of(at), column) + slot, count, initial);
+        }
+      }
+      at += count;
+    }
+  }
+}
+
+void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer) {
+  QueryRing& ring = group.sequence->queries;
+  if (ring.window() == 0) return;
+  const int first = std::max(0, group.num_rows - ring.window());
+  for (int t = first; t < group.num_rows; ++t) {
+    float* to = ring.row(global_layer, positions_[static_cast<size_t>(t)]);
+    for (int h = 0; h < task_.num_heads; ++h) {
+      const float* from = call.queries + static_cast<size_t>(group.first_row + t) * call.query_token_stride +
+                          static_cast<size_t>(h) * call.query_head_stride;
+      std::memcpy(to + static_cast<size_t>(h) * static_cast<size_t>(task_.key_dim), from,
+                  sizeof(float) * static_cast<size_t>(task_.key_dim));
+    }
+  }
+}
+
+void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team) {
+  const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
+  const int num_kv_heads = task_.num_kv_heads, heads_per_group = task_.num_heads / num_kv_heads;
+  for (int from = 0; from < group.num_rows; from += kObservedRows) {
+    const int rows = std::min(kObservedRows, group.num_rows - from);
+    if (team.ith == 0) {
+      window_task_ = task_;
+      window_task_.num_queries = rows;
+      window_task_.queries = task_.queries + static_cast<size_t>(from) * task_.query_token_stride;
+      window_task_.query_positions = positions_.data() + from;
+      size_t total = 0;
+      for (const HeadCache& head : heads) total += static_cast<size_t>(heads_per_group * rows * head.num_entries());
+      float* at = probability_buffer_.Floats(total);
+      for (size_t h = 0; h < heads.size(); ++h) {
+        probabilities_[h] = at;
+        at += static_cast<size_t>(heads_per_group * rows * heads[h].num_entries());
+      }
+    }
+    team.Sync();
+    kernels::RunProbabilities(window_task_, probabilities_.data(), team);
+    team.Sync();
+    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+      HeadCache& head = heads[h];
+      HeadBuffers& buffers = buffers_[h];
+      const size_t n = static_cast<size_t>(head.num_entries());
+      buffers.positions.resize(n);
+      head.ReadPositions(buffers.positions);
+      for (const ActiveRecipe& active : recipes) {
+        if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
+        const size_t num_columns = active.recipe.policy->columns().size();
+        buffers.columns.resize(n * num_columns);
+        buffers.column_pointers.resize(num_columns);
+        for (size_t c = 0; c < num_columns; ++c) {
+          buffers.column_pointers[c] = buffers.columns.data() + c * n;
+          head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+        }
+        const Observation observation{.layer = layer,
+                                      .kv_head = static_cast<int>(h),
+                                      .group = heads_per_group,
+                                      .num_queries = rows,
+                                      .num_entries = static_cast<int>(n),
+                                      .probabilities = probabilities_[h],
+                                      .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
+                                      .positions = buffers.positions};
+        active.recipe.policy->Observe(observation, buffers.column_pointers);
+        for (size_t c = 0; c < num_columns; ++c) {
+          // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
+          (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+        }
+      }
+    }
+    team.Sync();
+  }
+}
+
+void LayerOps::PrepareWindow(Sequence& sequence, int layer, int global_layer, const ActiveRecipe& active) {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const LayerParams& params = params_[static_cast<size_t>(layer)];
+  const int rows = std::min({active.recipe.policy->window(), sequence.queries.window(), static_cast<int>(sequence.next_position)});
+  window_count_ = rows;
+  if (rows == 0) return;
+  const size_t row_floats = sequence.queries.row_floats();
+  window_rows_.resize(static_cast<size_t>(rows) * row_floats);
+  window_positions_.resize(static_cast<size_t>(rows));
+  for (int t = 0; t < rows; ++t) {
+    const int32_t position = sequence.next_position - rows + t;
+    window_positions_[static_cast<size_t>(t)] = position;
+    std::memcpy(window_rows_.data() + static_cast<size_t>(t) * row_floats, sequence.queries.row(global_layer, position),
+                row_floats * sizeof(float));
+  }
+  kernels::AttentionTask& task = window_task_;
+  task = kernels::AttentionTask{};
+  task.num_queries = rows;
+  task.num_heads = shape.num_heads;
+  task.num_kv_heads = shape.num_kv_heads;
+  task.key_dim = shape.key_dim;
+  task.value_dim = shape.value_dim;
+  task.queries = window_rows_.data();
+  task.query_token_stride = row_floats;
+  task.query_head_stride = static_cast<size_t>(shape.key_dim);
+  task.query_positions = window_positions_.data();
+  task.heads = heads_.data();
+  task.scale = params.scale;
+  task.soft_cap = params.soft_cap;
+  task.sinks = params.sinks;
+  task.alibi_slopes = params.alibi_slopes;
+  const int group = shape.num_heads / shape.num_kv_heads;
+  size_t total = 0;
+  for (int h = 0; h < shape.num_kv_heads; ++h) total += static_cast<size_t>(group * rows * heads_[static_cast<size_t>(h)].num_entries());
+  float* at = probability_buffer_.Floats(total);
+  for (int h = 0; h < shape.num_kv_heads; ++h) {
+    probabilities_[static_cast<size_t>(h)] = at;
+    at += static_cast<size_t>(group * rows * heads_[static_cast<size_t>(h)].num_entries());
+  }
+}
+
+void LayerOps::GatherHead(const Sequence& sequence, int layer, int head_index, const ActiveRecipe& active, int num_sinks) {
+  const HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const uint32_t needs = active.recipe.policy->needs();
+  const size_t n = static_cast<size_t>(head.num_entries());
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  HeadInputs& inputs = head_inputs_[static_cast<size_t>(head_index)];
+  inputs = HeadInputs{};
+  inputs.num_entries = static_cast<int>(n);
+  buffers.positions.resize(n);
+  head.ReadPositions(buffers.positions);
+  inputs.positions = buffers.positions;
+  buffers.pinned.assign(n, 0);
+  for (size_t i = 0; i < n; ++i) {
+    buffers.pinned[i] = buffers.positions[i] < num_sinks || sequence.IsPinned(buffers.positions[i]);
+  }
+  inputs.pinned = buffers.pinned;
+  if (needs & kNeedKeys) {
+    buffers.keys.resize(n * static_cast<size_t>(shape.key_dim));
+    head.ReadKeys(buffers.keys.data());
+    inputs.keys = buffers.keys.data();
+  }
+  if (needs & (kNeedValues | kNeedValueNorms)) {
+    buffers.values.resize(n * static_cast<size_t>(shape.value_dim));
+    head.ReadValues(buffers.values.data());
+    inputs.values = buffers.values.data();
+  }
+  if (needs & kNeedValueNorms) {
+    buffers.value_norms.resize(n);
+    ValueNorms(layer, head_index, head, buffers.value_norms.data());
+    inputs.value_norms = buffers.value_norms.data();
+  }
+  if ((needs & kNeedWindowProbs) && window_count_ > 0) inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
+  if ((needs & kNeedWindowQueries) && window_count_ > 0) {
+    const size_t dim = static_cast<size_t>(shape.key_dim), rows = static_cast<size_t>(window_count_);
+    const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
+    buffers.window_queries.resize(group * rows * dim);
+    for (size_t g = 0; g < group; ++g) {
+      for (size_t t = 0; t < rows; ++t) {
+        std::memcpy(buffers.window_queries.data() + (g * rows + t) * dim,
+                    window_rows_.data() + t * window_task_.query_token_stride + (static_cast<size_t>(head_index) * group + g) * dim,
+                    dim * sizeof(float));
+      }
+    }
+    inputs.window_queries = buffers.window_queries.data();
+  }
+  const size_t num_columns = active.recipe.policy->columns().size();
+  buffers.columns.resize(n * num_columns);
+  buffers.column_pointers.resize(num_columns);
+  for (size_t c = 0; c < num_columns; ++c) {
+    buffers.column_pointers[c] = buffers.columns.data() + c * n;
+    head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+  }
+  inputs.columns = buffers.column_pointers;
+}
+
+// CriticalKV (arXiv:2502.03805): mean over the group's query heads q of ||V[j] W_O^q||_1.
+void LayerOps::ValueNorms(int layer, int head_index, const HeadCache& head, float* norms) const {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const size_t n = static_cast<size_t>(head.num_entries()), dim = static_cast<size_t>(shape.value_dim);
+  const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
+  const std::span<const float> projection = model_.OutputProjection(layer);
+  const size_t row = static_cast<size_t>(shape.num_heads) * dim;
+  const float* values = buffers_[static_cast<size_t>(head_index)].values.data();
+  if (projection.empty() || projection.size() % row != 0) {
+    // No projection by that name: the norm of the value itself is what is left of the idea.
+    for (size_t j = 0; j < n; ++j) {
+      float sum = 0;
+      for (size_t d = 0; d < dim; ++d) sum += std::abs(values[j * dim + d]);
+      norms[j] = sum;
+    }
+    return;
+  }
+  kernels::ProjectedNorms(values, static_cast<int>(n), shape.value_dim,
+                          projection.data() + static_cast<size_t>(head_index) * group * dim, static_cast<int>(projection.size() / row),
+                          row, static_cast<int>(group), norms);
+}
+
+void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
+                     uint64_t seed, int num_sinks, const Team& team, LayerScores& scores) {
+  const Policy& policy = *active.recipe.policy;
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
+  if (team.ith == 0) {
+    DescribeHeads(sequence.cache_id, layer);
+    window_count_ = 0;
+    if (windowed) PrepareWindow(sequence, layer, global_layer, active);
+  }
+  team.Sync();
+  if (windowed && window_count_ > 0 && (policy.needs() & kNeedWindowProbs)) {
+    kernels::RunProbabilities(window_task_, probabilities_.data(), team);
+    team.Sync();
+  }
+  for (int h = team.ith; h < shape.num_kv_heads; h += team.nth) GatherHead(sequence, layer, h, active, num_sinks);
+  team.Sync();
+  if (team.ith == 0) {
+    inputs_ = LayerInputs{.layer = global_layer,
+                          .num_layers = num_global_layers,
+                          .group = shape.num_heads / shape.num_kv_heads,
+                          .key_dim = shape.key_dim,
+                          .value_dim = shape.value_dim,
+                          .window = window_count_,
+                          .seed = seed,
+                          .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
+    scores = LayerScores{};
+    scores.layer = global_layer;
+    policy.Score(inputs_, scores);
+  }
+}
+
+}  // namespace pith

@@ -1,0 +1,118 @@
+// What happens to one layer of one sequence while a block runs: append, attend,
+// observe, score. Runs inside the model's graph, on ggml's threads.
+#ifndef PITH_ENGINE_LAYER_OPS_H_
+#define PITH_ENGINE_LAYER_OPS_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/team.h"
+#include "cache/kv_cache.h"
+#include "engine/sequence.h"
+#include "host/context.h"
+#include "kernels/attention.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+// A recipe in use, with the place of its columns in every page.
+struct ActiveRecipe {
+  Recipe recipe;
+  int first_column = 0;
+};
+
+// Memory that grows to its largest use and stays.
+class Scratch {
+ public:
+  std::byte* Bytes(size_t bytes);
+  float* Floats(size_t count) { return reinterpret_cast<float*>(Bytes(count * sizeof(float))); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* pointer) const { ::operator delete[](pointer, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte[], Free> data_;
+  size_t size_ = 0;
+};
+
+// A run of rows of one block that belong to one sequence.
+struct RowGroup {
+  Sequence* sequence = nullptr;
+  int first_row = 0;
+  int num_rows = 0;
+};
+
+class LayerOps {
+ public:
+  // column_initials: columns whose value of a new entry is not 0.
+  LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials);
+
+  // Thread 0, between syncs. Makes room for the group's rows in the layer's heads and describes the
+  // attention over them. kOutOfBudget: nothing has changed.
+  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int nth);
+  // All threads, after a sync: writes the group's keys and values.
+  void Append(const AttentionCall& call, const RowGroup& group, const Team& team);
+  // All threads, after a sync.
+  void Attend(const Team& team) { kernels::RunAttention(task_, attention_scratch_, team); }
+  // All threads: gives the attention rows of this block to the recipes that observe every query.
+  void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
+  // Thread 0: remembers the last queries.
+  void KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer);
+
+  // All threads: scores a layer by a recipe. inputs() stays valid until the next call.
+  // pin: entries that no recipe may drop are marked (sinks and pinned ranges).
+  void Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active, uint64_t seed,
+             int num_sinks, const Team& team, LayerScores& scores);
+  const LayerInputs& inputs() const { return inputs_; }
+
+ private:
+  void DescribeHeads(int cache_id, int layer);
+  void GatherHead(const Sequence& sequence, int layer, int head, const ActiveRecipe& active, int num_sinks);
+  void PrepareWindow(Sequence& sequence, int layer, int global_layer, const ActiveRecipe& active);
+  void ValueNorms(int layer, int head, const HeadCache& cache, float* norms) const;
+
+  const HostModel& model_;
+  KvCache& cache_;
+  const std::vector<std::pair<int, float>> column_initials_;
+
+  kernels::AttentionTask task_;
+  std::vector<kernels::Segment> segments_;
+  std::vector<kernels::HeadEntries> heads_;
+  std::vector<int32_t> positions_;       // of the group's rows
+  Scratch attention_buffer_;
+  std::byte* attention_scratch_ = nullptr;
+
+  // Attention parameters of each layer, as last seen: the window's probabilities need them.
+  struct LayerParams {
+    float scale = 1, soft_cap = 0;
+    const float* sinks = nullptr;
+    const float* alibi_slopes = nullptr;
+  };
+  std::vector<LayerParams> params_;
+
+  // Inputs of a policy.
+  struct HeadBuffers {
+    std::vector<int32_t> positions;
+    std::vector<uint8_t> pinned;
+    std::vector<float> keys, values, value_norms, columns;
+    std::vector<float*> column_pointers;
+    std::vector<float> window_queries;
+  };
+  std::vector<HeadBuffers> buffers_;
+  std::vector<HeadInputs> head_inputs_;
+  LayerInputs inputs_;
+  Scratch probability_buffer_;
+  std::vector<float*> probabilities_;
+  std::vector<float> window_rows_;
+  std::vector<int32_t> window_positions_;
+  kernels::AttentionTask window_task_;
+  int window_count_ = 0;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_LAYER_OPS_H_

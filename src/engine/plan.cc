@@ -1,0 +1,166 @@
+#include "engine/plan.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include <fmt/format.h>
+
+namespace pith {
+namespace {
+
+constexpr int kP = kPageEntries;
+constexpr std::array<int, 5> kBlockSizes = {512, 256, 128, 64, 32};
+// Page tables may grow beyond what is in use (vectors double): pointer bytes per page, with room.
+constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*);
+// Spare page-table room of each head, so that decoding does not allocate.
+constexpr size_t kSpareTableBytesPerHead = 16 * sizeof(std::byte*);
+
+size_t PagesFor(int entries) { return static_cast<size_t>((std::max(entries, 0) + kP - 1) / kP); }
+
+// Heads and pages that a plan must hold, by kind of layer.
+struct Shape {
+  size_t page_bytes = 0;
+  size_t global_heads = 0;
+  size_t all_heads = 0;
+  size_t window_pages = 0;       // of one sequence, between blocks
+  size_t widest_layer_heads = 0;
+};
+
+Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, int num_ctx) {
+  Shape shape;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const size_t heads = static_cast<size_t>(layers[i].num_kv_heads);
+    if (heads == 0) continue;
+    shape.page_bytes = std::max(shape.page_bytes, layers[i].layout.page_bytes);
+    shape.all_heads += heads;
+    shape.widest_layer_heads = std::max(shape.widest_layer_heads, heads);
+    if (info.layers[i].kind == LayerKind::kGlobal) {
+      shape.global_heads += heads;
+    } else {
+      // The window, the token that enters it, and a page's worth of entries that wait to be dropped.
+      shape.window_pages += heads * (PagesFor(std::min(info.window, num_ctx) + kP) + 1);
+    }
+  }
+  return shape;
+}
+
+// Pages of a block in flight: of one layer, or of all where eviction comes at the end of the block.
+size_t TransientPages(const Shape& shape, const EvictionStyle& style, int block_tokens) {
+  const size_t heads = style.in_layer ? shape.widest_layer_heads : shape.all_heads;
+  return heads * (PagesFor(block_tokens) + 1);
+}
+
+int SlackFor(size_t pages_per_head) {
+  if (pages_per_head < 2) return kP / 4;
+  return kP * static_cast<int>(std::clamp<size_t>(pages_per_head / 8, 1, 8));
+}
+
+size_t PagesPerHead(const MemoryPlan& plan, const Shape& shape, const EvictionStyle& style, size_t sequences) {
+  const size_t needed = TransientPages(shape, style, plan.block_tokens) + sequences * shape.window_pages;
+  if (plan.num_pages <= needed) return 0;
+  return (plan.num_pages - needed) / (sequences * std::max<size_t>(shape.global_heads, 1));
+}
+
+size_t FixedBytes(const MemoryPlan& plan, const Shape& shape, size_t sequences) {
+  return plan.block_bytes + plan.recurrent_bytes +
+         sequences * shape.all_heads * (KvCache::kHeadBytes + kSpareTableBytesPerHead);
+}
+
+// The plan for one block size; keep_entries == 0 if nothing can be kept.
+MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyle& style, const EngineOptions& options,
+                   int block_tokens) {
+  const size_t sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
+  MemoryPlan plan;
+  plan.budget_bytes = options.budget_bytes;
+  plan.block_tokens = block_tokens;
+  plan.block_bytes = BlockBytes(info, block_tokens);
+  plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
+  const size_t fixed = FixedBytes(plan, shape, sequences);
+  if (fixed >= plan.budget_bytes) return plan;
+  plan.num_pages = (plan.budget_bytes - fixed) / (shape.page_bytes + kTableBytesPerPage);
+  const size_t pages = PagesPerHead(plan, shape, style, sequences);
+  const size_t wasted = style.ragged ? 1 : 0;
+  if (pages <= wasted) return plan;
+  plan.slack_entries = SlackFor(pages - wasted);
+  plan.keep_entries = static_cast<int>(pages - wasted) * kP - plan.slack_entries;
+  return plan;
+}
+
+// Room for everything: each sequence up to num_ctx, nothing ever evicted for lack of pages.
+size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EngineOptions& options, int block_tokens) {
+  const size_t sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
+  MemoryPlan plan;
+  plan.block_bytes = BlockBytes(info, block_tokens);
+  plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
+  const size_t pages = sequences * shape.all_heads * (PagesFor(options.num_ctx) + 2) +
+                       shape.all_heads * (PagesFor(block_tokens) + 1);
+  return FixedBytes(plan, shape, sequences) + pages * (shape.page_bytes + kTableBytesPerPage);
+}
+
+}  // namespace
+
+size_t BlockBytes(const ModelInfo& info, int block_tokens) {
+  const size_t cells = static_cast<size_t>((block_tokens + 255) / 256 * 256);
+  size_t bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind == LayerKind::kNone) continue;
+    const int dims = layer.key_dim + (layer.value_in_key ? 0 : layer.value_dim);
+    bytes += cells * static_cast<size_t>(layer.num_kv_heads * dims) * sizeof(uint16_t);
+  }
+  return bytes;
+}
+
+size_t FullTokenBytes(const ModelInfo& info) {
+  size_t bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind == LayerKind::kNone) continue;
+    bytes += static_cast<size_t>(layer.num_kv_heads * (layer.key_dim + layer.value_dim)) * sizeof(uint16_t);
+  }
+  return bytes;
+}
+
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
+                              const EngineOptions& options) {
+  const Shape shape = ShapeOf(info, layers, options.num_ctx);
+  EngineOptions wanted = options;
+  const bool unlimited = options.budget_bytes == 0;
+  MemoryPlan plan;
+  const int fixed_block[] = {options.block_tokens};
+  const std::span<const int> sizes =
+      options.block_tokens > 0 ? std::span<const int>(fixed_block) : std::span<const int>(kBlockSizes);
+  for (const int block_tokens : sizes) {
+    if (unlimited) wanted.budget_bytes = UnlimitedBudget(info, shape, options, block_tokens);
+    const MemoryPlan candidate = PlanFor(info, shape, style, wanted, block_tokens);
+    if (candidate.keep_entries > plan.keep_entries) plan = candidate;
+    // The largest block whose own memory and entries in flight leave two thirds of the budget to what is kept.
+    const size_t in_flight = candidate.block_bytes + TransientPages(shape, style, block_tokens) * shape.page_bytes;
+    if (candidate.keep_entries > 0 && in_flight <= wanted.budget_bytes / 3) {
+      plan = candidate;
+      break;
+    }
+  }
+  if (plan.keep_entries <= 0) {
+    const int smallest = sizes.back();
+    const size_t sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
+    plan.block_bytes = BlockBytes(info, smallest);
+    plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
+    const size_t pages = TransientPages(shape, style, smallest) +
+                         sequences * (shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1));
+    const size_t least = FixedBytes(plan, shape, sequences) + (pages + 1) * (shape.page_bytes + kTableBytesPerPage);
+    return OutOfBudget(fmt::format("a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is "
+                                   "the least that does",
+                                   static_cast<double>(wanted.budget_bytes) / (1 << 20), smallest,
+                                   std::max(0.01, static_cast<double>(least) / (1 << 20) + 0.005)));
+  }
+  if (options.keep_entries > 0) {
+    if (!unlimited && options.keep_entries > plan.keep_entries) {
+      return OutOfBudget(fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, options.keep_entries));
+    }
+    plan.keep_entries = options.keep_entries;
+    plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
+  }
+  return plan;
+}
+
+}  // namespace pith

@@ -1,0 +1,44 @@
+// How a byte budget becomes pages, a block size and entries per kv head.
+#ifndef PITH_ENGINE_PLAN_H_
+#define PITH_ENGINE_PLAN_H_
+
+#include <cstddef>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "engine/engine.h"
+#include "host/model.h"
+#include "pith/types.h"
+
+namespace pith {
+
+struct MemoryPlan {
+  size_t budget_bytes = 0;
+  size_t block_bytes = 0;      // libllama's own KV memory
+  size_t recurrent_bytes = 0;
+  size_t num_pages = 0;
+  int block_tokens = 0;
+  int keep_entries = 0;   // C: per kv head after an eviction
+  int slack_entries = 0;  // a head may grow to C + slack before the next eviction (decode)
+};
+
+// What the plan needs to know of a recipe.
+struct EvictionStyle {
+  bool evicts = true;
+  bool in_layer = true;  // a layer evicts right after its own attention, so one layer's block is in flight
+  bool ragged = true;    // heads end with different numbers of entries, so each may waste a page
+};
+
+// Bytes of libllama's KV memory for blocks of this many tokens. libllama pads to 256 cells.
+size_t BlockBytes(const ModelInfo& info, int block_tokens);
+
+// Bytes that the f16 cache of one token takes, over all layers (as `--kv-budget 20%` counts).
+size_t FullTokenBytes(const ModelInfo& info);
+
+// options.num_ctx must be set. kOutOfBudget: the budget does not hold one block; the message names the least that does.
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
+                              const EngineOptions& options);
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_PLAN_H_

@@ -1,0 +1,53 @@
+// What the engine remembers of one sequence beside its cache.
+#ifndef PITH_ENGINE_SEQUENCE_H_
+#define PITH_ENGINE_SEQUENCE_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace pith {
+
+// The last w queries of every global layer, after RoPE, for policies that observe a window.
+class QueryRing {
+ public:
+  QueryRing() = default;
+  QueryRing(int num_layers, int num_heads, int key_dim, int window)
+      : num_heads_(num_heads), key_dim_(key_dim), window_(window),
+        data_(static_cast<size_t>(num_layers) * static_cast<size_t>(window) * row_floats()) {}
+
+  int window() const { return window_; }
+  size_t row_floats() const { return static_cast<size_t>(num_heads_) * static_cast<size_t>(key_dim_); }
+  // [H, D] of the query at `position`; valid for the last window() positions.
+  float* row(int layer, int32_t position) {
+    return data_.data() + (static_cast<size_t>(layer) * static_cast<size_t>(window_) + static_cast<size_t>(position % window_)) *
+                              row_floats();
+  }
+
+ private:
+  int num_heads_ = 0;
+  int key_dim_ = 0;
+  int window_ = 0;
+  std::vector<float> data_;
+};
+
+struct Sequence {
+  int cache_id = 0;
+  int slot = 0;           // of the host context
+  int32_t next_position = 0;
+  int output = -1;        // index of its logits row in the last block, -1: none
+  int64_t entries_seen = 0;
+  std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
+  QueryRing queries;
+
+  bool IsPinned(int32_t position) const {
+    return std::any_of(pinned.begin(), pinned.end(),
+                       [position](const auto& range) { return position >= range.first && position < range.second; });
+  }
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_SEQUENCE_H_

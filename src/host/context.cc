@@ -1,0 +1,284 @@
+#include "host/context.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+
+#include "base/check.h"
+#include "ggml-cpu.h"
+#include "host/llama_util.h"
+
+namespace pith {
+namespace {
+
+// A position beyond every real one: a copy of the empty range that starts there
+// carries recurrent state and no attention cell.
+constexpr llama_pos kBeyond = 1 << 29;
+
+struct GgmlDeleter {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+using GgmlContextPtr = std::unique_ptr<ggml_context, GgmlDeleter>;
+
+// The parameters of a custom op, as ggml itself lays them out.
+std::vector<std::byte> CustomOpParams(ggml_custom_op_t function, void* user_data) {
+  GgmlContextPtr ggml(ggml_init({.mem_size = ggml_tensor_overhead() * 2 + 1024, .mem_buffer = nullptr, .no_alloc = true}));
+  PITH_CHECK(ggml != nullptr);
+  const ggml_tensor* node =
+      ggml_custom_4d(ggml.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, function, GGML_N_TASKS_MAX, user_data);
+  std::vector<std::byte> params(sizeof node->op_params);
+  std::memcpy(params.data(), node->op_params, params.size());
+  return params;
+}
+
+}  // namespace
+
+struct HostContext::Private {
+  // What one attention node of the graph keeps when it becomes a custom op.
+  struct Node {
+    Private* owner = nullptr;
+    int cache_layer = 0;
+    bool first = true;
+    float scale = 1;
+    float soft_cap = 0;
+    std::vector<float> alibi_slopes;
+    std::vector<std::byte> op_params;
+  };
+
+  LlamaContextPtr context;
+  llama_memory_t memory = nullptr;
+  AttentionSink* sink = nullptr;
+  bool hybrid = false;
+  bool ignore_history = false;
+  int num_threads = 1;
+  int num_vocab = 0;
+  std::unique_ptr<Batch> batch;
+  std::vector<int> output_rows;
+  std::vector<llama_seq_id> sequence_of_slot;
+  llama_seq_id spare = 0;
+  int slot_of_block = 0;
+  Barrier barrier;
+
+  std::vector<std::unique_ptr<Node>> nodes;  // in graph order
+  size_t next_node = 0;
+  std::set<int> caches_read;
+  std::map<std::string, size_t> block_tensors;  // name -> bytes
+  std::map<std::string, size_t> recurrent_tensors;
+
+  // A one-node graph that runs a function on the same threads.
+  std::vector<std::byte> graph_memory;
+  ggml_cgraph* team_graph = nullptr;
+  const std::function<void(const Team&)>* team_function = nullptr;
+
+  static bool OnNode(ggml_tensor* node, bool ask, void* user_data);
+  static void OnAttention(ggml_tensor* node, int ith, int nth, void* user_data);
+  static void OnTeam(ggml_tensor* node, int ith, int nth, void* user_data);
+  void TakeOver(ggml_tensor* node);
+  void NoteMemory(const ggml_tensor* node);
+  bool BuildTeamGraph();
+  void EmptyBlock();
+};
+
+void HostContext::Private::NoteMemory(const ggml_tensor* node) {
+  for (const ggml_tensor* source : node->src) {
+    if (source == nullptr) continue;
+    const ggml_tensor* root = CacheTensorOf(source);
+    if (std::strncmp(root->name, "cache_", 6) != 0) continue;
+    const bool recurrent = root->name[6] == 'r' || root->name[6] == 's';
+    (recurrent ? recurrent_tensors : block_tensors)[root->name] = ggml_nbytes(root);
+  }
+}
+
+// libllama asks about each node before it runs it: the moment to change it.
+bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) {
+  Private& self = *static_cast<Private*>(user_data);
+  if (!ask) return true;
+  if (self.block_tensors.empty() || self.next_node == 0) self.NoteMemory(node);
+  if (!self.ignore_history && IsCachedAttention(node)) self.TakeOver(node);
+  return false;
+}
+
+void HostContext::Private::TakeOver(ggml_tensor* node) {
+  NoteMemory(node);
+  if (next_node == 0) caches_read.clear();
+  if (next_node == nodes.size()) nodes.push_back(std::make_unique<Node>());
+  Node& entry = *nodes[next_node++];
+  float params[3];  // scale, ALiBi bias, soft-cap
+  std::memcpy(params, node->op_params, sizeof params);
+  entry.owner = this;
+  entry.cache_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
+  entry.first = caches_read.insert(entry.cache_layer).second;
+  // ggml stores the scale divided out of the cap: score = cap * tanh(scale / cap * q.k).
+  entry.soft_cap = params[2];
+  entry.scale = params[0];
+  entry.alibi_slopes.clear();
+  if (params[1] > 0) {
+    const int num_heads = static_cast<int>(node->src[0]->ne[2]);
+    const int power = 1 << static_cast<int>(std::floor(std::log2(num_heads)));
+    const float m0 = std::pow(2.0f, -params[1] / static_cast<float>(power));
+    const float m1 = std::pow(2.0f, -params[1] / 2.0f / static_cast<float>(power));
+    for (int h = 0; h < num_heads; ++h) {
+      entry.alibi_slopes.push_back(h < power ? std::pow(m0, static_cast<float>(h + 1))
+                                             : std::pow(m1, static_cast<float>(2 * (h - power) + 1)));
+    }
+  }
+  // Only the op and its parameters change: sources, output and schedule stay.
+  if (entry.op_params.empty()) entry.op_params = CustomOpParams(OnAttention, &entry);
+  node->op = GGML_OP_CUSTOM;
+  std::memcpy(node->op_params, entry.op_params.data(), entry.op_params.size());
+}
+
+void HostContext::Private::OnAttention(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const Node& entry = *static_cast<const Node*>(user_data);
+  Private& self = *entry.owner;
+  const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *sinks = node->src[4];
+  const AttentionCall call{
+      .cache_layer = entry.cache_layer,
+      .first = entry.first,
+      .num_tokens = static_cast<int>(q->ne[1]),
+      .queries = static_cast<const float*>(q->data),
+      .query_token_stride = q->nb[1] / sizeof(float),
+      .query_head_stride = q->nb[2] / sizeof(float),
+      .keys = static_cast<const uint16_t*>(k->data),
+      .key_token_stride = k->nb[1] / sizeof(uint16_t),
+      .key_head_stride = k->nb[2] / sizeof(uint16_t),
+      .values = static_cast<const uint16_t*>(v->data),
+      .value_token_stride = v->nb[1] / sizeof(uint16_t),
+      .value_head_stride = v->nb[2] / sizeof(uint16_t),
+      .output = static_cast<float*>(node->data),
+      .output_token_stride = node->nb[2] / sizeof(float),
+      .output_head_stride = node->nb[1] / sizeof(float),
+      .sinks = sinks == nullptr ? nullptr : static_cast<const float*>(sinks->data),
+      .alibi_slopes = entry.alibi_slopes.empty() ? nullptr : entry.alibi_slopes.data(),
+      .scale = entry.scale,
+      .soft_cap = entry.soft_cap,
+  };
+  self.sink->OnAttention(call, Team{.ith = ith, .nth = nth, .barrier = &self.barrier});
+}
+
+void HostContext::Private::OnTeam(ggml_tensor*, int ith, int nth, void* user_data) {
+  Private& self = *static_cast<Private*>(user_data);
+  (*self.team_function)(Team{.ith = ith, .nth = nth, .barrier = &self.barrier});
+}
+
+bool HostContext::Private::BuildTeamGraph() {
+  graph_memory.resize(ggml_graph_overhead() + ggml_tensor_overhead() * 4 + 1024);
+  GgmlContextPtr ggml(ggml_init({.mem_size = graph_memory.size(), .mem_buffer = graph_memory.data(), .no_alloc = false}));
+  if (ggml == nullptr) return false;
+  ggml_tensor* node = ggml_custom_4d(ggml.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, OnTeam, GGML_N_TASKS_MAX, this);
+  team_graph = ggml_new_graph(ggml.get());
+  ggml_build_forward_expand(team_graph, node);
+  return true;
+}
+
+Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model, int block_tokens, int num_slots,
+                                                         int num_threads, AttentionSink* sink) {
+  std::unique_ptr<HostContext> host(new HostContext);
+  host->private_ = std::make_unique<Private>();
+  Private& self = *host->private_;
+  self.sink = sink;
+  self.hybrid = model.info().hybrid;
+  self.num_threads = num_threads;
+  self.num_vocab = model.info().num_vocab;
+
+  llama_context_params params = llama_context_default_params();
+  params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
+  // One more sequence than slots: recurrent state is moved through it.
+  params.n_seq_max = static_cast<uint32_t>(num_slots) + (self.hybrid ? 1 : 0);
+  params.kv_unified = true;
+  params.n_threads = params.n_threads_batch = num_threads;
+  params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+  params.type_k = params.type_v = GGML_TYPE_F16;
+  params.no_perf = true;
+  params.cb_eval = Private::OnNode;
+  params.cb_eval_user_data = host->private_.get();
+  self.context.reset(llama_init_from_model(model.handle(), params));
+  if (self.context == nullptr) return IoError("libllama cannot make a context for " + model.info().path);
+  PITH_RETURN_IF_ERROR(ApplyAdapters(model, self.context.get()));
+  self.memory = llama_get_memory(self.context.get());
+  self.batch = std::make_unique<Batch>(block_tokens);
+  for (int slot = 0; slot < num_slots; ++slot) self.sequence_of_slot.push_back(slot);
+  self.spare = num_slots;
+  if (!self.BuildTeamGraph()) return IoError("ggml cannot make a graph");
+  return host;
+}
+
+HostContext::~HostContext() = default;
+
+void HostContext::Private::EmptyBlock() {
+  if (!hybrid) {
+    llama_memory_clear(memory, false);
+    return;
+  }
+  const llama_seq_id used = sequence_of_slot[static_cast<size_t>(slot_of_block)];
+  llama_memory_seq_cp(memory, used, spare, kBeyond, kBeyond + 1);
+  llama_memory_seq_rm(memory, used, -1, -1);
+  sequence_of_slot[static_cast<size_t>(slot_of_block)] = spare;
+  spare = used;
+}
+
+Status HostContext::Decode(const BlockRows& rows) {
+  Private& self = *private_;
+  self.batch->Clear();
+  self.output_rows.clear();
+  for (size_t i = 0; i < rows.tokens.size(); ++i) {
+    PITH_CHECK(!self.hybrid || rows.slots[i] == rows.slots[0]);
+    self.batch->Add(rows.tokens[i], rows.positions[i], self.sequence_of_slot[static_cast<size_t>(rows.slots[i])],
+                    rows.wants_logits[i] != 0);
+    if (rows.wants_logits[i] != 0) self.output_rows.push_back(static_cast<int>(i));
+  }
+  self.slot_of_block = rows.slots[0];
+  self.next_node = 0;
+  const int status = llama_decode(self.context.get(), self.batch->get());
+  self.EmptyBlock();
+  if (status != 0) return IoError("libllama could not decode a block (status " + std::to_string(status) + ")");
+  return {};
+}
+
+std::span<const float> HostContext::logits(int output) const {
+  const float* row = llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
+  PITH_CHECK(row != nullptr);
+  return {row, static_cast<size_t>(private_->num_vocab)};
+}
+
+void HostContext::CopySlot(int from, int to) {
+  Private& self = *private_;
+  if (!self.hybrid) return;
+  ClearSlot(to);
+  llama_memory_seq_cp(self.memory, self.sequence_of_slot[static_cast<size_t>(from)],
+                      self.sequence_of_slot[static_cast<size_t>(to)], kBeyond, kBeyond + 1);
+}
+
+void HostContext::ClearSlot(int slot) {
+  Private& self = *private_;
+  if (self.hybrid) llama_memory_seq_rm(self.memory, self.sequence_of_slot[static_cast<size_t>(slot)], -1, -1);
+}
+
+size_t HostContext::block_bytes() const {
+  size_t bytes = 0;
+  for (const auto& [name, size] : private_->block_tensors) bytes += size;
+  return bytes;
+}
+
+size_t HostContext::recurrent_bytes() const {
+  size_t bytes = 0;
+  for (const auto& [name, size] : private_->recurrent_tensors) bytes += size;
+  return bytes;
+}
+
+void HostContext::RunOnTeam(const std::function<void(const Team&)>& fn) {
+  Private& self = *private_;
+  self.team_function = &fn;
+  ggml_cplan plan = ggml_graph_plan(self.team_graph, self.num_threads, nullptr);
+  PITH_CHECK(plan.work_size == 0);
+  ggml_graph_compute(self.team_graph, &plan);
+}
+
+int HostContext::num_threads() const { return private_->num_threads; }
+
+void HostContext::IgnoreHistory(bool on) { private_->ignore_history = on; }
+
+}  // namespace pith

@@ -1,0 +1,77 @@
+// Small helpers over llama.h, for this folder only.
+#ifndef PITH_HOST_LLAMA_UTIL_H_
+#define PITH_HOST_LLAMA_UTIL_H_
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "ggml.h"
+#include "host/model.h"
+#include "llama.h"
+#include "pith/types.h"
+
+namespace pith {
+
+struct LlamaDeleter {
+  void operator()(llama_context* context) const { llama_free(context); }
+  void operator()(llama_model* model) const { llama_model_free(model); }
+  void operator()(llama_sampler* sampler) const { llama_sampler_free(sampler); }
+};
+using LlamaContextPtr = std::unique_ptr<llama_context, LlamaDeleter>;
+using LlamaSamplerPtr = std::unique_ptr<llama_sampler, LlamaDeleter>;
+
+// A llama_batch that frees itself; tokens only, one sequence id per row.
+class Batch {
+ public:
+  explicit Batch(int capacity) : batch_(llama_batch_init(capacity, 0, 1)) { batch_.n_tokens = 0; }
+  ~Batch() { llama_batch_free(batch_); }
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  void Clear() { batch_.n_tokens = 0; }
+  void Add(int32_t token, int32_t position, int32_t sequence, bool logits) {
+    const int row = batch_.n_tokens++;
+    batch_.token[row] = token;
+    batch_.pos[row] = position;
+    batch_.n_seq_id[row] = 1;
+    batch_.seq_id[row][0] = sequence;
+    batch_.logits[row] = logits;
+  }
+  int size() const { return batch_.n_tokens; }
+  const llama_batch& get() const { return batch_; }
+
+ private:
+  llama_batch batch_;
+};
+
+// "cache_k_l12" -> 12; -1 if the tensor is no attention cache of a layer.
+inline int CacheLayerOf(const char* name) {
+  constexpr char kPrefix[] = "cache_k_l";
+  if (std::strncmp(name, kPrefix, sizeof kPrefix - 1) != 0) return -1;
+  return std::atoi(name + sizeof kPrefix - 1);
+}
+
+inline const ggml_tensor* CacheTensorOf(const ggml_tensor* view) {
+  while (view->view_src != nullptr) view = view->view_src;
+  return view;
+}
+
+// A node of the graph that attends over a KV cache: its k is a view of a cache tensor. (K can
+// be cast or copied first in graphs without a cache: those have no cache tensor behind.)
+inline bool IsCachedAttention(const ggml_tensor* node) {
+  return node->op == GGML_OP_FLASH_ATTN_EXT && CacheLayerOf(CacheTensorOf(node->src[1])->name) >= 0;
+}
+
+// Writes rows into the key cache of a layer.
+inline int CacheLayerWritten(const ggml_tensor* node) {
+  if (node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_CPY) return -1;
+  return CacheLayerOf(CacheTensorOf(node)->name);
+}
+
+// Puts the model's LoRA adapters, if it has any, into a context.
+Status ApplyAdapters(const HostModel& model, llama_context* context);
+
+}  // namespace pith
+
+#endif  // PITH_HOST_LLAMA_UTIL_H_

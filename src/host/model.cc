@@ -1,0 +1,183 @@
+#include "host/model.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "ggml-cpu.h"
+#include "host/gguf_check.h"
+#include "host/llama_util.h"
+#include "host/output_projection.h"
+#include "host/probe.h"
+
+namespace pith {
+namespace {
+
+void InitLlamaOnce() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+    llama_backend_init();
+  });
+}
+
+std::string Metadata(const llama_model* model, const char* key) {
+  char buffer[256];
+  const int32_t length = llama_model_meta_val_str(model, key, buffer, sizeof buffer);
+  return length < 0 ? std::string() : std::string(buffer);
+}
+
+// Length of a valid UTF-8 prefix; text.size() if all of it is valid.
+size_t ValidUtf8Prefix(std::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const size_t length = byte < 0x80 ? 1 : byte >= 0xc2 && byte < 0xe0 ? 2 : byte >= 0xe0 && byte < 0xf0 ? 3
+                          : byte >= 0xf0 && byte < 0xf5 ? 4 : 0;
+    if (length == 0 || i + length > text.size()) return i;
+    uint32_t code = length == 1 ? byte : byte & (0xffu >> (length + 1));
+    for (size_t k = 1; k < length; ++k) {
+      const auto next = static_cast<unsigned char>(text[i + k]);
+      if ((next & 0xc0) != 0x80) return i;
+      code = code << 6 | (next & 0x3f);
+    }
+    const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
+    if (overlong || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return i;
+    i += length;
+  }
+  return i;
+}
+
+Status RefuseUnhostable(const llama_model* model, const std::string& architecture) {
+  if (llama_model_has_encoder(model)) return Unsupported(architecture + " models have an encoder, which pith does not host");
+  if (!llama_model_has_decoder(model)) return Unsupported(architecture + " models do not generate text");
+  if (llama_model_is_diffusion(model)) return Unsupported(architecture + " models diffuse instead of decoding token by token");
+  if (llama_model_is_recurrent(model)) {
+    return Unsupported(architecture + " models are recurrent throughout: they have no KV cache to govern");
+  }
+  return {};
+}
+
+void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info) {
+  info.path = path;
+  info.architecture = Metadata(model, "general.architecture");
+  char description[256] = "";
+  llama_model_desc(model, description, sizeof description);
+  info.description = description;
+  info.num_layers = llama_model_n_layer(model);
+  info.num_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+  info.trained_ctx = llama_model_n_ctx_train(model);
+  info.window = llama_model_n_swa(model);
+  info.num_params = llama_model_n_params(model);
+  info.file_bytes = llama_model_size(model);
+  const llama_ftype type = llama_model_ftype(model);
+  info.quantised = type != LLAMA_FTYPE_ALL_F32 && type != LLAMA_FTYPE_MOSTLY_F16 && type != LLAMA_FTYPE_MOSTLY_BF16;
+}
+
+}  // namespace
+
+struct HostModel::Private {
+  std::vector<llama_adapter_lora*> adapters;
+  std::string chat_template;
+  OutputProjections projections;
+};
+
+HostModel::~HostModel() {
+  if (model_ != nullptr) llama_model_free(model_);
+}
+
+Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, const HostModelOptions& options) {
+  PITH_RETURN_IF_ERROR(CheckGguf(path));
+  InitLlamaOnce();
+  llama_model_params params = llama_model_default_params();
+  params.n_gpu_layers = options.num_gpu_layers;
+  if (options.progress) {
+    params.progress_callback = [](float share, void* user_data) {
+      return (*static_cast<const std::function<bool(float)>*>(user_data))(share);
+    };
+    params.progress_callback_user_data = const_cast<std::function<bool(float)>*>(&options.progress);
+  }
+  std::shared_ptr<HostModel> host(new HostModel);
+  host->private_ = std::make_unique<Private>();
+  host->model_ = llama_model_load_from_file(path.c_str(), params);
+  if (host->model_ == nullptr) return Corrupt("libllama cannot load " + path + ": its hyper-parameters or tensors do not fit its architecture");
+  FillInfo(host->model_, path, host->info_);
+  PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
+  PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
+  for (const std::string& lora : options.lora_paths) {
+    PITH_RETURN_IF_ERROR(CheckGguf(lora));
+    llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
+    if (adapter == nullptr) return Corrupt("libllama cannot load the LoRA adapter " + lora);
+    host->private_->adapters.push_back(adapter);
+  }
+  const char* chat_template = llama_model_chat_template(host->model_, nullptr);
+  if (chat_template != nullptr) host->private_->chat_template = chat_template;
+  return host;
+}
+
+std::span<llama_adapter_lora* const> HostModel::adapters() const { return private_->adapters; }
+
+Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add_special, bool parse_special) const {
+  if (const size_t valid = ValidUtf8Prefix(text); valid != text.size()) {
+    return InvalidArgument("the text is not valid UTF-8 (byte " + std::to_string(valid) + ")");
+  }
+  const llama_vocab* vocab = llama_model_get_vocab(model_);
+  std::vector<int32_t> tokens(text.size() / 3 + 16);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const int32_t count = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                         static_cast<int32_t>(tokens.size()), add_special, parse_special);
+    if (count >= 0) {
+      tokens.resize(static_cast<size_t>(count));
+      return tokens;
+    }
+    if (count == INT32_MIN) break;
+    tokens.resize(static_cast<size_t>(-static_cast<int64_t>(count)));
+  }
+  return InvalidArgument("the text is too long to tokenize");
+}
+
+std::string HostModel::Piece(int32_t token) const {
+  const llama_vocab* vocab = llama_model_get_vocab(model_);
+  std::string piece(32, '\0');
+  int32_t length = llama_token_to_piece(vocab, token, piece.data(), static_cast<int32_t>(piece.size()), 0, true);
+  if (length < 0) {
+    piece.resize(static_cast<size_t>(-length));
+    length = llama_token_to_piece(vocab, token, piece.data(), static_cast<int32_t>(piece.size()), 0, true);
+  }
+  piece.resize(static_cast<size_t>(std::max(length, 0)));
+  return piece;
+}
+
+bool HostModel::IsEndOfGeneration(int32_t token) const {
+  return llama_vocab_is_eog(llama_model_get_vocab(model_), token);
+}
+
+bool HostModel::has_chat_template() const { return !private_->chat_template.empty(); }
+
+Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const {
+  if (!has_chat_template()) return Unsupported(info_.path + " has no chat template");
+  std::vector<llama_chat_message> chat;
+  size_t bytes = 256;
+  for (const ChatMessage& message : messages) {
+    chat.push_back({message.role.c_str(), message.content.c_str()});
+    bytes += message.role.size() + 2 * message.content.size() + 64;
+  }
+  std::string text(bytes, '\0');
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const int32_t length = llama_chat_apply_template(private_->chat_template.c_str(), chat.data(), chat.size(), add_assistant,
+                                                     text.data(), static_cast<int32_t>(text.size()));
+    if (length < 0) return Unsupported("the chat template of " + info_.path + " is of a kind that libllama does not know");
+    const bool fits = static_cast<size_t>(length) <= text.size();
+    text.resize(static_cast<size_t>(length));
+    if (fits) return text;
+  }
+  return Unsupported("the chat template of " + info_.path + " could not be applied");
+}
+
+std::span<const float> HostModel::OutputProjection(int layer) const {
+  return private_->projections.Get(info_, layer);
+}
+
+}  // namespace pith

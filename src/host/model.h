@@ -1,0 +1,138 @@
+// libllama as the host: weights, graph, tokenizer, chat template and samplers.
+//
+// This folder is the only one that includes llama.h or ggml.h.
+#ifndef PITH_HOST_MODEL_H_
+#define PITH_HOST_MODEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pith/types.h"
+
+struct llama_adapter_lora;
+struct llama_model;
+
+namespace pith {
+
+enum class LayerKind : uint8_t {
+  kNone,    // no KV cache (recurrent or feed-forward only)
+  kGlobal,  // sees everything: recipes act here
+  kWindow,  // sees the last window tokens
+  kChunk,   // sees its own chunk of window tokens
+};
+
+struct LayerShape {
+  LayerKind kind = LayerKind::kNone;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int key_dim = 0;
+  int value_dim = 0;
+  bool shared = false;        // several layers of the graph read this cache
+  bool value_in_key = false;  // values are the front part of the keys (MLA): libllama holds no value cache
+};
+
+struct ModelInfo {
+  std::string path;
+  std::string architecture;
+  std::string description;  // "llama 135M Q4_1"
+  int num_layers = 0;
+  int num_vocab = 0;
+  int trained_ctx = 0;
+  int window = 0;           // sliding window in tokens, 0: none
+  size_t file_bytes = 0;
+  uint64_t num_params = 0;
+  bool hybrid = false;      // recurrent layers beside attention
+  bool quantised = false;   // weights whose products quantise activations
+  size_t recurrent_bytes = 0;  // per sequence
+  std::vector<LayerShape> layers;
+};
+
+struct HostModelOptions {
+  int num_gpu_layers = 0;
+  int num_threads = 1;
+  std::vector<std::string> lora_paths;
+  std::function<bool(float)> progress;  // false cancels
+};
+
+struct ChatMessage {
+  std::string role;
+  std::string content;
+};
+
+struct SamplerOptions {
+  float temperature = 0.8f;  // <= 0: greedy
+  int top_k = 40;
+  float top_p = 0.95f;
+  float min_p = 0.05f;
+  uint32_t seed = 0;
+};
+
+// A loaded GGUF. Thread-safe once loaded.
+class HostModel {
+ public:
+  // Checks the file, loads it and probes its layers by decoding a few tokens.
+  // kNotFound, kCorrupt, kUnsupported (with the reason why it cannot be hosted).
+  static Result<std::shared_ptr<HostModel>> Load(const std::string& path, const HostModelOptions& options);
+  ~HostModel();
+
+  const ModelInfo& info() const { return info_; }
+
+  // Special tokens in `text` are parsed if parse_special. kInvalidArgument on invalid UTF-8.
+  Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
+  std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
+  bool IsEndOfGeneration(int32_t token) const;
+  // The file's own chat template; kUnsupported when it has none that libllama knows.
+  Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const;
+  bool has_chat_template() const;
+
+  // [hidden, heads * Dv] float32 rows of the layer's output projection, dequantised once; empty: none found.
+  std::span<const float> OutputProjection(int layer) const;
+
+  llama_model* handle() const { return model_; }
+  std::span<llama_adapter_lora* const> adapters() const;
+
+ private:
+  HostModel() = default;
+  llama_model* model_ = nullptr;
+  ModelInfo info_;
+  struct Private;
+  std::unique_ptr<Private> private_;
+};
+
+// Sampling by libllama's samplers. Not thread-safe.
+class HostSampler {
+ public:
+  HostSampler(const HostModel& model, const SamplerOptions& options);
+  ~HostSampler();
+  int32_t Sample(std::span<const float> logits);
+
+ private:
+  struct Private;
+  std::unique_ptr<Private> private_;
+};
+
+// Plain libllama over the same weights, as the reference of parity, bench and eval.
+class PlainContext {
+ public:
+  static Result<std::unique_ptr<PlainContext>> Create(const HostModel& model, int num_ctx, int block_tokens,
+                                                      bool flash_attention, int num_threads, int max_sequences = 1);
+  ~PlainContext();
+  // Appends tokens to a sequence. all_logits: one row per token, else only the last token's row.
+  Status Decode(int sequence, std::span<const int32_t> tokens, std::vector<float>* all_logits = nullptr);
+  std::span<const float> logits() const;  // of the last token
+  void Clear();
+
+ private:
+  PlainContext() = default;
+  struct Private;
+  std::unique_ptr<Private> private_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_HOST_MODEL_H_

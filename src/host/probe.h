@@ -1,0 +1,18 @@
+// Which layers hold a KV cache, and how far each of them sees.
+#ifndef PITH_HOST_PROBE_H_
+#define PITH_HOST_PROBE_H_
+
+#include "host/model.h"
+#include "pith/types.h"
+
+namespace pith {
+
+// Decodes three tokens and reads shapes and masks off the graph: the second is moved to the last
+// position of the first window, so that the third, one further, tells global, sliding and chunked
+// layers apart. Fills info.layers, hybrid and recurrent_bytes. kUnsupported: the model cannot be
+// hosted, with the reason.
+Status ProbeLayers(llama_model* model, ModelInfo& info);
+
+}  // namespace pith
+
+#endif  // PITH_HOST_PROBE_H_

@@ -1,0 +1,495 @@
+// Attention with online softmax, for decode and prefill alike.
+//
+// For each of its items (attention_plan.h) a thread walks the pages in steps of
+// up to kStepPages: scores of all rows, softmax, weighted sum of values, the
+// rows in blocks whose sums fit the registers.
+//
+//   few rows  (decode)   kernels read pages as they are stored. Memory bounds
+//                        this, so values are prefetched while keys are scored
+//                        and the next step's keys while values are summed.
+//   many rows (prefill)  each page is converted to float32 once per tile, and
+//                        then read by all blocks of rows out of the near caches.
+#include "kernels/attention.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/attention_plan.h"
+#include "kernels/page_kernels.h"
+
+namespace pith::kernels {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLn2 = 0.69314718055994530942f;
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+// Up to here conversion to float32 costs more than it saves.
+constexpr int kMaxDirectRows = 16;
+
+constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+// How a task is cut up; a function of its shapes alone.
+struct Geometry {
+  int group = 0;      // G
+  int head_rows = 0;  // T * G
+  bool direct = false;
+  int tile_rows = 0;
+  int num_tiles = 0;  // per kv head
+  int step_pages = 0;
+  size_t acc_stride = 0;
+
+  explicit Geometry(const AttentionTask& task) {
+    group = task.num_heads / task.num_kv_heads;
+    head_rows = task.num_queries * group;
+    direct = head_rows <= kMaxDirectRows;
+    // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
+    const bool wide = task.key_dim + task.value_dim > 320;
+    tile_rows = direct ? std::max(head_rows, 1) : wide ? 48 : 96;
+    num_tiles = (head_rows + tile_rows - 1) / tile_rows;
+    step_pages = direct || !wide ? kStepPages : 2;
+    acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
+  }
+
+  Tile MakeTile(const AttentionTask& task, int head, int tile) const {
+    return Tile::Make(task, head, tile * tile_rows, std::min((tile + 1) * tile_rows, head_rows));
+  }
+};
+
+// Running results of a tile's rows.
+struct Accumulator {
+  float* values = nullptr;  // [rows, acc_stride]
+  float* max = nullptr;     // [rows]
+  float* sum = nullptr;     // [rows]
+};
+
+// One thread's memory. The partial results are read by other threads after the barrier.
+struct Workspace {
+  int32_t* item_pages;  // [items] pages that some row of the item sees
+  float* queries;       // blocks of [D, R]
+  float* scores;        // [rows, kStepEntries]
+  float* alpha;         // [rows]
+  RowRule* rules;       // [rows]
+  float* keys;          // [step_pages, D, P], unless direct
+  float* values;        // [step_pages * P, acc_stride], unless direct
+  Accumulator whole;
+  Accumulator partial[2];  // of an item begun by an earlier thread, and of one left to a later
+  size_t bytes;
+
+  Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* at) {
+    std::byte* const begin = at;
+    const auto rows = static_cast<size_t>(geometry.tile_rows);
+    const auto dim = static_cast<size_t>(task.key_dim);
+    const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
+    Take(&at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
+    Take(&at, rows * dim, &queries);
+    Take(&at, rows * kStepEntries, &scores);
+    Take(&at, rows, &alpha);
+    Take(&at, rows, &rules);
+    Take(&at, step * dim, &keys);
+    Take(&at, step * geometry.acc_stride, &values);
+    for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
+      Take(&at, rows * geometry.acc_stride, &acc->values);
+      Take(&at, rows, &acc->max);
+      Take(&at, rows, &acc->sum);
+    }
+    bytes = static_cast<size_t>(at - begin);
+  }
+
+ private:
+  template <typename T>
+  static void Take(std::byte** at, size_t count, T** result) {
+    *result = reinterpret_cast<T*>(*at);
+    *at += RoundUp(count * sizeof(T), 64);
+  }
+};
+
+// The pages of a tile that some row sees, in steps. With `filter` off (few
+// rows, causal) all pages count and their positions are looked at late, after
+// they have been prefetched.
+class StepWalker {
+ public:
+  StepWalker(const PageKernels& kernels, const HeadEntries& head, const Tile& tile, bool filter, int step_pages,
+             Share share)
+      : kernels_(kernels), cursor_(head), tile_(tile), filter_(filter), step_pages_(step_pages),
+        left_(share.end - share.begin) {
+    if (!filter_) cursor_.Skip(share.begin);
+    if (filter_) to_skip_ = share.begin;
+  }
+
+  struct Step {
+    int num_pages = 0;
+    PageRef refs[kStepPages];
+    bool masked[kStepPages];
+  };
+
+  Step Next() {
+    Step step;
+    PageRef ref;
+    while (step.num_pages < step_pages_ && left_ > 0 && cursor_.Next(&ref)) {
+      bool masked = false;
+      if (filter_) {
+        const PageVisibility visibility = Visibility(kernels_, tile_, ref);
+        if (visibility == PageVisibility::kHidden) continue;
+        if (to_skip_ > 0) {
+          --to_skip_;
+          continue;
+        }
+        masked = visibility == PageVisibility::kPartly;
+      }
+      step.refs[step.num_pages] = ref;
+      step.masked[step.num_pages++] = masked;
+      --left_;
+    }
+    return step;
+  }
+
+  // Must be called before a step's masked flags are used.
+  void Classify(Step* step) const {
+    if (filter_) return;
+    for (int p = 0; p < step->num_pages; ++p) {
+      step->masked[p] = Visibility(kernels_, tile_, step->refs[p]) != PageVisibility::kWholly;
+    }
+  }
+
+ private:
+  const PageKernels& kernels_;
+  PageCursor cursor_;
+  const Tile& tile_;
+  bool filter_;
+  int step_pages_;
+  int left_;
+  int to_skip_ = 0;
+};
+
+size_t ElementBytes(const PageLayout& layout) { return layout.format == KvFormat::kF16 ? 2 : 1; }
+Source SourceOf(const PageLayout& layout) { return layout.format == KvFormat::kF16 ? Source::kF16 : Source::kQ8; }
+
+Prefetch KeysOf(const PageRef& ref) {
+  return {ref.page + ref.layout->key_offset,
+          ElementBytes(*ref.layout) * static_cast<size_t>(ref.layout->key_dim) * kPageEntries};
+}
+Prefetch ValuesOf(const PageRef& ref) {
+  return {ref.page + ref.layout->value_offset,
+          ElementBytes(*ref.layout) * static_cast<size_t>(ref.layout->value_dim * ref.count)};
+}
+
+// Fetches one float or int32 per entry: what the kernels read beside keys and values.
+void FetchPerEntry(const PageRef& ref, size_t offset) {
+  for (size_t line = 0; line < sizeof(float) * kPageEntries; line += 64) __builtin_prefetch(ref.page + offset + line, 0, 2);
+}
+
+// One thread at work on one task.
+class Worker {
+ public:
+  Worker(const AttentionTask& task, const Geometry& geometry, const PageKernels& kernels, const Workspace& space)
+      : task_(task), geometry_(geometry), kernels_(kernels), space_(space) {}
+
+  bool filter() const { return !geometry_.direct || task_.mask != MaskKind::kCausal; }
+
+  int CountPages(const Tile& tile) const {
+    const HeadEntries& head = task_.heads[tile.head];
+    if (!filter()) return PageCursor::NumPages(head);
+    int count = 0;
+    PageCursor cursor(head);
+    for (PageRef ref; cursor.Next(&ref);) count += Visibility(kernels_, tile, ref) != PageVisibility::kHidden;
+    return count;
+  }
+
+  void Run(const Tile& tile, Share share, const Accumulator& acc) {
+    tile_ = &tile;
+    acc_ = acc;
+    Prepare();
+    StepWalker walker(kernels_, task_.heads[tile.head], tile, filter(), geometry_.step_pages, share);
+    StepWalker::Step step = walker.Next();
+    while (step.num_pages > 0) {
+      StepWalker::Step next = walker.Next();
+      if (!geometry_.direct) Convert(step);
+      Score(step);
+      walker.Classify(&step);
+      Softmax(step);
+      Accumulate(step, next);
+      step = next;
+    }
+  }
+
+ private:
+  // Rows are cut into blocks of nearly equal size.
+  int num_blocks() const { return (tile_->num_rows() + kernels_.block_rows - 1) / kernels_.block_rows; }
+  int BlockBegin(int block) const { return tile_->num_rows() * block / num_blocks(); }
+
+  // Packs the tile's queries and resets its accumulator.
+  void Prepare() {
+    const int rows = tile_->num_rows();
+    const auto dim = static_cast<size_t>(task_.key_dim);
+    const float scale = task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
+    for (int block = 0; block < num_blocks(); ++block) {
+      const int begin = BlockBegin(block);
+      const int block_rows = BlockBegin(block + 1) - begin;
+      float* packed = space_.queries + static_cast<size_t>(begin) * dim;
+      for (int r = 0; r < block_rows; ++r) {
+        const int row = tile_->begin + begin + r;
+        const int head = tile_->head * geometry_.group + row % geometry_.group;
+        const float* query = task_.queries +
+                             static_cast<size_t>(row / geometry_.group) * task_.query_token_stride +
+                             static_cast<size_t>(head) * task_.query_head_stride;
+        for (size_t d = 0; d < dim; ++d) packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int row = tile_->begin + r;
+      const int32_t position = task_.query_positions[row / geometry_.group];
+      const int head = tile_->head * geometry_.group + row % geometry_.group;
+      const float slope = task_.alibi_slopes != nullptr ? task_.alibi_slopes[head] * kLog2E : 0.0f;
+      space_.rules[r] = {FirstVisible(task_, position), position, slope};
+      acc_.max[r] = kMinusInf;
+      acc_.sum[r] = 0.0f;
+    }
+    std::memset(acc_.values, 0, sizeof(float) * static_cast<size_t>(rows) * geometry_.acc_stride);
+  }
+
+  float* KeysAt(int p) const { return space_.keys + static_cast<size_t>(p * kPageEntries * task_.key_dim); }
+  float* ValuesAt(int p) const { return space_.values + static_cast<size_t>(p * kPageEntries) * geometry_.acc_stride; }
+
+  void Convert(const StepWalker::Step& step) {
+    for (int p = 0; p < step.num_pages; ++p) {
+      const PageRef& ref = step.refs[p];
+      kernels_.convert_keys(*ref.layout, ref.page, KeysAt(p));
+      kernels_.convert_values(*ref.layout, ref.page, ref.count, ValuesAt(p), geometry_.acc_stride);
+    }
+  }
+
+  void Score(const StepWalker::Step& step) {
+    for (int p = 0; p < step.num_pages; ++p) {
+      const PageRef& ref = step.refs[p];
+      ScoreArgs args = {};
+      args.key_dim = static_cast<size_t>(task_.key_dim);
+      args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
+      args.key_scales = reinterpret_cast<const float*>(ref.page + ref.layout->key_scale_offset);
+      const Source source = geometry_.direct ? SourceOf(*ref.layout) : Source::kF32;
+      if (geometry_.direct) {
+        args.prefetch = ValuesOf(ref);
+        FetchPerEntry(ref, ref.layout->position_offset);
+        if (source == Source::kQ8) FetchPerEntry(ref, ref.layout->value_scale_offset);
+      }
+      for (int block = 0; block < num_blocks(); ++block) {
+        const int begin = BlockBegin(block);
+        args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
+        args.scores = space_.scores + begin * kStepEntries + p * kPageEntries;
+        kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
+        args.prefetch = {};
+      }
+    }
+  }
+
+  void Softmax(const StepWalker::Step& step) {
+    StepPage pages[kStepPages];
+    for (int p = 0; p < step.num_pages; ++p) {
+      const PageRef& ref = step.refs[p];
+      const bool scaled = geometry_.direct && ref.layout->format == KvFormat::kQ8;
+      const auto* scales = reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
+      pages[p] = {ref.layout->positions(ref.page), scaled ? scales : nullptr, ref.count, step.masked[p]};
+    }
+    SoftmaxArgs args = {};
+    args.scores = space_.scores;
+    args.rows = tile_->num_rows();
+    args.rules = space_.rules;
+    args.pages = pages;
+    args.num_pages = step.num_pages;
+    args.soft_cap = task_.soft_cap * kLog2E;
+    args.alibi = task_.alibi_slopes != nullptr;
+    args.max = acc_.max;
+    args.sum = acc_.sum;
+    args.alpha = space_.alpha;
+    kernels_.softmax(args);
+  }
+
+  void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next) {
+    for (int r = 0; r < tile_->num_rows(); ++r) {
+      if (space_.alpha[r] == 1.0f) continue;
+      kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride, space_.alpha[r]);
+    }
+    AccumulateArgs args = {};
+    args.value_dim = static_cast<size_t>(task_.value_dim);
+    args.acc_stride = geometry_.acc_stride;
+    if (!geometry_.direct) {
+      args.count = step.num_pages * kPageEntries;
+      args.values = space_.values;
+      args.value_stride = geometry_.acc_stride;
+      AccumulateBlocks(Source::kF32, space_.scores, args);
+      return;
+    }
+    for (int p = 0; p < step.num_pages; ++p) {
+      const PageRef& ref = step.refs[p];
+      args.count = ref.count;
+      args.values = ref.page + ref.layout->value_offset;
+      args.value_stride = args.value_dim;
+      args.prefetch = {};
+      if (p < next.num_pages) {
+        args.prefetch = KeysOf(next.refs[p]);
+        FetchPerEntry(next.refs[p], next.refs[p].layout->key_scale_offset);
+      }
+      AccumulateBlocks(SourceOf(*ref.layout), space_.scores + p * kPageEntries, args);
+    }
+  }
+
+  void AccumulateBlocks(Source source, const float* weights, AccumulateArgs args) {
+    for (int block = 0; block < num_blocks(); ++block) {
+      const int begin = BlockBegin(block);
+      args.weights = weights + begin * kStepEntries;
+      args.acc = acc_.values + static_cast<size_t>(begin) * geometry_.acc_stride;
+      kernels_.accumulate[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
+      args.prefetch = {};
+    }
+  }
+
+  const AttentionTask& task_;
+  const Geometry& geometry_;
+  const PageKernels& kernels_;
+  const Workspace& space_;
+  const Tile* tile_ = nullptr;
+  Accumulator acc_;
+};
+
+// Writes the output of one row from its unnormalised sum of values.
+void FinishRow(const AttentionTask& task, const Tile& tile, int r, const float* values, float max, float sum) {
+  const int group = task.num_heads / task.num_kv_heads;
+  const int query = (tile.begin + r) / group;
+  const int head = tile.head * group + (tile.begin + r) % group;
+  float factor = 0.0f;
+  float log_sum_exp = kMinusInf;
+  if (max != kMinusInf) {
+    const float sink = task.sinks != nullptr ? task.sinks[head] * kLog2E : kMinusInf;
+    const float top = std::max(max, sink);
+    const float total = sum * std::exp2(max - top) + std::exp2(sink - top);
+    factor = std::exp2(max - top) / total;
+    log_sum_exp = (top + std::log2(total)) * kLn2;
+  }
+  float* output = task.output + static_cast<size_t>(query) * task.output_token_stride +
+                  static_cast<size_t>(head) * task.output_head_stride;
+  for (int c = 0; c < task.value_dim; ++c) output[c] = factor == 0.0f ? 0.0f : values[c] * factor;
+  if (task.log_sum_exp != nullptr) {
+    task.log_sum_exp[static_cast<size_t>(head) * static_cast<size_t>(task.num_queries) + static_cast<size_t>(query)] =
+        log_sum_exp;
+  }
+}
+
+// Which of a thread's two partial results belongs to an item that it shares.
+int PartialSlot(Share share) { return share.begin > 0 ? 0 : 1; }
+
+// All of one RunAttention call on one thread.
+class Run {
+ public:
+  Run(const AttentionTask& task, const Geometry& geometry, std::byte* scratch, const Team& team)
+      : task_(task), geometry_(geometry), kernels_(GetPageKernels()), scratch_(scratch), team_(team),
+        space_(SpaceOf(team.ith)) {}
+
+  void Compute() {
+    Worker worker(task_, geometry_, kernels_, space_);
+    ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
+      span->num_pages = space_.item_pages[item] = worker.CountPages(tile);
+      total_ += span->work();
+    });
+    ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
+      span->num_pages = space_.item_pages[item];
+      const Share share = span->ShareOf(team_.ith, team_.nth, total_);
+      if (share.empty()) return;
+      if (!share.Whole(span->num_pages)) {
+        worker.Run(tile, share, space_.partial[PartialSlot(share)]);
+        return;
+      }
+      worker.Run(tile, share, space_.whole);
+      for (int r = 0; r < tile.num_rows(); ++r) {
+        FinishRow(task_, tile, r, space_.whole.values + static_cast<size_t>(r) * geometry_.acc_stride,
+                  space_.whole.max[r], space_.whole.sum[r]);
+      }
+    });
+  }
+
+  // Merges the items that were cut, their rows dealt to the threads in turn.
+  void Merge() {
+    if (team_.nth == 1) return;
+    int turn = 0;
+    ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
+      span->num_pages = space_.item_pages[item];
+      for (int i = 0; i < team_.nth; ++i) {
+        if (span->ShareOf(i, team_.nth, total_).Whole(span->num_pages)) return;
+      }
+      for (int r = 0; r < tile.num_rows(); ++r) {
+        if (turn++ % team_.nth == team_.ith) MergeRow(tile, *span, r);
+      }
+    });
+  }
+
+ private:
+  Workspace SpaceOf(int ith) const {
+    const Workspace first(task_, geometry_, scratch_);
+    return Workspace(task_, geometry_, scratch_ + static_cast<size_t>(ith) * first.bytes);
+  }
+
+  // visit(item, tile, span) for all items in order; visit sets span->num_pages.
+  template <class Visit>
+  void ForEachItem(const Visit& visit) {
+    int item = 0;
+    int64_t start = 0;
+    for (int head = 0; head < task_.num_kv_heads; ++head) {
+      for (int t = 0; t < geometry_.num_tiles; ++t, ++item) {
+        const Tile tile = geometry_.MakeTile(task_, head, t);
+        ItemSpan span = {start, tile.num_rows(), 0};
+        visit(item, tile, &span);
+        start += span.work();
+      }
+    }
+  }
+
+  void MergeRow(const Tile& tile, const ItemSpan& span, int r) {
+    float* merged = space_.whole.values;
+    float max = kMinusInf;
+    float sum = 0.0f;
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1) std::memset(merged, 0, sizeof(float) * geometry_.acc_stride);
+      for (int i = 0; i < team_.nth; ++i) {
+        const Share share = span.ShareOf(i, team_.nth, total_);
+        if (share.empty()) continue;
+        const Accumulator part = SpaceOf(i).partial[PartialSlot(share)];
+        if (pass == 0) {
+          max = std::max(max, part.max[r]);
+          continue;
+        }
+        if (part.max[r] == kMinusInf) continue;
+        const float factor = std::exp2(part.max[r] - max);
+        sum += factor * part.sum[r];
+        const float* values = part.values + static_cast<size_t>(r) * geometry_.acc_stride;
+        for (int c = 0; c < task_.value_dim; ++c) merged[c] += factor * values[c];
+      }
+    }
+    FinishRow(task_, tile, r, merged, max, sum);
+  }
+
+  const AttentionTask& task_;
+  const Geometry& geometry_;
+  const PageKernels& kernels_;
+  std::byte* const scratch_;
+  const Team& team_;
+  const Workspace space_;
+  int64_t total_ = 0;
+};
+
+}  // namespace
+
+size_t AttentionScratchBytes(const AttentionTask& task, int nth) {
+  return Workspace(task, Geometry(task), nullptr).bytes * static_cast<size_t>(nth);
+}
+
+void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team) {
+  PITH_DCHECK(reinterpret_cast<uintptr_t>(scratch) % 64 == 0);
+  const Geometry geometry(task);
+  Run run(task, geometry, scratch, team);
+  run.Compute();
+  team.Sync();
+  run.Merge();
+}
+
+}  // namespace pith::kernels

@@ -1,0 +1,114 @@
+// Attention over a ragged, paged cache, and the row codecs of its pages.
+//
+// All functions here run on the threads of a Team; each has a scalar reference
+// in attention_reference.h. SIMD code is compiled once per target and chosen
+// at run time.
+#ifndef PITH_KERNELS_ATTENTION_H_
+#define PITH_KERNELS_ATTENTION_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/team.h"
+#include "kernels/page_layout.h"
+
+namespace pith::kernels {
+
+// The entries of one kv head in one storage format, in time order. Page i holds
+// entries i*P .. i*P + P-1; the last one may be partly filled.
+struct Segment {
+  const PageLayout* layout = nullptr;
+  const std::byte* const* pages = nullptr;
+  int num_entries = 0;
+};
+
+// All that one kv head holds: its segments, in no particular order of time.
+struct HeadEntries {
+  std::span<const Segment> segments;
+  int num_entries() const {
+    int count = 0;
+    for (const Segment& segment : segments) count += segment.num_entries;
+    return count;
+  }
+};
+
+enum class MaskKind : uint8_t {
+  kCausal,  // visible: position <= query position
+  kWindow,  // and query position - position < window
+  kChunk,   // and position >= query position / window * window
+};
+
+// One layer's attention for consecutive queries of one sequence.
+// H query heads, G = H / num_kv_heads query heads per kv head, T queries.
+struct AttentionTask {
+  int num_queries = 0;   // T
+  int num_heads = 0;     // H
+  int num_kv_heads = 0;
+  int key_dim = 0;       // D
+  int value_dim = 0;     // Dv
+
+  const float* queries = nullptr;  // element (t, h, d) at t*query_token_stride + h*query_head_stride + d
+  size_t query_token_stride = 0;   // in floats
+  size_t query_head_stride = 0;
+  const int32_t* query_positions = nullptr;  // [T], ascending
+
+  const HeadEntries* heads = nullptr;  // [num_kv_heads]
+
+  float scale = 1.0f;
+  float soft_cap = 0.0f;               // 0: none. score = cap * tanh(scale * q.k / cap)
+  const float* alibi_slopes = nullptr;  // [H] or null. score -= slope * (query position - position)
+  const float* sinks = nullptr;         // [H] or null: one more logit per head, without a value
+  MaskKind mask = MaskKind::kCausal;
+  int window = 0;
+
+  // Results. Element (t, h, d) at t*output_token_stride + h*output_head_stride + d.
+  // A query that sees nothing gets zeros.
+  float* output = nullptr;
+  size_t output_token_stride = 0;
+  size_t output_head_stride = 0;
+  float* log_sum_exp = nullptr;  // [H, T] or null; -inf where nothing is seen
+};
+
+// Bytes of scratch that RunAttention needs for this task on nth threads.
+size_t AttentionScratchBytes(const AttentionTask& task, int nth);
+
+// Computes task.output (and log_sum_exp if asked for). Called by every member of the team with the same
+// arguments; on return of all members the results are complete (callers sync).
+// Work is split over kv heads, query tiles and ranges of pages by (ith, nth)
+// alone, so a thread count fixes the result.
+// scratch: 64-byte aligned, shared by the team, AttentionScratchBytes long.
+void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team);
+
+// Softmax probabilities of all task queries over the entries of every kv head, in
+// the order of its segments: probabilities[kv head] is [G, T, n] float32 with
+// n = task.heads[kv head].num_entries(); 0 where masked. task.output is not
+// used. Sinks take part in the denominator. The same split and rules as above.
+void RunProbabilities(const AttentionTask& task, float* const* probabilities, const Team& team);
+
+// Writes one entry into slot `slot` of a page: its key [D], value [Dv] and position.
+// Columns are zeroed. Source rows are f16 bits (libllama's cache) or float32.
+void WriteEntryF16(const PageLayout& layout, std::byte* page, int slot, const uint16_t* key, const uint16_t* value,
+                   int32_t position);
+void WriteEntryF32(const PageLayout& layout, std::byte* page, int slot, const float* key, const float* value,
+                   int32_t position);
+
+// Writes `count` consecutive entries (slots slot .. slot+count-1 of one page) from f16 rows
+// `key_stride` and `value_stride` halves apart: the fast path of a block's append.
+void WriteEntriesF16(const PageLayout& layout, std::byte* page, int slot, int count, const uint16_t* keys,
+                     size_t key_stride, const uint16_t* values, size_t value_stride, const int32_t* positions);
+
+// Copies an entry, columns and position included, between pages of the same
+// layout. Exact: nothing is converted.
+void CopyEntry(const PageLayout& layout, std::byte* to, int to_slot, const std::byte* from, int from_slot);
+
+// Reads entries 0 .. count-1 of a page as float32 rows: keys [count, D], values [count, Dv].
+void ReadKeys(const PageLayout& layout, const std::byte* page, int count, float* keys);
+void ReadValues(const PageLayout& layout, const std::byte* page, int count, float* values);
+
+// Name of the SIMD target in use ("AVX3_ZEN4", "AVX2", ...). PITH_FORCE_TARGET picks one.
+const char* TargetName();
+
+}  // namespace pith::kernels
+
+#endif  // PITH_KERNELS_ATTENTION_H_

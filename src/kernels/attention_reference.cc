@@ -1,0 +1,138 @@
+#include "kernels/attention_reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace pith::kernels {
+namespace {
+
+constexpr double kMinusInf = -std::numeric_limits<double>::infinity();
+
+double HalfToDouble(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const int mantissa = bits & 1023;
+  double value = 0;
+  if (exponent == 0) {
+    value = std::ldexp(mantissa, -24);
+  } else if (exponent == 31) {
+    value = mantissa != 0 ? std::nan("") : -kMinusInf;
+  } else {
+    value = std::ldexp(1024 + mantissa, exponent - 25);
+  }
+  return (bits & 0x8000) != 0 ? -value : value;
+}
+
+double Element(const PageLayout& layout, const std::byte* page, size_t part, size_t scales, int at, int slot) {
+  if (layout.format == KvFormat::kF16) {
+    return HalfToDouble(reinterpret_cast<const uint16_t*>(page + part)[at]);
+  }
+  return reinterpret_cast<const int8_t*>(page + part)[at] *
+         static_cast<double>(reinterpret_cast<const float*>(page + scales)[slot]);
+}
+
+bool Visible(const AttentionTask& task, int query_position, int position) {
+  if (position > query_position) return false;
+  switch (task.mask) {
+    case MaskKind::kCausal: return true;
+    case MaskKind::kWindow: return query_position - position < task.window;
+    case MaskKind::kChunk: return position >= query_position / task.window * task.window;
+  }
+  return false;
+}
+
+// visit(segment, page, slot) for all entries of a head in order.
+template <class Visit>
+void ForEachEntry(const HeadEntries& head, const Visit& visit) {
+  for (const Segment& segment : head.segments) {
+    for (int i = 0; i < segment.num_entries; ++i) {
+      visit(*segment.layout, segment.pages[i / kPageEntries], i % kPageEntries);
+    }
+  }
+}
+
+double Score(const AttentionTask& task, int t, int h, const PageLayout& layout, const std::byte* page, int slot) {
+  const int position = layout.positions(page)[slot];
+  if (!Visible(task, task.query_positions[t], position)) return kMinusInf;
+  const float* query = task.queries + static_cast<size_t>(t) * task.query_token_stride +
+                       static_cast<size_t>(h) * task.query_head_stride;
+  double dot = 0;
+  for (int d = 0; d < task.key_dim; ++d) {
+    dot += query[d] * Element(layout, page, layout.key_offset, layout.key_scale_offset, d * kPageEntries + slot, slot);
+  }
+  double score = dot * task.scale;
+  if (task.soft_cap != 0) score = task.soft_cap * std::tanh(score / task.soft_cap);
+  if (task.alibi_slopes != nullptr) score -= task.alibi_slopes[h] * double(task.query_positions[t] - position);
+  return score;
+}
+
+// Weights of all entries, and the log of their sum, for one query and head.
+std::vector<double> Weights(const AttentionTask& task, int t, int h, double* log_sum_exp) {
+  std::vector<double> weights;
+  const HeadEntries& head = task.heads[h / (task.num_heads / task.num_kv_heads)];
+  ForEachEntry(head, [&](const PageLayout& layout, const std::byte* page, int slot) {
+    weights.push_back(Score(task, t, h, layout, page, slot));
+  });
+  double max = kMinusInf;
+  for (const double score : weights) max = std::max(max, score);
+  *log_sum_exp = kMinusInf;
+  if (max == kMinusInf) {
+    weights.assign(weights.size(), 0.0);
+    return weights;
+  }
+  double sum = 0;
+  if (task.sinks != nullptr) {
+    max = std::max(max, static_cast<double>(task.sinks[h]));
+    sum = std::exp(task.sinks[h] - max);
+  }
+  for (const double score : weights) sum += std::exp(score - max);
+  for (double& weight : weights) weight = std::exp(weight - max) / sum;
+  *log_sum_exp = max + std::log(sum);
+  return weights;
+}
+
+}  // namespace
+
+void ReferenceAttention(const AttentionTask& task) {
+  const int group = task.num_heads / task.num_kv_heads;
+  std::vector<double> output(static_cast<size_t>(task.value_dim));
+  for (int t = 0; t < task.num_queries; ++t) {
+    for (int h = 0; h < task.num_heads; ++h) {
+      double log_sum_exp = 0;
+      const std::vector<double> weights = Weights(task, t, h, &log_sum_exp);
+      std::fill(output.begin(), output.end(), 0.0);
+      size_t entry = 0;
+      ForEachEntry(task.heads[h / group], [&](const PageLayout& layout, const std::byte* page, int slot) {
+        const double weight = weights[entry++];
+        if (weight == 0) return;
+        for (int c = 0; c < task.value_dim; ++c) {
+          output[static_cast<size_t>(c)] += weight * Element(layout, page, layout.value_offset, layout.value_scale_offset,
+                                                             slot * layout.value_dim + c, slot);
+        }
+      });
+      float* row = task.output + static_cast<size_t>(t) * task.output_token_stride +
+                   static_cast<size_t>(h) * task.output_head_stride;
+      for (int c = 0; c < task.value_dim; ++c) row[c] = static_cast<float>(output[static_cast<size_t>(c)]);
+      if (task.log_sum_exp != nullptr) {
+        task.log_sum_exp[static_cast<size_t>(h) * static_cast<size_t>(task.num_queries) + static_cast<size_t>(t)] =
+            static_cast<float>(log_sum_exp);
+      }
+    }
+  }
+}
+
+void ReferenceProbabilities(const AttentionTask& task, float* const* probabilities) {
+  const int group = task.num_heads / task.num_kv_heads;
+  for (int h = 0; h < task.num_heads; ++h) {
+    for (int t = 0; t < task.num_queries; ++t) {
+      double log_sum_exp = 0;
+      const std::vector<double> weights = Weights(task, t, h, &log_sum_exp);
+      const auto row = static_cast<size_t>(h % group * task.num_queries + t);
+      std::copy(weights.begin(), weights.end(), probabilities[h / group] + row * weights.size());
+    }
+  }
+}
+
+}  // namespace pith::kernels

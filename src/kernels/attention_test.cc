@@ -1,0 +1,297 @@
+// RunAttention and RunProbabilities against their scalar references, on every SIMD target.
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include "kernels/attention_reference.h"
+#include "kernels/attention_test_util.h"
+
+namespace pith::kernels {
+namespace {
+
+// Measured over these tests: largest error 4e-6 of outputs (values are normal,
+// logits up to 30), 3e-6 of log-sum-exp; most of it from float32 logits.
+constexpr float kTolerance = 2e-5f;
+
+std::vector<int64_t> Targets() {
+  TargetName();  // makes PITH_FORCE_TARGET take effect
+  std::vector<int64_t> targets;
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
+  }
+  return targets;
+}
+
+class AttentionTest : public testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override {
+    hwy::SetSupportedTargetsForTest(GetParam());
+    hwy::GetChosenTarget().DeInit();
+    ASSERT_STREQ(TargetName(), hwy::TargetName(GetParam()));
+  }
+  void TearDown() override {
+    hwy::SetSupportedTargetsForTest(0);
+    hwy::GetChosenTarget().DeInit();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Targets, AttentionTest, testing::ValuesIn(Targets()),
+                         [](const testing::TestParamInfo<int64_t>& target) {
+                           return std::string(hwy::TargetName(target.param));
+                         });
+
+// Largest difference of the task's output and (relative) log-sum-exp from the reference.
+float ErrorOf(TestTask* test, int threads) {
+  test->Run(threads);
+  const std::vector<float> output = test->output;
+  const std::vector<float> log_sum_exp = test->log_sum_exp;
+  ReferenceAttention(test->task);
+  float error = 0;
+  const AttentionTask& task = test->task;
+  for (int t = 0; t < task.num_queries; ++t) {
+    for (int h = 0; h < task.num_heads; ++h) {
+      for (int c = 0; c < task.value_dim; ++c) {
+        const size_t at = static_cast<size_t>(t) * task.output_token_stride +
+                          static_cast<size_t>(h) * task.output_head_stride + static_cast<size_t>(c);
+        const float difference = std::abs(output[at] - test->output[at]);
+        error = std::isnan(difference) ? INFINITY : std::max(error, difference);
+      }
+      const auto at = static_cast<size_t>(h * task.num_queries + t);
+      if (log_sum_exp[at] == test->log_sum_exp[at]) continue;  // -inf, among others
+      const float difference = std::abs(log_sum_exp[at] - test->log_sum_exp[at]);
+      const float size = std::max(1.0f, std::abs(test->log_sum_exp[at]));
+      error = std::isfinite(difference) ? std::max(error, difference / size) : INFINITY;
+    }
+  }
+  return error;
+}
+
+// Largest difference of probabilities from the reference, and of a row's sum from 1 (or 0).
+float ProbabilityErrorOf(TestTask* test, int threads) {
+  const std::vector<std::vector<float>> probabilities = test->Probabilities(threads);
+  std::vector<std::vector<float>> reference = test->ProbabilityBuffers();
+  ReferenceProbabilities(test->task, TestTask::Pointers(&reference).data());
+  float error = 0;
+  for (size_t h = 0; h < probabilities.size(); ++h) {
+    const auto count = static_cast<size_t>(test->task.heads[h].num_entries());
+    double sum = 0;
+    double reference_sum = 0;
+    for (size_t i = 0; i < probabilities[h].size(); ++i) {
+      const float difference = std::abs(probabilities[h][i] - reference[h][i]);
+      error = std::isnan(difference) ? INFINITY : std::max(error, difference);
+      sum += probabilities[h][i];
+      reference_sum += reference[h][i];
+      if ((i + 1) % count != 0) continue;
+      EXPECT_NEAR(sum, reference_sum, 1e-5);
+      if (test->task.sinks == nullptr) {
+        EXPECT_TRUE(reference_sum == 0 || std::abs(sum - 1) < 1e-5) << sum;
+      }
+      sum = reference_sum = 0;
+    }
+  }
+  return error;
+}
+
+template <class T>
+T OneOf(std::mt19937* random, std::initializer_list<T> choices) {
+  return choices.begin()[std::uniform_int_distribution<size_t>(0, choices.size() - 1)(*random)];
+}
+
+TestShape RandomShape(std::mt19937* random) {
+  TestShape shape;
+  shape.key_dim = OneOf(random, {1, 8, 40, 64, 64, 80, 96, 128, 192, 576});
+  shape.value_dim = shape.key_dim == 576 ? 512 : OneOf(random, {1, 7, 40, 64, 64, 72, 80, 128, 256});
+  shape.num_kv_heads = OneOf(random, {1, 2, 3, 5});
+  shape.group = OneOf(random, {1, 2, 3, 4, 5, 6, 7, 8, 16});
+  const bool wide = shape.key_dim * shape.num_kv_heads * shape.group > 2000;
+  shape.num_queries = wide ? OneOf(random, {1, 2, 9}) : OneOf(random, {1, 1, 2, 3, 5, 16, 31, 70});
+  for (int h = 0; h < shape.num_kv_heads; ++h) {
+    shape.head_entries.push_back(OneOf(random, {0, 1, 31, 32, 33, 64, 129, 200}));
+  }
+  shape.q8_share = OneOf(random, {0.0, 0.3, 1.0});
+  shape.position_gap = OneOf(random, {1, 3});
+  return shape;
+}
+
+// Masks, soft-cap, ALiBi and sinks at random.
+struct Extras {
+  std::vector<float> slopes, sinks;
+
+  Extras(TestTask* test, std::mt19937* random) {
+    AttentionTask& task = test->task;
+    task.mask = OneOf(random, {MaskKind::kCausal, MaskKind::kCausal, MaskKind::kWindow, MaskKind::kChunk});
+    task.window = OneOf(random, {1, 20, 64, 150});
+    if (OneOf(random, {0, 1, 2}) == 0) task.soft_cap = OneOf(random, {2.0f, 50.0f});
+    for (int h = 0; h < task.num_heads; ++h) {
+      slopes.push_back(0.005f * static_cast<float>(h + 1));
+      sinks.push_back(std::normal_distribution<float>(0, 2)(*random));
+    }
+    if (OneOf(random, {0, 1, 2}) == 0) task.alibi_slopes = slopes.data();
+    if (OneOf(random, {0, 1, 2}) == 0) task.sinks = sinks.data();
+    task.scale *= OneOf(random, {1.0f, 1.0f, 4.0f});
+  }
+};
+
+std::string Describe(const AttentionTask& task, int threads) {
+  std::string text = "T=" + std::to_string(task.num_queries) + " H=" + std::to_string(task.num_heads) +
+                     " kv=" + std::to_string(task.num_kv_heads) + " D=" + std::to_string(task.key_dim) +
+                     " Dv=" + std::to_string(task.value_dim) + " mask=" + std::to_string(int(task.mask)) +
+                     " window=" + std::to_string(task.window) + " cap=" + std::to_string(task.soft_cap) +
+                     (task.alibi_slopes != nullptr ? " alibi" : "") + (task.sinks != nullptr ? " sinks" : "") +
+                     " threads=" + std::to_string(threads) + " n=";
+  for (int h = 0; h < task.num_kv_heads; ++h) text += std::to_string(task.heads[h].num_entries()) + " ";
+  return text;
+}
+
+TEST_P(AttentionTest, MatchesReference) {
+  float worst = 0;
+  for (uint32_t seed = 0; seed < 120; ++seed) {
+    std::mt19937 random(seed);
+    TestTask test(RandomShape(&random), seed);
+    const Extras extras(&test, &random);
+    const int threads = OneOf(&random, {1, 2, 3, 4});
+    const float error = ErrorOf(&test, threads);
+    EXPECT_LT(error, kTolerance) << "seed " << seed << ": " << Describe(test.task, threads);
+    worst = std::max(worst, error);
+  }
+  RecordProperty("worst_error", std::to_string(worst));
+  std::printf("worst error %g\n", static_cast<double>(worst));
+}
+
+TEST_P(AttentionTest, ProbabilitiesMatchReference) {
+  float worst = 0;
+  for (uint32_t seed = 0; seed < 80; ++seed) {
+    std::mt19937 random(1000 + seed);
+    TestTask test(RandomShape(&random), seed);
+    const Extras extras(&test, &random);
+    const int threads = OneOf(&random, {1, 2, 3, 4});
+    const float error = ProbabilityErrorOf(&test, threads);
+    EXPECT_LT(error, kTolerance) << "seed " << seed << ": " << Describe(test.task, threads);
+    worst = std::max(worst, error);
+  }
+  std::printf("worst error %g\n", static_cast<double>(worst));
+}
+
+TestShape MediumShape(int num_queries) {
+  TestShape shape;
+  shape.num_queries = num_queries;
+  shape.num_kv_heads = 3;
+  shape.group = 3;
+  shape.head_entries = {200, 77, 33};
+  shape.q8_share = 0.3;
+  return shape;
+}
+
+// The comparison must see one wrong entry among hundreds.
+TEST_P(AttentionTest, CorruptedEntryIsSeen) {
+  for (const int num_queries : {1, 40}) {
+    TestTask test(MediumShape(num_queries), 5);
+    test.Run(2);
+    const std::vector<float> output = test.output;
+    for (float& value : test.entries(0)[100].value) value += 1.0f;
+    test.Rebuild();
+    ReferenceAttention(test.task);
+    float error = 0;
+    for (size_t i = 0; i < output.size(); ++i) {
+      if (!std::isnan(output[i])) error = std::max(error, std::abs(output[i] - test.output[i]));
+    }
+    EXPECT_GT(error, 20 * kTolerance);
+  }
+}
+
+TEST_P(AttentionTest, OrderOfEntriesDoesNotMatter) {
+  for (const int num_queries : {1, 3, 40}) {
+    TestTask test(MediumShape(num_queries), 6);
+    test.task.mask = MaskKind::kWindow;
+    test.task.window = 90;
+    test.Run(2);
+    const std::vector<float> output = test.output;
+    for (int h = 0; h < 3; ++h) std::shuffle(test.entries(h).begin(), test.entries(h).end(), test.random());
+    test.Rebuild();
+    test.Run(2);
+    for (size_t i = 0; i < output.size(); ++i) {
+      if (std::isnan(output[i])) continue;
+      ASSERT_NEAR(output[i], test.output[i], kTolerance);
+    }
+  }
+}
+
+// One pass over all queries, and blocks of queries that see only the entries so far.
+TEST_P(AttentionTest, BlocksEqualOnePass) {
+  TestShape shape = MediumShape(64);
+  shape.head_entries = {64, 64, 64};
+  TestTask whole(shape, 7);
+  whole.Run(2);
+  std::mt19937 random(8);
+  for (int begin = 0; begin < 64;) {
+    const int size = std::min(64 - begin, OneOf(&random, {1, 2, 7, 19}));
+    TestTask block(shape, 7);
+    for (int h = 0; h < 3; ++h) block.entries(h).resize(static_cast<size_t>(begin + size));
+    block.Rebuild();
+    block.task.num_queries = size;
+    block.task.queries += static_cast<size_t>(begin) * block.task.query_token_stride;
+    block.task.query_positions += begin;
+    block.Run(2);
+    for (size_t i = 0; i < static_cast<size_t>(size) * whole.task.output_token_stride; ++i) {
+      const float expected = whole.output[static_cast<size_t>(begin) * whole.task.output_token_stride + i];
+      if (std::isnan(expected)) continue;
+      ASSERT_NEAR(expected, block.output[i], kTolerance);
+    }
+    begin += size;
+  }
+}
+
+TEST_P(AttentionTest, SameThreadCountGivesSameBits) {
+  for (const int num_queries : {1, 5, 70}) {
+    for (int threads = 1; threads <= 4; ++threads) {
+      TestTask test(MediumShape(num_queries), 9);
+      test.Run(threads);
+      const std::vector<float> output = test.output;
+      const auto probabilities = test.Probabilities(threads);
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        test.Run(threads);
+        ASSERT_EQ(std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()), 0);
+        ASSERT_EQ(probabilities, test.Probabilities(threads));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, MoreThreadsThanWork) {
+  TestShape shape = MediumShape(1);
+  shape.num_kv_heads = 1;
+  shape.head_entries = {3};
+  TestTask test(shape, 10);
+  EXPECT_LT(ErrorOf(&test, 4), kTolerance);
+  EXPECT_LT(ProbabilityErrorOf(&test, 4), kTolerance);
+}
+
+TEST_P(AttentionTest, NothingSeenGivesZeros) {
+  TestTask test(MediumShape(2), 11);
+  const std::vector<float> sinks(9, 1.0f);
+  test.task.sinks = sinks.data();
+  const int32_t before_all[] = {-5, -4};
+  test.task.query_positions = before_all;
+  test.Run(2);
+  for (const float value : test.output) EXPECT_TRUE(value == 0.0f || std::isnan(value));
+  for (const float value : test.log_sum_exp) EXPECT_EQ(value, -INFINITY);
+  for (const auto& head : test.Probabilities(2)) EXPECT_THAT(head, testing::Each(0.0f));
+}
+
+// Logits of hundreds, where 2^score overflows unless the maximum is subtracted.
+TEST_P(AttentionTest, LargeLogits) {
+  TestTask test(MediumShape(4), 12);
+  test.task.scale = 40.0f;
+  // Float32 logits of 1,000 carry errors of 6e-5.
+  EXPECT_LT(ErrorOf(&test, 2), 1e-2f);
+}
+
+}  // namespace
+}  // namespace pith::kernels

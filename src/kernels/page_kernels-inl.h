@@ -1,0 +1,270 @@
+// Vector helpers and micro-kernels of page_kernels.cc, compiled once per target.
+#if defined(PITH_KERNELS_PAGE_KERNELS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PITH_KERNELS_PAGE_KERNELS_INL_H_
+#undef PITH_KERNELS_PAGE_KERNELS_INL_H_
+#else
+#define PITH_KERNELS_PAGE_KERNELS_INL_H_
+#endif
+
+#include <algorithm>
+
+#include <hwy/highway.h>
+
+#include "kernels/page_kernels.h"
+
+// Arrays of accumulators must become registers: every loop over them has
+// constant bounds and is unrolled.
+#ifndef PITH_UNROLL
+#if defined(__clang__)
+#define PITH_UNROLL _Pragma("unroll")
+#else
+#define PITH_UNROLL _Pragma("GCC unroll 32")
+#endif
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace pith::kernels {
+namespace HWY_NAMESPACE {
+namespace {  // each file of a target has its own
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::CappedTag<float, 16>;
+using DI = hn::RebindToSigned<DF>;
+using VF = hn::Vec<DF>;
+using VI = hn::Vec<DI>;
+
+inline constexpr int kLanes = static_cast<int>(hn::MaxLanes(DF()));
+inline constexpr int kPageVectors = kPageEntries / kLanes;
+static_assert(kPageEntries % kLanes == 0);
+
+// Rows of a block: bounded by the registers that two vectors per row leave.
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || \
+    HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+inline constexpr int kRegisters = 16;
+#else
+inline constexpr int kRegisters = 32;
+#endif
+inline constexpr int kBlockRows = kRegisters == 32 ? 12 : 6;
+
+// How an element of each source becomes float32.
+struct LoadF16 {
+  static constexpr Source kSource = Source::kF16;
+  using T = uint16_t;
+  static HWY_INLINE VF Load(const T* from) {
+    const hn::Rebind<hwy::float16_t, DF> d16;
+    return hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+  }
+};
+struct LoadQ8 {
+  static constexpr Source kSource = Source::kQ8;
+  using T = int8_t;
+  static HWY_INLINE VF Load(const T* from) {
+    const hn::Rebind<int8_t, DF> d8;
+    return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, from)));
+  }
+};
+struct LoadF32 {
+  static constexpr Source kSource = Source::kF32;
+  using T = float;
+  static HWY_INLINE VF Load(const T* from) { return hn::LoadU(DF(), from); }
+};
+
+// Into the L2 cache: the first level's few miss buffers would bound a stream at
+// half the memory's rate.
+HWY_INLINE void PrefetchFar(const char* at) { __builtin_prefetch(at, 0, 2); }
+
+// 2^x with relative error below 2e-7 for x <= 0; 0 below -126, so also for -inf.
+HWY_INLINE VF Exp2(VF x) {
+  const DF df;
+  const DI di;
+  const VF low = hn::Set(df, -126.0f);
+  const auto in_range = hn::Ge(x, low);
+  const VF t = hn::Max(x, low);
+  const VF n = hn::Round(t);
+  const VF f = hn::Sub(t, n);
+  // Remez fit of degree 5 on [-1/2, 1/2], relative error 7.5e-8.
+  VF p = hn::Set(df, 1.3276472454890609e-3f);
+  p = hn::MulAdd(p, f, hn::Set(df, 9.675540961325169e-3f));
+  p = hn::MulAdd(p, f, hn::Set(df, 5.550713092088699e-2f));
+  p = hn::MulAdd(p, f, hn::Set(df, 2.4022120237350464e-1f));
+  p = hn::MulAdd(p, f, hn::Set(df, 6.931469440460205e-1f));
+  p = hn::MulAdd(p, f, hn::Set(df, 1.0000001192092896f));
+  const VI exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, n));
+  const VF result = hn::BitCast(df, hn::Add(hn::BitCast(di, p), exponent));
+  return hn::IfThenElseZero(in_range, result);
+}
+
+// tanh with absolute error below 2e-7: an odd polynomial near 0, where the
+// exponential form would cancel.
+HWY_INLINE VF Tanh(VF x) {
+  const DF df;
+  const VF magnitude = hn::Abs(x);
+  const VF z = hn::Mul(x, x);
+  VF p = hn::Set(df, -6.09634630382061e-3f);
+  p = hn::MulAdd(p, z, hn::Set(df, 2.0996831357479095e-2f));
+  p = hn::MulAdd(p, z, hn::Set(df, -5.3850799798965454e-2f));
+  p = hn::MulAdd(p, z, hn::Set(df, 1.333276778459549e-1f));
+  p = hn::MulAdd(p, z, hn::Set(df, -3.33333283662796e-1f));
+  const VF near = hn::MulAdd(hn::Mul(x, z), p, x);
+  const VF one = hn::Set(df, 1.0f);
+  const VF e = Exp2(hn::Mul(magnitude, hn::Set(df, -2.8853900817779268f)));  // exp(-2|x|)
+  const VF far = hn::CopySign(hn::Div(hn::Sub(one, e), hn::Add(one, e)), x);
+  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(df, 0.625f)), near, far);
+}
+
+// Vectors of one page that are computed together, and the parts into which the
+// channels are split, so that enough sums are in flight to hide the latency of an FMA.
+constexpr int ScoreVectors(int rows) {
+  if (kRegisters == 32) return std::min(kPageVectors, rows <= 4 ? 4 : 2);
+  return std::min(kPageVectors, rows <= 3 ? 4 : 2);
+}
+constexpr int ScoreParts(int rows) {
+  const int sums = rows * ScoreVectors(rows);
+  return sums >= 8 ? 1 : sums >= 4 ? 2 : 4;
+}
+
+template <class Load, int R, int NV, int DU>
+HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_step) {
+  const DF df;
+  using T = typename Load::T;
+  VF sums[DU][R][NV];
+  PITH_UNROLL for (int u = 0; u < DU; ++u) {
+    PITH_UNROLL for (int r = 0; r < R; ++r) {
+      PITH_UNROLL for (int v = 0; v < NV; ++v) sums[u][r][v] = hn::Zero(df);
+    }
+  }
+  const T* HWY_RESTRICT keys = static_cast<const T*>(args.keys) + column;
+  const float* HWY_RESTRICT queries = args.queries;
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  const auto channel = [&](VF(&s)[R][NV]) HWY_ATTR {
+    // Whichever side is smaller waits in registers.
+    if (NV <= R) {
+      VF k[NV];
+      PITH_UNROLL for (int v = 0; v < NV; ++v) k[v] = Load::Load(keys + v * kLanes);
+      PITH_UNROLL for (int r = 0; r < R; ++r) {
+        const VF q = hn::Set(df, queries[r]);
+        PITH_UNROLL for (int v = 0; v < NV; ++v) s[r][v] = hn::MulAdd(q, k[v], s[r][v]);
+      }
+    } else {
+      VF q[R];
+      PITH_UNROLL for (int r = 0; r < R; ++r) q[r] = hn::Set(df, queries[r]);
+      PITH_UNROLL for (int v = 0; v < NV; ++v) {
+        const VF k = Load::Load(keys + v * kLanes);
+        PITH_UNROLL for (int r = 0; r < R; ++r) s[r][v] = hn::MulAdd(q[r], k, s[r][v]);
+      }
+    }
+    keys += kPageEntries;
+    queries += R;
+  };
+  size_t d = 0;
+  for (; d + DU <= args.key_dim; d += DU) {
+    PITH_UNROLL for (int u = 0; u < DU; ++u) {
+      if (Load::kSource != Source::kF32) {
+        PrefetchFar(prefetch);
+        prefetch += prefetch_step;
+      }
+      channel(sums[u]);
+    }
+  }
+  for (; d < args.key_dim; ++d) channel(sums[0]);
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int v = 0; v < NV; ++v) {
+      VF sum = sums[0][r][v];
+      PITH_UNROLL for (int u = 1; u < DU; ++u) sum = hn::Add(sum, sums[u][r][v]);
+      if (Load::kSource == Source::kQ8) sum = hn::Mul(sum, hn::LoadU(df, args.key_scales + column + v * kLanes));
+      hn::StoreU(sum, df, args.scores + r * kStepEntries + column + v * kLanes);
+    }
+  }
+}
+
+template <class Load, int R>
+void ScorePage(const ScoreArgs& args) {
+  constexpr int kVectors = ScoreVectors(R);
+  // Spread over the channels of the first pass; the page itself when there is nothing to fetch.
+  size_t step = args.prefetch.bytes / args.key_dim;
+  ScoreArgs here = args;
+  for (int v = 0; v < kPageVectors; v += kVectors) {
+    if (step == 0) here.prefetch.at = static_cast<const std::byte*>(args.keys);
+    ScoreColumns<Load, R, kVectors, ScoreParts(R)>(here, v * kLanes, step);
+    step = 0;
+  }
+}
+
+// Vectors of a value row that are accumulated together.
+constexpr int AccumulateVectors(int rows) {
+  if (kRegisters == 32) return rows <= 3 ? 8 : rows <= 6 ? 4 : 2;
+  return rows <= 1 ? 8 : rows <= 3 ? 4 : 2;
+}
+
+template <class Load, int R, int CV>
+HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, int prefetch_lines) {
+  const DF df;
+  using T = typename Load::T;
+  VF sums[R][CV];
+  float* HWY_RESTRICT acc = args.acc + column;
+  const size_t acc_stride = args.acc_stride;
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int c = 0; c < CV; ++c) {
+      sums[r][c] = hn::LoadU(df, acc + static_cast<size_t>(r) * acc_stride + c * kLanes);
+    }
+  }
+  const T* HWY_RESTRICT values = static_cast<const T*>(args.values) + column;
+  const float* HWY_RESTRICT weights = args.weights;
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  for (int j = 0; j < args.count; ++j) {
+    if (Load::kSource != Source::kF32) {
+      for (int line = 0; line < prefetch_lines; ++line) PrefetchFar(prefetch + line * 64);
+      prefetch += prefetch_lines * 64;
+    }
+    if (CV <= R) {
+      VF v[CV];
+      PITH_UNROLL for (int c = 0; c < CV; ++c) v[c] = Load::Load(values + c * kLanes);
+      PITH_UNROLL for (int r = 0; r < R; ++r) {
+        const VF p = hn::Set(df, weights[r * kStepEntries + j]);
+        PITH_UNROLL for (int c = 0; c < CV; ++c) sums[r][c] = hn::MulAdd(p, v[c], sums[r][c]);
+      }
+    } else {
+      VF p[R];
+      PITH_UNROLL for (int r = 0; r < R; ++r) p[r] = hn::Set(df, weights[r * kStepEntries + j]);
+      PITH_UNROLL for (int c = 0; c < CV; ++c) {
+        const VF v = Load::Load(values + c * kLanes);
+        PITH_UNROLL for (int r = 0; r < R; ++r) sums[r][c] = hn::MulAdd(p[r], v, sums[r][c]);
+      }
+    }
+    values += args.value_stride;
+  }
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int c = 0; c < CV; ++c) {
+      hn::StoreU(sums[r][c], df, acc + static_cast<size_t>(r) * acc_stride + c * kLanes);
+    }
+  }
+}
+
+template <class Load, int R>
+void AccumulatePage(const AccumulateArgs& args) {
+  constexpr int kVectors = AccumulateVectors(R);
+  int vectors = static_cast<int>((args.value_dim + kLanes - 1) / kLanes);
+  size_t column = 0;
+  int lines = args.count == 0 ? 0 : static_cast<int>(args.prefetch.bytes / 64 / static_cast<size_t>(args.count));
+  const auto advance = [&](int done) {
+    column += static_cast<size_t>(done) * kLanes;
+    vectors -= done;
+    lines = 0;
+  };
+  for (; vectors >= kVectors; advance(kVectors)) AccumulateColumns<Load, R, kVectors>(args, column, lines);
+  if constexpr (kVectors > 4) {
+    for (; vectors >= 4; advance(4)) AccumulateColumns<Load, R, 4>(args, column, lines);
+  }
+  if constexpr (kVectors > 2) {
+    for (; vectors >= 2; advance(2)) AccumulateColumns<Load, R, 2>(args, column, lines);
+  }
+  for (; vectors >= 1; advance(1)) AccumulateColumns<Load, R, 1>(args, column, lines);
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pith::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,254 @@
+// Softmax, conversions and the table of each target; micro-kernels are in
+// page_kernels-inl.h.
+
+// Accumulators are arrays of vectors, which the sizeless types of SVE and RVV
+// do not allow; SSSE3-only machines get the SSE-free fallback.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_SSSE3)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/page_kernels.cc"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "kernels/page_kernels-inl.h"
+#include "kernels/page_kernels.h"
+#include "kernels/target.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pith::kernels {
+namespace HWY_NAMESPACE {
+namespace {  // each file of a target has its own
+
+inline constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+HWY_INLINE float MaxOf(VF v) { return hn::GetLane(hn::MaxOfLanes(DF(), v)); }
+HWY_INLINE float SumOf(VF v) { return hn::GetLane(hn::SumOfLanes(DF(), v)); }
+
+// One vector of scores, lane 0 being slot `slot` of the page.
+HWY_INLINE VF AdjustVector(VF s, int slot, const RowRule& rule, const StepPage& page, float soft_cap, bool alibi) {
+  const DF df;
+  const DI di;
+  if (soft_cap != 0.0f) s = hn::Mul(Tanh(s), hn::Set(df, soft_cap));
+  const VI position = hn::LoadU(di, page.positions + slot);
+  const VI last = hn::Set(di, rule.last);
+  if (alibi) {
+    const VF distance = hn::ConvertTo(df, hn::Sub(last, position));
+    s = hn::NegMulAdd(distance, hn::Set(df, rule.slope), s);
+  }
+  if (page.masked) {
+    const auto future = hn::Gt(position, last);
+    const auto past = hn::Lt(position, hn::Set(di, rule.first));
+    const auto unused = hn::Gt(hn::Iota(di, slot), hn::Set(di, page.count - 1));
+    const auto hidden = hn::RebindMask(df, hn::Or(hn::Or(future, past), unused));
+    s = hn::IfThenElse(hidden, hn::Set(df, kMinusInf), s);
+  }
+  return s;
+}
+
+void Adjust(float* scores, const RowRule& rule, const StepPage& page, float soft_cap, bool alibi) {
+  for (int slot = 0; slot < kPageEntries; slot += kLanes) {
+    const VF s = AdjustVector(hn::LoadU(DF(), scores + slot), slot, rule, page, soft_cap, alibi);
+    hn::StoreU(s, DF(), scores + slot);
+  }
+}
+
+float AdjustedMax(float* scores, const SoftmaxArgs& args, const RowRule& rule) {
+  const DF df;
+  VF max = hn::Set(df, kMinusInf);
+  for (int p = 0; p < args.num_pages; ++p) {
+    const StepPage& page = args.pages[p];
+    float* at = scores + p * kPageEntries;
+    if (page.masked || args.alibi || args.soft_cap != 0.0f) {
+      Adjust(at, rule, page, args.soft_cap, args.alibi);
+    }
+    for (int slot = 0; slot < kPageEntries; slot += kLanes) max = hn::Max(max, hn::LoadU(df, at + slot));
+  }
+  return MaxOf(max);
+}
+
+void SoftmaxStep(const SoftmaxArgs& args) {
+  const DF df;
+  for (int r = 0; r < args.rows; ++r) {
+    float* scores = args.scores + static_cast<size_t>(r) * kStepEntries;
+    const float former = args.max[r];
+    const float max = std::max(former, AdjustedMax(scores, args, args.rules[r]));
+    // A row that has seen nothing yet: any finite maximum makes all weights 0.
+    const VF shift = hn::Set(df, max == kMinusInf ? 0.0f : max);
+    VF sum = hn::Zero(df);
+    for (int p = 0; p < args.num_pages; ++p) {
+      float* at = scores + p * kPageEntries;
+      const float* scales = args.pages[p].value_scales;
+      PITH_UNROLL for (int slot = 0; slot < kPageEntries; slot += kLanes) {
+        VF weight = Exp2(hn::Sub(hn::LoadU(df, at + slot), shift));
+        sum = hn::Add(sum, weight);
+        if (scales != nullptr) weight = hn::Mul(weight, hn::LoadU(df, scales + slot));
+        hn::StoreU(weight, df, at + slot);
+      }
+    }
+    const float alpha = former == max ? 1.0f : std::exp2(former - max);
+    args.alpha[r] = alpha;
+    args.max[r] = max;
+    args.sum[r] = args.sum[r] * alpha + SumOf(sum);
+  }
+}
+
+void SoftmaxRow(float* scores, int64_t count, float sink) {
+  const DF df;
+  const int64_t whole = count / kLanes * kLanes;
+  VF max = hn::Set(df, kMinusInf);
+  for (int64_t i = 0; i < whole; i += kLanes) max = hn::Max(max, hn::LoadU(df, scores + i));
+  float top = MaxOf(max);
+  for (int64_t i = whole; i < count; ++i) top = std::max(top, scores[i]);
+  const bool blind = top == kMinusInf;
+  top = blind ? 0.0f : std::max(top, sink);
+  const VF shift = hn::Set(df, top);
+  HWY_ALIGN float tail[kLanes];
+  for (int i = 0; i < kLanes; ++i) tail[i] = whole + i < count ? scores[whole + i] : kMinusInf;
+  const VF tail_weight = Exp2(hn::Sub(hn::Load(df, tail), shift));
+  VF sums = tail_weight;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const VF weight = Exp2(hn::Sub(hn::LoadU(df, scores + i), shift));
+    sums = hn::Add(sums, weight);
+    hn::StoreU(weight, df, scores + i);
+  }
+  const float sum = SumOf(sums) + std::exp2(sink - top);
+  const VF factor = hn::Set(df, blind ? 0.0f : 1.0f / sum);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    hn::StoreU(hn::Mul(hn::LoadU(df, scores + i), factor), df, scores + i);
+  }
+  hn::Store(hn::Mul(tail_weight, factor), df, tail);
+  for (int64_t i = whole; i < count; ++i) scores[i] = tail[i - whole];
+}
+
+void Scale(float* values, size_t count, float factor) {
+  const DF df;
+  const VF f = hn::Set(df, factor);
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(df, values + i), f), df, values + i);
+  for (; i < count; ++i) values[i] *= factor;
+}
+
+void PositionRange(const int32_t* positions, int count, int32_t* least, int32_t* greatest) {
+  const DI di;
+  if (count < kPageEntries) {
+    *least = *std::min_element(positions, positions + count);
+    *greatest = *std::max_element(positions, positions + count);
+    return;
+  }
+  VI low = hn::LoadU(di, positions);
+  VI high = low;
+  for (int i = kLanes; i < kPageEntries; i += kLanes) {
+    const VI p = hn::LoadU(di, positions + i);
+    low = hn::Min(low, p);
+    high = hn::Max(high, p);
+  }
+  *least = hn::GetLane(hn::MinOfLanes(di, low));
+  *greatest = hn::GetLane(hn::MaxOfLanes(di, high));
+}
+
+template <class Load>
+void ConvertKeysFrom(const PageLayout& layout, const std::byte* page, float* keys) {
+  const DF df;
+  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.key_offset);
+  const auto* scales = reinterpret_cast<const float*>(page + layout.key_scale_offset);
+  for (int d = 0; d < layout.key_dim; ++d) {
+    PITH_UNROLL for (int j = 0; j < kPageEntries; j += kLanes) {
+      VF k = Load::Load(from + j);
+      if (Load::kSource == Source::kQ8) k = hn::Mul(k, hn::LoadU(df, scales + j));
+      hn::StoreU(k, df, keys + j);
+    }
+    from += kPageEntries;
+    keys += kPageEntries;
+  }
+}
+
+void ConvertKeys(const PageLayout& layout, const std::byte* page, float* keys) {
+  if (layout.format == KvFormat::kF16) {
+    ConvertKeysFrom<LoadF16>(layout, page, keys);
+  } else {
+    ConvertKeysFrom<LoadQ8>(layout, page, keys);
+  }
+}
+
+template <class Load>
+void ConvertValuesFrom(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
+  const DF df;
+  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.value_offset);
+  const auto* scales = reinterpret_cast<const float*>(page + layout.value_scale_offset);
+  const int dim = layout.value_dim;
+  for (int j = 0; j < count; ++j) {
+    const VF scale = hn::Set(df, Load::kSource == Source::kQ8 ? scales[j] : 1.0f);
+    // Columns beyond Dv get whatever follows; nobody reads the sums that come of them.
+    for (int c = 0; c < dim; c += kLanes) {
+      VF v = Load::Load(from + c);
+      if (Load::kSource == Source::kQ8) v = hn::Mul(v, scale);
+      hn::StoreU(v, df, values + c);
+    }
+    from += dim;
+    values += stride;
+  }
+  for (int j = count; j < kPageEntries; ++j) {
+    std::fill_n(values, stride, 0.0f);
+    values += stride;
+  }
+}
+
+void ConvertValues(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
+  if (layout.format == KvFormat::kF16) {
+    ConvertValuesFrom<LoadF16>(layout, page, count, values, stride);
+  } else {
+    ConvertValuesFrom<LoadQ8>(layout, page, count, values, stride);
+  }
+}
+
+template <class Load, int... R>
+void FillRows(PageKernels* kernels, std::integer_sequence<int, R...>) {
+  const int source = static_cast<int>(Load::kSource);
+  ((kernels->score[source][R + 1] = &ScorePage<Load, R + 1>), ...);
+  ((kernels->accumulate[source][R + 1] = &AccumulatePage<Load, R + 1>), ...);
+}
+
+PageKernels MakeKernels() {
+  PageKernels kernels = {};
+  kernels.target_name = hwy::TargetName(HWY_TARGET);
+  kernels.block_rows = kBlockRows;
+  FillRows<LoadF16>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  FillRows<LoadQ8>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  FillRows<LoadF32>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  kernels.softmax = &SoftmaxStep;
+  kernels.adjust = &Adjust;
+  kernels.softmax_row = &SoftmaxRow;
+  kernels.scale = &Scale;
+  kernels.position_range = &PositionRange;
+  kernels.convert_keys = &ConvertKeys;
+  kernels.convert_values = &ConvertValues;
+  return kernels;
+}
+
+const PageKernels* TargetKernels() {
+  static const PageKernels kernels = MakeKernels();
+  return &kernels;
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pith::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pith::kernels {
+
+HWY_EXPORT(TargetKernels);
+
+const PageKernels& GetPageKernels() {
+  ApplyForcedTarget();
+  return *HWY_DYNAMIC_DISPATCH(TargetKernels)();
+}
+
+}  // namespace pith::kernels
+#endif  // HWY_ONCE

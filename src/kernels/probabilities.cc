@@ -1,0 +1,161 @@
+// Softmax probabilities: scores of all pages, then a softmax over each row.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/attention.h"
+#include "kernels/attention_plan.h"
+#include "kernels/page_kernels.h"
+
+namespace pith::kernels {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+// Packed queries of a tile live on the stack: 64 KiB.
+constexpr int kMaxPackedFloats = 16 * 1024;
+constexpr int kMaxTileRows = 96;
+
+class Scorer {
+ public:
+  Scorer(const AttentionTask& task, float* const* probabilities)
+      : task_(task), probabilities_(probabilities), kernels_(GetPageKernels()),
+        group_(task.num_heads / task.num_kv_heads), head_rows_(task.num_queries * group_) {
+    PITH_CHECK(task.key_dim <= kMaxPackedFloats);
+    tile_rows_ = std::min({kMaxTileRows, kMaxPackedFloats / task.key_dim, std::max(1, head_rows_)});
+  }
+
+  // Masked scores of this thread's share of (tile, page), in log2 units.
+  void ScoreAll(const Team& team) {
+    int64_t total = 0;
+    ForEachTile([&](const Tile&, const ItemSpan& span) { total += span.work(); });
+    ForEachTile([&](const Tile& tile, const ItemSpan& span) {
+      const Share share = span.ShareOf(team.ith, team.nth, total);
+      if (!share.empty()) ScoreTile(tile, share);
+    });
+  }
+
+  // Softmax over this thread's share of all rows.
+  void NormalizeAll(const Team& team) {
+    int64_t total = 0;
+    for (int head = 0; head < task_.num_kv_heads; ++head) total += RowWork(head) * head_rows_;
+    int64_t at = 0;
+    for (int head = 0; head < task_.num_kv_heads; ++head) {
+      const int count = task_.heads[head].num_entries();
+      for (int row = 0; row < head_rows_; ++row, at += RowWork(head)) {
+        if (at * team.nth / total != team.ith) continue;
+        const int query_head = head * group_ + row / task_.num_queries;
+        const float sink = task_.sinks != nullptr ? task_.sinks[query_head] * kLog2E : kMinusInf;
+        kernels_.softmax_row(probabilities_[head] + static_cast<size_t>(row) * static_cast<size_t>(count), count, sink);
+      }
+    }
+  }
+
+ private:
+  int64_t RowWork(int head) const { return task_.heads[head].num_entries() + kPageEntries; }
+
+  template <class Visit>
+  void ForEachTile(const Visit& visit) const {
+    int64_t start = 0;
+    for (int head = 0; head < task_.num_kv_heads; ++head) {
+      const int num_pages = PageCursor::NumPages(task_.heads[head]);
+      for (int begin = 0; begin < head_rows_; begin += tile_rows_) {
+        const Tile tile = Tile::Make(task_, head, begin, std::min(begin + tile_rows_, head_rows_));
+        const ItemSpan span = {start, tile.num_rows(), num_pages};
+        visit(tile, span);
+        start += span.work();
+      }
+    }
+  }
+
+  int BlockRows(const Tile& tile, int begin) const { return std::min(kernels_.block_rows, tile.num_rows() - begin); }
+
+  void Pack(const Tile& tile, float* packed) const {
+    const float scale = task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
+    for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
+      const int rows = BlockRows(tile, begin);
+      for (int r = 0; r < rows; ++r) {
+        const int row = tile.begin + begin + r;
+        const float* query = task_.queries + static_cast<size_t>(row / group_) * task_.query_token_stride +
+                             static_cast<size_t>(tile.head * group_ + row % group_) * task_.query_head_stride;
+        for (int d = 0; d < task_.key_dim; ++d) packed[begin * task_.key_dim + d * rows + r] = query[d] * scale;
+      }
+    }
+  }
+
+  RowRule RuleOf(const Tile& tile, int row) const {
+    const int32_t position = task_.query_positions[row / group_];
+    const int head = tile.head * group_ + row % group_;
+    const float slope = task_.alibi_slopes != nullptr ? task_.alibi_slopes[head] * kLog2E : 0.0f;
+    return {FirstVisible(task_, position), position, slope};
+  }
+
+  // Where the scores of a row (t, g) of a kv head begin.
+  float* RowOf(const Tile& tile, int row) const {
+    const auto count = static_cast<size_t>(task_.heads[tile.head].num_entries());
+    const int t = row / group_;
+    const int g = row % group_;
+    return probabilities_[tile.head] + static_cast<size_t>(g * task_.num_queries + t) * count;
+  }
+
+  void ScoreTile(const Tile& tile, Share share) const {
+    alignas(64) float packed[kMaxPackedFloats];
+    Pack(tile, packed);
+    PageCursor cursor(task_.heads[tile.head]);
+    cursor.Skip(share.begin);
+    PageRef ref;
+    for (int left = share.end - share.begin; left > 0 && cursor.Next(&ref); --left) ScorePage(tile, ref, packed);
+  }
+
+  void ScorePage(const Tile& tile, const PageRef& ref, const float* packed) const {
+    alignas(64) float scores[kMaxBlockRows * kStepEntries];
+    const PageLayout& layout = *ref.layout;
+    const PageVisibility visibility = Visibility(kernels_, tile, ref);
+    const StepPage page = {layout.positions(ref.page), nullptr, ref.count, visibility != PageVisibility::kWholly};
+    const bool plain = !page.masked && task_.soft_cap == 0.0f && task_.alibi_slopes == nullptr;
+    const int source = static_cast<int>(layout.format == KvFormat::kF16 ? Source::kF16 : Source::kQ8);
+    ScoreArgs args = {};
+    args.key_dim = static_cast<size_t>(task_.key_dim);
+    args.keys = ref.page + layout.key_offset;
+    args.key_scales = reinterpret_cast<const float*>(ref.page + layout.key_scale_offset);
+    args.scores = scores;
+    for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
+      const int rows = BlockRows(tile, begin);
+      args.queries = packed + begin * task_.key_dim;
+      if (visibility == PageVisibility::kHidden) {
+        std::fill_n(scores, rows * kStepEntries, kMinusInf);
+      } else {
+        kernels_.score[source][rows](args);
+      }
+      for (int r = 0; r < rows; ++r) {
+        const int row = tile.begin + begin + r;
+        float* at = scores + r * kStepEntries;
+        if (!plain && visibility != PageVisibility::kHidden) {
+          kernels_.adjust(at, RuleOf(tile, row), page, task_.soft_cap * kLog2E, task_.alibi_slopes != nullptr);
+        }
+        std::memcpy(RowOf(tile, row) + ref.first_entry, at, sizeof(float) * static_cast<size_t>(ref.count));
+      }
+    }
+  }
+
+  const AttentionTask& task_;
+  float* const* const probabilities_;
+  const PageKernels& kernels_;
+  const int group_;
+  const int head_rows_;
+  int tile_rows_ = 0;
+};
+
+}  // namespace
+
+void RunProbabilities(const AttentionTask& task, float* const* probabilities, const Team& team) {
+  if (task.num_queries == 0) return;
+  Scorer scorer(task, probabilities);
+  scorer.ScoreAll(team);
+  team.Sync();
+  scorer.NormalizeAll(team);
+}
+
+}  // namespace pith::kernels

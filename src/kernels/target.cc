@@ -1,0 +1,39 @@
+#include "kernels/target.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include <hwy/targets.h>
+
+#include "kernels/attention.h"
+#include "kernels/page_kernels.h"
+
+namespace pith::kernels {
+namespace {
+
+bool ForceTarget(const char* name) {
+  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    const int64_t target = targets & -targets;
+    if (std::strcmp(hwy::TargetName(target), name) != 0) continue;
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().DeInit();
+    return true;
+  }
+  std::fprintf(stderr, "PITH_FORCE_TARGET=%s: this machine has no such SIMD target; ignored\n", name);
+  return false;
+}
+
+}  // namespace
+
+void ApplyForcedTarget() {
+  static const bool once = [] {
+    const char* name = std::getenv("PITH_FORCE_TARGET");
+    return name != nullptr && *name != '\0' && ForceTarget(name);
+  }();
+  (void)once;
+}
+
+const char* TargetName() { return GetPageKernels().target_name; }
+
+}  // namespace pith::kernels

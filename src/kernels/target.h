@@ -1,0 +1,12 @@
+// Which SIMD target runs.
+#ifndef PITH_KERNELS_TARGET_H_
+#define PITH_KERNELS_TARGET_H_
+
+namespace pith::kernels {
+
+// Makes PITH_FORCE_TARGET take effect, once per process. Called before any dispatch.
+void ApplyForcedTarget();
+
+}  // namespace pith::kernels
+
+#endif  // PITH_KERNELS_TARGET_H_

@@ -1,0 +1,45 @@
+// Worst case instead of mean (DefensiveKV, arXiv:2510.13334, steps 1 to 3): pooled rows rescaled to
+// their own mass, the largest over queries and group, and never less than the head's mean of that,
+// for entries that the window never hit.
+#include <algorithm>
+#include <numeric>
+
+#include "policy/select.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+class Defensive final : public Aggregator {
+ public:
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
+                 std::span<float> out) const override {
+    if (out.empty()) return;
+    std::fill(out.begin(), out.end(), 0.0F);
+    std::vector<float> pooled(out.size());
+    for (int g = 0; g < probs.group(); ++g) {
+      for (int t = 0; t < probs.rows(); ++t) {
+        const std::span<const float> row(probs.row(g, t), out.size());
+        Pool(row, pooling, pooled);
+        const double mass = std::accumulate(row.begin(), row.end(), 0.0);
+        const double pooled_mass = std::accumulate(pooled.begin(), pooled.end(), 0.0);
+        if (!(pooled_mass > 0)) continue;
+        const auto scale = static_cast<float>(mass / pooled_mass);
+        for (size_t j = 0; j < out.size(); ++j) out[j] = std::max(out[j], pooled[j] * scale);
+      }
+    }
+    const double sum = std::accumulate(out.begin(), out.end(), 0.0);
+    const auto mean = static_cast<float>(sum / static_cast<double>(out.size()));
+    for (float& score : out) score = std::max(score, mean);
+  }
+};
+
+}  // namespace
+
+StageInfo<Aggregator> DefensiveStage() {
+  return {"worst case over queries and the GQA group, at least the head's mean of it",
+          {},
+          [](const Params&) -> std::unique_ptr<Aggregator> { return std::make_unique<Defensive>(); }};
+}
+
+}  // namespace pith

@@ -1,0 +1,50 @@
+// Exponential moving average over the window's queries, the newest counting most.
+#include <algorithm>
+
+#include "policy/select.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+class Ema final : public Aggregator {
+ public:
+  explicit Ema(float decay) : decay_(decay) {}
+
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
+                 std::span<float> out) const override {
+    std::fill(out.begin(), out.end(), 0.0F);
+    std::vector<float> mean(out.size());
+    std::vector<float> pooled(out.size());
+    for (int g = 0; g < probs.group(); ++g) {
+      std::fill(mean.begin(), mean.end(), 0.0F);
+      float weight = 1;
+      float total = 0;
+      for (int t = probs.rows() - 1; t >= 0; --t, weight *= decay_) {
+        const float* row = probs.row(g, t);
+        for (size_t j = 0; j < mean.size(); ++j) mean[j] += weight * row[j];
+        total += weight;
+      }
+      for (float& m : mean) m /= total;
+      Pool(mean, pooling, pooled);
+      for (size_t j = 0; j < out.size(); ++j) {
+        out[j] += pooled[j] / static_cast<float>(probs.group());
+      }
+    }
+  }
+
+ private:
+  float decay_;
+};
+
+}  // namespace
+
+StageInfo<Aggregator> EmaStage() {
+  return {"mean over queries in which each older one counts `decay` times as much",
+          {RealParam("decay", 0.9, 0.01, 1, "weight of a query against the next one")},
+          [](const Params& p) -> std::unique_ptr<Aggregator> {
+            return std::make_unique<Ema>(static_cast<float>(p.Real("decay")));
+          }};
+}
+
+}  // namespace pith

@@ -1,0 +1,55 @@
+// Mean plus gamma times the variance over the queries (CAKE's indicator, arXiv:2503.12491): entries
+// whose attention moves are worth keeping. Pooled per query head, then averaged over the group.
+#include <algorithm>
+
+#include "policy/select.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+class Shift final : public Aggregator {
+ public:
+  explicit Shift(float gamma) : gamma_(gamma) {}
+
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
+                 std::span<float> out) const override {
+    std::fill(out.begin(), out.end(), 0.0F);
+    std::vector<float> value(out.size());
+    std::vector<float> pooled(out.size());
+    const int rows = probs.rows();
+    for (int g = 0; g < probs.group(); ++g) {
+      for (size_t j = 0; j < out.size(); ++j) {
+        double mean = 0;
+        for (int t = 0; t < rows; ++t) mean += static_cast<double>(probs.row(g, t)[j]);
+        mean /= rows;
+        double squares = 0;
+        for (int t = 0; t < rows; ++t) {
+          const double d = static_cast<double>(probs.row(g, t)[j]) - mean;
+          squares += d * d;
+        }
+        const double variance = rows > 1 ? squares / (rows - 1) : 0;
+        value[j] = static_cast<float>(mean + static_cast<double>(gamma_) * variance);
+      }
+      Pool(value, pooling, pooled);
+      for (size_t j = 0; j < out.size(); ++j) {
+        out[j] += pooled[j] / static_cast<float>(probs.group());
+      }
+    }
+  }
+
+ private:
+  float gamma_;
+};
+
+}  // namespace
+
+StageInfo<Aggregator> ShiftStage() {
+  return {"mean plus gamma times the variance over queries",
+          {RealParam("gamma", 200, 0, 1e6, "weight of the variance")},
+          [](const Params& p) -> std::unique_ptr<Aggregator> {
+            return std::make_unique<Shift>(static_cast<float>(p.Real("gamma")));
+          }};
+}
+
+}  // namespace pith

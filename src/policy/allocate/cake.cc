@@ -1,0 +1,112 @@
+// Layers by their preference (CAKE, arXiv:2503.12491; the press of github.com/FFY0/DefensiveKV):
+// P = H^(1/tau1) V^(1/tau2), with H the entropy and V the temporal variance of the window's
+// attention. The total beside the windows is shared in proportion, truncated, clipped to n - w, and
+// what is left over spread evenly, first layers first.
+#include <algorithm>
+#include <cmath>
+
+#include "policy/select.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+class Cake final : public Allocator {
+ public:
+  Cake(double tau1, double tau2) : tau1_(tau1), tau2_(tau2) {}
+
+  uint32_t needs() const override { return kNeedWindowProbs; }
+  int window() const override { return window_; }
+  void AdoptWindow(int window) override { window_ = window; }
+  bool layer_local() const override { return false; }
+
+  void Prepare(const LayerInputs& inputs, LayerScores& scores) const override {
+    double entropy = 0;
+    double shift = 0;
+    for (const HeadInputs& head : inputs.heads) {
+      const WindowProbs probs(inputs, head, window_);
+      const int rows = probs.rows();
+      for (int g = 0; g < probs.group(); ++g) {
+        for (size_t j = 0; j < static_cast<size_t>(probs.columns()); ++j) {
+          double sum = 0;
+          for (int t = 0; t < rows; ++t) {
+            const double a = static_cast<double>(probs.row(g, t)[j]);
+            entropy -= a * std::log(a + 1e-10);
+            sum += a;
+          }
+          double squares = 0;
+          for (int t = 0; t < rows; ++t) {
+            const double d = static_cast<double>(probs.row(g, t)[j]) - sum / rows;
+            squares += d * d;
+          }
+          if (rows > 1) shift += squares / (rows - 1);
+        }
+      }
+    }
+    scores.preference = std::pow(std::max(entropy, 0.0), 1 / tau1_) * std::pow(shift, 1 / tau2_);
+    scores.window = std::min(window_, inputs.window);
+  }
+
+  void Allocate(std::span<const LayerScores> layers, const Budget& budget,
+                Allocation& out) const override {
+    double sum = 0;
+    for (const LayerScores& layer : layers) sum += layer.preference;
+    const double mean = budget.keep_exact > 0 ? budget.keep_exact : budget.keep;
+    const int window = layers.empty() ? 0 : layers.front().window;
+    const auto total = static_cast<int>((mean - window) * static_cast<double>(layers.size()));
+    std::vector<int> room;
+    std::vector<int> share;
+    for (const LayerScores& layer : layers) {
+      size_t n = 0;
+      for (const auto& head : layer.heads) n = std::max(n, head.size());
+      room.push_back(std::max(0, static_cast<int>(n) - layer.window));
+      share.push_back(sum > 0 && std::isfinite(sum) ? static_cast<int>(layer.preference / sum * total) : 0);
+    }
+    if (total > 0) Settle(total, room, share);
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const int keep = total > 0 ? window + std::clamp(share[l], 0, room[l]) : budget.keep;
+      for (HeadBudget& head : out[l]) head = {keep, 0};
+    }
+  }
+
+ private:
+  static void SpreadEvenly(int amount, const std::vector<int>& room, std::vector<int>& share) {
+    std::vector<size_t> open;
+    for (size_t l = 0; l < share.size(); ++l) {
+      if (share[l] < room[l]) open.push_back(l);
+    }
+    const int num_open = static_cast<int>(open.size());
+    for (int k = 0; k < num_open; ++k) {
+      share[open[static_cast<size_t>(k)]] += amount / num_open + (k < amount % num_open ? 1 : 0);
+    }
+  }
+
+  static void Settle(int total, const std::vector<int>& room, std::vector<int>& share) {
+    int excess = 0;
+    for (size_t l = 0; l < share.size(); ++l) {
+      excess += std::max(0, share[l] - room[l]);
+      share[l] = std::min(share[l], room[l]);
+    }
+    SpreadEvenly(excess, room, share);
+    int left = total;
+    for (int s : share) left -= s;
+    if (left > 0) SpreadEvenly(left, room, share);
+  }
+
+  double tau1_;
+  double tau2_;
+  int window_ = 0;
+};
+
+}  // namespace
+
+StageInfo<Allocator> CakeStage() {
+  return {"layers whose attention is spread out and moving get more",
+          {RealParam("tau1", 1.6, 0.01, 100, "tempers the entropy"),
+           RealParam("tau2", 0.6, 0.01, 100, "tempers the temporal variance")},
+          [](const Params& p) -> std::unique_ptr<Allocator> {
+            return std::make_unique<Cake>(p.Real("tau1"), p.Real("tau2"));
+          }};
+}
+
+}  // namespace pith

@@ -1,0 +1,142 @@
+#include "policy/composed.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/check.h"
+#include "policy/select.h"
+
+namespace pith {
+namespace {
+
+constexpr int kDefaultWindow = 32;
+
+// A score that is no number loses against every other; the order stays total whatever comes in.
+void MakeComparable(std::vector<float>& scores) {
+  for (float& score : scores) {
+    if (std::isnan(score)) score = std::numeric_limits<float>::lowest();
+  }
+}
+
+std::vector<KeptHeads> SelectRanked(const std::vector<LayerScores>& layers, const Allocation& budgets) {
+  std::vector<KeptHeads> kept(layers.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+      kept[l].push_back(SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h),
+                                  budgets[l][h].keep));
+    }
+  }
+  return kept;
+}
+
+}  // namespace
+
+// The base class serves policies that are layer-local.
+std::vector<KeptHeads> Policy::SelectAll(std::span<const LayerScores> scores,
+                                         const Budget& budget) const {
+  (void)scores, (void)budget;
+  PITH_CHECK(layer_local());
+  return {};
+}
+
+ComposedPolicy::ComposedPolicy(PolicyParts parts) : parts_(std::move(parts)) {
+  const int own = parts_.scorer->window();
+  const int window = own > 0 ? own : kDefaultWindow;
+  for (auto& modifier : parts_.modifiers) modifier->AdoptWindow(window);
+  parts_.allocator->AdoptWindow(window);
+}
+
+std::vector<const Stage*> ComposedPolicy::stages() const {
+  std::vector<const Stage*> all = {parts_.scorer.get(), parts_.aggregator.get()};
+  for (const auto& modifier : parts_.modifiers) all.push_back(modifier.get());
+  all.push_back(parts_.allocator.get());
+  return all;
+}
+
+uint32_t ComposedPolicy::needs() const {
+  uint32_t bits = 0;
+  for (const Stage* stage : stages()) bits |= stage->needs();
+  return bits;
+}
+
+int ComposedPolicy::window() const {
+  int rows = 0;
+  for (const Stage* stage : stages()) rows = std::max(rows, stage->window());
+  return rows;
+}
+
+void ComposedPolicy::Score(const LayerInputs& inputs, LayerScores& scores) const {
+  scores = LayerScores{};
+  scores.layer = inputs.layer;
+  scores.num_layers = inputs.num_layers;
+  scores.heads.resize(inputs.heads.size());
+  bool any_pinned = false;
+  for (size_t h = 0; h < inputs.heads.size(); ++h) {
+    scores.heads[h].assign(static_cast<size_t>(inputs.heads[h].num_entries), 0.0F);
+    any_pinned |= !inputs.heads[h].pinned.empty();
+  }
+  if (any_pinned) {
+    for (const HeadInputs& head : inputs.heads) {
+      scores.pinned.emplace_back(head.pinned.begin(), head.pinned.end());
+      scores.pinned.back().resize(static_cast<size_t>(head.num_entries), 0);
+    }
+  }
+  parts_.scorer->Score(inputs, *parts_.aggregator, scores);
+  for (auto& head : scores.heads) MakeComparable(head);
+  for (const auto& modifier : parts_.modifiers) {
+    modifier->Adjust(inputs, scores);
+    for (auto& head : scores.heads) MakeComparable(head);
+  }
+  parts_.allocator->Prepare(inputs, scores);
+}
+
+ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs,
+                                               std::span<const LayerScores> scores,
+                                               const Budget& budget) const {
+  Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
+  size_t num_heads = 0;
+  for (size_t l = 0; l < scores.size(); ++l) {
+    for (const Stage* stage : stages()) stage->Refine(budget, out.layers[l]);
+    out.budgets[l].resize(scores[l].heads.size());
+    num_heads += scores[l].heads.size();
+  }
+  parts_.allocator->Allocate(out.layers, budget, out.budgets);
+  if (!keeps_everything()) {
+    // With keep_exact a method's own rounding may go beyond the total by less than one a head.
+    const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
+    FitBudgets(out.layers, TotalEntries(budget, num_heads) + rounding, out.budgets);
+  }
+  for (size_t l = 0; l < out.layers.size(); ++l) {
+    LayerScores& layer = out.layers[l];
+    if (layer.ties.empty()) layer.ties.resize(layer.heads.size());
+    for (size_t h = 0; h < layer.heads.size(); ++h) {
+      HeadRank rank{static_cast<int>(h), out.budgets[l][h], &layer,
+                    inputs == nullptr ? nullptr : &inputs->heads[h],
+                    inputs == nullptr ? 0 : inputs->key_dim, layer.heads[h], &layer.ties[h]};
+      for (const Stage* stage : stages()) stage->Rerank(rank);
+      MakeComparable(layer.heads[h]);
+    }
+  }
+  return out;
+}
+
+KeptHeads ComposedPolicy::Select(const LayerInputs& inputs, const LayerScores& scores,
+                                 const Budget& budget) const {
+  const Ranked ranked = RankAll(&inputs, {&scores, 1}, budget);
+  return std::move(SelectRanked(ranked.layers, ranked.budgets).front());
+}
+
+std::vector<KeptHeads> ComposedPolicy::SelectAll(std::span<const LayerScores> scores,
+                                                 const Budget& budget) const {
+  const Ranked ranked = RankAll(nullptr, scores, budget);
+  return SelectRanked(ranked.layers, ranked.budgets);
+}
+
+std::vector<LayerScores> ComposedPolicy::Rank(const LayerInputs* inputs,
+                                              std::span<const LayerScores> scores,
+                                              const Budget& budget) const {
+  return RankAll(inputs, scores, budget).layers;
+}
+
+}  // namespace pith

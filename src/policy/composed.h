@@ -1,0 +1,54 @@
+// A Policy made of stages.
+#ifndef PITH_POLICY_COMPOSED_H_
+#define PITH_POLICY_COMPOSED_H_
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "policy/stage.h"
+
+namespace pith {
+
+struct PolicyParts {
+  std::unique_ptr<Scorer> scorer;
+  std::unique_ptr<Aggregator> aggregator;
+  std::vector<std::unique_ptr<Modifier>> modifiers;  // in the order of application
+  std::unique_ptr<Allocator> allocator;
+};
+
+class ComposedPolicy final : public Policy {
+ public:
+  explicit ComposedPolicy(PolicyParts parts);
+
+  uint32_t needs() const override;
+  int window() const override;
+  std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
+  bool layer_local() const override { return parts_.allocator->layer_local(); }
+  bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
+  void Observe(const Observation& seen, std::span<float* const> columns) const override {
+    parts_.scorer->Observe(seen, columns);
+  }
+  void Score(const LayerInputs& inputs, LayerScores& scores) const override;
+  KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores,
+                   const Budget& budget) const override;
+  std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores,
+                                   const Budget& budget) const override;
+  std::vector<LayerScores> Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,
+                                const Budget& budget) const override;
+
+ private:
+  struct Ranked {
+    std::vector<LayerScores> layers;
+    Allocation budgets;
+  };
+  Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
+                 const Budget& budget) const;
+  std::vector<const Stage*> stages() const;
+
+  PolicyParts parts_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_COMPOSED_H_

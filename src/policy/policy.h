@@ -1,0 +1,191 @@
+// The policy algebra: Observe -> Score -> Aggregate -> Allocate -> Act.
+//
+// A policy sees one layer of one sequence at a time as plain float32 arrays, so
+// it runs without a model. The engine computes only what needs() names.
+//
+// Shapes: L layers, H query heads, G query heads per kv head, n entries of one
+// kv head (ragged: each head has its own n), D and Dv head sizes, w window.
+#ifndef PITH_POLICY_POLICY_H_
+#define PITH_POLICY_POLICY_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pith/types.h"
+
+namespace pith {
+
+enum Need : uint32_t {
+  kNeedKeys = 1u << 0,         // HeadInputs::keys
+  kNeedValues = 1u << 1,       // HeadInputs::values
+  kNeedWindowProbs = 1u << 2,  // HeadInputs::window_probs
+  kNeedWindowQueries = 1u << 3,  // HeadInputs::window_queries
+  kNeedEveryQuery = 1u << 4,   // Scorer::Observe is called with the attention of every query
+  kNeedValueNorms = 1u << 5,   // HeadInputs::value_norms (output projection)
+};
+
+// What a policy may read of one kv head. Entries are in time order.
+struct HeadInputs {
+  int num_entries = 0;                       // n
+  std::span<const int32_t> positions;        // [n], ascending
+  std::span<const uint8_t> pinned;           // [n] or empty; 1 = no recipe may drop it
+  const float* keys = nullptr;               // [n, D], after RoPE
+  const float* values = nullptr;             // [n, Dv]
+  const float* window_probs = nullptr;       // [G, w, n] softmax attention of the last w queries
+  const float* window_queries = nullptr;     // [G, w, D], after RoPE
+  const float* value_norms = nullptr;        // [n] mean over the group of ||V W_O^q||_1 (CriticalKV)
+  std::span<float* const> columns;           // one [n] array per Scorer::columns(), in that order
+};
+
+struct LayerInputs {
+  int layer = 0;
+  int num_layers = 0;   // layers that hold a global cache
+  int group = 1;        // G
+  int key_dim = 0;      // D
+  int value_dim = 0;    // Dv
+  int window = 0;       // w: rows really present, at most Scorer::window()
+  uint64_t seed = 0;    // of the sequence; for random choices
+  std::span<const HeadInputs> heads;  // [kv heads]
+};
+
+// Attention of some consecutive queries over one kv head, as it happens.
+struct Observation {
+  int layer = 0;
+  int kv_head = 0;
+  int group = 1;                         // G
+  int num_queries = 0;                   // T
+  int num_entries = 0;                   // n
+  const float* probabilities = nullptr;  // [G, T, n]; 0 where masked
+  std::span<const int32_t> query_positions;  // [T]
+  std::span<const int32_t> positions;        // [n]
+};
+
+// Scores of one layer. Larger stays. +infinity always stays (as far as the
+// budget allows), and ties are broken towards newer entries.
+struct LayerScores {
+  int layer = 0;
+  std::vector<std::vector<float>> heads;  // [kv heads][n]
+  // Filled by scorers whose allocator asks for it (CAKE's preference, ...).
+  double preference = 0;
+
+  // What Select() and SelectAll() still need once keys and attention are gone. All [kv heads][n],
+  // empty where a recipe has no use for them.
+  int num_layers = 0;
+  std::vector<std::vector<uint8_t>> pinned;     // copied from the inputs
+  std::vector<std::vector<float>> ties;         // decides among equal scores; larger stays
+  std::vector<std::vector<float>> attention;    // mean attention of the window (DefensiveKV)
+  std::vector<std::vector<float>> value_norms;  // copied from the inputs (CriticalKV)
+  std::vector<std::vector<float>> spread;       // standard deviation of the attention (RoCo)
+  double certain_mass = 0;                      // attention that certain entries hold (DefensiveKV)
+  std::vector<int> wanted;                      // [kv heads] entries that suffice (DBudgetKV)
+  int window = 0;                               // newest entries that were scored as the window
+};
+
+struct ColumnSpec {
+  std::string_view name;
+  float initial = 0;
+};
+
+// How much may stay. keep is the number of entries per kv head if it were
+// uniform; an allocator spreads keep * kv heads * layers entries in total.
+struct Budget {
+  int keep = 0;
+  double keep_fraction = 1;  // of n, for methods whose formula wants the ratio
+  // Not 0: n * ratio before rounding, as papers count. Totals are then int(keep_exact * heads), and
+  // a method's own rounding may exceed that by less than one entry per head. 0: keep is a hard limit.
+  double keep_exact = 0;
+};
+
+// Entries that stay: ascending indices into the head's entries.
+using KeptHeads = std::vector<std::vector<int32_t>>;  // [kv heads]
+
+// One complete method, with its parameters fixed. Stateless between calls: what
+// must be remembered per entry lives in columns.
+//
+// Threads: const methods may be called concurrently on different layers.
+class Policy {
+ public:
+  virtual ~Policy() = default;
+
+  virtual uint32_t needs() const = 0;      // Need bits
+  virtual int window() const { return 0; }  // w, with kNeedWindow*
+  virtual std::vector<ColumnSpec> columns() const { return {}; }
+
+  // True: Select() for a layer depends on that layer alone, so the engine may
+  // evict while the block is still in the next layers. False: SelectAll().
+  virtual bool layer_local() const { return true; }
+  // True: heads may end with different numbers of entries.
+  virtual bool ragged() const { return true; }
+  // True: this policy never drops anything ("full").
+  virtual bool keeps_everything() const { return false; }
+  // False where the method's idea allows no eviction while decoding.
+  virtual bool decodes() const { return true; }
+
+  // With kNeedEveryQuery: updates columns with new attention rows. [n] each.
+  virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
+
+  virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
+
+  // Layer-local policies. Never returns fewer than min(keep, n) entries per head
+  // on average, nor more than keep * kv heads in total, save for pinned entries.
+  virtual KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const = 0;
+
+  // Policies over all layers: scores of every layer, in order. Returns [L] kept heads;
+  // the total is at most keep * kv heads * L.
+  virtual std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const;
+
+  // The scores as they stand when entries are chosen: budget-dependent stages applied, protected
+  // entries +infinity. For dumps and tests. inputs: null where only scores are left.
+  virtual std::vector<LayerScores> Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,
+                                        const Budget& budget) const {
+    (void)inputs, (void)budget;
+    return {scores.begin(), scores.end()};
+  }
+};
+
+// What `pith recipes` prints.
+struct RecipeInfo {
+  std::string name;
+  std::string paper;     // "arXiv:2404.14469"
+  std::string summary;   // one sentence
+  std::string stages;    // "score=snapkv agg=mean alloc=uniform act=drop"
+  std::string needs;     // "attention of the last 32 queries"
+  std::string cost;      // "O(w n d) per block"
+  std::string when;      // "prefill, blocks, decode"
+  std::string parameters;  // "window=32 (1..512), pool=5 (1..63)"
+};
+
+std::vector<RecipeInfo> ListRecipes();
+
+// The stages that recipes are made of, for `pith recipes`.
+struct StageListing {
+  std::string kind;        // "score", "agg", "mod", "alloc", "act"
+  std::string name;
+  std::string paper;
+  std::string summary;
+  std::string parameters;  // as in RecipeInfo
+};
+
+std::vector<StageListing> ListStages();
+
+// docs/recipes/README.md, from the two lists above.
+std::string RecipesMarkdown();
+
+struct Recipe {
+  std::string text;       // normalised: parses to the same policy
+  std::shared_ptr<const Policy> policy;
+  int num_sinks = 4;      // first entries pinned by the engine: sinks=N
+};
+
+// A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or
+// stages ("score=snapkv:window=64 alloc=ada:alpha=0.2"). kInvalidArgument or
+// kNotFound with one sentence that names the nearest valid choice.
+Result<Recipe> ParseRecipe(std::string_view text);
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_POLICY_H_

@@ -1,0 +1,141 @@
+#include "policy/registry.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace pith {
+
+#define PITH_SCORER(name, function, paper) StageInfo<Scorer> function();
+#define PITH_AGGREGATOR(name, function, paper) StageInfo<Aggregator> function();
+#define PITH_MODIFIER(name, function, paper) StageInfo<Modifier> function();
+#define PITH_ALLOCATOR(name, function, paper) StageInfo<Allocator> function();
+#define PITH_ACTION(name, function, paper) StageInfo<Action> function();
+#include "policy/registry.inc"
+#undef PITH_SCORER
+#undef PITH_AGGREGATOR
+#undef PITH_MODIFIER
+#undef PITH_ALLOCATOR
+#undef PITH_ACTION
+
+namespace {
+
+template <typename T>
+StageEntry Entry(StageKind kind, std::string_view name, std::string_view paper,
+                 const StageInfo<T>& info) {
+  return {kind, name, paper, info.summary, info.params, info.num_sinks};
+}
+
+std::vector<StageEntry> MakeTable() {
+  return {
+#define PITH_SCORER(name, function, paper) Entry(StageKind::kScore, name, paper, function()),
+#define PITH_AGGREGATOR(name, function, paper) Entry(StageKind::kAggregate, name, paper, function()),
+#define PITH_MODIFIER(name, function, paper) Entry(StageKind::kModify, name, paper, function()),
+#define PITH_ALLOCATOR(name, function, paper) Entry(StageKind::kAllocate, name, paper, function()),
+#define PITH_ACTION(name, function, paper) Entry(StageKind::kAct, name, paper, function()),
+#include "policy/registry.inc"
+#undef PITH_SCORER
+#undef PITH_AGGREGATOR
+#undef PITH_MODIFIER
+#undef PITH_ALLOCATOR
+#undef PITH_ACTION
+  };
+}
+
+template <typename T>
+struct Factory {
+  std::string_view name;
+  StageInfo<T> (*info)();
+};
+
+template <typename T>
+std::unique_ptr<T> MakeFrom(std::span<const Factory<T>> table, std::string_view name,
+                            const Params& params) {
+  const auto it = std::find_if(table.begin(), table.end(),
+                               [&](const Factory<T>& f) { return f.name == name; });
+  PITH_CHECK(it != table.end());
+  return it->info().make(params);
+}
+
+#define PITH_IGNORE(name, function, paper)
+constexpr Factory<Scorer> kScorers[] = {
+#define PITH_SCORER(name, function, paper) {name, function},
+#define PITH_AGGREGATOR PITH_IGNORE
+#define PITH_MODIFIER PITH_IGNORE
+#define PITH_ALLOCATOR PITH_IGNORE
+#define PITH_ACTION PITH_IGNORE
+#include "policy/registry.inc"
+#undef PITH_SCORER
+#undef PITH_AGGREGATOR
+};
+constexpr Factory<Aggregator> kAggregators[] = {
+#define PITH_SCORER PITH_IGNORE
+#define PITH_AGGREGATOR(name, function, paper) {name, function},
+#include "policy/registry.inc"
+#undef PITH_AGGREGATOR
+#undef PITH_MODIFIER
+};
+constexpr Factory<Modifier> kModifiers[] = {
+#define PITH_AGGREGATOR PITH_IGNORE
+#define PITH_MODIFIER(name, function, paper) {name, function},
+#include "policy/registry.inc"
+#undef PITH_MODIFIER
+#undef PITH_ALLOCATOR
+};
+constexpr Factory<Allocator> kAllocators[] = {
+#define PITH_MODIFIER PITH_IGNORE
+#define PITH_ALLOCATOR(name, function, paper) {name, function},
+#include "policy/registry.inc"
+};
+#undef PITH_SCORER
+#undef PITH_AGGREGATOR
+#undef PITH_MODIFIER
+#undef PITH_ALLOCATOR
+#undef PITH_ACTION
+#undef PITH_IGNORE
+
+constexpr NamedRecipe kRecipes[] = {
+#define PITH_RECIPE(name, stages, paper, summary, cost, when) \
+  {name, stages, paper, summary, cost, when},
+#include "policy/recipes.inc"
+#undef PITH_RECIPE
+};
+
+}  // namespace
+
+const std::vector<StageEntry>& Stages() {
+  static const std::vector<StageEntry> table = MakeTable();
+  return table;
+}
+
+const StageEntry* FindStage(StageKind kind, std::string_view name) {
+  for (const StageEntry& entry : Stages()) {
+    if (entry.kind == kind && entry.name == name) return &entry;
+  }
+  return nullptr;
+}
+
+std::vector<std::string_view> StageNames(StageKind kind) {
+  std::vector<std::string_view> names;
+  for (const StageEntry& entry : Stages()) {
+    if (entry.kind == kind) names.push_back(entry.name);
+  }
+  return names;
+}
+
+std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params) {
+  return MakeFrom<Scorer>(kScorers, name, params);
+}
+std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params) {
+  return MakeFrom<Aggregator>(kAggregators, name, params);
+}
+std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& params) {
+  return MakeFrom<Modifier>(kModifiers, name, params);
+}
+std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params) {
+  return MakeFrom<Allocator>(kAllocators, name, params);
+}
+
+std::span<const NamedRecipe> NamedRecipes() { return kRecipes; }
+
+}  // namespace pith

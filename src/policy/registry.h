@@ -1,0 +1,54 @@
+// Tables of stages and of named recipes.
+#ifndef PITH_POLICY_REGISTRY_H_
+#define PITH_POLICY_REGISTRY_H_
+
+#include <array>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "policy/stage.h"
+
+namespace pith {
+
+enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct };
+inline constexpr std::array<std::string_view, 5> kStageKeys = {"score", "agg", "mod", "alloc",
+                                                               "act"};
+inline std::string_view KeyOf(StageKind kind) { return kStageKeys[static_cast<size_t>(kind)]; }
+
+// What the parser needs of any stage.
+struct StageEntry {
+  StageKind kind;
+  std::string_view name;
+  std::string_view paper;
+  std::string_view summary;
+  std::vector<ParamSpec> params;
+  int num_sinks = 0;
+};
+
+// All stages, in the order of registry.inc.
+const std::vector<StageEntry>& Stages();
+// Null if there is none of that name.
+const StageEntry* FindStage(StageKind kind, std::string_view name);
+std::vector<std::string_view> StageNames(StageKind kind);
+
+// The stage must exist.
+std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params);
+std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params);
+std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& params);
+std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params);
+
+struct NamedRecipe {
+  std::string_view name;
+  std::string_view stages;
+  std::string_view paper;
+  std::string_view summary;
+  std::string_view cost;
+  std::string_view when;
+};
+
+std::span<const NamedRecipe> NamedRecipes();
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_REGISTRY_H_

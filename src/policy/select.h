@@ -1,0 +1,61 @@
+// From scores and budgets to kept entries.
+#ifndef PITH_POLICY_SELECT_H_
+#define PITH_POLICY_SELECT_H_
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "policy/stage.h"
+
+namespace pith {
+
+inline constexpr float kProtected = std::numeric_limits<float>::infinity();
+
+// Entries over `num_heads` heads: keep * heads, or int(keep_exact * heads) where given.
+int64_t TotalEntries(const Budget& budget, size_t num_heads);
+
+// The share of n that stays, for formulas that want a ratio.
+double KeepFraction(const Budget& budget, int num_entries);
+
+// Budgets within 0..n, room for pinned entries, and the total at most `limit` save for pinned
+// entries: what is too much is taken evenly from the heads with most beside their pinned ones.
+void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets);
+
+// The `keep` best entries of one head, ascending: pinned first, then by score, then by tie, then
+// newer. Pinned entries stay even where they are more than `keep`. ties, pinned: [n] or empty.
+std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,
+                               std::span<const uint8_t> pinned, int keep);
+
+// Entries of all heads of all layers compete for `total` places after each head got its `floor`
+// best. Fills out[layer][head]; ties as in SelectTop, across heads the newer one, then the first.
+void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor,
+                    Allocation& out);
+
+// The newest w entries get +infinity.
+void ProtectNewest(std::span<float> scores, int w);
+
+// Where a layer has negative scores (key norms, cosines), s -> exp(s - max), for stages that weigh
+// scores by factors. Protected entries stay as they are.
+void MakePositive(LayerScores& scores);
+
+int CountPinned(std::span<const uint8_t> pinned);
+inline std::span<const uint8_t> PinnedOf(const LayerScores& scores, size_t head) {
+  if (scores.pinned.empty()) return {};
+  return scores.pinned[head];
+}
+inline std::span<const float> TiesOf(const LayerScores& scores, size_t head) {
+  if (scores.ties.empty()) return {};
+  return scores.ties[head];
+}
+
+// Entries of a head that are neither pinned nor counted for pinned ones: what methods call budget.
+int CompetingBudget(const HeadRank& rank);
+
+// [n] -> [n], stride 1, centred window. Mean pooling counts zero padding in the divisor.
+void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> out);
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_SELECT_H_

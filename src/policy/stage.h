@@ -1,0 +1,159 @@
+// The stages that a policy is composed of, and what each may see.
+//
+//   attention, keys, values
+//     | Scorer::Score (with an Aggregator where it reads the attention window)
+//     | Modifier::Adjust                    budget unknown, inputs at hand
+//   LayerScores                             kept by the engine until every layer is there, if needed
+//     | Stage::Refine                       budget known
+//     | Allocator::Allocate                 entries per layer and head
+//     | Stage::Rerank                       head's own budget known
+//   the best of each head stay              act=drop
+//
+// A stage is one file in score/, aggregate/, modify/, allocate/ or act/ and one line in
+// registry.inc. Stages never know one another. All methods are const and safe to call concurrently.
+#ifndef PITH_POLICY_STAGE_H_
+#define PITH_POLICY_STAGE_H_
+
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "policy/params.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+// How many entries of one head may stay, and how many of its best an allocator guaranteed it.
+struct HeadBudget {
+  int keep = 0;
+  int floor = 0;
+};
+
+// One head's scores on their way to the selection. n entries; protected ones are +infinity.
+struct HeadRank {
+  int head = 0;
+  HeadBudget budget;
+  const LayerScores* layer = nullptr;  // pinned, value_norms, spread, ...
+  const HeadInputs* inputs = nullptr;  // null where only scores are left
+  int key_dim = 0;
+  std::span<float> scores;
+  std::vector<float>* ties = nullptr;  // may be filled ([n]) where empty
+
+  std::span<const uint8_t> pinned() const {
+    if (layer->pinned.empty()) return {};
+    return layer->pinned[static_cast<size_t>(head)];
+  }
+};
+
+class Stage {
+ public:
+  virtual ~Stage() = default;
+
+  virtual uint32_t needs() const { return 0; }
+  virtual int window() const { return 0; }
+  // Once, before use: the window of the recipe's scorer, for stages without one of their own.
+  virtual void AdoptWindow(int window) { (void)window; }
+
+  // Changes the scores of a layer once the budget is known, before allocation.
+  virtual void Refine(const Budget& budget, LayerScores& scores) const { (void)budget, (void)scores; }
+  // Changes the order within one head once its own budget is known.
+  virtual void Rerank(HeadRank& rank) const { (void)rank; }
+};
+
+// Attention of the window over the first `columns` entries of one kv head.
+class WindowProbs {
+ public:
+  // The last min(rows, present) queries; columns = n - the window's own entries unless all.
+  WindowProbs(const LayerInputs& layer, const HeadInputs& head, int rows, bool all_columns = false);
+
+  int group() const { return group_; }
+  int rows() const { return rows_; }
+  int columns() const { return columns_; }
+  const float* row(int g, int t) const {
+    return data_ + (static_cast<size_t>(g) * static_cast<size_t>(present_) +
+                    static_cast<size_t>(present_ - rows_ + t)) *
+                       static_cast<size_t>(num_entries_);
+  }
+
+  // Over other numbers of the same shape, [group, rows, columns] packed.
+  WindowProbs(const float* data, int group, int rows, int columns)
+      : data_(data), group_(group), present_(rows), rows_(rows), columns_(columns),
+        num_entries_(columns) {}
+
+ private:
+  const float* data_ = nullptr;
+  int group_ = 0;
+  int present_ = 0;
+  int rows_ = 0;
+  int columns_ = 0;
+  int num_entries_ = 0;
+};
+
+struct Pooling {
+  int width = 1;
+  bool max = false;  // else mean, zero padding counted in the divisor
+};
+
+class Aggregator : public Stage {
+ public:
+  // One number per column from [group, rows] each. out: [columns].
+  virtual void Aggregate(const WindowProbs& probs, const Pooling& pooling,
+                         std::span<float> out) const = 0;
+};
+
+class Scorer : public Stage {
+ public:
+  virtual std::vector<ColumnSpec> columns() const { return {}; }
+  virtual void Observe(const Observation& seen, std::span<float* const> columns) const {
+    (void)seen, (void)columns;
+  }
+  // True: Score() reads the attention window through an aggregator (mean unless the recipe says).
+  virtual bool aggregates() const { return false; }
+  // scores.heads has the heads' shapes already.
+  virtual void Score(const LayerInputs& inputs, const Aggregator& aggregator,
+                     LayerScores& scores) const = 0;
+};
+
+class Modifier : public Stage {
+ public:
+  // Changes fresh scores while the inputs are at hand.
+  virtual void Adjust(const LayerInputs& inputs, LayerScores& scores) const {
+    (void)inputs, (void)scores;
+  }
+  // True: Rerank() reads HeadRank::inputs, so the allocator must be layer-local.
+  virtual bool reranks_inputs() const { return false; }
+};
+
+// [layers][heads]
+using Allocation = std::vector<std::vector<HeadBudget>>;
+
+class Allocator : public Stage {
+ public:
+  virtual bool layer_local() const { return true; }
+  virtual bool keeps_everything() const { return false; }
+  // Statistics of one layer that Allocate() wants (LayerScores::preference, wanted).
+  virtual void Prepare(const LayerInputs& inputs, LayerScores& scores) const {
+    (void)inputs, (void)scores;
+  }
+  // One layer for layer-local allocators and for Select(); else all of them. The caller clips to n,
+  // adds room for pinned entries and enforces the total.
+  virtual void Allocate(std::span<const LayerScores> layers, const Budget& budget,
+                        Allocation& out) const = 0;
+};
+
+// What happens to entries that do not stay. Only drop exists so far.
+class Action : public Stage {};
+
+// Which stages there are. `make` gets declared parameters with checked values.
+template <typename T>
+struct StageInfo {
+  std::string_view summary;
+  std::vector<ParamSpec> params;
+  std::unique_ptr<T> (*make)(const Params&) = nullptr;
+  int num_sinks = 0;  // scorers: first entries that the engine pins unless the recipe says
+};
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_STAGE_H_
