@@ -33,3 +33,5 @@ install(FILES ${PROJECT_BINARY_DIR}/pith-config.cmake ${PROJECT_BINARY_DIR}/pith
   DESTINATION ${package_dir})
 configure_file(cmake/pith.pc.in ${PROJECT_BINARY_DIR}/pith.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/pith.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES ${_pith_llama_prefix}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} RENAME LICENSE.libllama OPTIONAL)

@@ -18,8 +18,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 class CoreCase {
  public:
   explicit CoreCase(const GgufFile& file)
-      : file_(file), layers_(file.param("layers")), n_(file.param("n")), heads_(file.param("heads")),
-        kv_heads_(file.param("kv_heads")), dim_(file.param("head_dim")), window_(file.param("window")),
+      : file_(file),
+        layers_(file.param("layers")),
+        n_(file.param("n")),
+        heads_(file.param("heads")),
+        kv_heads_(file.param("kv_heads")),
+        dim_(file.param("head_dim")),
+        window_(file.param("window")),
         positions_(static_cast<size_t>(n_)) {
     std::iota(positions_.begin(), positions_.end(), 0);
     // Stored as float32; the reference computed with the double that was meant.
@@ -111,9 +116,8 @@ class CoreCase {
       for (auto& column : columns_[h]) column_pointers_[h].push_back(column.data());
       if ((policy.needs() & kNeedEveryQuery) == 0) continue;
       const std::vector<float> attention =
-          Attention(file_.tensor(at + "q").f32.data() + h * group * head_floats, head_floats,
-                    static_cast<int>(group), positions_, file_.tensor(at + "k").f32.data() + h * head_floats,
-                    positions_, dim_);
+          Attention(file_.tensor(at + "q").f32.data() + h * group * head_floats, head_floats, static_cast<int>(group),
+                    positions_, file_.tensor(at + "k").f32.data() + h * head_floats, positions_, dim_);
       Observation seen;
       seen.layer = layer;
       seen.kv_head = static_cast<int>(h);
@@ -199,8 +203,8 @@ void ExpectLayerKept(const CoreCase& core, const KeptHeads& kept, const LayerSco
   }
 }
 
-void ExpectAllKept(const GgufFile& file, const CoreCase& core, const CoreResult& result,
-                   const std::string& method, bool pooled = false) {
+void ExpectAllKept(const GgufFile& file, const CoreCase& core, const CoreResult& result, const std::string& method,
+                   bool pooled = false) {
   for (int l = 0; l < core.layers(); ++l) {
     const auto i = static_cast<size_t>(l);
     ExpectLayerKept(core, result.kept[i], result.ranked[i], file.tensor(core.name(method, l, "kept")).i64, pooled,
@@ -208,8 +212,7 @@ void ExpectAllKept(const GgufFile& file, const CoreCase& core, const CoreResult&
   }
 }
 
-void ExpectAllScores(const GgufFile& file, const CoreCase& core, const CoreResult& result,
-                     const std::string& method) {
+void ExpectAllScores(const GgufFile& file, const CoreCase& core, const CoreResult& result, const std::string& method) {
   for (int l = 0; l < core.layers(); ++l) {
     const std::string name = core.name(method, l, "score");
     ExpectScoresBesideProtected(Flatten(result.ranked[static_cast<size_t>(l)].heads), file.tensor(name).f32, name);

@@ -13,19 +13,24 @@ namespace {
 
 struct Plan {
   std::string recipe;
-  int budget = 0;              // entries that compete
-  bool prompt_stays = false;   // pinned, beside the budget
-  bool cut_prompt = false;     // at its end, where it is longer than the budget
-  int every = 1;               // evict at steps t = p - n0 + 1 that this divides
+  int budget = 0;             // entries that compete
+  bool prompt_stays = false;  // pinned, beside the budget
+  bool cut_prompt = false;    // at its end, where it is longer than the budget
+  int every = 1;              // evict at steps t = p - n0 + 1 that this divides
 };
 
 // One layer, decoding over fixed queries, keys and values.
 class Simulator {
  public:
   Simulator(const GgufFile& file, const Plan& plan)
-      : file_(file), plan_(plan), policy_(RecipeOf(plan.recipe).policy), n0_(file.param("n0")),
-        total_(n0_ + file.param("steps")), group_(file.param("heads") / file.param("kv_heads")),
-        dim_(file.param("head_dim")), heads_(static_cast<size_t>(file.param("kv_heads"))) {
+      : file_(file),
+        plan_(plan),
+        policy_(RecipeOf(plan.recipe).policy),
+        n0_(file.param("n0")),
+        total_(n0_ + file.param("steps")),
+        group_(file.param("heads") / file.param("kv_heads")),
+        dim_(file.param("head_dim")),
+        heads_(static_cast<size_t>(file.param("kv_heads"))) {
     for (Head& head : heads_) head.columns.resize(policy_->columns().size());
   }
 
@@ -116,9 +121,7 @@ class Simulator {
     return scratch_;
   }
 
-  std::vector<std::vector<int32_t>> Nothing() const {
-    return std::vector<std::vector<int32_t>>(heads_.size());
-  }
+  std::vector<std::vector<int32_t>> Nothing() const { return std::vector<std::vector<int32_t>>(heads_.size()); }
 
   void Append(int p) {
     const auto dim = static_cast<size_t>(dim_);
@@ -292,12 +295,8 @@ void CheckH2o(const GgufFile& file, const std::string& method, const Plan& plan)
   CompareColumn(file, sim, 0, "out/" + method + "/score");
 }
 
-PITH_GOLDEN_TEST(Decode, h2o, "in/q") {
-  CheckH2o(file, "h2o", {"h2o:recent=0.3", file.param("budget_gen"), true});
-}
-PITH_GOLDEN_TEST(Decode, h2o_all, "in/q") {
-  CheckH2o(file, "h2o_all", {"h2o:recent=0.3", file.param("budget_all")});
-}
+PITH_GOLDEN_TEST(Decode, h2o, "in/q") { CheckH2o(file, "h2o", {"h2o:recent=0.3", file.param("budget_gen"), true}); }
+PITH_GOLDEN_TEST(Decode, h2o_all, "in/q") { CheckH2o(file, "h2o_all", {"h2o:recent=0.3", file.param("budget_all")}); }
 PITH_GOLDEN_TEST(Decode, h2o_fm, "in/q") {
   // recent = int(0.5 * budget), the default
   EXPECT_EQ(file.param("recent"), file.param("budget") / 2);
@@ -328,7 +327,8 @@ TEST(GoldenDecode, tova) {
       float sum = 0;
       for (size_t at = i; at < head.probs.size(); at += n) sum += head.probs[at];
       return sum / static_cast<float>(head.probs.size() / n);
-    }), file.tensor("out/tova/score").f32, "out/tova/score");
+    }),
+                  file.tensor("out/tova/score").f32, "out/tova/score");
   });
 }
 
@@ -344,8 +344,7 @@ PITH_GOLDEN_TEST(Decode, lazyeviction, "in/q") {
   const Simulator sim = RunAndCompare(file, "lazyeviction", {recipe, file.param("lazy_budget"), false, false, window});
   // We count in positions: t = p - n0 + 1.
   const auto shift = static_cast<float>(sim.n0() - 1);
-  const std::vector<float> last =
-      sim.ByPosition([&](size_t h, size_t i) { return sim.head(h).columns[0][i] - shift; });
+  const std::vector<float> last = sim.ByPosition([&](size_t h, size_t i) { return sim.head(h).columns[0][i] - shift; });
   ExpectExactly({last.begin(), last.end()}, file.tensor("out/lazyeviction/last").i64, "last");
   CompareColumn(file, sim, 1, "out/lazyeviction/mri");
 }

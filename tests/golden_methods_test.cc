@@ -1,7 +1,6 @@
 // R-KV, GraphKV and DBudgetKV, and what of the folder nobody checks.
-#include <gtest/gtest.h>
-
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <map>
@@ -24,9 +23,8 @@ std::vector<int32_t> Iota(size_t n) {
 std::string Text(double number) { return fmt::format("{:.9g}", number); }
 
 PITH_GOLDEN_TEST(Methods, rkv, "in/q_window") {
-  const std::string recipe =
-      fmt::format("rkv:window={},pool={},lambda={}", file.param("window"), file.param("kernel"),
-                  Text(file.number("pith.param.mix_lambda")));
+  const std::string recipe = fmt::format("rkv:window={},pool={},lambda={}", file.param("window"), file.param("kernel"),
+                                         Text(file.number("pith.param.mix_lambda")));
   const std::shared_ptr<const Policy> policy = RecipeOf(recipe).policy;
   const auto n = static_cast<size_t>(file.param("n"));
   const auto dim = static_cast<size_t>(file.param("head_dim"));
@@ -101,8 +99,10 @@ void CheckGraphKv(const GgufFile& file, const std::string& method) {
       std::vector<std::pair<float, int32_t>> order;
       std::vector<int32_t> stay;
       for (size_t i = 0; i < n; ++i) {
-        if (scores.pinned[h][i] != 0) stay.push_back(static_cast<int32_t>(i));
-        else order.emplace_back(-scores.heads[h][i], static_cast<int32_t>(i));
+        if (scores.pinned[h][i] != 0)
+          stay.push_back(static_cast<int32_t>(i));
+        else
+          order.emplace_back(-scores.heads[h][i], static_cast<int32_t>(i));
       }
       std::sort(order.begin(), order.end());
       for (size_t i = 0; i < static_cast<size_t>(file.param("budget")); ++i) stay.push_back(order[i].second);
@@ -128,9 +128,9 @@ PITH_GOLDEN_TEST(Methods, graphkv_literal, "in/score") { CheckGraphKv(file, "gra
 PITH_GOLDEN_TEST(Methods, graphkv_reselect, "in/score") { CheckGraphKv(file, "graphkv_reselect"); }
 
 void CheckDBudget(const GgufFile& file, const std::string& method, const std::string& form) {
-  const std::string recipe = fmt::format(
-      "dbudgetkv:form={},threshold={},sinks={},rows={},skip={},floor=0", form,
-      Text(file.number("pith.param.threshold")), file.param("n_sink"), file.param("rows"), file.param("skip"));
+  const std::string recipe = fmt::format("dbudgetkv:form={},threshold={},sinks={},rows={},skip={},floor=0", form,
+                                         Text(file.number("pith.param.threshold")), file.param("n_sink"),
+                                         file.param("rows"), file.param("skip"));
   const std::shared_ptr<const Policy> policy = RecipeOf(recipe).policy;
   const auto n = static_cast<size_t>(file.param("n"));
   const auto dim = static_cast<size_t>(file.param("head_dim"));
@@ -176,6 +176,105 @@ void CheckDBudget(const GgufFile& file, const std::string& method, const std::st
 
 PITH_GOLDEN_TEST(Methods, dbudgetkv, "in/l0/q_last") { CheckDBudget(file, "dbudgetkv", "code"); }
 PITH_GOLDEN_TEST(Methods, dbudgetkv_paper, "in/l0/q_last") { CheckDBudget(file, "dbudgetkv_paper", "paper"); }
+
+// KVzip's score is score=peak over the queries of its repeat pass, with a softmax over prefix, the
+// chunk and the repeat input alone. Returns the scores of each layer's context.
+std::vector<LayerScores> RepeatPass(const GgufFile& file, const Policy& policy,
+                                    std::vector<std::vector<std::vector<float>>>& columns) {
+  const auto n = static_cast<size_t>(file.param("n"));
+  const auto prefix = static_cast<size_t>(file.param("sys"));
+  const auto dim = static_cast<size_t>(file.param("head_dim"));
+  const auto kv_heads = static_cast<size_t>(file.param("kv_heads"));
+  const size_t group = static_cast<size_t>(file.param("heads")) / kv_heads;
+  const std::vector<int64_t>& chunks = file.tensor("in/chunks").i64;
+  const std::vector<int32_t> positions = Iota(n);
+  std::vector<LayerScores> all;
+  for (int l = 0; l < file.param("layers"); ++l) {
+    columns.emplace_back(kv_heads, std::vector<float>(n, policy.columns().front().initial));
+    std::vector<HeadInputs> heads(kv_heads);
+    std::vector<std::vector<float*>> pointers(kv_heads);
+    for (size_t h = 0; h < kv_heads; ++h) {
+      pointers[h] = {columns.back()[h].data()};
+      heads[h].num_entries = static_cast<int>(n);
+      heads[h].positions = positions;
+      heads[h].columns = pointers[h];
+      const float* cached = file.tensor(fmt::format("in/l{}/k", l)).f32.data() + h * (prefix + n) * dim;
+      for (size_t c = 0; c * 3 < chunks.size(); ++c) {
+        const auto first = static_cast<size_t>(chunks[c * 3]);
+        const auto length = static_cast<size_t>(chunks[c * 3 + 1]);
+        const auto repeat = static_cast<size_t>(chunks[c * 3 + 2]);
+        const std::string in = fmt::format("in/l{}/c{}/", l, c);
+        std::vector<float> keys(cached, cached + prefix * dim);
+        keys.insert(keys.end(), cached + (prefix + first) * dim, cached + (prefix + first + length) * dim);
+        const float* own = file.tensor(in + "k").f32.data() + h * repeat * dim;
+        keys.insert(keys.end(), own, own + repeat * dim);
+        const size_t width = prefix + length + repeat;
+        const std::vector<int32_t> places = Iota(width);
+        const std::vector<int32_t> queries(places.end() - static_cast<ptrdiff_t>(repeat), places.end());
+        const std::vector<float> wide =
+            Attention(file.tensor(in + "q").f32.data() + h * group * repeat * dim, repeat * dim,
+                      static_cast<int>(group), queries, keys.data(), places, static_cast<int>(dim));
+        std::vector<float> slice;
+        for (size_t row = 0; row < group * repeat; ++row) {
+          const auto from = wide.begin() + static_cast<ptrdiff_t>(row * width + prefix);
+          slice.insert(slice.end(), from, from + static_cast<ptrdiff_t>(length));
+        }
+        const std::vector<int32_t> after(repeat, static_cast<int32_t>(n));  // see the whole chunk
+        Observation seen;
+        seen.layer = l;
+        seen.kv_head = static_cast<int>(h);
+        seen.group = static_cast<int>(group);
+        seen.num_queries = static_cast<int>(repeat);
+        seen.num_entries = static_cast<int>(length);
+        seen.probabilities = slice.data();
+        seen.query_positions = after;
+        seen.positions = std::span(positions).subspan(first, length);
+        float* column[] = {columns.back()[h].data() + first};
+        policy.Observe(seen, column);
+      }
+    }
+    LayerInputs inputs;
+    inputs.layer = l;
+    inputs.num_layers = file.param("layers");
+    inputs.group = static_cast<int>(group);
+    inputs.heads = heads;
+    policy.Score(inputs, all.emplace_back());
+  }
+  return all;
+}
+
+PITH_GOLDEN_TEST(Methods, kvzip, "in/chunks") {
+  const std::shared_ptr<const Policy> policy = RecipeOf("score=peak alloc=global").policy;
+  std::vector<std::vector<std::vector<float>>> columns;
+  const std::vector<LayerScores> scores = RepeatPass(file, *policy, columns);
+  Budget budget;
+  const auto num_heads = static_cast<double>(file.param("layers") * file.param("kv_heads"));
+  budget.keep = static_cast<int>(file.param("n_kept") / num_heads);
+  budget.keep_exact = (file.param("n_kept") + 0.5) / num_heads;
+  const std::vector<KeptHeads> kept = policy->SelectAll(scores, budget);
+  for (size_t l = 0; l < scores.size(); ++l) {
+    const std::string out = fmt::format("out/kvzip/l{}/", l);
+    ExpectNumbers(Flatten(scores[l].heads), file.tensor(out + "score").f32, out + "score");
+    ExpectExactly(MaskOf(kept[l], static_cast<size_t>(file.param("n"))), file.tensor(out + "kept").i64, out + "kept");
+  }
+}
+
+PITH_GOLDEN_TEST(Methods, kvzip_uniform, "in/chunks") {
+  const std::shared_ptr<const Policy> policy = RecipeOf("score=peak").policy;
+  std::vector<std::vector<std::vector<float>>> columns;
+  const std::vector<LayerScores> scores = RepeatPass(file, *policy, columns);
+  Budget budget;
+  budget.keep = file.param("n_kept_uniform");
+  const std::vector<int32_t> positions = Iota(static_cast<size_t>(file.param("n")));
+  for (size_t l = 0; l < scores.size(); ++l) {
+    std::vector<HeadInputs> heads(scores[l].heads.size());
+    for (HeadInputs& head : heads) head.positions = positions;
+    LayerInputs inputs;
+    inputs.heads = heads;
+    const std::string out = fmt::format("out/kvzip_uniform/l{}/kept", l);
+    ExpectExactly(MaskOf(policy->Select(inputs, scores[l], budget), positions.size()), file.tensor(out).i64, out);
+  }
+}
 
 TEST(GoldenFolder, EveryFileCanBeRead) {
   ASSERT_FALSE(GoldenPaths().empty()) << GoldenFolder() << " holds no .gguf";

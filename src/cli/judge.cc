@@ -91,6 +91,7 @@ EvalRow Judge::NewRow(const JudgedTask& task, const std::string& policy, double 
 }
 
 Status Judge::Follow(Engine& engine, SequenceId sequence, const JudgedTask& task, EvalRow& row) {
+  rows_.clear();
   engine.SetEviction(false);
   const Status status = engine.Prefill(sequence, task.tail, false, &rows_, KeepGoing);
   engine.SetEviction(true);

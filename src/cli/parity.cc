@@ -83,9 +83,12 @@ class Parity {
 
   Status Block(std::span<const int32_t> tokens) {
     PITH_RETURN_IF_ERROR(ForgetIfControl());
+    reference_.clear();
+    other_.clear();
     PITH_RETURN_IF_ERROR(off_->Decode(0, tokens, &reference_));
     PITH_RETURN_IF_ERROR(on_->Decode(0, tokens, &other_));
     Add(tally_.floor);
+    other_.clear();
     PITH_RETURN_IF_ERROR(engine_->Prefill(sequence_, tokens, false, &other_));
     Add(tally_.pith);
     return {};

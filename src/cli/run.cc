@@ -116,6 +116,15 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   return {};
 }
 
+// A budget that ran full belongs to a recipe that does not drop enough.
+tl::unexpected<Error> WithAdvice(Error error) {
+  if (error.code == ErrorCode::kOutOfBudget) {
+    while (error.message.ends_with('.')) error.message.pop_back();
+    error.message += ": raise --kv-budget, or choose a --recipe that drops entries";
+  }
+  return tl::unexpected<Error>(std::move(error));
+}
+
 // Prefill and generation; an interrupt is a result, not an error.
 Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, int num_ctx,
                HostSampler& sampler, Outcome& outcome) {
@@ -132,7 +141,7 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
   }
   outcome.prefill_seconds = watch.seconds();
   if (!status) {
-    if (!Interrupted()) return status;
+    if (!Interrupted()) return WithAdvice(status.error());
     outcome.generation.stop = StopReason::kInterrupted;
     return {};
   }
@@ -144,7 +153,9 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
       std::fflush(stdout);
     };
   }
-  PITH_ASSIGN_OR_RETURN(outcome.generation, Generate(engine, sequence, sampler, flags.max_tokens, num_ctx, sink));
+  Result<Generation> generation = Generate(engine, sequence, sampler, flags.max_tokens, num_ctx, sink);
+  if (!generation) return WithAdvice(generation.error());
+  outcome.generation = std::move(*generation);
   return {};
 }
 

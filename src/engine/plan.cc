@@ -102,13 +102,18 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EngineOp
 
 size_t BlockBytes(const ModelInfo& info, int block_tokens) {
   const size_t cells = static_cast<size_t>((block_tokens + 255) / 256 * 256);
-  size_t bytes = 0;
+  size_t stored = 0, passing = 0;
   for (const LayerShape& layer : info.layers) {
     if (layer.kind == LayerKind::kNone) continue;
     const int dims = layer.key_dim + (layer.value_in_key ? 0 : layer.value_dim);
-    bytes += cells * static_cast<size_t>(layer.num_kv_heads * dims) * sizeof(uint16_t);
+    const size_t row_bytes = static_cast<size_t>(layer.num_kv_heads * dims) * sizeof(uint16_t);
+    if (layer.bypasses_block) {
+      passing = std::max(passing, static_cast<size_t>(block_tokens) * row_bytes);
+    } else {
+      stored += cells * row_bytes;
+    }
   }
-  return bytes;
+  return stored + passing;
 }
 
 size_t FullTokenBytes(const ModelInfo& info) {

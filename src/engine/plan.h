@@ -29,7 +29,8 @@ struct EvictionStyle {
   bool ragged = true;    // heads end with different numbers of entries, so each may waste a page
 };
 
-// Bytes of libllama's KV memory for blocks of this many tokens. libllama pads to 256 cells.
+// Bytes that hold a block on its way into the cache. Where rows come to us before libllama stores
+// them, those of one layer; otherwise libllama's own KV memory of all layers, which it pads to 256 cells.
 size_t BlockBytes(const ModelInfo& info, int block_tokens);
 
 // Bytes that the f16 cache of one token takes, over all layers (as `--kv-budget 20%` counts).

@@ -1,5 +1,8 @@
 #include "host/context.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -37,15 +40,18 @@ std::vector<std::byte> CustomOpParams(ggml_custom_op_t function, void* user_data
 }  // namespace
 
 struct HostContext::Private {
-  // What one attention node of the graph keeps when it becomes a custom op.
+  // What a node of the graph keeps when it becomes a custom op: one that stores a block's rows or
+  // one that attends.
   struct Node {
     Private* owner = nullptr;
     int cache_layer = 0;
     bool first = true;
+    int key_buffer = -1;    // attention: row_buffers that hold the block's rows, -1: libllama's cache does
+    int value_buffer = -1;
+    int buffer = -1;        // stores: where to
     float scale = 1;
     float soft_cap = 0;
     std::vector<float> alibi_slopes;
-    std::vector<std::byte> op_params;
   };
 
   LlamaContextPtr context;
@@ -65,6 +71,11 @@ struct HostContext::Private {
   std::vector<std::unique_ptr<Node>> nodes;  // in graph order
   size_t next_node = 0;
   std::set<int> caches_read;
+  // Rows of the block in f16, between the node that would store them and the layer's attention.
+  std::vector<std::vector<ggml_fp16_t>> row_buffers;
+  std::vector<bool> buffer_busy;
+  std::map<std::pair<int, char>, int> buffer_of;  // (cache layer, 'k' or 'v') -> row buffer
+  std::set<const void*> buffers_dropped;          // libllama's cache buffers whose pages were given back
   std::map<std::string, size_t> block_tensors;  // name -> bytes
   std::map<std::string, size_t> recurrent_tensors;
 
@@ -75,8 +86,14 @@ struct HostContext::Private {
 
   static bool OnNode(ggml_tensor* node, bool ask, void* user_data);
   static void OnAttention(ggml_tensor* node, int ith, int nth, void* user_data);
+  static void OnStore(ggml_tensor* node, int ith, int nth, void* user_data);
   static void OnTeam(ggml_tensor* node, int ith, int nth, void* user_data);
-  void TakeOver(ggml_tensor* node);
+  Node& NextNode();
+  static void Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function);
+  void TakeOverAttention(ggml_tensor* node);
+  void TakeOverStore(ggml_tensor* node, int layer, char kind);
+  int ReleaseBuffer(int layer, char kind);
+  void DropPages(const ggml_tensor* cache);
   void NoteMemory(const ggml_tensor* node);
   bool BuildTeamGraph();
   void EmptyBlock();
@@ -96,19 +113,92 @@ void HostContext::Private::NoteMemory(const ggml_tensor* node) {
 bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) {
   Private& self = *static_cast<Private*>(user_data);
   if (!ask) return true;
-  if (self.block_tensors.empty() || self.next_node == 0) self.NoteMemory(node);
-  if (!self.ignore_history && IsCachedAttention(node)) self.TakeOver(node);
+  if (self.next_node == 0) self.NoteMemory(node);
+  if (self.ignore_history) return false;
+  for (const char kind : {'k', 'v'}) {
+    const int layer = CacheLayerWritten(node, kind);
+    if (layer >= 0 && StoresPlainRows(node)) {
+      self.TakeOverStore(node, layer, kind);
+      return false;
+    }
+  }
+  if (IsCachedAttention(node)) self.TakeOverAttention(node);
   return false;
 }
 
-void HostContext::Private::TakeOver(ggml_tensor* node) {
-  NoteMemory(node);
-  if (next_node == 0) caches_read.clear();
+HostContext::Private::Node& HostContext::Private::NextNode() {
+  if (next_node == 0) {
+    caches_read.clear();
+    buffer_of.clear();
+    buffer_busy.assign(buffer_busy.size(), false);
+  }
   if (next_node == nodes.size()) nodes.push_back(std::make_unique<Node>());
   Node& entry = *nodes[next_node++];
+  entry.owner = this;
+  return entry;
+}
+
+// Only the op and its parameters change: sources, output and schedule stay.
+void HostContext::Private::Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function) {
+  const std::vector<std::byte> op_params = CustomOpParams(function, &entry);
+  node->op = GGML_OP_CUSTOM;
+  std::memcpy(node->op_params, op_params.data(), op_params.size());
+}
+
+// libllama's cache is never written, so its memory need not be there.
+void HostContext::Private::DropPages(const ggml_tensor* cache) {
+  if (cache->buffer == nullptr || !buffers_dropped.insert(cache->buffer).second) return;
+  if (!ggml_backend_buffer_is_host(cache->buffer)) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto base = reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(cache->buffer));
+  const uintptr_t from = (base + page - 1) / page * page;
+  const uintptr_t to = (base + ggml_backend_buffer_get_size(cache->buffer)) / page * page;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+}
+
+void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind) {
+  Node& entry = NextNode();
+  const ggml_tensor* root = CacheTensorOf(node);
+  // Nodes run in the order in which they are asked about, so a buffer is free again once its layer has attended.
+  auto free = std::find(buffer_busy.begin(), buffer_busy.end(), false);
+  if (free == buffer_busy.end()) {
+    row_buffers.emplace_back();
+    buffer_busy.push_back(false);
+    free = buffer_busy.end() - 1;
+  }
+  *free = true;
+  entry.buffer = static_cast<int>(free - buffer_busy.begin());
+  entry.cache_layer = layer;
+  buffer_of[{layer, kind}] = entry.buffer;
+  std::vector<ggml_fp16_t>& rows = row_buffers[static_cast<size_t>(entry.buffer)];
+  const size_t needed = static_cast<size_t>(root->ne[0] * node->src[0]->ne[1]);
+  if (rows.size() < needed) rows.resize(needed);
+  DropPages(root);
+  Become(node, entry, OnStore);
+}
+
+void HostContext::Private::OnStore(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const Node& entry = *static_cast<const Node*>(user_data);
+  const ggml_tensor* rows = node->src[0];
+  ggml_fp16_t* to = entry.owner->row_buffers[static_cast<size_t>(entry.buffer)].data();
+  for (int64_t t = ith; t < rows->ne[1]; t += nth) {
+    const auto* from = reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(t) * rows->nb[1]);
+    ggml_cpu_fp32_to_fp16(from, to + t * rows->ne[0], rows->ne[0]);
+  }
+}
+
+int HostContext::Private::ReleaseBuffer(int layer, char kind) {
+  const auto found = buffer_of.find({layer, kind});
+  if (found == buffer_of.end()) return -1;
+  buffer_busy[static_cast<size_t>(found->second)] = false;
+  return found->second;
+}
+
+void HostContext::Private::TakeOverAttention(ggml_tensor* node) {
+  NoteMemory(node);
+  Node& entry = NextNode();
   float params[3];  // scale, ALiBi bias, soft-cap
   std::memcpy(params, node->op_params, sizeof params);
-  entry.owner = this;
   entry.cache_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
   entry.first = caches_read.insert(entry.cache_layer).second;
   // ggml stores the scale divided out of the cap: score = cap * tanh(scale / cap * q.k).
@@ -125,11 +215,25 @@ void HostContext::Private::TakeOver(ggml_tensor* node) {
                                              : std::pow(m1, static_cast<float>(2 * (h - power) + 1)));
     }
   }
-  // Only the op and its parameters change: sources, output and schedule stay.
-  if (entry.op_params.empty()) entry.op_params = CustomOpParams(OnAttention, &entry);
-  node->op = GGML_OP_CUSTOM;
-  std::memcpy(node->op_params, entry.op_params.data(), entry.op_params.size());
+  entry.key_buffer = entry.value_buffer = -1;
+  if (entry.first) {
+    const bool value_in_key = CacheTensorOf(node->src[1]) == CacheTensorOf(node->src[2]);
+    entry.key_buffer = ReleaseBuffer(entry.cache_layer, 'k');
+    entry.value_buffer = value_in_key ? entry.key_buffer : ReleaseBuffer(entry.cache_layer, 'v');
+  }
+  Become(node, entry, OnAttention);
 }
+
+namespace {
+
+// Where a view of libllama's cache lies in the buffer that holds its rows instead.
+const uint16_t* RowsBehind(const ggml_tensor* view, const std::vector<std::vector<ggml_fp16_t>>& buffers, int buffer) {
+  if (buffer < 0) return static_cast<const uint16_t*>(view->data);
+  const auto offset = static_cast<const char*>(view->data) - static_cast<const char*>(CacheTensorOf(view)->data);
+  return buffers[static_cast<size_t>(buffer)].data() + offset / static_cast<std::ptrdiff_t>(sizeof(ggml_fp16_t));
+}
+
+}  // namespace
 
 void HostContext::Private::OnAttention(ggml_tensor* node, int ith, int nth, void* user_data) {
   const Node& entry = *static_cast<const Node*>(user_data);
@@ -142,10 +246,10 @@ void HostContext::Private::OnAttention(ggml_tensor* node, int ith, int nth, void
       .queries = static_cast<const float*>(q->data),
       .query_token_stride = q->nb[1] / sizeof(float),
       .query_head_stride = q->nb[2] / sizeof(float),
-      .keys = static_cast<const uint16_t*>(k->data),
+      .keys = RowsBehind(k, self.row_buffers, entry.key_buffer),
       .key_token_stride = k->nb[1] / sizeof(uint16_t),
       .key_head_stride = k->nb[2] / sizeof(uint16_t),
-      .values = static_cast<const uint16_t*>(v->data),
+      .values = RowsBehind(v, self.row_buffers, entry.value_buffer),
       .value_token_stride = v->nb[1] / sizeof(uint16_t),
       .value_head_stride = v->nb[2] / sizeof(uint16_t),
       .output = static_cast<float*>(node->data),

@@ -45,11 +45,11 @@ class Batch {
   llama_batch batch_;
 };
 
-// "cache_k_l12" -> 12; -1 if the tensor is no attention cache of a layer.
-inline int CacheLayerOf(const char* name) {
-  constexpr char kPrefix[] = "cache_k_l";
-  if (std::strncmp(name, kPrefix, sizeof kPrefix - 1) != 0) return -1;
-  return std::atoi(name + sizeof kPrefix - 1);
+// "cache_k_l12" -> 12 for kind 'k'; -1 if the tensor is no attention cache of a layer.
+inline int CacheLayerOf(const char* name, char kind = 'k') {
+  const char prefix[] = {'c', 'a', 'c', 'h', 'e', '_', kind, '_', 'l'};
+  if (std::strncmp(name, prefix, sizeof prefix) != 0) return -1;
+  return std::atoi(name + sizeof prefix);
 }
 
 inline const ggml_tensor* CacheTensorOf(const ggml_tensor* view) {
@@ -63,10 +63,19 @@ inline bool IsCachedAttention(const ggml_tensor* node) {
   return node->op == GGML_OP_FLASH_ATTN_EXT && CacheLayerOf(CacheTensorOf(node->src[1])->name) >= 0;
 }
 
-// Writes rows into the key cache of a layer.
-inline int CacheLayerWritten(const ggml_tensor* node) {
+// The layer into whose key ('k') or value ('v') cache a node writes, or -1.
+inline int CacheLayerWritten(const ggml_tensor* node, char kind = 'k') {
   if (node->op != GGML_OP_SET_ROWS && node->op != GGML_OP_CPY) return -1;
-  return CacheLayerOf(CacheTensorOf(node)->name);
+  return CacheLayerOf(CacheTensorOf(node)->name, kind);
+}
+
+// A node that stores the block's rows [row, T] of float32 into an f16 cache tensor of the same row
+// length: the form that can be taken over.
+inline bool StoresPlainRows(const ggml_tensor* node) {
+  const ggml_tensor* root = CacheTensorOf(node);
+  const ggml_tensor* rows = node->src[0];
+  return node->op == GGML_OP_SET_ROWS && root->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F32 &&
+         rows->ne[0] == root->ne[0] && rows->ne[2] == 1 && rows->ne[3] == 1 && rows->nb[0] == sizeof(float);
 }
 
 // Puts the model's LoRA adapters, if it has any, into a context.

@@ -34,6 +34,7 @@ struct LayerShape {
   int value_dim = 0;
   bool shared = false;        // several layers of the graph read this cache
   bool value_in_key = false;  // values are the front part of the keys (MLA): libllama holds no value cache
+  bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 
 struct ModelInfo {

@@ -14,6 +14,7 @@ struct Seen {
   std::set<int> written;                  // layers whose key cache gets rows
   std::map<int, LayerShape> read;         // layers whose cache an attention node reads
   std::map<std::string, size_t> recurrent;  // bytes of each recurrent state tensor
+  std::set<int> stored_otherwise;         // layers whose rows do not come as plain float32 rows
   std::set<int> read_now;                 // caches that this decode's graph has read so far
   bool look_at_masks = false;
   std::string unsupported;
@@ -52,7 +53,12 @@ void NoteShape(const ggml_tensor* node, Seen& seen) {
 bool OnNode(ggml_tensor* node, bool ask, void* user_data) {
   Seen& seen = *static_cast<Seen*>(user_data);
   if (ask) {
-    if (const int layer = CacheLayerWritten(node); layer >= 0) seen.written.insert(layer);
+    for (const char kind : {'k', 'v'}) {
+      const int layer = CacheLayerWritten(node, kind);
+      if (layer < 0) continue;
+      if (kind == 'k') seen.written.insert(layer);
+      if (!StoresPlainRows(node)) seen.stored_otherwise.insert(layer);
+    }
     for (const ggml_tensor* source : node->src) {
       if (source == nullptr) continue;
       const ggml_tensor* root = CacheTensorOf(source);
@@ -124,7 +130,11 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
     }
   }
   info.layers.assign(static_cast<size_t>(std::max(info.num_layers, seen.read.rbegin()->first + 1)), LayerShape{});
-  for (const auto& [layer, shape] : seen.read) info.layers[static_cast<size_t>(layer)] = shape;
+  for (const auto& [layer, shape] : seen.read) {
+    info.layers[static_cast<size_t>(layer)] = shape;
+    info.layers[static_cast<size_t>(layer)].bypasses_block =
+        seen.written.contains(layer) && !seen.stored_otherwise.contains(layer);
+  }
   info.hybrid = !seen.recurrent.empty() || llama_model_is_hybrid(model) || llama_model_is_recurrent(model);
   for (const auto& [name, bytes] : seen.recurrent) info.recurrent_bytes += bytes;
   return {};

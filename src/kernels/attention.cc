@@ -78,30 +78,31 @@ struct Workspace {
   Accumulator partial[2];  // of an item begun by an earlier thread, and of one left to a later
   size_t bytes;
 
-  Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* at) {
-    std::byte* const begin = at;
+  Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* base) {
+    size_t at = 0;
     const auto rows = static_cast<size_t>(geometry.tile_rows);
     const auto dim = static_cast<size_t>(task.key_dim);
     const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
-    Take(&at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
-    Take(&at, rows * dim, &queries);
-    Take(&at, rows * kStepEntries, &scores);
-    Take(&at, rows, &alpha);
-    Take(&at, rows, &rules);
-    Take(&at, step * dim, &keys);
-    Take(&at, step * geometry.acc_stride, &values);
+    Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
+    Take(base, &at, rows * dim, &queries);
+    Take(base, &at, rows * kStepEntries, &scores);
+    Take(base, &at, rows, &alpha);
+    Take(base, &at, rows, &rules);
+    Take(base, &at, step * dim, &keys);
+    Take(base, &at, step * geometry.acc_stride, &values);
     for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
-      Take(&at, rows * geometry.acc_stride, &acc->values);
-      Take(&at, rows, &acc->max);
-      Take(&at, rows, &acc->sum);
+      Take(base, &at, rows * geometry.acc_stride, &acc->values);
+      Take(base, &at, rows, &acc->max);
+      Take(base, &at, rows, &acc->sum);
     }
-    bytes = static_cast<size_t>(at - begin);
+    bytes = at;
   }
 
  private:
+  // base may be null when only the size is asked for.
   template <typename T>
-  static void Take(std::byte** at, size_t count, T** result) {
-    *result = reinterpret_cast<T*>(*at);
+  static void Take(std::byte* base, size_t* at, size_t count, T** result) {
+    *result = base == nullptr ? nullptr : reinterpret_cast<T*>(base + *at);
     *at += RoundUp(count * sizeof(T), 64);
   }
 };

@@ -242,23 +242,32 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, int
 
 template <class Load, int R>
 void AccumulatePage(const AccumulateArgs& args) {
-  constexpr int kVectors = AccumulateVectors(R);
-  int vectors = static_cast<int>((args.value_dim + kLanes - 1) / kLanes);
-  size_t column = 0;
   int lines = args.count == 0 ? 0 : static_cast<int>(args.prefetch.bytes / 64 / static_cast<size_t>(args.count));
-  const auto advance = [&](int done) {
-    column += static_cast<size_t>(done) * kLanes;
-    vectors -= done;
+  // The widest columns first, then what is left in halves.
+  size_t column = 0;
+  constexpr int kWidest = AccumulateVectors(R);
+  constexpr size_t kWidth = size_t{kWidest} * kLanes;
+  const size_t width = (args.value_dim + kLanes - 1) / kLanes * kLanes;
+  for (; column + kWidth <= width; column += kWidth) {
+    AccumulateColumns<Load, R, kWidest>(args, column, lines);
     lines = 0;
-  };
-  for (; vectors >= kVectors; advance(kVectors)) AccumulateColumns<Load, R, kVectors>(args, column, lines);
-  if constexpr (kVectors > 4) {
-    for (; vectors >= 4; advance(4)) AccumulateColumns<Load, R, 4>(args, column, lines);
   }
-  if constexpr (kVectors > 2) {
-    for (; vectors >= 2; advance(2)) AccumulateColumns<Load, R, 2>(args, column, lines);
+  const auto rest = (width - column) / kLanes;
+  if constexpr (kWidest > 4) {
+    if ((rest & 4) != 0) {
+      AccumulateColumns<Load, R, 4>(args, column, lines);
+      column += 4 * kLanes;
+      lines = 0;
+    }
   }
-  for (; vectors >= 1; advance(1)) AccumulateColumns<Load, R, 1>(args, column, lines);
+  if constexpr (kWidest > 2) {
+    if ((rest & 2) != 0) {
+      AccumulateColumns<Load, R, 2>(args, column, lines);
+      column += 2 * kLanes;
+      lines = 0;
+    }
+  }
+  if ((rest & 1) != 0) AccumulateColumns<Load, R, 1>(args, column, lines);
 }
 
 }  // namespace

@@ -25,7 +25,11 @@ namespace {  // each file of a target has its own
 
 inline constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
-HWY_INLINE float MaxOf(VF v) { return hn::GetLane(hn::MaxOfLanes(DF(), v)); }
+// Some targets reduce from the lowest finite value on, so it stands for -inf.
+HWY_INLINE float MaxOf(VF v) {
+  const float max = hn::GetLane(hn::MaxOfLanes(DF(), v));
+  return max == std::numeric_limits<float>::lowest() ? kMinusInf : max;
+}
 HWY_INLINE float SumOf(VF v) { return hn::GetLane(hn::SumOfLanes(DF(), v)); }
 
 // One vector of scores, lane 0 being slot `slot` of the page.

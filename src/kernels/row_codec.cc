@@ -217,7 +217,6 @@ HWY_INLINE hn::Vec<hn::CappedTag<float, 4>> HalfToFloat(const int8_t*, V v) {
 // Keys of 8 entries to float32 rows. Returns the channels done.
 template <class T>
 int ReadKeySquares(const T* from, const float* scales, int dim, float* to) {
-  const D16 d16;
   const hn::Half<D16> half;
   const hn::CappedTag<float, 4> df;
   int d = 0;

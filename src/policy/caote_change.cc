@@ -7,15 +7,14 @@
 
 namespace pith {
 
-void OutputChange(std::span<const float> weights, const float* values, int dim, bool fast,
-                  std::span<float> change) {
+void OutputChange(std::span<const float> weights, const float* values, int dim, bool fast, std::span<float> change) {
   const size_t n = weights.size();
   const auto width = static_cast<size_t>(dim);
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
   std::vector<double> output(width, 0.0);
   for (size_t i = 0; i < n; ++i) {
-    const double share = fast ? 1.0 / static_cast<double>(n)
-                              : (total > 0 ? static_cast<double>(weights[i]) / total : 0);
+    const double share =
+        fast ? 1.0 / static_cast<double>(n) : (total > 0 ? static_cast<double>(weights[i]) / total : 0);
     if (share == 0) continue;
     for (size_t d = 0; d < width; ++d) output[d] += share * static_cast<double>(values[i * width + d]);
   }

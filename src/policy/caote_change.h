@@ -10,8 +10,7 @@ namespace pith {
 // the change of the output when entry j goes and the weights are renormalised (CAOTE,
 // arXiv:2504.14051). fast: o is the mean of the values. +infinity where nothing would be left.
 // values: [n, dim]; weights, change: [n].
-void OutputChange(std::span<const float> weights, const float* values, int dim, bool fast,
-                  std::span<float> change);
+void OutputChange(std::span<const float> weights, const float* values, int dim, bool fast, std::span<float> change);
 
 }  // namespace pith
 

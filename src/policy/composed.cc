@@ -23,8 +23,8 @@ std::vector<KeptHeads> SelectRanked(const std::vector<LayerScores>& layers, cons
   std::vector<KeptHeads> kept(layers.size());
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
-      kept[l].push_back(SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h),
-                                  budgets[l][h].keep));
+      kept[l].push_back(
+          SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h), budgets[l][h].keep));
     }
   }
   return kept;
@@ -33,8 +33,7 @@ std::vector<KeptHeads> SelectRanked(const std::vector<LayerScores>& layers, cons
 }  // namespace
 
 // The base class serves policies that are layer-local.
-std::vector<KeptHeads> Policy::SelectAll(std::span<const LayerScores> scores,
-                                         const Budget& budget) const {
+std::vector<KeptHeads> Policy::SelectAll(std::span<const LayerScores> scores, const Budget& budget) const {
   (void)scores, (void)budget;
   PITH_CHECK(layer_local());
   return {};
@@ -91,8 +90,7 @@ void ComposedPolicy::Score(const LayerInputs& inputs, LayerScores& scores) const
   parts_.allocator->Prepare(inputs, scores);
 }
 
-ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs,
-                                               std::span<const LayerScores> scores,
+ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                                const Budget& budget) const {
   Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
   size_t num_heads = 0;
@@ -111,9 +109,13 @@ ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs,
     LayerScores& layer = out.layers[l];
     if (layer.ties.empty()) layer.ties.resize(layer.heads.size());
     for (size_t h = 0; h < layer.heads.size(); ++h) {
-      HeadRank rank{static_cast<int>(h), out.budgets[l][h], &layer,
+      HeadRank rank{static_cast<int>(h),
+                    out.budgets[l][h],
+                    &layer,
                     inputs == nullptr ? nullptr : &inputs->heads[h],
-                    inputs == nullptr ? 0 : inputs->key_dim, layer.heads[h], &layer.ties[h]};
+                    inputs == nullptr ? 0 : inputs->key_dim,
+                    layer.heads[h],
+                    &layer.ties[h]};
       for (const Stage* stage : stages()) stage->Rerank(rank);
       MakeComparable(layer.heads[h]);
     }
@@ -121,20 +123,17 @@ ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs,
   return out;
 }
 
-KeptHeads ComposedPolicy::Select(const LayerInputs& inputs, const LayerScores& scores,
-                                 const Budget& budget) const {
+KeptHeads ComposedPolicy::Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const {
   const Ranked ranked = RankAll(&inputs, {&scores, 1}, budget);
   return std::move(SelectRanked(ranked.layers, ranked.budgets).front());
 }
 
-std::vector<KeptHeads> ComposedPolicy::SelectAll(std::span<const LayerScores> scores,
-                                                 const Budget& budget) const {
+std::vector<KeptHeads> ComposedPolicy::SelectAll(std::span<const LayerScores> scores, const Budget& budget) const {
   const Ranked ranked = RankAll(nullptr, scores, budget);
   return SelectRanked(ranked.layers, ranked.budgets);
 }
 
-std::vector<LayerScores> ComposedPolicy::Rank(const LayerInputs* inputs,
-                                              std::span<const LayerScores> scores,
+std::vector<LayerScores> ComposedPolicy::Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                               const Budget& budget) const {
   return RankAll(inputs, scores, budget).layers;
 }

@@ -25,15 +25,14 @@ class ComposedPolicy final : public Policy {
   int window() const override;
   std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
   bool layer_local() const override { return parts_.allocator->layer_local(); }
+  bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     parts_.scorer->Observe(seen, columns);
   }
   void Score(const LayerInputs& inputs, LayerScores& scores) const override;
-  KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores,
-                   const Budget& budget) const override;
-  std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores,
-                                   const Budget& budget) const override;
+  KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const override;
+  std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const override;
   std::vector<LayerScores> Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                 const Budget& budget) const override;
 
@@ -42,8 +41,7 @@ class ComposedPolicy final : public Policy {
     std::vector<LayerScores> layers;
     Allocation budgets;
   };
-  Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
-                 const Budget& budget) const;
+  Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores, const Budget& budget) const;
   std::vector<const Stage*> stages() const;
 
   PolicyParts parts_;

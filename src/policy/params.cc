@@ -31,17 +31,12 @@ std::optional<double> ParseNumber(std::string_view text) {
 }  // namespace
 
 ParamSpec IntParam(std::string_view name, int initial, int min, int max, std::string_view help) {
-  return {name,
-          ParamSpec::Kind::kInt,
-          static_cast<double>(initial),
-          static_cast<double>(min),
-          static_cast<double>(max),
-          {},
-          help};
+  return {
+      name, ParamSpec::Kind::kInt, static_cast<double>(initial), static_cast<double>(min), static_cast<double>(max), {},
+      help};
 }
 
-ParamSpec RealParam(std::string_view name, double initial, double min, double max,
-                    std::string_view help) {
+ParamSpec RealParam(std::string_view name, double initial, double min, double max, std::string_view help) {
   return {name, ParamSpec::Kind::kReal, initial, min, max, {}, help};
 }
 
@@ -55,11 +50,9 @@ std::string DescribeParams(const std::vector<ParamSpec>& specs) {
   for (const ParamSpec& spec : specs) {
     if (!text.empty()) text += ", ";
     if (spec.kind == ParamSpec::Kind::kChoice) {
-      text += fmt::format("{}={} ({})", spec.name, SplitWords(spec.choices, '|').front(),
-                          spec.choices);
+      text += fmt::format("{}={} ({})", spec.name, SplitWords(spec.choices, '|').front(), spec.choices);
     } else {
-      text += fmt::format("{}={} ({}..{})", spec.name, Number(spec.initial), Number(spec.min),
-                          Number(spec.max));
+      text += fmt::format("{}={} ({}..{})", spec.name, Number(spec.initial), Number(spec.min), Number(spec.max));
     }
   }
   return text;
@@ -70,8 +63,7 @@ Params::Params(const std::vector<ParamSpec>& specs) : specs_(specs) {
 }
 
 const ParamSpec& Params::Spec(std::string_view name) const {
-  const auto it = std::find_if(specs_.begin(), specs_.end(),
-                               [&](const ParamSpec& spec) { return spec.name == name; });
+  const auto it = std::find_if(specs_.begin(), specs_.end(), [&](const ParamSpec& spec) { return spec.name == name; });
   PITH_CHECK(it != specs_.end());
   return *it;
 }
@@ -85,23 +77,21 @@ Status Params::Set(std::string_view owner, std::string_view name, std::string_vi
     const std::vector<std::string_view> choices = SplitWords(spec.choices, '|');
     const auto it = std::find(choices.begin(), choices.end(), text);
     if (it == choices.end()) {
-      return InvalidArgument(fmt::format("'{}' is no value for {} of '{}'; did you mean '{}'?",
-                                         Printable(text), name, owner, Nearest(text, choices)));
+      return InvalidArgument(fmt::format("'{}' is no value for {} of '{}'; did you mean '{}'?", Printable(text), name,
+                                         owner, Nearest(text, choices)));
     }
     value = static_cast<double>(it - choices.begin());
   } else {
     const std::optional<double> number = ParseNumber(text);
     const bool whole = number && *number == std::floor(*number);
     if (!number || (spec.kind == ParamSpec::Kind::kInt && !whole)) {
-      return InvalidArgument(fmt::format("{} of '{}' must be a {}number between {} and {}, not '{}'",
-                                         name, owner,
-                                         spec.kind == ParamSpec::Kind::kInt ? "whole " : "",
-                                         Number(spec.min), Number(spec.max), Printable(text)));
+      return InvalidArgument(fmt::format("{} of '{}' must be a {}number between {} and {}, not '{}'", name, owner,
+                                         spec.kind == ParamSpec::Kind::kInt ? "whole " : "", Number(spec.min),
+                                         Number(spec.max), Printable(text)));
     }
     if (*number < spec.min || *number > spec.max) {
-      return InvalidArgument(fmt::format("{}={} of '{}' is out of range; the nearest valid value is {}",
-                                         name, Printable(text), owner,
-                                         Number(std::clamp(*number, spec.min, spec.max))));
+      return InvalidArgument(fmt::format("{}={} of '{}' is out of range; the nearest valid value is {}", name,
+                                         Printable(text), owner, Number(std::clamp(*number, spec.min, spec.max))));
     }
     value = *number;
   }

@@ -25,8 +25,7 @@ struct ParamSpec {
 };
 
 ParamSpec IntParam(std::string_view name, int initial, int min, int max, std::string_view help);
-ParamSpec RealParam(std::string_view name, double initial, double min, double max,
-                    std::string_view help);
+ParamSpec RealParam(std::string_view name, double initial, double min, double max, std::string_view help);
 // The first choice is the default.
 ParamSpec ChoiceParam(std::string_view name, std::string_view choices, std::string_view help);
 

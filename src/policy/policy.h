@@ -131,7 +131,8 @@ class Policy {
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 
   // Layer-local policies. Never returns fewer than min(keep, n) entries per head
-  // on average, nor more than keep * kv heads in total, save for pinned entries.
+  // on average (but for those that find their own size, as DBudgetKV does), nor
+  // more than keep * kv heads in total, save for pinned entries.
   virtual KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const = 0;
 
   // Policies over all layers: scores of every layer, in order. Returns [L] kept heads;

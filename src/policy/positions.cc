@@ -10,15 +10,13 @@ bool SamePositions(const LayerInputs& layer) {
   const HeadInputs& first = layer.heads.front();
   return std::all_of(layer.heads.begin(), layer.heads.end(), [&](const HeadInputs& head) {
     return head.num_entries == first.num_entries &&
-           std::equal(head.positions.begin(), head.positions.end(), first.positions.begin(),
-                      first.positions.end());
+           std::equal(head.positions.begin(), head.positions.end(), first.positions.begin(), first.positions.end());
   });
 }
 
 }  // namespace
 
-std::vector<std::vector<float>> MeanOverHeads(const LayerInputs& layer,
-                                              const std::vector<std::vector<float>>& values) {
+std::vector<std::vector<float>> MeanOverHeads(const LayerInputs& layer, const std::vector<std::vector<float>>& values) {
   std::vector<std::vector<float>> means = values;
   if (layer.heads.empty()) return means;
   if (SamePositions(layer)) {

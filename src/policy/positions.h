@@ -9,8 +9,7 @@
 namespace pith {
 
 // For each entry the mean of `values` ([kv heads][n]) over the heads that hold its position.
-std::vector<std::vector<float>> MeanOverHeads(const LayerInputs& layer,
-                                              const std::vector<std::vector<float>>& values);
+std::vector<std::vector<float>> MeanOverHeads(const LayerInputs& layer, const std::vector<std::vector<float>>& values);
 
 }  // namespace pith
 

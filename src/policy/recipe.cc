@@ -80,8 +80,8 @@ Result<std::vector<Setting>> ParseSettings(std::string_view owner, std::string_v
   for (std::string_view part : SplitWords(text, ',')) {
     const size_t equals = part.find('=');
     if (equals == std::string_view::npos || equals == 0) {
-      return InvalidArgument(fmt::format("'{}' after '{}:' is not of the form name=value",
-                                         Printable(part), Printable(owner)));
+      return InvalidArgument(
+          fmt::format("'{}' after '{}:' is not of the form name=value", Printable(part), Printable(owner)));
     }
     settings.push_back({part.substr(0, equals), part.substr(equals + 1)});
   }
@@ -92,8 +92,8 @@ Result<int> ParseSinks(std::string_view text) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > kMostSinks) {
-    return InvalidArgument(fmt::format("sinks must be a whole number between 0 and {}, not '{}'",
-                                       kMostSinks, Printable(text)));
+    return InvalidArgument(
+        fmt::format("sinks must be a whole number between 0 and {}, not '{}'", kMostSinks, Printable(text)));
   }
   return value;
 }
@@ -105,20 +105,18 @@ Result<ChosenStage> ParseStage(StageKind kind, std::string_view text) {
   ChosenStage stage;
   stage.entry = FindStage(kind, name);
   if (stage.entry == nullptr) {
-    return MakeError(ErrorCode::kNotFound,
-                     fmt::format("there is no {}={}; {}", KeyOf(kind), Printable(name),
-                                 DidYouMean(name, StageNames(kind))));
+    return MakeError(ErrorCode::kNotFound, fmt::format("there is no {}={}; {}", KeyOf(kind), Printable(name),
+                                                       DidYouMean(name, StageNames(kind))));
   }
   stage.params = Params(stage.entry->params);
   if (colon == std::string_view::npos) return stage;
-  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings,
-                        ParseSettings(name, text.substr(colon + 1)));
+  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings, ParseSettings(name, text.substr(colon + 1)));
   for (const Setting& setting : settings) {
     if (!stage.params.Has(setting.name)) {
       std::vector<std::string_view> names;
       for (const ParamSpec& spec : stage.entry->params) names.push_back(spec.name);
-      return InvalidArgument(fmt::format("{}={} has no parameter '{}'; {}", KeyOf(kind), name,
-                                         Printable(setting.name), DidYouMean(setting.name, names)));
+      return InvalidArgument(fmt::format("{}={} has no parameter '{}'; {}", KeyOf(kind), name, Printable(setting.name),
+                                         DidYouMean(setting.name, names)));
     }
     PITH_RETURN_IF_ERROR(stage.params.Set(name, setting.name, setting.value));
     AddOnce(stage.set, setting.name);
@@ -131,8 +129,8 @@ Status AddStage(std::string_view key, std::string_view text, Draft& draft, bool 
   if (it == kStageKeys.end()) {
     std::vector<std::string_view> keys(kStageKeys.begin(), kStageKeys.end());
     keys.push_back("sinks");
-    return MakeError(ErrorCode::kNotFound, fmt::format("there is no stage '{}'; did you mean '{}'?",
-                                                       Printable(key), Nearest(key, keys)));
+    return MakeError(ErrorCode::kNotFound,
+                     fmt::format("there is no stage '{}'; did you mean '{}'?", Printable(key), Nearest(key, keys)));
   }
   const auto kind = static_cast<StageKind>(it - kStageKeys.begin());
   if (kind == StageKind::kModify && text == "none") {
@@ -144,8 +142,8 @@ Status AddStage(std::string_view key, std::string_view text, Draft& draft, bool 
   stage.spelled = spelled;
   ChosenStage* there = kind == StageKind::kModify ? nullptr : draft.Find(kind);
   if (there != nullptr && there->spelled) {
-    return InvalidArgument(fmt::format("{}={} and {}={} exclude one another; name one of them", key,
-                                       there->entry->name, key, stage.entry->name));
+    return InvalidArgument(fmt::format("{}={} and {}={} exclude one another; name one of them", key, there->entry->name,
+                                       key, stage.entry->name));
   }
   if (there != nullptr) {
     *there = std::move(stage);
@@ -172,8 +170,8 @@ Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
   }
   if (!known) {
     AddOnce(names, "sinks");
-    return InvalidArgument(fmt::format("'{}' has no parameter '{}'; {}", name,
-                                       Printable(setting.name), DidYouMean(setting.name, names)));
+    return InvalidArgument(
+        fmt::format("'{}' has no parameter '{}'; {}", name, Printable(setting.name), DidYouMean(setting.name, names)));
   }
   for (auto& [key, value] : draft.named_set) {
     if (key == setting.name) {
@@ -189,15 +187,13 @@ Status AddNamed(std::string_view word, Draft& draft) {
   const size_t colon = word.find(':');
   const std::string_view name = word.substr(0, colon);
   const std::span<const NamedRecipe> recipes = NamedRecipes();
-  const auto it = std::find_if(recipes.begin(), recipes.end(),
-                               [&](const NamedRecipe& r) { return r.name == name; });
+  const auto it = std::find_if(recipes.begin(), recipes.end(), [&](const NamedRecipe& r) { return r.name == name; });
   if (it == recipes.end()) {
-    return MakeError(ErrorCode::kNotFound, fmt::format("there is no recipe '{}'; {}", Printable(name),
-                                                       DidYouMean(name, RecipeNames())));
+    return MakeError(ErrorCode::kNotFound,
+                     fmt::format("there is no recipe '{}'; {}", Printable(name), DidYouMean(name, RecipeNames())));
   }
   if (draft.named != nullptr || !draft.stages.empty()) {
-    return InvalidArgument(fmt::format("the recipe '{}' must come first, alone or with stages after it",
-                                       name));
+    return InvalidArgument(fmt::format("the recipe '{}' must come first, alone or with stages after it", name));
   }
   draft.named = &*it;
   for (std::string_view stage : SplitWords(it->stages, ' ')) {
@@ -206,8 +202,7 @@ Status AddNamed(std::string_view word, Draft& draft) {
   }
   for (ChosenStage& stage : draft.stages) stage.set.clear();
   if (colon == std::string_view::npos) return {};
-  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings,
-                        ParseSettings(name, word.substr(colon + 1)));
+  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings, ParseSettings(name, word.substr(colon + 1)));
   for (const Setting& setting : settings) PITH_RETURN_IF_ERROR(SetNamed(name, setting, draft));
   return {};
 }
@@ -226,8 +221,8 @@ Status AddWord(std::string_view word, Draft& draft) {
 
 Result<Draft> ParseDraft(std::string_view text) {
   if (text.size() > kLongestText) {
-    return InvalidArgument(fmt::format("a recipe has at most {} characters, this one has {}",
-                                       kLongestText, text.size()));
+    return InvalidArgument(
+        fmt::format("a recipe has at most {} characters, this one has {}", kLongestText, text.size()));
   }
   Draft draft;
   for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
@@ -264,8 +259,7 @@ std::string Normalised(const Draft& draft) {
   if (draft.named != nullptr) {
     std::string word(draft.named->name);
     for (size_t i = 0; i < draft.named_set.size(); ++i) {
-      word += fmt::format("{}{}={}", i == 0 ? ":" : ",", draft.named_set[i].first,
-                          draft.named_set[i].second);
+      word += fmt::format("{}{}={}", i == 0 ? ":" : ",", draft.named_set[i].first, draft.named_set[i].second);
     }
     add(word);
   }
@@ -283,23 +277,23 @@ Result<PolicyParts> Build(Draft& draft) {
   parts.scorer = MakeScorer(score.entry->name, score.params);
   const ChosenStage* aggregate = draft.Find(StageKind::kAggregate);
   if (aggregate != nullptr && !parts.scorer->aggregates()) {
-    return InvalidArgument(fmt::format(
-        "score={} does not read a window of attention, so there is nothing for agg={} to aggregate",
-        score.entry->name, aggregate->entry->name));
+    return InvalidArgument(
+        fmt::format("score={} does not read a window of attention, so there is nothing for agg={} to aggregate",
+                    score.entry->name, aggregate->entry->name));
   }
   parts.aggregator = aggregate == nullptr ? MakeAggregator("mean", Params())
                                           : MakeAggregator(aggregate->entry->name, aggregate->params);
   const ChosenStage* allocate = draft.Find(StageKind::kAllocate);
-  parts.allocator = allocate == nullptr ? MakeAllocator("uniform", Params())
-                                        : MakeAllocator(allocate->entry->name, allocate->params);
+  parts.allocator =
+      allocate == nullptr ? MakeAllocator("uniform", Params()) : MakeAllocator(allocate->entry->name, allocate->params);
   for (const ChosenStage& stage : draft.stages) {
     if (stage.entry->kind != StageKind::kModify) continue;
     parts.modifiers.push_back(MakeModifier(stage.entry->name, stage.params));
     if (parts.modifiers.back()->reranks_inputs() && !parts.allocator->layer_local()) {
-      return InvalidArgument(fmt::format(
-          "mod={} needs the keys when budgets are known, but alloc={} knows them only after all layers; "
-          "use alloc=uniform or alloc=ada",
-          stage.entry->name, allocate->entry->name));
+      return InvalidArgument(
+          fmt::format("mod={} needs the keys when budgets are known, but alloc={} knows them only after all layers; "
+                      "use alloc=uniform or alloc=ada",
+                      stage.entry->name, allocate->entry->name));
     }
   }
   return parts;
@@ -326,8 +320,8 @@ std::string ParametersOf(const Draft& draft) {
   for (const ChosenStage& stage : draft.stages) {
     for (ParamSpec spec : stage.entry->params) {
       spec.initial = stage.params.Real(spec.name);
-      const bool there = std::any_of(specs.begin(), specs.end(),
-                                     [&](const ParamSpec& s) { return s.name == spec.name; });
+      const bool there =
+          std::any_of(specs.begin(), specs.end(), [&](const ParamSpec& s) { return s.name == spec.name; });
       if (!there) specs.push_back(spec);
     }
   }

@@ -21,8 +21,7 @@ namespace pith {
 namespace {
 
 template <typename T>
-StageEntry Entry(StageKind kind, std::string_view name, std::string_view paper,
-                 const StageInfo<T>& info) {
+StageEntry Entry(StageKind kind, std::string_view name, std::string_view paper, const StageInfo<T>& info) {
   return {kind, name, paper, info.summary, info.params, info.num_sinks};
 }
 
@@ -49,10 +48,8 @@ struct Factory {
 };
 
 template <typename T>
-std::unique_ptr<T> MakeFrom(std::span<const Factory<T>> table, std::string_view name,
-                            const Params& params) {
-  const auto it = std::find_if(table.begin(), table.end(),
-                               [&](const Factory<T>& f) { return f.name == name; });
+std::unique_ptr<T> MakeFrom(std::span<const Factory<T>> table, std::string_view name, const Params& params) {
+  const auto it = std::find_if(table.begin(), table.end(), [&](const Factory<T>& f) { return f.name == name; });
   PITH_CHECK(it != table.end());
   return it->info().make(params);
 }
@@ -95,8 +92,7 @@ constexpr Factory<Allocator> kAllocators[] = {
 #undef PITH_IGNORE
 
 constexpr NamedRecipe kRecipes[] = {
-#define PITH_RECIPE(name, stages, paper, summary, cost, when) \
-  {name, stages, paper, summary, cost, when},
+#define PITH_RECIPE(name, stages, paper, summary, cost, when) {name, stages, paper, summary, cost, when},
 #include "policy/recipes.inc"
 #undef PITH_RECIPE
 };

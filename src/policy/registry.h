@@ -12,8 +12,7 @@
 namespace pith {
 
 enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct };
-inline constexpr std::array<std::string_view, 5> kStageKeys = {"score", "agg", "mod", "alloc",
-                                                               "act"};
+inline constexpr std::array<std::string_view, 5> kStageKeys = {"score", "agg", "mod", "alloc", "act"};
 inline std::string_view KeyOf(StageKind kind) { return kStageKeys[static_cast<size_t>(kind)]; }
 
 // What the parser needs of any stage.

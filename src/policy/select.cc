@@ -37,7 +37,7 @@ std::vector<int32_t> Unpinned(size_t n, std::span<const uint8_t> pinned) {
 struct Candidate {
   float score;
   float tie;
-  int32_t age;  // 0 = newest of its head
+  int32_t age;    // 0 = newest of its head
   uint32_t slot;  // layer * heads + head, in order
 };
 
@@ -69,9 +69,7 @@ int CountPinned(std::span<const uint8_t> pinned) {
   return static_cast<int>(std::count_if(pinned.begin(), pinned.end(), [](uint8_t p) { return p != 0; }));
 }
 
-int CompetingBudget(const HeadRank& rank) {
-  return std::max(0, rank.budget.keep - CountPinned(rank.pinned()));
-}
+int CompetingBudget(const HeadRank& rank) { return std::max(0, rank.budget.keep - CountPinned(rank.pinned())); }
 
 void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets) {
   struct Slack {
@@ -128,8 +126,7 @@ std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const fl
   const size_t wanted = keep < 0 ? 0 : static_cast<size_t>(keep);
   const size_t room = std::min(wanted > num_pinned ? wanted - num_pinned : 0, kept.size());
   if (room < kept.size()) {
-    std::nth_element(kept.begin(), kept.begin() + static_cast<ptrdiff_t>(room), kept.end(),
-                     Better{scores, ties});
+    std::nth_element(kept.begin(), kept.begin() + static_cast<ptrdiff_t>(room), kept.end(), Better{scores, ties});
     kept.resize(room);
   }
   for (size_t i = 0; i < n && !pinned.empty(); ++i) {
@@ -139,8 +136,7 @@ std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const fl
   return kept;
 }
 
-void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor,
-                    Allocation& out) {
+void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor, Allocation& out) {
   std::vector<Candidate> pool;
   int64_t left = total;
   uint32_t slot = 0;
@@ -153,24 +149,20 @@ void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double f
       const int num_pinned = CountPinned(pinned);
       std::vector<int32_t> order = Unpinned(scores.size(), pinned);
       // Pinned entries are the best of their head, so they are the first that the floor covers.
-      const auto safe = std::clamp(static_cast<int>(floor) - num_pinned, 0,
-                                   static_cast<int>(order.size()));
+      const auto safe = std::clamp(static_cast<int>(floor) - num_pinned, 0, static_cast<int>(order.size()));
       if (safe > 0) {
-        std::nth_element(order.begin(), order.begin() + (safe - 1), order.end(),
-                         Better{scores, ties});
+        std::nth_element(order.begin(), order.begin() + (safe - 1), order.end(), Better{scores, ties});
       }
       out[l][h] = {num_pinned + safe, num_pinned + safe};
       heads.push_back(&out[l][h]);
       left -= out[l][h].keep;
       for (size_t i = static_cast<size_t>(safe); i < order.size(); ++i) {
         const auto j = static_cast<size_t>(order[i]);
-        pool.push_back({scores[j], At(ties, j),
-                        static_cast<int32_t>(scores.size()) - 1 - order[i], slot});
+        pool.push_back({scores[j], At(ties, j), static_cast<int32_t>(scores.size()) - 1 - order[i], slot});
       }
     }
   }
-  const auto winners = static_cast<size_t>(
-      std::clamp<int64_t>(left, 0, static_cast<int64_t>(pool.size())));
+  const auto winners = static_cast<size_t>(std::clamp<int64_t>(left, 0, static_cast<int64_t>(pool.size())));
   if (winners < pool.size()) {
     std::nth_element(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(winners), pool.end(), Wins);
   }
@@ -218,8 +210,7 @@ void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> ou
   }
 }
 
-WindowProbs::WindowProbs(const LayerInputs& layer, const HeadInputs& head, int rows,
-                         bool all_columns)
+WindowProbs::WindowProbs(const LayerInputs& layer, const HeadInputs& head, int rows, bool all_columns)
     : data_(head.window_probs),
       group_(layer.group),
       present_(head.window_probs == nullptr ? 0 : layer.window),

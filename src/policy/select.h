@@ -30,8 +30,7 @@ std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const fl
 
 // Entries of all heads of all layers compete for `total` places after each head got its `floor`
 // best. Fills out[layer][head]; ties as in SelectTop, across heads the newer one, then the first.
-void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor,
-                    Allocation& out);
+void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor, Allocation& out);
 
 // The newest w entries get +infinity.
 void ProtectNewest(std::span<float> scores, int w);

@@ -71,15 +71,14 @@ class WindowProbs {
   int rows() const { return rows_; }
   int columns() const { return columns_; }
   const float* row(int g, int t) const {
-    return data_ + (static_cast<size_t>(g) * static_cast<size_t>(present_) +
-                    static_cast<size_t>(present_ - rows_ + t)) *
-                       static_cast<size_t>(num_entries_);
+    return data_ +
+           (static_cast<size_t>(g) * static_cast<size_t>(present_) + static_cast<size_t>(present_ - rows_ + t)) *
+               static_cast<size_t>(num_entries_);
   }
 
   // Over other numbers of the same shape, [group, rows, columns] packed.
   WindowProbs(const float* data, int group, int rows, int columns)
-      : data_(data), group_(group), present_(rows), rows_(rows), columns_(columns),
-        num_entries_(columns) {}
+      : data_(data), group_(group), present_(rows), rows_(rows), columns_(columns), num_entries_(columns) {}
 
  private:
   const float* data_ = nullptr;
@@ -98,29 +97,23 @@ struct Pooling {
 class Aggregator : public Stage {
  public:
   // One number per column from [group, rows] each. out: [columns].
-  virtual void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                         std::span<float> out) const = 0;
+  virtual void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const = 0;
 };
 
 class Scorer : public Stage {
  public:
   virtual std::vector<ColumnSpec> columns() const { return {}; }
-  virtual void Observe(const Observation& seen, std::span<float* const> columns) const {
-    (void)seen, (void)columns;
-  }
+  virtual void Observe(const Observation& seen, std::span<float* const> columns) const { (void)seen, (void)columns; }
   // True: Score() reads the attention window through an aggregator (mean unless the recipe says).
   virtual bool aggregates() const { return false; }
   // scores.heads has the heads' shapes already.
-  virtual void Score(const LayerInputs& inputs, const Aggregator& aggregator,
-                     LayerScores& scores) const = 0;
+  virtual void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const = 0;
 };
 
 class Modifier : public Stage {
  public:
   // Changes fresh scores while the inputs are at hand.
-  virtual void Adjust(const LayerInputs& inputs, LayerScores& scores) const {
-    (void)inputs, (void)scores;
-  }
+  virtual void Adjust(const LayerInputs& inputs, LayerScores& scores) const { (void)inputs, (void)scores; }
   // True: Rerank() reads HeadRank::inputs, so the allocator must be layer-local.
   virtual bool reranks_inputs() const { return false; }
 };
@@ -131,15 +124,14 @@ using Allocation = std::vector<std::vector<HeadBudget>>;
 class Allocator : public Stage {
  public:
   virtual bool layer_local() const { return true; }
+  // True: heads may end with different numbers of entries.
+  virtual bool ragged() const { return true; }
   virtual bool keeps_everything() const { return false; }
   // Statistics of one layer that Allocate() wants (LayerScores::preference, wanted).
-  virtual void Prepare(const LayerInputs& inputs, LayerScores& scores) const {
-    (void)inputs, (void)scores;
-  }
+  virtual void Prepare(const LayerInputs& inputs, LayerScores& scores) const { (void)inputs, (void)scores; }
   // One layer for layer-local allocators and for Select(); else all of them. The caller clips to n,
   // adds room for pinned entries and enforces the total.
-  virtual void Allocate(std::span<const LayerScores> layers, const Budget& budget,
-                        Allocation& out) const = 0;
+  virtual void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const = 0;
 };
 
 // What happens to entries that do not stay. Only drop exists so far.

@@ -10,7 +10,19 @@ namespace pith::testing {
 namespace {
 
 enum ValueType : uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
 };
 // ggml_type
 constexpr uint32_t kTensorF32 = 0;
@@ -57,17 +69,28 @@ class Cursor {
 
 double ReadNumber(Cursor& in, uint32_t type) {
   switch (type) {
-    case kU8: return in.Get<uint8_t>();
-    case kI8: return in.Get<int8_t>();
-    case kU16: return in.Get<uint16_t>();
-    case kI16: return in.Get<int16_t>();
-    case kU32: return in.Get<uint32_t>();
-    case kI32: return in.Get<int32_t>();
-    case kF32: return static_cast<double>(in.Get<float>());
-    case kBool: return in.Get<uint8_t>();
-    case kU64: return static_cast<double>(in.Get<uint64_t>());
-    case kI64: return static_cast<double>(in.Get<int64_t>());
-    default: return in.Get<double>();
+    case kU8:
+      return in.Get<uint8_t>();
+    case kI8:
+      return in.Get<int8_t>();
+    case kU16:
+      return in.Get<uint16_t>();
+    case kI16:
+      return in.Get<int16_t>();
+    case kU32:
+      return in.Get<uint32_t>();
+    case kI32:
+      return in.Get<int32_t>();
+    case kF32:
+      return static_cast<double>(in.Get<float>());
+    case kBool:
+      return in.Get<uint8_t>();
+    case kU64:
+      return static_cast<double>(in.Get<uint64_t>());
+    case kI64:
+      return static_cast<double>(in.Get<int64_t>());
+    default:
+      return in.Get<double>();
   }
 }
 

@@ -61,8 +61,7 @@ bool Tolerance::Same(double a, double b) const {
   return a == b || std::abs(a - b) <= absolute + relative * std::abs(b);
 }
 
-std::string CompareNumbers(const std::vector<float>& ours, const std::vector<float>& theirs,
-                           Tolerance tolerance) {
+std::string CompareNumbers(const std::vector<float>& ours, const std::vector<float>& theirs, Tolerance tolerance) {
   if (ours.size() != theirs.size()) return fmt::format("{} numbers, not {}", ours.size(), theirs.size());
   for (size_t i = 0; i < ours.size(); ++i) {
     if (!tolerance.Same(static_cast<double>(ours[i]), static_cast<double>(theirs[i]))) {
@@ -94,15 +93,15 @@ std::string CompareKept(const std::vector<int64_t>& ours, const std::vector<int6
     const auto a = static_cast<double>(scores[i]);
     const auto b = static_cast<double>(scores[differing.front()]);
     if (!tolerance.Same(a, b)) {
-      return fmt::format("entry {} is {}, not {} (score {}, against {} of entry {})", i, ours[i], theirs[i],
-                         a, b, differing.front());
+      return fmt::format("entry {} is {}, not {} (score {}, against {} of entry {})", i, ours[i], theirs[i], a, b,
+                         differing.front());
     }
   }
   return "";
 }
 
-void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& theirs,
-                   const std::string& what, Tolerance tolerance) {
+void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& theirs, const std::string& what,
+                   Tolerance tolerance) {
   EXPECT_EQ(CompareNumbers(ours, theirs, tolerance), "") << what;
   if (ours.empty()) return;
   std::vector<float> wrong = ours;  // control
@@ -111,8 +110,7 @@ void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& the
   EXPECT_NE(CompareNumbers(wrong, theirs, tolerance), "") << what << ": the comparison sees nothing";
 }
 
-void ExpectExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs,
-                   const std::string& what) {
+void ExpectExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs, const std::string& what) {
   EXPECT_EQ(CompareExactly(ours, theirs), "") << what;
   if (ours.empty()) return;
   std::vector<int64_t> wrong = ours;  // control
@@ -120,8 +118,8 @@ void ExpectExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>&
   EXPECT_NE(CompareExactly(wrong, theirs), "") << what << ": the comparison sees nothing";
 }
 
-void ExpectKept(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs,
-                const std::vector<float>& scores, const std::string& what, Tolerance tolerance) {
+void ExpectKept(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs, const std::vector<float>& scores,
+                const std::string& what, Tolerance tolerance) {
   EXPECT_EQ(CompareKept(ours, theirs, scores, tolerance), "") << what;
   // Control: the best dropped entry in place of the best kept one.
   std::vector<size_t> best = {SIZE_MAX, SIZE_MAX};

@@ -32,14 +32,13 @@ void ForEachGolden(const std::string& method, const std::string& tensor,
                    const std::function<void(const GgufFile&)>& check);
 
 // TEST(Golden<kind>, method) over those files: void body(const GgufFile& file).
-#define PITH_GOLDEN_TEST(kind, method, tensor)                                               \
-  static void GoldenCheck_##method(const ::pith::testing::GgufFile& file);                   \
-  static const bool golden_known_##method =                                                  \
-      ::pith::testing::CheckedMethods().insert(#method).second;                              \
-  TEST(Golden##kind, method) {                                                               \
-    (void)golden_known_##method;                                                             \
-    ::pith::testing::ForEachGolden(#method, tensor, GoldenCheck_##method);                   \
-  }                                                                                          \
+#define PITH_GOLDEN_TEST(kind, method, tensor)                                                        \
+  static void GoldenCheck_##method(const ::pith::testing::GgufFile& file);                            \
+  static const bool golden_known_##method = ::pith::testing::CheckedMethods().insert(#method).second; \
+  TEST(Golden##kind, method) {                                                                        \
+    (void)golden_known_##method;                                                                      \
+    ::pith::testing::ForEachGolden(#method, tensor, GoldenCheck_##method);                            \
+  }                                                                                                   \
   static void GoldenCheck_##method(const ::pith::testing::GgufFile& file)
 
 // |a - b| <= absolute + relative |b|
@@ -50,8 +49,7 @@ struct Tolerance {
 };
 
 // "" or the first difference. Sizes must agree.
-std::string CompareNumbers(const std::vector<float>& ours, const std::vector<float>& theirs,
-                           Tolerance tolerance = {});
+std::string CompareNumbers(const std::vector<float>& ours, const std::vector<float>& theirs, Tolerance tolerance = {});
 std::string CompareExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs);
 
 // Masks of kept entries over one pool of competitors. Entries may stand in for one another where
@@ -60,12 +58,11 @@ std::string CompareKept(const std::vector<int64_t>& ours, const std::vector<int6
                         const std::vector<float>& scores, Tolerance tolerance = {});
 
 // Expect equality, and that the same comparison fails once one number, or one decision, is changed.
-void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& theirs,
-                   const std::string& what, Tolerance tolerance = {});
-void ExpectExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs,
-                   const std::string& what);
-void ExpectKept(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs,
-                const std::vector<float>& scores, const std::string& what, Tolerance tolerance = {});
+void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& theirs, const std::string& what,
+                   Tolerance tolerance = {});
+void ExpectExactly(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs, const std::string& what);
+void ExpectKept(const std::vector<int64_t>& ours, const std::vector<int64_t>& theirs, const std::vector<float>& scores,
+                const std::string& what, Tolerance tolerance = {});
 
 // [heads * n], 1 = kept.
 std::vector<int64_t> MaskOf(const KeptHeads& kept, size_t n);

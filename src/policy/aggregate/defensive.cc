@@ -12,8 +12,7 @@ namespace {
 
 class Defensive final : public Aggregator {
  public:
-  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                 std::span<float> out) const override {
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     if (out.empty()) return;
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> pooled(out.size());

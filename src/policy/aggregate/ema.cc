@@ -11,8 +11,7 @@ class Ema final : public Aggregator {
  public:
   explicit Ema(float decay) : decay_(decay) {}
 
-  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                 std::span<float> out) const override {
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> mean(out.size());
     std::vector<float> pooled(out.size());

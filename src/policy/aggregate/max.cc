@@ -9,8 +9,7 @@ namespace {
 
 class Max final : public Aggregator {
  public:
-  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                 std::span<float> out) const override {
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> pooled(out.size());
     for (int g = 0; g < probs.group(); ++g) {

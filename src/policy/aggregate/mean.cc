@@ -11,8 +11,7 @@ namespace {
 
 class Mean final : public Aggregator {
  public:
-  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                 std::span<float> out) const override {
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> mean(out.size());
     std::vector<float> pooled(out.size());

@@ -12,8 +12,7 @@ class Shift final : public Aggregator {
  public:
   explicit Shift(float gamma) : gamma_(gamma) {}
 
-  void Aggregate(const WindowProbs& probs, const Pooling& pooling,
-                 std::span<float> out) const override {
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> value(out.size());
     std::vector<float> pooled(out.size());

@@ -13,8 +13,7 @@ class Ada final : public Allocator {
  public:
   explicit Ada(double alpha) : alpha_(alpha) {}
 
-  void Allocate(std::span<const LayerScores> layers, const Budget& budget,
-                Allocation& out) const override {
+  void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     double floor = static_cast<double>(static_cast<int>(alpha_ * budget.keep));
     if (alpha_ > 0 && budget.keep > 0) floor = std::max(floor, 1.0);
     for (size_t l = 0; l < layers.size(); ++l) {
@@ -33,9 +32,7 @@ class Ada final : public Allocator {
 StageInfo<Allocator> AdaStage() {
   return {"heads of a layer compete beyond a safeguard",
           {RealParam("alpha", 0.2, 0, 1, "share of the uniform budget that every head is sure of")},
-          [](const Params& p) -> std::unique_ptr<Allocator> {
-            return std::make_unique<Ada>(p.Real("alpha"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Allocator> { return std::make_unique<Ada>(p.Real("alpha")); }};
 }
 
 }  // namespace pith

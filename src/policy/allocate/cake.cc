@@ -47,8 +47,7 @@ class Cake final : public Allocator {
     scores.window = std::min(window_, inputs.window);
   }
 
-  void Allocate(std::span<const LayerScores> layers, const Budget& budget,
-                Allocation& out) const override {
+  void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     double sum = 0;
     for (const LayerScores& layer : layers) sum += layer.preference;
     const double mean = budget.keep_exact > 0 ? budget.keep_exact : budget.keep;
@@ -63,6 +62,19 @@ class Cake final : public Allocator {
       share.push_back(sum > 0 && std::isfinite(sum) ? static_cast<int>(layer.preference / sum * total) : 0);
     }
     if (total > 0) Settle(total, room, share);
+    // The authors' code spreads once and loses what goes over a layer's length; with a hard limit,
+    // where nobody compares, the rest finds its place.
+    for (int left = total; total > 0 && budget.keep_exact == 0 && left > 0;) {
+      left = total;
+      bool open = false;
+      for (size_t l = 0; l < share.size(); ++l) {
+        share[l] = std::min(share[l], room[l]);
+        left -= share[l];
+        open |= share[l] < room[l];
+      }
+      if (!open) break;
+      SpreadEvenly(left, room, share);
+    }
     for (size_t l = 0; l < layers.size(); ++l) {
       const int keep = total > 0 ? window + std::clamp(share[l], 0, room[l]) : budget.keep;
       for (HeadBudget& head : out[l]) head = {keep, 0};

@@ -18,8 +18,12 @@ namespace {
 class DBudget final : public Allocator {
  public:
   explicit DBudget(const Params& p)
-      : threshold_(p.Real("threshold")), sinks_(p.Int("sinks")), rows_(p.Int("rows")),
-        skip_(p.Int("skip")), floor_(p.Int("floor")), paper_(p.Choice("form") == 1) {}
+      : threshold_(p.Real("threshold")),
+        sinks_(p.Int("sinks")),
+        rows_(p.Int("rows")),
+        skip_(p.Int("skip")),
+        floor_(p.Int("floor")),
+        paper_(p.Choice("form") == 1) {}
 
   uint32_t needs() const override { return kNeedWindowProbs; }
   int window() const override { return rows_; }
@@ -38,8 +42,7 @@ class DBudget final : public Allocator {
     }
   }
 
-  void Allocate(std::span<const LayerScores> layers, const Budget& budget,
-                Allocation& out) const override {
+  void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     for (size_t l = 0; l < layers.size(); ++l) {
       for (size_t h = 0; h < out[l].size(); ++h) out[l][h] = {std::min(layers[l].wanted[h], budget.keep), 0};
     }

@@ -7,6 +7,7 @@ namespace {
 
 class Full final : public Allocator {
  public:
+  bool ragged() const override { return false; }
   bool keeps_everything() const override { return true; }
 
   void Allocate(std::span<const LayerScores> layers, const Budget&, Allocation& out) const override {

@@ -16,8 +16,7 @@ class Pyramid final : public Allocator {
   bool layer_local() const override { return false; }
   void AdoptWindow(int window) override { window_ = window; }
 
-  void Allocate(std::span<const LayerScores> layers, const Budget& budget,
-                Allocation& out) const override {
+  void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     for (size_t l = 0; l < layers.size(); ++l) {
       size_t n = 0;
       for (const auto& head : layers[l].heads) n = std::max(n, head.size());
@@ -51,9 +50,7 @@ class Pyramid final : public Allocator {
 StageInfo<Allocator> PyramidStage() {
   return {"falls linearly from the first layer to the last",
           {IntParam("beta", 20, 1, 1000, "twice the mean budget over the smallest, about")},
-          [](const Params& p) -> std::unique_ptr<Allocator> {
-            return std::make_unique<Pyramid>(p.Int("beta"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Allocator> { return std::make_unique<Pyramid>(p.Int("beta")); }};
 }
 
 }  // namespace pith

@@ -7,6 +7,8 @@ namespace {
 
 class Uniform final : public Allocator {
  public:
+  bool ragged() const override { return false; }
+
   void Allocate(std::span<const LayerScores>, const Budget& budget, Allocation& out) const override {
     for (auto& heads : out) {
       for (HeadBudget& head : heads) head = {budget.keep, 0};

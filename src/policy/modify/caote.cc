@@ -37,9 +37,7 @@ class Caote final : public Modifier {
 StageInfo<Modifier> CaoteStage() {
   return {"scores as weights: how much the output changes if the entry goes",
           {IntParam("fast", 0, 0, 1, "1: the mean value stands for the output")},
-          [](const Params& p) -> std::unique_ptr<Modifier> {
-            return std::make_unique<Caote>(p.Int("fast") == 1);
-          }};
+          [](const Params& p) -> std::unique_ptr<Modifier> { return std::make_unique<Caote>(p.Int("fast") == 1); }};
 }
 
 }  // namespace pith

@@ -113,9 +113,7 @@ class Certain final : public Modifier {
 StageInfo<Modifier> CertainStage() {
   return {"scores weighed by value norms; entries that hold most of the mean attention are certain",
           {RealParam("mass", 0.9, 0, 1, "attention that certain entries hold together")},
-          [](const Params& p) -> std::unique_ptr<Modifier> {
-            return std::make_unique<Certain>(p.Real("mass"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Modifier> { return std::make_unique<Certain>(p.Real("mass")); }};
 }
 
 }  // namespace pith

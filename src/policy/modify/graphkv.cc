@@ -19,8 +19,12 @@ constexpr double kLeastFactor = 1e-6;
 class GraphKv final : public Modifier {
  public:
   explicit GraphKv(const Params& p)
-      : share_(p.Real("share")), sources_(p.Int("sources")), neighbours_(p.Int("neighbours")),
-        rounds_(p.Int("rounds")), gamma_(p.Real("gamma")), literal_(p.Choice("form") == 1),
+      : share_(p.Real("share")),
+        sources_(p.Int("sources")),
+        neighbours_(p.Int("neighbours")),
+        rounds_(p.Int("rounds")),
+        gamma_(p.Real("gamma")),
+        literal_(p.Choice("form") == 1),
         reselect_(p.Int("reselect") == 1) {}
 
   uint32_t needs() const override { return kNeedKeys; }
@@ -55,15 +59,14 @@ class GraphKv final : public Modifier {
 
  private:
   // One factor per candidate.
-  std::vector<double> Factors(const HeadRank& rank, const std::vector<size_t>& candidates,
-                              size_t num_sources, size_t num_neighbours) const {
+  std::vector<double> Factors(const HeadRank& rank, const std::vector<size_t>& candidates, size_t num_sources,
+                              size_t num_neighbours) const {
     const auto dim = static_cast<size_t>(rank.key_dim);
     const float* keys = rank.inputs->keys;
     std::vector<size_t> order(candidates.size());
     for (size_t c = 0; c < order.size(); ++c) order[c] = c;
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-      return rank.scores[candidates[a]] > rank.scores[candidates[b]];
-    });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return rank.scores[candidates[a]] > rank.scores[candidates[b]]; });
     std::vector<size_t> rank_of(candidates.size());
     for (size_t r = 0; r < order.size(); ++r) rank_of[order[r]] = r;
 
@@ -80,9 +83,7 @@ class GraphKv final : public Modifier {
       }
       const size_t count = std::min(num_neighbours, near.size());
       std::partial_sort(near.begin(), near.begin() + static_cast<ptrdiff_t>(count), near.end(),
-                        [&](size_t a, size_t b) {
-                          return cosine[a] != cosine[b] ? cosine[a] > cosine[b] : a < b;
-                        });
+                        [&](size_t a, size_t b) { return cosine[a] != cosine[b] ? cosine[a] > cosine[b] : a < b; });
       for (size_t k = 0; k < count; ++k) {
         if (!literal_ && rank_of[near[k]] < r) continue;
         factors[near[k]] *= std::max(1 - gamma_ * std::clamp(cosine[near[k]], 0.0, 1.0), kLeastFactor);
@@ -120,8 +121,7 @@ StageInfo<Modifier> GraphKvStage() {
           {RealParam("share", 0.3, 0, 1, "sources, as a share of the budget"),
            IntParam("sources", 0, 0, 65536, "sources; 0: by share"),
            IntParam("neighbours", 0, 0, 65536, "neighbours of each source; 0: budget / sources"),
-           IntParam("rounds", 1, 0, 16, "how often scores are lowered"),
-           RealParam("gamma", 1, 0, 1, "strength"),
+           IntParam("rounds", 1, 0, 16, "how often scores are lowered"), RealParam("gamma", 1, 0, 1, "strength"),
            ChoiceParam("form", "ours|literal", "whether sources lower higher-ranked ones"),
            IntParam("reselect", 0, 0, 1, "1: choose sources anew in every round")},
           [](const Params& p) -> std::unique_ptr<Modifier> { return std::make_unique<GraphKv>(p); }};

@@ -19,8 +19,7 @@ class CaoteScore final : public Scorer {
   int window() const override { return window_; }
   bool aggregates() const override { return true; }
 
-  void Score(const LayerInputs& inputs, const Aggregator& aggregator,
-             LayerScores& scores) const override {
+  void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const override {
     std::vector<float> changes;
     for (size_t h = 0; h < scores.heads.size(); ++h) {
       const HeadInputs& head = inputs.heads[h];
@@ -36,8 +35,8 @@ class CaoteScore final : public Scorer {
           std::replace(out, out + n, kProtected, std::numeric_limits<float>::max() / 1e6F);
         }
       }
-      aggregator.Aggregate(WindowProbs(changes.data(), probs.group(), probs.rows(), probs.columns()),
-                           Pooling{}, scores.heads[h]);
+      aggregator.Aggregate(WindowProbs(changes.data(), probs.group(), probs.rows(), probs.columns()), Pooling{},
+                           scores.heads[h]);
       ProtectNewest(scores.heads[h], recent_);
     }
   }

@@ -38,9 +38,7 @@ class H2o final : public Scorer {
 StageInfo<Scorer> H2oStage() {
   return {"attention received from all queries so far; a recent part stays",
           {RealParam("recent", 0.5, 0, 1, "share of the budget for the newest entries")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<H2o>(p.Real("recent"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<H2o>(p.Real("recent")); }};
 }
 
 }  // namespace pith

@@ -52,9 +52,7 @@ class KeyDiff final : public Scorer {
 StageInfo<Scorer> KeyDiffStage() {
   return {"minus the cosine of the key to the mean key direction",
           {IntParam("recent", 0, 0, 65536, "newest entries that always stay")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<KeyDiff>(p.Int("recent"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<KeyDiff>(p.Int("recent")); }};
 }
 
 }  // namespace pith

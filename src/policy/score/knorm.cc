@@ -35,9 +35,7 @@ class Knorm final : public Scorer {
 StageInfo<Scorer> KnormStage() {
   return {"minus the key's length",
           {IntParam("recent", 0, 0, 65536, "newest entries that always stay")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<Knorm>(p.Int("recent"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<Knorm>(p.Int("recent")); }};
 }
 
 }  // namespace pith

@@ -25,9 +25,7 @@ class LazyEviction final : public Scorer {
       : recent_(window), alpha_(static_cast<float>(alpha)), paper_(paper) {}
 
   uint32_t needs() const override { return kNeedEveryQuery; }
-  std::vector<ColumnSpec> columns() const override {
-    return {{"last_active", 0}, {"longest_silence", 0}};
-  }
+  std::vector<ColumnSpec> columns() const override { return {{"last_active", 0}, {"longest_silence", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     float* last = columns[0];

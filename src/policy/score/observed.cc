@@ -12,9 +12,7 @@ class Observed final : public Scorer {
   explicit Observed(double recent) : recent_(recent) {}
 
   uint32_t needs() const override { return kNeedEveryQuery; }
-  std::vector<ColumnSpec> columns() const override {
-    return {{"attention_sum", 0}, {"queries", 0}};
-  }
+  std::vector<ColumnSpec> columns() const override { return {{"attention_sum", 0}, {"queries", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     ForEachWeight(seen, [&](size_t j, int, float weight) {
@@ -46,9 +44,7 @@ class Observed final : public Scorer {
 StageInfo<Scorer> ObservedStage() {
   return {"mean attention over the queries that can see the entry",
           {RealParam("recent", 0, 0, 1, "share of the budget for the newest entries")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<Observed>(p.Real("recent"));
-          }};
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<Observed>(p.Real("recent")); }};
 }
 
 }  // namespace pith

@@ -30,8 +30,11 @@ void SoftmaxInPlace(std::span<float> x) {
 class Rkv final : public Scorer {
  public:
   explicit Rkv(const Params& p)
-      : window_(p.Int("window")), pool_(p.Int("pool")), lambda_(static_cast<float>(p.Real("lambda"))),
-        threshold_(static_cast<float>(p.Real("threshold"))), zero_slot0_(p.Int("zero_slot0") == 1) {}
+      : window_(p.Int("window")),
+        pool_(p.Int("pool")),
+        lambda_(static_cast<float>(p.Real("lambda"))),
+        threshold_(static_cast<float>(p.Real("threshold"))),
+        zero_slot0_(p.Int("zero_slot0") == 1) {}
 
   uint32_t needs() const override { return kNeedKeys | kNeedWindowQueries; }
   int window() const override { return window_; }
@@ -54,8 +57,7 @@ class Rkv final : public Scorer {
   }
 
  private:
-  std::vector<float> Importance(const LayerInputs& layer, const HeadInputs& head, int rows,
-                                size_t columns) const {
+  std::vector<float> Importance(const LayerInputs& layer, const HeadInputs& head, int rows, size_t columns) const {
     const auto dim = static_cast<size_t>(layer.key_dim);
     const float scale = 1 / std::sqrt(static_cast<float>(layer.key_dim));
     std::vector<float> mean(columns, 0.0F);
@@ -63,8 +65,9 @@ class Rkv final : public Scorer {
     for (int t = layer.window - rows; t < layer.window; ++t) {
       std::fill(logits.begin(), logits.end(), -std::numeric_limits<float>::max());
       for (int g = 0; g < layer.group; ++g) {
-        const float* query = head.window_queries + (static_cast<size_t>(g) * static_cast<size_t>(layer.window) +
-                                                    static_cast<size_t>(t)) * dim;
+        const float* query =
+            head.window_queries +
+            (static_cast<size_t>(g) * static_cast<size_t>(layer.window) + static_cast<size_t>(t)) * dim;
         for (size_t j = 0; j < columns; ++j) {
           const float* key = head.keys + j * dim;
           float dot = 0;

@@ -43,8 +43,7 @@ class Roco final : public Scorer {
         const double mean = static_cast<double>(columns[0][i]) / count;
         // Rounding may leave a tiny variance, or a negative one, where attention is all but constant;
         // with one query there is none.
-        const double variance =
-            count > 1 ? static_cast<double>(columns[1][i]) / count - mean * mean : 0;
+        const double variance = count > 1 ? static_cast<double>(columns[1][i]) / count - mean * mean : 0;
         scores.heads[h][i] = static_cast<float>(mean);
         scores.spread[h][i] = static_cast<float>(std::sqrt(std::max(variance, 0.0)));
       }
@@ -61,14 +60,15 @@ class Roco final : public Scorer {
     const auto competing = static_cast<int>(order.size());
     if (competing <= budget) return;
     ProtectNewest(spread, newest_);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return spread[a] < spread[b]; });
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return spread[a] < spread[b]; });
     const int feasible = std::max(competing - 1 - static_cast<int>(unstable_ * budget), competing - budget);
     for (size_t k = 0; k < order.size(); ++k) {
       float& score = rank.scores[order[k]];
       // The newest go last, even where the feasible set is short of others (budgets below 30).
-      if (static_cast<int>(k) >= feasible) score = kProtected;
-      else if (spread[order[k]] == kProtected) score = std::numeric_limits<float>::max();
+      if (static_cast<int>(k) >= feasible)
+        score = kProtected;
+      else if (spread[order[k]] == kProtected)
+        score = std::numeric_limits<float>::max();
     }
   }
 

@@ -40,9 +40,7 @@ class SageKv final : public Scorer {
 StageInfo<Scorer> SageKvStage() {
   return {"sinks, recent entries, and the middle by the last query's attention",
           {RealParam("recent", 0.5, 0, 1, "share of the budget beside the sinks for the newest entries")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<SageKv>(p.Real("recent"));
-          },
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<SageKv>(p.Real("recent")); },
           4};
 }
 

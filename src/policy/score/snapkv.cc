@@ -15,8 +15,7 @@ class SnapKv final : public Scorer {
   int window() const override { return window_; }
   bool aggregates() const override { return true; }
 
-  void Score(const LayerInputs& inputs, const Aggregator& aggregator,
-             LayerScores& scores) const override {
+  void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const override {
     for (size_t h = 0; h < scores.heads.size(); ++h) {
       const WindowProbs probs(inputs, inputs.heads[h], window_);
       const auto columns = static_cast<size_t>(probs.columns());
@@ -41,8 +40,7 @@ StageInfo<Scorer> SnapKvStage() {
            IntParam("pool", 5, 1, 63, "neighbours that share their attention"),
            ChoiceParam("pooling", "mean|max", "how they share it")},
           [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<SnapKv>(p.Int("window"),
-                                            Pooling{p.Int("pool"), p.Choice("pooling") == 1});
+            return std::make_unique<SnapKv>(p.Int("window"), Pooling{p.Int("pool"), p.Choice("pooling") == 1});
           }};
 }
 

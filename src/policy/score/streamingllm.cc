@@ -17,8 +17,7 @@ class StreamingLlm final : public Scorer {
       const float most = positions.empty() ? 0.0F : static_cast<float>(positions.back()) + 1;
       for (size_t i = 0; i < positions.size(); ++i) {
         const auto position = static_cast<float>(positions[i]);
-        scores.heads[h][i] =
-            positions[i] < sinks_ ? most + static_cast<float>(sinks_) - position : position;
+        scores.heads[h][i] = positions[i] < sinks_ ? most + static_cast<float>(sinks_) - position : position;
       }
     }
   }
@@ -32,9 +31,7 @@ class StreamingLlm final : public Scorer {
 StageInfo<Scorer> StreamingLlmStage() {
   return {"the first entries and the newest",
           {IntParam("sinks", 4, 0, 4096, "first tokens that always stay")},
-          [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<StreamingLlm>(p.Int("sinks"));
-          },
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<StreamingLlm>(p.Int("sinks")); },
           4};
 }
 

@@ -1,0 +1,196 @@
+#include "cache/kv_cache.h"
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace pith {
+namespace {
+
+constexpr int kLayers = 2, kHeads = 2, kKeyDim = 8, kValueDim = 4, kColumns = 1;
+
+// One entry as a naive model remembers it.
+struct Entry {
+  int32_t position;
+  float key, value, column;
+};
+using NaiveHead = std::vector<Entry>;
+
+std::vector<CacheLayer> Layers(KvFormat format) {
+  return std::vector<CacheLayer>(kLayers, CacheLayer{kHeads, PageLayout::Make(format, kKeyDim, kValueDim, kColumns)});
+}
+
+Status AppendOne(HeadCache& head, const Entry& entry) {
+  PITH_RETURN_IF_ERROR(head.Extend(1));
+  const std::vector<float> key(kKeyDim, entry.key), value(kValueDim, entry.value);
+  const int at = head.num_entries();
+  kernels::WriteEntryF32(head.layout(), head.page_of(at), at % kPageEntries, key.data(), value.data(), entry.position);
+  head.layout().column(head.page_of(at), 0)[at % kPageEntries] = entry.column;
+  head.Commit(1);
+  return {};
+}
+
+void ExpectEqual(const HeadCache& head, const NaiveHead& naive, float tolerance) {
+  ASSERT_EQ(head.num_entries(), static_cast<int>(naive.size()));
+  const size_t n = naive.size();
+  std::vector<int32_t> positions(n);
+  std::vector<float> keys(n * kKeyDim), values(n * kValueDim), column(n);
+  head.ReadPositions(positions);
+  head.ReadKeys(keys.data());
+  head.ReadValues(values.data());
+  head.ReadColumn(0, column);
+  for (size_t i = 0; i < n; ++i) {
+    ASSERT_EQ(positions[i], naive[i].position);
+    ASSERT_NEAR(keys[i * kKeyDim + 3], naive[i].key, tolerance);
+    ASSERT_NEAR(values[i * kValueDim + 1], naive[i].value, tolerance);
+    ASSERT_EQ(column[i], naive[i].column);
+  }
+}
+
+// Random appends, evictions, column writes, drops, forks and frees against a naive model.
+void RunModelBased(KvFormat format, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << KvFormatName(format) << " seed " << seed);
+  std::mt19937 rng(seed);
+  Ledger ledger(size_t{256} << 10);
+  const std::vector<CacheLayer> layers = Layers(format);
+  const size_t num_pages = 90;
+  auto created = KvCache::Create(&ledger, layers, num_pages);
+  ASSERT_TRUE(created);
+  KvCache& cache = **created;
+  std::map<int, std::vector<NaiveHead>> naive;  // sequence -> [layers * heads]
+  std::map<int, int32_t> next_position;
+  const float tolerance = format == KvFormat::kF16 ? 1e-3f : 2e-2f;
+  for (int step = 0; step < 400; ++step) {
+    const auto pick = [&] { return std::next(naive.begin(), static_cast<std::ptrdiff_t>(rng() % naive.size()))->first; };
+    const auto action = rng() % 16;
+    if (naive.empty() || action == 0) {
+      if (naive.size() >= 4) continue;
+      auto id = cache.NewSequence();
+      if (!id) continue;
+      naive[*id].resize(kLayers * kHeads);
+      next_position[*id] = 0;
+    } else if (action == 1 && naive.size() < 4) {
+      const int from = pick();
+      auto id = cache.Fork(from);
+      if (!id) continue;
+      naive[*id] = naive[from];
+      next_position[*id] = next_position[from];
+    } else if (action == 2 && naive.size() > 1) {
+      const int id = pick();
+      cache.Free(id);
+      naive.erase(id);
+    } else {
+      const int id = pick();
+      const int layer = static_cast<int>(rng() % kLayers), h = static_cast<int>(rng() % kHeads);
+      HeadCache& head = cache.head(id, layer, h);
+      NaiveHead& expected = naive[id][static_cast<size_t>(layer * kHeads + h)];
+      if (action < 10) {
+        for (auto i = rng() % 40; i > 0; --i) {
+          const Entry entry{next_position[id]++, static_cast<float>(rng() % 1000) / 1000, static_cast<float>(rng() % 1000) / 1000,
+                            static_cast<float>(rng() % 1000)};
+          if (!AppendOne(head, entry)) break;  // full: nothing has changed
+          expected.push_back(entry);
+        }
+      } else if (action < 14) {
+        std::vector<int32_t> kept;
+        NaiveHead left;
+        for (int i = 0; i < head.num_entries(); ++i) {
+          if (rng() % 3 == 0) continue;
+          kept.push_back(i);
+          left.push_back(expected[static_cast<size_t>(i)]);
+        }
+        if (head.Keep(kept)) expected = left;
+      } else if (action == 14) {
+        std::vector<float> column(expected.size(), static_cast<float>(step));
+        if (head.WriteColumn(0, column)) {
+          for (Entry& entry : expected) entry.column = static_cast<float>(step);
+        } else {
+          // Some pages may have been written before one could not be copied.
+          std::vector<float> now(expected.size());
+          head.ReadColumn(0, now);
+          for (size_t i = 0; i < now.size(); ++i) expected[i].column = now[i];
+        }
+      } else if (!expected.empty()) {
+        const int32_t before = expected[expected.size() / 2].position;
+        const int dropped = head.DropPagesBefore(before);
+        ASSERT_EQ(dropped % kPageEntries, 0);
+        for (int i = 0; i < dropped; ++i) ASSERT_LT(expected[static_cast<size_t>(i)].position, before);
+        expected.erase(expected.begin(), expected.begin() + dropped);
+      }
+    }
+    const Status verified = cache.Verify();
+    ASSERT_TRUE(verified) << verified.error().message;
+    ASSERT_LE(ledger.peak_bytes(), ledger.limit_bytes());
+    for (const auto& [id, heads] : naive) {
+      for (size_t i = 0; i < heads.size(); ++i) {
+        ExpectEqual(cache.head(id, static_cast<int>(i) / kHeads, static_cast<int>(i) % kHeads), heads[i], tolerance);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(KvCacheTest, RandomOperationsAgreeWithANaiveModel) {
+  for (uint32_t seed = 0; seed < 12; ++seed) {
+    RunModelBased(KvFormat::kF16, seed);
+    RunModelBased(KvFormat::kQ8, seed);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(KvCacheTest, FullPoolRefusesAndChangesNothing) {
+  Ledger ledger(size_t{64} << 10);
+  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 2);
+  ASSERT_TRUE(cache);
+  auto id = (*cache)->NewSequence();
+  ASSERT_TRUE(id);
+  HeadCache& head = (*cache)->head(*id, 0, 0);
+  ASSERT_TRUE(head.Extend(2 * kPageEntries));
+  const Status full = (*cache)->head(*id, 1, 0).Extend(1);
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_EQ((*cache)->head(*id, 1, 0).num_entries(), 0);
+  EXPECT_EQ((*cache)->pool().num_used(), 2u);
+}
+
+TEST(KvCacheTest, ForkSharesUntilWritten) {
+  Ledger ledger(size_t{64} << 10);
+  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 8);
+  ASSERT_TRUE(cache);
+  const int id = *(*cache)->NewSequence();
+  for (int32_t p = 0; p < 40; ++p) ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {p, 0.5f, 0.25f, 1}));
+  EXPECT_EQ((*cache)->pool().num_used(), 2u);
+  const int fork = *(*cache)->Fork(id);
+  EXPECT_EQ((*cache)->pool().num_used(), 2u) << "a fork copies nothing";
+  ASSERT_TRUE(AppendOne((*cache)->head(fork, 0, 0), {40, 0.5f, 0.25f, 1}));
+  EXPECT_EQ((*cache)->pool().num_used(), 3u) << "only the page written to is copied";
+  EXPECT_EQ((*cache)->head(id, 0, 0).num_entries(), 40);
+}
+
+// A control: Verify must see a cache that is wrong.
+TEST(KvCacheTest, VerifySeesUnorderedPositions) {
+  Ledger ledger(size_t{64} << 10);
+  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 4);
+  ASSERT_TRUE(cache);
+  const int id = *(*cache)->NewSequence();
+  ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {5, 0, 0, 0}));
+  ASSERT_TRUE((*cache)->Verify());
+  ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {4, 0, 0, 0}));
+  EXPECT_FALSE((*cache)->Verify());
+}
+
+TEST(LedgerTest, NeverPassesItsLimit) {
+  Ledger ledger(100);
+  EXPECT_TRUE(ledger.TryCharge(MemoryTag::kPages, 60));
+  EXPECT_FALSE(ledger.TryCharge(MemoryTag::kTables, 41));
+  EXPECT_TRUE(ledger.TryCharge(MemoryTag::kTables, 40));
+  ledger.Release(MemoryTag::kPages, 60);
+  EXPECT_EQ(ledger.used_bytes(), 40u);
+  EXPECT_EQ(ledger.peak_bytes(), 100u);
+}
+
+}  // namespace
+}  // namespace pith

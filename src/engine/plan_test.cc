@@ -1,0 +1,89 @@
+#include "engine/plan.h"
+
+#include <gtest/gtest.h>
+
+namespace pith {
+namespace {
+
+ModelInfo SmolInfo() {
+  ModelInfo info;
+  info.num_layers = 30;
+  info.trained_ctx = 8192;
+  info.layers.assign(30, LayerShape{.kind = LayerKind::kGlobal, .num_heads = 9, .num_kv_heads = 3, .key_dim = 64, .value_dim = 64,
+                                    .bypasses_block = true});
+  return info;
+}
+
+std::vector<CacheLayer> LayersOf(const ModelInfo& info) {
+  std::vector<CacheLayer> layers;
+  for (const LayerShape& shape : info.layers) {
+    layers.push_back({shape.num_kv_heads, PageLayout::Make(KvFormat::kF16, shape.key_dim, shape.value_dim, 0)});
+  }
+  return layers;
+}
+
+EngineOptions Options(size_t budget_bytes, int block_tokens = 0) {
+  EngineOptions options;
+  options.num_ctx = 8192;
+  options.budget_bytes = budget_bytes;
+  options.block_tokens = block_tokens;
+  return options;
+}
+
+// Pages that a sequence needs right after an eviction, one decode slack later, with a block in flight.
+size_t PagesAtWorst(const MemoryPlan& plan, const EvictionStyle& style, size_t heads, size_t layer_heads) {
+  const size_t per_head = static_cast<size_t>((plan.keep_entries + plan.slack_entries + kPageEntries - 1) / kPageEntries);
+  const size_t block = static_cast<size_t>((plan.block_tokens + kPageEntries - 1) / kPageEntries) + 1;
+  return heads * (per_head + (style.ragged ? 1 : 0)) + (style.in_layer ? layer_heads : heads) * block;
+}
+
+TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
+  const ModelInfo info = SmolInfo();
+  for (const bool ragged : {false, true}) {
+    for (const bool in_layer : {false, true}) {
+      for (size_t mib = 4; mib <= 96; mib += 4) {
+        const EngineOptions options = Options(mib << 20);
+        const EvictionStyle style{.evicts = true, .in_layer = in_layer, .ragged = ragged};
+        const auto plan = PlanMemory(info, LayersOf(info), style, options);
+        if (!plan) {
+          EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
+          continue;
+        }
+        EXPECT_LE(PagesAtWorst(*plan, style, 90, 3), plan->num_pages) << mib << " MiB";
+        EXPECT_LE(plan->block_bytes + plan->num_pages * LayersOf(info)[0].layout.page_bytes, options.budget_bytes);
+        EXPECT_GT(plan->keep_entries, 0);
+      }
+    }
+  }
+}
+
+TEST(PlanTest, RefusesABudgetBelowOneBlockAndNamesTheLeast) {
+  const ModelInfo info = SmolInfo();
+  const EngineOptions options = Options(64 << 10);
+  const auto plan = PlanMemory(info, LayersOf(info), EvictionStyle{}, options);
+  ASSERT_FALSE(plan);
+  EXPECT_NE(plan.error().message.find("is the least that does"), std::string::npos);
+}
+
+TEST(PlanTest, MoreBudgetNeverKeepsLess) {
+  const ModelInfo info = SmolInfo();
+  int last = 0;
+  for (size_t mib = 8; mib <= 64; mib += 8) {
+    const auto plan = PlanMemory(info, LayersOf(info), EvictionStyle{}, Options(mib << 20, 64));
+    ASSERT_TRUE(plan);
+    EXPECT_GE(plan->keep_entries, last);
+    last = plan->keep_entries;
+  }
+}
+
+TEST(PlanTest, LibllamasBlockCountsWhereItIsUsed) {
+  ModelInfo info = SmolInfo();
+  const size_t bypassed = BlockBytes(info, 256);
+  for (LayerShape& layer : info.layers) layer.bypasses_block = false;
+  EXPECT_EQ(BlockBytes(info, 256), 256 * FullTokenBytes(info));
+  EXPECT_EQ(BlockBytes(info, 100), 256 * FullTokenBytes(info)) << "libllama pads to 256 cells";
+  EXPECT_EQ(bypassed, 256 * FullTokenBytes(info) / 30) << "one layer's rows";
+}
+
+}  // namespace
+}  // namespace pith

@@ -1,0 +1,305 @@
+// What must hold for every recipe and for every legal combination of stages, on random ragged layers.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "policy/policy.h"
+#include "policy/policy_test_util.h"
+#include "policy/registry.h"
+
+namespace pith {
+namespace {
+
+// Every scorer x aggregator x modifier x allocator that parses, and every named recipe.
+std::vector<std::string> AllRecipes() {
+  std::vector<std::string> all;
+  for (const NamedRecipe& recipe : NamedRecipes()) all.emplace_back(recipe.name);
+  std::vector<std::string> aggregates = {""}, modifiers = {""};
+  for (std::string_view name : StageNames(StageKind::kAggregate)) aggregates.push_back(fmt::format(" agg={}", name));
+  for (std::string_view name : StageNames(StageKind::kModify)) modifiers.push_back(fmt::format(" mod={}", name));
+  for (std::string_view scorer : StageNames(StageKind::kScore)) {
+    for (const std::string& aggregate : aggregates) {
+      for (const std::string& modifier : modifiers) {
+        for (std::string_view allocator : StageNames(StageKind::kAllocate)) {
+          const std::string text = fmt::format("score={}{}{} alloc={}", scorer, aggregate, modifier, allocator);
+          if (ParseRecipe(text)) all.push_back(text);
+        }
+      }
+    }
+  }
+  return all;
+}
+
+// A small window, so that there is something beside it.
+std::string WithSmallWindow(std::string text) {
+  const Result<Recipe> smaller = ParseRecipe(text + ":window=4");
+  return smaller ? text + ":window=4" : text;
+}
+
+struct Outcome {
+  std::vector<KeptHeads> kept;
+  std::vector<LayerScores> ranked;
+};
+
+Outcome Choose(const Policy& policy, const std::vector<std::unique_ptr<TestLayer>>& layers, const Budget& budget) {
+  Outcome out;
+  std::vector<LayerScores> scores(layers.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const LayerInputs inputs = layers[l]->inputs();
+    policy.Score(inputs, scores[l]);
+    if (!policy.layer_local()) continue;
+    out.kept.push_back(policy.Select(inputs, scores[l], budget));
+    out.ranked.push_back(policy.Rank(&inputs, {&scores[l], 1}, budget).front());
+  }
+  if (policy.layer_local()) return out;
+  return {policy.SelectAll(scores, budget), policy.Rank(nullptr, scores, budget)};
+}
+
+std::vector<std::unique_ptr<TestLayer>> MakeLayers(LayerShapeForTest shape, const Policy& policy, int count,
+                                                   uint32_t seed) {
+  std::vector<std::unique_ptr<TestLayer>> layers;
+  shape.num_layers = count;
+  for (int l = 0; l < count; ++l) {
+    shape.layer = l;
+    layers.push_back(std::make_unique<TestLayer>(shape, policy, seed + static_cast<uint32_t>(l)));
+  }
+  return layers;
+}
+
+int PinnedIn(const HeadInputs& head) {
+  return static_cast<int>(std::count(head.pinned.begin(), head.pinned.end(), uint8_t{1}));
+}
+
+void CheckOutcome(const Outcome& out, const std::vector<std::unique_ptr<TestLayer>>& layers, const Policy& policy,
+                  const Budget& budget, bool may_keep_fewer) {
+  int64_t all_kept = 0, all_allowed = 0, all_owed = 0;
+  ASSERT_EQ(out.kept.size(), layers.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    int64_t kept = 0, allowed = 0, owed = 0, pinned = 0;
+    for (size_t h = 0; h < out.kept[l].size(); ++h) {
+      const HeadInputs& head = layers[l]->head(h);
+      const std::vector<int32_t>& indices = out.kept[l][h];
+      for (size_t i = 0; i < indices.size(); ++i) {
+        ASSERT_GE(indices[i], 0);
+        ASSERT_LT(indices[i], head.num_entries);
+        ASSERT_TRUE(i == 0 || indices[i] > indices[i - 1]) << "not ascending";
+      }
+      for (int i = 0; i < head.num_entries && !head.pinned.empty(); ++i) {
+        if (head.pinned[static_cast<size_t>(i)] == 0) continue;
+        ASSERT_TRUE(std::binary_search(indices.begin(), indices.end(), i)) << "a pinned entry was dropped";
+      }
+      for (float score : out.ranked[l].heads[h]) ASSERT_FALSE(std::isnan(score));
+      kept += static_cast<int64_t>(indices.size());
+      pinned += PinnedIn(head);
+      allowed += budget.keep;
+      owed += std::min(budget.keep, head.num_entries);
+    }
+    if (policy.layer_local() && !policy.keeps_everything()) {
+      EXPECT_LE(kept, std::max(allowed, pinned));
+    }
+    all_kept += kept;
+    all_allowed += std::max(allowed, pinned);
+    all_owed += owed;
+  }
+  if (policy.keeps_everything()) return;
+  EXPECT_LE(all_kept, all_allowed);
+  if (!may_keep_fewer) {
+    EXPECT_GE(all_kept, std::min(all_owed, all_allowed));
+  }
+}
+
+void CheckRecipe(const std::string& text, const LayerShapeForTest& shape, int keep, uint32_t seed) {
+  SCOPED_TRACE(fmt::format("{} keep={} seed={}", text, keep, seed));
+  const Result<Recipe> recipe = ParseRecipe(text);
+  ASSERT_TRUE(recipe.has_value()) << recipe.error().message;
+  const Policy& policy = *recipe->policy;
+  const auto layers = MakeLayers(shape, policy, 3, seed);
+  Budget budget;
+  budget.keep = keep;
+  // A pyramid's, CAKE's and DBudgetKV's own shape may leave room; rounding too.
+  const bool fewer = text.find("pyramid") != std::string::npos || text.find("cake") != std::string::npos ||
+                     text.find("dbudget") != std::string::npos;
+  const Outcome out = Choose(policy, layers, budget);
+  CheckOutcome(out, layers, policy, budget, fewer);
+  EXPECT_EQ(out.kept, Choose(policy, layers, budget).kept) << "not deterministic";
+}
+
+void CheckIdentity(const std::string& text, const LayerShapeForTest& shape, uint32_t seed) {
+  if (text.find("dbudget") != std::string::npos) return;  // keeps what it needs, not what it may
+  SCOPED_TRACE(text);
+  const Result<Recipe> recipe = ParseRecipe(text);
+  const auto layers = MakeLayers(shape, *recipe->policy, 3, seed);
+  Budget budget;
+  budget.keep = *std::max_element(shape.entries.begin(), shape.entries.end());
+  for (const KeptHeads& layer : Choose(*recipe->policy, layers, budget).kept) {
+    for (size_t h = 0; h < layer.size(); ++h) {
+      EXPECT_EQ(layer[h].size(), static_cast<size_t>(shape.entries[h])) << "budget for all, but not all stay";
+    }
+  }
+}
+
+TEST(PolicyProperties, EveryCombinationHoldsOnRaggedLayers) {
+  const std::vector<std::string> all = AllRecipes();
+  EXPECT_GT(all.size(), 200U);
+  uint32_t seed = 1;
+  for (const std::string& text : all) {
+    LayerShapeForTest shape;
+    shape.entries = {37, 20 + static_cast<int>(seed % 13), 9};
+    shape.gaps = seed % 2 == 0;
+    shape.pinned = seed % 3 == 0 ? 3 : 0;
+    CheckRecipe(WithSmallWindow(text), shape, 12, seed);
+    CheckIdentity(WithSmallWindow(text), shape, seed);
+    if (::testing::Test::HasFailure()) return;
+    ++seed;
+  }
+}
+
+TEST(PolicyProperties, EveryNamedRecipeHoldsAtTheEdges) {
+  for (const NamedRecipe& named : NamedRecipes()) {
+    for (const std::string& text : {std::string(named.name), WithSmallWindow(std::string(named.name))}) {
+      for (int keep : {0, 1, 2, 5, 31, 40}) {
+        LayerShapeForTest shape;
+        CheckRecipe(text, shape, keep, 11);
+        shape.pinned = 8;
+        CheckRecipe(text, shape, keep, 12);
+        shape.same_keys = true;
+        CheckRecipe(text, shape, keep, 13);
+        shape.zero_values = true;
+        CheckRecipe(text, shape, keep, 14);
+        shape = {};
+        shape.entries = {1, 0, 2};
+        CheckRecipe(text, shape, keep, 15);
+        shape.window = 0;
+        CheckRecipe(text, shape, keep, 16);
+        shape.window = 1;
+        shape.entries = {30, 30, 30};
+        CheckRecipe(text, shape, keep, 17);
+      }
+    }
+  }
+}
+
+TEST(PolicyProperties, ScoresAreFiniteUnlessProtected) {
+  for (const NamedRecipe& named : NamedRecipes()) {
+    SCOPED_TRACE(named.name);
+    const Result<Recipe> recipe = ParseRecipe(named.name);
+    for (bool degenerate : {false, true}) {
+      LayerShapeForTest shape;
+      shape.same_keys = shape.zero_values = degenerate;
+      shape.entries = {50, 1, 33};
+      const TestLayer layer(shape, *recipe->policy, 3);
+      LayerScores scores;
+      recipe->policy->Score(layer.inputs(), scores);
+      for (const auto& head : scores.heads) {
+        for (float score : head) {
+          EXPECT_FALSE(std::isnan(score));
+          EXPECT_TRUE(std::isfinite(score) || score > 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(PolicyProperties, PermutedEntriesHavePermutedScores) {
+  // Recipes that look at neither places nor neighbours.
+  for (const char* text : {"knorm", "keydiff", "tova:recent=0", "snapkv:pool=1,window=1", "caote", "h2o", "roco"}) {
+    SCOPED_TRACE(text);
+    const Result<Recipe> recipe = ParseRecipe(text);
+    ASSERT_TRUE(recipe.has_value());
+    LayerShapeForTest shape;
+    shape.entries = {24};
+    shape.window = 1;
+    const TestLayer layer(shape, *recipe->policy, 5);
+    LayerInputs inputs = layer.inputs();
+    LayerScores before;
+    recipe->policy->Score(inputs, before);
+
+    std::vector<size_t> order(23);  // the newest, where a window would be, stays in place
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::shuffle(order.begin(), order.end(), std::mt19937(9));
+    order.push_back(23);
+    const HeadInputs& from = layer.head(0);
+    const auto dim = static_cast<size_t>(shape.dim);
+    std::vector<float> keys, values, probs, column_data;
+    for (size_t i : order) {
+      keys.insert(keys.end(), from.keys + i * dim, from.keys + (i + 1) * dim);
+      values.insert(values.end(), from.values + i * dim, from.values + (i + 1) * dim);
+    }
+    for (size_t g = 0; g < 2; ++g) {
+      for (size_t i : order) probs.push_back(from.window_probs[g * 24 + i]);
+    }
+    std::vector<float*> columns;
+    column_data.reserve(from.columns.size() * 24);
+    for (float* column : from.columns) {
+      for (size_t i : order) column_data.push_back(column[i]);
+    }
+    for (size_t c = 0; c < from.columns.size(); ++c) columns.push_back(column_data.data() + c * 24);
+    HeadInputs to = from;
+    to.keys = keys.data();
+    to.values = values.data();
+    to.window_probs = probs.data();
+    to.columns = columns;
+    inputs.heads = {&to, 1};
+    LayerScores after;
+    recipe->policy->Score(inputs, after);
+    for (size_t i = 0; i < order.size(); ++i) {
+      const float expected = before.heads[0][order[i]];
+      if (!std::isfinite(expected)) continue;
+      EXPECT_NEAR(after.heads[0][i], expected, 1e-5F + 1e-4F * std::abs(expected));
+    }
+  }
+}
+
+TEST(PolicyProperties, TotalsAreExact) {
+  LayerShapeForTest shape;
+  shape.entries = {60, 60, 60};
+  Budget budget;
+  budget.keep = 17;
+  for (const char* text : {"snapkv:window=4", "adakv:window=4", "defensivekv:window=4", "layer_defensivekv:window=4"}) {
+    SCOPED_TRACE(text);
+    const Result<Recipe> recipe = ParseRecipe(text);
+    const auto layers = MakeLayers(shape, *recipe->policy, 4, 21);
+    size_t total = 0;
+    for (const KeptHeads& layer : Choose(*recipe->policy, layers, budget).kept) {
+      for (const auto& head : layer) total += head.size();
+    }
+    EXPECT_EQ(total, 17U * 3 * 4);
+  }
+}
+
+TEST(PolicyProperties, EveryHeadKeepsItsSafeguard) {
+  const Result<Recipe> recipe = ParseRecipe("adakv:window=1,alpha=0.5");
+  LayerShapeForTest shape;
+  shape.entries = {60, 60, 60};
+  Budget budget;
+  budget.keep = 20;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    const auto layers = MakeLayers(shape, *recipe->policy, 1, seed);
+    const Outcome out = Choose(*recipe->policy, layers, budget);
+    for (const auto& head : out.kept.front()) EXPECT_GE(head.size(), 10U);
+  }
+}
+
+TEST(PolicyProperties, TheWorstCaseIsNeverBelowTheMean) {
+  LayerShapeForTest shape;
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    const Result<Recipe> mean = ParseRecipe("score=snapkv:window=6,pool=1 agg=mean");
+    const TestLayer layer(shape, *mean->policy, seed);
+    LayerScores lower;
+    mean->policy->Score(layer.inputs(), lower);
+    for (const char* aggregate : {"max", "defensive"}) {
+      const Result<Recipe> worst = ParseRecipe(fmt::format("score=snapkv:window=6,pool=1 agg={}", aggregate));
+      LayerScores upper;
+      worst->policy->Score(layer.inputs(), upper);
+      for (size_t h = 0; h < lower.heads.size(); ++h) {
+        for (size_t i = 0; i < lower.heads[h].size(); ++i) EXPECT_GE(upper.heads[h][i], lower.heads[h][i] * 0.99999F);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pith

@@ -1,0 +1,63 @@
+#include <fmt/format.h>
+
+#include "policy/policy.h"
+
+namespace pith {
+namespace {
+
+// "arXiv:2404.14469" as a link.
+std::string PaperLink(const std::string& paper) {
+  constexpr std::string_view kPrefix = "arXiv:";
+  if (paper.rfind(kPrefix, 0) != 0) return paper;
+  return fmt::format("[{}](https://arxiv.org/abs/{})", paper.substr(kPrefix.size()), paper.substr(kPrefix.size()));
+}
+
+// A vertical line would end the cell of a table.
+std::string Cell(const std::string& text) {
+  std::string cell;
+  for (char c : text) cell += c == '|' ? std::string("\\|") : std::string(1, c);
+  return cell;
+}
+
+constexpr std::string_view kIntroduction = R"(# Recipes
+
+Generated from the registry: run `PITH_UPDATE_DOCS=1 ctest -R RecipesDocs` after a change. `pith recipes` prints the same.
+
+A recipe decides which entries of the KV cache stay. It is text in one of three forms:
+
+- a name: `snapkv`
+- a name with parameters: `snapkv:window=64,pool=7`
+- stages, alone or beside a name: `score=snapkv:window=64 agg=defensive alloc=ada:alpha=0.2 act=drop`, `snapkv:window=64 alloc=ada`
+
+A stage beside a name takes the place of the one of its kind; modifiers add up, and `mod=none` removes those of the name.
+`sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence. Missing stages are `agg=mean`,
+`alloc=uniform` and `act=drop`.
+
+Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
+B the budget. A recipe with `alloc=global`, `alloc=pyramid` or `alloc=cake` decides once all layers have seen a block.
+)";
+
+}  // namespace
+
+std::string RecipesMarkdown() {
+  std::string text(kIntroduction);
+  text +=
+      "\n## Named recipes\n\n| name | what stays | stages | reads | cost | when | paper "
+      "|\n|---|---|---|---|---|---|---|\n";
+  for (const RecipeInfo& r : ListRecipes()) {
+    text += fmt::format("| `{}` | {} | `{}` | {} | {} | {} | {} |\n", r.name, Cell(r.summary), r.stages, r.needs,
+                        r.cost, r.when, PaperLink(r.paper));
+  }
+  text += "\n## Parameters\n\n| name | parameters, with default and range |\n|---|---|\n";
+  for (const RecipeInfo& r : ListRecipes()) {
+    if (!r.parameters.empty()) text += fmt::format("| `{}` | {} |\n", r.name, Cell(r.parameters));
+  }
+  text += "\n## Stages\n\n| stage | what it does | parameters | paper |\n|---|---|---|---|\n";
+  for (const StageListing& s : ListStages()) {
+    text += fmt::format("| `{}={}` | {} | {} | {} |\n", s.kind, s.name, Cell(s.summary), Cell(s.parameters),
+                        PaperLink(s.paper));
+  }
+  return text;
+}
+
+}  // namespace pith

@@ -1,0 +1,48 @@
+// Largest attention that any query has paid: what is once looked at hard stays. The maximum is over
+// queries and the group, without time.
+//
+// Over the queries of a repeat pass, in which the model re-reads its context, this is KVzip's score
+// (arXiv:2505.23416, step 7); alloc=global is then its level `pair`, alloc=uniform `pair-uniform`.
+// Over the prompt's own queries it is a query-aware relative that needs no second pass.
+#include <algorithm>
+
+#include "policy/observe.h"
+#include "policy/select.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+class Peak final : public Scorer {
+ public:
+  explicit Peak(int recent) : recent_(recent) {}
+
+  uint32_t needs() const override { return kNeedEveryQuery; }
+  std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
+
+  void Observe(const Observation& seen, std::span<float* const> columns) const override {
+    ForEachWeight<GroupBy::kMax>(seen,
+                                 [&](size_t j, int, float weight) { columns[0][j] = std::max(columns[0][j], weight); });
+  }
+
+  void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
+    for (size_t h = 0; h < scores.heads.size(); ++h) {
+      const float* peaks = inputs.heads[h].columns[0];
+      scores.heads[h].assign(peaks, peaks + inputs.heads[h].num_entries);
+      ProtectNewest(scores.heads[h], recent_);
+    }
+  }
+
+ private:
+  int recent_;
+};
+
+}  // namespace
+
+StageInfo<Scorer> PeakStage() {
+  return {"largest attention that any query has paid",
+          {IntParam("recent", 0, 0, 65536, "newest entries that always stay")},
+          [](const Params& p) -> std::unique_ptr<Scorer> { return std::make_unique<Peak>(p.Int("recent")); }};
+}
+
+}  // namespace pith

@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""End-to-end test of the program: bad inputs, the JSON of each command, the hard budget.
+
+usage: PITH_BINARY=build/release/pith [PITH_TEST_MODEL=model.gguf] cli_test.py [-v] [Class[.test]]
+
+Without PITH_TEST_MODEL the program's default model is used; tests that need one are skipped where it is missing.
+"""
+import functools
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
+MODEL = os.environ.get("PITH_TEST_MODEL", "")
+THREADS = os.environ.get("PITH_TEST_THREADS", "2")
+TIMEOUT = 900
+
+TEXT = " ".join(
+    f"In the year {1800 + i} the town by the river counted {3 * i + 7} boats, and the miller wrote the number down."
+    for i in range(24))
+
+
+def pith(*arguments, text=None, env=None):
+    return subprocess.run([BINARY, *arguments], input=text, capture_output=True, timeout=TIMEOUT,
+                          env={**os.environ, **(env or {})})
+
+
+def model_flags():
+    return (["-m", MODEL] if MODEL else []) + ["-t", THREADS]
+
+
+@functools.lru_cache(None)
+def info():
+    """What `pith info --json` says of the model, or None where there is none."""
+    done = pith("info", "--json", *model_flags())
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def write(self, name, data):
+        path = os.path.join(self.folder, name)
+        with open(path, "wb") as file:
+            file.write(data if isinstance(data, bytes) else data.encode())
+        return path
+
+    def assert_sentence(self, done, *parts, codes=(1, 2)):
+        """One sentence on standard error, nothing on standard output, the right exit code."""
+        error = done.stderr.decode()
+        self.assertIn(done.returncode, codes, error)
+        self.assertRegex(error, r"\Apith: [^\n]+\.\n\Z")
+        self.assertEqual(done.stdout, b"")
+        for part in parts:
+            self.assertIn(part, error)
+
+    def json_of(self, done):
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        return json.loads(done.stdout)
+
+
+class ModelCase(Case):
+    def setUp(self):
+        super().setUp()
+        if info() is None:
+            self.skipTest("no model: set PITH_TEST_MODEL")
+
+
+def gguf(tensors=0, pairs=(), version=3, num_pairs=None, tail=b""):
+    """A GGUF file with string pairs."""
+    data = b"GGUF" + struct.pack("<IQQ", version, tensors, len(pairs) if num_pairs is None else num_pairs)
+    for key, value in pairs:
+        data += struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+    return data + tail
+
+
+ARCHITECTURE = (b"general.architecture", b"llama")
+
+
+class BrokenModels(Case):
+    """Every command that opens a model refuses a broken one in one sentence."""
+
+    def refuse(self, path, *parts):
+        self.assert_sentence(pith("run", "-m", path, "-p", "x", "--json"), *parts, codes=(1,))
+        self.assert_sentence(pith("info", path), *parts, codes=(1,))
+
+    def test_missing(self):
+        self.refuse(os.path.join(self.folder, "none.gguf"), "none.gguf")
+
+    def test_empty(self):
+        self.refuse(self.write("empty.gguf", b""), "empty")
+
+    def test_folder(self):
+        self.refuse(self.folder, "folder")
+
+    def test_not_a_gguf(self):
+        self.refuse(self.write("page.gguf", b"<!DOCTYPE html><html>"), "is not a GGUF file", "<!DOCTYP")
+        self.refuse(self.write("model.bin", os.urandom(4096)), "is not a GGUF file")
+
+    def test_versions(self):
+        self.refuse(self.write("v1.gguf", gguf(version=1, pairs=[ARCHITECTURE])), "version 1")
+        self.refuse(self.write("big.gguf", gguf(version=3 << 24, pairs=[ARCHITECTURE])), "big-endian")
+
+    def test_corrupt_metadata(self):
+        self.refuse(self.write("keys.gguf", gguf(num_pairs=1 << 60)), "key-value pairs")
+        self.refuse(self.write("twice.gguf", gguf(pairs=[ARCHITECTURE, ARCHITECTURE])), "twice")
+        self.refuse(self.write("none.gguf", gguf(pairs=[(b"general.name", b"x")])), "general.architecture")
+
+    def test_valid_but_no_model(self):
+        self.refuse(self.write("bare.gguf", gguf(pairs=[ARCHITECTURE])))
+
+    def test_unknown_architecture(self):
+        self.refuse(self.write("odd.gguf", gguf(pairs=[(b"general.architecture", b"no_such_architecture")])))
+
+
+class TruncatedModel(ModelCase):
+    def test_cut_anywhere(self):
+        path = info()["path"]
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            data = file.read()
+        for keep in (3, 20, 1000, 100000, size // 2, size - 1):
+            with self.subTest(bytes=keep):
+                cut = self.write("cut.gguf", data[:keep])
+                self.assert_sentence(pith("run", "-m", cut, "-p", "x"), "cut.gguf", codes=(1,))
+
+    def test_flipped_bytes_never_crash(self):
+        """Any end but a crash: a broken model may also load, if the harm is in its weights."""
+        with open(info()["path"], "rb") as file:
+            data = bytearray(file.read())
+        for at in (4, 8, 16, 24, 33, 60, 200, 1000, 5000):
+            with self.subTest(byte=at):
+                broken = bytearray(data)
+                broken[at] ^= 0xff
+                done = pith("info", self.write("broken.gguf", bytes(broken)))
+                self.assertIn(done.returncode, (0, 1), done.stderr.decode()[-300:])
+
+
+class BadUsage(Case):
+    def usage(self, *arguments, says=""):
+        self.assert_sentence(pith(*arguments), says, codes=(2,))
+
+    def test_arguments(self):
+        self.usage("fly")
+        self.usage("run", says="prompt")
+        self.usage("run", "-p", "x", "-f", "y", says="both")
+        self.usage("run", "-p", "x", "--no-such-flag")
+        self.usage("run", "-p", "x", "-n", "many")
+        self.usage("run", "-p", "x", "-hf", "org/name", says="downloads no models")
+
+    def test_sizes(self):
+        for size in ("64Q", "-1", "0", "0%", "x%", ""):
+            if size:
+                self.usage("run", "-p", "x", f"--kv-budget={size}")
+
+    def test_recipes(self):
+        self.usage("run", "-p", "x", "--recipe", "no_such_recipe", says="no_such_recipe")
+        self.usage("run", "-p", "x", "--recipe", "snapkv:no_such=1", says="no_such")
+        self.usage("run", "-p", "x", "--recipe", "snapkv:window=many", says="window")
+        self.usage("run", "-p", "x", "--recipe", "")
+        self.usage("eval", "--tasks", "x", "--recipes", "snapkv,no_such_recipe", says="no_such_recipe")
+
+    def test_formats(self):
+        self.usage("run", "-p", "x", "-ctk", "q3_0", "-ctv", "q3_0", says="q3_0")
+        self.usage("run", "-p", "x", "-ctk", "q8_0", says="one format")
+
+
+class BadPrompts(ModelCase):
+    def refuse(self, *arguments, says=""):
+        self.assert_sentence(pith("run", *model_flags(), *arguments), says)
+
+    def test_empty(self):
+        self.refuse("-p", "", says="empty")
+        self.refuse("-f", self.write("empty.txt", b""), says="empty")
+
+    def test_invalid_utf8(self):
+        self.refuse("-f", self.write("latin1.txt", b"caf\xe9"), says="UTF-8")
+
+    def test_unreadable(self):
+        self.refuse("-f", os.path.join(self.folder, "none.txt"), says="none.txt")
+        self.refuse("-f", self.folder, says="folder")
+
+    def test_longer_than_the_context(self):
+        self.refuse("-f", self.write("long.txt", TEXT), "-c", "64", says="-c")
+
+    def test_budget_below_one_block(self):
+        for budget in ("1", "4096", "100KiB", "0.1%"):
+            self.refuse("-p", "x", "--kv-budget", budget, says="budget")
+
+    def test_bad_tasks(self):
+        for data, says in ((b"", "no tasks"), (b"{}\n", "line 1"), (b"{\n", "line 1"), (b"\xff\n", "UTF-8")):
+            tasks = self.write("tasks.jsonl", data)
+            self.assert_sentence(pith("eval", *model_flags(), "--tasks", tasks), says, codes=(1,))
+
+
+class Text(Case):
+    def test_version(self):
+        done = pith("--version")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stdout.decode(), r"\Apith \d+\.\d+")
+        self.assertIn("SIMD target", done.stdout.decode())
+
+    def test_help(self):
+        for command in ("run", "chat", "info", "recipes", "eval", "bench", "parity"):
+            done = pith(command, "--help")
+            self.assertEqual(done.returncode, 0)
+            self.assertIn("Examples:", done.stdout.decode())
+
+    def test_recipes(self):
+        listed = self.json_of(pith("recipes", "--json"))["recipes"]
+        self.assertIn("full", [recipe["name"] for recipe in listed])
+        for recipe in listed:
+            for field in ("name", "paper", "stages", "needs", "cost"):
+                self.assertIn(field, recipe)
+        self.assertIn("snapkv", pith("recipes").stdout.decode())
+
+
+KV_FIELDS = {"budget_bytes", "peak_bytes", "block_bytes", "entries", "recipe", "kept_fraction"}
+
+
+class Run(ModelCase):
+    def run_json(self, *arguments):
+        result = self.json_of(pith("run", *model_flags(), "--json", "--temp", "0", *arguments))
+        self.assertLessEqual({"text", "tokens", "prompt_tokens", "kv", "timings"}, set(result))
+        self.assertLessEqual(KV_FIELDS, set(result["kv"]))
+        self.assertLessEqual({"prefill_tps", "decode_tps", "ttft_ms"}, set(result["timings"]))
+        self.assertLessEqual(result["kv"]["peak_bytes"], result["kv"]["budget_bytes"])
+        return result
+
+    def test_json(self):
+        result = self.run_json("-p", "Name a colour.", "-n", "5", "-c", "256")
+        self.assertLessEqual(result["tokens"], 5)
+        self.assertGreater(result["prompt_tokens"], 0)
+        self.assertEqual(result["kv"]["kept_fraction"], 1)
+
+    def test_text_is_streamed_to_standard_output(self):
+        arguments = ["run", *model_flags(), "--temp", "0", "-n", "5", "-c", "256", "-p", "Name a colour."]
+        done = pith(*arguments)
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual(done.stdout.decode().rstrip("\n"),
+                         self.json_of(pith(*arguments, "--json"))["text"].rstrip("\n"))
+        self.assertRegex(done.stderr.decode(), r"KV .* at the peak")
+
+    def test_raw_prompt_from_standard_input(self):
+        done = pith("run", *model_flags(), "--json", "--raw", "-n", "2", "-c", "256", "-f", "-", text=b"One, two,")
+        result = self.json_of(done)
+        self.assertFalse(result["chat_template"])
+        self.assertLess(result["prompt_tokens"], 10)
+
+    def test_the_same_seed_gives_the_same_tokens(self):
+        arguments = ["run", *model_flags(), "--json", "-n", "8", "-c", "256", "-p", "Tell me a story.", "-s", "7"]
+        first, second = (self.json_of(pith(*arguments)) for _ in range(2))
+        self.assertEqual(first["token_ids"], second["token_ids"])
+
+    def test_ends_where_the_context_does(self):
+        result = self.run_json("--raw", "-p", "1 2 3 4 5 6 7 8", "-n", "-1", "-c", "48")
+        self.assertLessEqual(result["prompt_tokens"] + result["tokens"], 49)
+
+    def test_interrupt_prints_what_there_is(self):
+        process = subprocess.Popen([BINARY, "run", *model_flags(), "--json", "--raw", "-n", "-1", "-p", TEXT],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=TIMEOUT)
+        if process.returncode == 0:
+            self.skipTest("the model had nothing more to say")
+        self.assertEqual(process.returncode, 130, error.decode())
+        if out:  # nothing yet where the model was still loading
+            self.assertEqual(json.loads(out)["stop"], "interrupted")
+
+
+class HardBudget(ModelCase):
+    def test_every_recipe(self):
+        """The peak is within the budget, whatever decides what stays, or the budget is refused."""
+        prompt = self.write("prompt.txt", TEXT[:1250])
+        recipes = [recipe["name"] for recipe in self.json_of(pith("recipes", "--json"))["recipes"]]
+        for name in recipes:
+            dropped = 0
+            for budget in ("18%", "25%", "60%"):
+                with self.subTest(recipe=name, budget=budget):
+                    done = pith("run", *model_flags(), "--json", "--raw", "-f", prompt, "-n", "4", "-c", "2048",
+                                "-b", "32", "--kv-budget", budget, "--recipe", name)
+                    if done.returncode != 0 and (name == "full" or budget != "60%"):
+                        self.assert_sentence(done, "budget", codes=(1,))
+                        continue
+                    kv = self.json_of(done)["kv"]
+                    self.assertLessEqual(kv["peak_bytes"], kv["budget_bytes"])
+                    self.assertGreater(kv["entries"], 0)
+                    dropped += kv["kept_fraction"] < 1
+            if name != "full" and info()["architecture"] == "llama":
+                self.assertGreater(dropped, 0, f"{name} was never short of memory: the test shows nothing")
+
+
+class Commands(ModelCase):
+    def test_info(self):
+        got = info()
+        self.assertLessEqual({"architecture", "layers", "kv_shapes", "kv_bytes_per_token", "longest_context"}, set(got))
+        self.assertGreater(got["kv_bytes_per_token"]["f16"], got["kv_bytes_per_token"]["q8_0"])
+        text = pith("info", *model_flags()).stdout.decode()
+        self.assertIn(got["architecture"], text)
+
+    def test_parity(self):
+        text = self.write("text.txt", TEXT)
+        flags = ["parity", *model_flags(), "-f", text, "-n", "96", "--block", "32", "--decode", "8", "--json"]
+        result = self.json_of(pith(*flags))
+        self.assertLessEqual({"max_abs_logit_diff", "mean_kl", "top1_agreement", "floor_kl", "floor_top1", "layers",
+                              "architecture", "tokens"}, set(result))
+        self.assertEqual(result["tokens"], 96)
+        # 96 tokens are too few for the contract's bounds on top-1 agreement.
+        self.assertLessEqual(result["mean_kl"], max(1e-5, 3 * result["floor_kl"]))
+        control = self.json_of(pith(*flags, "--uneven", "--ignore-history"))
+        self.assertGreater(control["mean_kl"], 20 * max(result["mean_kl"], 1e-6))
+
+    def test_eval(self):
+        lines = "".join(json.dumps({"id": f"t{i}", "task": "boats", "length": 100 * (i + 1), "context_text": TEXT[:800],
+                                    "question_text": " In the year 1802 the town counted" if i == 0 else "",
+                                    "target": " 13 boats"}) + "\n" for i in range(2))
+        tasks = self.write("tasks.jsonl", lines)
+        output = os.path.join(self.folder, "out.json")
+        for mode, compress in (("agnostic", "after"), ("aware", "block")):
+            with self.subTest(mode=mode, compress=compress):
+                result = self.json_of(pith("eval", *model_flags(), "--tasks", tasks, "--recipes",
+                                           "streamingllm,snapkv:window=16,pool=3", "--keep", "0.5", "--mode",
+                                           mode, "--compress", compress, "--output", output, "--json"))
+                items = result["items"]
+                self.assertEqual(len(items), 2 * 3)
+                for item in items:
+                    self.assertLessEqual({"id", "task", "length", "tokens", "policy", "keep", "kept", "nll", "kl", "ok",
+                                          "kept_bytes"}, set(item))
+                full = [item for item in items if item["policy"] == "full"]
+                self.assertEqual([(i["keep"], i["kept"], i["kl"]) for i in full], [(1, 1, 0)] * 2)
+                for item in items:
+                    if item["policy"] != "full":
+                        self.assertLess(abs(item["kept"] - 0.5), 0.1)
+                        self.assertGreaterEqual(item["kl"], 0)
+                with open(output) as file:
+                    self.assertEqual(json.load(file)["items"], items)
+
+    def test_bench(self):
+        result = self.json_of(pith("bench", *model_flags(), "--ctx", "64", "--recipes", "streamingllm", "--keep",
+                                   "1.0,0.5", "-n", "4", "--json"))
+        rows = result["rows"]
+        self.assertEqual([(row["engine"], row["recipe"], row["keep"]) for row in rows],
+                         [("libllama", "full", 1), ("pith", "full", 1), ("pith", "streamingllm", 0.5)])
+        for row in rows:
+            for field in ("ctx", "prefill_tps", "prefill_tail_tps", "decode_tps", "kv_bytes"):
+                self.assertGreater(row[field], 0, field)
+
+    def test_chat(self):
+        if not info()["chat_template"]:
+            self.skipTest("the model has no chat template")
+        done = pith("chat", *model_flags(), "--temp", "0", "-n", "6", "-c", "512", "--system", "Be brief.",
+                    text=b"Hello!\n/stats\nWhat is two plus two?\n/reset\nHello!\n/exit\nnever read\n")
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        error = done.stderr.decode()
+        reads = [int(n) for n in re.findall(r"^\[(\d+) read", error, re.M)]
+        self.assertEqual(len(reads), 3, error)
+        self.assertEqual(reads[0], reads[2])  # after /reset all is as in the beginning
+        answers = done.stdout.decode()
+        self.assertTrue(answers.strip())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,13 @@
+# End-to-end tests of the program, one ctest entry per class of cli_test.py.
+# Those that need a model skip themselves where there is none.
+find_package(Python3 COMPONENTS Interpreter REQUIRED)
+foreach(class BrokenModels BadUsage Text)
+  add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
+  set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+endforeach()
+foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
+  add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
+  set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+endforeach()
