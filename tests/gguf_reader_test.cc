@@ -74,7 +74,7 @@ TEST(GgufReader, ChangedBytesNeverCrash) {
   }
 }
 
-TEST(GoldenCompare, SeesWhatDiffers) {
+TEST(CompareGolden, SeesWhatDiffers) {
   EXPECT_EQ(CompareNumbers({1, 2}, {1, 2.0001F}), "");
   EXPECT_NE(CompareNumbers({1, 2}, {1, 2.001F}), "");
   EXPECT_NE(CompareNumbers({1}, {1, 2}), "");

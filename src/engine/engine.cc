@@ -72,6 +72,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status KeepHeads(const Sequence& sequence, int layer, const KeptHeads& kept);
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
+  Error Explained(Error error) const;
   void Fail(const Error& error);
   Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
   const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
@@ -303,6 +304,15 @@ Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const 
   return RunBlock();
 }
 
+// Says what a full budget means to the user, who may have asked for no eviction at all.
+Error EngineImpl::Explained(Error error) const {
+  if (error.code != ErrorCode::kOutOfBudget) return error;
+  error.message = fmt::format("the KV budget of {:.2f} MiB is full at {} tokens", static_cast<double>(plan_.budget_bytes) / (1 << 20),
+                              groups_.front().sequence->next_position);
+  if (!evicts_while_running()) error.message += ", and nothing may be dropped: raise it or choose an evicting recipe and compress=block";
+  return error;
+}
+
 void EngineImpl::Fail(const Error& error) {
   if (!failed_) error_ = error;
   failed_ = true;
@@ -360,7 +370,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
         if (Status status = ops_->Prepare(call, group, positions_, team.nth); status) {
           prepared_ = true;
         } else {
-          Fail(status.error());
+          Fail(Explained(status.error()));
         }
       }
     }

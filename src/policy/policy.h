@@ -179,7 +179,7 @@ std::string RecipesMarkdown();
 struct Recipe {
   std::string text;       // normalised: parses to the same policy
   std::shared_ptr<const Policy> policy;
-  int num_sinks = 4;      // first entries pinned by the engine: sinks=N
+  int num_sinks = -1;     // first entries pinned by the engine: sinks=N; -1: as the engine sees fit
 };
 
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or

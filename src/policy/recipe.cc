@@ -185,7 +185,9 @@ Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
 
 Status AddNamed(std::string_view word, Draft& draft) {
   const size_t colon = word.find(':');
-  const std::string_view name = word.substr(0, colon);
+  // Papers write ada-criticalkv, code ada_criticalkv: both are taken.
+  std::string name(word.substr(0, colon));
+  std::replace(name.begin(), name.end(), '-', '_');
   const std::span<const NamedRecipe> recipes = NamedRecipes();
   const auto it = std::find_if(recipes.begin(), recipes.end(), [&](const NamedRecipe& r) { return r.name == name; });
   if (it == recipes.end()) {
@@ -246,7 +248,9 @@ int SettleSinks(Draft& draft) {
     (void)stage.params.Set(stage.entry->name, "sinks", fmt::format("{}", *draft.sinks));
   }
   ChosenStage& scorer = *draft.Find(StageKind::kScore);
-  if (!scorer.params.Has("sinks")) return draft.sinks.value_or(scorer.entry->num_sinks);
+  // -1: neither the user nor the scorer says; the engine decides.
+  const int own = scorer.entry->num_sinks > 0 ? scorer.entry->num_sinks : -1;
+  if (!scorer.params.Has("sinks")) return draft.sinks.value_or(own);
   return scorer.params.Int("sinks");
 }
 
@@ -311,7 +315,10 @@ std::string NeedsText(const Policy& policy) {
   if ((bits & kNeedKeys) != 0) parts.push_back("keys");
   if ((bits & kNeedValues) != 0) parts.push_back("values");
   if ((bits & kNeedValueNorms) != 0) parts.push_back("output projection");
-  return parts.empty() ? "nothing" : fmt::format("{}", fmt::join(parts, ", "));
+  if (parts.empty()) return "nothing";
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text;
 }
 
 // Declared parameters of all stages, with the recipe's values as defaults.

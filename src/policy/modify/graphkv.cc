@@ -7,6 +7,7 @@
 // clamped to [0, 1] and factors to at least 1e-6, so exact copies keep their order.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -58,38 +59,57 @@ class GraphKv final : public Modifier {
   }
 
  private:
-  // One factor per candidate.
+  // One factor per candidate. Neighbours are found in float32; their cosines are then taken in double,
+  // since 1 - cos of near-copies has few digits left.
   std::vector<double> Factors(const HeadRank& rank, const std::vector<size_t>& candidates, size_t num_sources,
                               size_t num_neighbours) const {
     const auto dim = static_cast<size_t>(rank.key_dim);
     const float* keys = rank.inputs->keys;
-    std::vector<size_t> order(candidates.size());
-    for (size_t c = 0; c < order.size(); ++c) order[c] = c;
+    const size_t count = candidates.size();
+    const std::vector<float> directions = Directions(keys, candidates, dim);
+    std::vector<size_t> order(count);
+    std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(),
                      [&](size_t a, size_t b) { return rank.scores[candidates[a]] > rank.scores[candidates[b]]; });
-    std::vector<size_t> rank_of(candidates.size());
-    for (size_t r = 0; r < order.size(); ++r) rank_of[order[r]] = r;
+    std::vector<size_t> rank_of(count);
+    for (size_t r = 0; r < count; ++r) rank_of[order[r]] = r;
 
-    std::vector<double> factors(candidates.size(), 1.0);
-    std::vector<double> cosine(candidates.size());
-    std::vector<size_t> near;
+    std::vector<double> factors(count, 1.0);
+    std::vector<float> cosine(count);
+    std::vector<size_t> near(count);
     for (size_t r = 0; r < num_sources; ++r) {
-      const float* source = keys + candidates[order[r]] * dim;
-      near.clear();
-      for (size_t c = 0; c < candidates.size(); ++c) {
-        if (c == order[r]) continue;
-        cosine[c] = Cosine(source, keys + candidates[c] * dim, dim);
-        near.push_back(c);
+      const size_t source = order[r];
+      std::fill(cosine.begin(), cosine.end(), 0.0F);
+      for (size_t d = 0; d < dim; ++d) {
+        const float* row = directions.data() + d * count;
+        const float x = row[source];
+        for (size_t c = 0; c < count; ++c) cosine[c] += x * row[c];
       }
-      const size_t count = std::min(num_neighbours, near.size());
-      std::partial_sort(near.begin(), near.begin() + static_cast<ptrdiff_t>(count), near.end(),
+      cosine[source] = -2;  // not its own neighbour
+      std::iota(near.begin(), near.end(), size_t{0});
+      const size_t wanted = std::min(num_neighbours, count - 1);
+      std::partial_sort(near.begin(), near.begin() + static_cast<ptrdiff_t>(wanted), near.end(),
                         [&](size_t a, size_t b) { return cosine[a] != cosine[b] ? cosine[a] > cosine[b] : a < b; });
-      for (size_t k = 0; k < count; ++k) {
+      for (size_t k = 0; k < wanted; ++k) {
         if (!literal_ && rank_of[near[k]] < r) continue;
-        factors[near[k]] *= std::max(1 - gamma_ * std::clamp(cosine[near[k]], 0.0, 1.0), kLeastFactor);
+        const double exact = Cosine(keys + candidates[source] * dim, keys + candidates[near[k]] * dim, dim);
+        factors[near[k]] *= std::max(1 - gamma_ * std::clamp(exact, 0.0, 1.0), kLeastFactor);
       }
     }
     return factors;
+  }
+
+  // The candidates' keys at unit length, transposed: [dim, candidates].
+  static std::vector<float> Directions(const float* keys, const std::vector<size_t>& candidates, size_t dim) {
+    std::vector<float> out(dim * candidates.size());
+    for (size_t c = 0; c < candidates.size(); ++c) {
+      const float* key = keys + candidates[c] * dim;
+      float squares = 0;
+      for (size_t d = 0; d < dim; ++d) squares += key[d] * key[d];
+      const float scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
+      for (size_t d = 0; d < dim; ++d) out[d * candidates.size() + c] = key[d] * scale;
+    }
+    return out;
   }
 
   static double Cosine(const float* a, const float* b, size_t dim) {

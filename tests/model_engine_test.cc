@@ -1,0 +1,251 @@
+// The engine on the default model: budget, blocks, forks, formats, determinism.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "base/paths.h"
+#include "engine/engine.h"
+#include "host/model.h"
+
+namespace pith {
+namespace {
+
+constexpr int kThreads = 2;
+
+std::shared_ptr<HostModel> Model() {
+  static const std::shared_ptr<HostModel> model = [] {
+    HostModelOptions options;
+    options.num_threads = kThreads;
+    auto loaded = HostModel::Load(DefaultModelPath(), options);
+    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
+    return loaded ? *loaded : nullptr;
+  }();
+  return model;
+}
+
+// Text enough for a few hundred tokens, varied so that entries differ.
+std::vector<int32_t> Tokens(size_t count) {
+  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
+  std::string text;
+  for (int i = 0; text.size() < count * 8; ++i) {
+    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] +
+            " and paid " + std::to_string(i * 37 % 101) + " coins. ";
+  }
+  auto tokens = Model()->Tokenize(text, true, false);
+  EXPECT_TRUE(tokens);
+  tokens->resize(count);
+  return *tokens;
+}
+
+EngineOptions Options(const std::string& recipe, size_t budget_bytes = 0, int block_tokens = 0) {
+  EngineOptions options;
+  options.num_ctx = 4096;
+  options.num_threads = kThreads;
+  options.budget_bytes = budget_bytes;
+  options.block_tokens = block_tokens;
+  auto parsed = ParseRecipe(recipe);
+  EXPECT_TRUE(parsed) << parsed.error().message;
+  options.recipe = *parsed;
+  return options;
+}
+
+std::unique_ptr<Engine> Make(const EngineOptions& options) {
+  auto engine = Engine::Create(Model(), options);
+  EXPECT_TRUE(engine) << engine.error().message;
+  return engine ? std::move(*engine) : nullptr;
+}
+
+double Kl(std::span<const float> p, std::span<const float> q) {
+  const double max_p = *std::max_element(p.begin(), p.end()), max_q = *std::max_element(q.begin(), q.end());
+  double sum_p = 0, sum_q = 0, kl = 0;
+  for (size_t i = 0; i < p.size(); ++i) sum_p += std::exp(p[i] - max_p), sum_q += std::exp(q[i] - max_q);
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double lp = p[i] - max_p - std::log(sum_p), lq = q[i] - max_q - std::log(sum_q);
+    kl += std::exp(lp) * (lp - lq);
+  }
+  return kl;
+}
+
+double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
+  const size_t vocab = static_cast<size_t>(Model()->info().num_vocab), rows = a.size() / vocab;
+  double sum = 0;
+  for (size_t r = 0; r < rows; ++r) sum += Kl({a.data() + r * vocab, vocab}, {b.data() + r * vocab, vocab});
+  return sum / static_cast<double>(rows);
+}
+
+std::vector<float> PrefillLogits(const EngineOptions& options, const std::vector<int32_t>& tokens) {
+  auto engine = Make(options);
+  const auto sequence = engine->NewSequence();
+  std::vector<float> logits;
+  const Status status = engine->Prefill(*sequence, tokens, false, &logits);
+  EXPECT_TRUE(status) << status.error().message;
+  return logits;
+}
+
+TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
+  const std::vector<int32_t> tokens = Tokens(420);
+  const size_t budget = size_t{7} << 20;
+  for (const RecipeInfo& info : ListRecipes()) {
+    if (info.name == "full") continue;
+    SCOPED_TRACE(info.name);
+    const EngineOptions options = Options(info.name, budget, 64);
+    auto engine = Make(options);
+    if (engine == nullptr) continue;
+    const SequenceId sequence = *engine->NewSequence();
+    Status status = engine->Prefill(sequence, {tokens.data(), 400});
+    ASSERT_TRUE(status) << status.error().message;
+    for (size_t i = 400; i < tokens.size(); ++i) {
+      status = engine->Decode(sequence, tokens[i]);
+      ASSERT_TRUE(status) << status.error().message;
+    }
+    const KvStats stats = engine->stats();
+    EXPECT_LE(stats.peak_bytes, budget);
+    EXPECT_LT(stats.kept_fraction, 1.0);
+    for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
+  }
+}
+
+TEST(ModelEngine, GenerationStaysInsideTheBudgetForLong) {
+  auto engine = Make(Options("knorm", size_t{6} << 20, 32));
+  const SequenceId sequence = *engine->NewSequence();
+  const std::vector<int32_t> tokens = Tokens(700);
+  ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), 20}));
+  for (size_t i = 20; i < tokens.size(); ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[i]));
+  const KvStats stats = engine->stats();
+  EXPECT_LE(stats.peak_bytes, stats.budget_bytes);
+  EXPECT_EQ(stats.entries_seen, 700 * 90);
+  EXPECT_LT(stats.entries, stats.entries_seen / 2);
+}
+
+TEST(ModelEngine, AnySequenceOfBlocksGivesTheSameResult) {
+  const std::vector<int32_t> tokens = Tokens(160);
+  const std::vector<float> one = PrefillLogits(Options("full", 0, 256), tokens);
+  auto engine = Make(Options("full", 0, 64));
+  const SequenceId sequence = *engine->NewSequence();
+  std::vector<float> blocks;
+  for (size_t at = 0, step = 1; at < tokens.size(); at += step, step = step * 3 % 50 + 1) {
+    ASSERT_TRUE(engine->Prefill(sequence, std::span(tokens).subspan(at, std::min(step, tokens.size() - at)), false, &blocks));
+  }
+  ASSERT_EQ(one.size(), blocks.size());
+  // Q4_1 weights quantise activations: this is libllama's own noise between block sizes.
+  EXPECT_LT(MeanKl(one, blocks), 0.02);
+  // The control: a cache without the history is far off.
+  EngineOptions forgetful = Options("window:sinks=0", 0, 32);
+  forgetful.keep_entries = 8;
+  EXPECT_GT(MeanKl(one, PrefillLogits(forgetful, tokens)), 0.1);
+}
+
+TEST(ModelEngine, ForksAreEqualAndIndependent) {
+  EngineOptions options = Options("full");
+  options.max_sequences = 2;
+  auto engine = Make(options);
+  const std::vector<int32_t> tokens = Tokens(64);
+  const SequenceId a = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(a, {tokens.data(), 60}));
+  const size_t before = engine->stats().page_bytes;
+  const SequenceId b = *engine->Fork(a);
+  EXPECT_EQ(engine->stats().page_bytes, before);
+  ASSERT_TRUE(engine->Decode(b, tokens[61]));
+  ASSERT_TRUE(engine->Decode(a, tokens[60]));
+  const std::vector<float> first(engine->logits(a).begin(), engine->logits(a).end());
+  engine->Free(b);
+  const SequenceId c = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(c, {tokens.data(), 60}));
+  ASSERT_TRUE(engine->Decode(c, tokens[60]));
+  const auto logits = engine->logits(c);
+  EXPECT_EQ(0, std::memcmp(first.data(), logits.data(), logits.size_bytes())) << "the fork has written into its origin";
+}
+
+TEST(ModelEngine, BatchedDecodeEqualsOneByOne) {
+  EngineOptions options = Options("full");
+  options.max_sequences = 2;
+  auto engine = Make(options);
+  const std::vector<int32_t> tokens = Tokens(80);
+  std::vector<SequenceId> ids;
+  for (const size_t count : {70u, 33u}) {
+    ids.push_back(*engine->NewSequence());
+    ASSERT_TRUE(engine->Prefill(ids.back(), {tokens.data(), count}));
+  }
+  const std::vector<int32_t> next = {tokens[70], tokens[33]};
+  ASSERT_TRUE(engine->DecodeBatch(ids, next));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::vector<float> batched(engine->logits(ids[i]).begin(), engine->logits(ids[i]).end());
+    auto alone = Make(Options("full"));
+    const SequenceId id = *alone->NewSequence();
+    ASSERT_TRUE(alone->Prefill(id, {tokens.data(), i == 0 ? 70u : 33u}));
+    ASSERT_TRUE(alone->Decode(id, next[i]));
+    EXPECT_LT(Kl(alone->logits(id), batched), 0.02);
+  }
+}
+
+TEST(ModelEngine, EightBitCacheIsCloseAndSmaller) {
+  const std::vector<int32_t> tokens = Tokens(200);
+  const std::vector<float> half = PrefillLogits(Options("full"), tokens);
+  EngineOptions options = Options("full");
+  options.format = KvFormat::kQ8;
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  std::vector<float> logits;
+  ASSERT_TRUE(engine->Prefill(sequence, tokens, false, &logits));
+  EXPECT_LT(MeanKl(half, logits), 0.03);
+  auto full = Make(Options("full"));
+  const SequenceId other = *full->NewSequence();
+  ASSERT_TRUE(full->Prefill(other, tokens));
+  EXPECT_LT(static_cast<double>(engine->stats().page_bytes), 0.6 * static_cast<double>(full->stats().page_bytes));
+}
+
+TEST(ModelEngine, SameInputsGiveTheSameBits) {
+  const std::vector<int32_t> tokens = Tokens(150);
+  const EngineOptions options = Options("snapkv", size_t{6} << 20, 64);
+  const std::vector<float> a = PrefillLogits(options, tokens), b = PrefillLogits(options, tokens);
+  ASSERT_EQ(a.size(), b.size());
+  EXPECT_EQ(0, std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
+}
+
+TEST(ModelEngine, CompressKeepsTheShareAskedFor) {
+  EngineOptions options = Options("full");
+  options.max_sequences = 2;
+  for (const char* name : {"knorm", "snapkv", "adakv", "layer-defensivekv", "cake", "h2o"}) {
+    options.later_recipes.push_back(*ParseRecipe(name));
+  }
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, Tokens(300)));
+  for (const Recipe& recipe : options.later_recipes) {
+    const SequenceId fork = *engine->Fork(sequence);
+    const auto kept = engine->Compress(fork, recipe, 0.2);
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_NEAR(*kept, 0.2, 0.011) << recipe.text;
+    engine->Free(fork);
+  }
+}
+
+TEST(ModelEngine, RefusesWhatDoesNotFit) {
+  auto small = Engine::Create(Model(), Options("snapkv", 100 << 10));
+  ASSERT_FALSE(small);
+  EXPECT_EQ(small.error().code, ErrorCode::kOutOfBudget);
+  auto engine = Make(Options("full"));
+  const SequenceId sequence = *engine->NewSequence();
+  const Status empty = engine->Prefill(sequence, {});
+  ASSERT_FALSE(empty);
+  const Status status = engine->Prefill(sequence, std::vector<int32_t>(5000, 5));
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(ModelEngine, AFullCacheThatMayNotEvictSaysSo) {
+  auto engine = Make(Options("full", size_t{6} << 20, 64));
+  const SequenceId sequence = *engine->NewSequence();
+  const Status status = engine->Prefill(sequence, Tokens(600));
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_LE(engine->stats().peak_bytes, engine->stats().budget_bytes);
+}
+
+}  // namespace
+}  // namespace pith

@@ -1,0 +1,336 @@
+#include "tests/support/random_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <set>
+#include <sstream>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+#include "ggml.h"
+#include "gguf.h"
+#include "llama.h"
+
+namespace pith::testing {
+namespace {
+
+using Numbers = std::vector<uint32_t>;
+using LongNumbers = std::vector<uint64_t>;
+using Reals = std::vector<float>;
+using Value = std::variant<uint32_t, float, bool, Numbers, LongNumbers, Reals>;
+
+struct Shape {
+  uint32_t embd = 128;
+  uint32_t heads = 4;
+  uint32_t kv_heads = 2;
+  uint32_t ff = 192;
+  uint32_t layers = 2;
+  uint32_t vocab = 128;
+};
+
+// Lists of architectures are texts with blanks between the names.
+bool Names(std::string_view list, std::string_view architecture) {
+  for (size_t at = 0; (at = list.find(architecture, at)) != std::string_view::npos; ++at) {
+    const size_t end = at + architecture.size();
+    if ((at == 0 || list[at - 1] == ' ') && (end == list.size() || list[end] == ' ')) return true;
+  }
+  return false;
+}
+
+// Attention over a compressed latent, in which keys and values share rows.
+constexpr std::string_view kMla =
+    "deepseek2 deepseek2-ocr deepseek32 glm-dsa dots3note kimi-linear bailingmoe3 kimi-k3 glm5-next hy_v4 mistral4";
+// Layer 1 is recurrent, or has no attention for another reason.
+constexpr std::string_view kNoAttentionInLayer1 =
+    "plamo2 jamba nemotron_h nemotron_h_moe granitehybrid lfm2 lfm2moe kimi-linear bailingmoe3 kimi-k3 glm5-next";
+// No form without experts exists.
+constexpr std::string_view kNeedsExperts =
+    "llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic deepseek "
+    "deepseek2 deepseek2-ocr deepseek32 dots3note deepseek4 glm4moe glm-dsa exaone-moe bailingmoe bailingmoe2 bailingmoe3 "
+    "dots1 afmoe ernie4_5-moe hunyuan-moe hy_v3 hy_v4 gpt-oss lfm2moe smallthinker llada-moe grovemoe minimax-01 "
+    "minimax-m2 minimax-m3 rnd1 mimo2 kimi-linear kimi-k3 glm5-next step35 mistral4 mellum laguna maple nemotron_h_moe "
+    "granitemoe";
+
+struct ShapeException {
+  std::string_view architectures;
+  Shape shape;
+};
+
+// The first that names the architecture counts.
+const ShapeException kShapes[] = {
+    {"llama4", {.layers = 4}},  // every fourth layer is global and without RoPE
+    {"gemma4", {.layers = 5}},
+    {"gemma3n", {.embd = 64, .heads = 2, .kv_heads = 1, .ff = 96, .layers = 22}},  // 20 layers have a cache, the rest share
+    {"deepseek4", {.embd = 512, .heads = 8, .kv_heads = 1, .ff = 1024, .layers = 4}},
+    {kMla, {.kv_heads = 1}},
+    {"nemotron_h nemotron_h_moe", {.layers = 3}},
+    {"chameleon", {.vocab = 10240}},
+    {"qwen3tts", {.vocab = 3072}},
+    {"hrm_text", {.layers = 6}},
+};
+
+struct KeyException {
+  std::string_view architectures;
+  std::string_view key;
+  Value value;
+};
+
+// All that name the architecture count, later ones over earlier ones.
+const std::vector<KeyException>& KeyExceptions() {
+  static const std::vector<KeyException> exceptions = {
+      {"gemma2 gemma3 gemma4 grok", "attn_logit_softcapping", 20.0f},
+      {"gemma2 gemma4 grok", "final_logit_softcapping", 30.0f},
+      {"command-r cohere2 cohere2moe granite granitemoe granitehybrid", "logit_scale", 0.5f},
+      {kMla, "attention.key_length", 80u},
+      {kMla, "attention.value_length", 64u},
+      {kMla, "attention.key_length_mla", 48u},
+      {kMla, "attention.value_length_mla", 32u},
+      {kMla, "attention.kv_lora_rank", 64u},
+      {kMla, "rope.dimension_count", 16u},
+  };
+  return exceptions;
+}
+
+class Metadata {
+ public:
+  Metadata(const std::string& architecture, const Shape& shape, bool moe) : architecture_(architecture), shape_(shape) {
+    General();
+    Attention();
+    if (moe) Experts();
+    Recurrence();
+    Others();
+    for (const KeyException& exception : KeyExceptions()) {
+      if (Names(exception.architectures, architecture)) Set(std::string(exception.key), exception.value);
+    }
+  }
+
+  void Write(gguf_context* gguf) const {
+    gguf_set_val_str(gguf, "general.architecture", architecture_.c_str());
+    for (const auto& [name, value] : values_) {
+      const std::string key = architecture_ + "." + name;
+      std::visit([&](const auto& v) { WriteOne(gguf, key.c_str(), v); }, value);
+    }
+    WriteVocabulary(gguf);
+  }
+
+ private:
+  void Set(const std::string& key, Value value) { values_[key] = std::move(value); }
+  bool Is(std::string_view list) const { return Names(list, architecture_); }
+  Numbers PerLayer(uint32_t even, uint32_t odd) const {
+    Numbers numbers;
+    for (uint32_t layer = 0; layer < shape_.layers; ++layer) numbers.push_back(layer % 2 == 0 ? even : odd);
+    return numbers;
+  }
+
+  static void WriteOne(gguf_context* gguf, const char* key, uint32_t v) { gguf_set_val_u32(gguf, key, v); }
+  static void WriteOne(gguf_context* gguf, const char* key, float v) { gguf_set_val_f32(gguf, key, v); }
+  static void WriteOne(gguf_context* gguf, const char* key, bool v) { gguf_set_val_bool(gguf, key, v); }
+  static void WriteOne(gguf_context* gguf, const char* key, const Numbers& v) {
+    gguf_set_arr_data(gguf, key, GGUF_TYPE_UINT32, v.data(), v.size());
+  }
+  static void WriteOne(gguf_context* gguf, const char* key, const LongNumbers& v) {
+    gguf_set_arr_data(gguf, key, GGUF_TYPE_UINT64, v.data(), v.size());
+  }
+  static void WriteOne(gguf_context* gguf, const char* key, const Reals& v) {
+    gguf_set_arr_data(gguf, key, GGUF_TYPE_FLOAT32, v.data(), v.size());
+  }
+
+  // libllama's own vocabulary for tests: token ids need no text.
+  void WriteVocabulary(gguf_context* gguf) const {
+    std::vector<std::string> texts;
+    for (uint32_t i = 0; i < shape_.vocab; ++i) texts.push_back("tok_" + std::to_string(i));
+    std::vector<const char*> pointers;
+    for (const std::string& text : texts) pointers.push_back(text.c_str());
+    const Reals scores(shape_.vocab, 0.0f);
+    gguf_set_val_str(gguf, "tokenizer.ggml.model", "test");
+    gguf_set_arr_str(gguf, "tokenizer.ggml.tokens", pointers.data(), pointers.size());
+    gguf_set_arr_data(gguf, "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, scores.data(), scores.size());
+  }
+
+  void General();
+  void Attention();
+  void Experts();
+  void Recurrence();
+  void Others();
+
+  std::string architecture_;
+  Shape shape_;
+  std::map<std::string, Value> values_;
+};
+
+void Metadata::General() {
+  Set("vocab_size", shape_.vocab);
+  Set("context_length", 512u);
+  Set("embedding_length", shape_.embd);
+  Set("features_length", shape_.embd);
+  Set("block_count", shape_.layers);
+  Set("feed_forward_length", shape_.ff);
+  Set("leading_dense_block_count", 1u);
+  Set("use_parallel_residual", false);
+  Set("logit_scale", 1.0f);
+  Set("residual_scale", 1.0f);
+}
+
+void Metadata::Attention() {
+  const uint32_t head_dim = shape_.embd / shape_.heads;
+  Set("attention.head_count", shape_.heads);
+  Set("attention.head_count_kv", shape_.kv_heads);
+  if (Is(kNoAttentionInLayer1)) {
+    Set("attention.head_count", PerLayer(shape_.heads, 0));
+    Set("attention.head_count_kv", PerLayer(shape_.kv_heads, 0));
+  }
+  Set("attention.max_alibi_bias", 8.0f);
+  Set("attention.clamp_kqv", 4.0f);
+  Set("attention.layer_norm_epsilon", 1e-5f);
+  Set("attention.layer_norm_rms_epsilon", 1e-5f);
+  Set("attention.group_norm_epsilon", 1e-5f);
+  Set("attention.group_norm_groups", 8u);
+  Set("attention.q_lora_rank", 64u);
+  Set("attention.kv_lora_rank", 64u);
+  Set("attention.relative_buckets_count", 8u);
+  Set("attention.sliding_window", static_cast<uint32_t>(kRandomModelWindow));
+  Set("attention.sliding_window_pattern", 2u);
+  Set("attention.key_length_swa", head_dim);
+  Set("attention.value_length_swa", head_dim);
+  Set("rope.freq_base_swa", 10000.0f);
+  const uint32_t quarter = head_dim / 8;  // sections count pairs of one head
+  Set("rope.dimension_sections", Numbers{quarter, quarter, quarter, quarter});
+  Set("attention.indexer.head_count", 4u);
+  Set("attention.indexer.key_length", 32u);
+  Set("attention.indexer.top_k", 16u);
+  Set("attention.indexer.block_size", 4u);
+  Set("attention.indexer.local_blocks", 1u);
+  Set("attention.indexer.kpool", 4u);
+  Set("attention.indexer.kpool_select_tail", true);
+}
+
+// All experts are used: with a choice, rounding alone would flip it now and then, and no two exact
+// implementations would agree.
+void Metadata::Experts() {
+  Set("expert_feed_forward_length", shape_.ff);
+  Set("expert_shared_feed_forward_length", shape_.ff / 2);
+  Set("expert_chunk_feed_forward_length", shape_.ff);
+  Set("expert_latent_length", shape_.ff);
+  Set("interleave_moe_layer_step", 2u);
+  Set("moe_every_n_layers", 2u);
+  Set("expert_count", 2u);
+  Set("expert_used_count", 2u);
+  Set("expert_shared_count", 1u);
+  Set("expert_gating_func", 2u);
+  Set("expert_group_scale", 1.0f);
+  Set("experts_per_group", 1u);
+  Set("expert_weights_scale", 1.0f);
+  Set("expert_weights_norm", true);
+}
+
+void Metadata::Recurrence() {
+  Set("full_attention_interval", 2u);
+  Set("ssm.inner_size", 2 * shape_.embd);
+  Set("ssm.conv_kernel", 4u);
+  Set("ssm.state_size", 32u);
+  Set("ssm.time_step_rank", shape_.heads);
+  Set("ssm.group_count", 2u);
+  Set("kda.head_dim", 32u);
+  Set("kda.safe_gate", true);
+  Set("kda.gate_lower_bound", -5.0f);
+  Set("wkv.head_size", shape_.embd / shape_.heads);
+  Set("shortconv.l_cache", 3u);
+  Set("time_mix_extra_dim", 32u);
+  Set("time_decay_extra_dim", 64u);
+}
+
+void Metadata::Others() {
+  Set("xielu.alpha_n", 1.0f);
+  Set("xielu.alpha_p", 1.0f);
+  Set("xielu.beta", 1.0f);
+  Set("xielu.eps", 1e-7f);
+  Set("posnet.embedding_length", shape_.embd);
+  Set("posnet.block_count", shape_.layers);
+  Set("convnext.embedding_length", shape_.embd);
+  Set("convnext.block_count", shape_.layers);
+  Set("attn_res.block_size", 12u);
+  Set("activation.situ_beta", 4.0f);
+  Set("activation.situ_linear_beta", 25.0f);
+  Set("hyper_connection.count", 4u);
+  Set("hyper_connection.sinkhorn_iterations", 2u);
+  Set("hyper_connection.epsilon", 1e-6f);
+  Set("hyper_connection.low_rank", 8u);
+}
+
+// What a tensor's numbers must be like for the model to behave: matrices keep the size of what
+// they multiply, so that scores spread over a few units; norms stay near one; decays are negative.
+void FillTensor(ggml_tensor* tensor, std::mt19937& random, std::vector<float>& values) {
+  const std::string_view name = tensor->name;
+  const auto contains = [name](std::string_view part) { return name.find(part) != std::string_view::npos; };
+  const bool matrix = tensor->ne[1] > 1;
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  const float fan_in = matrix ? 1.4f / std::sqrt(static_cast<float>(tensor->ne[0])) : 0.2f;
+  for (float& value : values) {
+    const float x = normal(random);
+    if (contains("ssm_a")) {
+      value = -0.5f - std::abs(x);
+    } else if (contains("rope_freqs") || contains("rope_factors")) {
+      value = 1.0f + 0.5f * std::abs(x);
+    } else if (contains("norm") && contains("weight")) {
+      value = 1.0f + 0.2f * x;
+    } else if (contains("sinks")) {
+      value = x;
+    } else if (contains("token_embd")) {
+      value = x;
+    } else {
+      value = fan_in * x;
+    }
+  }
+}
+
+struct GgmlDeleter {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+  void operator()(gguf_context* context) const { gguf_free(context); }
+  void operator()(llama_model* model) const { llama_model_free(model); }
+};
+template <typename T>
+using Owned = std::unique_ptr<T, GgmlDeleter>;
+
+// Tensors as libllama asks for them, kept for the file.
+struct Recorder {
+  uint32_t seed = 0;
+  struct Tensor {
+    std::string name;
+    ggml_type type;
+    int64_t ne[GGML_MAX_DIMS];
+    std::vector<std::byte> bytes;
+  };
+  std::map<std::string, Tensor> tensors;
+  std::vector<std::string> order;
+
+  void Add(ggml_tensor* tensor) {
+    // Tied weights come once for each use, with the same name, and get the same numbers.
+    uint32_t mixed = seed;
+    for (const char* c = tensor->name; *c != '\0'; ++c) mixed = (mixed ^ static_cast<uint8_t>(*c)) * 16777619u;
+    std::mt19937 random(mixed);
+    const auto count = static_cast<size_t>(ggml_nelements(tensor));
+    std::vector<float> values(count);
+    FillTensor(tensor, random, values);
+    Tensor recorded{.name = tensor->name, .type = tensor->type, .ne = {}, .bytes = {}};
+    std::copy(std::begin(tensor->ne), std::end(tensor->ne), recorded.ne);
+    recorded.bytes.resize(ggml_nbytes(tensor));
+    if (tensor->type == GGML_TYPE_F32) {
+      std::memcpy(recorded.bytes.data(), values.data(), recorded.bytes.size());
+    }
+    // Other types are never asked for here; zeros would show at once.
+    ggml_backend_tensor_set_bytes(tensor, recorded.bytes);
+    if (tensors.emplace(recorded.name, recorded).second) order.push_back(recorded.name);
+  }
+
+  static void ggml_backend_tensor_set_bytes(ggml_tensor* tensor, const std::vector<std::byte>& bytes);
+};
+
+}  // namespace
+}  // namespace pith::testing
