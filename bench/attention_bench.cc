@@ -6,6 +6,8 @@
 //   prefill/...     FLOP/s, two per multiplication of the visible part of Q K^T and P V
 //
 // Inputs change from one iteration to the next: out-of-cache cases walk over several caches.
+#include <benchmark/benchmark.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -13,8 +15,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <benchmark/benchmark.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -31,13 +31,13 @@ namespace {
 constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 struct FreeAligned {
-  void operator()(std::byte* at) const { ::operator delete(at, std::align_val_t{kHugePageBytes}); }
+  void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{kHugePageBytes}); }
 };
 using Bytes = std::unique_ptr<std::byte, FreeAligned>;
 // On huge pages where the system has them, as the cache's arena: page walks
 // would cost more than a page of keys takes to score.
 Bytes Allocate(size_t bytes) {
-  Bytes memory(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kHugePageBytes})));
+  Bytes memory(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kHugePageBytes})));
 #if defined(__linux__)
   madvise(memory.get(), bytes, MADV_HUGEPAGE);
 #endif
@@ -168,9 +168,11 @@ class Bench {
   void Probabilities() {
     Next();
     if (probabilities_.empty()) {
-      probabilities_.resize(static_cast<size_t>(shape_.num_kv_heads * shape_.group * shape_.num_queries * shape_.num_entries));
+      probabilities_.resize(
+          static_cast<size_t>(shape_.num_kv_heads * shape_.group * shape_.num_queries * shape_.num_entries));
       for (int h = 0; h < shape_.num_kv_heads; ++h) {
-        rows_.push_back(probabilities_.data() + static_cast<size_t>(h * shape_.group * shape_.num_queries * shape_.num_entries));
+        rows_.push_back(probabilities_.data() +
+                        static_cast<size_t>(h * shape_.group * shape_.num_queries * shape_.num_entries));
       }
     }
     pool_.Run([&](const Team& team) { RunProbabilities(task_, rows_.data(), team); });
@@ -186,9 +188,7 @@ class Bench {
   }
 
  private:
-  void Next() {
-    task_.heads = caches_[turn_++ % caches_.size()]->heads();
-  }
+  void Next() { task_.heads = caches_[turn_++ % caches_.size()]->heads(); }
 
   BenchShape shape_;
   Pool pool_;
@@ -284,8 +284,8 @@ void FmaCeiling(benchmark::State& state, int threads, bool wide) {
   for (auto _ : state) {
     pool.Run([&](const Team&) { benchmark::DoNotOptimize(wide ? MultiplyAdd512() : MultiplyAdd()); });
   }
-  state.counters["flop"] = benchmark::Counter((wide ? kFma512Flops : kFmaFlops) * threads,
-                                              benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["flop"] =
+      benchmark::Counter((wide ? kFma512Flops : kFmaFlops) * threads, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void RegisterCeilings(int threads) {

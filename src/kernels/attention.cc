@@ -114,7 +114,11 @@ class StepWalker {
  public:
   StepWalker(const PageKernels& kernels, const HeadEntries& head, const Tile& tile, bool filter, int step_pages,
              Share share)
-      : kernels_(kernels), cursor_(head), tile_(tile), filter_(filter), step_pages_(step_pages),
+      : kernels_(kernels),
+        cursor_(head),
+        tile_(tile),
+        filter_(filter),
+        step_pages_(step_pages),
         left_(share.end - share.begin) {
     if (!filter_) cursor_.Skip(share.begin);
     if (filter_) to_skip_ = share.begin;
@@ -179,7 +183,8 @@ Prefetch ValuesOf(const PageRef& ref) {
 
 // Fetches one float or int32 per entry: what the kernels read beside keys and values.
 void FetchPerEntry(const PageRef& ref, size_t offset) {
-  for (size_t line = 0; line < sizeof(float) * kPageEntries; line += 64) __builtin_prefetch(ref.page + offset + line, 0, 2);
+  for (size_t line = 0; line < sizeof(float) * kPageEntries; line += 64)
+    __builtin_prefetch(ref.page + offset + line, 0, 2);
 }
 
 // One thread at work on one task.
@@ -233,10 +238,10 @@ class Worker {
       for (int r = 0; r < block_rows; ++r) {
         const int row = tile_->begin + begin + r;
         const int head = tile_->head * geometry_.group + row % geometry_.group;
-        const float* query = task_.queries +
-                             static_cast<size_t>(row / geometry_.group) * task_.query_token_stride +
+        const float* query = task_.queries + static_cast<size_t>(row / geometry_.group) * task_.query_token_stride +
                              static_cast<size_t>(head) * task_.query_head_stride;
-        for (size_t d = 0; d < dim; ++d) packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
+        for (size_t d = 0; d < dim; ++d)
+          packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
       }
     }
     for (int r = 0; r < rows; ++r) {
@@ -310,7 +315,8 @@ class Worker {
   void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next) {
     for (int r = 0; r < tile_->num_rows(); ++r) {
       if (space_.alpha[r] == 1.0f) continue;
-      kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride, space_.alpha[r]);
+      kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride,
+                     space_.alpha[r]);
     }
     AccumulateArgs args = {};
     args.value_dim = static_cast<size_t>(task_.value_dim);
@@ -384,7 +390,11 @@ int PartialSlot(Share share) { return share.begin > 0 ? 0 : 1; }
 class Run {
  public:
   Run(const AttentionTask& task, const Geometry& geometry, std::byte* scratch, const Team& team)
-      : task_(task), geometry_(geometry), kernels_(GetPageKernels()), scratch_(scratch), team_(team),
+      : task_(task),
+        geometry_(geometry),
+        kernels_(GetPageKernels()),
+        scratch_(scratch),
+        team_(team),
         space_(SpaceOf(team.ith)) {}
 
   void Compute() {

@@ -67,7 +67,7 @@ struct AttentionTask {
   float* output = nullptr;
   size_t output_token_stride = 0;
   size_t output_head_stride = 0;
-  float* log_sum_exp = nullptr;  // [H, T] or null; -inf where nothing is seen
+  float* log_sum_exp = nullptr;  // [H, T] or null; sinks included; -inf where nothing is seen
 };
 
 // Bytes of scratch that RunAttention needs for this task on nth threads.

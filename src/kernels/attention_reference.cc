@@ -36,9 +36,12 @@ double Element(const PageLayout& layout, const std::byte* page, size_t part, siz
 bool Visible(const AttentionTask& task, int query_position, int position) {
   if (position > query_position) return false;
   switch (task.mask) {
-    case MaskKind::kCausal: return true;
-    case MaskKind::kWindow: return query_position - position < task.window;
-    case MaskKind::kChunk: return position >= query_position / task.window * task.window;
+    case MaskKind::kCausal:
+      return true;
+    case MaskKind::kWindow:
+      return query_position - position < task.window;
+    case MaskKind::kChunk:
+      return position >= query_position / task.window * task.window;
   }
   return false;
 }
@@ -56,8 +59,8 @@ void ForEachEntry(const HeadEntries& head, const Visit& visit) {
 double Score(const AttentionTask& task, int t, int h, const PageLayout& layout, const std::byte* page, int slot) {
   const int position = layout.positions(page)[slot];
   if (!Visible(task, task.query_positions[t], position)) return kMinusInf;
-  const float* query = task.queries + static_cast<size_t>(t) * task.query_token_stride +
-                       static_cast<size_t>(h) * task.query_head_stride;
+  const float* query =
+      task.queries + static_cast<size_t>(t) * task.query_token_stride + static_cast<size_t>(h) * task.query_head_stride;
   double dot = 0;
   for (int d = 0; d < task.key_dim; ++d) {
     dot += query[d] * Element(layout, page, layout.key_offset, layout.key_scale_offset, d * kPageEntries + slot, slot);
@@ -108,8 +111,9 @@ void ReferenceAttention(const AttentionTask& task) {
         const double weight = weights[entry++];
         if (weight == 0) return;
         for (int c = 0; c < task.value_dim; ++c) {
-          output[static_cast<size_t>(c)] += weight * Element(layout, page, layout.value_offset, layout.value_scale_offset,
-                                                             slot * layout.value_dim + c, slot);
+          output[static_cast<size_t>(c)] +=
+              weight *
+              Element(layout, page, layout.value_offset, layout.value_scale_offset, slot * layout.value_dim + c, slot);
         }
       });
       float* row = task.output + static_cast<size_t>(t) * task.output_token_stride +

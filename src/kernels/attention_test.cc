@@ -16,8 +16,8 @@
 namespace pith::kernels {
 namespace {
 
-// Measured over these tests: largest error 4e-6 of outputs (values are normal,
-// logits up to 30), 3e-6 of log-sum-exp; most of it from float32 logits.
+// Measured over these tests: largest error 1.2e-5 without FMA and 7e-6 with it
+// (values are normal, logits up to 30); most of it from float32 logits.
 constexpr float kTolerance = 2e-5f;
 
 std::vector<int64_t> Targets() {
@@ -161,8 +161,7 @@ TEST_P(AttentionTest, MatchesReference) {
     EXPECT_LT(error, kTolerance) << "seed " << seed << ": " << Describe(test.task, threads);
     worst = std::max(worst, error);
   }
-  RecordProperty("worst_error", std::to_string(worst));
-  std::printf("worst error %g\n", static_cast<double>(worst));
+  RecordProperty("worst_error", testing::PrintToString(worst));
 }
 
 TEST_P(AttentionTest, ProbabilitiesMatchReference) {
@@ -176,7 +175,7 @@ TEST_P(AttentionTest, ProbabilitiesMatchReference) {
     EXPECT_LT(error, kTolerance) << "seed " << seed << ": " << Describe(test.task, threads);
     worst = std::max(worst, error);
   }
-  std::printf("worst error %g\n", static_cast<double>(worst));
+  RecordProperty("worst_error", testing::PrintToString(worst));
 }
 
 TestShape MediumShape(int num_queries) {

@@ -255,7 +255,8 @@ void WriteManyF16(const PageLayout& layout, std::byte* page, int slot, int count
   for (; kHasSquares && i + kSquare <= count; i += kSquare) {
     const uint16_t* from = keys + static_cast<size_t>(i) * key_stride;
     for (int d = WriteKeySquares(from, key_stride, layout.key_dim, key_to + i); d < layout.key_dim; ++d) {
-      for (int k = 0; k < kSquare; ++k) key_to[d * kPageEntries + i + k] = from[static_cast<size_t>(k) * key_stride + static_cast<size_t>(d)];
+      for (int k = 0; k < kSquare; ++k)
+        key_to[d * kPageEntries + i + k] = from[static_cast<size_t>(k) * key_stride + static_cast<size_t>(d)];
     }
   }
   for (; i < count; ++i) {

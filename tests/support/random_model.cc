@@ -6,14 +6,12 @@
 #include <fstream>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <random>
-#include <set>
-#include <sstream>
 #include <string_view>
 #include <utility>
 #include <variant>
 
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "gguf.h"
 #include "llama.h"
@@ -300,37 +298,103 @@ using Owned = std::unique_ptr<T, GgmlDeleter>;
 
 // Tensors as libllama asks for them, kept for the file.
 struct Recorder {
-  uint32_t seed = 0;
   struct Tensor {
-    std::string name;
     ggml_type type;
-    int64_t ne[GGML_MAX_DIMS];
-    std::vector<std::byte> bytes;
+    std::vector<int64_t> shape;
+    std::vector<float> values;
   };
+  uint32_t seed = 0;
   std::map<std::string, Tensor> tensors;
-  std::vector<std::string> order;
+  std::string error;
+
+  static void OnTensor(ggml_tensor* tensor, void* user_data) { static_cast<Recorder*>(user_data)->Add(tensor); }
 
   void Add(ggml_tensor* tensor) {
+    if (tensor->type != GGML_TYPE_F32) {
+      error = std::string(tensor->name) + " is not F32";
+      return;
+    }
     // Tied weights come once for each use, with the same name, and get the same numbers.
     uint32_t mixed = seed;
     for (const char* c = tensor->name; *c != '\0'; ++c) mixed = (mixed ^ static_cast<uint8_t>(*c)) * 16777619u;
     std::mt19937 random(mixed);
-    const auto count = static_cast<size_t>(ggml_nelements(tensor));
-    std::vector<float> values(count);
+    std::vector<float> values(static_cast<size_t>(ggml_nelements(tensor)));
     FillTensor(tensor, random, values);
-    Tensor recorded{.name = tensor->name, .type = tensor->type, .ne = {}, .bytes = {}};
-    std::copy(std::begin(tensor->ne), std::end(tensor->ne), recorded.ne);
-    recorded.bytes.resize(ggml_nbytes(tensor));
-    if (tensor->type == GGML_TYPE_F32) {
-      std::memcpy(recorded.bytes.data(), values.data(), recorded.bytes.size());
-    }
-    // Other types are never asked for here; zeros would show at once.
-    ggml_backend_tensor_set_bytes(tensor, recorded.bytes);
-    if (tensors.emplace(recorded.name, recorded).second) order.push_back(recorded.name);
+    ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+    tensors[tensor->name] = {tensor->type, {std::begin(tensor->ne), std::end(tensor->ne)}, std::move(values)};
   }
+};
 
-  static void ggml_backend_tensor_set_bytes(ggml_tensor* tensor, const std::vector<std::byte>& bytes);
+// llama_model_save_to_file writes the metadata that libllama understood, which loses some of it
+// on some architectures; this file has what was put in.
+Status WriteFile(const Metadata& metadata, Recorder& recorder, const std::string& path) {
+  const Owned<gguf_context> gguf(gguf_init_empty());
+  metadata.Write(gguf.get());
+  const Owned<ggml_context> ggml(ggml_init({.mem_size = ggml_tensor_overhead() * (recorder.tensors.size() + 1),
+                                            .mem_buffer = nullptr,
+                                            .no_alloc = true}));
+  if (ggml == nullptr) return IoError("ggml cannot make a context");
+  for (auto& [name, recorded] : recorder.tensors) {
+    ggml_tensor* tensor = ggml_new_tensor(ggml.get(), recorded.type, GGML_MAX_DIMS, recorded.shape.data());
+    ggml_set_name(tensor, name.c_str());
+    tensor->data = recorded.values.data();
+    gguf_add_tensor(gguf.get(), tensor);
+  }
+  if (!gguf_write_to_file(gguf.get(), path.c_str(), false)) return IoError("cannot write " + path);
+  return {};
+}
+
+const Shape& ShapeOf(const std::string& architecture) {
+  static const Shape usual;
+  for (const ShapeException& exception : kShapes) {
+    if (Names(exception.architectures, architecture)) return exception.shape;
+  }
+  return usual;
+}
+
+// libllama gives its reasons in its log only: the last error is the one.
+struct LastError {
+  std::string text;
+  static void OnLog(ggml_log_level level, const char* text, void* user_data) {
+    static_cast<LastError*>(user_data)->text.append(level == GGML_LOG_LEVEL_ERROR ? text : "");
+  }
+  LastError() { llama_log_set(OnLog, this); }
+  ~LastError() {
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  }
+  LastError(const LastError&) = delete;
+  LastError& operator=(const LastError&) = delete;
 };
 
 }  // namespace
+
+bool NeedsExperts(const std::string& architecture) { return Names(kNeedsExperts, architecture); }
+
+std::vector<std::string> Architectures() {
+  std::vector<std::string> architectures;
+  std::ifstream file(PITH_SOURCE_DIR "/tests/support/architectures.txt");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line[0] != '#') architectures.push_back(line);
+  }
+  return architectures;
+}
+
+Status MakeRandomModel(const std::string& architecture, bool moe, const std::string& path, uint32_t seed) {
+  LastError last_error;
+  const Metadata metadata(architecture, ShapeOf(architecture), moe);
+  const Owned<gguf_context> gguf(gguf_init_empty());
+  metadata.Write(gguf.get());
+  Recorder recorder;
+  recorder.seed = seed;
+  llama_model_params params = llama_model_default_params();
+  params.progress_callback = [](float, void*) { return true; };
+  const Owned<llama_model> model(llama_model_init_from_user(gguf.get(), Recorder::OnTensor, &recorder, params));
+  if (model == nullptr) {
+    std::string reason = last_error.text.substr(0, last_error.text.find('\n'));
+    return Unsupported("libllama cannot make it: " + reason);
+  }
+  if (!recorder.error.empty()) return Unsupported(recorder.error);
+  return WriteFile(metadata, recorder, path);
+}
+
 }  // namespace pith::testing

@@ -24,8 +24,7 @@ inline constexpr int kRandomModelWindow = 32;
 // the process instead, so callers that try all of them fork first.
 Status MakeRandomModel(const std::string& architecture, bool moe, const std::string& path, uint32_t seed);
 
-// Makes a model of the plainer form that works: without experts if it can be, else with them.
-// For callers that know that libllama does not abort on this architecture.
+// True of architectures that exist with experts only.
 bool NeedsExperts(const std::string& architecture);
 
 // tests/support/architectures.txt: every architecture name that libllama knows.
