@@ -17,10 +17,6 @@
 namespace pith {
 namespace {
 
-// A position beyond every real one: a copy of the empty range that starts there
-// carries recurrent state and no attention cell.
-constexpr llama_pos kBeyond = 1 << 29;
-
 struct GgmlDeleter {
   void operator()(ggml_context* context) const { ggml_free(context); }
 };
@@ -61,6 +57,7 @@ struct HostContext::Private {
   bool ignore_history = false;
   int num_threads = 1;
   int num_vocab = 0;
+  ModelInfo info;
   std::unique_ptr<Batch> batch;
   std::vector<int> output_rows;
   std::vector<llama_seq_id> sequence_of_slot;
@@ -71,6 +68,7 @@ struct HostContext::Private {
   std::vector<std::unique_ptr<Node>> nodes;  // in graph order
   size_t next_node = 0;
   std::set<int> caches_read;
+  std::set<int> caches_expected;  // what each block must read: graphs may depend on sizes
   // Rows of the block in f16, between the node that would store them and the layer's attention.
   std::vector<std::vector<ggml_fp16_t>> row_buffers;
   std::vector<bool> buffer_busy;
@@ -287,6 +285,10 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   self.hybrid = model.info().hybrid;
   self.num_threads = num_threads;
   self.num_vocab = model.info().num_vocab;
+  self.info = model.info();
+  for (size_t layer = 0; layer < model.info().layers.size(); ++layer) {
+    if (model.info().layers[layer].kind != LayerKind::kNone) self.caches_expected.insert(static_cast<int>(layer));
+  }
 
   llama_context_params params = llama_context_default_params();
   params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
@@ -329,6 +331,7 @@ Status HostContext::Decode(const BlockRows& rows) {
   self.batch->Clear();
   self.output_rows.clear();
   for (size_t i = 0; i < rows.tokens.size(); ++i) {
+    PITH_RETURN_IF_ERROR(CheckPosition(self.info, rows.positions[i]));
     PITH_CHECK(!self.hybrid || rows.slots[i] == rows.slots[0]);
     self.batch->Add(rows.tokens[i], rows.positions[i], self.sequence_of_slot[static_cast<size_t>(rows.slots[i])],
                     rows.wants_logits[i] != 0);
@@ -337,7 +340,11 @@ Status HostContext::Decode(const BlockRows& rows) {
   self.slot_of_block = rows.slots[0];
   self.next_node = 0;
   const int status = llama_decode(self.context.get(), self.batch->get());
+  const bool complete = self.ignore_history || self.caches_read == self.caches_expected;
   self.EmptyBlock();
+  if (status == 0 && !complete) {
+    return Unsupported("libllama's graph attends in another form in this block than when the model was loaded, which pith cannot take over");
+  }
   if (status != 0) return IoError("libllama could not decode a block (status " + std::to_string(status) + ")");
   return {};
 }

@@ -21,6 +21,10 @@ struct LlamaDeleter {
 using LlamaContextPtr = std::unique_ptr<llama_context, LlamaDeleter>;
 using LlamaSamplerPtr = std::unique_ptr<llama_sampler, LlamaDeleter>;
 
+// A position beyond every real one: a copy of the empty range that starts there
+// carries recurrent state and no attention cell.
+inline constexpr llama_pos kBeyond = 1 << 29;
+
 // A llama_batch that frees itself; tokens only, one sequence id per row.
 class Batch {
  public:
@@ -77,6 +81,9 @@ inline bool StoresPlainRows(const ggml_tensor* node) {
   return node->op == GGML_OP_SET_ROWS && root->type == GGML_TYPE_F16 && rows->type == GGML_TYPE_F32 &&
          rows->ne[0] == root->ne[0] && rows->ne[2] == 1 && rows->ne[3] == 1 && rows->nb[0] == sizeof(float);
 }
+
+// kInvalidArgument: the model has no position as far as `position`, where libllama would abort or go wrong.
+Status CheckPosition(const ModelInfo& info, int32_t position);
 
 // Puts the model's LoRA adapters, if it has any, into a context.
 Status ApplyAdapters(const HostModel& model, llama_context* context);

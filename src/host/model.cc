@@ -51,6 +51,8 @@ size_t ValidUtf8Prefix(std::string_view text) {
 }
 
 Status RefuseUnhostable(const llama_model* model, const std::string& architecture) {
+  // Its values are rows of the wrong shape for libllama's own cache: no context can be made.
+  if (architecture == "plm") return Unsupported("libllama aborts on plm models");
   if (llama_model_has_encoder(model)) return Unsupported(architecture + " models have an encoder, which pith does not host");
   if (!llama_model_has_decoder(model)) return Unsupported(architecture + " models do not generate text");
   if (llama_model_is_diffusion(model)) return Unsupported(architecture + " models diffuse instead of decoding token by token");

@@ -44,6 +44,7 @@ struct ModelInfo {
   int num_layers = 0;
   int num_vocab = 0;
   int trained_ctx = 0;
+  int max_positions = 0;    // positions end here (learned ones, or RoPE factors for short contexts), 0: nowhere
   int window = 0;           // sliding window in tokens, 0: none
   size_t file_bytes = 0;
   uint64_t num_params = 0;

@@ -17,11 +17,17 @@ Status ApplyAdapters(const HostModel& model, llama_context* context) {
   return {};
 }
 
+Status CheckPosition(const ModelInfo& info, int32_t position) {
+  if (info.max_positions == 0 || position < info.max_positions) return {};
+  return InvalidArgument("the positions of " + info.path + " end after " + std::to_string(info.max_positions) + " tokens");
+}
+
 struct PlainContext::Private {
   LlamaContextPtr context;
   std::unique_ptr<Batch> batch;
   int block_tokens = 0;
   int num_vocab = 0;
+  ModelInfo info;
   std::vector<int32_t> next_position;
 };
 
@@ -46,6 +52,7 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
   self.batch = std::make_unique<Batch>(block_tokens);
   self.block_tokens = block_tokens;
   self.num_vocab = model.info().num_vocab;
+  self.info = model.info();
   self.next_position.assign(static_cast<size_t>(max_sequences), 0);
   return plain;
 }
@@ -53,6 +60,7 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
 Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::vector<float>* all_logits) {
   Private& self = *private_;
   int32_t& position = self.next_position.at(static_cast<size_t>(sequence));
+  PITH_RETURN_IF_ERROR(CheckPosition(self.info, position + static_cast<int32_t>(tokens.size()) - 1));
   for (size_t at = 0; at < tokens.size();) {
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(self.block_tokens));
     self.batch->Clear();

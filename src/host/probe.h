@@ -7,9 +7,9 @@
 
 namespace pith {
 
-// Decodes three tokens and reads shapes and masks off the graph: the second is moved to the last
-// position of the first window, so that the third, one further, tells global, sliding and chunked
-// layers apart. Fills info.layers, hybrid and recurrent_bytes. kUnsupported: the model cannot be
+// Decodes a few tokens and reads shapes and masks off the graph: one at position 0, one at the last
+// position of the first window, and one further, whose mask tells global, sliding and chunked layers
+// apart. Fills info.layers, hybrid and recurrent_bytes. kUnsupported: the model cannot be
 // hosted, with the reason.
 Status ProbeLayers(llama_model* model, ModelInfo& info);
 

@@ -26,7 +26,7 @@ namespace pith::kernels {
 struct PageRef {
   const PageLayout* layout = nullptr;
   const std::byte* page = nullptr;
-  int count = 0;  // entries in use, at least 1
+  int count = 0;        // entries in use, at least 1
   int first_entry = 0;  // index of its first entry within the head
 };
 
@@ -85,9 +85,12 @@ class PageCursor {
 // The least position that a query at `position` may see.
 inline int32_t FirstVisible(const AttentionTask& task, int32_t position) {
   switch (task.mask) {
-    case MaskKind::kCausal: break;
-    case MaskKind::kWindow: return position - task.window + 1;
-    case MaskKind::kChunk: return position / task.window * task.window;
+    case MaskKind::kCausal:
+      break;
+    case MaskKind::kWindow:
+      return position - task.window + 1;
+    case MaskKind::kChunk:
+      return position / task.window * task.window;
   }
   return INT32_MIN;
 }

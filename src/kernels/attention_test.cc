@@ -1,14 +1,14 @@
 // RunAttention and RunProbabilities against their scalar references, on every SIMD target.
 #include "kernels/attention.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include "kernels/attention_reference.h"
 #include "kernels/attention_test_util.h"

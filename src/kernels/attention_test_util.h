@@ -21,14 +21,14 @@ namespace pith::kernels {
 class PoisonedBytes {
  public:
   explicit PoisonedBytes(size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new(bytes + 64, std::align_val_t{64}))) {
+      : data_(static_cast<std::byte*>(::operator new (bytes + 64, std::align_val_t{64}))) {
     std::memset(data_.get(), 0xFF, bytes + 64);
   }
   std::byte* get() const { return data_.get(); }
 
  private:
   struct Free {
-    void operator()(std::byte* at) const { ::operator delete(at, std::align_val_t{64}); }
+    void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{64}); }
   };
   std::unique_ptr<std::byte, Free> data_;
 };

@@ -6,9 +6,9 @@
 #define PITH_KERNELS_PAGE_KERNELS_INL_H_
 #endif
 
-#include <algorithm>
-
 #include <hwy/highway.h>
+
+#include <algorithm>
 
 #include "kernels/page_kernels.h"
 
@@ -38,8 +38,8 @@ inline constexpr int kPageVectors = kPageEntries / kLanes;
 static_assert(kPageEntries % kLanes == 0);
 
 // Rows of a block: bounded by the registers that two vectors per row leave.
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || \
-    HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SCALAR || \
+    HWY_TARGET == HWY_EMU128
 inline constexpr int kRegisters = 16;
 #else
 inline constexpr int kRegisters = 32;
@@ -129,9 +129,7 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_
   using T = typename Load::T;
   VF sums[DU][R][NV];
   PITH_UNROLL for (int u = 0; u < DU; ++u) {
-    PITH_UNROLL for (int r = 0; r < R; ++r) {
-      PITH_UNROLL for (int v = 0; v < NV; ++v) sums[u][r][v] = hn::Zero(df);
-    }
+    PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int v = 0; v < NV; ++v) sums[u][r][v] = hn::Zero(df); }
   }
   const T* HWY_RESTRICT keys = static_cast<const T*>(args.keys) + column;
   const float* HWY_RESTRICT queries = args.queries;

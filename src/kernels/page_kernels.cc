@@ -7,6 +7,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/page_kernels.cc"
+#include "kernels/page_kernels.h"
+
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 #include <hwy/highway.h>
 
@@ -15,7 +17,6 @@
 #include <utility>
 
 #include "kernels/page_kernels-inl.h"
-#include "kernels/page_kernels.h"
 #include "kernels/target.h"
 
 HWY_BEFORE_NAMESPACE();

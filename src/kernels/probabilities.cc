@@ -21,8 +21,11 @@ constexpr int kMaxTileRows = 96;
 class Scorer {
  public:
   Scorer(const AttentionTask& task, float* const* probabilities)
-      : task_(task), probabilities_(probabilities), kernels_(GetPageKernels()),
-        group_(task.num_heads / task.num_kv_heads), head_rows_(task.num_queries * group_) {
+      : task_(task),
+        probabilities_(probabilities),
+        kernels_(GetPageKernels()),
+        group_(task.num_heads / task.num_kv_heads),
+        head_rows_(task.num_queries * group_) {
     PITH_CHECK(task.key_dim <= kMaxPackedFloats);
     tile_rows_ = std::min({kMaxTileRows, kMaxPackedFloats / task.key_dim, std::max(1, head_rows_)});
   }

@@ -1,13 +1,13 @@
 // Entries in and out of pages, on every SIMD target.
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include "kernels/attention.h"
 #include "kernels/attention_test_util.h"

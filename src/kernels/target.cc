@@ -1,10 +1,10 @@
 #include "kernels/target.h"
 
+#include <hwy/targets.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-
-#include <hwy/targets.h>
 
 #include "kernels/attention.h"
 #include "kernels/page_kernels.h"

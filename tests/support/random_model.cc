@@ -44,10 +44,12 @@ bool Names(std::string_view list, std::string_view architecture) {
 
 // Attention over a compressed latent, in which keys and values share rows.
 constexpr std::string_view kMla =
-    "deepseek2 deepseek2-ocr deepseek32 glm-dsa dots3note kimi-linear bailingmoe3 kimi-k3 glm5-next hy_v4 mistral4";
+    "deepseek2 deepseek32 glm-dsa dots3note kimi-linear bailingmoe3 kimi-k3 glm5-next hy_v4 mistral4";
 // Layer 1 is recurrent, or has no attention for another reason.
 constexpr std::string_view kNoAttentionInLayer1 =
     "plamo2 jamba nemotron_h nemotron_h_moe granitehybrid lfm2 lfm2moe kimi-linear bailingmoe3 kimi-k3 glm5-next";
+// Another cache and a selection decide what attention sees.
+constexpr std::string_view kIndexers = "deepseek32 deepseek4 glm-dsa dots3note hy_v4 minimax-m3 qwen4exp glm5-next";
 // No form without experts exists.
 constexpr std::string_view kNeedsExperts =
     "llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic deepseek "
@@ -68,6 +70,7 @@ const ShapeException kShapes[] = {
     {"gemma3n", {.embd = 64, .heads = 2, .kv_heads = 1, .ff = 96, .layers = 22}},  // 20 layers have a cache, the rest share
     {"deepseek4", {.embd = 512, .heads = 8, .kv_heads = 1, .ff = 1024, .layers = 4}},
     {kMla, {.kv_heads = 1}},
+    {"dots1 olmoe minicpm3 plm jina-bert-v2 deepseek2-ocr", {.kv_heads = 4}},
     {"nemotron_h nemotron_h_moe", {.layers = 3}},
     {"chameleon", {.vocab = 10240}},
     {"qwen3tts", {.vocab = 3072}},
@@ -76,7 +79,7 @@ const ShapeException kShapes[] = {
 
 struct KeyException {
   std::string_view architectures;
-  std::string_view key;
+  std::string_view key;  // of the architecture; one of the file if it begins with a slash
   Value value;
 };
 
@@ -92,6 +95,64 @@ const std::vector<KeyException>& KeyExceptions() {
       {kMla, "attention.value_length_mla", 32u},
       {kMla, "attention.kv_lora_rank", 64u},
       {kMla, "rope.dimension_count", 16u},
+      {"glm5-next", "attention.key_length", 64u},  // its latent has no part with RoPE
+      {"glm5-next", "rope.dimension_count", 0u},
+      {"bailingmoe3", "rope.dimension_sections", Numbers{2, 3, 3, 0}},
+      {"bailingmoe3", "swiglu_clamp_exp", Reals{0, 4}},
+      {"bailingmoe3", "swiglu_clamp_shexp", Reals{0, 5}},
+      {"cohere2moe mimo2 step35 spark2_5 muse-glimmer granite_swa dots3note maple", "attention.sliding_window_pattern",
+       Numbers{0, 1}},
+      {"gemma4", "attention.sliding_window_pattern", Numbers{1, 1, 0, 1, 0}},
+      {"gemma4", "attention.shared_kv_layers", 2u},  // the last layers read the caches of earlier ones
+      {"gemma4", "embedding_length_per_layer_input", 32u},
+      {"phi3 phimoe minicpm3", "context_length", 1024u},
+      {"phi3 phimoe minicpm3", "rope.scaling.original_context_length", 512u},  // LongRoPE: other factors from there on
+      {"maple", "swiglu_clamp_exp", 7.0f},
+      {"apertus", "/xielu.alpha_n", 1.0f},
+      {"apertus", "/xielu.alpha_p", 1.0f},
+      {"apertus", "/xielu.beta", 1.0f},
+      {"apertus", "/xielu.eps", 1e-7f},
+      {"hrm_text", "hrm.layers_per_stack", 1u},
+      {"hrm_text", "hrm.h_cycles", 2u},
+      {"hrm_text", "hrm.l_cycles", 2u},
+      {"dots3note", "attention.kv_lora_rank_swa", 64u},
+      {"dots3note", "attention.key_length_swa", 80u},
+      {"dots3note", "attention.value_length_swa", 64u},
+      {"dots3note", "attention.key_length_mla_swa", 48u},
+      {"dots3note", "attention.value_length_mla_swa", 32u},
+      {"dots3note hy_v4", "attention.indexer.types", Numbers{1, 0}},
+      {"hy_v4", "swiglu_clamp_exp", 10.0f},
+      {"hy_v4", "hyper_connection.magnitude", 2.0f},
+      {"deepseek4", "attention.key_length", 64u},
+      {"deepseek4", "attention.value_length", 64u},
+      {"deepseek4", "rope.dimension_count", 32u},
+      {"deepseek4", "attention.output_group_count", 8u},
+      {"deepseek4", "attention.output_lora_rank", 32u},
+      {"deepseek4", "attention.compress_ratios", Numbers{0, 0, 4, 128}},
+      {"deepseek4", "attention.compress_rope_freq_base", 160000.0f},
+      {"deepseek4", "hash_layer_count", 0u},
+      {"deepseek4", "swiglu_clamp_exp", 10.0f},
+      {"deepseek4", "expert_gating_func", 4u},
+      {"nemotron_h nemotron_h_moe", "feed_forward_length", Numbers{0, 0, 192}},
+      {"minimax-m3", "rope.dimension_count", 32u},
+      {"minimax-m3", "attention.indexer.head_count", 2u},
+      {"qwen4exp glm5-next", "attention.compress_ratios", Numbers{4, 4}},
+      {"qwen4exp", "attention.indexer.key_length", 32u},
+      {"plm minicpm3", "rope.dimension_count", 16u},
+      {"gemma4-assistant", "attention.sliding_window_pattern", Numbers{1, 0}},
+      {"eagle3 dflash", "target_layers", Numbers{0, 1, 1}},
+      {"eagle3 dflash", "target_hidden_size", 128u},
+      {"plamo2", "ssm.group_count", 0u},
+      {"qwen3next qwen35 qwen35moe qwen4exp", "ssm.inner_size", 128u},
+      {"rwkv7 arwkv7", "attention.decay_lora_rank", 16u},
+      {"rwkv7 arwkv7", "attention.iclr_lora_rank", 16u},
+      {"rwkv7 arwkv7", "attention.value_residual_mix_lora_rank", 16u},
+      {"rwkv7 arwkv7", "attention.gate_lora_rank", 16u},
+      {"graniteswitch", "adapters.count", 2u},
+      {"graniteswitch", "adapters.lora_rank", 4u},
+      {"graniteswitch", "adapters.token_ids_activate", Numbers{120, 121}},
+      {"graniteswitch", "adapters.token_ids_substitute", Numbers{1, 2}},
+      {"bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3", "/tokenizer.ggml.token_type_count", 2u},
   };
   return exceptions;
 }
@@ -112,7 +173,7 @@ class Metadata {
   void Write(gguf_context* gguf) const {
     gguf_set_val_str(gguf, "general.architecture", architecture_.c_str());
     for (const auto& [name, value] : values_) {
-      const std::string key = architecture_ + "." + name;
+      const std::string key = name[0] == '/' ? name.substr(1) : architecture_ + "." + name;
       std::visit([&](const auto& v) { WriteOne(gguf, key.c_str(), v); }, value);
     }
     WriteVocabulary(gguf);
@@ -200,13 +261,15 @@ void Metadata::Attention() {
   Set("rope.freq_base_swa", 10000.0f);
   const uint32_t quarter = head_dim / 8;  // sections count pairs of one head
   Set("rope.dimension_sections", Numbers{quarter, quarter, quarter, quarter});
-  Set("attention.indexer.head_count", 4u);
-  Set("attention.indexer.key_length", 32u);
-  Set("attention.indexer.top_k", 16u);
-  Set("attention.indexer.block_size", 4u);
-  Set("attention.indexer.local_blocks", 1u);
-  Set("attention.indexer.kpool", 4u);
-  Set("attention.indexer.kpool_select_tail", true);
+  if (Is(kIndexers)) {
+    Set("attention.indexer.head_count", 64u);
+    Set("attention.indexer.key_length", 128u);
+    Set("attention.indexer.top_k", 16u);
+    Set("attention.indexer.block_size", 4u);
+    Set("attention.indexer.local_blocks", 1u);
+    Set("attention.indexer.kpool", 4u);
+    Set("attention.indexer.kpool_select_tail", true);
+  }
 }
 
 // All experts are used: with a choice, rounding alone would flip it now and then, and no two exact
@@ -245,10 +308,6 @@ void Metadata::Recurrence() {
 }
 
 void Metadata::Others() {
-  Set("xielu.alpha_n", 1.0f);
-  Set("xielu.alpha_p", 1.0f);
-  Set("xielu.beta", 1.0f);
-  Set("xielu.eps", 1e-7f);
   Set("posnet.embedding_length", shape_.embd);
   Set("posnet.block_count", shape_.layers);
   Set("convnext.embedding_length", shape_.embd);
@@ -280,8 +339,10 @@ void FillTensor(ggml_tensor* tensor, std::mt19937& random, std::vector<float>& v
       value = 1.0f + 0.2f * x;
     } else if (contains("sinks")) {
       value = x;
+    } else if (contains("lora_")) {
+      value = 0.3f * fan_in * x;
     } else if (contains("token_embd")) {
-      value = x;
+      value = 0.15f * x;  // often the output's weights too: larger ones would saturate the softmax
     } else {
       value = fan_in * x;
     }
