@@ -261,6 +261,19 @@ class Run(ModelCase):
         first, second = (self.json_of(pith(*arguments)) for _ in range(2))
         self.assertEqual(first["token_ids"], second["token_ids"])
 
+    def test_ignore_eos(self):
+        arguments = ["-p", "Say yes.", "-c", "256", "-n", "120"]
+        self.assertLess(self.run_json(*arguments)["tokens"], 120)
+        self.assertEqual(self.run_json(*arguments, "--ignore-eos")["tokens"], 120)
+
+    def test_warns_beyond_the_trained_context(self):
+        trained = info()["trained_ctx"]
+        for ctx, warns in ((trained, False), (2 * trained, True)):
+            done = pith("run", *model_flags(), "--json", "-p", "One word:", "-n", "-1" if warns else "1", "--temp", "0",
+                        "--kv-budget", "16MiB", "-c", str(ctx))
+            self.assertEqual("warning" in done.stderr.decode(), warns, done.stderr.decode())
+            self.json_of(done)
+
     def test_ends_where_the_context_does(self):
         result = self.run_json("--raw", "-p", "1 2 3 4 5 6 7 8", "-n", "-1", "-c", "48")
         self.assertLessEqual(result["prompt_tokens"] + result["tokens"], 49)

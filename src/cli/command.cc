@@ -143,6 +143,7 @@ void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
   command.add_option("-s,--seed", flags.seed,
                      "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
       ->type_name("SEED");
+  command.add_flag("--ignore-eos", flags.options.ignore_eos, "Generate up to -n tokens, whatever the model thinks");
 }
 
 Status SamplerFlags::Check() const {
@@ -189,7 +190,8 @@ double FormatShare(const ModelInfo& info, KvFormat format) {
 
 int ContextOf(const ModelInfo& info, int requested) {
   if (requested > 0) return requested;
-  return info.trained_ctx > 0 ? info.trained_ctx : 4096;
+  const int trained = info.trained_ctx > 0 ? info.trained_ctx : 4096;
+  return info.max_positions > 0 ? std::min(trained, info.max_positions) : trained;
 }
 
 Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) {
@@ -220,6 +222,12 @@ void Complain(const Error& error) {
   std::replace(message.begin(), message.end(), '\n', ' ');
   while (message.ends_with(' ') || message.ends_with('.')) message.pop_back();
   fmt::print(stderr, "pith: {}.\n", message);
+}
+
+void WarnBeyondTraining(const ModelInfo& info, size_t num_tokens) {
+  if (info.trained_ctx <= 0 || num_tokens <= static_cast<size_t>(info.trained_ctx)) return;
+  fmt::print(stderr, "pith: warning: {} tokens reach beyond the {} positions that this model was trained for; what it "
+                     "writes there may be nonsense.\n", num_tokens, info.trained_ctx);
 }
 
 void PrintJson(const std::string& dumped) {

@@ -112,6 +112,8 @@ Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count);
 
 // Prints one line on standard error ("pith: ...").
 void Complain(const Error& error);
+// One line on standard error where num_tokens reach positions that the model was not trained for.
+void WarnBeyondTraining(const ModelInfo& info, size_t num_tokens);
 // One JSON object and a newline on standard output.
 void PrintJson(const std::string& dumped);
 

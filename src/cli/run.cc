@@ -183,6 +183,8 @@ Result<int> Run(RunFlags& flags) {
                     options.num_ctx));
   }
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model, options));
+  const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : tokens.size() + static_cast<size_t>(flags.max_tokens);
+  WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
   HostSampler sampler(*model, sampling);
   PITH_RETURN_IF_ERROR(Produce(flags, *engine, tokens, options.num_ctx, sampler, outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));

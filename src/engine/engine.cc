@@ -163,7 +163,14 @@ Status EngineImpl::Init() {
   if (!options_.recipe.policy) {
     PITH_ASSIGN_OR_RETURN(options_.recipe, ParseRecipe("full"));
   }
-  if (options_.num_ctx <= 0) options_.num_ctx = model_->info().trained_ctx;
+  const int last = model_->info().max_positions;
+  if (options_.num_ctx <= 0) {
+    options_.num_ctx = last > 0 ? std::min(last, model_->info().trained_ctx) : model_->info().trained_ctx;
+  }
+  if (last > 0 && options_.num_ctx > last) {
+    return InvalidArgument(fmt::format("the positions of this model end after {} tokens, so that a context of {} cannot be reached",
+                                       last, options_.num_ctx));
+  }
   if (options_.num_threads <= 0) options_.num_threads = 1;
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   AddRecipe(options_.recipe);

@@ -72,6 +72,7 @@ struct SamplerOptions {
   float top_p = 0.95f;
   float min_p = 0.05f;
   uint32_t seed = 0;
+  bool ignore_eos = false;  // never samples a token that ends the generation
 };
 
 // A loaded GGUF. Thread-safe once loaded.

@@ -1,3 +1,4 @@
+#include <limits>
 #include <vector>
 
 #include "base/check.h"
@@ -15,6 +16,14 @@ HostSampler::HostSampler(const HostModel& model, const SamplerOptions& options) 
   llama_sampler* chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
   private_->chain.reset(chain);
   private_->candidates.resize(static_cast<size_t>(model.info().num_vocab));
+  if (options.ignore_eos) {
+    std::vector<llama_logit_bias> biases;
+    for (int32_t token = 0; token < model.info().num_vocab; ++token) {
+      if (model.IsEndOfGeneration(token)) biases.push_back({token, -std::numeric_limits<float>::infinity()});
+    }
+    llama_sampler_chain_add(chain, llama_sampler_init_logit_bias(model.info().num_vocab,
+                                                                 static_cast<int32_t>(biases.size()), biases.data()));
+  }
   if (options.temperature <= 0) {
     llama_sampler_chain_add(chain, llama_sampler_init_greedy());
     return;
