@@ -196,20 +196,21 @@ class Chat {
     const size_t fed = pending_.size();
     const Stopwatch watch;
     if (const Status status = Feed(num_pinned); !status) {
-      if (!Interrupted()) return status;
+      if (!Interrupted()) return WithAdvice(status.error());
       conversation_.Answered("");
       std::fputs("\n", stderr);
       return {};
     }
     const double prefill_seconds = watch.seconds();
-    PITH_ASSIGN_OR_RETURN(const Generation answer,
-                          Generate(*engine_, sequence_, sampler_, flags_.max_tokens, num_ctx_,
-                                   [](std::string_view piece) {
-                                     std::fwrite(piece.data(), 1, piece.size(), stdout);
-                                     std::fflush(stdout);
-                                   }));
+    const Result<Generation> written = Generate(*engine_, sequence_, sampler_, flags_.max_tokens, num_ctx_,
+                                                [](std::string_view piece) {
+                                                  std::fwrite(piece.data(), 1, piece.size(), stdout);
+                                                  std::fflush(stdout);
+                                                });
     std::fputs("\n", stdout);
     std::fflush(stdout);
+    if (!written) return WithAdvice(written.error());
+    const Generation& answer = *written;
     // The last token of an answer that was cut off has not been fed yet.
     const bool cut = answer.stop != StopReason::kEnd && !answer.tokens.empty();
     if (cut) pending_.push_back(answer.tokens.back());
@@ -268,6 +269,7 @@ Result<int> RunChat(ChatFlags& flags) {
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
   options.seed = sampling.seed;
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model, options));
+  WarnBeyondTraining(model->info(), static_cast<size_t>(options.num_ctx));
   return Chat(flags, std::move(model), std::move(engine), options, sampling).Loop();
 }
 

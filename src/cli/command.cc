@@ -217,6 +217,14 @@ Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) 
   return tokens;
 }
 
+tl::unexpected<Error> WithAdvice(Error error) {
+  if (error.code == ErrorCode::kOutOfBudget) {
+    while (error.message.ends_with('.')) error.message.pop_back();
+    error.message += ": raise --kv-budget, or choose a --recipe that drops entries, with --compress block";
+  }
+  return tl::unexpected<Error>(std::move(error));
+}
+
 void Complain(const Error& error) {
   std::string message = error.message.empty() ? "something failed and gave no reason" : error.message;
   std::replace(message.begin(), message.end(), '\n', ' ');

@@ -110,6 +110,8 @@ int ContextOf(const ModelInfo& info, int requested);
 // `count` pseudo-text tokens for measurements without a file.
 Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count);
 
+// A budget that ran full: what the user can do about it.
+tl::unexpected<Error> WithAdvice(Error error);
 // Prints one line on standard error ("pith: ...").
 void Complain(const Error& error);
 // One line on standard error where num_tokens reach positions that the model was not trained for.

@@ -116,15 +116,6 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   return {};
 }
 
-// A budget that ran full belongs to a recipe that does not drop enough.
-tl::unexpected<Error> WithAdvice(Error error) {
-  if (error.code == ErrorCode::kOutOfBudget) {
-    while (error.message.ends_with('.')) error.message.pop_back();
-    error.message += ": raise --kv-budget, or choose a --recipe that drops entries";
-  }
-  return tl::unexpected<Error>(std::move(error));
-}
-
 // Prefill and generation; an interrupt is a result, not an error.
 Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, int num_ctx,
                HostSampler& sampler, Outcome& outcome) {

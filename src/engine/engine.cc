@@ -316,7 +316,7 @@ Error EngineImpl::Explained(Error error) const {
   if (error.code != ErrorCode::kOutOfBudget) return error;
   error.message = fmt::format("the KV budget of {:.2f} MiB is full at {} tokens", static_cast<double>(plan_.budget_bytes) / (1 << 20),
                               groups_.front().sequence->next_position);
-  if (!evicts_while_running()) error.message += ", and nothing may be dropped: raise it or choose an evicting recipe and compress=block";
+  if (!evicts_while_running()) error.message += ", and nothing may be dropped";
   return error;
 }
 
