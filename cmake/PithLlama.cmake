@@ -18,6 +18,11 @@ if(NOT _pith_llama_prefix)
     message(FATAL_ERROR "libllama could not be built; see the message above.")
   endif()
 endif()
+# What `pith --version` says. build_llama.sh names its folders VERSION-KEY.
+set(PITH_LLAMA_VERSION "built elsewhere")
+if(_pith_llama_prefix MATCHES "/([0-9.]+)-[0-9a-f]+/*$")
+  set(PITH_LLAMA_VERSION "llama-cpp-python ${CMAKE_MATCH_1}")
+endif()
 message(STATUS "libllama: ${_pith_llama_prefix}")
 
 add_library(pith_llama INTERFACE)

@@ -208,6 +208,7 @@ class Text(Case):
         self.assertEqual(done.returncode, 0)
         self.assertRegex(done.stdout.decode(), r"\Apith \d+\.\d+")
         self.assertIn("SIMD target", done.stdout.decode())
+        self.assertRegex(done.stdout.decode(), r"libllama: (llama-cpp-python \d|built elsewhere)")
 
     def test_help(self):
         for command in ("run", "chat", "info", "recipes", "eval", "bench", "parity"):

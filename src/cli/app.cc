@@ -11,10 +11,6 @@
 #include "cli/terminal.h"
 #include "kernels/attention.h"
 
-#ifndef PITH_VERSION
-#define PITH_VERSION "0"
-#endif
-
 namespace pith::cli {
 namespace {
 
@@ -32,11 +28,7 @@ constexpr std::string_view kExamples = R"(Examples:
 )";
 
 std::string VersionText() {
-  std::string text = fmt::format("pith {}\nSIMD target: {}\n", PITH_VERSION, kernels::TargetName());
-#ifdef PITH_LLAMA_VERSION
-  text += fmt::format("libllama: {}\n", PITH_LLAMA_VERSION);
-#endif
-  return text.substr(0, text.size() - 1);
+  return fmt::format("pith {}\nSIMD target: {}\nlibllama: {}", PITH_VERSION, kernels::TargetName(), PITH_LLAMA_VERSION);
 }
 
 // CLI11 explains over several lines; the first says it.
