@@ -359,6 +359,42 @@ class Commands(ModelCase):
                 with open(output) as file:
                     self.assertEqual(json.load(file)["items"], items)
 
+    def test_eval_resumes(self):
+        lines = "".join(json.dumps({"id": f"t{i}", "task": "boats", "length": 100, "pinned_text": "Count the boats. ",
+                                    "context_text": TEXT[:600], "question_text": " In the year 1802 the town counted",
+                                    "target": " 13 boats"}) + "\n" for i in range(2))
+        tasks, rows = self.write("tasks.jsonl", lines), os.path.join(self.folder, "rows.jsonl")
+        flags = ["eval", *model_flags(), "--tasks", tasks, "--keep", "0.5,0.25", "--pins", "both", "--json", "--resume", rows]
+        whole = self.json_of(pith(*flags, "--recipes", "keydiff,knorm"))["items"]
+        self.assertEqual(len(whole), 2 * (1 + 2 * 2 * 2))
+        self.assertEqual(sum(item["policy"].endswith(" +pins") for item in whole), 8)
+        with open(rows) as file:
+            finished = file.read()
+        self.assertEqual(finished.count("\n"), 1 + len(whole))
+        # Nothing is judged twice: a value changed in the file comes back.
+        changed = finished.splitlines()
+        first = json.loads(changed[3])
+        first["nll"] = 77.5
+        changed[3] = json.dumps(first)
+        # Killed while it wrote: the last whole line lost, and a torn one behind.
+        with open(rows, "w") as file:
+            file.write("\n".join(changed[:-1]) + "\n" + changed[-1][:20])
+        again = self.json_of(pith(*flags, "--recipes", "keydiff,knorm"))["items"]
+        self.assertEqual([(i["id"], i["policy"], i["keep"]) for i in again], [(i["id"], i["policy"], i["keep"]) for i in whole])
+        self.assertEqual([i["nll"] for i in again if i["nll"] == 77.5], [77.5])
+        for a, b in zip(again, whole):
+            if a["nll"] != 77.5:
+                self.assertAlmostEqual(a["nll"], b["nll"], places=1)
+        with open(rows) as file:
+            self.assertEqual(file.read().count("\n"), 1 + len(whole))
+        more = self.json_of(pith(*flags, "--recipes", "keydiff,streamingllm"))["items"]
+        self.assertEqual(sum(item["policy"].startswith("streamingllm") for item in more), 8)
+        self.assert_sentence(pith(*flags, "--recipes", "keydiff", "--mode", "aware"), "another mode", codes=(1,))
+        other = self.write("other.txt", "my diary")
+        self.assert_sentence(pith(*flags[:-1], other, "--recipes", "keydiff"), "--resume has written", codes=(1,))
+        with open(other) as file:
+            self.assertEqual(file.read(), "my diary")
+
     def test_bench(self):
         result = self.json_of(pith("bench", *model_flags(), "--ctx", "64", "--recipes", "streamingllm", "--keep",
                                    "1.0,0.5", "-n", "4", "--json"))

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -223,6 +224,77 @@ TEST(ModelEngine, CompressKeepsTheShareAskedFor) {
     EXPECT_NEAR(*kept, 0.2, 0.011) << recipe.text;
     engine->Free(fork);
   }
+}
+
+// Forks that are compressed and fed together are what each of them would be alone.
+TEST(ModelEngine, ForksCompressedTogetherEqualOneByOne) {
+  const std::vector<int32_t> tokens = Tokens(430);
+  const std::span<const int32_t> context = std::span(tokens).first(400), tail = std::span(tokens).subspan(400);
+  const size_t vocab = static_cast<size_t>(Model()->info().num_vocab);
+  for (const char* name : {"snapkv:window=16", "layer-defensivekv:window=16"}) {
+    EngineOptions options = Options("full");
+    options.compress = CompressMode::kAfter;
+    options.max_sequences = 4;
+    options.later_recipes = {*ParseRecipe(name)};
+    auto engine = Make(options);
+    const Recipe& recipe = options.later_recipes.front();
+    const SequenceId base = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(base, context));
+    const SequenceId forks[] = {*engine->Fork(base), *engine->Fork(base)};
+    const CompressTarget targets[] = {{forks[0], 0.5}, {forks[1], 0.2}};
+    const auto kept = engine->CompressForks(base, recipe, targets);
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_EQ(engine->EntryPositions(base, 0, 0).size(), 400u) << "the source stays whole";
+    constexpr size_t kFirst = 7;
+    std::vector<float> together;
+    ASSERT_TRUE(engine->PrefillTogether(forks, tail, kFirst, together));
+    ASSERT_EQ(together.size(), 2 * (tail.size() - kFirst) * vocab);
+    for (int i = 0; i < 2; ++i) {
+      const SequenceId alone = *engine->Fork(base);
+      EXPECT_EQ(*engine->Compress(alone, recipe, targets[i].keep_fraction), (*kept)[static_cast<size_t>(i)]);
+      std::vector<float> rows;
+      ASSERT_TRUE(engine->Prefill(alone, tail, false, &rows));
+      for (int layer : {0, 15}) {
+        EXPECT_EQ(engine->EntryPositions(alone, layer, 1), engine->EntryPositions(forks[i], layer, 1));
+      }
+      float worst = 0;
+      for (size_t at = kFirst * vocab; at < rows.size(); ++at) {
+        const size_t mine = static_cast<size_t>(i) * (tail.size() - kFirst) * vocab + at - kFirst * vocab;
+        worst = std::max(worst, std::abs(rows[at] - together[mine]));
+      }
+      // Quantised products see other batches; another fork's rows would be off by tens.
+      EXPECT_LT(worst, 2.5f);
+      engine->Free(alone);
+    }
+    float apart = 0;
+    for (size_t at = 0; at < together.size() / 2; ++at) {
+      apart = std::max(apart, std::abs(together[at] - together[together.size() / 2 + at]));
+    }
+    EXPECT_GT(apart, 5.0f) << "control: half and a fifth must differ";
+  }
+}
+
+// A fork that has read on keeps what it read; a source may shrink itself among its forks.
+TEST(ModelEngine, CompressingForksKeepsWhatTheyReadSince) {
+  const std::vector<int32_t> tokens = Tokens(230);
+  EngineOptions options = Options("full");
+  options.compress = CompressMode::kAfter;
+  options.max_sequences = 2;
+  options.later_recipes = {*ParseRecipe("keydiff")};
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, std::span(tokens).first(200)));
+  const SequenceId fork = *engine->Fork(base);
+  ASSERT_TRUE(engine->Prefill(fork, std::span(tokens).subspan(200)));
+  const CompressTarget targets[] = {{base, 0.25}, {fork, 0.5}};
+  const auto kept = engine->CompressForks(base, options.later_recipes.front(), targets);
+  ASSERT_TRUE(kept) << kept.error().message;
+  EXPECT_NEAR((*kept)[0], 0.25, 0.01);
+  EXPECT_NEAR((*kept)[1], 0.5, 0.01);
+  const std::vector<int32_t> positions = engine->EntryPositions(fork, 3, 2);
+  ASSERT_EQ(positions.size(), 130u);
+  for (int i = 0; i < 30; ++i) EXPECT_EQ(positions[100 + static_cast<size_t>(i)], 200 + i);
+  EXPECT_EQ(engine->EntryPositions(base, 3, 2).size(), 50u);
 }
 
 TEST(ModelEngine, RefusesWhatDoesNotFit) {

@@ -3,12 +3,16 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/eval_log.h"
+#include "cli/eval_row.h"
 #include "cli/jsonl.h"
 #include "cli/judge.h"
 #include "cli/terminal.h"
@@ -28,6 +32,7 @@ Examples:
   pith eval --tasks tasks.jsonl --recipes snapkv,keydiff --keep 0.5,0.2 --lengths 512
   pith eval --tasks tasks.jsonl --recipes "snapkv:window=16,pool=7;score=tova alloc=ada" --mode aware --json
   pith eval --tasks tasks.jsonl --recipes keydiff --compress block --output results.json
+  pith eval --tasks tasks.jsonl --recipes snapkv,h2o --resume rows.jsonl --progress
 )";
 
 struct EvalFlags {
@@ -41,6 +46,8 @@ struct EvalFlags {
   std::string compress = "after";
   std::string format;
   std::string output_file;
+  std::string resume_file;
+  std::string pins = "off";
   int ctx = 0;
   int block = 0;
   int limit = 0;
@@ -62,6 +69,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   options.compress = flags.compress == "block" ? CompressMode::kBlock : CompressMode::kAfter;
   options.block_tokens = flags.block;
   options.num_threads = flags.model.num_threads();
+  options.pins = flags.pins == "on" ? Pins::kOn : flags.pins == "both" ? Pins::kBoth : Pins::kOff;
   options.seed = flags.seed;
   return options;
 }
@@ -73,8 +81,9 @@ Status Check(const EvalFlags& flags) {
   return {};
 }
 
-Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags) {
+Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& fingerprint) {
   PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.tasks));
+  fingerprint = Fingerprint(text);
   PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, flags.tasks));
   if (!flags.lengths.empty()) {
     PITH_ASSIGN_OR_RETURN(const std::vector<int> lengths, ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
@@ -91,81 +100,10 @@ Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags) {
   return tasks;
 }
 
-struct Mean {
-  int64_t count = 0;
-  int64_t ok = 0;
-  double nll = 0;
-  double kl = 0;
-  double kept = 0;
-  double kept_bytes = 0;
-
-  void Add(const EvalRow& row) {
-    ++count;
-    ok += row.ok ? 1 : 0;
-    nll += row.nll;
-    kl += row.kl;
-    kept += row.kept;
-    kept_bytes += row.kept_bytes;
-  }
-  double Of(double sum) const { return count == 0 ? 0 : sum / static_cast<double>(count); }
-  double accuracy() const { return Of(static_cast<double>(ok)); }
-};
-
-struct TableRow {
-  std::string task;  // "all" for every task together
-  std::string policy;
-  double keep = 1;
-  Mean mean;
-};
-
-// Per task, and over all of them; policies and fractions in the order they came.
-std::vector<TableRow> MakeTable(const std::vector<EvalRow>& rows) {
-  std::vector<TableRow> table;
-  std::map<std::pair<std::string, std::pair<std::string, double>>, size_t> index;
-  const auto add = [&](const std::string& task, const EvalRow& row) {
-    const auto [found, fresh] = index.try_emplace({task, {row.policy, row.keep}}, table.size());
-    if (fresh) table.push_back({task, row.policy, row.keep, {}});
-    table[found->second].mean.Add(row);
-  };
-  for (const EvalRow& row : rows) add(row.task, row);
-  for (const EvalRow& row : rows) add("all", row);
-  std::stable_sort(table.begin(), table.end(), [](const TableRow& a, const TableRow& b) {
-    const bool a_all = a.task == "all";
-    const bool b_all = b.task == "all";
-    if (a_all != b_all) return b_all;
-    return a.task < b.task;
-  });
-  return table;
-}
-
 nlohmann::ordered_json ToJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
-                              const std::vector<EvalRow>& rows, bool complete) {
+                              std::span<const EvalRow> rows, bool complete) {
   auto items = nlohmann::ordered_json::array();
-  for (const EvalRow& row : rows) {
-    items.push_back({{"id", row.id},
-                     {"task", row.task},
-                     {"length", row.length},
-                     {"tokens", row.tokens},
-                     {"policy", row.policy},
-                     {"keep", row.keep},
-                     {"kept", row.kept},
-                     {"nll", row.nll},
-                     {"kl", row.kl},
-                     {"ok", row.ok},
-                     {"kept_bytes", row.kept_bytes}});
-  }
-  auto table = nlohmann::ordered_json::array();
-  for (const TableRow& row : MakeTable(rows)) {
-    table.push_back({{"task", row.task},
-                     {"policy", row.policy},
-                     {"keep", row.keep},
-                     {"items", row.mean.count},
-                     {"kept", row.mean.Of(row.mean.kept)},
-                     {"kept_bytes", row.mean.Of(row.mean.kept_bytes)},
-                     {"accuracy", row.mean.accuracy()},
-                     {"nll", row.mean.Of(row.mean.nll)},
-                     {"kl", row.mean.Of(row.mean.kl)}});
-  }
+  for (const EvalRow& row : rows) items.push_back(RowToJson(row));
   return {{"mode", flags.mode},
           {"compress", flags.compress},
           {"format", KvFormatName(options.format)},
@@ -175,43 +113,95 @@ nlohmann::ordered_json ToJson(const EvalFlags& flags, const JudgeOptions& option
           {"keep", options.keeps},
           {"complete", complete},
           {"items", items},
-          {"table", table}};
-}
-
-void PrintTable(const std::vector<EvalRow>& rows) {
-  size_t width = 6;
-  for (const EvalRow& row : rows) width = std::max(width, row.policy.size());
-  fmt::print("{:<14} {:<{}} {:>6} {:>6} {:>9} {:>8} {:>8}\n", "task", "recipe", width, "keep", "kept", "accuracy",
-             "nll", "kl");
-  for (const TableRow& row : MakeTable(rows)) {
-    fmt::print("{:<14} {:<{}} {:>6.3g} {:>6.3f} {:>9} {:>8.3f} {:>8.4f}\n", row.task, row.policy, width, row.keep,
-               row.mean.Of(row.mean.kept), fmt::format("{}/{}", row.mean.ok, row.mean.count),
-               row.mean.Of(row.mean.nll), row.mean.Of(row.mean.kl));
-  }
+          {"table", TableToJson(rows)}};
 }
 
 std::string Dump(const nlohmann::ordered_json& json) {
   return json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// What rows must share to belong to one file of --resume.
+nlohmann::ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
+                               const std::string& fingerprint) {
+  return {{"model", info.description},
+          {"model_bytes", info.file_bytes},
+          {"tasks", fingerprint},
+          {"mode", flags.mode},
+          {"compress", flags.compress},
+          {"format", KvFormatName(options.format)},
+          {"seed", options.seed}};
+}
+
+using RowKey = std::tuple<std::string, std::string, double>;  // id, policy, keep
+RowKey KeyOf(const EvalRow& row) { return {row.id, row.policy, row.keep}; }
+
+// Rows in the order of the tasks, as if nothing had been resumed.
+class Results {
+ public:
+  Results(std::unique_ptr<EvalLog> log, std::span<const JudgedTask> tasks) : log_(std::move(log)) {
+    std::set<std::string> wanted;
+    for (const JudgedTask& task : tasks) wanted.insert(task.task.id);
+    if (log_ == nullptr) return;
+    for (const EvalRow& row : log_->rows()) {
+      if (wanted.contains(row.id) && keys_.insert(KeyOf(row)).second) rows_.push_back(row);
+    }
+  }
+
+  bool Has(const RowKey& key) const { return keys_.contains(key); }
+  Status Add(EvalRow row) {
+    if (log_ != nullptr) PITH_RETURN_IF_ERROR(log_->Append(row));
+    keys_.insert(KeyOf(row));
+    rows_.push_back(std::move(row));
+    return {};
+  }
+  const std::vector<EvalRow>& rows() const { return rows_; }
+
+  void Sort(std::span<const JudgedTask> tasks, const JudgeOptions& options) {
+    std::map<std::string, size_t> place;
+    for (const JudgedTask& task : tasks) place.emplace(task.task.id, place.size());
+    std::map<std::string, size_t> order = {{"full", 0}};
+    for (const std::string& name : options.names) order.emplace(name, order.size());
+    const auto rank = [&](const EvalRow& row) {
+      const auto found = order.find(row.policy);
+      return std::tuple(place.at(row.id), -row.keep, found == order.end() ? order.size() : found->second, row.policy);
+    };
+    std::stable_sort(rows_.begin(), rows_.end(), [&](const EvalRow& a, const EvalRow& b) { return rank(a) < rank(b); });
+  }
+
+ private:
+  std::unique_ptr<EvalLog> log_;
+  std::set<RowKey> keys_;
+  std::vector<EvalRow> rows_;
+};
+
+// Time that a task takes, in tokens read: the context once, the tail for every row.
+double Work(const JudgedTask& task, size_t rows_per_task) {
+  return static_cast<double>(task.compressed.size() + rows_per_task * (task.tail.size() + 8));
+}
+
 // Judges every task; a broken one ends the run, an interrupt leaves what is there.
-Status JudgeAll(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info, Judge& judge,
-                const std::vector<JudgedTask>& tasks, std::vector<EvalRow>& rows) {
-  size_t total = 0;
-  for (const JudgedTask& task : tasks) total += task.num_tokens();
-  size_t done = 0;
+Status JudgeAll(const EvalFlags& flags, Judge& judge, std::span<const JudgedTask> tasks, size_t rows_per_task,
+                Results& results) {
+  double total = 0;
+  for (const JudgedTask& task : tasks) total += Work(task, rows_per_task);
   ProgressLine progress("evaluating", flags.output.progress);
-  Stopwatch since_saved;
+  double done = 0;
   for (const JudgedTask& task : tasks) {
-    progress.Update(static_cast<double>(done), static_cast<double>(total), task.task.id);
-    const Status status = judge.Run(task, rows);
+    const double work = Work(task, rows_per_task);
+    size_t finished = 0;
+    RowSink sink;
+    sink.done = [&](const std::string& policy, double keep) { return results.Has({task.task.id, policy, keep}); };
+    sink.add = [&](EvalRow row) {
+      ++finished;
+      const double share = static_cast<double>(finished) / static_cast<double>(rows_per_task);
+      progress.Update(done + work * std::min(1.0, share), total, task.task.id + " " + row.policy);
+      return results.Add(std::move(row));
+    };
+    progress.Update(done, total, task.task.id);
+    const Status status = judge.Run(task, sink);
     if (Interrupted()) return {};
     PITH_RETURN_IF_ERROR(status);
-    done += task.num_tokens();
-    if (!flags.output_file.empty() && since_saved.seconds() > 10) {
-      PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, Dump(ToJson(flags, options, info, rows, false))));
-      since_saved = Stopwatch();
-    }
+    if (finished == 0) total -= work; else done += work;  // rows that were there took no time
   }
   return {};
 }
@@ -234,22 +224,35 @@ Result<std::vector<JudgedTask>> TokenizeAll(const EvalFlags& flags, const HostMo
 }
 
 Result<int> RunEval(EvalFlags& flags) {
-  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ChooseTasks(flags));
+  std::string fingerprint;
+  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ChooseTasks(flags, fingerprint));
   PITH_ASSIGN_OR_RETURN(JudgeOptions options, MakeJudgeOptions(flags));
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
+  const ModelInfo& info = model->info();
   PITH_ASSIGN_OR_RETURN(const std::vector<JudgedTask> judged, TokenizeAll(flags, *model, std::move(tasks), options));
+  std::unique_ptr<EvalLog> log;
+  if (!flags.resume_file.empty()) {
+    PITH_ASSIGN_OR_RETURN(log, EvalLog::Open(flags.resume_file, RunName(flags, options, info, fingerprint)));
+  }
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Judge> judge, Judge::Create(model, options));
-  std::vector<EvalRow> rows;
-  const Status status = JudgeAll(flags, options, model->info(), *judge, judged, rows);
+  Results results(std::move(log), judged);
+  const Stopwatch watch;
+  const Status status =
+      JudgeAll(flags, *judge, judged, 1 + options.recipes.size() * options.keeps.size(), results);
+  const double seconds = watch.seconds();
+  results.Sort(judged, options);
   const bool complete = status && !Interrupted();
-  const std::string json = Dump(ToJson(flags, options, model->info(), rows, complete));
+  nlohmann::ordered_json json = ToJson(flags, options, info, results.rows(), complete);
+  json["seconds"] = seconds;
+  const std::string dumped = Dump(json);
   // What there is, is worth keeping even where the run failed later.
-  if (!flags.output_file.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, json + "\n"));
+  if (!flags.output_file.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, dumped + "\n"));
   PITH_RETURN_IF_ERROR(status);
   if (flags.output.json) {
-    PrintJson(json);
+    PrintJson(dumped);
   } else {
-    PrintTable(rows);
+    PrintTable(results.rows());
+    fmt::print("{} rows in {:.0f} s\n", results.rows().size(), seconds);
   }
   return Interrupted() ? kExitInterrupted : kExitOk;
 }
@@ -275,8 +278,14 @@ void AddEval(CLI::App& app, Command& chosen) {
                       "after (default): read everything, then compress once; block: evict after every block")
       ->check(CLI::IsMember({"after", "block"}))
       ->type_name("WHEN");
-  command->add_option("--output", flags->output_file, "Write the JSON here too, also while running")
+  command->add_option("--output", flags->output_file, "Write the JSON here too")->type_name("FILE");
+  command->add_option("--resume", flags->resume_file,
+                      "Add each row to this file when it is finished, and leave out those that it holds already")
       ->type_name("FILE");
+  command->add_option("--pins", flags->pins,
+                      "off (default), on or both: whether recipes may drop a task's instruction (pinned_text)")
+      ->check(CLI::IsMember({"off", "on", "both"}))
+      ->type_name("WHEN");
   command->add_option("-c,--ctx-size", flags->ctx, "Longest task in tokens (default: the model's trained context)")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");

@@ -55,6 +55,10 @@ class Line {
     return {};
   }
 
+  Status OptionalText(const json& object, const char* field, std::string& to) const {
+    return object.contains(field) ? Text(object, field, true, to) : Status();
+  }
+
   Status Length(const json& object, int& to) const {
     const auto found = object.find("length");
     if (found == object.end()) return Bad("the field \"length\" is missing");
@@ -76,6 +80,8 @@ class Line {
     PITH_RETURN_IF_ERROR(Text(object, "id", false, task.id));
     PITH_RETURN_IF_ERROR(Text(object, "task", false, task.task));
     PITH_RETURN_IF_ERROR(Length(object, task.length));
+    PITH_RETURN_IF_ERROR(OptionalText(object, "pinned_text", task.pinned_text));
+    PITH_RETURN_IF_ERROR(OptionalText(object, "long_text", task.long_text));
     PITH_RETURN_IF_ERROR(Text(object, "context_text", false, task.context_text));
     PITH_RETURN_IF_ERROR(Text(object, "question_text", true, task.question_text));
     PITH_RETURN_IF_ERROR(Text(object, "target", false, task.target));

@@ -14,7 +14,9 @@ struct Task {
   std::string id;
   std::string task;
   int length = 0;             // approximate tokens of context
+  std::string pinned_text;    // an instruction before the context, which pins protect; may be empty
   std::string context_text;   // raw, with special tokens in it
+  std::string long_text;      // generated between context and question, one token at a time; may be empty
   std::string question_text;  // may be empty
   std::string target;         // not empty
 };

@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 
 #include "cli/command.h"
-#include "cli/measure.h"
 #include "cli/terminal.h"
 
 namespace pith::cli {
@@ -32,13 +31,18 @@ bool KeepGoing(size_t, size_t) { return !Interrupted(); }
 
 Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
   JudgedTask judged;
-  PITH_ASSIGN_OR_RETURN(judged.compressed, model.Tokenize(task.context_text, false, true));
+  if (!task.pinned_text.empty()) {
+    PITH_ASSIGN_OR_RETURN(judged.compressed, model.Tokenize(task.pinned_text, false, true));
+    judged.num_pinnable = judged.compressed.size();
+  }
+  std::vector<int32_t>& context = judged.compressed;
+  PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> read, model.Tokenize(task.context_text, false, true));
+  context.insert(context.end(), read.begin(), read.end());
   std::vector<int32_t> question;
   if (!task.question_text.empty()) {
     PITH_ASSIGN_OR_RETURN(question, model.Tokenize(task.question_text, false, true));
   }
   PITH_ASSIGN_OR_RETURN(judged.target, model.Tokenize(task.target, false, true));
-  std::vector<int32_t>& context = judged.compressed;
   if (aware && !question.empty()) {
     context.insert(context.end(), question.begin(), question.end() - 1);
     question.erase(question.begin(), question.end() - 1);
@@ -47,7 +51,7 @@ Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
     question.push_back(context.back());
     context.pop_back();
   }
-  if (context.empty()) return Corrupt(fmt::format("task {}: its context has too few tokens", task.id));
+  if (context.size() <= judged.num_pinnable) return Corrupt(fmt::format("task {}: its context has too few tokens", task.id));
   if (judged.target.empty()) return Corrupt(fmt::format("task {}: its target has no tokens", task.id));
   judged.first_row = question.size() - 1;
   judged.tail = std::move(question);
@@ -55,6 +59,8 @@ Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
   judged.task = std::move(task);
   return judged;
 }
+
+std::string PinnedName(const std::string& policy) { return policy + " +pins"; }
 
 Judge::Judge(std::shared_ptr<HostModel> model, JudgeOptions options)
     : model_(std::move(model)), options_(std::move(options)) {
@@ -71,65 +77,99 @@ Result<std::unique_ptr<Judge>> Judge::Create(std::shared_ptr<HostModel> model, J
   engine.format = o.format;
   engine.compress = CompressMode::kAfter;
   engine.seed = o.seed;
-  engine.max_sequences = 2;  // the context and a compressed copy of it
+  // The context, and a copy for each kept fraction.
+  engine.max_sequences = 1 + static_cast<int>(std::max<size_t>(1, o.keeps.size()));
   PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
   if (o.compress == CompressMode::kAfter) engine.later_recipes = o.recipes;
   PITH_ASSIGN_OR_RETURN(judge->engine_, Engine::Create(judge->model_, engine));
   return judge;
 }
 
-EvalRow Judge::NewRow(const JudgedTask& task, const std::string& policy, double keep) const {
+EvalRow Judge::NewRow(const JudgedTask& task, const std::string& policy, double keep, bool pinned) const {
   EvalRow row;
   row.id = task.task.id;
   row.task = task.task.task;
   row.length = task.task.length;
   row.tokens = task.compressed.size();
-  row.policy = policy;
+  row.policy = pinned ? PinnedName(policy) : policy;
   row.keep = keep;
   row.kept_bytes = format_share_;
   return row;
 }
 
-Status Judge::Follow(Engine& engine, SequenceId sequence, const JudgedTask& task, EvalRow& row) {
-  rows_.clear();
-  engine.SetEviction(false);
-  const Status status = engine.Prefill(sequence, task.tail, false, &rows_, KeepGoing);
-  engine.SetEviction(true);
-  PITH_RETURN_IF_ERROR(status);
-  const auto vocab = static_cast<size_t>(model_->info().num_vocab);
-  const auto said = std::span<const float>(rows_).subspan(task.first_row * vocab);
-  const TargetMeasure measure = MeasureTarget(said, task.target);
-  row.nll = measure.nll;
-  row.ok = measure.all_top;
-  if (row.policy == "full") {
-    full_rows_.assign(said.begin(), said.end());
-  } else {
-    row.kl = MeanKl(full_rows_, said, vocab);
+Status Judge::ReadContext(Engine& engine, SequenceId sequence, const JudgedTask& task, bool pinned) const {
+  std::span<const int32_t> rest = task.compressed;
+  if (pinned) {
+    PITH_RETURN_IF_ERROR(engine.Prefill(sequence, rest.first(task.num_pinnable), true, nullptr, KeepGoing));
+    rest = rest.subspan(task.num_pinnable);
   }
-  return {};
+  return engine.Prefill(sequence, rest, false, nullptr, KeepGoing);
 }
 
-Status Judge::RunAfter(const JudgedTask& task, SequenceId base, std::vector<EvalRow>& rows) {
-  for (const double keep : options_.keeps) {
-    for (size_t i = 0; i < options_.recipes.size(); ++i) {
-      if (Interrupted()) return Cancelled("stopped");
-      PITH_ASSIGN_OR_RETURN(const SequenceId copy, engine_->Fork(base));
-      const SequenceHold hold(*engine_, copy);
-      EvalRow row = NewRow(task, options_.names[i], keep);
-      PITH_ASSIGN_OR_RETURN(row.kept, engine_->Compress(copy, options_.recipes[i], keep));
-      row.kept_bytes = row.kept * format_share_;
-      PITH_RETURN_IF_ERROR(Follow(*engine_, copy, task, row));
+Status Judge::Follow(Engine& engine, std::span<const SequenceId> sequences, const JudgedTask& task) {
+  engine.SetEviction(false);
+  const Status status = engine.PrefillTogether(sequences, task.tail, task.first_row, rows_, KeepGoing);
+  engine.SetEviction(true);
+  return status;
+}
+
+void Judge::Measure(size_t i, const JudgedTask& task, EvalRow& row) const {
+  const size_t floats = task.target.size() * static_cast<size_t>(model_->info().num_vocab);
+  const TargetMeasure measure = reference_.Compare(std::span<const float>(rows_).subspan(i * floats, floats), row.kl);
+  row.nll = measure.nll;
+  row.ok = measure.all_top;
+}
+
+// The reference is needed for every other row, so it is computed even where its own row is done.
+Status Judge::RunFull(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink) {
+  PITH_ASSIGN_OR_RETURN(const SequenceId copy, engine_->Fork(base));
+  const SequenceHold hold(*engine_, copy);
+  PITH_RETURN_IF_ERROR(Follow(*engine_, {&copy, 1}, task));
+  reference_.Set(rows_, task.target);
+  EvalRow row = NewRow(task, "full", 1, false);
+  if (pinned || sink.done(row.policy, 1)) return {};  // pins change nothing where nothing is dropped
+  row.nll = reference_.own().nll;
+  row.ok = reference_.own().all_top;
+  return sink.add(std::move(row));
+}
+
+Status Judge::RunAfter(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink) {
+  for (size_t i = 0; i < options_.recipes.size(); ++i) {
+    if (Interrupted()) return Cancelled("stopped");
+    std::vector<EvalRow> rows;
+    std::vector<SequenceId> forks;
+    std::vector<std::unique_ptr<SequenceHold>> holds;
+    std::vector<CompressTarget> targets;
+    for (const double keep : options_.keeps) {
+      EvalRow row = NewRow(task, options_.names[i], keep, pinned);
+      if (sink.done(row.policy, keep)) continue;
+      PITH_ASSIGN_OR_RETURN(const SequenceId fork, engine_->Fork(base));
+      holds.push_back(std::make_unique<SequenceHold>(*engine_, fork));
+      forks.push_back(fork);
+      targets.push_back({.sequence = fork, .keep_fraction = keep});
       rows.push_back(std::move(row));
+    }
+    if (rows.empty()) continue;
+    PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, engine_->CompressForks(base, options_.recipes[i], targets));
+    for (size_t k = 0; k < rows.size() && sink.look; ++k) sink.look(*engine_, forks[k], rows[k].policy, rows[k].keep);
+    PITH_RETURN_IF_ERROR(Follow(*engine_, forks, task));
+    for (size_t k = 0; k < rows.size(); ++k) {
+      rows[k].kept = kept[k];
+      rows[k].kept_bytes = kept[k] * format_share_;
+      Measure(k, task, rows[k]);
+      PITH_RETURN_IF_ERROR(sink.add(std::move(rows[k])));
     }
   }
   return {};
 }
 
-Status Judge::RunBlock(const JudgedTask& task, std::vector<EvalRow>& rows) {
+Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink) {
   const auto num_compressed = static_cast<double>(task.compressed.size());
-  for (const double keep : options_.keeps) {
-    for (size_t i = 0; i < options_.recipes.size(); ++i) {
+  for (size_t i = 0; i < options_.recipes.size(); ++i) {
+    for (const double keep : options_.keeps) {
       if (Interrupted()) return Cancelled("stopped");
+      EvalRow row = NewRow(task, options_.names[i], keep, pinned);
+      if (sink.done(row.policy, keep)) continue;
       EngineOptions options;
       options.num_ctx = static_cast<int>(task.num_tokens()) + 1;
       options.block_tokens = options_.block_tokens;
@@ -141,29 +181,36 @@ Status Judge::RunBlock(const JudgedTask& task, std::vector<EvalRow>& rows) {
       options.keep_entries = std::max(1, static_cast<int>(std::floor(keep * num_compressed)));
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       PITH_ASSIGN_OR_RETURN(const SequenceId sequence, engine->NewSequence());
-      EvalRow row = NewRow(task, options_.names[i], keep);
-      PITH_RETURN_IF_ERROR(engine->Prefill(sequence, task.compressed, false, nullptr, KeepGoing));
+      PITH_RETURN_IF_ERROR(ReadContext(*engine, sequence, task, pinned));
       row.kept = engine->stats().kept_fraction;
       row.kept_bytes = row.kept * format_share_;
-      PITH_RETURN_IF_ERROR(Follow(*engine, sequence, task, row));
-      rows.push_back(std::move(row));
+      if (sink.look) sink.look(*engine, sequence, row.policy, keep);
+      PITH_RETURN_IF_ERROR(Follow(*engine, {&sequence, 1}, task));
+      Measure(0, task, row);
+      PITH_RETURN_IF_ERROR(sink.add(std::move(row)));
     }
   }
   return {};
 }
 
-Status Judge::Run(const JudgedTask& task, std::vector<EvalRow>& rows) {
+Status Judge::RunOnce(const JudgedTask& task, bool pinned, const RowSink& sink) {
+  bool all_done = pinned || sink.done("full", 1);
+  for (const std::string& name : options_.names) {
+    for (const double keep : options_.keeps) all_done = all_done && sink.done(pinned ? PinnedName(name) : name, keep);
+  }
+  if (all_done) return {};
   PITH_ASSIGN_OR_RETURN(const SequenceId base, engine_->NewSequence());
   const SequenceHold hold(*engine_, base);
-  PITH_RETURN_IF_ERROR(engine_->Prefill(base, task.compressed, false, nullptr, KeepGoing));
-  {
-    PITH_ASSIGN_OR_RETURN(const SequenceId copy, engine_->Fork(base));
-    const SequenceHold hold_copy(*engine_, copy);
-    EvalRow row = NewRow(task, "full", 1);
-    PITH_RETURN_IF_ERROR(Follow(*engine_, copy, task, row));
-    rows.push_back(std::move(row));
-  }
-  return options_.compress == CompressMode::kAfter ? RunAfter(task, base, rows) : RunBlock(task, rows);
+  PITH_RETURN_IF_ERROR(ReadContext(*engine_, base, task, pinned));
+  PITH_RETURN_IF_ERROR(RunFull(task, base, pinned, sink));
+  return options_.compress == CompressMode::kAfter ? RunAfter(task, base, pinned, sink) : RunBlock(task, pinned, sink);
+}
+
+Status Judge::Run(const JudgedTask& task, const RowSink& sink) {
+  const bool pinnable = task.num_pinnable > 0;
+  if (options_.pins != Pins::kOn || !pinnable) PITH_RETURN_IF_ERROR(RunOnce(task, false, sink));
+  if (options_.pins != Pins::kOff && pinnable) PITH_RETURN_IF_ERROR(RunOnce(task, true, sink));
+  return {};
 }
 
 }  // namespace pith::cli

@@ -3,25 +3,29 @@
 #ifndef PITH_CLI_JUDGE_H_
 #define PITH_CLI_JUDGE_H_
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "cli/eval_row.h"
 #include "cli/jsonl.h"
+#include "cli/measure.h"
 #include "engine/engine.h"
 #include "host/model.h"
 #include "pith/types.h"
 
 namespace pith::cli {
 
-// A task as tokens. compressed [n]: what recipes act on. tail: what follows up to
-// the token before the target's last; its rows from `first_row` on say the target.
+// A task as tokens. compressed [n]: what recipes act on; its first num_pinnable are the instruction that pins
+// protect. tail: what follows up to the token before the target's last; its rows from `first_row` on say the target.
 struct JudgedTask {
   Task task;
   std::vector<int32_t> compressed;
   std::vector<int32_t> tail;
   std::vector<int32_t> target;
+  size_t num_pinnable = 0;
   size_t first_row = 0;
   size_t num_tokens() const { return compressed.size() + tail.size(); }
 };
@@ -30,19 +34,7 @@ struct JudgedTask {
 // but its last token belongs to the compressed part. kCorrupt: a text without tokens.
 Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware);
 
-struct EvalRow {
-  std::string id;
-  std::string task;
-  int length = 0;
-  size_t tokens = 0;
-  std::string policy;
-  double keep = 1;
-  double kept = 1;
-  double nll = 0;
-  double kl = 0;
-  bool ok = false;
-  double kept_bytes = 1;
-};
+enum class Pins : uint8_t { kOff, kOn, kBoth };
 
 struct JudgeOptions {
   std::vector<std::string> names;  // as given; policy of the rows
@@ -50,37 +42,52 @@ struct JudgeOptions {
   std::vector<double> keeps;
   CompressMode compress = CompressMode::kAfter;
   KvFormat format = KvFormat::kF16;
+  Pins pins = Pins::kOff;
   int block_tokens = 0;
   int num_threads = 1;
   uint64_t seed = 0;
   int max_tokens = 0;  // of the longest task
 };
 
+// Rows that exist already, and where new ones go.
+struct RowSink {
+  std::function<bool(const std::string& policy, double keep)> done = [](const std::string&, double) { return false; };
+  std::function<Status(EvalRow)> add;
+  // Looks at a sequence right after it was compressed.
+  std::function<void(const Engine&, SequenceId, const std::string& policy, double keep)> look;
+};
+
+// What rows call a policy under which the instruction was pinned.
+std::string PinnedName(const std::string& policy);
+
 class Judge {
  public:
   static Result<std::unique_ptr<Judge>> Create(std::shared_ptr<HostModel> model, JudgeOptions options);
 
-  // Appends one row for the full cache, then one per recipe and kept fraction.
-  // kCancelled at Ctrl-C; rows of finished parts stay.
-  Status Run(const JudgedTask& task, std::vector<EvalRow>& rows);
-
-  size_t rows_per_task() const { return 1 + options_.recipes.size() * options_.keeps.size(); }
+  // One row for the full cache, then one per recipe and kept fraction, but for those that are done.
+  // The context is read once. kCancelled at Ctrl-C.
+  Status Run(const JudgedTask& task, const RowSink& sink);
 
  private:
   Judge(std::shared_ptr<HostModel> model, JudgeOptions options);
 
-  Status RunAfter(const JudgedTask& task, SequenceId base, std::vector<EvalRow>& rows);
-  Status RunBlock(const JudgedTask& task, std::vector<EvalRow>& rows);
-  // Feeds the tail to the sequence without eviction and measures the target.
-  Status Follow(Engine& engine, SequenceId sequence, const JudgedTask& task, EvalRow& row);
-  EvalRow NewRow(const JudgedTask& task, const std::string& policy, double keep) const;
+  Status RunOnce(const JudgedTask& task, bool pinned, const RowSink& sink);
+  Status RunFull(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink);
+  Status RunAfter(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink);
+  Status RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink);
+  Status ReadContext(Engine& engine, SequenceId sequence, const JudgedTask& task, bool pinned) const;
+  // Feeds the tail to sequences without eviction; rows_ are what they say of the target.
+  Status Follow(Engine& engine, std::span<const SequenceId> sequences, const JudgedTask& task);
+  // Measures the i-th sequence of the last Follow().
+  void Measure(size_t i, const JudgedTask& task, EvalRow& row) const;
+  EvalRow NewRow(const JudgedTask& task, const std::string& policy, double keep, bool pinned) const;
 
   std::shared_ptr<HostModel> model_;
   JudgeOptions options_;
   double format_share_ = 1;
   std::unique_ptr<Engine> engine_;  // recipe full: the reference, and the source of forks
-  std::vector<float> full_rows_;    // [target, vocab] of the full cache
-  std::vector<float> rows_;         // [tail, vocab] scratch
+  TargetReference reference_;       // what the full cache says
+  std::vector<float> rows_;         // [sequences, target, vocab] scratch
 };
 
 }  // namespace pith::cli

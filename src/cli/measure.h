@@ -50,6 +50,24 @@ TargetMeasure MeasureTarget(std::span<const float> rows, std::span<const int32_t
 // Mean KL(reference || other) over rows of `vocab` logits.
 double MeanKl(std::span<const float> reference, std::span<const float> other, size_t vocab);
 
+// What one set of logits says of a target, for comparing many others with it: its probabilities are computed once,
+// and each comparison costs one exponential per logit, in single precision (about 1e-6 nats).
+class TargetReference {
+ public:
+  // rows [target.size(), vocab]
+  void Set(std::span<const float> rows, std::span<const int32_t> target);
+  const TargetMeasure& own() const { return own_; }
+  // rows as in Set(). Sets kl to the mean KL(reference || rows).
+  TargetMeasure Compare(std::span<const float> rows, double& kl) const;
+
+ private:
+  std::vector<int32_t> target_;
+  std::vector<float> rows_;           // [target, vocab]
+  std::vector<float> probabilities_;  // [target, vocab]
+  std::vector<double> log_sums_;      // [target]
+  TargetMeasure own_;
+};
+
 double Median(std::vector<double> values);
 
 }  // namespace pith::cli

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -47,6 +48,36 @@ TEST(Measure, Targets) {
   EXPECT_TRUE(measure.all_top);  // the first of equals
   EXPECT_FALSE(MeasureTarget(rows, std::vector<int32_t>{2, 1}).all_top);
   EXPECT_EQ(MeanKl(rows, rows, 3), 0);
+}
+
+TEST(Measure, ReferenceAgreesWithTheSlowWay) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0, 6);
+  constexpr size_t kVocab = 5000;
+  const std::vector<int32_t> target = {11, 4999, 0};
+  std::vector<float> full(3 * kVocab), other(3 * kVocab);
+  for (float& x : full) x = normal(random);
+  for (size_t i = 0; i < other.size(); ++i) other[i] = full[i] + 0.3f * normal(random);
+  TargetReference reference;
+  reference.Set(full, target);
+  double kl = 0;
+  const TargetMeasure measure = reference.Compare(other, kl);
+  EXPECT_NEAR(kl, MeanKl(full, other, kVocab), 2e-6);
+  EXPECT_NEAR(measure.nll, MeasureTarget(other, target).nll, 2e-6);
+  EXPECT_EQ(reference.own().nll, MeasureTarget(full, target).nll);
+  EXPECT_GT(kl, 0.1);
+  double same = 1;
+  EXPECT_NEAR(reference.Compare(full, same).nll, reference.own().nll, 2e-6);
+  EXPECT_NEAR(same, 0, 2e-6);
+  // What the model says for certain, and what it never says.
+  other[kVocab + 4999] = 1e4f;
+  full[5] = -std::numeric_limits<float>::infinity();
+  reference.Set(full, target);
+  EXPECT_TRUE(std::isfinite(reference.Compare(other, kl).nll));
+  EXPECT_TRUE(std::isfinite(kl));
+  other[3] = std::numeric_limits<float>::quiet_NaN();
+  reference.Compare(other, kl);
+  EXPECT_TRUE(std::isnan(kl));
 }
 
 TEST(Measure, Sums) {

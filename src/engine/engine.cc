@@ -1,120 +1,16 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <map>
 #include <string>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/check.h"
-#include "base/ledger.h"
-#include "cache/kv_cache.h"
-#include "engine/layer_ops.h"
-#include "engine/plan.h"
-#include "engine/sequence.h"
-#include "host/context.h"
+#include "engine/engine_impl.h"
 
 namespace pith {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
-// a recipe may say otherwise.
-constexpr int kDefaultSinks = 4;
-int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
-
-class EngineImpl final : public Engine, public AttentionSink {
- public:
-  EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options) : model_(std::move(model)), options_(options) {}
-  ~EngineImpl() override;
-
-  Status Init();
-
-  Result<SequenceId> NewSequence() override;
-  Result<SequenceId> Fork(SequenceId sequence) override;
-  void Free(SequenceId sequence) override;
-  Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
-                 const Progress& progress) override;
-  Status Decode(SequenceId sequence, int32_t token) override;
-  Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
-  std::span<const float> logits(SequenceId sequence) const override;
-  void SetEviction(bool on) override { eviction_on_ = on; }
-  Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
-  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
-  KvStats stats() const override;
-  EngineTimes times() const override { return times_; }
-  const HostModel& model() const override { return *model_; }
-
-  void OnAttention(const AttentionCall& call, const Team& team) override;
-
- private:
-  std::vector<CacheLayer> BuildLayers();
-  void AddRecipe(const Recipe& recipe);
-  Status RunBlock();
-  void FinishBlock();
-  void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
-  // All threads: scores every layer and keeps what the recipe selects. budget: null for the running one.
-  Status ScoreAndKeep(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget, const Team& team);
-  Status ScoreAndKeepOnTeam(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget) {
-    Status result;
-    context_->RunOnTeam([&](const Team& team) {
-      Status status = ScoreAndKeep(sequence, active, num_sinks, budget, team);
-      if (team.ith == 0) result = std::move(status);
-    });
-    return result;
-  }
-  Status KeepHeads(const Sequence& sequence, int layer, const KeptHeads& kept);
-  int64_t EntriesOf(const Sequence& sequence, int layer) const;
-  int64_t GlobalEntriesOf(const Sequence& sequence) const;
-  Error Explained(Error error) const;
-  void Fail(const Error& error);
-  Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
-  const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
-  Budget BlockBudget(int64_t entries, int heads) const;
-  bool evicts_while_running() const {
-    return options_.compress == CompressMode::kBlock && !active_.front().recipe.policy->keeps_everything();
-  }
-
-  std::shared_ptr<HostModel> model_;
-  EngineOptions options_;
-  MemoryPlan plan_;
-  EvictionStyle style_;
-  std::unique_ptr<Ledger> ledger_;
-  std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<HostContext> context_;
-  std::unique_ptr<LayerOps> ops_;
-
-  std::vector<ActiveRecipe> active_;  // the running recipe first, then those for Compress()
-  std::vector<std::pair<int, float>> column_initials_;
-  std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
-  int num_global_layers_ = 0;
-  int64_t num_global_heads_ = 0;
-  int ring_window_ = 0;
-  bool observes_every_query_ = false;
-  bool eviction_on_ = true;
-
-  std::map<SequenceId, Sequence> sequences_;
-  std::vector<bool> slot_used_;
-  SequenceId next_id_ = 0;
-
-  // The block being run.
-  std::vector<int32_t> tokens_, positions_, slots_;
-  std::vector<uint8_t> wants_logits_;
-  std::vector<RowGroup> groups_;
-  bool prepared_ = false;  // thread 0's word to the others, read after a sync
-  bool evict_now_ = false;
-  bool failed_ = false;
-  Error error_;
-  LayerScores scores_;
-  std::vector<LayerScores> all_scores_;
-  EngineTimes times_;
-};
 
 EngineImpl::~EngineImpl() {
   // The cache returns its pages to the ledger, which must still be there.
@@ -290,6 +186,49 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
   return {};
 }
 
+Status EngineImpl::PrefillTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t first_row,
+                                   std::vector<float>& logits, const Progress& progress) {
+  if (tokens.empty() || ids.empty()) return InvalidArgument("there are no tokens to read");
+  if (first_row >= tokens.size()) return InvalidArgument("no token is left whose logits are wanted");
+  // A recurrent model takes equal lengths of one sequence after the other.
+  const size_t together = model_->info().hybrid ? 1 : std::min(ids.size(), static_cast<size_t>(plan_.block_tokens));
+  const size_t vocab = static_cast<size_t>(model_->info().num_vocab), rows = tokens.size() - first_row;
+  logits.resize(ids.size() * rows * vocab);
+  for (size_t from = 0; from < ids.size(); from += together) {
+    const size_t num = std::min(together, ids.size() - from);
+    const size_t step = static_cast<size_t>(plan_.block_tokens) / num;
+    for (size_t at = 0; at < tokens.size(); at += step) {
+      if (cancelled_.load(std::memory_order_relaxed)) return Cancelled("stopped while reading the prompt");
+      const size_t count = std::min(step, tokens.size() - at);
+      tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
+      for (size_t s = 0; s < num; ++s) {
+        Sequence& sequence = sequences_.at(ids[from + s]);
+        PITH_RETURN_IF_ERROR(CheckRoom(sequence, count));
+        groups_.push_back({&sequence, static_cast<int>(tokens_.size()), static_cast<int>(count)});
+        for (size_t i = 0; i < count; ++i) {
+          tokens_.push_back(tokens[at + i]);
+          positions_.push_back(sequence.next_position + static_cast<int32_t>(i));
+          slots_.push_back(sequence.slot);
+          wants_logits_.push_back(at + i >= first_row);
+        }
+      }
+      // libllama wants at least one row's logits.
+      const bool none = at + count <= first_row;
+      if (none) wants_logits_.back() = 1;
+      PITH_RETURN_IF_ERROR(RunBlock());
+      int output = 0;
+      for (size_t s = 0; s < num && !none; ++s) {
+        for (size_t i = std::max(at, first_row); i < at + count; ++i) {
+          const std::span<const float> row = context_->logits(output++);
+          std::copy_n(row.begin(), vocab, logits.begin() + static_cast<std::ptrdiff_t>(((from + s) * rows + i - first_row) * vocab));
+        }
+      }
+      if (progress && !progress(at + count, tokens.size())) return Cancelled("stopped while reading the prompt");
+    }
+  }
+  return {};
+}
+
 Status EngineImpl::Decode(SequenceId id, int32_t token) {
   const SequenceId ids[] = {id};
   const int32_t tokens[] = {token};
@@ -341,29 +280,6 @@ Status EngineImpl::RunBlock() {
   times_.total += SecondsSince(start);
   if (failed_) return tl::unexpected<Error>(error_);
   return status;
-}
-
-// Window layers of models that share caches, and recipes that need every layer's scores.
-void EngineImpl::FinishBlock() {
-  for (RowGroup& group : groups_) {
-    Sequence& sequence = *group.sequence;
-    if (!style_.in_layer) {
-      for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
-        const LayerKind kind = model_->info().layers[layer].kind;
-        if (kind != LayerKind::kWindow && kind != LayerKind::kChunk) continue;
-        for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
-          head.DropPagesBefore(sequence.next_position - model_->info().window + 1);
-        }
-      }
-    }
-    if (!eviction_on_ || !evicts_while_running() || style_.in_layer) continue;
-    const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
-    if (GlobalEntriesOf(sequence) <= most) continue;
-    const Clock::time_point start = Clock::now();
-    const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), nullptr);
-    if (!status) Fail(status.error());
-    times_.policy += SecondsSince(start);
-  }
 }
 
 void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
@@ -419,110 +335,6 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
   }
 }
 
-int64_t EngineImpl::EntriesOf(const Sequence& sequence, int layer) const {
-  int64_t entries = 0;
-  for (const HeadCache& head : cache_->heads(sequence.cache_id, layer)) entries += head.num_entries();
-  return entries;
-}
-
-int64_t EngineImpl::GlobalEntriesOf(const Sequence& sequence) const {
-  int64_t entries = 0;
-  for (size_t layer = 0; layer < global_index_.size(); ++layer) {
-    if (global_index_[layer] >= 0) entries += EntriesOf(sequence, static_cast<int>(layer));
-  }
-  return entries;
-}
-
-Budget EngineImpl::BlockBudget(int64_t entries, int heads) const {
-  const double mean = static_cast<double>(entries) / heads;
-  return Budget{.keep = plan_.keep_entries, .keep_fraction = std::min(1.0, plan_.keep_entries / std::max(1.0, mean))};
-}
-
-Status EngineImpl::KeepHeads(const Sequence& sequence, int layer, const KeptHeads& kept) {
-  const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, layer);
-  for (size_t h = 0; h < heads.size(); ++h) PITH_RETURN_IF_ERROR(heads[h].Keep(kept[h]));
-  return {};
-}
-
-void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
-  const int layer = call.cache_layer;
-  Sequence& sequence = *group.sequence;
-  const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-  if (team.ith == 0) {
-    const int64_t entries = EntriesOf(sequence, layer);
-    evict_now_ = eviction_on_ && !failed_ &&
-                 entries > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
-  }
-  team.Sync();
-  if (!evict_now_) {
-    team.Sync();
-    return;
-  }
-  const ActiveRecipe& active = active_.front();
-  ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
-              SinksOf(active.recipe), team, scores_);
-  if (team.ith == 0) {
-    const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
-    const KeptHeads kept = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
-    if (Status status = KeepHeads(sequence, layer, kept); !status) Fail(status.error());
-  }
-  team.Sync();
-}
-
-// Every member must reach every sync, so thread 0 carries an error to the end.
-Status EngineImpl::ScoreAndKeep(Sequence& sequence, const ActiveRecipe& active, int num_sinks, const Budget* budget, const Team& team) {
-  const Policy& policy = *active.recipe.policy;
-  Status result;
-  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
-  team.Sync();
-  for (size_t i = 0; i < global_index_.size(); ++i) {
-    const int global = global_index_[i], layer = static_cast<int>(i);
-    if (global < 0) continue;
-    LayerScores& scores = all_scores_[static_cast<size_t>(global)];
-    ops_->Score(sequence, layer, global, num_global_layers_, active, options_.seed, num_sinks, team, scores);
-    if (team.ith == 0 && policy.layer_local() && result) {
-      const Budget own = budget != nullptr ? *budget : BlockBudget(EntriesOf(sequence, layer), cache_->layers()[i].num_kv_heads);
-      result = KeepHeads(sequence, layer, policy.Select(ops_->inputs(), scores, own));
-    }
-    team.Sync();
-  }
-  if (policy.layer_local() || team.ith != 0) return result;
-  const Budget own = budget != nullptr ? *budget : BlockBudget(GlobalEntriesOf(sequence), static_cast<int>(num_global_heads_));
-  const std::vector<KeptHeads> kept = policy.SelectAll(all_scores_, own);
-  for (size_t i = 0; i < global_index_.size() && result; ++i) {
-    if (global_index_[i] < 0) continue;
-    result = KeepHeads(sequence, static_cast<int>(i), kept[static_cast<size_t>(global_index_[i])]);
-  }
-  return result;
-}
-
-const ActiveRecipe* EngineImpl::FindRecipe(const Recipe& recipe) const {
-  for (const ActiveRecipe& active : active_) {
-    if (active.recipe.text == recipe.text) return &active;
-  }
-  return nullptr;
-}
-
-Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
-  Sequence& sequence = sequences_.at(id);
-  if (keep_fraction <= 0 || keep_fraction > 1) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
-  const ActiveRecipe* active = FindRecipe(recipe);
-  if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
-  const Policy& policy = *active->recipe.policy;
-  const int64_t before = GlobalEntriesOf(sequence);
-  if (policy.keeps_everything() || before == 0) return 1.0;
-  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
-  // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
-  const Budget budget{.keep = std::max(1, static_cast<int>(mean * keep_fraction + 1e-9)),
-                      .keep_fraction = keep_fraction,
-                      .keep_exact = std::max(1.0, mean * keep_fraction)};
-  const Clock::time_point start = Clock::now();
-  const Status result = ScoreAndKeepOnTeam(sequence, *active, std::max(active->recipe.num_sinks, 0), &budget);
-  times_.policy += SecondsSince(start);
-  if (!result) return tl::unexpected<Error>(result.error());
-  return static_cast<double>(GlobalEntriesOf(sequence)) / static_cast<double>(before);
-}
-
 std::span<const float> EngineImpl::logits(SequenceId id) const {
   const int output = sequences_.at(id).output;
   PITH_CHECK(output >= 0);
@@ -547,8 +359,6 @@ KvStats EngineImpl::stats() const {
   stats.block_tokens = plan_.block_tokens;
   return stats;
 }
-
-}  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<HostModel> model, const EngineOptions& options) {
   auto engine = std::make_unique<EngineImpl>(std::move(model), options);

@@ -63,6 +63,12 @@ struct EngineTimes {  // seconds since creation
 
 using SequenceId = int32_t;
 
+// What CompressForks() changes.
+struct CompressTarget {
+  SequenceId sequence = 0;
+  double keep_fraction = 1;  // of the source's entries, (0, 1]
+};
+
 // Called after each block with the tokens done; returning false cancels.
 using Progress = std::function<bool(size_t done, size_t total)>;
 
@@ -81,6 +87,11 @@ class Engine {
   virtual Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin = false,
                          std::vector<float>* all_logits = nullptr, const Progress& progress = {}) = 0;
 
+  // Appends the same tokens to several sequences, which share the blocks and so the passes over the weights.
+  // logits: [sequences, tokens.size() - first_row, vocab], of the positions from first_row on.
+  virtual Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
+                                 std::vector<float>& logits, const Progress& progress = {}) = 0;
+
   // Appends one token, evicting as the recipe says. Allocates nothing.
   virtual Status Decode(SequenceId sequence, int32_t token) = 0;
 
@@ -96,6 +107,14 @@ class Engine {
   // Compresses a prefilled sequence once: `keep` entries per kv head if it were uniform. Returns the share
   // of entries that stay.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
+
+  // The same for several forks of one sequence (which may be among them), whose entries are scored once. Tokens that
+  // a fork has read since then stay. Returns the share of the source's entries that each keeps.
+  virtual Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
+                                                    std::span<const CompressTarget> targets) = 0;
+
+  // Positions of the entries that one kv head holds, ascending. `layer` counts the layers with a global cache.
+  virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
 
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;

@@ -1,0 +1,178 @@
+// When entries go, and which: eviction while blocks run, and compression of what was read.
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "engine/engine_impl.h"
+
+namespace pith {
+
+// Window layers of models that share caches, and recipes that need every layer's scores.
+void EngineImpl::FinishBlock() {
+  for (RowGroup& group : groups_) {
+    Sequence& sequence = *group.sequence;
+    if (!style_.in_layer) {
+      for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
+        const LayerKind kind = model_->info().layers[layer].kind;
+        if (kind != LayerKind::kWindow && kind != LayerKind::kChunk) continue;
+        for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
+          head.DropPagesBefore(sequence.next_position - model_->info().window + 1);
+        }
+      }
+    }
+    if (!eviction_on_ || !evicts_while_running() || style_.in_layer) continue;
+    const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
+    if (GlobalEntriesOf(sequence) <= most) continue;
+    const Clock::time_point start = Clock::now();
+    const Shrink shrink{.sequence = &sequence, .budget = std::nullopt};
+    const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
+    if (!status) Fail(status.error());
+    times_.policy += SecondsSince(start);
+  }
+}
+
+int64_t EngineImpl::EntriesOf(const Sequence& sequence, int layer) const {
+  int64_t entries = 0;
+  for (const HeadCache& head : cache_->heads(sequence.cache_id, layer)) entries += head.num_entries();
+  return entries;
+}
+
+int64_t EngineImpl::GlobalEntriesOf(const Sequence& sequence) const {
+  int64_t entries = 0;
+  for (size_t layer = 0; layer < global_index_.size(); ++layer) {
+    if (global_index_[layer] >= 0) entries += EntriesOf(sequence, static_cast<int>(layer));
+  }
+  return entries;
+}
+
+Budget EngineImpl::BlockBudget(int64_t entries, int heads) const {
+  const double mean = static_cast<double>(entries) / heads;
+  return Budget{.keep = plan_.keep_entries, .keep_fraction = std::min(1.0, plan_.keep_entries / std::max(1.0, mean))};
+}
+
+Status EngineImpl::KeepHeads(const Sequence& source, const Sequence& target, int layer, KeptHeads kept) {
+  const std::span<const HeadCache> scored = std::as_const(*cache_).heads(source.cache_id, layer);
+  const std::span<HeadCache> heads = cache_->heads(target.cache_id, layer);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
+    if (&source != &target) {
+      for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
+    }
+    PITH_RETURN_IF_ERROR(heads[h].Keep(kept[h]));
+  }
+  return {};
+}
+
+void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
+  const int layer = call.cache_layer;
+  Sequence& sequence = *group.sequence;
+  const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+  if (team.ith == 0) {
+    const int64_t entries = EntriesOf(sequence, layer);
+    evict_now_ = eviction_on_ && !failed_ &&
+                 entries > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
+  }
+  team.Sync();
+  if (!evict_now_) {
+    team.Sync();
+    return;
+  }
+  const ActiveRecipe& active = active_.front();
+  ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
+              SinksOf(active.recipe), team, scores_);
+  if (team.ith == 0) {
+    const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
+    KeptHeads kept = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
+    if (Status status = KeepHeads(sequence, sequence, layer, std::move(kept)); !status) Fail(status.error());
+  }
+  team.Sync();
+}
+
+// Every member must reach every sync, so thread 0 carries an error to the end.
+Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets,
+                                const Team& team) {
+  const Policy& policy = *active.recipe.policy;
+  Status result;
+  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
+  team.Sync();
+  for (size_t i = 0; i < global_index_.size(); ++i) {
+    const int global = global_index_[i], layer = static_cast<int>(i);
+    if (global < 0) continue;
+    LayerScores& scores = all_scores_[static_cast<size_t>(global)];
+    ops_->Score(source, layer, global, num_global_layers_, active, options_.seed, num_sinks, team, scores);
+    if (team.ith == 0 && policy.layer_local()) {
+      const Budget own = BlockBudget(EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
+      for (const Shrink& target : targets) {
+        if (!result) break;
+        result = KeepHeads(source, *target.sequence, layer, policy.Select(ops_->inputs(), scores, target.budget.value_or(own)));
+      }
+    }
+    team.Sync();
+  }
+  if (policy.layer_local() || team.ith != 0) return result;
+  const Budget own = BlockBudget(GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
+  for (const Shrink& target : targets) {
+    std::vector<KeptHeads> kept = policy.SelectAll(all_scores_, target.budget.value_or(own));
+    for (size_t i = 0; i < global_index_.size() && result; ++i) {
+      if (global_index_[i] < 0) continue;
+      result = KeepHeads(source, *target.sequence, static_cast<int>(i), std::move(kept[static_cast<size_t>(global_index_[i])]));
+    }
+  }
+  return result;
+}
+
+const ActiveRecipe* EngineImpl::FindRecipe(const Recipe& recipe) const {
+  for (const ActiveRecipe& active : active_) {
+    if (active.recipe.text == recipe.text) return &active;
+  }
+  return nullptr;
+}
+
+Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
+  const CompressTarget target{.sequence = id, .keep_fraction = keep_fraction};
+  PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, CompressForks(id, recipe, {&target, 1}));
+  return kept.front();
+}
+
+Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recipe& recipe,
+                                                      std::span<const CompressTarget> targets) {
+  Sequence& source = sequences_.at(id);
+  const ActiveRecipe* active = FindRecipe(recipe);
+  if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
+  std::vector<double> kept(targets.size(), 1.0);
+  const int64_t before = GlobalEntriesOf(source);
+  if (active->recipe.policy->keeps_everything() || before == 0) return kept;
+  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
+  std::vector<Shrink> shrinks;
+  std::vector<int64_t> newer;
+  for (const CompressTarget& target : targets) {
+    const double keep = target.keep_fraction;
+    if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
+    // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
+    shrinks.push_back({&sequences_.at(target.sequence), Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
+                                                               .keep_fraction = keep,
+                                                               .keep_exact = std::max(1.0, mean * keep)}});
+    newer.push_back(GlobalEntriesOf(*shrinks.back().sequence) - before);
+  }
+  // The source's entries are what the selections count from, so it goes last.
+  std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
+  const Clock::time_point start = Clock::now();
+  const Status result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
+  times_.policy += SecondsSince(start);
+  if (!result) return tl::unexpected<Error>(result.error());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    kept[i] = static_cast<double>(GlobalEntriesOf(sequences_.at(targets[i].sequence)) - newer[i]) / static_cast<double>(before);
+  }
+  return kept;
+}
+
+std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
+  const auto layer = std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin();
+  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id).cache_id, static_cast<int>(layer), kv_head);
+  std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
+  head.ReadPositions(positions);
+  return positions;
+}
+
+}  // namespace pith

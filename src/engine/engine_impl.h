@@ -1,0 +1,131 @@
+// The engine's one implementation, split by purpose: engine.cc runs blocks, engine_evict.cc decides what stays.
+#ifndef PITH_ENGINE_ENGINE_IMPL_H_
+#define PITH_ENGINE_ENGINE_IMPL_H_
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/ledger.h"
+#include "cache/kv_cache.h"
+#include "engine/engine.h"
+#include "engine/layer_ops.h"
+#include "engine/plan.h"
+#include "engine/sequence.h"
+#include "host/context.h"
+
+namespace pith {
+
+using Clock = std::chrono::steady_clock;
+
+inline double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
+// a recipe may say otherwise.
+inline constexpr int kDefaultSinks = 4;
+inline int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
+
+class EngineImpl final : public Engine, public AttentionSink {
+ public:
+  EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options) : model_(std::move(model)), options_(options) {}
+  ~EngineImpl() override;
+
+  Status Init();
+
+  Result<SequenceId> NewSequence() override;
+  Result<SequenceId> Fork(SequenceId sequence) override;
+  void Free(SequenceId sequence) override;
+  Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
+                 const Progress& progress) override;
+  Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
+                         std::vector<float>& logits, const Progress& progress) override;
+  Status Decode(SequenceId sequence, int32_t token) override;
+  Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
+  std::span<const float> logits(SequenceId sequence) const override;
+  void SetEviction(bool on) override { eviction_on_ = on; }
+  Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
+  Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
+                                            std::span<const CompressTarget> targets) override;
+  std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
+  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
+  KvStats stats() const override;
+  EngineTimes times() const override { return times_; }
+  const HostModel& model() const override { return *model_; }
+
+  void OnAttention(const AttentionCall& call, const Team& team) override;
+
+ private:
+  std::vector<CacheLayer> BuildLayers();
+  void AddRecipe(const Recipe& recipe);
+  Status RunBlock();
+  void FinishBlock();
+  void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
+  // One sequence to shrink by the scores of another (or its own). No budget: the running one.
+  struct Shrink {
+    Sequence* sequence = nullptr;
+    std::optional<Budget> budget;
+  };
+  // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
+  Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets, const Team& team);
+  Status ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets) {
+    Status result;
+    context_->RunOnTeam([&](const Team& team) {
+      Status status = ScoreAndKeep(source, active, num_sinks, targets, team);
+      if (team.ith == 0) result = std::move(status);
+    });
+    return result;
+  }
+  // Entries of `target` beyond those of `source` stay.
+  Status KeepHeads(const Sequence& source, const Sequence& target, int layer, KeptHeads kept);
+  int64_t EntriesOf(const Sequence& sequence, int layer) const;
+  int64_t GlobalEntriesOf(const Sequence& sequence) const;
+  Error Explained(Error error) const;
+  void Fail(const Error& error);
+  Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
+  const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
+  Budget BlockBudget(int64_t entries, int heads) const;
+  bool evicts_while_running() const {
+    return options_.compress == CompressMode::kBlock && !active_.front().recipe.policy->keeps_everything();
+  }
+
+  std::shared_ptr<HostModel> model_;
+  EngineOptions options_;
+  MemoryPlan plan_;
+  EvictionStyle style_;
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<HostContext> context_;
+  std::unique_ptr<LayerOps> ops_;
+
+  std::vector<ActiveRecipe> active_;  // the running recipe first, then those for Compress()
+  std::vector<std::pair<int, float>> column_initials_;
+  std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
+  int num_global_layers_ = 0;
+  int64_t num_global_heads_ = 0;
+  int ring_window_ = 0;
+  bool observes_every_query_ = false;
+  bool eviction_on_ = true;
+
+  std::map<SequenceId, Sequence> sequences_;
+  std::vector<bool> slot_used_;
+  SequenceId next_id_ = 0;
+
+  // The block being run.
+  std::vector<int32_t> tokens_, positions_, slots_;
+  std::vector<uint8_t> wants_logits_;
+  std::vector<RowGroup> groups_;
+  bool prepared_ = false;  // thread 0's word to the others, read after a sync
+  bool evict_now_ = false;
+  bool failed_ = false;
+  Error error_;
+  LayerScores scores_;
+  std::vector<LayerScores> all_scores_;
+  EngineTimes times_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_ENGINE_IMPL_H_
