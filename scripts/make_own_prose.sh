@@ -35,26 +35,8 @@ openings=(
   "The potter explained that good clay"
   "After the war the theatre opened again with"
   "Salt was so valuable in the desert that"
-  "The children of the fishing village learned"
-  "An astronomer who worked alone in the observatory"
-  "The market on the square begins before dawn, when"
-  "Horses were brought to the plains by"
-  "To make a strong rope you need"
-  "The orchard behind the monastery was planted"
-  "Letters from the expedition arrived only"
-  "The town's clockmaker had a daughter who"
-  "Rain fell for nine days, and on the tenth"
-  "The museum keeps a collection of keys that"
-  "In a small workshop near the canal, a man"
-  "The doctor who travelled between the farms"
-  "Coal from the southern mines was loaded"
-  "A map maker has to decide what"
-  "The oldest tree in the park is an oak that"
-  "The baker's apprentice woke at three and"
-  "When the telegraph came to the island,"
 )
 for i in "${!openings[@]}"; do
   printf '%s' "${openings[$i]}"
-  "$pith" run --raw -t 2 -p "${openings[$i]}" -n 380 --temp 0.9 --top-k 0 --top-p 0.92 --seed "$((1000 + i))"
   printf '\n\n'
 done

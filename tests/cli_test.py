@@ -395,6 +395,77 @@ class Commands(ModelCase):
         with open(other) as file:
             self.assertEqual(file.read(), "my diary")
 
+    def test_eval_report(self):
+        evil = "</script><b>River & boats</b> "
+        tasks = self.write("tasks.jsonl", json.dumps({"id": "<i>", "task": "boats", "length": 100, "context_text": evil + TEXT[:600],
+                                                      "question_text": " The town counted", "target": " 13 boats"}) + "\n")
+        html = os.path.join(self.folder, "report.html")
+        self.json_of(pith("eval", *model_flags(), "--tasks", tasks, "--recipes", "keydiff,adakv:window=16", "--keep", "0.5,0.25",
+                          "--html", html, "--json"))
+        with open(html, encoding="utf-8") as file:
+            page = file.read()
+        self.assertEqual(page.count("<script"), 2)
+        data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+        self.assertEqual({row["policy"] for row in data["table"]}, {"full", "keydiff", "adakv:window=16"})
+        budgets = data["maps"]["budgets"]
+        self.assertEqual([(one["policy"], one["keep"]) for one in budgets],
+                         [("keydiff", 0.5), ("keydiff", 0.25), ("adakv:window=16", 0.5), ("adakv:window=16", 0.25)])
+        for one in budgets:
+            shares = [share for layer in one["share"] for share in layer]
+            self.assertAlmostEqual(sum(shares) / len(shares), one["keep"], delta=0.02)
+            # keydiff gives every head the same, adakv does not.
+            self.assertEqual(max(shares) - min(shares) > 0.02, one["policy"] != "keydiff")
+        text = data["maps"]["texts"][0]
+        self.assertTrue("".join(text["pieces"]).startswith(evil))
+        for kept in text["kept"]:
+            self.assertEqual(len(kept["share"]), len(text["pieces"]))
+            self.assertGreater(len(set(kept["share"])), 1)
+
+    def test_eval_perturbation(self):
+        tasks = self.write("tasks.jsonl", json.dumps({"id": "t", "task": "boats", "length": 100, "context_text": TEXT[:900],
+                                                      "question_text": " The town counted", "target": " 13 boats"}) + "\n")
+        flags = ["eval", *model_flags(), "--tasks", tasks, "--perturbation", "--keep", "1.0,0.5,0.1", "--json"]
+        result = self.json_of(pith(*flags, "--recipes", "random,snapkv:window=16"))["perturbation"]
+        rows = {(row["policy"], row["keep"]): row for row in result["table"]}
+        self.assertEqual(result["base"], "random")
+        for policy in ("random", "snapkv:window=16"):
+            whole, half, tenth = (rows[policy, keep] for keep in (1.0, 0.5, 0.1))
+            self.assertLess(whole["error"], 1e-6, "nothing was dropped")
+            self.assertLess(0.01, half["error"])
+            self.assertLess(half["error"], tenth["error"])
+            self.assertEqual(len(half["heads"]), len(half["layers"]))
+        # The heads follow what they attend to better than chance does.
+        self.assertGreater(rows["snapkv:window=16", 0.1]["heads_lower_l1"], 0.6)
+        self.assertIsNone(rows["random", 0.1]["heads_lower"])
+        self.assert_sentence(pith(*flags), "needs --recipes", codes=(2,))
+
+    def test_eval_decode(self):
+        tasks = self.write("tasks.jsonl", json.dumps({"id": "t", "task": "long", "length": 100, "context_text": "Read this. ",
+                                                      "long_text": TEXT[:900], "question_text": " In the year 1802 the town by the",
+                                                      "target": " river counted"}) + "\n")
+        flags = ["eval", *model_flags(), "--tasks", tasks, "--mode", "decode", "--keep", "1.0,0.2", "--json"]
+        items = self.json_of(pith(*flags, "--recipes", "h2o,window"))["items"]
+        rows = {(row["policy"], row["keep"]): row for row in items}
+        self.assertEqual(len(rows), 5)
+        full = rows["full", 1]
+        for policy in ("h2o", "window"):
+            self.assertAlmostEqual(rows[policy, 1.0]["long_nll"], full["long_nll"], delta=0.1)
+            self.assertLess(rows[policy, 1.0]["long_kl"], 0.05)
+            self.assertGreater(rows[policy, 0.2]["long_kl"], 2 * rows[policy, 1.0]["long_kl"])
+            self.assertLess(rows[policy, 0.2]["kept"], 0.35)
+        self.assert_sentence(pith(*flags, "--recipes", "h2o", "--pins", "on"), "--pins", codes=(2,))
+
+    def test_eval_own_tasks_and_reference(self):
+        result = self.json_of(pith("eval", *model_flags(), "--kinds", "facts,instruction", "--lengths", "512", "--limit", "3",
+                                   "--reference", "--json"))
+        rows = result["items"]
+        self.assertEqual({row["policy"] for row in rows}, {"full", "libllama"})
+        for full, plain in zip(rows[::2], rows[1::2]):
+            self.assertEqual((full["policy"], plain["policy"], full["id"]), ("full", "libllama", plain["id"]))
+            self.assertAlmostEqual(full["nll"], plain["nll"], delta=0.25)
+            self.assertLess(plain["kl"], 0.1)
+        self.assert_sentence(pith("eval", *model_flags(), "--kinds", "nonsense"), "nonsense", codes=(1,))
+
     def test_bench(self):
         result = self.json_of(pith("bench", *model_flags(), "--ctx", "64", "--recipes", "streamingllm", "--keep",
                                    "1.0,0.5", "-n", "4", "--json"))

@@ -1,38 +1,50 @@
 // pith eval: what recipes cost in quality, on tasks with known answers.
 #include <algorithm>
-#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
-#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
-#include "cli/eval_log.h"
-#include "cli/eval_row.h"
+#include "cli/decode_judge.h"
+#include "cli/embedded.h"
+#include "cli/eval_html.h"
+#include "cli/eval_maps.h"
+#include "cli/eval_results.h"
 #include "cli/jsonl.h"
 #include "cli/judge.h"
+#include "cli/perturbation.h"
 #include "cli/terminal.h"
 
 namespace pith::cli {
 namespace {
 
+using nlohmann::ordered_json;
+
 constexpr const char* kExamples = R"(
-Tasks are JSON lines with id, task, length, context_text, question_text and target. The three texts are tokenised
-apart, with special tokens parsed and no BOS. Agnostic: the context is read and compressed, then question and target
-follow. Aware: the question but its last token is read before compressing.
+Tasks are JSON lines with id, task, length, context_text, question_text and target, and perhaps pinned_text (before the
+context) and long_text (after it). The texts are tokenised apart, with special tokens parsed and no BOS. Agnostic: the
+context is read and compressed, then question and target follow. Aware: the question but its last token is read before
+compressing. Decode: the long text is generated token by token under the budget, then question and target follow.
   nll       mean negative log-likelihood of the target's tokens (nats)
   kl        mean KL(full cache || compressed) over the same positions
   accuracy  share of items whose every target token is the likeliest
+  kept      share of the context's entries that stay; bytes: their share of the full f16 cache
+  long nll, long kl  (decode) the same two along the long text
+
+scripts/make_tasks.py makes tasks from any text. Without --tasks a small set of pith's own is used.
 
 Examples:
+  pith eval --recipes snapkv,keydiff,h2o --html report.html
   pith eval --tasks tasks.jsonl --recipes snapkv,keydiff --keep 0.5,0.2 --lengths 512
   pith eval --tasks tasks.jsonl --recipes "snapkv:window=16,pool=7;score=tova alloc=ada" --mode aware --json
-  pith eval --tasks tasks.jsonl --recipes keydiff --compress block --output results.json
   pith eval --tasks tasks.jsonl --recipes snapkv,h2o --resume rows.jsonl --progress
+  pith eval --mode decode --recipes "rkv,roco,h2o,streamingllm" --keep 0.3
+  pith eval --perturbation --recipes snapkv,criticalkv --keep 0.5,0.2
 )";
 
 struct EvalFlags {
@@ -43,14 +55,19 @@ struct EvalFlags {
   std::string keep = "0.5,0.2,0.1";
   std::string mode = "agnostic";
   std::string lengths;
+  std::string kinds;
   std::string compress = "after";
   std::string format;
   std::string output_file;
   std::string resume_file;
+  std::string html_file;
   std::string pins = "off";
+  bool perturbation = false;
+  bool reference = false;
   int ctx = 0;
   int block = 0;
   int limit = 0;
+  int html_texts = 4;
   uint64_t seed = 0;
 };
 
@@ -61,68 +78,84 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   for (const std::string& name : SplitRecipes(flags.recipes)) {
     PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseRecipe(name));
     if (!seen.insert(name).second || recipe.policy->keeps_everything()) continue;
+    if (flags.mode == "decode" && !recipe.policy->decodes()) {
+      return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));
+    }
     options.names.push_back(name);
     options.recipes.push_back(std::move(recipe));
   }
   PITH_ASSIGN_OR_RETURN(options.keeps, ParseNumbers(flags.keep, "--keep", 0.001, 1));
   PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.format));
   options.compress = flags.compress == "block" ? CompressMode::kBlock : CompressMode::kAfter;
+  options.pins = flags.pins == "on" ? Pins::kOn : flags.pins == "both" ? Pins::kBoth : Pins::kOff;
+  options.reference = flags.reference;
   options.block_tokens = flags.block;
   options.num_threads = flags.model.num_threads();
-  options.pins = flags.pins == "on" ? Pins::kOn : flags.pins == "both" ? Pins::kBoth : Pins::kOff;
   options.seed = flags.seed;
   return options;
 }
 
 Status Check(const EvalFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
-  PITH_RETURN_IF_ERROR(MakeJudgeOptions(flags));
+  PITH_ASSIGN_OR_RETURN(const JudgeOptions options, MakeJudgeOptions(flags));
   if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
+  const bool decode = flags.mode == "decode";
+  if (decode && (flags.compress != "after" || flags.pins != "off" || flags.reference)) {
+    return InvalidArgument("--mode decode evicts as it goes: leave --compress, --pins and --reference out");
+  }
+  if (!flags.perturbation) return {};
+  if (decode || flags.compress != "after" || flags.pins != "off" || flags.reference || !flags.resume_file.empty() ||
+      !flags.html_file.empty()) {
+    return InvalidArgument("--perturbation goes with --tasks, --recipes, --keep, --mode agnostic or aware, and --output");
+  }
+  if (options.names.empty()) return InvalidArgument("--perturbation needs --recipes, the first of which is the base");
   return {};
 }
 
 Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& fingerprint) {
-  PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.tasks));
+  const std::string name = flags.tasks.empty() ? "the set of tasks" : flags.tasks;
+  std::string text(OwnTasks());
+  if (!flags.tasks.empty()) {
+    PITH_ASSIGN_OR_RETURN(text, ReadFile(flags.tasks));
+  }
   fingerprint = Fingerprint(text);
-  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, flags.tasks));
+  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, name));
   if (!flags.lengths.empty()) {
     PITH_ASSIGN_OR_RETURN(const std::vector<int> lengths, ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
     std::erase_if(tasks, [&lengths](const Task& task) {
       return std::find(lengths.begin(), lengths.end(), task.length) == lengths.end();
     });
-    if (tasks.empty()) {
-      return InvalidArgument(fmt::format("{} holds no task of length {}", flags.tasks, flags.lengths));
-    }
+    if (tasks.empty()) return InvalidArgument(fmt::format("{} holds no task of length {}", name, flags.lengths));
   }
-  if (flags.limit > 0 && tasks.size() > static_cast<size_t>(flags.limit)) {
-    tasks.resize(static_cast<size_t>(flags.limit));
+  if (!flags.kinds.empty()) {
+    const std::string kinds = "," + flags.kinds + ",";
+    std::erase_if(tasks, [&kinds](const Task& task) { return kinds.find("," + task.task + ",") == std::string::npos; });
+    if (tasks.empty()) return InvalidArgument(fmt::format("{} holds no task of the kind {}", name, flags.kinds));
+  } else if (flags.mode == "decode") {
+    // Those made for it, where there are any.
+    const auto made = [](const Task& task) { return !task.long_text.empty(); };
+    if (std::any_of(tasks.begin(), tasks.end(), made)) std::erase_if(tasks, std::not_fn(made));
   }
+  if (flags.limit > 0 && tasks.size() > static_cast<size_t>(flags.limit)) tasks.resize(static_cast<size_t>(flags.limit));
   return tasks;
 }
 
-nlohmann::ordered_json ToJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
-                              std::span<const EvalRow> rows, bool complete) {
-  auto items = nlohmann::ordered_json::array();
-  for (const EvalRow& row : rows) items.push_back(RowToJson(row));
+std::string Dump(const ordered_json& json) { return json.dump(1, ' ', false, ordered_json::error_handler_t::replace); }
+
+// What every result says of the run it comes from.
+ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info) {
   return {{"mode", flags.mode},
-          {"compress", flags.compress},
+          {"compress", flags.mode == "decode" ? "block" : flags.compress},
           {"format", KvFormatName(options.format)},
           {"model", info.description},
           {"architecture", info.architecture},
           {"recipes", options.names},
-          {"keep", options.keeps},
-          {"complete", complete},
-          {"items", items},
-          {"table", TableToJson(rows)}};
-}
-
-std::string Dump(const nlohmann::ordered_json& json) {
-  return json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+          {"keep", options.keeps}};
 }
 
 // What rows must share to belong to one file of --resume.
-nlohmann::ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
-                               const std::string& fingerprint) {
+ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
+                     const std::string& fingerprint) {
   return {{"model", info.description},
           {"model_bytes", info.file_bytes},
           {"tasks", fingerprint},
@@ -132,129 +165,192 @@ nlohmann::ordered_json RunName(const EvalFlags& flags, const JudgeOptions& optio
           {"seed", options.seed}};
 }
 
-using RowKey = std::tuple<std::string, std::string, double>;  // id, policy, keep
-RowKey KeyOf(const EvalRow& row) { return {row.id, row.policy, row.keep}; }
-
-// Rows in the order of the tasks, as if nothing had been resumed.
-class Results {
- public:
-  Results(std::unique_ptr<EvalLog> log, std::span<const JudgedTask> tasks) : log_(std::move(log)) {
-    std::set<std::string> wanted;
-    for (const JudgedTask& task : tasks) wanted.insert(task.task.id);
-    if (log_ == nullptr) return;
-    for (const EvalRow& row : log_->rows()) {
-      if (wanted.contains(row.id) && keys_.insert(KeyOf(row)).second) rows_.push_back(row);
-    }
+Status CheckLength(const std::string& id, size_t num_tokens, int ctx, JudgeOptions& options) {
+  if (num_tokens > static_cast<size_t>(ctx)) {
+    return InvalidArgument(fmt::format("task {} has {} tokens, and the context holds {}: choose shorter ones with "
+                                       "--lengths, or give a larger context with -c",
+                                       id, num_tokens, ctx));
   }
-
-  bool Has(const RowKey& key) const { return keys_.contains(key); }
-  Status Add(EvalRow row) {
-    if (log_ != nullptr) PITH_RETURN_IF_ERROR(log_->Append(row));
-    keys_.insert(KeyOf(row));
-    rows_.push_back(std::move(row));
-    return {};
-  }
-  const std::vector<EvalRow>& rows() const { return rows_; }
-
-  void Sort(std::span<const JudgedTask> tasks, const JudgeOptions& options) {
-    std::map<std::string, size_t> place;
-    for (const JudgedTask& task : tasks) place.emplace(task.task.id, place.size());
-    std::map<std::string, size_t> order = {{"full", 0}};
-    for (const std::string& name : options.names) order.emplace(name, order.size());
-    const auto rank = [&](const EvalRow& row) {
-      const auto found = order.find(row.policy);
-      return std::tuple(place.at(row.id), -row.keep, found == order.end() ? order.size() : found->second, row.policy);
-    };
-    std::stable_sort(rows_.begin(), rows_.end(), [&](const EvalRow& a, const EvalRow& b) { return rank(a) < rank(b); });
-  }
-
- private:
-  std::unique_ptr<EvalLog> log_;
-  std::set<RowKey> keys_;
-  std::vector<EvalRow> rows_;
-};
-
-// Time that a task takes, in tokens read: the context once, the tail for every row.
-double Work(const JudgedTask& task, size_t rows_per_task) {
-  return static_cast<double>(task.compressed.size() + rows_per_task * (task.tail.size() + 8));
+  options.max_tokens = std::max(options.max_tokens, static_cast<int>(num_tokens));
+  return {};
 }
 
-// Judges every task; a broken one ends the run, an interrupt leaves what is there.
-Status JudgeAll(const EvalFlags& flags, Judge& judge, std::span<const JudgedTask> tasks, size_t rows_per_task,
-                Results& results) {
-  double total = 0;
-  for (const JudgedTask& task : tasks) total += Work(task, rows_per_task);
+// Time that a task takes, in tokens read: the context once, the rest for every row.
+double Work(const JudgedTask& task, size_t rows) {
+  return static_cast<double>(task.compressed.size() + rows * (task.tail.size() + 8));
+}
+double Work(const DecodeTask& task, size_t rows) { return static_cast<double>(rows * task.num_tokens()); }
+
+// Judges every task; a broken one ends the run, an interrupt leaves what is there. AnyJudge: Judge or DecodeJudge.
+template <typename AnyJudge, typename AnyTask>
+Status JudgeAll(const EvalFlags& flags, AnyJudge& judge, std::span<const AnyTask> tasks, size_t rows_per_task,
+                const std::function<void(const AnyTask&, RowSink&)>& prepare, EvalResults& results) {
+  double total = 0, done = 0;
+  for (const AnyTask& task : tasks) total += Work(task, rows_per_task);
   ProgressLine progress("evaluating", flags.output.progress);
-  double done = 0;
-  for (const JudgedTask& task : tasks) {
+  for (const AnyTask& task : tasks) {
     const double work = Work(task, rows_per_task);
     size_t finished = 0;
     RowSink sink;
-    sink.done = [&](const std::string& policy, double keep) { return results.Has({task.task.id, policy, keep}); };
+    sink.done = [&](const std::string& policy, double keep) { return results.Has(task.task.id, policy, keep); };
     sink.add = [&](EvalRow row) {
       ++finished;
       const double share = static_cast<double>(finished) / static_cast<double>(rows_per_task);
       progress.Update(done + work * std::min(1.0, share), total, task.task.id + " " + row.policy);
       return results.Add(std::move(row));
     };
+    prepare(task, sink);
     progress.Update(done, total, task.task.id);
     const Status status = judge.Run(task, sink);
     if (Interrupted()) return {};
     PITH_RETURN_IF_ERROR(status);
-    if (finished == 0) total -= work; else done += work;  // rows that were there took no time
+    // Rows that were there already took no time.
+    if (finished == 0) {
+      total -= work;
+    } else {
+      done += work;
+    }
   }
   return {};
 }
 
-Result<std::vector<JudgedTask>> TokenizeAll(const EvalFlags& flags, const HostModel& model, std::vector<Task> tasks,
-                                            JudgeOptions& options) {
-  std::vector<JudgedTask> judged;
-  const int ctx = ContextOf(model.info(), flags.ctx);
-  for (Task& task : tasks) {
-    PITH_ASSIGN_OR_RETURN(JudgedTask one, TokenizeTask(model, std::move(task), flags.mode == "aware"));
-    if (one.num_tokens() > static_cast<size_t>(ctx)) {
-      return InvalidArgument(fmt::format("task {} has {} tokens, and the context holds {}: choose shorter ones with "
-                                         "--lengths, or give a larger context with -c",
-                                         one.task.id, one.num_tokens(), ctx));
+// One run of the command, in the order of its methods.
+class Evaluation {
+ public:
+  explicit Evaluation(const EvalFlags& flags) : flags_(flags) {}
+
+  Status Load() {
+    PITH_ASSIGN_OR_RETURN(tasks_, ChooseTasks(flags_, fingerprint_));
+    PITH_ASSIGN_OR_RETURN(options_, MakeJudgeOptions(flags_));
+    PITH_ASSIGN_OR_RETURN(model_, LoadModel(flags_.model, flags_.output));
+    const int ctx = ContextOf(model_->info(), flags_.ctx);
+    std::vector<std::string> ids;
+    for (Task& task : tasks_) {
+      ids.push_back(task.id);
+      if (flags_.mode == "decode") {
+        PITH_ASSIGN_OR_RETURN(DecodeTask one, TokenizeForDecode(*model_, std::move(task)));
+        PITH_RETURN_IF_ERROR(CheckLength(one.task.id, one.num_tokens(), ctx, options_));
+        decode_tasks_.push_back(std::move(one));
+      } else {
+        PITH_ASSIGN_OR_RETURN(JudgedTask one, TokenizeTask(*model_, std::move(task), flags_.mode == "aware"));
+        PITH_RETURN_IF_ERROR(CheckLength(one.task.id, one.num_tokens(), ctx, options_));
+        judged_tasks_.push_back(std::move(one));
+      }
     }
-    options.max_tokens = std::max(options.max_tokens, static_cast<int>(one.num_tokens()));
-    judged.push_back(std::move(one));
+    std::unique_ptr<EvalLog> log;
+    if (!flags_.resume_file.empty()) {
+      PITH_ASSIGN_OR_RETURN(log, EvalLog::Open(flags_.resume_file, RunName(flags_, options_, model_->info(), fingerprint_)));
+    }
+    results_.emplace(std::move(log), std::move(ids));
+    if (!flags_.html_file.empty()) maps_.emplace(*model_, flags_.html_texts);
+    return {};
   }
-  return judged;
+
+  Status Run() {
+    if (flags_.perturbation) return RunPerturbation();
+    const size_t rows = 1 + (flags_.reference ? 1 : 0) + options_.recipes.size() * options_.keeps.size();
+    if (flags_.mode == "decode") {
+      PITH_ASSIGN_OR_RETURN(const std::unique_ptr<DecodeJudge> judge, DecodeJudge::Create(model_, options_));
+      return JudgeAll<DecodeJudge, DecodeTask>(flags_, *judge, decode_tasks_, rows,
+                                               [](const DecodeTask&, RowSink&) {}, *results_);
+    }
+    PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Judge> judge, Judge::Create(model_, options_));
+    const auto watch = [this](const JudgedTask& task, RowSink& sink) {
+      if (!maps_) return;
+      sink.look = [this, &task](const Engine& engine, SequenceId sequence, const std::string& policy, double keep) {
+        maps_->Look(engine, sequence, task, policy, keep);
+      };
+    };
+    return JudgeAll<Judge, JudgedTask>(flags_, *judge, judged_tasks_, rows, watch, *results_);
+  }
+
+  // What there is, is worth keeping even where the run failed or was stopped.
+  Result<int> Report(const Status& status, double seconds) {
+    const bool complete = status && !Interrupted();
+    ordered_json json = RunJson(flags_, options_, model_->info());
+    json["complete"] = complete;
+    json["seconds"] = seconds;
+    results_->Sort(options_.names);
+    if (flags_.perturbation) {
+      if (perturbation_ != nullptr) json["perturbation"] = perturbation_->ToJson();
+    } else {
+      json["items"] = ordered_json::array();
+      for (const EvalRow& row : results_->rows()) json["items"].push_back(RowToJson(row));
+      json["table"] = TableToJson(results_->rows());
+    }
+    const std::string dumped = Dump(json);
+    if (!flags_.output_file.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags_.output_file, dumped + "\n"));
+    if (maps_) PITH_RETURN_IF_ERROR(WriteFile(flags_.html_file, ReportHtml(json, maps_->ToJson())));
+    PITH_RETURN_IF_ERROR(status);
+    if (flags_.output.json) {
+      PrintJson(dumped);
+    } else if (flags_.perturbation) {
+      perturbation_->Print();
+    } else {
+      PrintTable(results_->rows());
+      fmt::print("{} rows in {:.0f} s\n", results_->rows().size(), seconds);
+    }
+    return Interrupted() ? kExitInterrupted : kExitOk;
+  }
+
+ private:
+  Status RunPerturbation() {
+    PITH_ASSIGN_OR_RETURN(perturbation_, Perturbation::Create(model_, options_));
+    ProgressLine progress("comparing outputs", flags_.output.progress);
+    for (size_t i = 0; i < judged_tasks_.size(); ++i) {
+      progress.Update(static_cast<double>(i), static_cast<double>(judged_tasks_.size()), judged_tasks_[i].task.id);
+      const Status status = perturbation_->Run(judged_tasks_[i]);
+      if (Interrupted()) return {};
+      PITH_RETURN_IF_ERROR(status);
+    }
+    return {};
+  }
+
+  const EvalFlags& flags_;
+  std::string fingerprint_;
+  JudgeOptions options_;
+  std::shared_ptr<HostModel> model_;
+  std::vector<Task> tasks_;
+  std::vector<JudgedTask> judged_tasks_;
+  std::vector<DecodeTask> decode_tasks_;
+  std::optional<EvalResults> results_;
+  std::optional<EvalMaps> maps_;
+  std::unique_ptr<Perturbation> perturbation_;
+};
+
+Result<int> RunEval(const EvalFlags& flags) {
+  Evaluation evaluation(flags);
+  PITH_RETURN_IF_ERROR(evaluation.Load());
+  const Stopwatch watch;
+  const Status status = evaluation.Run();
+  return evaluation.Report(status, watch.seconds());
 }
 
-Result<int> RunEval(EvalFlags& flags) {
-  std::string fingerprint;
-  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ChooseTasks(flags, fingerprint));
-  PITH_ASSIGN_OR_RETURN(JudgeOptions options, MakeJudgeOptions(flags));
-  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
-  const ModelInfo& info = model->info();
-  PITH_ASSIGN_OR_RETURN(const std::vector<JudgedTask> judged, TokenizeAll(flags, *model, std::move(tasks), options));
-  std::unique_ptr<EvalLog> log;
-  if (!flags.resume_file.empty()) {
-    PITH_ASSIGN_OR_RETURN(log, EvalLog::Open(flags.resume_file, RunName(flags, options, info, fingerprint)));
-  }
-  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Judge> judge, Judge::Create(model, options));
-  Results results(std::move(log), judged);
-  const Stopwatch watch;
-  const Status status =
-      JudgeAll(flags, *judge, judged, 1 + options.recipes.size() * options.keeps.size(), results);
-  const double seconds = watch.seconds();
-  results.Sort(judged, options);
-  const bool complete = status && !Interrupted();
-  nlohmann::ordered_json json = ToJson(flags, options, info, results.rows(), complete);
-  json["seconds"] = seconds;
-  const std::string dumped = Dump(json);
-  // What there is, is worth keeping even where the run failed later.
-  if (!flags.output_file.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, dumped + "\n"));
-  PITH_RETURN_IF_ERROR(status);
-  if (flags.output.json) {
-    PrintJson(dumped);
-  } else {
-    PrintTable(results.rows());
-    fmt::print("{} rows in {:.0f} s\n", results.rows().size(), seconds);
-  }
-  return Interrupted() ? kExitInterrupted : kExitOk;
+void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
+  command.add_option("--tasks", flags.tasks, "Tasks as JSON lines (default: a small set of pith's own)")->type_name("FILE");
+  command.add_option("--recipes", flags.recipes, "Recipes, between commas or semicolons; the full cache is always judged too")
+      ->type_name("R,...");
+  command.add_option("--keep", flags.keep, "Kept fractions (default 0.5,0.2,0.1)")->type_name("F,...");
+  command.add_option("--mode", flags.mode,
+                     "agnostic (default): compress before the question; aware: after it; decode: evict while text is "
+                     "generated")
+      ->check(CLI::IsMember({"agnostic", "aware", "decode"}))
+      ->type_name("MODE");
+  command.add_option("--lengths", flags.lengths, "Only tasks of these lengths")->type_name("N,...");
+  command.add_option("--kinds", flags.kinds, "Only tasks of these kinds (their field \"task\")")->type_name("KIND,...");
+  command.add_option("--limit", flags.limit, "Only the first so many tasks")->check(CLI::Range(0, 1 << 30))->type_name("N");
+  command.add_option("--compress", flags.compress,
+                     "after (default): read everything, then compress once; block: evict after every block")
+      ->check(CLI::IsMember({"after", "block"}))
+      ->type_name("WHEN");
+  command.add_option("--pins", flags.pins,
+                     "off (default), on or both: whether a task's instruction (pinned_text) is kept whatever the recipe")
+      ->check(CLI::IsMember({"off", "on", "both"}))
+      ->type_name("WHEN");
+  command.add_flag("--perturbation", flags.perturbation,
+                   "Measure the output of attention in place of answers: its relative error in every head, and in how "
+                   "many heads a recipe has less of it than the first recipe");
+  command.add_flag("--reference", flags.reference, "A row for libllama's own attention, too");
 }
 
 }  // namespace
@@ -263,29 +359,16 @@ void AddEval(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = app.add_subcommand("eval", "Judge recipes on tasks with known answers");
   command->footer(kExamples);
-  command->add_option("--tasks", flags->tasks, "Tasks as JSON lines")->required()->type_name("FILE");
-  command->add_option("--recipes", flags->recipes, "Recipes, between commas or semicolons; the full cache is always "
-                                                   "judged too")
-      ->type_name("R,...");
-  command->add_option("--keep", flags->keep, "Kept fractions (default 0.5,0.2,0.1)")->type_name("F,...");
-  command->add_option("--mode", flags->mode, "agnostic (default): compress before the question; aware: after it")
-      ->check(CLI::IsMember({"agnostic", "aware"}))
-      ->type_name("MODE");
-  command->add_option("--lengths", flags->lengths, "Only tasks of these lengths")->type_name("N,...");
-  command->add_option("--limit", flags->limit, "Only the first so many tasks")->check(CLI::Range(0, 1 << 30))
-      ->type_name("N");
-  command->add_option("--compress", flags->compress,
-                      "after (default): read everything, then compress once; block: evict after every block")
-      ->check(CLI::IsMember({"after", "block"}))
-      ->type_name("WHEN");
+  AddWhatFlags(*command, *flags);
   command->add_option("--output", flags->output_file, "Write the JSON here too")->type_name("FILE");
   command->add_option("--resume", flags->resume_file,
                       "Add each row to this file when it is finished, and leave out those that it holds already")
       ->type_name("FILE");
-  command->add_option("--pins", flags->pins,
-                      "off (default), on or both: whether recipes may drop a task's instruction (pinned_text)")
-      ->check(CLI::IsMember({"off", "on", "both"}))
-      ->type_name("WHEN");
+  command->add_option("--html", flags->html_file, "Write a report with plots, one page that needs no network")
+      ->type_name("FILE");
+  command->add_option("--html-texts", flags->html_texts, "Items of which the report shows what was kept (default 4)")
+      ->check(CLI::Range(0, 1000))
+      ->type_name("N");
   command->add_option("-c,--ctx-size", flags->ctx, "Longest task in tokens (default: the model's trained context)")
       ->check(CLI::Range(1, 1 << 30))
       ->type_name("N");

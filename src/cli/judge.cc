@@ -12,19 +12,6 @@
 namespace pith::cli {
 namespace {
 
-// Frees a sequence at the end of a scope.
-class SequenceHold {
- public:
-  SequenceHold(Engine& engine, SequenceId sequence) : engine_(engine), sequence_(sequence) {}
-  ~SequenceHold() { engine_.Free(sequence_); }
-  SequenceHold(const SequenceHold&) = delete;
-  SequenceHold& operator=(const SequenceHold&) = delete;
-
- private:
-  Engine& engine_;
-  SequenceId sequence_;
-};
-
 bool KeepGoing(size_t, size_t) { return !Interrupted(); }
 
 }  // namespace
@@ -81,6 +68,9 @@ Result<std::unique_ptr<Judge>> Judge::Create(std::shared_ptr<HostModel> model, J
   engine.max_sequences = 1 + static_cast<int>(std::max<size_t>(1, o.keeps.size()));
   PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
   if (o.compress == CompressMode::kAfter) engine.later_recipes = o.recipes;
+  if (o.reference) {
+    PITH_ASSIGN_OR_RETURN(judge->plain_, PlainContext::Create(*judge->model_, o.max_tokens + 1, 512, false, o.num_threads));
+  }
   PITH_ASSIGN_OR_RETURN(judge->engine_, Engine::Create(judge->model_, engine));
   return judge;
 }
@@ -118,6 +108,20 @@ void Judge::Measure(size_t i, const JudgedTask& task, EvalRow& row) const {
   const TargetMeasure measure = reference_.Compare(std::span<const float>(rows_).subspan(i * floats, floats), row.kl);
   row.nll = measure.nll;
   row.ok = measure.all_top;
+}
+
+// libllama's own attention on the same tokens; its kl is the distance from pith's full cache.
+Status Judge::RunPlain(const JudgedTask& task, const RowSink& sink) {
+  EvalRow row = NewRow(task, "libllama", 1, false);
+  row.kept_bytes = 1;
+  if (sink.done(row.policy, 1)) return {};
+  plain_->Clear();
+  PITH_RETURN_IF_ERROR(plain_->Decode(0, task.compressed));
+  rows_.clear();
+  PITH_RETURN_IF_ERROR(plain_->Decode(0, task.tail, &rows_));
+  rows_.erase(rows_.begin(), rows_.begin() + static_cast<std::ptrdiff_t>(task.first_row) * model_->info().num_vocab);
+  Measure(0, task, row);
+  return sink.add(std::move(row));
 }
 
 // The reference is needed for every other row, so it is computed even where its own row is done.
@@ -194,7 +198,7 @@ Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink)
 }
 
 Status Judge::RunOnce(const JudgedTask& task, bool pinned, const RowSink& sink) {
-  bool all_done = pinned || sink.done("full", 1);
+  bool all_done = pinned || (sink.done("full", 1) && (plain_ == nullptr || sink.done("libllama", 1)));
   for (const std::string& name : options_.names) {
     for (const double keep : options_.keeps) all_done = all_done && sink.done(pinned ? PinnedName(name) : name, keep);
   }
@@ -203,6 +207,7 @@ Status Judge::RunOnce(const JudgedTask& task, bool pinned, const RowSink& sink) 
   const SequenceHold hold(*engine_, base);
   PITH_RETURN_IF_ERROR(ReadContext(*engine_, base, task, pinned));
   PITH_RETURN_IF_ERROR(RunFull(task, base, pinned, sink));
+  if (plain_ != nullptr && !pinned) PITH_RETURN_IF_ERROR(RunPlain(task, sink));
   return options_.compress == CompressMode::kAfter ? RunAfter(task, base, pinned, sink) : RunBlock(task, pinned, sink);
 }
 

@@ -18,6 +18,19 @@
 
 namespace pith::cli {
 
+// Frees a sequence at the end of a scope.
+class SequenceHold {
+ public:
+  SequenceHold(Engine& engine, SequenceId sequence) : engine_(engine), sequence_(sequence) {}
+  ~SequenceHold() { engine_.Free(sequence_); }
+  SequenceHold(const SequenceHold&) = delete;
+  SequenceHold& operator=(const SequenceHold&) = delete;
+
+ private:
+  Engine& engine_;
+  SequenceId sequence_;
+};
+
 // A task as tokens. compressed [n]: what recipes act on; its first num_pinnable are the instruction that pins
 // protect. tail: what follows up to the token before the target's last; its rows from `first_row` on say the target.
 struct JudgedTask {
@@ -43,6 +56,7 @@ struct JudgeOptions {
   CompressMode compress = CompressMode::kAfter;
   KvFormat format = KvFormat::kF16;
   Pins pins = Pins::kOff;
+  bool reference = false;  // a row "libllama" as well
   int block_tokens = 0;
   int num_threads = 1;
   uint64_t seed = 0;
@@ -73,6 +87,7 @@ class Judge {
 
   Status RunOnce(const JudgedTask& task, bool pinned, const RowSink& sink);
   Status RunFull(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink);
+  Status RunPlain(const JudgedTask& task, const RowSink& sink);
   Status RunAfter(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink);
   Status RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink);
   Status ReadContext(Engine& engine, SequenceId sequence, const JudgedTask& task, bool pinned) const;
@@ -86,6 +101,7 @@ class Judge {
   JudgeOptions options_;
   double format_share_ = 1;
   std::unique_ptr<Engine> engine_;  // recipe full: the reference, and the source of forks
+  std::unique_ptr<PlainContext> plain_;  // null unless asked for
   TargetReference reference_;       // what the full cache says
   std::vector<float> rows_;         // [sequences, target, vocab] scratch
 };

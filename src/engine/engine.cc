@@ -71,6 +71,7 @@ Status EngineImpl::Init() {
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
+  ring_window_ = std::max(ring_window_, options_.keep_queries);
   std::vector<CacheLayer> layers = BuildLayers();
   const Policy& policy = *options_.recipe.policy;
   style_.evicts = evicts_while_running();

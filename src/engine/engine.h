@@ -36,6 +36,8 @@ struct EngineOptions {
   uint64_t seed = 0;
   // Entries per kv head to keep, in place of what the budget would hold (0: from the budget).
   int keep_entries = 0;
+  // Of each layer at least so many of the last queries are remembered, for AttentionOutputs().
+  int keep_queries = 0;
   // Recipes that will be given to Compress(): their needs are gathered during prefill.
   std::vector<Recipe> later_recipes;
 };
@@ -115,6 +117,12 @@ class Engine {
 
   // Positions of the entries that one kv head holds, ascending. `layer` counts the layers with a global cache.
   virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
+
+  // What the last num_queries tokens that `queries_of` has read get from attention over the entries of `entries_of`,
+  // a fork that has read as far, perhaps with entries dropped: [num_queries, H, Dv], before the output projection.
+  // num_queries: at most EngineOptions::keep_queries. `layer` counts the layers with a global cache.
+  virtual Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
+                                                      int num_queries) = 0;
 
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;

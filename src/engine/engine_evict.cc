@@ -167,9 +167,29 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   return kept;
 }
 
+// The model's layer that is the i-th with a global cache.
+int EngineImpl::LayerOf(int global_layer) const {
+  return static_cast<int>(std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin());
+}
+
+Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int global_layer,
+                                                        int num_queries) {
+  Sequence& from = sequences_.at(queries_of);
+  const Sequence& over = sequences_.at(entries_of);
+  if (num_queries < 1 || num_queries > std::min(ring_window_, static_cast<int>(from.next_position))) {
+    return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
+  }
+  const int layer = LayerOf(global_layer);
+  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+  std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));
+  context_->RunOnTeam([&](const Team& team) {
+    ops_->WindowOutputs(from, over.cache_id, layer, global_layer, num_queries, outputs.data(), team);
+  });
+  return outputs;
+}
+
 std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
-  const auto layer = std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin();
-  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id).cache_id, static_cast<int>(layer), kv_head);
+  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id).cache_id, LayerOf(global_layer), kv_head);
   std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
   head.ReadPositions(positions);
   return positions;

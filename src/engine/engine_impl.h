@@ -50,6 +50,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
+  Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer, int num_queries) override;
   int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
   KvStats stats() const override;
   EngineTimes times() const override { return times_; }
@@ -80,6 +81,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   }
   // Entries of `target` beyond those of `source` stay.
   Status KeepHeads(const Sequence& source, const Sequence& target, int layer, KeptHeads kept);
+  int LayerOf(int global_layer) const;
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   Error Explained(Error error) const;

@@ -181,10 +181,10 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
   }
 }
 
-void LayerOps::PrepareWindow(Sequence& sequence, int layer, int global_layer, const ActiveRecipe& active) {
+void LayerOps::PrepareWindow(Sequence& sequence, int layer, int global_layer, int window) {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const LayerParams& params = params_[static_cast<size_t>(layer)];
-  const int rows = std::min({active.recipe.policy->window(), sequence.queries.window(), static_cast<int>(sequence.next_position)});
+  const int rows = std::min({window, sequence.queries.window(), static_cast<int>(sequence.next_position)});
   window_count_ = rows;
   if (rows == 0) return;
   const size_t row_floats = sequence.queries.row_floats();
@@ -220,6 +220,22 @@ void LayerOps::PrepareWindow(Sequence& sequence, int layer, int global_layer, co
     probabilities_[static_cast<size_t>(h)] = at;
     at += static_cast<size_t>(group * rows * heads_[static_cast<size_t>(h)].num_entries());
   }
+}
+
+void LayerOps::WindowOutputs(Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
+                             const Team& team) {
+  if (team.ith == 0) {
+    const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+    DescribeHeads(cache_id, layer);
+    PrepareWindow(queries_of, layer, global_layer, window);
+    window_task_.output = output;
+    window_task_.output_token_stride = static_cast<size_t>(shape.num_heads * shape.value_dim);
+    window_task_.output_head_stride = static_cast<size_t>(shape.value_dim);
+    attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(window_task_, team.nth));
+  }
+  team.Sync();
+  kernels::RunAttention(window_task_, attention_scratch_, team);
+  team.Sync();
 }
 
 void LayerOps::GatherHead(const Sequence& sequence, int layer, int head_index, const ActiveRecipe& active, int num_sinks) {
@@ -308,7 +324,7 @@ void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_gl
   if (team.ith == 0) {
     DescribeHeads(sequence.cache_id, layer);
     window_count_ = 0;
-    if (windowed) PrepareWindow(sequence, layer, global_layer, active);
+    if (windowed) PrepareWindow(sequence, layer, global_layer, policy.window());
   }
   team.Sync();
   if (windowed && window_count_ > 0 && (policy.needs() & kNeedWindowProbs)) {

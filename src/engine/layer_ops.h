@@ -69,10 +69,15 @@ class LayerOps {
              int num_sinks, const Team& team, LayerScores& scores);
   const LayerInputs& inputs() const { return inputs_; }
 
+  // All threads: attention of the last `window` queries of one sequence over the entries of another cache.
+  // output [window, H, Dv].
+  void WindowOutputs(Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
+                     const Team& team);
+
  private:
   void DescribeHeads(int cache_id, int layer);
   void GatherHead(const Sequence& sequence, int layer, int head, const ActiveRecipe& active, int num_sinks);
-  void PrepareWindow(Sequence& sequence, int layer, int global_layer, const ActiveRecipe& active);
+  void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
   void ValueNorms(int layer, int head, const HeadCache& cache, float* norms) const;
 
   const HostModel& model_;

@@ -1,0 +1,16 @@
+// The report of `pith eval --html`: one page that needs nothing else.
+#ifndef PITH_CLI_EVAL_HTML_H_
+#define PITH_CLI_EVAL_HTML_H_
+
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+namespace pith::cli {
+
+// results: what --json prints. maps: EvalMaps::ToJson(). Texts cannot break out of the page, whatever they hold.
+std::string ReportHtml(const nlohmann::ordered_json& results, const nlohmann::ordered_json& maps);
+
+}  // namespace pith::cli
+
+#endif  // PITH_CLI_EVAL_HTML_H_
