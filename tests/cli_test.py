@@ -426,7 +426,11 @@ class Commands(ModelCase):
                                                       "question_text": " The town counted", "target": " 13 boats"}) + "\n")
         flags = ["eval", *model_flags(), "--tasks", tasks, "--perturbation", "--keep", "1.0,0.5,0.1", "--json"]
         result = self.json_of(pith(*flags, "--recipes", "random,snapkv:window=16"))["perturbation"]
-        rows = {(row["policy"], row["keep"]): row for row in result["table"]}
+        self.assertEqual(len(result["table"]), 2 * 3 * 2)
+        rows = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "later"}
+        seen = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "observed"}
+        # What it has judged by, it serves best.
+        self.assertLess(seen["snapkv:window=16", 0.1]["error"], 0.7 * seen["random", 0.1]["error"])
         self.assertEqual(result["base"], "random")
         for policy in ("random", "snapkv:window=16"):
             whole, half, tenth = (rows[policy, keep] for keep in (1.0, 0.5, 0.1))

@@ -111,18 +111,27 @@ Result<std::vector<std::vector<float>>> Perturbation::Outputs(SequenceId queries
   return outputs;
 }
 
-Status Perturbation::Compare(SequenceId followed, SequenceId fork, int num_queries, std::span<const OutputNorms> full,
-                             Errors& errors) {
-  PITH_ASSIGN_OR_RETURN(std::vector<std::vector<float>> outputs, Outputs(followed, fork, num_queries));
+Result<Perturbation::Asked> Perturbation::Ask(SequenceId queries_of, int num_tokens) {
+  Asked asked{.queries_of = queries_of, .num_queries = std::min(kQueries, num_tokens), .outputs = {}, .norms = {}};
+  PITH_ASSIGN_OR_RETURN(asked.outputs, Outputs(queries_of, queries_of, asked.num_queries));
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    asked.norms.push_back(Measure(layer, asked.outputs[layer], asked.num_queries));
+  }
+  return asked;
+}
+
+Status Perturbation::Compare(const Asked& asked, SequenceId fork, Errors& errors) {
+  PITH_ASSIGN_OR_RETURN(std::vector<std::vector<float>> outputs, Outputs(asked.queries_of, fork, asked.num_queries));
   std::vector<double> heads, heads_l1, layers;
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    for (size_t i = 0; i < outputs[layer].size(); ++i) outputs[layer][i] -= full_outputs_[layer][i];
-    const OutputNorms norms = Measure(layer, outputs[layer], num_queries);
+    for (size_t i = 0; i < outputs[layer].size(); ++i) outputs[layer][i] -= asked.outputs[layer][i];
+    const OutputNorms norms = Measure(layer, outputs[layer], asked.num_queries);
+    const OutputNorms& full = asked.norms[layer];
     for (size_t h = 0; h < norms.squares.size(); ++h) {
-      heads.push_back(std::sqrt(Ratio(norms.squares[h], full[layer].squares[h])));
-      heads_l1.push_back(Ratio(norms.absolutes[h], full[layer].absolutes[h]));
+      heads.push_back(std::sqrt(Ratio(norms.squares[h], full.squares[h])));
+      heads_l1.push_back(Ratio(norms.absolutes[h], full.absolutes[h]));
     }
-    layers.push_back(std::sqrt(Ratio(norms.layer_squares, full[layer].layer_squares)));
+    layers.push_back(std::sqrt(Ratio(norms.layer_squares, full.layer_squares)));
   }
   errors.heads.push_back(std::move(heads));
   errors.heads_l1.push_back(std::move(heads_l1));
@@ -138,10 +147,8 @@ Status Perturbation::Run(const JudgedTask& task) {
   PITH_ASSIGN_OR_RETURN(const SequenceId followed, engine.Fork(base));
   const SequenceHold hold_followed(engine, followed);
   PITH_RETURN_IF_ERROR(engine.Prefill(followed, task.tail, false, nullptr, KeepGoing));
-  const int num_queries = std::min(kQueries, static_cast<int>(task.tail.size()));
-  PITH_ASSIGN_OR_RETURN(full_outputs_, Outputs(followed, followed, num_queries));
-  std::vector<OutputNorms> full;
-  for (size_t layer = 0; layer < layers_.size(); ++layer) full.push_back(Measure(layer, full_outputs_[layer], num_queries));
+  PITH_ASSIGN_OR_RETURN(const Asked observed, Ask(base, static_cast<int>(task.compressed.size())));
+  PITH_ASSIGN_OR_RETURN(const Asked later, Ask(followed, static_cast<int>(task.tail.size())));
   for (size_t i = 0; i < options_.recipes.size(); ++i) {
     if (Interrupted()) return Cancelled("stopped");
     std::vector<std::unique_ptr<SequenceHold>> holds;
@@ -153,7 +160,8 @@ Status Perturbation::Run(const JudgedTask& task) {
     }
     PITH_RETURN_IF_ERROR(engine.CompressForks(base, options_.recipes[i], targets));
     for (size_t k = 0; k < targets.size(); ++k) {
-      PITH_RETURN_IF_ERROR(Compare(followed, targets[k].sequence, num_queries, full, errors_[{i, k}]));
+      PITH_RETURN_IF_ERROR(Compare(later, targets[k].sequence, errors_[{i, k, false}]));
+      PITH_RETURN_IF_ERROR(Compare(observed, targets[k].sequence, errors_[{i, k, true}]));
     }
   }
   return {};
@@ -162,8 +170,9 @@ Status Perturbation::Run(const JudgedTask& task) {
 Perturbation::Row Perturbation::Summarise(const Key& key) const {
   const Errors& errors = errors_.at(key);
   Row row{.error = MeanOfAll(errors.heads), .layer_error = MeanOfAll(errors.layers)};
-  if (key.first == 0) return row;
-  const Errors& base = errors_.at({0, key.second});
+  const auto [recipe, keep, observed] = key;
+  if (recipe == 0) return row;
+  const Errors& base = errors_.at({0, keep, observed});
   const size_t num_heads = errors.heads.front().size(), num_items = errors.heads.size();
   double lower = 0, lower_l1 = 0, items_lower = 0;
   for (size_t h = 0; h < num_heads; ++h) {
@@ -192,10 +201,12 @@ ordered_json Perturbation::ToJson() const {
       heads.push_back(std::move(one));
       layers.push_back(MeanAt(errors.layers, layer));
     }
-    const bool is_base = key.first == 0;
+    const auto [recipe, keep, observed] = key;
+    const bool is_base = recipe == 0;
     const auto share = [is_base](double value) { return is_base ? ordered_json(nullptr) : ordered_json(value); };
-    table.push_back({{"policy", options_.names[key.first]},
-                     {"keep", options_.keeps[key.second]},
+    table.push_back({{"policy", options_.names[recipe]},
+                     {"keep", options_.keeps[keep]},
+                     {"asked_by", observed ? "observed" : "later"},
                      {"error", row.error},
                      {"layer_error", row.layer_error},
                      {"heads_lower", share(row.lower)},
@@ -210,13 +221,14 @@ ordered_json Perturbation::ToJson() const {
 void Perturbation::Print() const {
   size_t width = 6;
   for (const std::string& name : options_.names) width = std::max(width, name.size());
-  fmt::print("{:<{}} {:>6} {:>10} {:>10}  {}\n", "recipe", width, "keep", "head error", "layer error",
+  fmt::print("{:<{}} {:>6} {:>10} {:>10} {:>11}  {}\n", "recipe", width, "keep", "queries", "head error", "layer error",
              "heads with less than " + options_.names.front() + " (L2, L1; L1 over heads and items)");
   for (const auto& [key, errors] : errors_) {
     const Row row = Summarise(key);
-    fmt::print("{:<{}} {:>6.3g} {:>10.4f} {:>11.4f}  {}\n", options_.names[key.first], width, options_.keeps[key.second],
-               row.error, row.layer_error,
-               key.first == 0 ? std::string("-")
+    const auto [recipe, keep, observed] = key;
+    fmt::print("{:<{}} {:>6.3g} {:>10} {:>10.4f} {:>11.4f}  {}\n", options_.names[recipe], width, options_.keeps[keep],
+               observed ? "observed" : "later", row.error, row.layer_error,
+               recipe == 0 ? std::string("-")
                               : fmt::format("{:.1f}% {:.1f}% {:.1f}%", 100 * row.lower, 100 * row.lower_l1,
                                             100 * row.items_lower_l1));
   }

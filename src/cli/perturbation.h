@@ -8,6 +8,9 @@
 //   error of a head    sqrt( sum_t |(o_th - o'_th) W_h|^2 / sum_t |o_th W_h|^2 )
 //   error of a layer   the same with the sum over heads inside the norms, which is the layer's output
 //
+// Each is taken twice: for those later queries, and for the last T queries of the context itself (`observed`), among
+// which are the ones that recipes with a window have judged by.
+//
 // CriticalKV (arXiv:2502.03805, section 3) bounds |(o - o') W|_1 of each head; its claim is that more than 92% of
 // heads have less of it than with the recipe that it modifies. heads_lower_l1 counts in that norm.
 #ifndef PITH_CLI_PERTURBATION_H_
@@ -17,6 +20,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -49,14 +53,21 @@ class Perturbation {
   // Adds one task. kCancelled at Ctrl-C.
   Status Run(const JudgedTask& task);
 
-  // {"base": first recipe, "items", "queries", "table": [{policy, keep, error, layer_error, heads_lower,
-  //  heads_lower_l1, head_items_lower_l1, layers: [L], heads: [L][H]}]}; shares of heads with less error than the base
-  // at the same fraction, null for the base itself.
+  // {"base": first recipe, "items", "queries", "table": [{policy, keep, asked_by: "later" or "observed", error,
+  //  layer_error, heads_lower, heads_lower_l1, head_items_lower_l1, layers: [L], heads: [L][H]}]}; shares of heads with
+  // less error than the base at the same fraction, null for the base itself.
   nlohmann::ordered_json ToJson() const;
   void Print() const;
 
  private:
-  using Key = std::pair<size_t, size_t>;  // recipe, kept fraction
+  using Key = std::tuple<size_t, size_t, bool>;  // recipe, kept fraction, observed queries
+  // What the full cache gives to one set of queries.
+  struct Asked {
+    SequenceId queries_of = 0;
+    int num_queries = 0;
+    std::vector<std::vector<float>> outputs;  // [L][T, H, Dv]
+    std::vector<OutputNorms> norms;           // [L]
+  };
   struct Errors {
     std::vector<std::vector<double>> heads;  // [item][L * H]
     std::vector<std::vector<double>> heads_l1;
@@ -67,7 +78,8 @@ class Perturbation {
   };
 
   Perturbation(std::shared_ptr<HostModel> model, JudgeOptions options);
-  Status Compare(SequenceId followed, SequenceId fork, int num_queries, std::span<const OutputNorms> full, Errors& errors);
+  Result<Asked> Ask(SequenceId queries_of, int num_tokens);
+  Status Compare(const Asked& asked, SequenceId fork, Errors& errors);
   Result<std::vector<std::vector<float>>> Outputs(SequenceId queries_of, SequenceId entries_of, int num_queries);
   OutputNorms Measure(size_t layer, std::span<const float> outputs, int num_queries) const;
   Row Summarise(const Key& key) const;
@@ -76,7 +88,6 @@ class Perturbation {
   JudgeOptions options_;
   std::vector<int> layers_;  // of the model, that hold a global cache
   std::unique_ptr<Engine> engine_;
-  std::vector<std::vector<float>> full_outputs_;  // [L][T, H, Dv]
   std::map<Key, Errors> errors_;
 };
 
