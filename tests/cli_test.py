@@ -471,14 +471,35 @@ class Commands(ModelCase):
         self.assert_sentence(pith("eval", *model_flags(), "--kinds", "nonsense"), "nonsense", codes=(1,))
 
     def test_bench(self):
-        result = self.json_of(pith("bench", *model_flags(), "--ctx", "64", "--recipes", "streamingllm", "--keep",
-                                   "1.0,0.5", "-n", "4", "--json"))
-        rows = result["rows"]
-        self.assertEqual([(row["engine"], row["recipe"], row["keep"]) for row in rows],
-                         [("libllama", "full", 1), ("pith", "full", 1), ("pith", "streamingllm", 0.5)])
-        for row in rows:
-            for field in ("ctx", "prefill_tps", "prefill_tail_tps", "decode_tps", "kv_bytes"):
-                self.assertGreater(row[field], 0, field)
+        with tempfile.TemporaryDirectory() as folder:
+            saved = os.path.join(folder, "run.json")
+            result = self.json_of(pith("bench", *model_flags(), "--ctx", "64", "--recipes", "streamingllm", "--keep",
+                                       "1.0,0.5", "-n", "4", "-r", "2", "--json", "-o", saved))
+            rows = result["rows"]
+            self.assertEqual([(row["engine"], row["recipe"], row["keep"], row["flash_attention"]) for row in rows],
+                             [("libllama", "full", 1, True), ("libllama", "full", 1, False), ("pith", "full", 1, True),
+                              ("pith", "streamingllm", 0.5, True)])
+            for row in rows:
+                for field in ("ctx", "prefill_tps", "prefill_tail_tps", "decode_tps", "kv_bytes", "rss_peak_bytes"):
+                    self.assertGreater(row[field], 0, field)
+                self.assertEqual([test["name"] for test in row["tests"]], ["pp64", "pp32 @ d32", "tg4 @ d64"])
+            for test in rows[2]["tests"]:
+                parts = test["ms_per_token"]
+                self.assertAlmostEqual(sum(parts.values()), 1000 / test["tps"], delta=500 / test["tps"])
+            self.assertGreater(result["machine"]["cores"], 0)
+            self.assertGreater(result["roofline"][0]["read_bytes_per_second"], 1e8)
+            compared = pith("bench", "--compare", saved, saved)
+            self.assertEqual(compared.returncode, 0, compared.stderr.decode())
+            self.assertIn("+0.0% (noise)", compared.stdout.decode())
+
+    def test_bench_synthetic_batches(self):
+        rows = self.json_of(pith("bench", *model_flags(), "--ctx", "256", "--fill", "synthetic", "--tail", "0", "--keep",
+                                 "1.0,0.25", "--batch", "1,4", "--kv-budget", "300%", "-n", "2", "-r", "1", "--json"))["rows"]
+        ours = {(row["batch"], row["keep"]): row for row in rows if row["engine"] == "pith"}
+        self.assertEqual({key: row["sequences"] for key, row in ours.items()},
+                         {(1, 1): 1, (4, 1): 2, (1, 0.25): 1, (4, 0.25): 4})
+        self.assertTrue(all(row["fill"] == "synthetic" and row["prefill_tps"] is None for row in rows))
+        self.assertLess(ours[4, 0.25]["kv_bytes"], 3 * 256 * 23040)
 
     def test_chat(self):
         if not info()["chat_template"]:

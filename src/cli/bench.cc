@@ -1,17 +1,20 @@
 // pith bench: prefill and decoding in tokens per second, beside libllama.
 //
-// All engines of a context live at once and take turns: a block of prefill each,
-// then a few decoded tokens each. Whatever slows the machine down for a while
-// slows all of them down alike.
+// All engines of a group (one context, thread count and batch size) live at once
+// and take turns: a block of prefill each, then a few decoded tokens each.
+// Whatever slows the machine down for a while slows all of them down alike.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <utility>
 
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "cli/bench_report.h"
+#include "cli/bench_runner.h"
 #include "cli/command.h"
+#include "cli/machine.h"
 #include "cli/measure.h"
 #include "cli/terminal.h"
 
@@ -19,17 +22,27 @@ namespace pith::cli {
 namespace {
 
 constexpr const char* kExamples = R"(
-Engines take turns, block by block, so that a busy machine slows all of them alike; it should be quiet all the same.
-The tail of prefill is the second half of the context, where attention weighs most. KV bytes are the peak: of pith with
-its block buffer and tables, of libllama the f16 cache of the context. Peak memory of one engine is the process's
-memory before it plus what it added.
+Engines take turns, block by block, so that a busy machine slows all of them alike; it should be quiet all the same, and
+bench says so when it is not. Rows carry llama-bench's names: pp512 reads 512 tokens, pp256 @ d256 reads 256 behind 256,
+tg32 @ d512 decodes 32 tokens behind 512. Shown is the median of the repetitions; "x libllama" is against the better of
+its settings of flash attention, in the same cache format where it has one, else f16. "x attention" compares attention
+alone: libllama's is what it takes beyond the rest of the graph, which both run alike. "of roofline": attention's share of
+the measured memory bandwidth (decode) or of the peak of multiply-adds (prefill, full cache).
+
+KV bytes are the peak: of pith with its block buffer and tables, of libllama the cache of the context. Peak memory of one
+engine is the process's memory before it plus what it added. With --fill synthetic the context is not read: made-up keys
+and values stand for it, in libllama through its state API, and only the tail is; speed is the same, quality has no meaning.
 
 Examples:
   pith bench --ctx 512,4000 -t 2
-  pith bench -m model.gguf --ctx 8000 --recipes keydiff,snapkv --keep 1.0,0.1 --repeat 3 --json
+  pith bench -m model.gguf --ctx 8000 --recipes keydiff,snapkv --keep 1.0,0.1 -r 3 --json
+  pith bench --ctx 32768 --fill synthetic --tail 0 --keep 1.0,0.032 -n 128
+  pith bench --ctx 4096 --fill synthetic --tail 0 --batch 1,4,16 --keep 1.0,0.2 --kv-budget 640MiB
+  pith bench --ctx 8192 -ctk f16,q8_0 -t 1,2 -o after.json && pith bench --compare before.json after.json
 )";
 
-constexpr size_t kTurnTokens = 4;  // decoded before the next engine has its turn
+constexpr size_t kTurnTokens = 8;  // decoded before the next engine has its turn
+constexpr int kSpinMilliseconds = 40;
 
 struct BenchFlags {
   ModelFlags model;
@@ -37,233 +50,150 @@ struct BenchFlags {
   std::string ctx = "512,4000";
   std::string recipes = std::string(kDefaultRecipe);
   std::string keep = "1.0,0.1";
-  std::string format;
-  std::string flash_attention = "on";
+  std::string key_formats = "f16";
+  std::string value_formats;
+  std::string threads;
+  std::string batches = "1";
+  std::string flash_attention = "both";
+  std::string fill = "real";
+  std::string budget;
   std::string file;
+  std::string save;
+  std::vector<std::string> compare;
+  int tail = -1;
   int block = 0;
   int num_decoded = 32;
-  int repeat = 1;
+  int repeat = 5;
+  bool markdown = false;
 };
 
-struct Config {
-  std::string engine;  // "pith" or "libllama"
-  std::string recipe;
-  double keep = 1;
-  bool flash_attention = true;
-  KvFormat format = KvFormat::kF16;
-};
-
-// One engine on its way through the tokens.
-class Runner {
- public:
-  static Result<std::unique_ptr<Runner>> Create(const Config& config, const BenchFlags& flags,
-                                                std::shared_ptr<HostModel> model, int ctx, int block) {
-    std::unique_ptr<Runner> runner(new Runner);
-    const size_t before = CurrentRssBytes();
-    const int num_ctx = ctx + flags.num_decoded + 1;
-    const int threads = flags.model.num_threads();
-    if (config.engine == "libllama") {
-      runner->kv_bytes_ = FullCacheBytes(model->info(), num_ctx);
-      PITH_ASSIGN_OR_RETURN(runner->plain_,
-                            PlainContext::Create(*model, num_ctx, block, config.flash_attention, threads));
-    } else {
-      EngineOptions options;
-      options.num_ctx = num_ctx;
-      options.block_tokens = block;
-      options.num_threads = threads;
-      options.format = config.format;
-      PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(config.recipe));
-      if (config.keep < 1) options.keep_entries = std::max(1, static_cast<int>(config.keep * ctx));
-      PITH_ASSIGN_OR_RETURN(runner->engine_, Engine::Create(std::move(model), options));
-      PITH_ASSIGN_OR_RETURN(runner->sequence_, runner->engine_->NewSequence());
-    }
-    runner->NoteMemory(before);
-    return runner;
+Result<std::vector<KvFormat>> Formats(const BenchFlags& flags) {
+  std::vector<KvFormat> formats;
+  const std::string& names = flags.key_formats.empty() ? flags.value_formats : flags.key_formats;
+  for (const std::string& name : SplitRecipes(names)) {
+    PITH_ASSIGN_OR_RETURN(const KvFormat format, ParseFormat(name));
+    formats.push_back(format);
   }
-
-  Status Prefill(std::span<const int32_t> tokens, bool tail) {
-    const size_t before = CurrentRssBytes();
-    const Stopwatch watch;
-    PITH_RETURN_IF_ERROR(plain_ ? plain_->Decode(0, tokens) : engine_->Prefill(sequence_, tokens));
-    const double seconds = watch.seconds();
-    prefill_seconds_ += seconds;
-    prefill_tokens_ += tokens.size();
-    if (tail) {
-      tail_seconds_ += seconds;
-      tail_tokens_ += tokens.size();
-    }
-    NoteMemory(before);
-    return {};
+  if (formats.empty()) formats.push_back(KvFormat::kF16);
+  if (!flags.value_formats.empty() && flags.value_formats != names) {
+    return InvalidArgument("keys and values share one format: give -ctk and -ctv the same types");
   }
+  return formats;
+}
 
-  Status Decode(std::span<const int32_t> tokens) {
-    const size_t before = CurrentRssBytes();
-    const Stopwatch watch;
-    for (const int32_t token : tokens) {
-      PITH_RETURN_IF_ERROR(plain_ ? plain_->Decode(0, std::span(&token, 1)) : engine_->Decode(sequence_, token));
-    }
-    decode_seconds_ += watch.seconds();
-    decode_tokens_ += tokens.size();
-    NoteMemory(before);
-    return {};
+// The rows of one group: libllama's first, then pith's.
+Result<std::vector<BenchConfig>> MakeConfigs(const BenchFlags& flags) {
+  PITH_ASSIGN_OR_RETURN(const std::vector<double> keeps, ParseNumbers(flags.keep, "--keep", 0.0001, 1));
+  PITH_ASSIGN_OR_RETURN(const std::vector<KvFormat> formats, Formats(flags));
+  std::vector<BenchConfig> configs;
+  for (const KvFormat format : formats) {
+    if (PlainTypeOf(format).empty() || flags.flash_attention == "none") continue;
+    BenchConfig config{.engine = "libllama", .format = format};
+    if (flags.flash_attention != "off") configs.push_back(config);
+    config.flash_attention = false;
+    // libllama quantises values with flash attention only.
+    if (flags.flash_attention != "on" && format == KvFormat::kF16) configs.push_back(config);
   }
-
-  double prefill_tps() const { return Rate(prefill_tokens_, prefill_seconds_); }
-  double prefill_tail_tps() const { return Rate(tail_tokens_, tail_seconds_); }
-  double decode_tps() const { return Rate(decode_tokens_, decode_seconds_); }
-  size_t kv_bytes() const { return engine_ ? engine_->stats().peak_bytes : kv_bytes_; }
-  size_t added_bytes() const { return static_cast<size_t>(std::max<int64_t>(peak_added_, 0)); }
-  double policy_share() const {
-    if (!engine_) return 0;
-    const EngineTimes times = engine_->times();
-    return times.total > 0 ? times.policy / times.total : 0;
-  }
-  double attention_share() const {
-    if (!engine_) return 0;
-    const EngineTimes times = engine_->times();
-    return times.total > 0 ? times.attention / times.total : 0;
-  }
-
- private:
-  Runner() = default;
-  static double Rate(size_t tokens, double seconds) {
-    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
-  }
-  void NoteMemory(size_t before) {
-    added_ += static_cast<int64_t>(CurrentRssBytes()) - static_cast<int64_t>(before);
-    peak_added_ = std::max(peak_added_, added_);
-  }
-
-  std::unique_ptr<PlainContext> plain_;  // one of the two
-  std::unique_ptr<Engine> engine_;
-  SequenceId sequence_ = 0;
-  size_t kv_bytes_ = 0;
-  int64_t added_ = 0;
-  int64_t peak_added_ = 0;
-  double prefill_seconds_ = 0;
-  double tail_seconds_ = 0;
-  double decode_seconds_ = 0;
-  size_t prefill_tokens_ = 0;
-  size_t tail_tokens_ = 0;
-  size_t decode_tokens_ = 0;
-};
-
-struct Row {
-  Config config;
-  int ctx = 0;
-  std::vector<double> prefill, tail, decode;  // one value per repetition
-  size_t kv_bytes = 0;
-  size_t rss_peak_bytes = 0;
-  double policy_share = 0;
-  double attention_share = 0;
-};
-
-Result<std::vector<Config>> MakeConfigs(const BenchFlags& flags) {
-  PITH_ASSIGN_OR_RETURN(const std::vector<double> keeps, ParseNumbers(flags.keep, "--keep", 0.001, 1));
-  PITH_ASSIGN_OR_RETURN(const KvFormat format, ParseFormat(flags.format));
-  std::vector<Config> configs;
-  if (flags.flash_attention != "off") configs.push_back({"libllama", "full", 1, true, KvFormat::kF16});
-  if (flags.flash_attention != "on") configs.push_back({"libllama", "full", 1, false, KvFormat::kF16});
-  bool has_full = false;
-  for (const double keep : keeps) {
-    if (keep >= 1) {  // nothing to drop: one row for all recipes
-      if (!has_full) configs.push_back({"pith", "full", 1, true, format});
-      has_full = true;
-      continue;
-    }
-    for (const std::string& name : SplitRecipes(flags.recipes)) {
-      PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(name));
-      if (recipe.policy->keeps_everything()) continue;
-      configs.push_back({"pith", name, keep, true, format});
+  for (const KvFormat format : formats) {
+    bool has_full = false;
+    for (const double keep : keeps) {
+      if (keep >= 1) {  // nothing to drop: one row for all recipes
+        if (!has_full) configs.push_back({.engine = "pith", .format = format});
+        has_full = true;
+        continue;
+      }
+      for (const std::string& name : SplitRecipes(flags.recipes)) {
+        PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(name));
+        if (recipe.policy->keeps_everything()) continue;
+        configs.push_back({.engine = "pith", .recipe = name, .keep = keep, .format = format});
+      }
     }
   }
   return configs;
 }
 
-// One repetition for one context. `first` turns the order of the engines.
-Status Repetition(const BenchFlags& flags, const std::shared_ptr<HostModel>& model, std::span<const int32_t> tokens,
-                  int ctx, size_t first, std::vector<Row>& rows, ProgressLine& progress, double done, double total) {
-  const auto block = static_cast<size_t>(flags.block > 0 ? flags.block : std::min(512, ctx));
-  const size_t base_rss = CurrentRssBytes();
-  std::vector<std::unique_ptr<Runner>> runners;
-  for (const Row& row : rows) {
-    PITH_ASSIGN_OR_RETURN(auto runner, Runner::Create(row.config, flags, model, ctx, static_cast<int>(block)));
-    runners.push_back(std::move(runner));
+Result<BenchCase> MakeCase(const BenchFlags& flags, const ModelInfo& info, int ctx) {
+  BenchCase bench;
+  bench.ctx = ctx;
+  bench.synthetic = flags.fill == "synthetic";
+  bench.tail = flags.tail >= 0 ? flags.tail : bench.synthetic ? std::min(512, ctx / 2) : ctx - ctx / 2;
+  bench.num_decoded = flags.num_decoded;
+  bench.block = flags.block > 0 ? flags.block : std::min(512, ctx);
+  if (bench.tail > ctx)
+    return InvalidArgument(fmt::format("a tail of {} tokens is longer than the context of {}", bench.tail, ctx));
+  if (!flags.budget.empty()) {
+    PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
+    const double full = static_cast<double>(FullCacheBytes(info, ctx));
+    bench.kv_budget = budget.share > 0 ? static_cast<size_t>(budget.share * full) : budget.bytes;
   }
-  const auto each = [&](const auto& step) -> Status {
-    for (size_t i = 0; i < runners.size(); ++i) {
-      if (Interrupted()) return Cancelled("stopped");
-      PITH_RETURN_IF_ERROR(step(*runners[(i + first) % runners.size()]));
-    }
-    ++first;
-    return {};
-  };
-  const auto half = static_cast<size_t>(ctx) / 2;
-  for (size_t at = 0; at < static_cast<size_t>(ctx);) {
-    // A block ends at the half, so that the tail is exactly the second one.
-    size_t size = std::min(block, static_cast<size_t>(ctx) - at);
-    if (at < half) size = std::min(size, half - at);
-    PITH_RETURN_IF_ERROR(each([&](Runner& runner) { return runner.Prefill(tokens.subspan(at, size), at >= half); }));
-    at += size;
-    progress.Update(done + static_cast<double>(at), total, fmt::format("context {}", ctx));
-  }
-  const auto answer = tokens.subspan(static_cast<size_t>(ctx), static_cast<size_t>(flags.num_decoded));
-  for (size_t at = 0; at < answer.size(); at += kTurnTokens) {
-    const auto turn = answer.subspan(at, std::min(kTurnTokens, answer.size() - at));
-    PITH_RETURN_IF_ERROR(each([&](Runner& runner) { return runner.Decode(turn); }));
-  }
+  return bench;
+}
+
+using Runners = std::vector<std::unique_ptr<BenchRunner>>;
+
+// Gives each engine its turn; `first` turns the order.
+template <typename Step>
+Status EachInTurn(Runners& runners, size_t& first, const Step& step) {
   for (size_t i = 0; i < runners.size(); ++i) {
-    rows[i].prefill.push_back(runners[i]->prefill_tps());
-    rows[i].tail.push_back(runners[i]->prefill_tail_tps());
-    rows[i].decode.push_back(runners[i]->decode_tps());
-    rows[i].kv_bytes = runners[i]->kv_bytes();
-    rows[i].rss_peak_bytes = std::max(rows[i].rss_peak_bytes, base_rss + runners[i]->added_bytes());
-    rows[i].policy_share = runners[i]->policy_share();
-    rows[i].attention_share = runners[i]->attention_share();
+    if (Interrupted()) return Cancelled("stopped");
+    PITH_RETURN_IF_ERROR(step(*runners[(i + first) % runners.size()]));
+  }
+  ++first;
+  return {};
+}
+
+struct Advance {
+  ProgressLine& line;
+  double done;
+  double total;
+};
+
+Status ReadContext(const BenchCase& bench, std::span<const int32_t> tokens, Runners& runners, size_t& first,
+                   const Advance& progress) {
+  const auto ctx = static_cast<size_t>(bench.ctx), head = static_cast<size_t>(bench.ctx - bench.tail);
+  size_t at = 0;
+  if (bench.synthetic) {
+    PITH_RETURN_IF_ERROR(
+        EachInTurn(runners, first, [&](BenchRunner& runner) { return runner.Fill(static_cast<int>(head)); }));
+    at = head;
+  }
+  while (at < ctx) {
+    size_t size = std::min(static_cast<size_t>(bench.block), ctx - at);
+    if (at < head) size = std::min(size, head - at);  // a block ends where the tail begins
+    const bool tail = at >= head;
+    PITH_RETURN_IF_ERROR(EachInTurn(
+        runners, first, [&](BenchRunner& runner) { return runner.Prefill(tokens.subspan(at, size), tail); }));
+    at += size;
+    progress.line.Update(progress.done + static_cast<double>(at), progress.total, fmt::format("context {}", bench.ctx));
   }
   return {};
 }
 
-nlohmann::ordered_json ToJson(const BenchFlags& flags, const ModelInfo& info, const std::vector<Row>& rows) {
-  auto list = nlohmann::ordered_json::array();
-  for (const Row& row : rows) {
-    list.push_back({{"engine", row.config.engine},
-                    {"recipe", row.config.recipe},
-                    {"keep", row.config.keep},
-                    {"ctx", row.ctx},
-                    {"prefill_tps", Median(row.prefill)},
-                    {"prefill_tail_tps", Median(row.tail)},
-                    {"decode_tps", Median(row.decode)},
-                    {"kv_bytes", row.kv_bytes},
-                    {"rss_peak_bytes", row.rss_peak_bytes},
-                    {"format", KvFormatName(row.config.format)},
-                    {"flash_attention", row.config.flash_attention},
-                    {"attention_share", row.attention_share},
-                    {"policy_share", row.policy_share},
-                    {"repeats", row.prefill.size()},
-                    {"decode_tps_all", row.decode},
-                    {"prefill_tps_all", row.prefill}});
+// One repetition of one group.
+Status Repetition(const std::shared_ptr<HostModel>& model, std::span<const int32_t> tokens, size_t first,
+                  std::span<BenchRow> rows, const Advance& progress) {
+  const BenchCase& bench = rows.front().bench;
+  const size_t base_rss = CurrentRssBytes();
+  Runners runners;
+  for (const BenchRow& row : rows) {
+    PITH_ASSIGN_OR_RETURN(auto runner, BenchRunner::Create(row.config, bench, model));
+    runners.push_back(std::move(runner));
   }
-  return {{"model", info.description},
-          {"architecture", info.architecture},
-          {"threads", flags.model.num_threads()},
-          {"decoded", flags.num_decoded},
-          {"rss_peak_bytes", PeakRssBytes()},
-          {"rows", list}};
-}
-
-void PrintText(const std::vector<Row>& rows) {
-  size_t width = 6;
-  for (const Row& row : rows) width = std::max(width, row.config.recipe.size());
-  fmt::print("{:>6} {:<15} {:<{}} {:>5} {:>10} {:>10} {:>10} {:>12} {:>12}\n", "ctx", "engine", "recipe", width, "keep",
-             "prefill/s", "tail/s", "decode/s", "KV", "peak memory");
-  for (const Row& row : rows) {
-    std::string engine = row.config.engine;
-    if (engine == "libllama") engine += row.config.flash_attention ? ", FA on" : ", FA off";
-    fmt::print("{:>6} {:<15} {:<{}} {:>5.3g} {:>10.1f} {:>10.1f} {:>10.1f} {:>12} {:>12}\n", row.ctx, engine,
-               row.config.recipe, width, row.config.keep, Median(row.prefill), Median(row.tail), Median(row.decode),
-               FormatBytes(row.kv_bytes), FormatBytes(row.rss_peak_bytes));
+  PITH_RETURN_IF_ERROR(ReadContext(bench, tokens, runners, first, progress));
+  const auto answer = tokens.subspan(static_cast<size_t>(bench.ctx), static_cast<size_t>(bench.num_decoded));
+  for (size_t at = 0; at < answer.size(); at += kTurnTokens) {
+    const auto turn = answer.subspan(at, std::min(kTurnTokens, answer.size() - at));
+    PITH_RETURN_IF_ERROR(EachInTurn(runners, first, [&](BenchRunner& runner) { return runner.Decode(turn); }));
   }
+  for (size_t i = 0; i < runners.size(); ++i) {
+    rows[i].num_sequences = runners[i]->num_sequences();
+    rows[i].prefill.push_back(runners[i]->prefill());
+    rows[i].tail.push_back(runners[i]->tail());
+    rows[i].decode.push_back(runners[i]->decode());
+    rows[i].kv_bytes = runners[i]->kv_bytes();
+    rows[i].rss_peak_bytes = std::max(rows[i].rss_peak_bytes, base_rss + runners[i]->added_bytes());
+  }
+  return {};
 }
 
 Result<std::vector<int32_t>> BenchTokens(const BenchFlags& flags, const HostModel& model, size_t count) {
@@ -278,58 +208,180 @@ Result<std::vector<int32_t>> BenchTokens(const BenchFlags& flags, const HostMode
 }
 
 // The first use of the weights pays for reading the file; nobody's row should.
-Status WarmUp(const BenchFlags& flags, const HostModel& model, std::span<const int32_t> tokens) {
+Status WarmUp(int threads, const HostModel& model, std::span<const int32_t> tokens) {
   const auto few = tokens.first(std::min<size_t>(tokens.size(), 64));
-  PITH_ASSIGN_OR_RETURN(const auto plain, PlainContext::Create(model, 128, 64, true, flags.model.num_threads()));
+  PITH_ASSIGN_OR_RETURN(const auto plain, PlainContext::Create(model, 128, 64, true, threads));
   return plain->Decode(0, few);
 }
 
-Result<int> RunBench(BenchFlags& flags) {
+Result<std::vector<int>> ThreadCounts(const BenchFlags& flags) {
+  if (flags.threads.empty()) return std::vector<int>{PhysicalCores()};
+  return ParseIntegers(flags.threads, "-t", 1, 1024);
+}
+
+// All groups of rows, in the order of the report.
+Result<std::vector<std::vector<BenchRow>>> MakeGroups(const BenchFlags& flags, const ModelInfo& info) {
   PITH_ASSIGN_OR_RETURN(const std::vector<int> contexts, ParseIntegers(flags.ctx, "--ctx", 2, 100'000'000));
-  PITH_ASSIGN_OR_RETURN(const std::vector<Config> configs, MakeConfigs(flags));
-  if (!flags.file.empty()) PITH_RETURN_IF_ERROR(ReadFile(flags.file));
-  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
-  const int longest = *std::max_element(contexts.begin(), contexts.end());
-  const size_t count = static_cast<size_t>(longest) + static_cast<size_t>(flags.num_decoded);
-  PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, BenchTokens(flags, *model, count));
-  PITH_RETURN_IF_ERROR(WarmUp(flags, *model, tokens));
-  std::vector<Row> rows;
-  double total = 0;
-  for (const int ctx : contexts) total += static_cast<double>(ctx) * flags.repeat;
-  double done = 0;
-  {
-    ProgressLine progress("measuring", flags.output.progress);
-    for (const int ctx : contexts) {
-      std::vector<Row> group;
-      for (const Config& config : configs) {
-        group.emplace_back();
-        group.back().config = config;
-        group.back().ctx = ctx;
+  PITH_ASSIGN_OR_RETURN(const std::vector<int> threads, ThreadCounts(flags));
+  PITH_ASSIGN_OR_RETURN(const std::vector<int> batches, ParseIntegers(flags.batches, "--batch", 1, 512));
+  PITH_ASSIGN_OR_RETURN(const std::vector<BenchConfig> configs, MakeConfigs(flags));
+  std::vector<std::vector<BenchRow>> groups;
+  for (const int ctx : contexts) {
+    PITH_ASSIGN_OR_RETURN(const BenchCase bench, MakeCase(flags, info, ctx));
+    for (const int num_threads : threads) {
+      for (const int batch : batches) {
+        std::vector<BenchRow>& group = groups.emplace_back();
+        for (BenchConfig config : configs) {
+          config.threads = num_threads;
+          config.batch = batch;
+          group.emplace_back().config = config;
+          group.back().bench = bench;
+        }
       }
-      for (int i = 0; i < flags.repeat && !Interrupted(); ++i) {
-        const Status status =
-            Repetition(flags, model, tokens, ctx, static_cast<size_t>(i), group, progress, done, total);
-        if (!status && !Interrupted()) return tl::unexpected<Error>(status.error());
-        done += ctx;
-      }
-      std::erase_if(group, [](const Row& row) { return row.prefill.empty(); });
-      rows.insert(rows.end(), group.begin(), group.end());
     }
   }
+  return groups;
+}
+
+Status Measure(const BenchFlags& flags, const std::shared_ptr<HostModel>& model,
+               std::vector<std::vector<BenchRow>>& groups, BenchReport& report) {
+  int longest = 0;
+  double total = 0;
+  for (const auto& group : groups) {
+    longest = std::max(longest, group.front().bench.ctx);
+    total += static_cast<double>(group.front().bench.ctx) * flags.repeat;
+  }
+  PITH_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> tokens,
+      BenchTokens(flags, *model, static_cast<size_t>(longest) + static_cast<size_t>(flags.num_decoded)));
+  PITH_RETURN_IF_ERROR(WarmUp(groups.front().front().config.threads, *model, tokens));
+  std::vector<double> free_shares;
+  double done = 0;
+  ProgressLine progress("measuring", flags.output.progress);
+  for (auto& group : groups) {
+    const int threads = group.front().config.threads;
+    for (int i = 0; i < flags.repeat && !Interrupted(); ++i) {
+      free_shares.push_back(MeasureFreeShare(threads, kSpinMilliseconds));
+      report.free_share = Median(free_shares);
+      const Status status = Repetition(model, tokens, static_cast<size_t>(i), group, {progress, done, total});
+      if (!status && !Interrupted()) return status;
+      done += group.front().bench.ctx;
+      progress.Update(done, total, fmt::format("context {}", group.front().bench.ctx));
+    }
+    std::erase_if(group, [](const BenchRow& row) { return row.decode.empty(); });
+    report.rows.insert(report.rows.end(), group.begin(), group.end());
+  }
+  return {};
+}
+
+Result<nlohmann::ordered_json> ReadRun(const std::string& path) {
+  PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return InvalidArgument(path + " is no result of \"pith bench --json\"");
+  return json;
+}
+
+Result<int> Compare(const BenchFlags& flags) {
+  PITH_ASSIGN_OR_RETURN(const nlohmann::ordered_json before, ReadRun(flags.compare[0]));
+  PITH_ASSIGN_OR_RETURN(const nlohmann::ordered_json after, ReadRun(flags.compare[1]));
+  PITH_ASSIGN_OR_RETURN(const std::string text, CompareRuns(before, after));
+  fmt::print("{}", text);
+  return kExitOk;
+}
+
+Result<int> RunBench(BenchFlags& flags) {
+  if (!flags.compare.empty()) return Compare(flags);
+  if (!flags.file.empty()) PITH_RETURN_IF_ERROR(ReadFile(flags.file));
+  PITH_ASSIGN_OR_RETURN(const std::vector<int> threads, ThreadCounts(flags));
+  flags.model.threads = threads.front();
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
+  BenchReport report;
+  report.machine = DescribeMachine();
+  report.repeats = flags.repeat;
+  for (const int count : threads) report.rooflines.emplace_back(count, MeasureRoofline(count));
+  PITH_ASSIGN_OR_RETURN(auto groups, MakeGroups(flags, model->info()));
+  PITH_RETURN_IF_ERROR(Measure(flags, model, groups, report));
+  if (report.rows.empty()) return kExitInterrupted;
+  report.rss_peak_bytes = PeakRssBytes();
+  const nlohmann::ordered_json json = ToJson(report, model->info());
+  const std::string dumped = json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+  if (report.free_share < kBusyBelow) {
+    fmt::print(stderr, "pith: the machine is too busy to measure: a thread got {:.0f}% of its time.\n",
+               100 * report.free_share);
+  }
+  if (!flags.save.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.save, dumped + "\n"));
   if (flags.output.json) {
-    PrintJson(ToJson(flags, model->info(), rows).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(dumped);
   } else {
-    PrintText(rows);
+    fmt::print("{}", ToMarkdown(json));
   }
   return Interrupted() ? kExitInterrupted : kExitOk;
 }
 
 Status Check(const BenchFlags& flags) {
+  if (!flags.compare.empty()) return {};
   PITH_RETURN_IF_ERROR(flags.model.Check());
-  PITH_RETURN_IF_ERROR(ParseIntegers(flags.ctx, "--ctx", 2, 100'000'000));
-  PITH_ASSIGN_OR_RETURN(const std::vector<Config> configs, MakeConfigs(flags));
-  if (configs.empty()) return InvalidArgument("nothing is left to measure with these --recipes and --keep");
+  if (flags.output.json && flags.markdown) return InvalidArgument("--json and --md are two ways to print the same");
+  if (flags.fill == "synthetic" && !flags.file.empty())
+    return InvalidArgument("a synthetic cache reads no file: drop -f or --fill");
+  PITH_ASSIGN_OR_RETURN(const auto groups, MakeGroups(flags, ModelInfo{}));
+  if (groups.front().empty()) return InvalidArgument("nothing is left to measure with these --recipes and --keep");
   return {};
+}
+
+void AddCaseOptions(CLI::App& command, BenchFlags& flags) {
+  command.add_option("--ctx,-c", flags.ctx, "Contexts in tokens (default 512,4000)")->type_name("N,...");
+  command
+      .add_option("--tail", flags.tail,
+                  "Tokens at the end of the context whose prefill is timed by itself (default: its second half; with "
+                  "--fill synthetic 512, since no others are read); 0: none")
+      ->check(CLI::Range(0, 100'000'000))
+      ->type_name("N");
+  command
+      .add_option("--fill", flags.fill,
+                  "What the context holds: real text that is read (default), or synthetic entries")
+      ->check(CLI::IsMember({"real", "synthetic"}))
+      ->type_name("WHAT");
+  command.add_option("-n,--predict", flags.num_decoded, "Tokens to decode (default 32)")
+      ->check(CLI::Range(1, 1'000'000))
+      ->type_name("N");
+  command.add_option("--repeat,-r", flags.repeat, "Repetitions, of which the median is shown (default 5)")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("N");
+  command.add_option("-f,--file", flags.file, "Text to read (default: made-up sentences)")->type_name("FILE");
+  command.add_option("-b,--batch-size,--ubatch-size", flags.block, "Tokens read at once by all engines (default 512)")
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N");
+}
+
+void AddConfigOptions(CLI::App& command, BenchFlags& flags) {
+  command.add_option("--recipes", flags.recipes, fmt::format("Recipes (default {})", kDefaultRecipe))
+      ->type_name("R,...");
+  command
+      .add_option("--keep", flags.keep,
+                  "Kept fractions of the context (default 1.0,0.1); 1.0 is the full cache, one row for all recipes")
+      ->type_name("F,...");
+  command
+      .add_option("--cache-type-k", flags.key_formats,
+                  "-ctk: cache formats, of libllama too where it has them (default f16)")
+      ->type_name("TYPE,...");
+  command.add_option("--cache-type-v", flags.value_formats, "-ctv: formats of values; must be those of the keys")
+      ->type_name("TYPE,...");
+  command.add_option("-t,--threads", flags.threads, "Thread counts (default: this machine's physical cores)")
+      ->type_name("N,...");
+  command.add_option("--batch", flags.batches, "Sequences decoded at once, each with the whole context (default 1)")
+      ->type_name("N,...");
+  command
+      .add_option(
+          "--kv-budget", flags.budget,
+          "Cache memory of each engine: as many of the --batch sequences run as fit. A size such as 64MiB, or a "
+          "percentage of one sequence's full f16 cache, such as 320%")
+      ->type_name("SIZE|PERCENT");
+  command
+      .add_option("--flash-attn", flags.flash_attention,
+                  "libllama with flash attention on, off, both (default), or none: no libllama")
+      ->check(CLI::IsMember({"on", "off", "both", "none"}))
+      ->type_name("WHICH");
 }
 
 }  // namespace
@@ -338,30 +390,15 @@ void AddBench(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = app.add_subcommand("bench", "Measure speed and memory beside libllama");
   command->footer(kExamples);
-  command->add_option("--ctx,-c", flags->ctx, "Contexts in tokens (default 512,4000)")->type_name("N,...");
-  command->add_option("--recipes", flags->recipes, fmt::format("Recipes (default {})", kDefaultRecipe))
-      ->type_name("R,...");
-  command->add_option("--keep", flags->keep,
-                      "Kept fractions of the context (default 1.0,0.1); 1.0 is the full cache, one row for all recipes")
-      ->type_name("F,...");
-  command->add_option("-n,--predict", flags->num_decoded, "Tokens to decode (default 32)")
-      ->check(CLI::Range(1, 1'000'000))
-      ->type_name("N");
-  command->add_option("--repeat,-r", flags->repeat, "Repetitions, of which the median is shown (default 1)")
-      ->check(CLI::Range(1, 1000))
-      ->type_name("N");
-  command->add_option("--flash-attn", flags->flash_attention,
-                      "libllama with flash attention on (default), off, or both")
-      ->check(CLI::IsMember({"on", "off", "both"}))
-      ->type_name("WHICH");
-  command->add_option("-f,--file", flags->file, "Text to read (default: made-up sentences)")->type_name("FILE");
-  command->add_option("-b,--batch-size,--ubatch-size", flags->block, "Tokens read at once by all engines (default 512)")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: pith's format of keys and values, f16 (default) or q8_0")
-      ->type_name("TYPE");
-  AddModelFlags(*command, flags->model);
+  AddCaseOptions(*command, *flags);
+  AddConfigOptions(*command, *flags);
+  AddModelFlags(*command, flags->model, /*with_threads=*/false);
   AddOutputFlags(*command, flags->output);
+  command->add_flag("--md", flags->markdown, "Print a Markdown table (default)");
+  command->add_option("-o,--output", flags->save, "Write the JSON of the run to this file too")->type_name("FILE");
+  command->add_option("--compare", flags->compare, "Compare two such files, second against first, and measure nothing")
+      ->expected(2)
+      ->type_name("FILE FILE");
   command->callback([flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunBench(*flags); };

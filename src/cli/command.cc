@@ -20,12 +20,14 @@ void AddOutputFlags(CLI::App& command, OutputFlags& flags) {
   command.add_flag("--progress", flags.progress, "Show progress even where standard error is no terminal");
 }
 
-void AddModelFlags(CLI::App& command, ModelFlags& flags) {
+void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
   command.add_option("-m,--model", flags.path, "GGUF file (default: SmolLM2-135M-Instruct, which ships with pith)")
       ->type_name("FILE");
-  command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
-      ->check(CLI::Range(0, 1024))
-      ->type_name("N");
+  if (with_threads) {
+    command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
+        ->check(CLI::Range(0, 1024))
+        ->type_name("N");
+  }
   command.add_option("--gpu-layers,--n-gpu-layers", flags.gpu_layers,
                      "-ngl: layers on the GPU, where libllama was built with one (default 0)")
       ->check(CLI::Range(0, 100000))

@@ -66,7 +66,8 @@ struct ModelFlags {
   Status Check() const;
   int num_threads() const;
 };
-void AddModelFlags(CLI::App& command, ModelFlags& flags);
+// with_threads: false where a command has its own -t.
+void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads = true);
 // Shows progress and stops at Ctrl-C (kCancelled).
 Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output);
 

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "engine/engine_impl.h"
+#include "engine/synthetic.h"
 
 namespace pith {
 
@@ -251,6 +252,20 @@ Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const 
   return RunBlock();
 }
 
+Status EngineImpl::FillForBenchmark(SequenceId id, int num_tokens) {
+  Sequence& sequence = sequences_.at(id);
+  PITH_CHECK(sequence.next_position == 0);
+  PITH_RETURN_IF_ERROR(CheckRoom(sequence, static_cast<size_t>(num_tokens)));
+  if (num_global_layers_ != model_->info().num_layers) {
+    return Unsupported("a synthetic cache is made for models whose layers all attend over everything");
+  }
+  const int kept = evicts_while_running() ? plan_.keep_entries + plan_.slack_entries / 2 : num_tokens;
+  PITH_RETURN_IF_ERROR(FillHeads(*cache_, sequence.cache_id, std::min(num_tokens, kept), num_tokens, column_initials_));
+  sequence.next_position = num_tokens;
+  sequence.entries_seen = num_tokens * num_global_heads_;
+  return {};
+}
+
 // Says what a full budget means to the user, who may have asked for no eviction at all.
 Error EngineImpl::Explained(Error error) const {
   if (error.code != ErrorCode::kOutOfBudget) return error;
@@ -284,10 +299,10 @@ Status EngineImpl::RunBlock() {
 }
 
 void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
-  const Clock::time_point start = Clock::now();
   const int layer = call.cache_layer;
   const int global = global_index_[static_cast<size_t>(layer)];
   for (RowGroup& group : groups_) {
+    const Clock::time_point start = Clock::now();
     if (team.ith == 0) {
       prepared_ = false;
       if (!failed_) {
@@ -319,8 +334,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     ops_->Attend(team);
     if (team.ith == 0 && call.first && global >= 0) ops_->KeepQueries(call, group, global);
     team.Sync();
-    if (!call.first) continue;
     if (team.ith == 0) times_.attention += SecondsSince(start);
+    if (!call.first) continue;
     if (global < 0) {
       if (team.ith == 0 && style_.in_layer) {
         for (HeadCache& head : cache_->heads(group.sequence->cache_id, layer)) {

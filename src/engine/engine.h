@@ -103,6 +103,11 @@ class Engine {
   // [vocab], of the last token given to that sequence. Valid until the next call of the engine.
   virtual std::span<const float> logits(SequenceId sequence) const = 0;
 
+  // For benchmarks: an empty sequence becomes one that has read num_tokens tokens, with made-up entries in its global
+  // layers: all of them, or as many as the recipe keeps between evictions on average, spread evenly over the positions.
+  // kUnsupported: the model has other layers too.
+  virtual Status FillForBenchmark(SequenceId sequence, int num_tokens) = 0;
+
   // No eviction until turned on again (teacher forcing after Compress()).
   virtual void SetEviction(bool on) = 0;
 

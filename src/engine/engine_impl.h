@@ -45,6 +45,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status Decode(SequenceId sequence, int32_t token) override;
   Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
   std::span<const float> logits(SequenceId sequence) const override;
+  Status FillForBenchmark(SequenceId sequence, int num_tokens) override;
   void SetEviction(bool on) override { eviction_on_ = on; }
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,

@@ -80,6 +80,13 @@ void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info
 
 }  // namespace
 
+std::string HostVersion() {
+  InitLlamaOnce();
+  std::string features = llama_print_system_info();
+  while (!features.empty() && (features.back() == ' ' || features.back() == '|')) features.pop_back();
+  return std::string("ggml ") + ggml_version() + " (" + ggml_commit() + "), " + features;
+}
+
 struct HostModel::Private {
   std::vector<llama_adapter_lora*> adapters;
   std::string chat_template;

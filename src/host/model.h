@@ -54,6 +54,9 @@ struct ModelInfo {
   std::vector<LayerShape> layers;
 };
 
+// libllama's version and the CPU features that it was built with.
+std::string HostVersion();
+
 struct HostModelOptions {
   int num_gpu_layers = 0;
   int num_threads = 1;
@@ -119,14 +122,39 @@ class HostSampler {
   std::unique_ptr<Private> private_;
 };
 
+struct PlainOptions {
+  int num_ctx = 0;  // tokens of each sequence
+  int block_tokens = 512;
+  int num_threads = 1;
+  int max_sequences = 1;
+  bool flash_attention = true;
+  std::string cache_type = "f16";  // ggml's name, of keys and values
+  // One stream of cells for each sequence, so that a sequence attends over its own cells alone; with one sequence
+  // there is no difference. False: all share the cells (num_ctx then counts them all).
+  bool separate_streams = false;
+  bool for_benchmark = false;  // FillForBenchmark() will be called
+};
+
 // Plain libllama over the same weights, as the reference of parity, bench and eval.
 class PlainContext {
  public:
+  static Result<std::unique_ptr<PlainContext>> Create(const HostModel& model, const PlainOptions& options);
   static Result<std::unique_ptr<PlainContext>> Create(const HostModel& model, int num_ctx, int block_tokens,
-                                                      bool flash_attention, int num_threads, int max_sequences = 1);
+                                                      bool flash_attention, int num_threads, int max_sequences = 1) {
+    return Create(model, PlainOptions{.num_ctx = num_ctx,
+                                      .block_tokens = block_tokens,
+                                      .num_threads = num_threads,
+                                      .max_sequences = max_sequences,
+                                      .flash_attention = flash_attention});
+  }
   ~PlainContext();
   // Appends tokens to a sequence. all_logits: one row per token, else only the last token's row.
   Status Decode(int sequence, std::span<const int32_t> tokens, std::vector<float>* all_logits = nullptr);
+  // One token for each of sequences 0 .. tokens.size() - 1, in one batch.
+  Status DecodeBatch(std::span<const int32_t> tokens);
+  // For benchmarks: an empty sequence gets the made-up keys and values of num_tokens tokens through libllama's state
+  // API (plain_fill.cc). kUnsupported: the model has other than global attention layers.
+  Status FillForBenchmark(int sequence, int num_tokens);
   std::span<const float> logits() const;  // of the last token
   void Clear();
 

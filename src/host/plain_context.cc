@@ -1,3 +1,5 @@
+#include "host/plain_context.h"
+
 #include <algorithm>
 #include <string>
 
@@ -19,41 +21,51 @@ Status ApplyAdapters(const HostModel& model, llama_context* context) {
 
 Status CheckPosition(const ModelInfo& info, int32_t position) {
   if (info.max_positions == 0 || position < info.max_positions) return {};
-  return InvalidArgument("the positions of " + info.path + " end after " + std::to_string(info.max_positions) + " tokens");
+  return InvalidArgument("the positions of " + info.path + " end after " + std::to_string(info.max_positions) +
+                         " tokens");
 }
 
-struct PlainContext::Private {
-  LlamaContextPtr context;
-  std::unique_ptr<Batch> batch;
-  int block_tokens = 0;
-  int num_vocab = 0;
-  ModelInfo info;
-  std::vector<int32_t> next_position;
-};
+namespace {
+
+// GGML_TYPE_COUNT: no such type.
+ggml_type CacheType(const std::string& name) {
+  for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+    const char* known = ggml_type_name(static_cast<ggml_type>(type));
+    if (known != nullptr && name == known) return static_cast<ggml_type>(type);
+  }
+  return GGML_TYPE_COUNT;
+}
+
+}  // namespace
 
 PlainContext::~PlainContext() = default;
 
-Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& model, int num_ctx, int block_tokens,
-                                                           bool flash_attention, int num_threads, int max_sequences) {
+Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& model, const PlainOptions& options) {
   std::unique_ptr<PlainContext> plain(new PlainContext);
   plain->private_ = std::make_unique<Private>();
   Private& self = *plain->private_;
+  self.options = options;
+  self.type = CacheType(options.cache_type);
+  if (self.type == GGML_TYPE_COUNT) return InvalidArgument("libllama has no cache type " + options.cache_type);
+  const bool streams = options.separate_streams && options.max_sequences > 1;
   llama_context_params params = llama_context_default_params();
-  params.n_ctx = static_cast<uint32_t>(num_ctx);
-  params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
-  params.n_seq_max = static_cast<uint32_t>(max_sequences);
-  params.kv_unified = true;
-  params.n_threads = params.n_threads_batch = num_threads;
-  params.flash_attn_type = flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.n_ctx = static_cast<uint32_t>(options.num_ctx) * static_cast<uint32_t>(streams ? options.max_sequences : 1);
+  params.n_batch = params.n_ubatch = static_cast<uint32_t>(options.block_tokens);
+  // The spare sequence is the one through which FillForBenchmark() hands cells over.
+  params.n_seq_max = static_cast<uint32_t>(options.max_sequences) + (options.for_benchmark && !streams ? 1 : 0);
+  params.kv_unified = !streams;
+  params.n_threads = params.n_threads_batch = options.num_threads;
+  params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.type_k = params.type_v = self.type;
   params.no_perf = true;
   self.context.reset(llama_init_from_model(model.handle(), params));
-  if (self.context == nullptr) return IoError("libllama cannot make a context of " + std::to_string(num_ctx) + " tokens");
+  if (self.context == nullptr) {
+    return IoError("libllama cannot make a context of " + std::to_string(params.n_ctx) + " tokens");
+  }
   PITH_RETURN_IF_ERROR(ApplyAdapters(model, self.context.get()));
-  self.batch = std::make_unique<Batch>(block_tokens);
-  self.block_tokens = block_tokens;
-  self.num_vocab = model.info().num_vocab;
+  self.batch = std::make_unique<Batch>(std::max(options.block_tokens, options.max_sequences));
   self.info = model.info();
-  self.next_position.assign(static_cast<size_t>(max_sequences), 0);
+  self.next_position.assign(static_cast<size_t>(options.max_sequences), 0);
   return plain;
 }
 
@@ -62,7 +74,7 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
   int32_t& position = self.next_position.at(static_cast<size_t>(sequence));
   PITH_RETURN_IF_ERROR(CheckPosition(self.info, position + static_cast<int32_t>(tokens.size()) - 1));
   for (size_t at = 0; at < tokens.size();) {
-    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(self.block_tokens));
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(self.options.block_tokens));
     self.batch->Clear();
     for (size_t i = 0; i < count; ++i) {
       self.batch->Add(tokens[at + i], position++, sequence, all_logits != nullptr || at + i + 1 == tokens.size());
@@ -72,16 +84,28 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
     if (all_logits == nullptr) continue;
     for (size_t i = 0; i < count; ++i) {
       const float* row = llama_get_logits_ith(self.context.get(), static_cast<int32_t>(i));
-      all_logits->insert(all_logits->end(), row, row + self.num_vocab);
+      all_logits->insert(all_logits->end(), row, row + self.info.num_vocab);
     }
   }
+  return {};
+}
+
+Status PlainContext::DecodeBatch(std::span<const int32_t> tokens) {
+  Private& self = *private_;
+  PITH_CHECK(tokens.size() <= self.next_position.size());
+  self.batch->Clear();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    PITH_RETURN_IF_ERROR(CheckPosition(self.info, self.next_position[i]));
+    self.batch->Add(tokens[i], self.next_position[i]++, static_cast<int32_t>(i), true);
+  }
+  if (llama_decode(self.context.get(), self.batch->get()) != 0) return IoError("libllama could not decode a batch");
   return {};
 }
 
 std::span<const float> PlainContext::logits() const {
   const float* row = llama_get_logits_ith(private_->context.get(), -1);
   PITH_CHECK(row != nullptr);
-  return {row, static_cast<size_t>(private_->num_vocab)};
+  return {row, static_cast<size_t>(private_->info.num_vocab)};
 }
 
 void PlainContext::Clear() {

@@ -1,0 +1,25 @@
+// The inside of PlainContext, for its two source files only.
+#ifndef PITH_HOST_PLAIN_CONTEXT_H_
+#define PITH_HOST_PLAIN_CONTEXT_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "host/llama_util.h"
+#include "host/model.h"
+
+namespace pith {
+
+struct PlainContext::Private {
+  PlainOptions options;
+  ggml_type type = GGML_TYPE_F16;
+  LlamaContextPtr context;
+  std::unique_ptr<Batch> batch;
+  ModelInfo info;
+  std::vector<int32_t> next_position;
+};
+
+}  // namespace pith
+
+#endif  // PITH_HOST_PLAIN_CONTEXT_H_

@@ -1,0 +1,97 @@
+// Caches that pith bench fills with made-up entries are caches like any other.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/paths.h"
+#include "engine/engine.h"
+#include "host/model.h"
+
+namespace pith {
+namespace {
+
+constexpr int kThreads = 2;
+constexpr int32_t kToken = 300;
+
+std::shared_ptr<HostModel> Model() {
+  static const std::shared_ptr<HostModel> model = [] {
+    HostModelOptions options;
+    options.num_threads = kThreads;
+    auto loaded = HostModel::Load(DefaultModelPath(), options);
+    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
+    return loaded ? *loaded : nullptr;
+  }();
+  return model;
+}
+
+double Distance(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::abs(a[i] - b[i]);
+  return sum / static_cast<double>(a.size());
+}
+
+std::vector<float> PlainLogits(PlainOptions options, int filled) {
+  options.num_ctx = 3000;
+  options.block_tokens = 64;
+  options.num_threads = kThreads;
+  options.for_benchmark = true;
+  auto plain = PlainContext::Create(*Model(), options);
+  EXPECT_TRUE(plain) << plain.error().message;
+  for (int i = 0; i < options.max_sequences && filled > 0; ++i) {
+    const Status status = (*plain)->FillForBenchmark(i, filled);
+    EXPECT_TRUE(status) << status.error().message;
+  }
+  const std::vector<int32_t> tokens(static_cast<size_t>(options.max_sequences), kToken);
+  EXPECT_TRUE((*plain)->DecodeBatch(tokens));
+  const auto logits = (*plain)->logits();
+  return {logits.begin(), logits.end()};
+}
+
+TEST(ModelBench, LibllamaSeesItsSyntheticCache) {
+  const std::vector<float> on = PlainLogits({.flash_attention = true}, 2500);
+  const std::vector<float> empty = PlainLogits({.flash_attention = true}, 0);
+  // The same numbers lie in every layout: flash attention on, in streams, and in 8 bits; values with it off are others.
+  EXPECT_GT(Distance(on, empty), 0.3);
+  EXPECT_LT(Distance(on, PlainLogits({.max_sequences = 3, .flash_attention = true, .separate_streams = true}, 2500)),
+            0.1);
+  EXPECT_LT(Distance(on, PlainLogits({.flash_attention = true, .cache_type = "q8_0"}, 2500)), 0.15);
+  const std::vector<float> off = PlainLogits({.flash_attention = false}, 2500);
+  EXPECT_GT(Distance(off, empty), 0.3);
+  for (const float logit : off) ASSERT_TRUE(std::isfinite(logit));
+}
+
+TEST(ModelBench, TheEngineSeesItsSyntheticCache) {
+  for (const char* recipe : {"full", "snapkv"}) {
+    SCOPED_TRACE(recipe);
+    EngineOptions options;
+    options.num_ctx = 3000;
+    options.num_threads = kThreads;
+    options.recipe = *ParseRecipe(recipe);
+    const bool evicts = !options.recipe.policy->keeps_everything();
+    if (evicts) options.keep_entries = 300;
+    auto engine = Engine::Create(Model(), options);
+    ASSERT_TRUE(engine) << engine.error().message;
+    const SequenceId id = *(*engine)->NewSequence();
+    EXPECT_FALSE((*engine)->FillForBenchmark(id, 5000));
+    ASSERT_TRUE((*engine)->FillForBenchmark(id, 2500));
+    EXPECT_EQ((*engine)->num_tokens(id), 2500);
+    const KvStats filled = (*engine)->stats();
+    if (evicts) {
+      EXPECT_GE(filled.entries, 300 * 90);
+      EXPECT_LT(filled.entries, 400 * 90);
+    } else {
+      EXPECT_EQ(filled.entries, 2500 * 90);
+    }
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE((*engine)->Decode(id, kToken));
+    if (evicts) {
+      EXPECT_LE((*engine)->stats().entries, 400 * 90);
+    }
+    for (const float logit : (*engine)->logits(id)) ASSERT_TRUE(std::isfinite(logit));
+  }
+}
+
+}  // namespace
+}  // namespace pith
