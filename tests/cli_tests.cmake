@@ -11,3 +11,9 @@ foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
   set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
+# Sanitizers slow pith down and leave libllama alone: no ratio holds there.
+if(NOT PITH_SANITIZE)
+  add_test(NAME SlowSpeed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_test.py $<TARGET_FILE:pith>)
+  set_tests_properties(SlowSpeed PROPERTIES
+    LABELS slow RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+endif()

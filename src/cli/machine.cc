@@ -83,7 +83,7 @@ MachineInfo DescribeMachine() {
   machine.simd_target = kernels::TargetName();
   machine.pith_version = PITH_VERSION;
   machine.commit = PITH_COMMIT;
-  machine.libllama = HostVersion();
+  machine.libllama = std::string(PITH_LLAMA_VERSION) + ", " + HostVersion();
   return machine;
 }
 

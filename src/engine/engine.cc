@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "base/check.h"
+#include "base/own_code.h"
 #include "engine/engine_impl.h"
 #include "engine/synthetic.h"
 
@@ -238,6 +239,7 @@ Status EngineImpl::Decode(SequenceId id, int32_t token) {
 }
 
 Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const int32_t> tokens) {
+  const OwnCode own(true);
   PITH_CHECK(ids.size() == tokens.size() && ids.size() <= static_cast<size_t>(plan_.block_tokens));
   tokens_.assign(tokens.begin(), tokens.end());
   positions_.clear(), slots_.clear(), groups_.clear();
@@ -304,16 +306,18 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
   for (RowGroup& group : groups_) {
     const Clock::time_point start = Clock::now();
     if (team.ith == 0) {
-      prepared_ = false;
+      prepared_ = evict_now_ = false;
       if (!failed_) {
         if (Status status = ops_->Prepare(call, group, positions_, team.nth); status) {
           prepared_ = true;
+          evict_now_ = call.first && global >= 0 && HoldsTooMuch(*group.sequence, layer);
         } else {
           Fail(Explained(status.error()));
         }
       }
     }
     team.Sync();
+    const bool evict = evict_now_;  // thread 0 may be at the next group when this is used
     if (!prepared_) {
       // The block is lost, its graph still runs to the end: nothing undefined may flow through it.
       for (int t = team.ith; t < group.num_rows; t += team.nth) {
@@ -346,7 +350,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     }
     const Clock::time_point policy_start = Clock::now();
     if (observes_every_query_) ops_->Observe(layer, group, active_, team);
-    if (style_.in_layer && evicts_while_running()) EvictInLayer(call, group, team);
+    if (evict) EvictInLayer(call, group, team);
     if (team.ith == 0) times_.policy += SecondsSince(policy_start);
   }
 }

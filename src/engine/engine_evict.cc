@@ -64,20 +64,16 @@ Status EngineImpl::KeepHeads(const Sequence& source, const Sequence& target, int
   return {};
 }
 
+bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
+  if (!style_.in_layer || !evicts_while_running() || !eviction_on_) return false;
+  const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+  return EntriesOf(sequence, layer) > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
+}
+
 void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
   const int layer = call.cache_layer;
   Sequence& sequence = *group.sequence;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-  if (team.ith == 0) {
-    const int64_t entries = EntriesOf(sequence, layer);
-    evict_now_ = eviction_on_ && !failed_ &&
-                 entries > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
-  }
-  team.Sync();
-  if (!evict_now_) {
-    team.Sync();
-    return;
-  }
   const ActiveRecipe& active = active_.front();
   ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
               SinksOf(active.recipe), team, scores_);

@@ -64,6 +64,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void AddRecipe(const Recipe& recipe);
   Status RunBlock();
   void FinishBlock();
+  // A layer that the recipe judges by itself has more than the budget between evictions allows.
+  bool HoldsTooMuch(const Sequence& sequence, int layer) const;
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // One sequence to shrink by the scores of another (or its own). No budget: the running one.
   struct Shrink {

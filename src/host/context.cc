@@ -9,8 +9,10 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
+#include "base/own_code.h"
 #include "ggml-cpu.h"
 #include "host/llama_util.h"
 
@@ -33,6 +35,19 @@ std::vector<std::byte> CustomOpParams(ggml_custom_op_t function, void* user_data
   return params;
 }
 
+// A set of cache tensors of one graph: few, asked for in every block, so a sorted or hashed set would only allocate.
+class LayerSet {
+ public:
+  explicit LayerSet(size_t num_layers = 0) : has_(num_layers, 0) {}
+  void Clear() { std::fill(has_.begin(), has_.end(), uint8_t{0}); }
+  // True: it was not there.
+  bool Insert(int layer) { return std::exchange(has_.at(static_cast<size_t>(layer)), uint8_t{1}) == 0; }
+  bool operator==(const LayerSet& other) const { return has_ == other.has_; }
+
+ private:
+  std::vector<uint8_t> has_;
+};
+
 }  // namespace
 
 struct HostContext::Private {
@@ -48,6 +63,8 @@ struct HostContext::Private {
     float scale = 1;
     float soft_cap = 0;
     std::vector<float> alibi_slopes;
+    std::vector<std::byte> op_params;  // of the function below, made once
+    ggml_custom_op_t function = nullptr;
   };
 
   LlamaContextPtr context;
@@ -67,12 +84,12 @@ struct HostContext::Private {
 
   std::vector<std::unique_ptr<Node>> nodes;  // in graph order
   size_t next_node = 0;
-  std::set<int> caches_read;
-  std::set<int> caches_expected;  // what each block must read: graphs may depend on sizes
+  LayerSet caches_read;
+  LayerSet caches_expected;  // what each block must read: graphs may depend on sizes
   // Rows of the block in f16, between the node that would store them and the layer's attention.
   std::vector<std::vector<ggml_fp16_t>> row_buffers;
   std::vector<bool> buffer_busy;
-  std::map<std::pair<int, char>, int> buffer_of;  // (cache layer, 'k' or 'v') -> row buffer
+  std::vector<int> buffer_of[2];  // of keys and of values: cache layer -> row buffer, -1: none
   std::set<const void*> buffers_dropped;          // libllama's cache buffers whose pages were given back
   std::map<std::string, size_t> block_tensors;  // name -> bytes
   std::map<std::string, size_t> recurrent_tensors;
@@ -90,6 +107,7 @@ struct HostContext::Private {
   static void Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function);
   void TakeOverAttention(ggml_tensor* node);
   void TakeOverStore(ggml_tensor* node, int layer, char kind);
+  int& BufferOf(int layer, char kind) { return buffer_of[kind == 'v'].at(static_cast<size_t>(layer)); }
   int ReleaseBuffer(int layer, char kind);
   void DropPages(const ggml_tensor* cache);
   void NoteMemory(const ggml_tensor* node);
@@ -111,6 +129,7 @@ void HostContext::Private::NoteMemory(const ggml_tensor* node) {
 bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) {
   Private& self = *static_cast<Private*>(user_data);
   if (!ask) return true;
+  const OwnCode own(true);
   if (self.next_node == 0) self.NoteMemory(node);
   if (self.ignore_history) return false;
   for (const char kind : {'k', 'v'}) {
@@ -126,8 +145,8 @@ bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) 
 
 HostContext::Private::Node& HostContext::Private::NextNode() {
   if (next_node == 0) {
-    caches_read.clear();
-    buffer_of.clear();
+    caches_read.Clear();
+    for (std::vector<int>& buffers : buffer_of) std::fill(buffers.begin(), buffers.end(), -1);
     buffer_busy.assign(buffer_busy.size(), false);
   }
   if (next_node == nodes.size()) nodes.push_back(std::make_unique<Node>());
@@ -138,9 +157,12 @@ HostContext::Private::Node& HostContext::Private::NextNode() {
 
 // Only the op and its parameters change: sources, output and schedule stay.
 void HostContext::Private::Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function) {
-  const std::vector<std::byte> op_params = CustomOpParams(function, &entry);
+  if (entry.function != function) {
+    entry.op_params = CustomOpParams(function, &entry);
+    entry.function = function;
+  }
   node->op = GGML_OP_CUSTOM;
-  std::memcpy(node->op_params, op_params.data(), op_params.size());
+  std::memcpy(node->op_params, entry.op_params.data(), entry.op_params.size());
 }
 
 // libllama's cache is never written, so its memory need not be there.
@@ -167,7 +189,7 @@ void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind
   *free = true;
   entry.buffer = static_cast<int>(free - buffer_busy.begin());
   entry.cache_layer = layer;
-  buffer_of[{layer, kind}] = entry.buffer;
+  BufferOf(layer, kind) = entry.buffer;
   std::vector<ggml_fp16_t>& rows = row_buffers[static_cast<size_t>(entry.buffer)];
   const size_t needed = static_cast<size_t>(root->ne[0] * node->src[0]->ne[1]);
   if (rows.size() < needed) rows.resize(needed);
@@ -176,6 +198,7 @@ void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind
 }
 
 void HostContext::Private::OnStore(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const OwnCode own(true);
   const Node& entry = *static_cast<const Node*>(user_data);
   const ggml_tensor* rows = node->src[0];
   ggml_fp16_t* to = entry.owner->row_buffers[static_cast<size_t>(entry.buffer)].data();
@@ -186,10 +209,9 @@ void HostContext::Private::OnStore(ggml_tensor* node, int ith, int nth, void* us
 }
 
 int HostContext::Private::ReleaseBuffer(int layer, char kind) {
-  const auto found = buffer_of.find({layer, kind});
-  if (found == buffer_of.end()) return -1;
-  buffer_busy[static_cast<size_t>(found->second)] = false;
-  return found->second;
+  const int buffer = BufferOf(layer, kind);
+  if (buffer >= 0) buffer_busy[static_cast<size_t>(buffer)] = false;
+  return buffer;
 }
 
 void HostContext::Private::TakeOverAttention(ggml_tensor* node) {
@@ -198,7 +220,7 @@ void HostContext::Private::TakeOverAttention(ggml_tensor* node) {
   float params[3];  // scale, ALiBi bias, soft-cap
   std::memcpy(params, node->op_params, sizeof params);
   entry.cache_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
-  entry.first = caches_read.insert(entry.cache_layer).second;
+  entry.first = caches_read.Insert(entry.cache_layer);
   // ggml stores the scale divided out of the cap: score = cap * tanh(scale / cap * q.k).
   entry.soft_cap = params[2];
   entry.scale = params[0];
@@ -234,6 +256,7 @@ const uint16_t* RowsBehind(const ggml_tensor* view, const std::vector<std::vecto
 }  // namespace
 
 void HostContext::Private::OnAttention(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const OwnCode own(true);
   const Node& entry = *static_cast<const Node*>(user_data);
   Private& self = *entry.owner;
   const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *sinks = node->src[4];
@@ -262,6 +285,7 @@ void HostContext::Private::OnAttention(ggml_tensor* node, int ith, int nth, void
 }
 
 void HostContext::Private::OnTeam(ggml_tensor*, int ith, int nth, void* user_data) {
+  const OwnCode own(true);
   Private& self = *static_cast<Private*>(user_data);
   (*self.team_function)(Team{.ith = ith, .nth = nth, .barrier = &self.barrier});
 }
@@ -286,8 +310,11 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   self.num_threads = num_threads;
   self.num_vocab = model.info().num_vocab;
   self.info = model.info();
-  for (size_t layer = 0; layer < model.info().layers.size(); ++layer) {
-    if (model.info().layers[layer].kind != LayerKind::kNone) self.caches_expected.insert(static_cast<int>(layer));
+  const size_t num_layers = model.info().layers.size();
+  self.caches_read = self.caches_expected = LayerSet(num_layers);
+  for (std::vector<int>& buffers : self.buffer_of) buffers.assign(num_layers, -1);
+  for (size_t layer = 0; layer < num_layers; ++layer) {
+    if (model.info().layers[layer].kind != LayerKind::kNone) self.caches_expected.Insert(static_cast<int>(layer));
   }
 
   llama_context_params params = llama_context_default_params();
@@ -315,6 +342,7 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
 HostContext::~HostContext() = default;
 
 void HostContext::Private::EmptyBlock() {
+  const OwnCode own(false);
   if (!hybrid) {
     llama_memory_clear(memory, false);
     return;
@@ -339,7 +367,10 @@ Status HostContext::Decode(const BlockRows& rows) {
   }
   self.slot_of_block = rows.slots[0];
   self.next_node = 0;
-  const int status = llama_decode(self.context.get(), self.batch->get());
+  const int status = [&] {
+    const OwnCode own(false);
+    return llama_decode(self.context.get(), self.batch->get());
+  }();
   const bool complete = self.ignore_history || self.caches_read == self.caches_expected;
   self.EmptyBlock();
   if (status == 0 && !complete) {
@@ -350,6 +381,7 @@ Status HostContext::Decode(const BlockRows& rows) {
 }
 
 std::span<const float> HostContext::logits(int output) const {
+  const OwnCode own(false);
   const float* row = llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
   PITH_CHECK(row != nullptr);
   return {row, static_cast<size_t>(private_->num_vocab)};
@@ -383,6 +415,7 @@ size_t HostContext::recurrent_bytes() const {
 void HostContext::RunOnTeam(const std::function<void(const Team&)>& fn) {
   Private& self = *private_;
   self.team_function = &fn;
+  const OwnCode own(false);
   ggml_cplan plan = ggml_graph_plan(self.team_graph, self.num_threads, nullptr);
   PITH_CHECK(plan.work_size == 0);
   ggml_graph_compute(self.team_graph, &plan);
