@@ -141,6 +141,54 @@ TEST(ModelEngine, AnySequenceOfBlocksGivesTheSameResult) {
   EXPECT_GT(MeanKl(one, PrefillLogits(forgetful, tokens)), 0.1);
 }
 
+// CritiPrefill: with room for every block nothing changes, not a bit; with less the answer drifts, the more
+// the smaller the budget; the prompt's last segment always sees everything that its layers were given.
+TEST(ModelEngine, CritiPrefillSkipsWorkAndNothingElse) {
+  const std::vector<int32_t> tokens = Tokens(1100);
+  const std::vector<float> full = PrefillLogits(Options("full", 0, 256), tokens);
+  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=1088,threshold=0", 0, 256), tokens));
+  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=64,threshold=1088", 0, 256), tokens));
+  double previous = 0;
+  for (const int budget : {768, 256, 32}) {
+    const std::string recipe = "full prefill=criti:segment=128,threshold=0,skip=0,budget=" + std::to_string(budget);
+    const double kl = MeanKl(full, PrefillLogits(Options(recipe, 0, 256), tokens));
+    EXPECT_GT(kl, previous) << budget;
+    previous = kl;
+  }
+  EXPECT_GT(previous, 0.02);
+}
+
+TEST(ModelEngine, CritiPrefillLeavesOnlyThePromptsEndWhole) {
+  const std::vector<int32_t> tokens = Tokens(512);
+  const EngineOptions options = Options("full prefill=criti:segment=128,threshold=0,skip=0,budget=32", 0, 128);
+  const std::vector<float> once = PrefillLogits(options, tokens);
+  // Block by block, each the end of its prompt: every segment sees everything.
+  const auto in_pieces = [&](bool continues) {
+    auto engine = Make(options);
+    const SequenceId sequence = *engine->NewSequence();
+    std::vector<float> logits;
+    for (size_t at = 0; at < tokens.size(); at += 128) {
+      engine->SetPromptContinues(continues && at + 128 < tokens.size());
+      EXPECT_TRUE(engine->Prefill(sequence, std::span(tokens).subspan(at, 128), false, &logits));
+    }
+    return logits;
+  };
+  EXPECT_EQ(in_pieces(true), once);
+  EXPECT_EQ(in_pieces(false), PrefillLogits(Options("full", 0, 128), tokens));
+  EXPECT_NE(once, PrefillLogits(Options("full", 0, 128), tokens));
+}
+
+TEST(ModelEngine, CritiPrefillGoesWithEviction) {
+  const std::vector<int32_t> tokens = Tokens(1000);
+  EngineOptions options = Options("snapkv prefill=criti:segment=64,threshold=0,budget=64", size_t{9} << 20, 128);
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, tokens));
+  EXPECT_LE(engine->stats().peak_bytes, options.budget_bytes);
+  EXPECT_LT(engine->stats().kept_fraction, 1.0);
+  for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
+}
+
 TEST(ModelEngine, ForksAreEqualAndIndependent) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;

@@ -77,7 +77,11 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   std::set<std::string> seen;
   for (const std::string& name : SplitRecipes(flags.recipes)) {
     PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseRecipe(name));
-    if (!seen.insert(name).second || recipe.policy->keeps_everything()) continue;
+    if (!seen.insert(name).second || (recipe.policy->keeps_everything() && !recipe.prefill)) continue;
+    if (recipe.prefill && flags.compress != "block") {
+      return InvalidArgument(fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
+                                         "--compress block", name));
+    }
     if (flags.mode == "decode" && !recipe.policy->decodes()) {
       return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));
     }

@@ -91,7 +91,7 @@ bool IsParameter(std::string_view text) {
   const size_t end = text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-");
   if (end == 0 || end == std::string_view::npos || text[end] != '=') return false;
   const std::string_view name = text.substr(0, end);
-  for (const std::string_view stage : {"score", "agg", "mod", "alloc", "act"}) {
+  for (const std::string_view stage : {"score", "agg", "mod", "alloc", "act", "prefill"}) {
     if (name == stage) return false;
   }
   return true;

@@ -89,7 +89,7 @@ Status EngineImpl::Init() {
   PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
   const int num_slots = std::max(options_.max_sequences, 1);
   PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots, options_.num_threads, this));
-  ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_);
+  ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_, options_.recipe.prefill);
   slot_used_.assign(static_cast<size_t>(num_slots), false);
   return {};
 }
@@ -175,7 +175,8 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
     wants_logits_.assign(count, all_logits != nullptr);
     wants_logits_.back() = 1;
     for (size_t i = 0; i < count; ++i) positions_[i] = sequence.next_position + static_cast<int32_t>(i);
-    groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(count)});
+    const bool ends = at + count == tokens.size() && !prompt_continues_;
+    groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(count), SparseRows(static_cast<int>(count), ends)});
     PITH_RETURN_IF_ERROR(RunBlock());
     if (all_logits != nullptr) {
       for (size_t i = 0; i < count; ++i) {
@@ -249,7 +250,7 @@ Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const 
     PITH_RETURN_IF_ERROR(CheckRoom(sequence, 1));
     positions_.push_back(sequence.next_position);
     slots_.push_back(sequence.slot);
-    groups_.push_back({&sequence, static_cast<int>(i), 1});
+    groups_.push_back({&sequence, static_cast<int>(i), 1, 0});
   }
   return RunBlock();
 }
@@ -308,7 +309,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     if (team.ith == 0) {
       prepared_ = evict_now_ = false;
       if (!failed_) {
-        if (Status status = ops_->Prepare(call, group, positions_, team.nth); status) {
+        if (Status status = ops_->Prepare(call, group, positions_, global, team.nth); status) {
           prepared_ = true;
           evict_now_ = call.first && global >= 0 && HoldsTooMuch(*group.sequence, layer);
         } else {

@@ -94,6 +94,10 @@ class Engine {
   virtual Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
                                  std::vector<float>& logits, const Progress& progress = {}) = 0;
 
+  // True: what Prefill reads from now on is not the end of its prompt. The prefill option of a recipe
+  // (prefill=criti) leaves the last segment of a prompt whole, and so must know where that is.
+  virtual void SetPromptContinues(bool on) = 0;
+
   // Appends one token, evicting as the recipe says. Allocates nothing.
   virtual Status Decode(SequenceId sequence, int32_t token) = 0;
 

@@ -47,6 +47,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::span<const float> logits(SequenceId sequence) const override;
   Status FillForBenchmark(SequenceId sequence, int num_tokens) override;
   void SetEviction(bool on) override { eviction_on_ = on; }
+  void SetPromptContinues(bool on) override { prompt_continues_ = on; }
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
@@ -92,6 +93,12 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
   const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
   Budget BlockBudget(int64_t entries, int heads) const;
+  // Rows of a block of a prompt that may skip attention work: not those of the prompt's last segment.
+  int SparseRows(int count, bool ends) const {
+    if (!options_.recipe.prefill) return 0;
+    const int segment = options_.recipe.prefill->segment;
+    return ends ? (count - 1) / segment * segment : count;
+  }
   bool evicts_while_running() const {
     return options_.compress == CompressMode::kBlock && !active_.front().recipe.policy->keeps_everything();
   }
@@ -113,6 +120,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int ring_window_ = 0;
   bool observes_every_query_ = false;
   bool eviction_on_ = true;
+  bool prompt_continues_ = false;
 
   std::map<SequenceId, Sequence> sequences_;
   std::vector<bool> slot_used_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "base/check.h"
 #include "kernels/projected_norms.h"
@@ -17,17 +16,10 @@ constexpr int kObservedRows = 32;
 
 }  // namespace
 
-std::byte* Scratch::Bytes(size_t bytes) {
-  if (bytes > size_) {
-    size_ = bytes + bytes / 4;
-    data_.reset();
-    data_.reset(new (std::align_val_t{64}) std::byte[size_]);
-  }
-  return data_.get();
-}
-
-LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials)
+LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials,
+                   const std::optional<CritiOptions>& prune)
     : model_(model), cache_(cache), column_initials_(std::move(column_initials)), params_(model.info().layers.size()) {
+  if (prune) pruner_.emplace(*prune);
   int most_heads = 0;
   for (const CacheLayer& layer : cache.layers()) most_heads = std::max(most_heads, layer.num_kv_heads);
   segments_.resize(static_cast<size_t>(most_heads));
@@ -45,7 +37,8 @@ void LayerOps::DescribeHeads(int cache_id, int layer) {
   }
 }
 
-Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int nth) {
+Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions,
+                         int global_layer, int nth) {
   const int layer = call.cache_layer;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const int cache_id = group.sequence->cache_id;
@@ -82,7 +75,17 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::
   task_.output_token_stride = call.output_token_stride;
   task_.output_head_stride = call.output_head_stride;
   attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, nth));
+  pruned_ = PrunedCall{.num_sparse_rows = pruner_ && global_layer >= 0 ? group.num_sparse_rows : 0, .layer = global_layer};
+  for (const HeadCache& head : heads) pruned_.complete &= head.num_entries() == group.sequence->next_position;
   return {};
+}
+
+void LayerOps::Attend(const Team& team) {
+  if (pruned_.num_sparse_rows > 0) {
+    pruner_->Run(task_, pruned_, team);
+  } else {
+    kernels::RunAttention(task_, attention_scratch_, team);
+  }
 }
 
 void LayerOps::Append(const AttentionCall& call, const RowGroup& group, const Team& team) {

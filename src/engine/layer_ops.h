@@ -6,12 +6,15 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "base/team.h"
 #include "cache/kv_cache.h"
+#include "engine/prefill_pruner.h"
+#include "engine/scratch.h"
 #include "engine/sequence.h"
 #include "host/context.h"
 #include "kernels/attention.h"
@@ -25,39 +28,28 @@ struct ActiveRecipe {
   int first_column = 0;
 };
 
-// Memory that grows to its largest use and stays.
-class Scratch {
- public:
-  std::byte* Bytes(size_t bytes);
-  float* Floats(size_t count) { return reinterpret_cast<float*>(Bytes(count * sizeof(float))); }
-
- private:
-  struct Free {
-    void operator()(std::byte* pointer) const { ::operator delete[](pointer, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte[], Free> data_;
-  size_t size_ = 0;
-};
-
 // A run of rows of one block that belong to one sequence.
 struct RowGroup {
   Sequence* sequence = nullptr;
   int first_row = 0;
   int num_rows = 0;
+  int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
 };
 
 class LayerOps {
  public:
   // column_initials: columns whose value of a new entry is not 0.
-  LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials);
+  // prune: the recipe's prefill option, if it has one.
+  LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials,
+           const std::optional<CritiOptions>& prune);
 
   // Thread 0, between syncs. Makes room for the group's rows in the layer's heads and describes the
-  // attention over them. kOutOfBudget: nothing has changed.
-  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int nth);
+  // attention over them. kOutOfBudget: nothing has changed. global_layer: -1 where the layer is none.
+  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int global_layer, int nth);
   // All threads, after a sync: writes the group's keys and values.
   void Append(const AttentionCall& call, const RowGroup& group, const Team& team);
   // All threads, after a sync.
-  void Attend(const Team& team) { kernels::RunAttention(task_, attention_scratch_, team); }
+  void Attend(const Team& team);
   // All threads: gives the attention rows of this block to the recipes that observe every query.
   void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
   // Thread 0: remembers the last queries.
@@ -90,6 +82,8 @@ class LayerOps {
   std::vector<int32_t> positions_;       // of the group's rows
   Scratch attention_buffer_;
   std::byte* attention_scratch_ = nullptr;
+  std::optional<PrefillPruner> pruner_;
+  PrunedCall pruned_;
 
   // Attention parameters of each layer, as last seen: the window's probabilities need them.
   struct LayerParams {

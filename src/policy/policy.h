@@ -10,12 +10,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "pith/types.h"
+#include "policy/criti.h"
 
 namespace pith {
 
@@ -164,7 +166,7 @@ std::vector<RecipeInfo> ListRecipes();
 
 // The stages that recipes are made of, for `pith recipes`.
 struct StageListing {
-  std::string kind;        // "score", "agg", "mod", "alloc", "act"
+  std::string kind;        // "score", "agg", "mod", "alloc", "act", "prefill"
   std::string name;
   std::string paper;
   std::string summary;
@@ -180,6 +182,7 @@ struct Recipe {
   std::string text;       // normalised: parses to the same policy
   std::shared_ptr<const Policy> policy;
   int num_sinks = -1;     // first entries pinned by the engine: sinks=N; -1: as the engine sees fit
+  std::optional<CritiOptions> prefill;  // attention work that may be skipped while a prompt is read
 };
 
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or

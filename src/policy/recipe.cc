@@ -2,7 +2,7 @@
 //
 //   recipe = word { space word }
 //   word   = name [":" params] | key "=" name [":" params] | "sinks=" number
-//   key    = score | agg | mod | alloc | act
+//   key    = score | agg | mod | alloc | act | prefill
 //   params = name "=" value { "," name "=" value }
 //
 // A name stands first and fills in its stages; a stage given beside it takes the place of the one of
@@ -342,6 +342,10 @@ Result<Recipe> ParseRecipe(std::string_view text) {
   Recipe recipe;
   recipe.text = Normalised(draft);
   recipe.num_sinks = SettleSinks(draft);
+  if (const ChosenStage* prefill = draft.Find(StageKind::kPrefill); prefill != nullptr) {
+    recipe.prefill = MakePrefill(prefill->entry->name, prefill->params);
+    PITH_RETURN_IF_ERROR(CheckCritiOptions(*recipe.prefill));
+  }
   PITH_ASSIGN_OR_RETURN(PolicyParts parts, Build(draft));
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   return recipe;

@@ -47,6 +47,26 @@ TEST(Recipe, StagesReplaceThoseOfTheName) {
   EXPECT_TRUE(ParseRecipe("layer_defensivekv alloc=uniform")->policy->layer_local());
 }
 
+TEST(Recipe, PrefillOptionGoesWithAnyRecipe) {
+  EXPECT_FALSE(ParseRecipe("full")->prefill.has_value());
+  const Result<Recipe> recipe = ParseRecipe("snapkv:window=16 prefill=criti:segment=256,block=64,budget=1024,fusion=off");
+  ASSERT_TRUE(recipe.has_value()) << recipe.error().message;
+  ASSERT_TRUE(recipe->prefill.has_value());
+  EXPECT_EQ(recipe->prefill->segment, 256);
+  EXPECT_EQ(recipe->prefill->block, 64);
+  EXPECT_EQ(recipe->prefill->budget, 1024);
+  EXPECT_EQ(recipe->prefill->threshold, 4096);
+  EXPECT_FALSE(recipe->prefill->fusion);
+  EXPECT_EQ(recipe->policy->window(), 16);
+  EXPECT_EQ(Normal(recipe->text), recipe->text);
+  EXPECT_EQ(ErrorOf("full prefill=criti:block=48"),
+            "prefill=criti skips whole pages, so its block must be a multiple of 32, not 48");
+  EXPECT_EQ(ErrorOf("full prefill=criti:block=64,segment=96"),
+            "the segment of prefill=criti must be a multiple of its block, and 96 is none of 64");
+  EXPECT_EQ(ErrorOf("full prefill=criti:block=64,budget=32"), "the budget of prefill=criti must hold one block: 32 is less than 64");
+  EXPECT_EQ(ErrorOf("full prefill=crit"), "there is no prefill=crit; did you mean 'criti'?");
+}
+
 TEST(Recipe, NeedsFollowFromTheStages) {
   EXPECT_EQ(ParseRecipe("full")->policy->needs(), 0U);
   EXPECT_TRUE(ParseRecipe("full")->policy->keeps_everything());

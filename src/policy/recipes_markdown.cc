@@ -30,7 +30,7 @@ A recipe decides which entries of the KV cache stay. It is text in one of three 
 - stages, alone or beside a name: `score=snapkv:window=64 agg=defensive alloc=ada:alpha=0.2 act=drop`, `snapkv:window=64 alloc=ada`
 
 A stage beside a name takes the place of the one of its kind; modifiers add up, and `mod=none` removes those of the name.
-`sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence. Missing stages are `agg=mean`,
+`prefill=criti` beside any of them skips attention work while the prompt is read. `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence. Missing stages are `agg=mean`,
 `alloc=uniform` and `act=drop`.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,

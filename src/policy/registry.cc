@@ -11,12 +11,14 @@ namespace pith {
 #define PITH_MODIFIER(name, function, paper) StageInfo<Modifier> function();
 #define PITH_ALLOCATOR(name, function, paper) StageInfo<Allocator> function();
 #define PITH_ACTION(name, function, paper) StageInfo<Action> function();
+#define PITH_PREFILL(name, function, paper) StageInfo<CritiOptions> function();
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
 #undef PITH_MODIFIER
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
+#undef PITH_PREFILL
 
 namespace {
 
@@ -32,12 +34,14 @@ std::vector<StageEntry> MakeTable() {
 #define PITH_MODIFIER(name, function, paper) Entry(StageKind::kModify, name, paper, function()),
 #define PITH_ALLOCATOR(name, function, paper) Entry(StageKind::kAllocate, name, paper, function()),
 #define PITH_ACTION(name, function, paper) Entry(StageKind::kAct, name, paper, function()),
+#define PITH_PREFILL(name, function, paper) Entry(StageKind::kPrefill, name, paper, function()),
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
 #undef PITH_MODIFIER
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
+#undef PITH_PREFILL
   };
 }
 
@@ -61,6 +65,7 @@ constexpr Factory<Scorer> kScorers[] = {
 #define PITH_MODIFIER PITH_IGNORE
 #define PITH_ALLOCATOR PITH_IGNORE
 #define PITH_ACTION PITH_IGNORE
+#define PITH_PREFILL PITH_IGNORE
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
@@ -83,12 +88,20 @@ constexpr Factory<Allocator> kAllocators[] = {
 #define PITH_MODIFIER PITH_IGNORE
 #define PITH_ALLOCATOR(name, function, paper) {name, function},
 #include "policy/registry.inc"
+#undef PITH_ALLOCATOR
+#undef PITH_PREFILL
+};
+constexpr Factory<CritiOptions> kPrefills[] = {
+#define PITH_ALLOCATOR PITH_IGNORE
+#define PITH_PREFILL(name, function, paper) {name, function},
+#include "policy/registry.inc"
 };
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
 #undef PITH_MODIFIER
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
+#undef PITH_PREFILL
 #undef PITH_IGNORE
 
 constexpr NamedRecipe kRecipes[] = {
@@ -130,6 +143,10 @@ std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& para
 }
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params) {
   return MakeFrom<Allocator>(kAllocators, name, params);
+}
+
+CritiOptions MakePrefill(std::string_view name, const Params& params) {
+  return *MakeFrom<CritiOptions>(kPrefills, name, params);
 }
 
 std::span<const NamedRecipe> NamedRecipes() { return kRecipes; }

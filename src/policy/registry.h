@@ -11,8 +11,8 @@
 
 namespace pith {
 
-enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct };
-inline constexpr std::array<std::string_view, 5> kStageKeys = {"score", "agg", "mod", "alloc", "act"};
+enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct, kPrefill };
+inline constexpr std::array<std::string_view, 6> kStageKeys = {"score", "agg", "mod", "alloc", "act", "prefill"};
 inline std::string_view KeyOf(StageKind kind) { return kStageKeys[static_cast<size_t>(kind)]; }
 
 // What the parser needs of any stage.
@@ -36,6 +36,7 @@ std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params);
 std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params);
 std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& params);
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params);
+CritiOptions MakePrefill(std::string_view name, const Params& params);
 
 struct NamedRecipe {
   std::string_view name;
