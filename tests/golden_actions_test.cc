@@ -260,6 +260,14 @@ void CheckD2o(const GgufFile& file, const std::string& method) {
 PITH_GOLDEN_TEST(Methods, d2o, "out/d2o/f") { CheckD2o(file, "d2o"); }
 PITH_GOLDEN_TEST(Methods, d2o_slot, "out/d2o/f") { CheckD2o(file, "d2o_slot"); }
 
+TEST(GoldenD2o, LayersByHand) {
+  const std::vector<double> ratios = LayerRatios(std::vector<double>{0.2, 0.5, 0.3, 0.4}, 0.2);
+  ExpectNumbers({ratios.begin(), ratios.end()}, {.230921F, .171071F, .208946F, .189062F}, "ratios");
+  const std::vector<std::vector<float>> sums = {{3, 1, .5F, .5F}, {2, 1, 1, 1}, {1.25F, 1.25F, 1.25F, 1.25F}};
+  const std::vector<std::span<const float>> heads(sums.begin(), sums.end());
+  EXPECT_NEAR(LayerDensity(heads), 0.392157, 1e-6);
+}
+
 // The worked example of the specification, with the paper's convex weights too.
 TEST(GoldenD2o, ExampleByHand) {
   const std::vector<int32_t> kept = {0, 2, 5, 6, 7};

@@ -189,6 +189,36 @@ TEST(ModelEngine, CritiPrefillGoesWithEviction) {
   for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
 }
 
+// D2O: merged entries change the answer, and only an f16 cache can take them.
+TEST(ModelEngine, MergingChangesKeptEntries) {
+  const std::vector<int32_t> tokens = Tokens(300);
+  const auto compressed = [&](const std::string& recipe) {
+    EngineOptions options = Options("full", 0, 128);
+    options.compress = CompressMode::kAfter;
+    options.later_recipes = {*ParseRecipe(recipe)};
+    options.max_sequences = 2;
+    auto engine = Make(options);
+    const SequenceId base = *engine->NewSequence();
+    EXPECT_TRUE(engine->Prefill(base, std::span(tokens).first(290)));
+    const SequenceId fork = *engine->Fork(base);
+    const auto kept = engine->Compress(fork, options.later_recipes[0], 0.25);
+    EXPECT_TRUE(kept);
+    EXPECT_NEAR(*kept, 0.25, 0.01);
+    std::vector<float> logits, whole;
+    EXPECT_TRUE(engine->Prefill(fork, std::span(tokens).subspan(290), false, &logits));
+    EXPECT_TRUE(engine->Prefill(base, std::span(tokens).subspan(290), false, &whole));
+    EXPECT_LT(MeanKl(whole, logits), 3.0) << recipe;
+    return logits;
+  };
+  const std::vector<float> dropped = compressed("d2o act=drop"), merged = compressed("d2o");
+  EXPECT_NE(dropped, merged);
+  EngineOptions low = Options("d2o");
+  low.format = KvFormat::kQ8;
+  const auto refused = Engine::Create(Model(), low);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "act=merge rewrites keys and values, which a cache in q8 cannot do: use f16");
+}
+
 TEST(ModelEngine, ForksAreEqualAndIndependent) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;

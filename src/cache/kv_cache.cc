@@ -173,6 +173,24 @@ Status HeadCache::WriteColumn(int column, std::span<const float> values) {
   return {};
 }
 
+Status HeadCache::Rewrite(std::span<const int32_t> entries, const float* keys, const float* values) {
+  PITH_CHECK(layout_->format == KvFormat::kF16);
+  const auto key_dim = static_cast<size_t>(layout_->key_dim), value_dim = static_cast<size_t>(layout_->value_dim);
+  std::vector<float> columns(static_cast<size_t>(layout_->num_columns));
+  for (const int32_t entry : entries) {
+    PITH_DCHECK(entry >= 0 && entry < num_entries_);
+    PITH_RETURN_IF_ERROR(Unshare(static_cast<size_t>(entry / kP)));
+    std::byte* page = page_of(entry);
+    const int slot = entry % kP;
+    const int32_t position = layout_->positions(page)[slot];
+    for (int c = 0; c < layout_->num_columns; ++c) columns[static_cast<size_t>(c)] = layout_->column(page, c)[slot];
+    kernels::WriteEntryF32(*layout_, page, slot, keys + static_cast<size_t>(entry) * key_dim,
+                           values + static_cast<size_t>(entry) * value_dim, position);
+    for (int c = 0; c < layout_->num_columns; ++c) layout_->column(page, c)[slot] = columns[static_cast<size_t>(c)];
+  }
+  return {};
+}
+
 Status HeadCache::Verify() const {
   if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) return Corrupt("cache: a head has fewer pages than entries");
   int32_t last = -1;

@@ -75,6 +75,9 @@ class HeadCache {
   void ReadColumn(int column, std::span<float> values) const;
   // Columns of a shared page may not be written: kOutOfBudget if a copy was needed and impossible.
   Status WriteColumn(int column, std::span<const float> values);
+  // New keys [n, D] and values [n, Dv] for these ascending entries; positions and columns stay. f16 pages
+  // only. kOutOfBudget: a shared page could not be copied; entries of earlier pages are rewritten already.
+  Status Rewrite(std::span<const int32_t> entries, const float* keys, const float* values);
 
   Status Verify() const;
 

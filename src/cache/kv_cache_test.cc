@@ -192,5 +192,30 @@ TEST(LedgerTest, NeverPassesItsLimit) {
   EXPECT_EQ(ledger.peak_bytes(), 100u);
 }
 
+TEST(KvCache, RewritesEntriesAndLeavesForksAlone) {
+  Ledger ledger(size_t{256} << 10);
+  auto created = KvCache::Create(&ledger, Layers(KvFormat::kF16), 40);
+  ASSERT_TRUE(created);
+  KvCache& cache = **created;
+  const int a = *cache.NewSequence();
+  NaiveHead naive;
+  for (int i = 0; i < 70; ++i) {
+    naive.push_back({i * 2, static_cast<float>(i) / 16, static_cast<float>(-i) / 16, static_cast<float>(i)});
+    ASSERT_TRUE(AppendOne(cache.head(a, 0, 0), naive.back()));
+  }
+  const int b = *cache.Fork(a);
+  const NaiveHead before = naive;
+  std::vector<float> keys(70 * kKeyDim), values(70 * kValueDim);
+  for (const int32_t entry : {0, 33, 69}) {
+    naive[static_cast<size_t>(entry)].key = 7, naive[static_cast<size_t>(entry)].value = -7;
+    std::fill_n(keys.begin() + entry * kKeyDim, kKeyDim, 7.0F);
+    std::fill_n(values.begin() + entry * kValueDim, kValueDim, -7.0F);
+  }
+  ASSERT_TRUE(cache.head(b, 0, 0).Rewrite(std::vector<int32_t>{0, 33, 69}, keys.data(), values.data()));
+  ExpectEqual(cache.head(b, 0, 0), naive, 1e-3F);
+  ExpectEqual(cache.head(a, 0, 0), before, 1e-3F);
+  EXPECT_TRUE(cache.Verify());
+}
+
 }  // namespace
 }  // namespace pith

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -74,6 +75,11 @@ Status EngineImpl::Init() {
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
   ring_window_ = std::max(ring_window_, options_.keep_queries);
+  for (const ActiveRecipe& active : active_) {
+    if (active.recipe.policy->merge() == nullptr || options_.format == KvFormat::kF16) continue;
+    return InvalidArgument(fmt::format("act=merge rewrites keys and values, which a cache in {} cannot do: use f16",
+                                       KvFormatName(options_.format)));
+  }
   std::vector<CacheLayer> layers = BuildLayers();
   const Policy& policy = *options_.recipe.policy;
   style_.evicts = evicts_while_running();
@@ -107,6 +113,7 @@ Result<SequenceId> EngineImpl::NewSequence() {
     }
   }
   sequence.slot = static_cast<int>(slot - slot_used_.begin());
+  sequence.merge_thresholds.assign(static_cast<size_t>(num_global_layers_), std::nan(""));
   if (ring_window_ > 0) {
     int num_heads = 0, key_dim = 0;
     for (const LayerShape& shape : model_->info().layers) {

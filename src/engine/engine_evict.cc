@@ -51,17 +51,23 @@ Budget EngineImpl::BlockBudget(int64_t entries, int heads) const {
   return Budget{.keep = plan_.keep_entries, .keep_fraction = std::min(1.0, plan_.keep_entries / std::max(1.0, mean))};
 }
 
-Status EngineImpl::KeepHeads(const Sequence& source, const Sequence& target, int layer, KeptHeads kept) {
+Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
+                             const Team& team) {
   const std::span<const HeadCache> scored = std::as_const(*cache_).heads(source.cache_id, layer);
   const std::span<HeadCache> heads = cache_->heads(target.cache_id, layer);
-  for (size_t h = 0; h < heads.size(); ++h) {
-    // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
-    if (&source != &target) {
-      for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
-    }
-    PITH_RETURN_IF_ERROR(heads[h].Keep(kept[h]));
+  // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
+  for (size_t h = 0; h < heads.size() && team.ith == 0 && &source != &target; ++h) {
+    for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
   }
-  return {};
+  Status result;
+  if (policy.merge() != nullptr) {
+    team.Sync();
+    double& threshold = target.merge_thresholds[static_cast<size_t>(global_index_[static_cast<size_t>(layer)])];
+    merger_.Run(heads, kept, *policy.merge(), &threshold, team);
+    if (team.ith == 0) result = merger_.status();
+  }
+  for (size_t h = 0; h < heads.size() && team.ith == 0 && result; ++h) result = heads[h].Keep(kept[h]);
+  return result;
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
@@ -79,9 +85,11 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
               SinksOf(active.recipe), team, scores_);
   if (team.ith == 0) {
     const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
-    KeptHeads kept = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
-    if (Status status = KeepHeads(sequence, sequence, layer, std::move(kept)); !status) Fail(status.error());
+    kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
   }
+  team.Sync();
+  const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
+  if (team.ith == 0 && !status) Fail(status.error());
   team.Sync();
 }
 
@@ -97,22 +105,29 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
     if (global < 0) continue;
     LayerScores& scores = all_scores_[static_cast<size_t>(global)];
     ops_->Score(source, layer, global, num_global_layers_, active, options_.seed, num_sinks, team, scores);
-    if (team.ith == 0 && policy.layer_local()) {
-      const Budget own = BlockBudget(EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
-      for (const Shrink& target : targets) {
-        if (!result) break;
-        result = KeepHeads(source, *target.sequence, layer, policy.Select(ops_->inputs(), scores, target.budget.value_or(own)));
-      }
+    const Budget own = BlockBudget(EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
+    for (const Shrink& target : targets) {
+      if (!policy.layer_local()) break;
+      if (team.ith == 0) kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
+      team.Sync();
+      Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
+      if (result && !status) result = std::move(status);
+      team.Sync();
     }
     team.Sync();
   }
-  if (policy.layer_local() || team.ith != 0) return result;
+  if (policy.layer_local()) return result;
   const Budget own = BlockBudget(GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
-    std::vector<KeptHeads> kept = policy.SelectAll(all_scores_, target.budget.value_or(own));
-    for (size_t i = 0; i < global_index_.size() && result; ++i) {
+    team.Sync();
+    if (team.ith == 0) all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
+    team.Sync();
+    for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
-      result = KeepHeads(source, *target.sequence, static_cast<int>(i), std::move(kept[static_cast<size_t>(global_index_[i])]));
+      Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i),
+                                all_kept_[static_cast<size_t>(global_index_[i])], team);
+      if (result && !status) result = std::move(status);
+      team.Sync();
     }
   }
   return result;

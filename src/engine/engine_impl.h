@@ -13,6 +13,7 @@
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
 #include "engine/layer_ops.h"
+#include "engine/merger.h"
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "host/context.h"
@@ -83,9 +84,10 @@ class EngineImpl final : public Engine, public AttentionSink {
     });
     return result;
   }
-  // Entries of `target` beyond those of `source` stay.
-  Status KeepHeads(const Sequence& source, const Sequence& target, int layer, KeptHeads kept);
   int LayerOf(int global_layer) const;
+  // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
+  // thread 0's, written before a sync. The status is thread 0's too.
+  Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept, const Team& team);
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   Error Explained(Error error) const;
@@ -136,6 +138,9 @@ class EngineImpl final : public Engine, public AttentionSink {
   Error error_;
   LayerScores scores_;
   std::vector<LayerScores> all_scores_;
+  KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
+  std::vector<KeptHeads> all_kept_;  // of all layers
+  Merger merger_;
   EngineTimes times_;
 };
 

@@ -41,6 +41,7 @@ struct Sequence {
   int64_t entries_seen = 0;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   QueryRing queries;
+  std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
 
   bool IsPinned(int32_t position) const {
     return std::any_of(pinned.begin(), pinned.end(),

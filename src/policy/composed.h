@@ -15,6 +15,7 @@ struct PolicyParts {
   std::unique_ptr<Aggregator> aggregator;
   std::vector<std::unique_ptr<Modifier>> modifiers;  // in the order of application
   std::unique_ptr<Allocator> allocator;
+  std::unique_ptr<Action> action;
 };
 
 class ComposedPolicy final : public Policy {
@@ -27,6 +28,7 @@ class ComposedPolicy final : public Policy {
   bool layer_local() const override { return parts_.allocator->layer_local(); }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
+  const MergeOptions* merge() const override { return parts_.action->merge(); }
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     parts_.scorer->Observe(seen, columns);
   }

@@ -18,6 +18,7 @@
 
 #include "pith/types.h"
 #include "policy/criti.h"
+#include "policy/merge.h"
 
 namespace pith {
 
@@ -129,6 +130,10 @@ class Policy {
 
   // With kNeedEveryQuery: updates columns with new attention rows. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
+
+  // Not null: entries that do not stay are merged into those that do (act=merge), which the cache must be
+  // able to rewrite.
+  virtual const MergeOptions* merge() const { return nullptr; }
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 

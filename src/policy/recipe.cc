@@ -249,7 +249,9 @@ int SettleSinks(Draft& draft) {
   }
   ChosenStage& scorer = *draft.Find(StageKind::kScore);
   // -1: neither the user nor the scorer says; the engine decides.
-  const int own = scorer.entry->num_sinks > 0 ? scorer.entry->num_sinks : -1;
+  int own = scorer.entry->num_sinks > 0 ? scorer.entry->num_sinks : -1;
+  const ChosenStage* act = draft.Find(StageKind::kAct);
+  if (own < 0 && act != nullptr && act->entry->num_sinks > 0) own = act->entry->num_sinks;
   if (!scorer.params.Has("sinks")) return draft.sinks.value_or(own);
   return scorer.params.Int("sinks");
 }
@@ -288,6 +290,8 @@ Result<PolicyParts> Build(Draft& draft) {
   parts.aggregator = aggregate == nullptr ? MakeAggregator("mean", Params())
                                           : MakeAggregator(aggregate->entry->name, aggregate->params);
   const ChosenStage* allocate = draft.Find(StageKind::kAllocate);
+  const ChosenStage* act = draft.Find(StageKind::kAct);
+  parts.action = act == nullptr ? MakeAction("drop", Params()) : MakeAction(act->entry->name, act->params);
   parts.allocator =
       allocate == nullptr ? MakeAllocator("uniform", Params()) : MakeAllocator(allocate->entry->name, allocate->params);
   for (const ChosenStage& stage : draft.stages) {
@@ -363,7 +367,7 @@ std::vector<RecipeInfo> ListRecipes() {
     info.summary = named.summary;
     info.stages = std::string(named.stages);
     if (draft->Find(StageKind::kAllocate) == nullptr) info.stages += " alloc=uniform";
-    info.stages += " act=drop";
+    if (draft->Find(StageKind::kAct) == nullptr) info.stages += " act=drop";
     info.needs = NeedsText(*recipe->policy);
     info.cost = named.cost;
     info.when = named.when;

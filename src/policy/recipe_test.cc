@@ -67,6 +67,19 @@ TEST(Recipe, PrefillOptionGoesWithAnyRecipe) {
   EXPECT_EQ(ErrorOf("full prefill=crit"), "there is no prefill=crit; did you mean 'criti'?");
 }
 
+TEST(Recipe, ActionsSayWhatHappensToTheRest) {
+  EXPECT_EQ(ParseRecipe("snapkv")->policy->merge(), nullptr);
+  EXPECT_EQ(ParseRecipe("snapkv act=drop")->policy->merge(), nullptr);
+  const Result<Recipe> merging = ParseRecipe("snapkv act=merge:alpha=0.75,beta=0.25,weights=paper");
+  ASSERT_TRUE(merging.has_value()) << merging.error().message;
+  ASSERT_NE(merging->policy->merge(), nullptr);
+  EXPECT_EQ(merging->policy->merge()->alpha, 0.75);
+  EXPECT_TRUE(merging->policy->merge()->weigh_exp);
+  EXPECT_EQ(merging->num_sinks, 4);
+  EXPECT_EQ(ParseRecipe("d2o sinks=2")->num_sinks, 2);
+  EXPECT_EQ(ParseRecipe("d2o act=drop")->policy->merge(), nullptr);
+}
+
 TEST(Recipe, NeedsFollowFromTheStages) {
   EXPECT_EQ(ParseRecipe("full")->policy->needs(), 0U);
   EXPECT_TRUE(ParseRecipe("full")->policy->keeps_everything());

@@ -91,8 +91,17 @@ constexpr Factory<Allocator> kAllocators[] = {
 #undef PITH_ALLOCATOR
 #undef PITH_PREFILL
 };
-constexpr Factory<CritiOptions> kPrefills[] = {
+constexpr Factory<Action> kActions[] = {
 #define PITH_ALLOCATOR PITH_IGNORE
+#define PITH_PREFILL PITH_IGNORE
+#undef PITH_ACTION
+#define PITH_ACTION(name, function, paper) {name, function},
+#include "policy/registry.inc"
+#undef PITH_ACTION
+#undef PITH_PREFILL
+};
+constexpr Factory<CritiOptions> kPrefills[] = {
+#define PITH_ACTION PITH_IGNORE
 #define PITH_PREFILL(name, function, paper) {name, function},
 #include "policy/registry.inc"
 };
@@ -145,6 +154,9 @@ std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& pa
   return MakeFrom<Allocator>(kAllocators, name, params);
 }
 
+std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params) {
+  return MakeFrom<Action>(kActions, name, params);
+}
 CritiOptions MakePrefill(std::string_view name, const Params& params) {
   return *MakeFrom<CritiOptions>(kPrefills, name, params);
 }

@@ -36,6 +36,7 @@ std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params);
 std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params);
 std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& params);
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params);
+std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params);
 CritiOptions MakePrefill(std::string_view name, const Params& params);
 
 struct NamedRecipe {

@@ -134,8 +134,12 @@ class Allocator : public Stage {
   virtual void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const = 0;
 };
 
-// What happens to entries that do not stay. Only drop exists so far.
-class Action : public Stage {};
+// What happens to entries that do not stay.
+class Action : public Stage {
+ public:
+  // Null: they are gone. Else they are merged into kept ones first (Policy::merge).
+  virtual const MergeOptions* merge() const { return nullptr; }
+};
 
 // Which stages there are. `make` gets declared parameters with checked values.
 template <typename T>
@@ -143,7 +147,7 @@ struct StageInfo {
   std::string_view summary;
   std::vector<ParamSpec> params;
   std::unique_ptr<T> (*make)(const Params&) = nullptr;
-  int num_sinks = 0;  // scorers: first entries that the engine pins unless the recipe says
+  int num_sinks = 0;  // scorers and actions: first entries that the engine pins unless the recipe says
 };
 
 }  // namespace pith

@@ -1,0 +1,42 @@
+// act=merge on the cache of one layer (D2O, policy/merge.h).
+#ifndef PITH_ENGINE_MERGER_H_
+#define PITH_ENGINE_MERGER_H_
+
+#include <span>
+#include <vector>
+
+#include "base/team.h"
+#include "cache/kv_cache.h"
+#include "pith/types.h"
+#include "policy/merge.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+class Merger {
+ public:
+  // All threads, with the same arguments, before the entries that are not kept are dropped: adds them to
+  // kept ones. threshold: the layer's, NaN before its first eviction; updated. Complete for all members
+  // on return. status(): kOutOfBudget where a shared page could not be copied; then entries of that head
+  // from that page on are as they were.
+  void Run(std::span<HeadCache> heads, const KeptHeads& kept, const MergeOptions& options, double* threshold,
+           const Team& team);
+
+  const Status& status() const { return status_; }
+  int64_t num_merged() const { return num_merged_; }  // since creation
+
+ private:
+  struct Buffers {
+    std::vector<float> keys, values;
+    std::vector<int32_t> changed;
+    Status status;
+  };
+  std::vector<Buffers> buffers_;  // [kv heads]
+  std::vector<MergePlan> plans_;
+  Status status_;
+  int64_t num_merged_ = 0;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_MERGER_H_
