@@ -97,14 +97,13 @@ Result<std::vector<BenchConfig>> MakeConfigs(const BenchFlags& flags) {
   for (const KvFormat format : formats) {
     bool has_full = false;
     for (const double keep : keeps) {
-      if (keep >= 1) {  // nothing to drop: one row for all recipes
-        if (!has_full) configs.push_back({.engine = "pith", .format = format});
+      if (keep >= 1 && !has_full) {  // nothing to drop: one row for all recipes that read the whole prompt
+        configs.push_back({.engine = "pith", .format = format});
         has_full = true;
-        continue;
       }
       for (const std::string& name : SplitRecipes(flags.recipes)) {
         PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(name));
-        if (recipe.policy->keeps_everything()) continue;
+        if (keep >= 1 ? !recipe.prefill.has_value() : recipe.policy->keeps_everything()) continue;
         configs.push_back({.engine = "pith", .recipe = name, .keep = keep, .format = format});
       }
     }

@@ -78,6 +78,7 @@ Status BenchRunner::CreateEngine(const BenchConfig& config, const BenchCase& ben
                                  const std::shared_ptr<HostModel>& model) {
   EngineOptions options;
   options.num_ctx = bench.ctx + bench.num_decoded + 1;
+  ctx_ = bench.ctx;
   options.block_tokens = bench.block;
   options.num_threads = config.threads;
   options.format = config.format;
@@ -149,7 +150,14 @@ Status BenchRunner::Prefill(std::span<const int32_t> tokens, bool tail) {
   PhaseTimes* const phases[] = {&prefill_, &tail_};
   return Timed(tokens.size() * static_cast<size_t>(num_sequences_), std::span(phases, tail ? 2 : 1), [&]() -> Status {
     for (int i = 0; i < num_sequences_; ++i) {
-      PITH_RETURN_IF_ERROR(plain_ ? plain_->Decode(i, tokens) : engine_->Prefill(ids_[static_cast<size_t>(i)], tokens));
+      if (plain_) {
+        PITH_RETURN_IF_ERROR(plain_->Decode(i, tokens));
+        continue;
+      }
+      const SequenceId id = ids_[static_cast<size_t>(i)];
+      // prefill=criti leaves the end of a prompt whole, and blocks come one by one.
+      engine_->SetPromptContinues(static_cast<size_t>(engine_->num_tokens(id)) + tokens.size() < static_cast<size_t>(ctx_));
+      PITH_RETURN_IF_ERROR(engine_->Prefill(id, tokens));
     }
     return {};
   });

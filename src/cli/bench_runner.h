@@ -84,6 +84,7 @@ class BenchRunner {
   std::vector<SequenceId> ids_;
   std::vector<int32_t> batch_tokens_;
   int num_sequences_ = 1;
+  int ctx_ = 0;
   size_t kv_bytes_ = 0;
   double entry_bytes_ = 0;  // keys and values of one entry of one kv head
   int64_t added_ = 0;
