@@ -24,6 +24,7 @@
 #endif
 
 #include "kernels/attention.h"
+#include "kernels/group_codec.h"
 
 namespace pith::kernels {
 namespace {
@@ -89,7 +90,7 @@ class Pool {
 // One layer's cache: every kv head with `num_entries` entries of pseudo-random rows.
 class Cache {
  public:
-  Cache(KvFormat format, int num_heads, int dim, int num_entries)
+  Cache(PageFormat format, int num_heads, int dim, int num_entries)
       : layout_(PageLayout::Make(format, dim, dim, 0)), num_pages_((num_entries + kPageEntries - 1) / kPageEntries) {
     memory_ = Allocate(layout_.page_bytes * static_cast<size_t>(num_heads * num_pages_));
     std::vector<float> key(static_cast<size_t>(dim)), value(static_cast<size_t>(dim));
@@ -102,12 +103,16 @@ class Cache {
         if (p > 0) {  // one page of random rows is enough
           std::memcpy(at, pages[0], layout_.page_bytes);
         } else {
+          const PageLayout plain = PageLayout::Make(KvFormat::kF16, dim, dim, 0);
+          const Bytes staging = Allocate(plain.page_bytes);
+          const bool whole = format.whole_pages();
           for (int slot = 0; slot < kPageEntries; ++slot) {
             for (auto* row : {&key, &value}) {
               for (float& x : *row) x = static_cast<float>((state = state * 1664525 + 1013904223) >> 8) / (1 << 23) - 1;
             }
-            WriteEntryF32(layout_, at, slot, key.data(), value.data(), 0);
+            WriteEntryF32(whole ? plain : layout_, whole ? staging.get() : at, slot, key.data(), value.data(), 0);
           }
+          if (whole) ConvertPage(plain, staging.get(), layout_, at);
         }
         for (int slot = 0; slot < kPageEntries; ++slot) layout_.positions(at)[slot] = p * kPageEntries + slot;
       }
@@ -117,9 +122,10 @@ class Cache {
   }
   const HeadEntries* heads() const { return heads_.data(); }
   size_t bytes() const {
-    const size_t element = layout_.format == KvFormat::kF16 ? 2 : 1;
-    return element * static_cast<size_t>(layout_.key_dim + layout_.value_dim) *
-           static_cast<size_t>(segments_[0].num_entries) * segments_.size();
+    const auto entries = static_cast<size_t>(segments_[0].num_entries) * segments_.size();
+    const size_t per_page = layout_.key_bytes() + layout_.value_row_bytes() * kPageEntries + layout_.key_scale_bytes() +
+                            layout_.value_scale_bytes();
+    return per_page * entries / kPageEntries;
   }
 
  private:
@@ -309,7 +315,7 @@ std::string NameOf(const char* kind, const BenchShape& shape) {
 
 void RegisterAll(int threads) {
   RegisterCeilings(threads);
-  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+  for (const KvFormat format : {KvFormat::kF16, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2}) {
     for (const auto& [kv, group, dim] : {std::array{3, 3, 64}, {8, 4, 128}, {2, 8, 128}, {8, 1, 64}}) {
       BenchShape shape = {kv, group, dim, 1, 8192, threads, format};
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();

@@ -169,22 +169,13 @@ class StepWalker {
   int to_skip_ = 0;
 };
 
-size_t ElementBytes(const PageLayout& layout) { return layout.format == KvFormat::kF16 ? 2 : 1; }
-Source SourceOf(const PageLayout& layout) { return layout.format == KvFormat::kF16 ? Source::kF16 : Source::kQ8; }
-
-Prefetch KeysOf(const PageRef& ref) {
-  return {ref.page + ref.layout->key_offset,
-          ElementBytes(*ref.layout) * static_cast<size_t>(ref.layout->key_dim) * kPageEntries};
-}
+Prefetch KeysOf(const PageRef& ref) { return {ref.page + ref.layout->key_offset, ref.layout->key_bytes()}; }
 Prefetch ValuesOf(const PageRef& ref) {
-  return {ref.page + ref.layout->value_offset,
-          ElementBytes(*ref.layout) * static_cast<size_t>(ref.layout->value_dim * ref.count)};
+  return {ref.page + ref.layout->value_offset, ref.layout->value_row_bytes() * static_cast<size_t>(ref.count)};
 }
 
-// Fetches one float or int32 per entry: what the kernels read beside keys and values.
-void FetchPerEntry(const PageRef& ref, size_t offset) {
-  for (size_t line = 0; line < sizeof(float) * kPageEntries; line += 64)
-    __builtin_prefetch(ref.page + offset + line, 0, 2);
+void Fetch(const std::byte* at, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
 }
 
 // One thread at work on one task.
@@ -273,12 +264,12 @@ class Worker {
       ScoreArgs args = {};
       args.key_dim = static_cast<size_t>(task_.key_dim);
       args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
-      args.key_scales = reinterpret_cast<const float*>(ref.page + ref.layout->key_scale_offset);
-      const Source source = geometry_.direct ? SourceOf(*ref.layout) : Source::kF32;
+      args.key_scales = ref.page + ref.layout->key_scale_offset;
+      const Source source = geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32;
       if (geometry_.direct) {
         args.prefetch = ValuesOf(ref);
-        FetchPerEntry(ref, ref.layout->position_offset);
-        if (source == Source::kQ8) FetchPerEntry(ref, ref.layout->value_scale_offset);
+        Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
+        Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
       }
       for (int block = 0; block < num_blocks(); ++block) {
         const int begin = BlockBegin(block);
@@ -294,7 +285,7 @@ class Worker {
     StepPage pages[kStepPages];
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      const bool scaled = geometry_.direct && ref.layout->format == KvFormat::kQ8;
+      const bool scaled = geometry_.direct && ref.layout->format.value == KvFormat::kQ8;
       const auto* scales = reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
       pages[p] = {ref.layout->positions(ref.page), scaled ? scales : nullptr, ref.count, step.masked[p]};
     }
@@ -332,13 +323,16 @@ class Worker {
       const PageRef& ref = step.refs[p];
       args.count = ref.count;
       args.values = ref.page + ref.layout->value_offset;
-      args.value_stride = args.value_dim;
+      const bool grouped = IsGrouped(ref.layout->format.value);
+      args.value_stride = grouped ? ref.layout->value_row_bytes() : args.value_dim;
+      args.value_scales = ref.page + ref.layout->value_scale_offset;
       args.prefetch = {};
       if (p < next.num_pages) {
-        args.prefetch = KeysOf(next.refs[p]);
-        FetchPerEntry(next.refs[p], next.refs[p].layout->key_scale_offset);
+        const PageRef& after = next.refs[p];
+        args.prefetch = KeysOf(after);
+        Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
-      AccumulateBlocks(SourceOf(*ref.layout), space_.scores + p * kPageEntries, args);
+      AccumulateBlocks(SourceOf(ref.layout->format.value), space_.scores + p * kPageEntries, args);
     }
   }
 

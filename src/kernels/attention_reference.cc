@@ -25,12 +25,54 @@ double HalfToDouble(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -value : value;
 }
 
-double Element(const PageLayout& layout, const std::byte* page, size_t part, size_t scales, int at, int slot) {
-  if (layout.format == KvFormat::kF16) {
-    return HalfToDouble(reinterpret_cast<const uint16_t*>(page + part)[at]);
+double Bf16ToDouble(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value = 0;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// Element i of a group whose scale and zero bytes lie `zeros` apart.
+double GroupElement(KvFormat format, const std::byte* codes, const std::byte* scale, size_t zeros, int i) {
+  const auto byte = static_cast<int>(*scale);
+  const double unit = std::ldexp(8 + (byte & 7), (byte >> 3) - 3 - 18);
+  const double zero = static_cast<double>(reinterpret_cast<const int8_t*>(scale)[zeros]) / ZeroUnits(format);
+  const int code = format == KvFormat::kQ4 ? static_cast<int>(codes[i % 16]) >> (i / 16 * 4) & 15
+                                           : static_cast<int>(codes[i % 8]) >> (i / 8 * 2) & 3;
+  return unit * (code + zero);
+}
+
+double PlainElement(KvFormat format, const std::byte* part, const std::byte* scales, int at, int slot) {
+  switch (format) {
+    case KvFormat::kF16:
+      return HalfToDouble(reinterpret_cast<const uint16_t*>(part)[at]);
+    case KvFormat::kBf16:
+      return Bf16ToDouble(reinterpret_cast<const uint16_t*>(part)[at]);
+    default:
+      return reinterpret_cast<const int8_t*>(part)[at] *
+             static_cast<double>(reinterpret_cast<const float*>(scales)[slot]);
   }
-  return reinterpret_cast<const int8_t*>(page + part)[at] *
-         static_cast<double>(reinterpret_cast<const float*>(page + scales)[slot]);
+}
+
+double KeyElement(const PageLayout& layout, const std::byte* page, int d, int slot) {
+  const KvFormat format = layout.format.key;
+  const std::byte* part = page + layout.key_offset;
+  const std::byte* scales = page + layout.key_scale_offset;
+  if (!IsGrouped(format)) return PlainElement(format, part, scales, d * kPageEntries + slot, slot);
+  return GroupElement(format, part + d * kGroupElements * BitsOf(format) / 8, scales + d,
+                      static_cast<size_t>(layout.key_dim), slot);
+}
+
+double ValueElement(const PageLayout& layout, const std::byte* page, int c, int slot) {
+  const KvFormat format = layout.format.value;
+  const std::byte* part = page + layout.value_offset;
+  const std::byte* scales = page + layout.value_scale_offset;
+  if (!IsGrouped(format)) return PlainElement(format, part, scales, slot * layout.value_dim + c, slot);
+  const int group = c / kGroupElements;
+  const size_t codes = static_cast<size_t>(slot) * layout.value_row_bytes() +
+                       static_cast<size_t>(group * kGroupElements * BitsOf(format) / 8);
+  return GroupElement(format, part + codes, scales + group * kPageEntries + slot,
+                      static_cast<size_t>(layout.value_groups() * kPageEntries), c % kGroupElements);
 }
 
 bool Visible(const AttentionTask& task, int query_position, int position) {
@@ -63,7 +105,7 @@ double Score(const AttentionTask& task, int t, int h, const PageLayout& layout, 
       task.queries + static_cast<size_t>(t) * task.query_token_stride + static_cast<size_t>(h) * task.query_head_stride;
   double dot = 0;
   for (int d = 0; d < task.key_dim; ++d) {
-    dot += query[d] * Element(layout, page, layout.key_offset, layout.key_scale_offset, d * kPageEntries + slot, slot);
+    dot += query[d] * KeyElement(layout, page, d, slot);
   }
   double score = dot * task.scale;
   if (task.soft_cap != 0) score = task.soft_cap * std::tanh(score / task.soft_cap);
@@ -111,9 +153,7 @@ void ReferenceAttention(const AttentionTask& task) {
         const double weight = weights[entry++];
         if (weight == 0) return;
         for (int c = 0; c < task.value_dim; ++c) {
-          output[static_cast<size_t>(c)] +=
-              weight *
-              Element(layout, page, layout.value_offset, layout.value_scale_offset, slot * layout.value_dim + c, slot);
+          output[static_cast<size_t>(c)] += weight * ValueElement(layout, page, c, slot);
         }
       });
       float* row = task.output + static_cast<size_t>(t) * task.output_token_stride +

@@ -16,9 +16,9 @@
 namespace pith::kernels {
 namespace {
 
-// Measured over these tests: largest error 1.2e-5 without FMA and 7e-6 with it
+// Measured over these tests: largest error 2.1e-5, with 576 channels and logits of 30
 // (values are normal, logits up to 30); most of it from float32 logits.
-constexpr float kTolerance = 2e-5f;
+constexpr float kTolerance = 3e-5f;
 
 std::vector<int64_t> Targets() {
   TargetName();  // makes PITH_FORCE_TARGET take effect
@@ -116,6 +116,8 @@ TestShape RandomShape(std::mt19937* random) {
     shape.head_entries.push_back(OneOf(random, {0, 1, 31, 32, 33, 64, 129, 200}));
   }
   shape.q8_share = OneOf(random, {0.0, 0.3, 1.0});
+  const std::initializer_list<KvFormat> formats = {KvFormat::kQ8, KvFormat::kBf16, KvFormat::kQ4, KvFormat::kQ2};
+  shape.other = {OneOf(random, formats), OneOf(random, formats)};
   shape.position_gap = OneOf(random, {1, 3});
   return shape;
 }
@@ -146,6 +148,9 @@ std::string Describe(const AttentionTask& task, int threads) {
                      " window=" + std::to_string(task.window) + " cap=" + std::to_string(task.soft_cap) +
                      (task.alibi_slopes != nullptr ? " alibi" : "") + (task.sinks != nullptr ? " sinks" : "") +
                      " threads=" + std::to_string(threads) + " n=";
+  for (const Segment& segment : task.heads[0].segments) {
+    text += std::string(KvFormatName(segment.layout->format.key)) + "/" + KvFormatName(segment.layout->format.value) + " ";
+  }
   for (int h = 0; h < task.num_kv_heads; ++h) text += std::to_string(task.heads[h].num_entries()) + " ";
   return text;
 }
@@ -190,8 +195,11 @@ TestShape MediumShape(int num_queries) {
 
 // The comparison must see one wrong entry among hundreds.
 TEST_P(AttentionTest, CorruptedEntryIsSeen) {
-  for (const int num_queries : {1, 40}) {
-    TestTask test(MediumShape(num_queries), 5);
+  for (const auto& [num_queries, format] :
+       {std::pair{1, KvFormat::kQ8}, {40, KvFormat::kQ8}, {1, KvFormat::kQ4}, {40, KvFormat::kQ4}, {3, KvFormat::kBf16}}) {
+    TestShape shape = MediumShape(num_queries);
+    shape.other = format;
+    TestTask test(shape, 5);
     test.Run(2);
     const std::vector<float> output = test.output;
     for (float& value : test.entries(0)[100].value) value += 1.0f;
@@ -250,7 +258,9 @@ TEST_P(AttentionTest, BlocksEqualOnePass) {
 TEST_P(AttentionTest, SameThreadCountGivesSameBits) {
   for (const int num_queries : {1, 5, 70}) {
     for (int threads = 1; threads <= 4; ++threads) {
-      TestTask test(MediumShape(num_queries), 9);
+      TestShape shape = MediumShape(num_queries);
+      shape.other = threads % 2 == 0 ? KvFormat::kQ8 : KvFormat::kQ4;
+      TestTask test(shape, 9);
       test.Run(threads);
       const std::vector<float> output = test.output;
       const auto probabilities = test.Probabilities(threads);

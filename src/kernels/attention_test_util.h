@@ -1,4 +1,4 @@
-// Random attention tasks for tests: ragged heads, two formats, every mask.
+// Random attention tasks for tests: ragged heads, every format, every mask.
 #ifndef PITH_KERNELS_ATTENTION_TEST_UTIL_H_
 #define PITH_KERNELS_ATTENTION_TEST_UTIL_H_
 
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/group_codec.h"
 
 namespace pith::kernels {
 
@@ -41,6 +42,8 @@ struct TestShape {
   int value_dim = 64;
   std::vector<int> head_entries;  // [num_kv_heads]
   double q8_share = 0.0;          // of the entries, at random
+  // Where q8 would be. Formats whose pages are written whole get whole pages; what is left over stays f16.
+  PageFormat other = KvFormat::kQ8;
   int position_gap = 1;           // most positions from one entry to the next
 };
 
@@ -48,7 +51,7 @@ struct TestShape {
 struct TestEntry {
   std::vector<float> key, value;
   int32_t position = 0;
-  KvFormat format = KvFormat::kF16;
+  int format = 0;  // 0: f16, 1: the shape's other
 };
 
 // A task with everything it points to.
@@ -56,7 +59,7 @@ class TestTask {
  public:
   TestTask(const TestShape& shape, uint32_t seed) : shape_(shape), random_(seed) {
     layouts_[0] = PageLayout::Make(KvFormat::kF16, shape.key_dim, shape.value_dim, 1);
-    layouts_[1] = PageLayout::Make(KvFormat::kQ8, shape.key_dim, shape.value_dim, 2);
+    layouts_[1] = PageLayout::Make(shape.other, shape.key_dim, shape.value_dim, 2);
     heads_.resize(static_cast<size_t>(shape.num_kv_heads));
     int32_t last = 0;
     for (size_t h = 0; h < heads_.size(); ++h) {
@@ -91,18 +94,12 @@ class TestTask {
       head.segments.clear();
       for (int f = 0; f < 2; ++f) head.pages[f].clear();
       for (int f = 0; f < 2; ++f) {
-        int count = 0;
+        std::vector<const TestEntry*> stored;
         for (const TestEntry& entry : head.entries) {
-          if (static_cast<int>(entry.format) != f) continue;
-          if (count % kPageEntries == 0) {
-            memory_.emplace_back(layouts_[f].page_bytes);
-            head.pages[f].push_back(memory_.back().get());
-          }
-          WriteEntryF32(layouts_[f], head.pages[f].back(), count % kPageEntries, entry.key.data(), entry.value.data(),
-                        entry.position);
-          ++count;
+          if (entry.format == f) stored.push_back(&entry);
         }
-        head.segments.push_back({&layouts_[f], head.pages[f].data(), count});
+        StorePages(layouts_[f], stored, &head.pages[f]);
+        head.segments.push_back({&layouts_[f], head.pages[f].data(), static_cast<int>(stored.size())});
       }
       head_entries_[h] = {head.segments};
     }
@@ -171,6 +168,22 @@ class TestTask {
     std::vector<Segment> segments;
   };
 
+  void StorePages(const PageLayout& layout, const std::vector<const TestEntry*>& entries, std::vector<std::byte*>* pages) {
+    const PageLayout plain = PageLayout::Make(KvFormat::kF16, layout.key_dim, layout.value_dim, layout.num_columns);
+    const PoisonedBytes staging(plain.page_bytes);
+    for (size_t i = 0; i < entries.size(); ++i) {
+      const int slot = static_cast<int>(i % kPageEntries);
+      if (slot == 0) {
+        memory_.emplace_back(layout.page_bytes);
+        pages->push_back(memory_.back().get());
+      }
+      const bool whole = layout.format.whole_pages();
+      WriteEntryF32(whole ? plain : layout, whole ? staging.get() : pages->back(), slot, entries[i]->key.data(),
+                    entries[i]->value.data(), entries[i]->position);
+      if (whole && slot == kPageEntries - 1) ConvertPage(plain, staging.get(), layout, pages->back());
+    }
+  }
+
   void MakeEntries(int count, std::vector<TestEntry>* entries) {
     std::uniform_int_distribution<int> gap(1, shape_.position_gap);
     std::bernoulli_distribution q8(shape_.q8_share);
@@ -178,7 +191,15 @@ class TestTask {
     for (int i = 0; i < count; ++i) {
       position += gap(random_);
       entries->push_back({Normals(static_cast<size_t>(shape_.key_dim)), Normals(static_cast<size_t>(shape_.value_dim)),
-                          position, q8(random_) ? KvFormat::kQ8 : KvFormat::kF16});
+                          position, q8(random_) ? 1 : 0});
+    }
+    if (!shape_.other.whole_pages()) return;
+    int others = 0;
+    for (const TestEntry& entry : *entries) others += entry.format;
+    for (auto entry = entries->rbegin(); others % kPageEntries != 0; ++entry) {
+      if (entry->format == 0) continue;
+      entry->format = 0;
+      --others;
     }
   }
 

@@ -63,6 +63,15 @@ struct LoadQ8 {
     return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, from)));
   }
 };
+struct LoadBf16 {
+  static constexpr Source kSource = Source::kBf16;
+  using T = uint16_t;
+  static HWY_INLINE VF Load(const T* from) {
+    const hn::Rebind<uint16_t, DF> d16;
+    const hn::RebindToUnsigned<DF> du;
+    return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, from))));
+  }
+};
 struct LoadF32 {
   static constexpr Source kSource = Source::kF32;
   using T = float;
@@ -169,7 +178,9 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_
     PITH_UNROLL for (int v = 0; v < NV; ++v) {
       VF sum = sums[0][r][v];
       PITH_UNROLL for (int u = 1; u < DU; ++u) sum = hn::Add(sum, sums[u][r][v]);
-      if (Load::kSource == Source::kQ8) sum = hn::Mul(sum, hn::LoadU(df, args.key_scales + column + v * kLanes));
+      if (Load::kSource == Source::kQ8) {
+        sum = hn::Mul(sum, hn::LoadU(df, static_cast<const float*>(args.key_scales) + column + v * kLanes));
+      }
       hn::StoreU(sum, df, args.scores + r * kStepEntries + column + v * kLanes);
     }
   }

@@ -16,6 +16,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/group_kernels-inl.h"
 #include "kernels/page_kernels-inl.h"
 #include "kernels/target.h"
 
@@ -172,10 +173,17 @@ void ConvertKeysFrom(const PageLayout& layout, const std::byte* page, float* key
 }
 
 void ConvertKeys(const PageLayout& layout, const std::byte* page, float* keys) {
-  if (layout.format == KvFormat::kF16) {
-    ConvertKeysFrom<LoadF16>(layout, page, keys);
-  } else {
-    ConvertKeysFrom<LoadQ8>(layout, page, keys);
+  switch (layout.format.key) {
+    case KvFormat::kF16:
+      return ConvertKeysFrom<LoadF16>(layout, page, keys);
+    case KvFormat::kQ8:
+      return ConvertKeysFrom<LoadQ8>(layout, page, keys);
+    case KvFormat::kBf16:
+      return ConvertKeysFrom<LoadBf16>(layout, page, keys);
+    case KvFormat::kQ4:
+      return ConvertKeyGroups<CodesQ4>(layout, page, keys);
+    case KvFormat::kQ2:
+      return ConvertKeyGroups<CodesQ2>(layout, page, keys);
   }
 }
 
@@ -196,18 +204,34 @@ void ConvertValuesFrom(const PageLayout& layout, const std::byte* page, int coun
     from += dim;
     values += stride;
   }
-  for (int j = count; j < kPageEntries; ++j) {
-    std::fill_n(values, stride, 0.0f);
-    values += stride;
-  }
 }
 
 void ConvertValues(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
-  if (layout.format == KvFormat::kF16) {
-    ConvertValuesFrom<LoadF16>(layout, page, count, values, stride);
-  } else {
-    ConvertValuesFrom<LoadQ8>(layout, page, count, values, stride);
+  switch (layout.format.value) {
+    case KvFormat::kF16:
+      ConvertValuesFrom<LoadF16>(layout, page, count, values, stride);
+      break;
+    case KvFormat::kQ8:
+      ConvertValuesFrom<LoadQ8>(layout, page, count, values, stride);
+      break;
+    case KvFormat::kBf16:
+      ConvertValuesFrom<LoadBf16>(layout, page, count, values, stride);
+      break;
+    case KvFormat::kQ4:
+      ConvertValueGroups<CodesQ4>(layout, page, count, values, stride);
+      break;
+    case KvFormat::kQ2:
+      ConvertValueGroups<CodesQ2>(layout, page, count, values, stride);
+      break;
   }
+  std::fill_n(values + static_cast<size_t>(count) * stride, static_cast<size_t>(kPageEntries - count) * stride, 0.0f);
+}
+
+template <class Codes, int... R>
+void FillGroupRows(PageKernels* kernels, std::integer_sequence<int, R...>) {
+  const int source = static_cast<int>(Codes::kSource);
+  ((kernels->score[source][R + 1] = &ScoreGroups<Codes, R + 1>), ...);
+  ((kernels->accumulate[source][R + 1] = &AccumulateGroups<Codes, R + 1>), ...);
 }
 
 template <class Load, int... R>
@@ -223,6 +247,9 @@ PageKernels MakeKernels() {
   kernels.block_rows = kBlockRows;
   FillRows<LoadF16>(&kernels, std::make_integer_sequence<int, kBlockRows>());
   FillRows<LoadQ8>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  FillRows<LoadBf16>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  FillGroupRows<CodesQ4>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  FillGroupRows<CodesQ2>(&kernels, std::make_integer_sequence<int, kBlockRows>());
   FillRows<LoadF32>(&kernels, std::make_integer_sequence<int, kBlockRows>());
   kernels.softmax = &SoftmaxStep;
   kernels.adjust = &Adjust;

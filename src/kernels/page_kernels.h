@@ -30,8 +30,10 @@ inline constexpr size_t kValuePad = 32;
 
 // What a kernel reads: a page's own storage or a page converted to float32
 // (keys [D][P] with their scales applied; values [entries][stride] likewise).
-enum class Source : uint8_t { kF16, kQ8, kF32 };
-inline constexpr int kNumSources = 3;
+enum class Source : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kF32 };
+inline constexpr int kNumSources = 6;
+static_assert(static_cast<int>(Source::kF32) == kNumKvFormats);
+inline constexpr Source SourceOf(KvFormat format) { return static_cast<Source>(format); }
 
 // Bytes that will be needed soon, fetched while computing. bytes may be 0.
 struct Prefetch {
@@ -44,7 +46,7 @@ struct ScoreArgs {
   const float* queries;  // [D][R]
   size_t key_dim;        // D
   const void* keys;
-  const float* key_scales;  // [P], kQ8 only
+  const void* key_scales;  // kQ8: float32 [P]; kQ4, kQ2: bytes [2][D], scales and zeros
   float* scores;
   Prefetch prefetch;
 };
@@ -57,7 +59,8 @@ struct AccumulateArgs {
   const float* weights;
   int count;
   const void* values;
-  size_t value_stride;  // in elements
+  size_t value_stride;       // in elements; kQ4, kQ2: in bytes
+  const void* value_scales;  // kQ4, kQ2 only: bytes [2][N][P], scales and zeros
   size_t value_dim;     // Dv
   float* acc;
   size_t acc_stride;  // in floats, a multiple of kValuePad
@@ -75,7 +78,7 @@ struct RowRule {
 // One page of a step, as softmax sees it.
 struct StepPage {
   const int32_t* positions;
-  const float* value_scales;  // multiplied into the weights; null: none
+  const float* value_scales;  // [P], multiplied into the weights; null: none
   int count;                  // entries in use
   bool masked;                // some row sees only a part, or count < P
 };

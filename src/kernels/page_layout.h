@@ -1,15 +1,27 @@
 // How keys, values and metadata lie in one page.
 //
 // A page holds kPageEntries entries of one (sequence, layer, kv head) in one
-// storage format. Keys are stored channel-major, so that one vector register
-// holds the same channel of neighbouring entries: a query's dot products need
-// no horizontal sums. Values are stored entry-major, since the output is a
-// weighted sum of whole rows.
+// storage format of keys and one of values. Keys are stored channel-major, so
+// that one vector register holds the same channel of neighbouring entries: a
+// query's dot products need no horizontal sums. Values are stored entry-major,
+// since the output is a weighted sum of whole rows.
 //
-//   f16   keys   [D][P] f16      values [P][Dv] f16
-//   q8    keys   [D][P] int8     values [P][Dv] int8
-//         key scales [P] f32     value scales [P] f32      (absmax / 127 per entry)
-//   both  positions [P] int32    columns [C][P] f32        (policy state)
+//   f16, bf16  keys [D][P] 16 bits           values [P][Dv] 16 bits
+//   q8         keys [D][P] int8              values [P][Dv] int8
+//              key scales [P] f32            value scales [P] f32       (absmax / 127 per entry)
+//   q4, q2     keys [D] groups               values [P][N] groups       (N = ceil(Dv / 32))
+//              scales [D] u8, zeros [D] i8   scales [N][P] u8, zeros [N][P] i8
+//   all        positions [P] int32           columns [C][P] f32         (policy state)
+//
+// Groups are of 32 elements, as in KIVI (arXiv:2402.02750, section 3.2): of a key channel the
+// entries of the page, of a value 32 neighbouring channels. An element is
+//
+//   x = scale * (code + zero / F),   scale = 2^(b >> 3) * (1 + (b & 7) / 8) * 2^-18 for the byte b,
+//
+// F = 2 (q4) or 8 (q2), so a group costs 16 bits beside its codes: 4.5 and 2.5 bits per element.
+//
+//   q4  16 bytes: byte i holds element i in its low and element i + 16 in its high half
+//   q2   8 bytes: byte i holds elements i, i + 8, i + 16, i + 24, lowest bits first
 //
 // Every part starts at a multiple of 64 bytes.
 #ifndef PITH_KERNELS_PAGE_LAYOUT_H_
@@ -21,49 +33,85 @@
 namespace pith {
 
 inline constexpr int kPageEntries = 32;  // P
+inline constexpr int kGroupElements = 32;
 
-enum class KvFormat : uint8_t { kF16, kQ8 };
+enum class KvFormat : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2 };
+inline constexpr int kNumKvFormats = 5;
 
-inline const char* KvFormatName(KvFormat format) { return format == KvFormat::kF16 ? "f16" : "q8"; }
+inline const char* KvFormatName(KvFormat format) {
+  constexpr const char* kNames[kNumKvFormats] = {"f16", "q8", "bf16", "q4", "q2"};
+  return kNames[static_cast<int>(format)];
+}
+
+inline constexpr int BitsOf(KvFormat format) {
+  constexpr int kBits[kNumKvFormats] = {16, 8, 16, 4, 2};
+  return kBits[static_cast<int>(format)];
+}
+
+// Stored in groups of 32 with a scale and a zero each.
+inline constexpr bool IsGrouped(KvFormat format) { return BitsOf(format) < 8; }
+
+// Units of a group's zero in one scale (F above).
+inline constexpr int ZeroUnits(KvFormat format) { return format == KvFormat::kQ2 ? 8 : 2; }
+
+// The formats of a page's keys and values.
+struct PageFormat {
+  KvFormat key = KvFormat::kF16;
+  KvFormat value = KvFormat::kF16;
+
+  constexpr PageFormat() = default;
+  constexpr PageFormat(KvFormat both) : key(both), value(both) {}  // NOLINT(google-explicit-constructor)
+  constexpr PageFormat(KvFormat key_format, KvFormat value_format) : key(key_format), value(value_format) {}
+  friend constexpr bool operator==(const PageFormat&, const PageFormat&) = default;
+
+  // Keys are quantised over the entries of a page, so it is written whole and its entries can't move alone.
+  constexpr bool whole_pages() const { return IsGrouped(key); }
+};
 
 struct PageLayout {
-  KvFormat format = KvFormat::kF16;
+  PageFormat format;
   int key_dim = 0;    // D
   int value_dim = 0;  // Dv
   int num_columns = 0;
 
   size_t key_offset = 0;
   size_t value_offset = 0;
-  size_t key_scale_offset = 0;    // q8 only
-  size_t value_scale_offset = 0;  // q8 only
+  size_t key_scale_offset = 0;    // q8, q4, q2 only
+  size_t value_scale_offset = 0;  // q8, q4, q2 only
   size_t position_offset = 0;
   size_t column_offset = 0;
   size_t page_bytes = 0;  // multiple of 64
 
-  static PageLayout Make(KvFormat format, int key_dim, int value_dim, int num_columns) {
+  static PageLayout Make(PageFormat format, int key_dim, int value_dim, int num_columns) {
     PageLayout layout;
     layout.format = format;
     layout.key_dim = key_dim;
     layout.value_dim = value_dim;
     layout.num_columns = num_columns;
-    const size_t element_bytes = format == KvFormat::kF16 ? 2 : 1;
     size_t at = 0;
     const auto take = [&at](size_t bytes) {
       const size_t offset = at;
       at += (bytes + 63) / 64 * 64;
       return offset;
     };
-    layout.key_offset = take(element_bytes * static_cast<size_t>(key_dim) * kPageEntries);
-    layout.value_offset = take(element_bytes * static_cast<size_t>(value_dim) * kPageEntries);
-    if (format == KvFormat::kQ8) {
-      layout.key_scale_offset = take(sizeof(float) * kPageEntries);
-      layout.value_scale_offset = take(sizeof(float) * kPageEntries);
-    }
+    layout.key_offset = take(layout.key_bytes());
+    layout.value_offset = take(layout.value_row_bytes() * kPageEntries);
+    layout.key_scale_offset = take(ScaleBytes(format.key, key_dim));
+    layout.value_scale_offset = take(ScaleBytes(format.value, layout.value_groups() * kPageEntries));
     layout.position_offset = take(sizeof(int32_t) * kPageEntries);
     layout.column_offset = take(sizeof(float) * kPageEntries * static_cast<size_t>(num_columns));
     layout.page_bytes = at;
     return layout;
   }
+
+  int value_groups() const { return (value_dim + kGroupElements - 1) / kGroupElements; }
+  size_t key_bytes() const { return static_cast<size_t>(key_dim * kPageEntries * BitsOf(format.key)) / 8; }
+  size_t value_row_bytes() const {
+    const int elements = IsGrouped(format.value) ? value_groups() * kGroupElements : value_dim;
+    return static_cast<size_t>(elements * BitsOf(format.value)) / 8;
+  }
+  size_t key_scale_bytes() const { return value_scale_offset - key_scale_offset; }
+  size_t value_scale_bytes() const { return position_offset - value_scale_offset; }
 
   int32_t* positions(std::byte* page) const { return reinterpret_cast<int32_t*>(page + position_offset); }
   const int32_t* positions(const std::byte* page) const {
@@ -74,6 +122,12 @@ struct PageLayout {
   }
   const float* column(const std::byte* page, int column) const {
     return reinterpret_cast<const float*>(page + column_offset) + column * kPageEntries;
+  }
+
+ private:
+  static size_t ScaleBytes(KvFormat format, int num_groups) {
+    if (format == KvFormat::kQ8) return sizeof(float) * kPageEntries;
+    return IsGrouped(format) ? 2 * static_cast<size_t>(num_groups) : 0;
   }
 };
 

@@ -118,11 +118,11 @@ class Scorer {
     const PageVisibility visibility = Visibility(kernels_, tile, ref);
     const StepPage page = {layout.positions(ref.page), nullptr, ref.count, visibility != PageVisibility::kWholly};
     const bool plain = !page.masked && task_.soft_cap == 0.0f && task_.alibi_slopes == nullptr;
-    const int source = static_cast<int>(layout.format == KvFormat::kF16 ? Source::kF16 : Source::kQ8);
+    const int source = static_cast<int>(SourceOf(layout.format.key));
     ScoreArgs args = {};
     args.key_dim = static_cast<size_t>(task_.key_dim);
     args.keys = ref.page + layout.key_offset;
-    args.key_scales = reinterpret_cast<const float*>(ref.page + layout.key_scale_offset);
+    args.key_scales = ref.page + layout.key_scale_offset;
     args.scores = scores;
     for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
       const int rows = BlockRows(tile, begin);

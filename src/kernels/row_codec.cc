@@ -1,8 +1,8 @@
 // Rows in and out of pages: transposing keys, converting formats.
 //
 // Keys are transposed in squares of 8 entries x 8 channels of 16-bit lanes,
-// which both formats share (int8 is widened). What does not fill a square is
-// done one element at a time.
+// which 16- and 8-bit formats share (int8 is widened). What does not fill a square is
+// done one element at a time. Groups are in group_codec.cc.
 
 // See page_kernels.cc.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_SSSE3)
@@ -16,7 +16,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/check.h"
 #include "kernels/attention.h"
+#include "kernels/group_codec.h"
 #include "kernels/target.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -97,34 +99,6 @@ float QuantizeRow(const Row& row, size_t dim, int8_t* to, size_t stride) {
   return max / 127.0f;
 }
 
-template <class Row>
-void WriteQ8(const PageLayout& layout, std::byte* page, int slot, const Row& key, const Row& value) {
-  auto* keys = reinterpret_cast<int8_t*>(page + layout.key_offset) + slot;
-  auto* values = reinterpret_cast<int8_t*>(page + layout.value_offset) + slot * layout.value_dim;
-  reinterpret_cast<float*>(page + layout.key_scale_offset)[slot] =
-      QuantizeRow(key, static_cast<size_t>(layout.key_dim), keys, kPageEntries);
-  reinterpret_cast<float*>(page + layout.value_scale_offset)[slot] =
-      QuantizeRow(value, static_cast<size_t>(layout.value_dim), values, 1);
-}
-
-void WriteMetadata(const PageLayout& layout, std::byte* page, int slot, int32_t position) {
-  layout.positions(page)[slot] = position;
-  for (int c = 0; c < layout.num_columns; ++c) layout.column(page, c)[slot] = 0.0f;
-}
-
-void WriteF16(const PageLayout& layout, std::byte* page, int slot, const uint16_t* key, const uint16_t* value,
-              int32_t position) {
-  WriteMetadata(layout, page, slot, position);
-  if (layout.format == KvFormat::kQ8) {
-    WriteQ8(layout, page, slot, F16Row{key}, F16Row{value});
-    return;
-  }
-  auto* keys = reinterpret_cast<uint16_t*>(page + layout.key_offset) + slot;
-  for (int d = 0; d < layout.key_dim; ++d) keys[d * kPageEntries] = key[d];
-  auto* values = reinterpret_cast<uint16_t*>(page + layout.value_offset) + slot * layout.value_dim;
-  std::memcpy(values, value, sizeof(uint16_t) * static_cast<size_t>(layout.value_dim));
-}
-
 void ToF16(const float* from, size_t count, uint16_t* to, size_t stride) {
   const DF df;
   const hn::Rebind<hwy::float16_t, DF> d16;
@@ -137,17 +111,81 @@ void ToF16(const float* from, size_t count, uint16_t* to, size_t stride) {
   for (; i < count; ++i) to[i * stride] = ToHalf(from[i]);
 }
 
+inline uint16_t ToBf16(float value) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+}
+
+void StoreHalves(const F16Row& row, size_t dim, uint16_t* to, size_t stride) {
+  for (size_t i = 0; i < dim; ++i) to[i * stride] = row.at[i];
+}
+void StoreHalves(const F32Row& row, size_t dim, uint16_t* to, size_t stride) { ToF16(row.at, dim, to, stride); }
+
+template <class Row>
+void WriteKey(const PageLayout& layout, std::byte* page, int slot, const Row& key) {
+  const auto dim = static_cast<size_t>(layout.key_dim);
+  std::byte* part = page + layout.key_offset;
+  switch (layout.format.key) {
+    case KvFormat::kF16:
+      return StoreHalves(key, dim, reinterpret_cast<uint16_t*>(part) + slot, kPageEntries);
+    case KvFormat::kBf16:
+      for (size_t d = 0; d < dim; ++d) reinterpret_cast<uint16_t*>(part)[d * kPageEntries + slot] = ToBf16(key[d]);
+      return;
+    case KvFormat::kQ8:
+      reinterpret_cast<float*>(page + layout.key_scale_offset)[slot] =
+          QuantizeRow(key, dim, reinterpret_cast<int8_t*>(part) + slot, kPageEntries);
+      return;
+    default:
+      PITH_CHECK(false);  // keys in groups are written a page at a time
+  }
+}
+
+template <class Row>
+void WriteValue(const PageLayout& layout, std::byte* page, int slot, const Row& value) {
+  const auto dim = static_cast<size_t>(layout.value_dim);
+  std::byte* row = page + layout.value_offset + static_cast<size_t>(slot) * layout.value_row_bytes();
+  switch (layout.format.value) {
+    case KvFormat::kF16:
+      return StoreHalves(value, dim, reinterpret_cast<uint16_t*>(row), 1);
+    case KvFormat::kBf16:
+      for (size_t c = 0; c < dim; ++c) reinterpret_cast<uint16_t*>(row)[c] = ToBf16(value[c]);
+      return;
+    case KvFormat::kQ8:
+      reinterpret_cast<float*>(page + layout.value_scale_offset)[slot] =
+          QuantizeRow(value, dim, reinterpret_cast<int8_t*>(row), 1);
+      return;
+    default:
+      float group[kGroupElements];
+      for (size_t begin = 0; begin < dim; begin += kGroupElements) {
+        const size_t count = std::min<size_t>(kGroupElements, dim - begin);
+        for (size_t i = 0; i < count; ++i) group[i] = value[begin + i];
+        WriteValueGroup(layout, page, slot, static_cast<int>(begin / kGroupElements), {group, count});
+      }
+  }
+}
+
+void WriteMetadata(const PageLayout& layout, std::byte* page, int slot, int32_t position) {
+  layout.positions(page)[slot] = position;
+  for (int c = 0; c < layout.num_columns; ++c) layout.column(page, c)[slot] = 0.0f;
+}
+
+void WriteF16(const PageLayout& layout, std::byte* page, int slot, const uint16_t* key, const uint16_t* value,
+              int32_t position) {
+  WriteMetadata(layout, page, slot, position);
+  WriteKey(layout, page, slot, F16Row{key});
+  WriteValue(layout, page, slot, F16Row{value});
+}
+
 void WriteF32(const PageLayout& layout, std::byte* page, int slot, const float* key, const float* value,
               int32_t position) {
   WriteMetadata(layout, page, slot, position);
-  if (layout.format == KvFormat::kQ8) {
-    WriteQ8(layout, page, slot, F32Row{key}, F32Row{value});
-    return;
-  }
-  auto* keys = reinterpret_cast<uint16_t*>(page + layout.key_offset) + slot;
-  auto* values = reinterpret_cast<uint16_t*>(page + layout.value_offset) + slot * layout.value_dim;
-  ToF16(key, static_cast<size_t>(layout.key_dim), keys, kPageEntries);
-  ToF16(value, static_cast<size_t>(layout.value_dim), values, 1);
+  WriteKey(layout, page, slot, F32Row{key});
+  WriteValue(layout, page, slot, F32Row{value});
+}
+
+void WriteValueF32(const PageLayout& layout, std::byte* page, int slot, const float* value) {
+  WriteValue(layout, page, slot, F32Row{value});
 }
 
 #if HWY_TARGET != HWY_SCALAR
@@ -243,7 +281,7 @@ int ReadKeySquares(const T*, const float*, int, float*) {
 
 void WriteManyF16(const PageLayout& layout, std::byte* page, int slot, int count, const uint16_t* keys,
                   size_t key_stride, const uint16_t* values, size_t value_stride, const int32_t* positions) {
-  if (layout.format == KvFormat::kQ8) {
+  if (!(layout.format == PageFormat(KvFormat::kF16))) {
     for (int i = 0; i < count; ++i) {
       WriteF16(layout, page, slot + i, keys + static_cast<size_t>(i) * key_stride,
                values + static_cast<size_t>(i) * value_stride, positions[i]);
@@ -292,13 +330,21 @@ void ReadKeysOf(const T* from, const float* scales, int dim, int count, float* k
   }
 }
 
+void ReadKeysConverted(const PageLayout& layout, const std::byte* page, int count, float* keys) {
+  const auto dim = static_cast<size_t>(layout.key_dim);
+  for (int j = 0; j < count; ++j) ReadKey(layout, page, j, keys + static_cast<size_t>(j) * dim, 1);
+}
+
 void ReadPageKeys(const PageLayout& layout, const std::byte* page, int count, float* keys) {
   const std::byte* from = page + layout.key_offset;
-  if (layout.format == KvFormat::kF16) {
-    ReadKeysOf(reinterpret_cast<const uint16_t*>(from), nullptr, layout.key_dim, count, keys);
-  } else {
-    ReadKeysOf(reinterpret_cast<const int8_t*>(from), reinterpret_cast<const float*>(page + layout.key_scale_offset),
-               layout.key_dim, count, keys);
+  switch (layout.format.key) {
+    case KvFormat::kF16:
+      return ReadKeysOf(reinterpret_cast<const uint16_t*>(from), nullptr, layout.key_dim, count, keys);
+    case KvFormat::kQ8:
+      return ReadKeysOf(reinterpret_cast<const int8_t*>(from),
+                        reinterpret_cast<const float*>(page + layout.key_scale_offset), layout.key_dim, count, keys);
+    default:
+      return ReadKeysConverted(layout, page, count, keys);
   }
 }
 
@@ -306,11 +352,15 @@ void ReadPageValues(const PageLayout& layout, const std::byte* page, int count, 
   const DF df;
   const auto dim = static_cast<size_t>(layout.value_dim);
   const size_t total = static_cast<size_t>(count) * dim;
-  if (layout.format == KvFormat::kF16) {
+  if (layout.format.value == KvFormat::kF16) {
     const F16Row from{reinterpret_cast<const uint16_t*>(page + layout.value_offset)};
     size_t i = 0;
     for (; i + kLanes <= total; i += kLanes) hn::StoreU(from.Load(i), df, values + i);
     for (; i < total; ++i) values[i] = from[i];
+    return;
+  }
+  if (layout.format.value != KvFormat::kQ8) {
+    for (int j = 0; j < count; ++j) ReadValue(layout, page, j, values + static_cast<size_t>(j) * dim);
     return;
   }
   const hn::Rebind<int32_t, DF> di;
@@ -338,6 +388,7 @@ namespace pith::kernels {
 
 HWY_EXPORT(WriteF16);
 HWY_EXPORT(WriteF32);
+HWY_EXPORT(WriteValueF32);
 HWY_EXPORT(WriteManyF16);
 HWY_EXPORT(ReadPageKeys);
 HWY_EXPORT(ReadPageValues);
@@ -354,6 +405,11 @@ void WriteEntryF32(const PageLayout& layout, std::byte* page, int slot, const fl
   HWY_DYNAMIC_DISPATCH(WriteF32)(layout, page, slot, key, value, position);
 }
 
+void WriteValueRow(const PageLayout& layout, std::byte* page, int slot, const float* value) {
+  ApplyForcedTarget();
+  HWY_DYNAMIC_DISPATCH(WriteValueF32)(layout, page, slot, value);
+}
+
 void WriteEntriesF16(const PageLayout& layout, std::byte* page, int slot, int count, const uint16_t* keys,
                      size_t key_stride, const uint16_t* values, size_t value_stride, const int32_t* positions) {
   ApplyForcedTarget();
@@ -368,34 +424,6 @@ void ReadKeys(const PageLayout& layout, const std::byte* page, int count, float*
 void ReadValues(const PageLayout& layout, const std::byte* page, int count, float* values) {
   ApplyForcedTarget();
   HWY_DYNAMIC_DISPATCH(ReadPageValues)(layout, page, count, values);
-}
-
-namespace {
-
-template <typename T>
-void CopyElements(const PageLayout& layout, std::byte* to, int to_slot, const std::byte* from, int from_slot) {
-  auto* to_keys = reinterpret_cast<T*>(to + layout.key_offset) + to_slot;
-  const auto* from_keys = reinterpret_cast<const T*>(from + layout.key_offset) + from_slot;
-  for (int d = 0; d < layout.key_dim; ++d) to_keys[d * kPageEntries] = from_keys[d * kPageEntries];
-  // Within one page the two rows may be the same one.
-  std::memmove(reinterpret_cast<T*>(to + layout.value_offset) + to_slot * layout.value_dim,
-               reinterpret_cast<const T*>(from + layout.value_offset) + from_slot * layout.value_dim,
-               sizeof(T) * static_cast<size_t>(layout.value_dim));
-}
-
-}  // namespace
-
-void CopyEntry(const PageLayout& layout, std::byte* to, int to_slot, const std::byte* from, int from_slot) {
-  if (layout.format == KvFormat::kF16) {
-    CopyElements<uint16_t>(layout, to, to_slot, from, from_slot);
-  } else {
-    CopyElements<int8_t>(layout, to, to_slot, from, from_slot);
-    for (const size_t offset : {layout.key_scale_offset, layout.value_scale_offset}) {
-      reinterpret_cast<float*>(to + offset)[to_slot] = reinterpret_cast<const float*>(from + offset)[from_slot];
-    }
-  }
-  layout.positions(to)[to_slot] = layout.positions(from)[from_slot];
-  for (int c = 0; c < layout.num_columns; ++c) layout.column(to, c)[to_slot] = layout.column(from, c)[from_slot];
 }
 
 }  // namespace pith::kernels

@@ -35,6 +35,13 @@ float ToFloat(uint16_t half) {
   return (half & 0x8000) != 0 ? -value : value;
 }
 
+// Formats whose entries are written one by one.
+const PageFormat kEntryFormats[] = {KvFormat::kF16,
+                                    KvFormat::kQ8,
+                                    KvFormat::kBf16,
+                                    {KvFormat::kQ8, KvFormat::kQ4},
+                                    {KvFormat::kF16, KvFormat::kQ2}};
+
 class RowCodecTest : public testing::TestWithParam<int64_t> {
  protected:
   void SetUp() override {
@@ -51,6 +58,13 @@ INSTANTIATE_TEST_SUITE_P(Targets, RowCodecTest, testing::ValuesIn(Targets()),
                          [](const testing::TestParamInfo<int64_t>& target) {
                            return std::string(hwy::TargetName(target.param));
                          });
+
+// The largest scale that a group of values low..high may get: the byte of a scale rounds up by less than 1/8.
+float FineScaleBound(KvFormat format, float low, float high) {
+  const auto levels = static_cast<float>((1 << BitsOf(format)) - 1);
+  const float needed = std::max((high - low) / levels, std::abs(low) * static_cast<float>(ZeroUnits(format)) / 127);
+  return std::max(needed, 0x1p-18f) * 1.125f;
+}
 
 // 32 entries as f16 rows, with a stride wider than a row.
 struct Rows {
@@ -70,10 +84,31 @@ struct Rows {
 
   // Largest |read - written| of row j in units of what its format may lose.
   void ExpectNear(KvFormat format, int j, const float* read) const {
-    float absmax = 0;
-    for (int d = 0; d < dim; ++d) absmax = std::max(absmax, std::abs(row(j)[d]));
-    const float bound = format == KvFormat::kF16 ? 0.0f : absmax / 127 * 0.5001f;
-    for (int d = 0; d < dim; ++d) ASSERT_NEAR(read[d], row(j)[d], bound) << "entry " << j << " channel " << d;
+    for (int begin = 0; begin < dim; begin += kGroupElements) {
+      const int end = IsGrouped(format) ? std::min(dim, begin + kGroupElements) : dim;
+      float absmax = 0, low = row(j)[begin], high = low;
+      for (int d = begin; d < end; ++d) {
+        absmax = std::max(absmax, std::abs(row(j)[d]));
+        low = std::min(low, row(j)[d]);
+        high = std::max(high, row(j)[d]);
+      }
+      const auto bound = [&](float value) {
+        switch (format) {
+          case KvFormat::kF16:
+            return 0.0f;
+          case KvFormat::kBf16:
+            return std::abs(value) / 256;
+          case KvFormat::kQ8:
+            return absmax / 127 * 0.5001f;
+          default:
+            return FineScaleBound(format, low, high) * 0.5001f;
+        }
+      };
+      for (int d = begin; d < end; ++d) {
+        ASSERT_NEAR(read[d], row(j)[d], bound(row(j)[d])) << "entry " << j << " channel " << d;
+      }
+      if (!IsGrouped(format)) return;
+    }
   }
 };
 
@@ -83,8 +118,8 @@ void ExpectPage(const PageLayout& layout, const std::byte* page, const Rows& key
   ReadKeys(layout, page, count, read_keys.data());
   ReadValues(layout, page, count, read_values.data());
   for (int j = 0; j < count; ++j) {
-    keys.ExpectNear(layout.format, j, read_keys.data() + j * layout.key_dim);
-    values.ExpectNear(layout.format, j, read_values.data() + j * layout.value_dim);
+    keys.ExpectNear(layout.format.key, j, read_keys.data() + j * layout.key_dim);
+    values.ExpectNear(layout.format.value, j, read_values.data() + j * layout.value_dim);
     EXPECT_EQ(layout.positions(page)[j], 100 + j);
     for (int c = 0; c < layout.num_columns; ++c) EXPECT_EQ(layout.column(page, c)[j], 0.0f);
   }
@@ -94,7 +129,7 @@ TEST_P(RowCodecTest, WhatIsWrittenIsRead) {
   std::mt19937 random(1);
   std::vector<int32_t> positions;
   for (int j = 0; j < kPageEntries; ++j) positions.push_back(100 + j);
-  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+  for (const PageFormat format : kEntryFormats) {
     for (const auto& [key_dim, value_dim] : {std::pair{64, 64}, {1, 7}, {40, 72}, {129, 65}, {576, 512}}) {
       const PageLayout layout = PageLayout::Make(format, key_dim, value_dim, 2);
       const Rows keys(key_dim, &random);
@@ -127,7 +162,7 @@ TEST_P(RowCodecTest, WhatIsWrittenIsRead) {
 
 TEST_P(RowCodecTest, CopyIsExact) {
   std::mt19937 random(2);
-  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+  for (const PageFormat format : kEntryFormats) {
     const PageLayout layout = PageLayout::Make(format, 40, 72, 2);
     const Rows keys(40, &random);
     const Rows values(72, &random);

@@ -1,0 +1,309 @@
+// Micro-kernels over pages of 4-bit and 2-bit groups (page_layout.h), compiled once per target.
+//
+// Codes become float32 in registers. A key channel's scale and zero make a table of its 16 (or 4)
+// values where one vector holds it, so that a look-up is all; elsewhere they are multiplied in.
+// A value's scale goes into its weight and its zero into one sum per group of channels, so that
+// the inner loop adds bare codes.
+#if defined(PITH_KERNELS_GROUP_KERNELS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PITH_KERNELS_GROUP_KERNELS_INL_H_
+#undef PITH_KERNELS_GROUP_KERNELS_INL_H_
+#else
+#define PITH_KERNELS_GROUP_KERNELS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "kernels/page_kernels-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pith::kernels {
+namespace HWY_NAMESPACE {
+namespace {  // each file of a target has its own
+
+using DU = hn::RebindToUnsigned<DF>;
+using VU = hn::Vec<DU>;
+
+inline constexpr int kGroupVectors = kGroupElements / kLanes;
+// A vector holds all values of a code, and looks them up by the lowest 4 bits of each lane.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+inline constexpr bool kHasTable = kLanes == 16;
+#else
+inline constexpr bool kHasTable = false;
+#endif
+
+// Vector v of a group's codes; bits above kMask are what else lies there.
+struct CodesQ4 {
+  static constexpr Source kSource = Source::kQ4;
+  static constexpr size_t kGroupBytes = 16;
+  static constexpr int kMask = 15;
+  static constexpr float kZeroUnit = 1.0f / 2;
+  static HWY_INLINE VU Raw(const uint8_t* group, int v) {
+    const hn::Rebind<uint8_t, DU> d8;
+    const int first = v * kLanes;
+    const VU bytes = hn::PromoteTo(DU(), hn::LoadU(d8, group + first % 16));
+    return first < 16 ? bytes : hn::ShiftRight<4>(bytes);
+  }
+};
+struct CodesQ2 {
+  static constexpr Source kSource = Source::kQ2;
+  static constexpr size_t kGroupBytes = 8;
+  static constexpr int kMask = 3;
+  static constexpr float kZeroUnit = 1.0f / 8;
+  static HWY_INLINE VU Raw(const uint8_t* group, int v) {
+    const DU du;
+    const hn::Rebind<uint8_t, DU> d8;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+    const hn::Repartition<uint64_t, decltype(d8)> d64;
+    uint64_t word;
+    std::memcpy(&word, group, sizeof(word));
+    const VU bytes = hn::PromoteTo(du, hn::BitCast(d8, hn::Set(d64, word)));
+    const VU high = hn::ShiftLeft<1>(hn::ShiftRight<3>(hn::Iota(du, 0)));  // 0 in the lower, 2 in the upper lanes
+    return hn::Shr(bytes, hn::Add(high, hn::Set(du, static_cast<uint32_t>(v * 4))));
+#else
+    static_assert(kLanes <= 8);
+    const int first = v * kLanes;
+    const VU bytes = hn::PromoteTo(du, hn::LoadU(d8, group + first % 8));
+    return hn::Shr(bytes, hn::Set(du, static_cast<uint32_t>(first / 8 * 2)));
+#endif
+  }
+};
+
+template <class Codes>
+HWY_INLINE VF CodeAsFloat(const uint8_t* group, int v) {
+  const VU code = hn::And(Codes::Raw(group, v), hn::Set(DU(), static_cast<uint32_t>(Codes::kMask)));
+  return hn::ConvertTo(DF(), hn::BitCast(DI(), code));
+}
+
+// The values of all codes of a group: lane i is that of code i & kMask.
+template <class Codes>
+HWY_INLINE VF CodeTable(VF scale, VF zero) {
+  const VI codes = hn::And(hn::Iota(DI(), 0), hn::Set(DI(), Codes::kMask));
+  return hn::MulAdd(hn::ConvertTo(DF(), codes), scale, zero);
+}
+
+template <class Codes>
+HWY_INLINE VF LookUp(VF table, const uint8_t* group, int v) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return VF{_mm512_permutexvar_ps(Codes::Raw(group, v).raw, table.raw)};
+#else
+  (void)table, (void)group, (void)v;
+  return hn::Zero(DF());
+#endif
+}
+
+// `count` scale and zero bytes as float32: x = scale * code + zero. Reads and writes whole vectors.
+template <class Codes>
+HWY_INLINE void DecodeScales(const uint8_t* scale_bytes, const uint8_t* zero_bytes, size_t count, float* scales,
+                             float* zeros) {
+  const hn::Rebind<uint8_t, DU> du8;
+  const hn::Rebind<int8_t, DI> di8;
+  const VI lowest = hn::Set(DI(), (127 - 18) << 23);
+  for (size_t i = 0; i < count; i += static_cast<size_t>(kLanes)) {
+    const VI bits = hn::BitCast(DI(), hn::ShiftLeft<20>(hn::PromoteTo(DU(), hn::LoadU(du8, scale_bytes + i))));
+    const VF scale = hn::BitCast(DF(), hn::Add(bits, lowest));
+    const VI zero = hn::PromoteTo(DI(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(zero_bytes) + i));
+    hn::StoreU(scale, DF(), scales + i);
+    hn::StoreU(hn::Mul(hn::Mul(hn::ConvertTo(DF(), zero), hn::Set(DF(), Codes::kZeroUnit)), scale), DF(), zeros + i);
+  }
+}
+
+// A group as float32.
+template <class Codes>
+HWY_INLINE void DecodeGroup(const uint8_t* group, VF scale, VF zero, float* to) {
+  if constexpr (kHasTable) {
+    const VF table = CodeTable<Codes>(scale, zero);
+    PITH_UNROLL for (int v = 0; v < kGroupVectors; ++v) {
+      hn::StoreU(LookUp<Codes>(table, group, v), DF(), to + v * kLanes);
+    }
+  } else {
+    PITH_UNROLL for (int v = 0; v < kGroupVectors; ++v) {
+      hn::StoreU(hn::MulAdd(CodeAsFloat<Codes>(group, v), scale, zero), DF(), to + v * kLanes);
+    }
+  }
+}
+
+// Channels whose scales are decoded at once.
+inline constexpr size_t kScaleChunk = 64;
+
+// Reading whole vectors of bytes runs at most 63 bytes beyond a page's last scale: what follows lies there.
+struct KeyScales {
+  float scales[kScaleChunk];
+  float zeros[kScaleChunk];
+};
+
+template <class Codes, int R, int NV>
+HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, size_t prefetch_step) {
+  const DF df;
+  VF sums[R][NV];
+  PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int v = 0; v < NV; ++v) sums[r][v] = hn::Zero(df); }
+  const auto* group = static_cast<const uint8_t*>(args.keys);
+  const auto* scale_bytes = static_cast<const uint8_t*>(args.key_scales);
+  const float* HWY_RESTRICT queries = args.queries;
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  HWY_ALIGN KeyScales decoded;
+  for (size_t begin = 0; begin < args.key_dim; begin += kScaleChunk) {
+    const size_t count = std::min(kScaleChunk, args.key_dim - begin);
+    DecodeScales<Codes>(scale_bytes + begin, scale_bytes + args.key_dim + begin, count, decoded.scales, decoded.zeros);
+    for (size_t d = 0; d < count; ++d) {
+      PrefetchFar(prefetch);
+      prefetch += prefetch_step;
+      const VF scale = hn::Set(df, decoded.scales[d]);
+      const VF zero = hn::Set(df, decoded.zeros[d]);
+      VF k[NV];
+      if constexpr (kHasTable) {
+        const VF table = CodeTable<Codes>(scale, zero);
+        PITH_UNROLL for (int v = 0; v < NV; ++v) k[v] = LookUp<Codes>(table, group, first_vector + v);
+      } else {
+        PITH_UNROLL for (int v = 0; v < NV; ++v) {
+          k[v] = hn::MulAdd(CodeAsFloat<Codes>(group, first_vector + v), scale, zero);
+        }
+      }
+      PITH_UNROLL for (int r = 0; r < R; ++r) {
+        const VF q = hn::Set(df, queries[r]);
+        PITH_UNROLL for (int v = 0; v < NV; ++v) sums[r][v] = hn::MulAdd(q, k[v], sums[r][v]);
+      }
+      group += Codes::kGroupBytes;
+      queries += R;
+    }
+  }
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int v = 0; v < NV; ++v) {
+      hn::StoreU(sums[r][v], df, args.scores + r * kStepEntries + (first_vector + v) * kLanes);
+    }
+  }
+}
+
+template <class Codes, int R>
+void ScoreGroups(const ScoreArgs& args) {
+  constexpr int kVectors = std::min(kPageVectors, kRegisters == 32 || R >= 3 ? 2 : 4);
+  size_t step = args.prefetch.bytes / args.key_dim;
+  ScoreArgs here = args;
+  for (int v = 0; v < kPageVectors; v += kVectors) {
+    if (step == 0) here.prefetch.at = static_cast<const std::byte*>(args.keys);
+    ScoreGroupColumns<Codes, R, kVectors>(here, v, step);
+    step = 0;
+  }
+}
+
+// Weights with the scales of one group of channels, and what its zeros add to every channel of a row.
+template <int R>
+struct GroupWeights {
+  float weights[R][kPageEntries];
+  float zero_sums[R];
+};
+
+template <class Codes, int R>
+HWY_INLINE void WeighGroup(const AccumulateArgs& args, const uint8_t* scale_bytes, const uint8_t* zero_bytes,
+                           GroupWeights<R>* weighed) {
+  const DF df;
+  HWY_ALIGN float scales[kPageEntries];
+  HWY_ALIGN float zeros[kPageEntries];
+  DecodeScales<Codes>(scale_bytes, zero_bytes, kPageEntries, scales, zeros);
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    VF sum = hn::Zero(df);
+    PITH_UNROLL for (int j = 0; j < kPageEntries; j += kLanes) {
+      const VF weight = hn::LoadU(df, args.weights + r * kStepEntries + j);
+      hn::StoreU(hn::Mul(weight, hn::Load(df, scales + j)), df, weighed->weights[r] + j);
+      sum = hn::MulAdd(weight, hn::Load(df, zeros + j), sum);
+    }
+    weighed->zero_sums[r] = hn::GetLane(hn::SumOfLanes(df, sum));
+  }
+}
+
+// NV vectors of one group of channels.
+template <class Codes, int R, int NV>
+HWY_INLINE void AccumulateGroupColumns(const AccumulateArgs& args, const GroupWeights<R>& weighed, size_t group,
+                                       int first_vector, int prefetch_lines) {
+  const DF df;
+  float* HWY_RESTRICT acc = args.acc + group * kGroupElements + first_vector * kLanes;
+  VF sums[R][NV];
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    const VF zero_sum = hn::Set(df, weighed.zero_sums[r]);
+    PITH_UNROLL for (int v = 0; v < NV; ++v) {
+      sums[r][v] = hn::Add(hn::LoadU(df, acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes), zero_sum);
+    }
+  }
+  const auto* codes = static_cast<const uint8_t*>(args.values) + group * Codes::kGroupBytes;
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  const VF table = CodeTable<Codes>(hn::Set(df, 1.0f), hn::Zero(df));
+  for (int j = 0; j < args.count; ++j) {
+    for (int line = 0; line < prefetch_lines; ++line) PrefetchFar(prefetch + line * 64);
+    prefetch += prefetch_lines * 64;
+    VF code[NV];
+    PITH_UNROLL for (int v = 0; v < NV; ++v) {
+      code[v] = kHasTable ? LookUp<Codes>(table, codes, first_vector + v) : CodeAsFloat<Codes>(codes, first_vector + v);
+    }
+    PITH_UNROLL for (int r = 0; r < R; ++r) {
+      const VF p = hn::Set(df, weighed.weights[r][j]);
+      PITH_UNROLL for (int v = 0; v < NV; ++v) sums[r][v] = hn::MulAdd(p, code[v], sums[r][v]);
+    }
+    codes += args.value_stride;
+  }
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int v = 0; v < NV; ++v) {
+      hn::StoreU(sums[r][v], df, acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes);
+    }
+  }
+}
+
+template <class Codes, int R>
+void AccumulateGroups(const AccumulateArgs& args) {
+  constexpr int kVectors = std::min(kGroupVectors, kRegisters == 32 || R <= 2 ? 4 : 2);
+  int lines = args.count == 0 ? 0 : static_cast<int>(args.prefetch.bytes / 64 / static_cast<size_t>(args.count));
+  const size_t num_groups = (args.value_dim + kGroupElements - 1) / kGroupElements;
+  const auto* scale_bytes = static_cast<const uint8_t*>(args.value_scales);
+  HWY_ALIGN GroupWeights<R> weighed;
+  for (size_t group = 0; group < num_groups; ++group) {
+    const uint8_t* here = scale_bytes + group * kPageEntries;
+    WeighGroup<Codes, R>(args, here, here + num_groups * kPageEntries, &weighed);
+    for (int v = 0; v < kGroupVectors; v += kVectors) {
+      AccumulateGroupColumns<Codes, R, kVectors>(args, weighed, group, v, lines);
+      lines = 0;
+    }
+  }
+}
+
+template <class Codes>
+void ConvertKeyGroups(const PageLayout& layout, const std::byte* page, float* keys) {
+  const auto* group = reinterpret_cast<const uint8_t*>(page + layout.key_offset);
+  const auto* scale_bytes = reinterpret_cast<const uint8_t*>(page + layout.key_scale_offset);
+  const auto dim = static_cast<size_t>(layout.key_dim);
+  HWY_ALIGN KeyScales decoded;
+  for (size_t begin = 0; begin < dim; begin += kScaleChunk) {
+    const size_t count = std::min(kScaleChunk, dim - begin);
+    DecodeScales<Codes>(scale_bytes + begin, scale_bytes + dim + begin, count, decoded.scales, decoded.zeros);
+    for (size_t d = 0; d < count; ++d) {
+      DecodeGroup<Codes>(group, hn::Set(DF(), decoded.scales[d]), hn::Set(DF(), decoded.zeros[d]), keys);
+      group += Codes::kGroupBytes;
+      keys += kGroupElements;
+    }
+  }
+}
+
+template <class Codes>
+void ConvertValueGroups(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
+  const auto num_groups = static_cast<size_t>(layout.value_groups());
+  const auto* scale_bytes = reinterpret_cast<const uint8_t*>(page + layout.value_scale_offset);
+  HWY_ALIGN float scales[kPageEntries];
+  HWY_ALIGN float zeros[kPageEntries];
+  for (size_t g = 0; g < num_groups; ++g) {
+    const uint8_t* here = scale_bytes + g * kPageEntries;
+    DecodeScales<Codes>(here, here + num_groups * kPageEntries, kPageEntries, scales, zeros);
+    const auto* codes = reinterpret_cast<const uint8_t*>(page + layout.value_offset) + g * Codes::kGroupBytes;
+    for (int j = 0; j < count; ++j) {
+      DecodeGroup<Codes>(codes, hn::Set(DF(), scales[j]), hn::Set(DF(), zeros[j]),
+                         values + static_cast<size_t>(j) * stride + g * kGroupElements);
+      codes += layout.value_row_bytes();
+    }
+  }
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pith::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
