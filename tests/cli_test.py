@@ -171,7 +171,7 @@ class BadUsage(Case):
 
     def test_formats(self):
         self.usage("run", "-p", "x", "-ctk", "q3_0", "-ctv", "q3_0", says="q3_0")
-        self.usage("run", "-p", "x", "-ctk", "q8_0", says="one format")
+        self.usage("run", "-p", "x", "-ctk", "q5_0", says="is no format")
 
 
 class BadPrompts(ModelCase):

@@ -278,6 +278,87 @@ TEST(ModelEngine, EightBitCacheIsCloseAndSmaller) {
   EXPECT_LT(static_cast<double>(engine->stats().page_bytes), 0.6 * static_cast<double>(full->stats().page_bytes));
 }
 
+// Formats whose keys are in groups: f16 until a page is full, then small.
+TEST(ModelEngine, GroupedCachesAreCloseAndSmaller) {
+  const std::vector<int32_t> tokens = Tokens(400);
+  const std::vector<float> half = PrefillLogits(Options("full", 0, 128), tokens);
+  auto full = Make(Options("full", 0, 128));
+  ASSERT_TRUE(full->Prefill(*full->NewSequence(), tokens));
+  const auto full_bytes = static_cast<double>(full->stats().page_bytes);
+  for (const auto& [format, kl, share] : {std::tuple{PageFormat(KvFormat::kBf16), 0.03, 1.0},
+                                          {PageFormat(KvFormat::kQ4), 0.1, 0.45},
+                                          {PageFormat(KvFormat::kQ8, KvFormat::kQ4), 0.1, 0.5},
+                                          {PageFormat(KvFormat::kQ2), 2.0, 0.35}}) {
+    SCOPED_TRACE(format.Name());
+    EngineOptions options = Options("full", 0, 128);
+    options.format = format;
+    auto engine = Make(options);
+    const SequenceId sequence = *engine->NewSequence();
+    std::vector<float> logits;
+    ASSERT_TRUE(engine->Prefill(sequence, tokens, false, &logits));
+    EXPECT_LT(MeanKl(half, logits), kl);
+    EXPECT_LE(static_cast<double>(engine->stats().page_bytes), share * full_bytes);
+    for (int i = 0; i < 40; ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[static_cast<size_t>(i)]));
+    EXPECT_EQ(engine->stats().kept_fraction, 1.0);
+  }
+}
+
+// The budget holds in small formats, while evicting, and they keep more entries.
+TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
+  const std::vector<int32_t> tokens = Tokens(600);
+  int former = 0;
+  for (const char* format : {"f16", "q8", "q4", "q2"}) {
+    for (const char* recipe : {"snapkv", "cake"}) {
+      SCOPED_TRACE(std::string(recipe) + " " + format);
+      const EngineOptions options = Options((std::string(recipe) + " format=" + format).c_str(), size_t{6} << 20, 64);
+      auto engine = Make(options);
+      const SequenceId sequence = *engine->NewSequence();
+      ASSERT_TRUE(engine->Prefill(sequence, tokens));
+      for (int i = 0; i < 100; ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[static_cast<size_t>(i)]));
+      EXPECT_LE(engine->stats().peak_bytes, engine->stats().budget_bytes);
+      if (std::string(recipe) != "snapkv") continue;
+      EXPECT_GT(engine->stats().keep_entries, former);
+      former = engine->stats().keep_entries;
+    }
+  }
+}
+
+TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
+  EngineOptions options = Options("full");
+  options.max_sequences = 2;
+  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q2", "full format=q4"}) {
+    options.later_recipes.push_back(*ParseRecipe(recipe));
+  }
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, Tokens(500)));
+  for (const Recipe& recipe : options.later_recipes) {
+    SCOPED_TRACE(recipe.text);
+    const SequenceId fork = *engine->Fork(sequence);
+    const auto kept = engine->Compress(fork, recipe, 0.2);
+    ASSERT_TRUE(kept) << kept.error().message;
+    const double bytes = engine->KeptBytes(fork);
+    if (recipe.policy->keeps_everything()) {
+      EXPECT_EQ(*kept, 1.0);
+      EXPECT_LT(bytes, 0.33);
+    } else {
+      EXPECT_GT(*kept, 0.3);
+      EXPECT_NEAR(bytes, 0.2, recipe.policy->ragged() ? 0.04 : 0.01);
+    }
+    EXPECT_TRUE(engine->Decode(fork, 5));
+    engine->Free(fork);
+  }
+  EXPECT_LE(engine->stats().peak_bytes, engine->stats().budget_bytes);
+}
+
+TEST(ModelEngine, TwoFormatsForOneCacheAreRefused) {
+  EngineOptions options = Options("snapkv format=q4");
+  options.format = KvFormat::kQ8;
+  const auto engine = Engine::Create(Model(), options);
+  ASSERT_FALSE(engine);
+  EXPECT_EQ(engine.error().code, ErrorCode::kInvalidArgument);
+}
+
 TEST(ModelEngine, SameInputsGiveTheSameBits) {
   const std::vector<int32_t> tokens = Tokens(150);
   const EngineOptions options = Options("snapkv", size_t{6} << 20, 64);

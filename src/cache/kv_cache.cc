@@ -19,8 +19,9 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 }  // namespace
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
-    : pool_(other.pool_), layout_(other.layout_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
+    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), num_low_(other.num_low_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
+  other.num_low_ = 0;
 }
 
 Status HeadCache::ReserveTable(size_t num_pages) {
@@ -33,13 +34,14 @@ Status HeadCache::ReserveTable(size_t num_pages) {
 }
 
 Status HeadCache::Unshare(size_t page_index) {
+  const PageStore store = StoreOf(page_index);
   std::byte* old = pages_[page_index];
-  if (!pool_->IsShared(old)) return {};
-  std::byte* fresh = pool_->Acquire();
+  if (!store.pool->IsShared(old)) return {};
+  std::byte* fresh = store.pool->Acquire();
   if (fresh == nullptr) return NoPage();
-  std::memcpy(fresh, old, layout_->page_bytes);
+  std::memcpy(fresh, old, store.layout->page_bytes);
   pages_[page_index] = fresh;
-  pool_->Release(old);
+  store.pool->Release(old);
   return {};
 }
 
@@ -70,6 +72,12 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
   int first = 0;
   while (first < count && kept[static_cast<size_t>(first)] == first) ++first;
   const size_t first_page = static_cast<size_t>(first / kP);
+  if (first_page < num_low_) {
+    const auto low = std::lower_bound(kept.begin(), kept.end(), num_low_entries()) - kept.begin();
+    // The last low page is completed with 16-bit entries where there are enough.
+    const bool completes = count >= static_cast<int>(PagesFor(static_cast<int>(low))) * kP;
+    return Regroup(kept, first_page, completes ? PagesFor(static_cast<int>(low)) : static_cast<size_t>(low / kP));
+  }
   const size_t num_pages = PagesFor(count);
 
   std::vector<std::byte*> copied;  // originals of shared pages, alive until everything is read
@@ -108,10 +116,12 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
 
 int HeadCache::DropPagesBefore(int32_t position) {
   size_t pages = 0;
-  while ((pages + 1) * kP <= static_cast<size_t>(num_entries_) &&
-         layout_->positions(static_cast<const std::byte*>(pages_[pages]))[kP - 1] < position) {
-    pool_->Release(pages_[pages++]);
+  while ((pages + 1) * kP <= static_cast<size_t>(num_entries_)) {
+    const PageStore store = StoreOf(pages);
+    if (store.layout->positions(static_cast<const std::byte*>(pages_[pages]))[kP - 1] >= position) break;
+    store.pool->Release(pages_[pages++]);
   }
+  num_low_ -= std::min(num_low_, pages);
   pages_.erase(pages_.begin(), pages_.begin() + static_cast<std::ptrdiff_t>(pages));
   num_entries_ -= static_cast<int>(pages) * kP;
   return static_cast<int>(pages) * kP;
@@ -123,36 +133,39 @@ Status HeadCache::ForkInto(HeadCache& other) const {
   // Slots past num_entries_ (made by Extend, never committed) are not shared.
   const size_t used = PagesFor(num_entries_);
   for (size_t i = 0; i < used; ++i) {
-    pool_->AddRef(pages_[i]);
+    StoreOf(i).pool->AddRef(pages_[i]);
     other.pages_.push_back(pages_[i]);
   }
+  other.low_ = low_;
+  other.num_low_ = num_low_;
   other.num_entries_ = num_entries_;
   return {};
 }
 
 void HeadCache::Clear() {
-  for (std::byte* page : pages_) pool_->Release(page);
+  for (size_t i = 0; i < pages_.size(); ++i) StoreOf(i).pool->Release(pages_[i]);
   pages_.clear();
   num_entries_ = 0;
+  num_low_ = 0;
 }
 
 void HeadCache::ReadPositions(std::span<int32_t> positions) const {
   for (int i = 0; i < num_entries_; i += kP) {
     const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(positions.data() + i, layout_->positions(page_of(i)), sizeof(int32_t) * static_cast<size_t>(count));
+    std::memcpy(positions.data() + i, layout_of(i).positions(page_of(i)), sizeof(int32_t) * static_cast<size_t>(count));
   }
 }
 
 void HeadCache::ReadKeys(float* keys) const {
   for (int i = 0; i < num_entries_; i += kP) {
-    kernels::ReadKeys(*layout_, page_of(i), std::min(kP, num_entries_ - i),
+    kernels::ReadKeys(layout_of(i), page_of(i), std::min(kP, num_entries_ - i),
                       keys + static_cast<size_t>(i) * static_cast<size_t>(layout_->key_dim));
   }
 }
 
 void HeadCache::ReadValues(float* values) const {
   for (int i = 0; i < num_entries_; i += kP) {
-    kernels::ReadValues(*layout_, page_of(i), std::min(kP, num_entries_ - i),
+    kernels::ReadValues(layout_of(i), page_of(i), std::min(kP, num_entries_ - i),
                         values + static_cast<size_t>(i) * static_cast<size_t>(layout_->value_dim));
   }
 }
@@ -160,7 +173,7 @@ void HeadCache::ReadValues(float* values) const {
 void HeadCache::ReadColumn(int column, std::span<float> values) const {
   for (int i = 0; i < num_entries_; i += kP) {
     const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(values.data() + i, layout_->column(page_of(i), column), sizeof(float) * static_cast<size_t>(count));
+    std::memcpy(values.data() + i, layout_of(i).column(page_of(i), column), sizeof(float) * static_cast<size_t>(count));
   }
 }
 
@@ -168,7 +181,7 @@ Status HeadCache::WriteColumn(int column, std::span<const float> values) {
   for (int i = 0; i < num_entries_; i += kP) {
     PITH_RETURN_IF_ERROR(Unshare(static_cast<size_t>(i / kP)));
     const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(layout_->column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
+    std::memcpy(layout_of(i).column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
   }
   return {};
 }
@@ -193,9 +206,10 @@ Status HeadCache::Rewrite(std::span<const int32_t> entries, const float* keys, c
 
 Status HeadCache::Verify() const {
   if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) return Corrupt("cache: a head has fewer pages than entries");
+  if (num_low_ > static_cast<size_t>(num_entries_ / kP)) return Corrupt("cache: a low page is not full");
   int32_t last = -1;
   for (int i = 0; i < num_entries_; ++i) {
-    const int32_t position = layout_->positions(page_of(i))[i % kP];
+    const int32_t position = layout_of(i).positions(page_of(i))[i % kP];
     if (position <= last) return Corrupt("cache: positions of a head are not ascending");
     last = position;
   }
@@ -217,6 +231,33 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(Ledger* ledger, std::vector<Cac
   std::unique_ptr<KvCache> cache(new KvCache(ledger, std::move(layers)));
   PITH_ASSIGN_OR_RETURN(cache->pool_, PagePool::Create(ledger, page_bytes, num_pages));
   return cache;
+}
+
+Status KvCache::AddFormat(PageFormat format, size_t num_pages) {
+  for (const auto& low : low_formats_) {
+    if (low->format == format) return {};
+  }
+  auto low = std::make_unique<LowFormat>();
+  low->format = format;
+  size_t page_bytes = 0;
+  for (const CacheLayer& layer : layers_) {
+    const PageLayout& own = layer.layout;
+    low->layouts.push_back(PageLayout::Make(format, own.key_dim, own.value_dim, own.num_columns));
+    if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, low->layouts.back().page_bytes);
+  }
+  PITH_ASSIGN_OR_RETURN(low->pool, PagePool::Create(ledger_, page_bytes, num_pages));
+  low_formats_.push_back(std::move(low));
+  return {};
+}
+
+void KvCache::SetLow(int sequence, PageFormat format) {
+  const auto low = std::find_if(low_formats_.begin(), low_formats_.end(), [&](const auto& l) { return l->format == format; });
+  PITH_CHECK(low != low_formats_.end());
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
+      head(sequence, static_cast<int>(layer), h).SetLow({(*low)->pool.get(), &(*low)->layouts[layer]});
+    }
+  }
 }
 
 Result<int> KvCache::NewSequence() {
@@ -250,6 +291,11 @@ void KvCache::Free(int sequence) { sequences_.erase(sequence); }
 
 Status KvCache::Verify() const {
   PITH_RETURN_IF_ERROR(pool_->Verify());
+  size_t num_used = pool_->num_used();
+  for (const auto& low : low_formats_) {
+    PITH_RETURN_IF_ERROR(low->pool->Verify());
+    num_used += low->pool->num_used();
+  }
   std::map<const std::byte*, int> owners;
   for (const auto& [id, heads] : sequences_) {
     for (const HeadCache& head : heads) {
@@ -257,7 +303,7 @@ Status KvCache::Verify() const {
       for (const std::byte* page : head.pages()) ++owners[page];
     }
   }
-  if (owners.size() != pool_->num_used()) return Corrupt("cache: pages in use and pages owned differ");
+  if (owners.size() != num_used) return Corrupt("cache: pages in use and pages owned differ");
   if (ledger_->used_bytes() > ledger_->limit_bytes()) return Corrupt("cache: over budget");
   return {};
 }

@@ -5,7 +5,13 @@
 //            │           └ kv head 1: [page][p   ]         40 entries
 //            └─ layer 1 ── ...
 //
-// Entries of a head are in time order; page i holds entries i*P .. i*P + P-1.
+// Entries of a head are in time order; page i holds entries i*P .. i*P + P-1. A head may keep its
+// older whole pages in a smaller format, as KIVI does (arXiv:2402.02750): entries arrive in the cache's
+// own format, and Demote() converts pages that are full.
+//
+//   kv head 0: [q4 page][q4 page][f16 page][f1  ]
+//               `---- low ----´
+//
 // Forks share pages; whoever writes to a shared page first copies it.
 //
 // Threads: different heads may be changed concurrently; sequences are created,
@@ -27,7 +33,13 @@
 
 namespace pith {
 
-// The entries of one (sequence, layer, kv head) in one storage format.
+// Where pages of one format come from, and what they look like.
+struct PageStore {
+  PagePool* pool = nullptr;
+  const PageLayout* layout = nullptr;
+};
+
+// The entries of one (sequence, layer, kv head).
 class HeadCache {
  public:
   HeadCache(PagePool* pool, const PageLayout* layout, Ledger* ledger)
@@ -38,11 +50,17 @@ class HeadCache {
   ~HeadCache() { Clear(); }
 
   int num_entries() const { return num_entries_; }
+  // Of new entries.
   const PageLayout& layout() const { return *layout_; }
+  const PageLayout& layout_of(int entry) const { return *StoreOf(static_cast<size_t>(entry / kPageEntries)).layout; }
   std::span<std::byte* const> pages() const { return {pages_.data(), pages_.size()}; }
-  kernels::Segment segment() const {
-    return {.layout = layout_, .pages = pages_.data(), .num_entries = num_entries_};
-  }
+  // Describes the entries in order, in at most kMaxSegments segments. Returns how many.
+  static constexpr int kMaxSegments = 2;
+  int Describe(kernels::Segment* segments) const;
+
+  int num_low_entries() const { return static_cast<int>(num_low_) * kPageEntries; }
+  // Of keys, values and their scales.
+  double content_bytes() const;
 
   // Room in the page table, so that later growth does not allocate.
   Status ReserveTable(size_t num_pages);
@@ -55,7 +73,16 @@ class HeadCache {
   const std::byte* page_of(int entry) const { return pages_[static_cast<size_t>(entry / kPageEntries)]; }
   void Commit(int count) { num_entries_ += count; }
 
+  // Pages that Demote() makes from now on. Only while there are none, or the same again.
+  void SetLow(PageStore low);
+  // Converts whole pages to the low format, oldest first, but for the newest `residual` entries; without a low
+  // format nothing happens. kOutOfBudget: some pages may have been converted, all entries are there.
+  Status Demote(int residual);
+
   // Keeps only the entries with these ascending indices; pages that fall empty are freed.
+  // Survivors in low pages whose keys are in groups are grouped anew on a grid on which their error does not add
+  // up (kernels/group_codec.h), but for pages that stay as they are; an incomplete last group goes to the front
+  // of the 16-bit entries or is completed with them.
   // kOutOfBudget: a shared page would have to be copied and none is left; nothing has changed.
   Status Keep(std::span<const int32_t> kept);
 
@@ -82,10 +109,14 @@ class HeadCache {
   Status Verify() const;
 
  private:
+  PageStore StoreOf(size_t page) const { return page < num_low_ ? low_ : PageStore{pool_, layout_}; }
   Status Unshare(size_t page_index);
+  Status Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low);
 
   PagePool* pool_;
   const PageLayout* layout_;
+  PageStore low_;
+  size_t num_low_ = 0;  // the first pages, all full
   LedgerVector<std::byte*> pages_;
   int num_entries_ = 0;
 };
@@ -100,6 +131,11 @@ class KvCache {
  public:
   // num_pages pages of the largest layer's page size.
   static Result<std::unique_ptr<KvCache>> Create(Ledger* ledger, std::vector<CacheLayer> layers, size_t num_pages);
+
+  // Pages for heads that are demoted to `format`, at most num_pages of the largest layer's size.
+  Status AddFormat(PageFormat format, size_t num_pages);
+  // What Demote() converts this sequence's pages to. The format was added.
+  void SetLow(int sequence, PageFormat format);
 
   Result<int> NewSequence();
   Result<int> Fork(int sequence);
@@ -137,6 +173,12 @@ class KvCache {
   const std::vector<CacheLayer> layers_;
   std::vector<size_t> first_head_;  // [layers + 1]
   std::unique_ptr<PagePool> pool_;
+  struct LowFormat {
+    PageFormat format;
+    std::vector<PageLayout> layouts;  // [layers]
+    std::unique_ptr<PagePool> pool;
+  };
+  std::vector<std::unique_ptr<LowFormat>> low_formats_;
   std::map<int, Heads> sequences_;
   int next_sequence_ = 0;
 };

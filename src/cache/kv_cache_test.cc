@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -19,7 +20,7 @@ struct Entry {
 };
 using NaiveHead = std::vector<Entry>;
 
-std::vector<CacheLayer> Layers(KvFormat format) {
+std::vector<CacheLayer> Layers(PageFormat format) {
   return std::vector<CacheLayer>(kLayers, CacheLayer{kHeads, PageLayout::Make(format, kKeyDim, kValueDim, kColumns)});
 }
 
@@ -51,8 +52,9 @@ void ExpectEqual(const HeadCache& head, const NaiveHead& naive, float tolerance)
 }
 
 // Random appends, evictions, column writes, drops, forks and frees against a naive model.
-void RunModelBased(KvFormat format, uint32_t seed) {
-  SCOPED_TRACE(testing::Message() << KvFormatName(format) << " seed " << seed);
+// low: what full pages are demoted to at random moments, if anything.
+void RunModelBased(PageFormat format, std::optional<PageFormat> low, float tolerance, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << format.Name() << " " << (low ? low->Name() : "") << " seed " << seed);
   std::mt19937 rng(seed);
   Ledger ledger(size_t{256} << 10);
   const std::vector<CacheLayer> layers = Layers(format);
@@ -62,14 +64,17 @@ void RunModelBased(KvFormat format, uint32_t seed) {
   KvCache& cache = **created;
   std::map<int, std::vector<NaiveHead>> naive;  // sequence -> [layers * heads]
   std::map<int, int32_t> next_position;
-  const float tolerance = format == KvFormat::kF16 ? 1e-3f : 2e-2f;
+  if (low) {
+    ASSERT_TRUE(cache.AddFormat(*low, num_pages));
+  }
   for (int step = 0; step < 400; ++step) {
     const auto pick = [&] { return std::next(naive.begin(), static_cast<std::ptrdiff_t>(rng() % naive.size()))->first; };
-    const auto action = rng() % 16;
+    const auto action = rng() % (low ? 19 : 16);
     if (naive.empty() || action == 0) {
       if (naive.size() >= 4) continue;
       auto id = cache.NewSequence();
       if (!id) continue;
+      if (low) cache.SetLow(*id, *low);
       naive[*id].resize(kLayers * kHeads);
       next_position[*id] = 0;
     } else if (action == 1 && naive.size() < 4) {
@@ -113,6 +118,11 @@ void RunModelBased(KvFormat format, uint32_t seed) {
           head.ReadColumn(0, now);
           for (size_t i = 0; i < now.size(); ++i) expected[i].column = now[i];
         }
+      } else if (action >= 16) {
+        const int residual = static_cast<int>(rng() % 40);
+        if (head.Demote(residual)) {
+          EXPECT_LT(head.num_entries() - head.num_low_entries(), kPageEntries + residual);
+        }
       } else if (!expected.empty()) {
         const int32_t before = expected[expected.size() / 2].position;
         const int dropped = head.DropPagesBefore(before);
@@ -135,10 +145,52 @@ void RunModelBased(KvFormat format, uint32_t seed) {
 
 TEST(KvCacheTest, RandomOperationsAgreeWithANaiveModel) {
   for (uint32_t seed = 0; seed < 12; ++seed) {
-    RunModelBased(KvFormat::kF16, seed);
-    RunModelBased(KvFormat::kQ8, seed);
+    RunModelBased(KvFormat::kF16, std::nullopt, 1e-3f, seed);
+    RunModelBased(KvFormat::kQ8, std::nullopt, 2e-2f, seed);
+    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ8), 2e-2f, seed);
+    // Elements of a group are within 0..1 here: a scale is at most 1/8, and half of one is added at each growth.
+    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ4), 0.13f, seed);
+    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ4, KvFormat::kQ8), 0.13f, seed);
+    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ2), 0.6f, seed);
     if (HasFatalFailure()) return;
   }
+}
+
+// A low cache takes the bytes that its format says, and its pages come back.
+TEST(KvCacheTest, DemotionFreesBytes) {
+  Ledger ledger(size_t{1} << 20);
+  auto cache = KvCache::Create(&ledger, {{1, PageLayout::Make(KvFormat::kF16, 64, 64, 0)}}, 20);
+  ASSERT_TRUE(cache);
+  ASSERT_TRUE((*cache)->AddFormat(KvFormat::kQ4, 20));
+  const int id = *(*cache)->NewSequence();
+  (*cache)->SetLow(id, KvFormat::kQ4);
+  HeadCache& head = (*cache)->head(id, 0, 0);
+  std::mt19937 rng(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> key(64), value(64);
+  for (int32_t p = 0; p < 10 * kPageEntries + 5; ++p) {
+    for (float& x : key) x = normal(rng);
+    for (float& x : value) x = normal(rng);
+    ASSERT_TRUE(head.Extend(1));
+    kernels::WriteEntryF32(head.layout(), head.page_of(p), p % kPageEntries, key.data(), value.data(), p);
+    head.Commit(1);
+  }
+  const size_t before = ledger.used_bytes(MemoryTag::kPages);
+  ASSERT_TRUE(head.Demote(0));
+  EXPECT_EQ(head.num_low_entries(), 10 * kPageEntries);
+  EXPECT_EQ((*cache)->pool().num_used(), 1u);
+  EXPECT_LT(static_cast<double>(ledger.used_bytes(MemoryTag::kPages)), 0.38 * static_cast<double>(before));
+  EXPECT_DOUBLE_EQ(head.content_bytes(), 10 * kPageEntries * (128 * 4.5 / 8) + 5 * 256);
+  // Every third entry leaves: the rest of the low ones is grouped anew, and the last group is completed.
+  std::vector<int32_t> kept;
+  for (int32_t i = 0; i < head.num_entries(); ++i) {
+    if (i % 3 != 0) kept.push_back(i);
+  }
+  ASSERT_TRUE(head.Keep(kept));
+  EXPECT_EQ(head.num_entries(), static_cast<int>(kept.size()));
+  ASSERT_TRUE((*cache)->Verify());
+  head.Clear();
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
 TEST(KvCacheTest, FullPoolRefusesAndChangesNothing) {

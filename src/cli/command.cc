@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -86,9 +87,9 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
                      "budget, up to 512)")
       ->check(CLI::Range(1, 65536))
       ->type_name("N");
-  command.add_option("--cache-type-k", flags.type_k, "-ctk: format of keys, f16 (default) or q8_0")
+  command.add_option("--cache-type-k", flags.type_k, "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0 or q2")
       ->type_name("TYPE");
-  command.add_option("--cache-type-v", flags.type_v, "-ctv: format of values; must be that of the keys")
+  command.add_option("--cache-type-v", flags.type_v, "-ctv: format of values, likewise")
       ->type_name("TYPE");
   command.add_option("--compress", flags.compress,
                      "block: evict after every block, so that the peak is the budget (default); after: read the whole "
@@ -98,17 +99,14 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
 }
 
 Result<KvFormat> ParseFormat(std::string_view text) {
-  if (text.empty() || text == "f16") return KvFormat::kF16;
-  if (text == "q8_0" || text == "q8") return KvFormat::kQ8;
-  return InvalidArgument(fmt::format("\"{}\" is no format of the KV cache; choose f16 or q8_0", text));
+  if (text.empty()) return KvFormat::kF16;
+  if (const std::optional<KvFormat> format = FindKvFormat(text)) return *format;
+  return InvalidArgument(fmt::format("\"{}\" is no format of the KV cache; choose f16, bf16, q8_0, q4_0 or q2", text));
 }
 
 Status CacheFlags::Check() const {
   PITH_RETURN_IF_ERROR(ParseFormat(type_k));
   PITH_RETURN_IF_ERROR(ParseFormat(type_v));
-  if (*ParseFormat(type_k) != *ParseFormat(type_v)) {
-    return InvalidArgument("keys and values share one format: give -ctk and -ctv the same type");
-  }
   if (!budget.empty()) PITH_RETURN_IF_ERROR(ParseSizeOrShare(budget));
   PITH_RETURN_IF_ERROR(ParseRecipe(recipe));
   return {};
@@ -120,7 +118,8 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.block_tokens = flags.block;
   options.num_threads = model.num_threads();
   options.compress = flags.compress == "after" ? CompressMode::kAfter : CompressMode::kBlock;
-  PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.type_k));
+  PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
+  PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
   const size_t full = FullCacheBytes(info, options.num_ctx);
   if (flags.budget.empty()) {
@@ -173,10 +172,8 @@ size_t BytesPerToken(const ModelInfo& info, KvFormat format) {
   size_t bytes = 0;
   for (const LayerShape& layer : info.layers) {
     if (!HoldsCache(layer)) continue;
-    const auto values = static_cast<size_t>(layer.key_dim + (layer.value_in_key ? 0 : layer.value_dim));
-    // q8: one float32 scale for the key and one for the value.
-    const size_t head = format == KvFormat::kF16 ? 2 * values : values + 2 * sizeof(float);
-    bytes += head * static_cast<size_t>(layer.num_kv_heads);
+    const PageLayout layout = PageLayout::Make(format, layer.key_dim, layer.value_in_key ? 0 : layer.value_dim, 0);
+    bytes += static_cast<size_t>(std::ceil(layout.entry_bytes() * layer.num_kv_heads));
   }
   return bytes;
 }

@@ -77,7 +77,8 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   std::set<std::string> seen;
   for (const std::string& name : SplitRecipes(flags.recipes)) {
     PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseRecipe(name));
-    if (!seen.insert(name).second || (recipe.policy->keeps_everything() && !recipe.prefill)) continue;
+    const bool is_full = recipe.policy->keeps_everything() && !recipe.prefill && !recipe.format;
+    if (!seen.insert(name).second || is_full) continue;
     if (recipe.prefill && flags.compress != "block") {
       return InvalidArgument(fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
                                          "--compress block", name));
@@ -379,7 +380,7 @@ void AddEval(CLI::App& app, Command& chosen) {
   command->add_option("-b,--batch-size,--ubatch-size", flags->block, "Tokens read at once")
       ->check(CLI::Range(1, 65536))
       ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: format of keys and values, f16 (default) or q8_0")
+  command->add_option("--cache-type-k", flags->format, "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2")
       ->type_name("TYPE");
   command->add_option("-s,--seed", flags->seed, "Seed of random choices (default 0)")->type_name("SEED");
   AddModelFlags(*command, flags->model);

@@ -43,6 +43,20 @@ const char* KindName(LayerKind kind) {
   return "";
 }
 
+// By the names of -ctk.
+constexpr std::pair<const char*, KvFormat> kFormats[] = {{"f16", KvFormat::kF16},
+                                                         {"bf16", KvFormat::kBf16},
+                                                         {"q8_0", KvFormat::kQ8},
+                                                         {"q4_0", KvFormat::kQ4},
+                                                         {"q2", KvFormat::kQ2}};
+
+template <class Value>
+nlohmann::json PerFormat(const Value& value) {
+  nlohmann::json json;
+  for (const auto& [name, format] : kFormats) json[name] = value(format);
+  return json;
+}
+
 // Bytes that pith's pages take for one entry of every head of the chosen layers.
 double PagedBytesPerToken(const ModelInfo& info, KvFormat format, bool global) {
   double bytes = 0;
@@ -60,7 +74,11 @@ int64_t LongestContext(const ModelInfo& info, KvFormat format, size_t budget_byt
   const double local = PagedBytesPerToken(info, format, false);
   const double around = static_cast<double>(info.recurrent_bytes) +
                         static_cast<double>(BytesPerToken(info, KvFormat::kF16)) * kSmallBlock;
-  const double left = static_cast<double>(budget_bytes) - around;
+  // Keys in groups wait in f16 pages until these are full.
+  const double waiting = IsGrouped(format) ? kPageEntries * (PagedBytesPerToken(info, KvFormat::kF16, true) +
+                                                             PagedBytesPerToken(info, KvFormat::kF16, false))
+                                           : 0.0;
+  const double left = static_cast<double>(budget_bytes) - around - waiting;
   if (left <= 0) return 0;
   const double window = info.window;
   // While the windows are not full yet, every layer grows.
@@ -112,12 +130,10 @@ nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, siz
           {"recurrent_bytes", info.recurrent_bytes},
           {"chat_template", model.has_chat_template()},
           {"kv_bytes_per_token",
-           {{"f16", BytesPerToken(info, KvFormat::kF16)}, {"q8_0", BytesPerToken(info, KvFormat::kQ8)}}},
+           PerFormat([&](KvFormat format) { return static_cast<int64_t>(BytesPerToken(info, format)); })},
           {"full_cache_bytes", FullCacheBytes(info, ContextOf(info, 0))},
           {"budget_bytes", budget_bytes},
-          {"longest_context",
-           {{"f16", LongestContext(info, KvFormat::kF16, budget_bytes)},
-            {"q8_0", LongestContext(info, KvFormat::kQ8, budget_bytes)}}},
+          {"longest_context", PerFormat([&](KvFormat format) { return LongestContext(info, format, budget_bytes); })},
           {"kv_shapes", LayersJson(info)}};
 }
 
@@ -157,13 +173,13 @@ void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_byte
   if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
   fmt::print("layers\n");
   PrintLayers(info);
-  field("KV per token, f16", FormatBytes(BytesPerToken(info, KvFormat::kF16)));
-  field("KV per token, q8_0", FormatBytes(BytesPerToken(info, KvFormat::kQ8)));
+  for (const auto& [name, format] : kFormats) field(fmt::format("KV per token, {}", name).c_str(), FormatBytes(BytesPerToken(info, format)));
   field("full cache, f16", fmt::format("{} for {} tokens", FormatBytes(FullCacheBytes(info, ContextOf(info, 0))),
                                        FormatCount(ContextOf(info, 0))));
   fmt::print("longest context within {}, nothing dropped\n", FormatBytes(budget_bytes));
-  field("  f16", ContextText(LongestContext(info, KvFormat::kF16, budget_bytes)));
-  field("  q8_0", ContextText(LongestContext(info, KvFormat::kQ8, budget_bytes)));
+  for (const auto& [name, format] : kFormats) {
+    field(fmt::format("  {}", name).c_str(), ContextText(LongestContext(info, format, budget_bytes)));
+  }
 }
 
 Result<int> RunInfo(InfoFlags& flags) {

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "engine/cache_formats.h"
 
 namespace pith::cli {
 namespace {
@@ -155,11 +156,13 @@ Status Judge::RunAfter(const JudgedTask& task, SequenceId base, bool pinned, con
     }
     if (rows.empty()) continue;
     PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, engine_->CompressForks(base, options_.recipes[i], targets));
+    std::vector<double> kept_bytes;
+    for (const SequenceId fork : forks) kept_bytes.push_back(engine_->KeptBytes(fork));
     for (size_t k = 0; k < rows.size() && sink.look; ++k) sink.look(*engine_, forks[k], rows[k].policy, rows[k].keep);
     PITH_RETURN_IF_ERROR(Follow(*engine_, forks, task));
     for (size_t k = 0; k < rows.size(); ++k) {
       rows[k].kept = kept[k];
-      rows[k].kept_bytes = kept[k] * format_share_;
+      rows[k].kept_bytes = kept_bytes[k];
       Measure(k, task, rows[k]);
       PITH_RETURN_IF_ERROR(sink.add(std::move(rows[k])));
     }
@@ -182,12 +185,17 @@ Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink)
       options.compress = CompressMode::kBlock;
       options.seed = options_.seed;
       options.recipe = options_.recipes[i];
-      options.keep_entries = std::max(1, static_cast<int>(std::floor(keep * num_compressed)));
+      // Of a recipe with a format, a share of bytes.
+      const std::optional<PageFormat>& format = options.recipe.format;
+      const double entries =
+          format ? EntriesInBytes(model_->info(), *format, FormatsOf(*format).low.has_value(), num_compressed, keep)
+                 : keep * num_compressed;
+      options.keep_entries = std::max(1, static_cast<int>(std::floor(entries + 1e-9)));
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       PITH_ASSIGN_OR_RETURN(const SequenceId sequence, engine->NewSequence());
       PITH_RETURN_IF_ERROR(ReadContext(*engine, sequence, task, pinned));
       row.kept = engine->stats().kept_fraction;
-      row.kept_bytes = row.kept * format_share_;
+      row.kept_bytes = engine->KeptBytes(sequence);
       if (sink.look) sink.look(*engine, sequence, row.policy, keep);
       PITH_RETURN_IF_ERROR(Follow(*engine, {&sequence, 1}, task));
       Measure(0, task, row);

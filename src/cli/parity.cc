@@ -267,7 +267,7 @@ void AddParity(CLI::App& app, Command& chosen) {
   command->add_option("--decode", flags->decode, "Last tokens that are decoded one by one (default 64)")
       ->check(CLI::Range(0, 100'000'000))
       ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: pith's format of keys and values, f16 (default) or q8_0")
+  command->add_option("--cache-type-k", flags->format, "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2")
       ->type_name("TYPE");
   command->add_flag("--ignore-history", flags->ignore_history,
                     "The control: pith forgets everything before each block, which must show");

@@ -50,7 +50,7 @@ std::vector<CacheLayer> EngineImpl::BuildLayers() {
     if (global) num_global_heads_ += shape.num_kv_heads;
     if (shape.kind != LayerKind::kNone) {
       layer.num_kv_heads = shape.num_kv_heads;
-      layer.layout = PageLayout::Make(options_.format, shape.key_dim, shape.value_dim, global ? num_columns : 0);
+      layer.layout = PageLayout::Make(formats_.entry, shape.key_dim, shape.value_dim, global ? num_columns : 0);
     }
     layers.push_back(layer);
     if (shape.shared) style_.in_layer = false;
@@ -72,6 +72,7 @@ Status EngineImpl::Init() {
   }
   if (options_.num_threads <= 0) options_.num_threads = 1;
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
+  PITH_ASSIGN_OR_RETURN(formats_, SettleFormats(options_));
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
   ring_window_ = std::max(ring_window_, options_.keep_queries);
@@ -93,6 +94,7 @@ Status EngineImpl::Init() {
     return OutOfBudget("the KV budget does not hold libllama's block");
   }
   PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
+  PITH_RETURN_IF_ERROR(AddFormats(*cache_, formats_, plan_, options_));
   const int num_slots = std::max(options_.max_sequences, 1);
   PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots, options_.num_threads, this));
   ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_, options_.recipe.prefill);
@@ -105,7 +107,8 @@ Result<SequenceId> EngineImpl::NewSequence() {
   if (slot == slot_used_.end()) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
   Sequence sequence;
   PITH_ASSIGN_OR_RETURN(sequence.cache_id, cache_->NewSequence());
-  const size_t share = plan_.num_pages / (cache_->num_heads() * slot_used_.size());
+  if (formats_.low) cache_->SetLow(sequence.cache_id, *formats_.low);
+  const size_t share = (plan_.num_pages + plan_.num_low_pages) / (cache_->num_heads() * slot_used_.size());
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
     for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
@@ -354,11 +357,15 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
           head.DropPagesBefore(group.sequence->next_position - model_->info().window + 1);
         }
       }
+      if (formats_.low) DemoteLayer(*group.sequence, layer, team);
       continue;
     }
     const Clock::time_point policy_start = Clock::now();
+    // What a recipe that compares layers evicts is evicted first.
+    const bool demotes = formats_.low && (style_.in_layer || !evicts_while_running());
     if (observes_every_query_) ops_->Observe(layer, group, active_, team);
     if (evict) EvictInLayer(call, group, team);
+    if (demotes) DemoteLayer(*group.sequence, layer, team);
     if (team.ith == 0) times_.policy += SecondsSince(policy_start);
   }
 }
@@ -371,13 +378,7 @@ std::span<const float> EngineImpl::logits(SequenceId id) const {
 
 KvStats EngineImpl::stats() const {
   KvStats stats;
-  stats.budget_bytes = ledger_->limit_bytes();
-  stats.used_bytes = ledger_->used_bytes();
-  stats.peak_bytes = ledger_->peak_bytes();
-  stats.block_bytes = ledger_->used_bytes(MemoryTag::kBlock);
-  stats.page_bytes = ledger_->used_bytes(MemoryTag::kPages);
-  stats.table_bytes = ledger_->used_bytes(MemoryTag::kTables);
-  stats.recurrent_bytes = ledger_->used_bytes(MemoryTag::kRecurrent);
+  ReadLedger(*ledger_, stats);
   for (const auto& [id, sequence] : sequences_) {
     stats.entries += GlobalEntriesOf(sequence);
     stats.entries_seen += sequence.entries_seen;

@@ -29,7 +29,9 @@ struct EngineOptions {
   size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx plus everything around it
   int block_tokens = 0;       // prefill block; 0: chosen from the budget (up to 512)
   int num_threads = 0;        // 0: physical cores
-  KvFormat format = KvFormat::kF16;
+  // Of the cache. Formats whose keys are in groups (q4, q2) hold what fills whole pages; newer entries are f16
+  // until they do. A recipe's own format takes the place of f16.
+  PageFormat format;
   CompressMode compress = CompressMode::kBlock;
   Recipe recipe;              // ParseRecipe("full") if empty
   int max_sequences = 1;
@@ -116,7 +118,8 @@ class Engine {
   virtual void SetEviction(bool on) = 0;
 
   // Compresses a prefilled sequence once: `keep` entries per kv head if it were uniform. Returns the share
-  // of entries that stay.
+  // of entries that stay. Of a recipe with a format, keep_fraction is the share of bytes: so many entries as they
+  // hold in that format, those of an incomplete page in f16.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
 
   // The same for several forks of one sequence (which may be among them), whose entries are scored once. Tokens that
@@ -132,6 +135,9 @@ class Engine {
   // num_queries: at most EngineOptions::keep_queries. `layer` counts the layers with a global cache.
   virtual Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
                                                       int num_queries) = 0;
+
+  // Bytes of the sequence's keys and values in global layers, over those of all its tokens in f16.
+  virtual double KeptBytes(SequenceId sequence) const = 0;
 
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;

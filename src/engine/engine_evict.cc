@@ -21,15 +21,44 @@ void EngineImpl::FinishBlock() {
         }
       }
     }
-    if (!eviction_on_ || !evicts_while_running() || style_.in_layer) continue;
-    const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
-    if (GlobalEntriesOf(sequence) <= most) continue;
-    const Clock::time_point start = Clock::now();
-    const Shrink shrink{.sequence = &sequence, .budget = std::nullopt};
-    const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
-    if (!status) Fail(status.error());
-    times_.policy += SecondsSince(start);
+    if (!evicts_while_running() || style_.in_layer) continue;
+    EvictAcrossLayers(sequence);
+    if (!formats_.low || failed_) continue;
+    if (const Status status = DemoteAll(sequence); !status) Fail(Explained(status.error()));
   }
+}
+
+void EngineImpl::EvictAcrossLayers(Sequence& sequence) {
+  const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
+  if (!eviction_on_ || GlobalEntriesOf(sequence) <= most) return;
+  const Clock::time_point start = Clock::now();
+  const Shrink shrink{.sequence = &sequence, .budget = std::nullopt};
+  const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
+  if (!status) Fail(status.error());
+  times_.policy += SecondsSince(start);
+}
+
+void EngineImpl::DemoteLayer(const Sequence& sequence, int layer, const Team& team) {
+  team.Sync();
+  if (!ops_->Demote(sequence.cache_id, layer, team)) demote_failed_.store(true, std::memory_order_relaxed);
+  team.Sync();
+  if (team.ith == 0 && demote_failed_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
+}
+
+Status EngineImpl::DemoteAll(const Sequence& sequence) {
+  context_->RunOnTeam([&](const Team& team) {
+    for (size_t layer = 0; layer < global_index_.size(); ++layer) {
+      const bool done = ops_->Demote(sequence.cache_id, static_cast<int>(layer), team);
+      if (!done) demote_failed_.store(true, std::memory_order_relaxed);
+    }
+  });
+  if (demote_failed_.exchange(false)) return OutOfBudget("the KV budget has no free page left");
+  return {};
+}
+
+double EngineImpl::KeptBytes(SequenceId id) const {
+  const Sequence& sequence = sequences_.at(id);
+  return ContentShare(*cache_, sequence.cache_id, global_index_, sequence.next_position);
 }
 
 int64_t EngineImpl::EntriesOf(const Sequence& sequence, int layer) const {
@@ -153,13 +182,16 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
   std::vector<double> kept(targets.size(), 1.0);
   const int64_t before = GlobalEntriesOf(source);
-  if (active->recipe.policy->keeps_everything() || before == 0) return kept;
+  const bool converts = recipe.format && !(*recipe.format == formats_.entry);
+  const bool selects = !active->recipe.policy->keeps_everything();
+  if ((!selects && !converts) || before == 0) return kept;
   const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;
   for (const CompressTarget& target : targets) {
-    const double keep = target.keep_fraction;
+    double keep = target.keep_fraction;
     if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
+    if (converts) keep = EntriesInBytes(model_->info(), *recipe.format, true, mean, keep) / mean;
     // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
     shrinks.push_back({&sequences_.at(target.sequence), Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
                                                                .keep_fraction = keep,
@@ -169,7 +201,13 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   // The source's entries are what the selections count from, so it goes last.
   std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
   const Clock::time_point start = Clock::now();
-  const Status result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
+  Status result;
+  if (selects) result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
+  for (const Shrink& shrink : shrinks) {
+    if (!converts || !result) break;
+    cache_->SetLow(shrink.sequence->cache_id, *recipe.format);
+    result = DemoteAll(*shrink.sequence);
+  }
   times_.policy += SecondsSince(start);
   if (!result) return tl::unexpected<Error>(result.error());
   for (size_t i = 0; i < targets.size(); ++i) {

@@ -2,6 +2,7 @@
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "base/ledger.h"
 #include "cache/kv_cache.h"
+#include "engine/cache_formats.h"
 #include "engine/engine.h"
 #include "engine/layer_ops.h"
 #include "engine/merger.h"
@@ -52,6 +54,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
+  double KeptBytes(SequenceId sequence) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer, int num_queries) override;
   int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
@@ -64,6 +67,10 @@ class EngineImpl final : public Engine, public AttentionSink {
  private:
   std::vector<CacheLayer> BuildLayers();
   void AddRecipe(const Recipe& recipe);
+  // All threads: full pages of a layer go to the low format.
+  void DemoteLayer(const Sequence& sequence, int layer, const Team& team);
+  Status DemoteAll(const Sequence& sequence);
+  void EvictAcrossLayers(Sequence& sequence);
   Status RunBlock();
   void FinishBlock();
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
@@ -109,6 +116,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   EngineOptions options_;
   MemoryPlan plan_;
   EvictionStyle style_;
+  CacheFormats formats_;
+  std::atomic<bool> demote_failed_{false};
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<HostContext> context_;

@@ -22,7 +22,7 @@ LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair
   if (prune) pruner_.emplace(*prune);
   int most_heads = 0;
   for (const CacheLayer& layer : cache.layers()) most_heads = std::max(most_heads, layer.num_kv_heads);
-  segments_.resize(static_cast<size_t>(most_heads));
+  segments_.resize(static_cast<size_t>(most_heads * HeadCache::kMaxSegments));
   heads_.resize(static_cast<size_t>(most_heads));
   buffers_.resize(static_cast<size_t>(most_heads));
   head_inputs_.resize(static_cast<size_t>(most_heads));
@@ -32,8 +32,8 @@ LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair
 void LayerOps::DescribeHeads(int cache_id, int layer) {
   const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
   for (size_t h = 0; h < heads.size(); ++h) {
-    segments_[h] = heads[h].segment();
-    heads_[h].segments = {&segments_[h], 1};
+    kernels::Segment* segments = &segments_[h * HeadCache::kMaxSegments];
+    heads_[h].segments = {segments, static_cast<size_t>(heads[h].Describe(segments))};
   }
 }
 
@@ -112,6 +112,16 @@ void LayerOps::Append(const AttentionCall& call, const RowGroup& group, const Te
       at += count;
     }
   }
+}
+
+bool LayerOps::Demote(int cache_id, int layer, const Team& team) {
+  bool done = true;
+  if (cache_.layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return done;
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+    done = heads[h].Demote(0).has_value() && done;
+  }
+  return done;
 }
 
 void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer) {

@@ -52,6 +52,8 @@ class LayerOps {
   void Attend(const Team& team);
   // All threads: gives the attention rows of this block to the recipes that observe every query.
   void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
+  // All threads, their heads: full pages go to the low format. False if one found no room.
+  bool Demote(int cache_id, int layer, const Team& team);
   // Thread 0: remembers the last queries.
   void KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer);
 

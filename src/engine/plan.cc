@@ -24,11 +24,26 @@ struct Shape {
   size_t global_heads = 0;
   size_t all_heads = 0;
   size_t window_pages = 0;       // of one sequence, between blocks
+  size_t low_page_bytes = 0;     // 0: no low format
+  size_t later_bytes = 0;        // of all sequences in the formats that later recipes convert to
   size_t widest_layer_heads = 0;
 };
 
-Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, int num_ctx) {
+size_t LowPageBytes(const std::vector<CacheLayer>& layers, PageFormat format) {
+  size_t bytes = 0;
+  for (const CacheLayer& layer : layers) {
+    if (layer.num_kv_heads == 0) continue;
+    const PageLayout& own = layer.layout;
+    bytes = std::max(bytes, PageLayout::Make(format, own.key_dim, own.value_dim, own.num_columns).page_bytes);
+  }
+  return bytes;
+}
+
+Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EngineOptions& options) {
+  const int num_ctx = options.num_ctx;
   Shape shape;
+  const PageFormat format = options.recipe.format.value_or(options.format);
+  if (format.whole_pages()) shape.low_page_bytes = LowPageBytes(layers, format);
   for (size_t i = 0; i < layers.size(); ++i) {
     const size_t heads = static_cast<size_t>(layers[i].num_kv_heads);
     if (heads == 0) continue;
@@ -41,6 +56,11 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, int 
       // The window, the token that enters it, and a page's worth of entries that wait to be dropped.
       shape.window_pages += heads * (PagesFor(std::min(info.window, num_ctx) + kP) + 1);
     }
+  }
+  for (const Recipe& recipe : options.later_recipes) {
+    if (!recipe.format) continue;
+    const size_t pages = static_cast<size_t>(std::max(options.max_sequences, 1)) * shape.all_heads * (PagesFor(num_ctx) + 1);
+    shape.later_bytes += pages * (LowPageBytes(layers, *recipe.format) + kTableBytesPerPage);
   }
   return shape;
 }
@@ -56,10 +76,21 @@ int SlackFor(size_t pages_per_head) {
   return kP * static_cast<int>(std::clamp<size_t>(pages_per_head / 8, 1, 8));
 }
 
-size_t PagesPerHead(const MemoryPlan& plan, const Shape& shape, const EvictionStyle& style, size_t sequences) {
-  const size_t needed = TransientPages(shape, style, plan.block_tokens) + sequences * shape.window_pages;
-  if (plan.num_pages <= needed) return 0;
-  return (plan.num_pages - needed) / (sequences * std::max<size_t>(shape.global_heads, 1));
+// Divides `bytes` into pages. Returns those that a global head of one sequence may fill.
+size_t DividePages(MemoryPlan* plan, const Shape& shape, const EvictionStyle& style, size_t sequences, size_t bytes) {
+  const size_t heads = sequences * std::max<size_t>(shape.global_heads, 1), window = sequences * shape.window_pages;
+  const size_t transient = TransientPages(shape, style, plan->block_tokens);
+  const auto per_head = [heads](size_t pages, size_t needed) { return pages <= needed ? 0 : (pages - needed) / heads; };
+  const size_t page_cost = shape.page_bytes + kTableBytesPerPage;
+  if (shape.low_page_bytes == 0) {
+    plan->num_pages = bytes / page_cost;
+    return per_head(plan->num_pages, transient + window);
+  }
+  // What is new, and each head's page that is not yet full; the rest of the bytes is for full pages.
+  plan->num_pages = transient + sequences * shape.all_heads;
+  if (bytes <= plan->num_pages * page_cost) return 0;
+  plan->num_low_pages = (bytes - plan->num_pages * page_cost) / (shape.low_page_bytes + kTableBytesPerPage);
+  return per_head(plan->num_low_pages, window);
 }
 
 size_t FixedBytes(const MemoryPlan& plan, const Shape& shape, size_t sequences) {
@@ -78,8 +109,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
   const size_t fixed = FixedBytes(plan, shape, sequences);
   if (fixed >= plan.budget_bytes) return plan;
-  plan.num_pages = (plan.budget_bytes - fixed) / (shape.page_bytes + kTableBytesPerPage);
-  const size_t pages = PagesPerHead(plan, shape, style, sequences);
+  const size_t pages = DividePages(&plan, shape, style, sequences, plan.budget_bytes - fixed);
   const size_t wasted = style.ragged ? 1 : 0;
   if (pages <= wasted) return plan;
   plan.slack_entries = SlackFor(pages - wasted);
@@ -93,9 +123,14 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EngineOp
   MemoryPlan plan;
   plan.block_bytes = BlockBytes(info, block_tokens);
   plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
-  const size_t pages = sequences * shape.all_heads * (PagesFor(options.num_ctx) + 2) +
-                       shape.all_heads * (PagesFor(block_tokens) + 1);
-  return FixedBytes(plan, shape, sequences) + pages * (shape.page_bytes + kTableBytesPerPage);
+  const size_t kept = sequences * shape.all_heads * (PagesFor(options.num_ctx) + 2);
+  const size_t in_flight = shape.all_heads * (PagesFor(block_tokens) + 1);
+  const size_t page_cost = shape.page_bytes + kTableBytesPerPage;
+  size_t pages = (kept + in_flight) * page_cost;
+  if (shape.low_page_bytes > 0) {
+    pages = kept * (shape.low_page_bytes + kTableBytesPerPage) + (in_flight + sequences * shape.all_heads) * page_cost;
+  }
+  return FixedBytes(plan, shape, sequences) + shape.later_bytes + pages;
 }
 
 }  // namespace
@@ -127,7 +162,7 @@ size_t FullTokenBytes(const ModelInfo& info) {
 
 Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options) {
-  const Shape shape = ShapeOf(info, layers, options.num_ctx);
+  const Shape shape = ShapeOf(info, layers, options);
   EngineOptions wanted = options;
   const bool unlimited = options.budget_bytes == 0;
   MemoryPlan plan;
@@ -150,9 +185,14 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLaye
     const size_t sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
     plan.block_bytes = BlockBytes(info, smallest);
     plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
-    const size_t pages = TransientPages(shape, style, smallest) +
-                         sequences * (shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1));
-    const size_t least = FixedBytes(plan, shape, sequences) + (pages + 1) * (shape.page_bytes + kTableBytesPerPage);
+    const size_t pages = sequences * (shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1));
+    const size_t transient = TransientPages(shape, style, smallest);
+    const size_t page_cost = shape.page_bytes + kTableBytesPerPage;
+    const size_t least =
+        FixedBytes(plan, shape, sequences) +
+        (shape.low_page_bytes == 0
+             ? (transient + pages + 1) * page_cost
+             : (transient + sequences * shape.all_heads) * page_cost + (pages + 1) * (shape.low_page_bytes + kTableBytesPerPage));
     return OutOfBudget(fmt::format("a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is "
                                    "the least that does",
                                    static_cast<double>(wanted.budget_bytes) / (1 << 20), smallest,

@@ -16,7 +16,8 @@ struct MemoryPlan {
   size_t budget_bytes = 0;
   size_t block_bytes = 0;      // libllama's own KV memory
   size_t recurrent_bytes = 0;
-  size_t num_pages = 0;
+  size_t num_pages = 0;      // of the format in which entries arrive
+  size_t num_low_pages = 0;  // of the low format that full pages go to, if there is one
   int block_tokens = 0;
   int keep_entries = 0;   // C: per kv head after an eviction
   int slack_entries = 0;  // a head may grow to C + slack before the next eviction (decode)

@@ -29,6 +29,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
 
 namespace pith {
 
@@ -41,6 +44,16 @@ inline constexpr int kNumKvFormats = 5;
 inline const char* KvFormatName(KvFormat format) {
   constexpr const char* kNames[kNumKvFormats] = {"f16", "q8", "bf16", "q4", "q2"};
   return kNames[static_cast<int>(format)];
+}
+
+// By our names and llama.cpp's.
+inline std::optional<KvFormat> FindKvFormat(std::string_view name) {
+  if (name == "f16") return KvFormat::kF16;
+  if (name == "bf16") return KvFormat::kBf16;
+  if (name == "q8" || name == "q8_0") return KvFormat::kQ8;
+  if (name == "q4" || name == "q4_0" || name == "q4_1") return KvFormat::kQ4;
+  if (name == "q2") return KvFormat::kQ2;
+  return std::nullopt;
 }
 
 inline constexpr int BitsOf(KvFormat format) {
@@ -66,6 +79,11 @@ struct PageFormat {
 
   // Keys are quantised over the entries of a page, so it is written whole and its entries can't move alone.
   constexpr bool whole_pages() const { return IsGrouped(key); }
+
+  // "q4", or "q8/q4" where keys and values differ.
+  std::string Name() const {
+    return key == value ? KvFormatName(key) : std::string(KvFormatName(key)) + "/" + KvFormatName(value);
+  }
 };
 
 struct PageLayout {
@@ -109,6 +127,11 @@ struct PageLayout {
   size_t value_row_bytes() const {
     const int elements = IsGrouped(format.value) ? value_groups() * kGroupElements : value_dim;
     return static_cast<size_t>(elements * BitsOf(format.value)) / 8;
+  }
+  // Of an entry's key and value with their scales; positions and columns apart.
+  double entry_bytes() const {
+    const size_t scales = ScaleBytes(format.key, key_dim) + ScaleBytes(format.value, value_groups() * kPageEntries);
+    return static_cast<double>(key_bytes() + scales) / kPageEntries + static_cast<double>(value_row_bytes());
   }
   size_t key_scale_bytes() const { return value_scale_offset - key_scale_offset; }
   size_t value_scale_bytes() const { return position_offset - value_scale_offset; }

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/page_layout.h"
 #include "pith/types.h"
 #include "policy/criti.h"
 #include "policy/merge.h"
@@ -188,6 +189,8 @@ struct Recipe {
   std::shared_ptr<const Policy> policy;
   int num_sinks = -1;     // first entries pinned by the engine: sinks=N; -1: as the engine sees fit
   std::optional<CritiOptions> prefill;  // attention work that may be skipped while a prompt is read
+  // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
+  std::optional<PageFormat> format;
 };
 
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or

@@ -2,6 +2,7 @@
 //
 //   recipe = word { space word }
 //   word   = name [":" params] | key "=" name [":" params] | "sinks=" number
+//          | "format=" format ["/" format]
 //   key    = score | agg | mod | alloc | act | prefill
 //   params = name "=" value { "," name "=" value }
 //
@@ -52,6 +53,7 @@ struct Draft {
   std::vector<ChosenStage> stages;                             // one of each kind, any number of mods
   bool modifiers_cleared = false;
   std::optional<int> sinks;
+  std::optional<PageFormat> format;
 
   ChosenStage* Find(StageKind kind) {
     for (ChosenStage& stage : stages) {
@@ -98,6 +100,18 @@ Result<int> ParseSinks(std::string_view text) {
   return value;
 }
 
+// "q4" for keys and values, "q8/q4" where they differ.
+Result<PageFormat> ParseFormat(std::string_view text) {
+  const size_t slash = text.find('/');
+  const std::optional<KvFormat> key = FindKvFormat(text.substr(0, slash));
+  const std::optional<KvFormat> value = slash == std::string_view::npos ? key : FindKvFormat(text.substr(slash + 1));
+  if (!key || !value) {
+    return InvalidArgument(
+        fmt::format("format={} is none of f16, bf16, q8, q4 and q2 or two of them as in q8/q4", Printable(text)));
+  }
+  return PageFormat(*key, *value);
+}
+
 // "name" or "name:params" of one stage kind.
 Result<ChosenStage> ParseStage(StageKind kind, std::string_view text) {
   const size_t colon = text.find(':');
@@ -129,6 +143,7 @@ Status AddStage(std::string_view key, std::string_view text, Draft& draft, bool 
   if (it == kStageKeys.end()) {
     std::vector<std::string_view> keys(kStageKeys.begin(), kStageKeys.end());
     keys.push_back("sinks");
+    keys.push_back("format");
     return MakeError(ErrorCode::kNotFound,
                      fmt::format("there is no stage '{}'; did you mean '{}'?", Printable(key), Nearest(key, keys)));
   }
@@ -154,6 +169,10 @@ Status AddStage(std::string_view key, std::string_view text, Draft& draft, bool 
 }
 
 Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
+  if (setting.name == "format") {
+    PITH_ASSIGN_OR_RETURN(draft.format, ParseFormat(setting.value));
+    return {};
+  }
   bool known = setting.name == "sinks";
   std::string shown(setting.value);
   if (known) {
@@ -170,6 +189,7 @@ Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
   }
   if (!known) {
     AddOnce(names, "sinks");
+    AddOnce(names, "format");
     return InvalidArgument(
         fmt::format("'{}' has no parameter '{}'; {}", name, Printable(setting.name), DidYouMean(setting.name, names)));
   }
@@ -216,6 +236,10 @@ Status AddWord(std::string_view word, Draft& draft) {
   const std::string_view rest = word.substr(mark + 1);
   if (key == "sinks") {
     PITH_ASSIGN_OR_RETURN(draft.sinks, ParseSinks(rest));
+    return {};
+  }
+  if (key == "format") {
+    PITH_ASSIGN_OR_RETURN(draft.format, ParseFormat(rest));
     return {};
   }
   return AddStage(key, rest, draft, true);
@@ -274,6 +298,7 @@ std::string Normalised(const Draft& draft) {
     if (stage.spelled) add(stage.Text());
   }
   if (draft.sinks) add(fmt::format("sinks={}", *draft.sinks));
+  if (draft.format) add("format=" + draft.format->Name());
   return text;
 }
 
@@ -350,6 +375,7 @@ Result<Recipe> ParseRecipe(std::string_view text) {
     recipe.prefill = MakePrefill(prefill->entry->name, prefill->params);
     PITH_RETURN_IF_ERROR(CheckCritiOptions(*recipe.prefill));
   }
+  recipe.format = draft.format;
   PITH_ASSIGN_OR_RETURN(PolicyParts parts, Build(draft));
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   return recipe;

@@ -99,6 +99,10 @@ TEST(Recipe, SinksArePartOfTheRecipe) {
   EXPECT_EQ(ParseRecipe("snapkv")->num_sinks, -1) << "the engine decides";
   EXPECT_EQ(ParseRecipe("snapkv sinks=0")->num_sinks, 0);
   EXPECT_EQ(ParseRecipe("snapkv sinks=7")->num_sinks, 7);
+  EXPECT_FALSE(ParseRecipe("snapkv")->format.has_value());
+  EXPECT_EQ(ParseRecipe("snapkv format=q4_0")->format, PageFormat(KvFormat::kQ4));
+  EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->format, PageFormat(KvFormat::kQ8, KvFormat::kQ4));
+  EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->text, "snapkv:window=16 sinks=2 format=q8/q4");
 }
 
 TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
@@ -115,6 +119,7 @@ TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
   EXPECT_EQ(ErrorOf("snapkv alloc=adda"), "there is no alloc=adda; did you mean 'ada'?");
   EXPECT_EQ(ErrorOf("score=knorm:windw=3"), "score=knorm has no parameter 'windw'; did you mean 'recent'?");
   EXPECT_EQ(ErrorOf("alloc=uniform:x=1 score=h2o"), "alloc=uniform has no parameter 'x'; it has none");
+  EXPECT_EQ(ErrorOf("snapkv format=q5"), "format=q5 is none of f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
   EXPECT_EQ(ErrorOf("snapkv sinks=-1"), "sinks must be a whole number between 0 and 4096, not '-1'");
   EXPECT_EQ(ErrorOf("snapkv h2o"), "the recipe 'h2o' must come first, alone or with stages after it");
   EXPECT_EQ(ErrorOf("score=snapkv score=h2o"), "score=snapkv and score=h2o exclude one another; name one of them");

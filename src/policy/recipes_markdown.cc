@@ -30,8 +30,11 @@ A recipe decides which entries of the KV cache stay. It is text in one of three 
 - stages, alone or beside a name: `score=snapkv:window=64 agg=defensive alloc=ada:alpha=0.2 act=drop`, `snapkv:window=64 alloc=ada`
 
 A stage beside a name takes the place of the one of its kind; modifiers add up, and `mod=none` removes those of the name.
-`prefill=criti` beside any of them skips attention work while the prompt is read. `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence. Missing stages are `agg=mean`,
-`alloc=uniform` and `act=drop`.
+`prefill=criti` beside any of them skips attention work while the prompt is read.
+`sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence.
+`format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`);
+a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). Missing stages are `agg=mean`, `alloc=uniform`
+and `act=drop`.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
 B the budget. A recipe with `alloc=global`, `alloc=pyramid` or `alloc=cake` decides once all layers have seen a block.

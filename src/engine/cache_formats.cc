@@ -1,0 +1,84 @@
+#include "engine/cache_formats.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+namespace pith {
+
+CacheFormats FormatsOf(PageFormat format) {
+  if (format.whole_pages()) return {.entry = PageFormat(), .low = format};
+  return {.entry = format, .low = std::nullopt};
+}
+
+Result<CacheFormats> SettleFormats(const EngineOptions& options) {
+  PageFormat format = options.format;
+  if (const std::optional<PageFormat>& own = options.recipe.format) {
+    if (!(format == PageFormat()) && !(format == *own)) {
+      return InvalidArgument(
+          fmt::format("the recipe stores {} and the cache's types say {}; give one of the two", own->Name(), format.Name()));
+    }
+    format = *own;
+  }
+  const CacheFormats formats = FormatsOf(format);
+  for (const Recipe& recipe : options.later_recipes) {
+    if (recipe.format && !(*recipe.format == formats.entry) && !(formats == CacheFormats())) {
+      return InvalidArgument(fmt::format("the recipe '{}' converts an f16 cache, and this one is {}", recipe.text, format.Name()));
+    }
+  }
+  return formats;
+}
+
+double TokenBytes(const ModelInfo& info, PageFormat format) {
+  double bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind == LayerKind::kNone || layer.num_kv_heads == 0) continue;
+    bytes += layer.num_kv_heads * PageLayout::Make(format, layer.key_dim, layer.value_dim, 0).entry_bytes();
+  }
+  return bytes;
+}
+
+double EntriesInBytes(const ModelInfo& info, PageFormat format, bool converts, double mean, double share) {
+  const double cost = TokenBytes(info, format) / TokenBytes(info, PageFormat());  // of an entry, in f16 entries
+  const double target = mean * share;
+  if (!converts) return std::min(mean, target / cost);
+  const double pages = std::floor(target / (kPageEntries * cost) + 1e-9);
+  const double rest = std::min(target - pages * kPageEntries * cost, kPageEntries - 1.0);
+  return std::min(mean, pages * kPageEntries + std::max(0.0, rest));
+}
+
+Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options) {
+  if (formats.low) PITH_RETURN_IF_ERROR(cache.AddFormat(*formats.low, plan.num_low_pages));
+  for (const Recipe& recipe : options.later_recipes) {
+    if (recipe.format && !(*recipe.format == formats.entry)) {
+      PITH_RETURN_IF_ERROR(cache.AddFormat(*recipe.format, plan.num_pages));
+    }
+  }
+  return {};
+}
+
+double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens) {
+  double bytes = 0, full = 0;
+  for (size_t layer = 0; layer < global_index.size(); ++layer) {
+    if (global_index[layer] < 0) continue;
+    for (const HeadCache& head : cache.heads(cache_id, static_cast<int>(layer))) {
+      const PageLayout& layout = head.layout();
+      bytes += head.content_bytes();
+      full += num_tokens * PageLayout::Make(PageFormat(), layout.key_dim, layout.value_dim, 0).entry_bytes();
+    }
+  }
+  return full > 0 ? bytes / full : 1.0;
+}
+
+void ReadLedger(const Ledger& ledger, KvStats& stats) {
+  stats.budget_bytes = ledger.limit_bytes();
+  stats.used_bytes = ledger.used_bytes();
+  stats.peak_bytes = ledger.peak_bytes();
+  stats.block_bytes = ledger.used_bytes(MemoryTag::kBlock);
+  stats.page_bytes = ledger.used_bytes(MemoryTag::kPages);
+  stats.table_bytes = ledger.used_bytes(MemoryTag::kTables);
+  stats.recurrent_bytes = ledger.used_bytes(MemoryTag::kRecurrent);
+}
+
+}  // namespace pith

@@ -1,0 +1,52 @@
+// In which formats a cache holds its entries, as options and recipes say.
+#ifndef PITH_ENGINE_CACHE_FORMATS_H_
+#define PITH_ENGINE_CACHE_FORMATS_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/ledger.h"
+#include "cache/kv_cache.h"
+#include "engine/engine.h"
+#include "engine/plan.h"
+#include "host/model.h"
+#include "kernels/page_layout.h"
+#include "pith/types.h"
+
+namespace pith {
+
+struct CacheFormats {
+  PageFormat entry;               // in which entries arrive
+  std::optional<PageFormat> low;  // of full pages, if another
+
+  bool operator==(const CacheFormats&) const = default;
+};
+
+// The formats of a cache that shall be in `format`: keys in groups need whole pages, so entries arrive in f16.
+CacheFormats FormatsOf(PageFormat format);
+
+// Those of an engine. The recipe's format, if it has one, is the cache's. kInvalidArgument: the options name
+// another, or a later recipe would have to convert what is not f16.
+Result<CacheFormats> SettleFormats(const EngineOptions& options);
+
+// Bytes that keys and values of one token take in `format`, scales included, over all layers.
+double TokenBytes(const ModelInfo& info, PageFormat format);
+
+// Entries that a share of the bytes of `mean` f16 entries holds in `format`. converts: entries of an incomplete
+// page are still f16.
+double EntriesInBytes(const ModelInfo& info, PageFormat format, bool converts, double mean, double share);
+
+// Gives a cache the pages of the formats that it or a later recipe converts to. kOutOfBudget: no room for their tables.
+Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options);
+
+// Bytes of a sequence's keys and values, over those of num_tokens entries a head in f16; in the layers whose
+// global_index is not negative.
+double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens);
+
+// The ledger's part of the statistics.
+void ReadLedger(const Ledger& ledger, KvStats& stats);
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_CACHE_FORMATS_H_
