@@ -15,8 +15,13 @@ std::string PlainTypeOf(KvFormat format) {
   switch (format) {
     case KvFormat::kF16:
       return "f16";
+    case KvFormat::kBf16:
+      return "bf16";
     case KvFormat::kQ8:
       return "q8_0";
+    case KvFormat::kQ4:
+    case KvFormat::kQ2:  // libllama's smallest
+      return "q4_0";
   }
   return {};
 }
