@@ -77,9 +77,10 @@ Status EngineImpl::Init() {
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
   ring_window_ = std::max(ring_window_, options_.keep_queries);
   for (const ActiveRecipe& active : active_) {
-    if (active.recipe.policy->merge() == nullptr || options_.format == KvFormat::kF16) continue;
+    if (active.recipe.policy->merge() == nullptr) continue;
+    if (formats_ == CacheFormats() && !active.recipe.format) continue;
     return InvalidArgument(fmt::format("act=merge rewrites keys and values, which a cache in {} cannot do: use f16",
-                                       KvFormatName(options_.format)));
+                                       active.recipe.format.value_or(formats_.low.value_or(formats_.entry)).Name()));
   }
   std::vector<CacheLayer> layers = BuildLayers();
   const Policy& policy = *options_.recipe.policy;
