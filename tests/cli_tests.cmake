@@ -17,3 +17,6 @@ if(NOT PITH_SANITIZE)
   set_tests_properties(SlowSpeed PROPERTIES
     LABELS slow RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 endif()
+add_test(NAME SlowMutations COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
+set_tests_properties(SlowMutations PROPERTIES LABELS slow TIMEOUT 1800 RUN_SERIAL ON
+  ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")

@@ -9,6 +9,7 @@
 
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "host/trial.h"
 #include "kernels/attention.h"
 
 namespace pith::cli {
@@ -95,6 +96,7 @@ std::vector<std::string> NormaliseArguments(int argc, const char* const* argv) {
 
 int Main(int argc, const char* const* argv) {
   InstallInterruptHandler();
+  ExitOnGgmlAbort();
   try {
     Command chosen;
     const int code = Parse(argc, argv, chosen);

@@ -20,6 +20,7 @@
 
 #include <fmt/format.h>
 
+#include "base/printable.h"
 #include "ggml.h"
 
 namespace pith {
@@ -41,21 +42,6 @@ enum ValueType : uint32_t {
   kNumValueTypes,
 };
 constexpr std::array<uint8_t, kNumValueTypes> kValueBytes = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-
-// Text from the file, fit for a message: unprintable bytes escaped, at most 64.
-std::string Printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 64)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f && c != '"') {
-      out += c;
-    } else {
-      out += fmt::format("\\x{:02x}", byte);
-    }
-  }
-  if (text.size() > 64) out += "...";
-  return out;
-}
 
 // Bytes of a file or of memory, by offset.
 class Source {
@@ -106,14 +92,16 @@ class Checker {
  public:
   Checker(Source& source, std::string_view name) : source_(source), name_(name) {}
 
-  Status Run() {
+  Result<GgufFacts> Run() {
     PITH_RETURN_IF_ERROR(Header());
     for (uint64_t i = 0; i < num_pairs_; ++i) PITH_RETURN_IF_ERROR(Pair());
     if (!has_architecture_ && part_ == 0) {
       return Bad("is not a model: it lacks general.architecture");
     }
+    if (part_ >= num_parts_) return Bad(fmt::format("is corrupt: it is part {} of {}", part_ + 1, num_parts_));
     for (uint64_t i = 0; i < num_tensors_; ++i) PITH_RETURN_IF_ERROR(Tensor());
-    return Data();
+    PITH_RETURN_IF_ERROR(Data());
+    return GgufFacts{.file_bytes = source_.size(), .part = part_, .num_parts = num_parts_};
   }
 
  private:
@@ -204,6 +192,7 @@ class Checker {
   uint64_t alignment_ = kDefaultAlignment;
   bool has_architecture_ = false;
   uint16_t part_ = 0;  // of a split model; only part 0 has the model's metadata
+  uint16_t num_parts_ = 1;
   std::unordered_set<std::string> keys_;
   std::unordered_set<std::string> tensor_names_;
   std::vector<TensorInfo> tensors_;
@@ -284,6 +273,11 @@ Status Checker::Value(const std::string& key, uint32_t type) {
     return {};
   }
   if (key == "split.no" && type == kUint16) return Number(part_, key);
+  if (key == "split.count" && type == kUint16) {
+    PITH_RETURN_IF_ERROR(Number(num_parts_, key));
+    num_parts_ = std::max<uint16_t>(num_parts_, 1);  // 0 says that it is whole
+    return {};
+  }
   if (type == kArray) return Array(key);
   if (type == kString) return Strings(key, 1);
   return Skip(kValueBytes[type], Printable(key));
@@ -429,7 +423,7 @@ Status Checker::Data() const {
 
 }  // namespace
 
-Status CheckGguf(const std::string& path) {
+Result<GgufFacts> CheckGguf(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     const int error = errno;
@@ -446,9 +440,53 @@ Status CheckGguf(const std::string& path) {
   return Checker(source, path).Run();
 }
 
-Status CheckGgufBytes(std::span<const std::byte> bytes, std::string_view name) {
+Result<GgufFacts> CheckGgufBytes(std::span<const std::byte> bytes, std::string_view name) {
   MemorySource source(bytes);
   return Checker(source, name).Run();
+}
+
+namespace {
+
+// "model-00001-of-00003.gguf" -> "model"; empty: not the name of that part.
+std::string SplitPrefix(const std::string& path, int part, int num_parts) {
+  const std::string end = fmt::format("-{:05}-of-{:05}.gguf", part + 1, num_parts);
+  return path.size() > end.size() && path.ends_with(end) ? path.substr(0, path.size() - end.size()) : std::string();
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> CheckModelFiles(const std::string& path, size_t* total_bytes) {
+  PITH_ASSIGN_OR_RETURN(const GgufFacts first, CheckGguf(path));
+  size_t bytes = first.file_bytes;
+  std::vector<std::string> paths = {path};
+  if (first.num_parts > 1) {
+    const std::string prefix = SplitPrefix(path, first.part, first.num_parts);
+    const auto path_of = [&](int part) { return fmt::format("{}-{:05}-of-{:05}.gguf", prefix, part + 1, first.num_parts); };
+    if (first.part != 0) {
+      return InvalidArgument(fmt::format("{} is part {} of {} of a split model: give the first part{}", path, first.part + 1,
+                                         first.num_parts, prefix.empty() ? std::string() : ", " + path_of(0)));
+    }
+    if (prefix.empty()) {
+      return InvalidArgument(fmt::format("{} is the first of {} parts of a split model, and its name must end in -00001-of-{:05}.gguf "
+                                         "so that the others can be found", path, first.num_parts, first.num_parts));
+    }
+    for (int part = 1; part < first.num_parts; ++part) {
+      const auto facts = CheckGguf(path_of(part));
+      if (!facts && facts.error().code == ErrorCode::kNotFound) {
+        return NotFound(fmt::format("part {} of {} of the model is missing: there is no file {}", part + 1, first.num_parts,
+                                    path_of(part)));
+      }
+      if (!facts) return tl::unexpected<Error>(facts.error());
+      if (facts->part != part || facts->num_parts != first.num_parts) {
+        return Corrupt(fmt::format("{} says that it is part {} of {}, where part {} of {} was expected", path_of(part),
+                                   facts->part + 1, facts->num_parts, part + 1, first.num_parts));
+      }
+      bytes += facts->file_bytes;
+      paths.push_back(path_of(part));
+    }
+  }
+  if (total_bytes != nullptr) *total_bytes = bytes;
+  return paths;
 }
 
 }  // namespace pith

@@ -14,18 +14,29 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "pith/types.h"
 
 namespace pith {
 
+struct GgufFacts {
+  size_t file_bytes = 0;
+  // Of a split model, whose parts are complete GGUF files; the first has the model's metadata.
+  int part = 0;
+  int num_parts = 1;
+};
+
 // kNotFound: no such file. kIo: unreadable. kCorrupt: anything that breaks the
-// format; the sentence begins with the path. Each part of a split model is a
-// complete GGUF and is checked by itself.
-Status CheckGguf(const std::string& path);
+// format; the sentence begins with the path.
+Result<GgufFacts> CheckGguf(const std::string& path);
 
 // The same of a file in memory; `name` stands in the messages.
-Status CheckGgufBytes(std::span<const std::byte> bytes, std::string_view name);
+Result<GgufFacts> CheckGgufBytes(std::span<const std::byte> bytes, std::string_view name);
+
+// Checks all parts of the model that `path` is, or is the first part of, and returns their paths in order.
+// kInvalidArgument: `path` is another part. kNotFound: a part is missing.
+Result<std::vector<std::string>> CheckModelFiles(const std::string& path, size_t* total_bytes = nullptr);
 
 }  // namespace pith
 

@@ -57,10 +57,10 @@ class Gguf {
 constexpr uint32_t kF32 = 0;
 constexpr uint32_t kQ4_0 = 2;
 
-Status Check(std::string_view bytes) { return CheckGgufBytes(std::as_bytes(std::span(bytes)), "m.gguf"); }
+Result<GgufFacts> Check(std::string_view bytes) { return CheckGgufBytes(std::as_bytes(std::span(bytes)), "m.gguf"); }
 
 void ExpectCorrupt(const Gguf& gguf, std::string_view part) {
-  const Status status = Check(gguf.bytes());
+  const auto status = Check(gguf.bytes());
   ASSERT_FALSE(status) << "expected: " << part;
   EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
   EXPECT_NE(status.error().message.find(part), std::string::npos) << status.error().message;
@@ -87,7 +87,7 @@ TEST(GgufCheck, AcceptsAValidFileAndItsOldVersion) {
 TEST(GgufCheck, EveryTruncationGivesASentence) {
   const std::string bytes = Valid().bytes();
   for (size_t length = 0; length < bytes.size(); ++length) {
-    const Status status = Check(std::string_view(bytes).substr(0, length));
+    const auto status = Check(std::string_view(bytes).substr(0, length));
     ASSERT_FALSE(status) << "cut at " << length;
     EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
     EXPECT_GT(status.error().message.size(), 20u);
@@ -100,7 +100,7 @@ TEST(GgufCheck, EveryFlippedByteIsSurvived) {
     for (const int flip : {0x01, 0x80, 0xff}) {
       std::string broken = bytes;
       broken[at] = static_cast<char>(broken[at] ^ flip);
-      const Status status = Check(broken);
+      const auto status = Check(broken);
       EXPECT_TRUE(status || !status.error().message.empty());
     }
   }
@@ -199,9 +199,17 @@ TEST(GgufCheck, TensorNames) {
 }
 
 TEST(GgufCheck, LaterPartsOfASplitModelHaveNoArchitecture) {
-  Gguf part;
-  part.Header(1, 1).Text("split.no").Num<uint32_t>(2).Num<uint16_t>(1).Tensor("t", {8}, kF32, 0).Data(32);
-  EXPECT_TRUE(Check(part.bytes())) << Check(part.bytes()).error().message;
+  const auto part = [](uint16_t index, uint16_t count) {
+    Gguf gguf;
+    gguf.Header(1, 2).Text("split.no").Num<uint32_t>(2).Num(index).Text("split.count").Num<uint32_t>(2).Num(count);
+    return gguf.Tensor("t", {8}, kF32, 0).Data(32);
+  };
+  const auto second = Check(part(1, 3).bytes());
+  ASSERT_TRUE(second) << second.error().message;
+  EXPECT_EQ(second->part, 1);
+  EXPECT_EQ(second->num_parts, 3);
+  ExpectCorrupt(part(3, 3), "part 4 of 3");
+  ExpectCorrupt(part(0, 3), "lacks general.architecture");
 }
 
 TEST(GgufCheck, Files) {
@@ -214,7 +222,7 @@ TEST(GgufCheck, Files) {
   std::ofstream(cut, std::ios::binary) << Valid().bytes().substr(0, Valid().bytes().size() - 1);
 
   EXPECT_TRUE(CheckGguf(good));
-  const Status truncated = CheckGguf(cut);
+  const auto truncated = CheckGguf(cut);
   ASSERT_FALSE(truncated);
   EXPECT_NE(truncated.error().message.find("tensor b.weight ends at byte"), std::string::npos);
   EXPECT_EQ(CheckGguf((folder / "none.gguf").string()).error().code, ErrorCode::kNotFound);

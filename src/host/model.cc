@@ -1,26 +1,47 @@
 #include "host/model.h"
 
 #include <algorithm>
-#include <filesystem>
+#include <chrono>
 #include <mutex>
 #include <string>
 #include <utility>
 
+#include "base/printable.h"
 #include "ggml-cpu.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
 #include "host/output_projection.h"
 #include "host/probe.h"
+#include "host/trial.h"
+#include "host/tried_files.h"
 
 namespace pith {
 namespace {
 
+// libllama says why it cannot load a file in its log only, on the thread that loads.
+thread_local std::string load_error;
+
+void OnLog(ggml_log_level level, const char* text, void*) {
+  constexpr std::string_view kMarks[] = {"error loading model: ", "failed to apply lora adapter: "};
+  if (level != GGML_LOG_LEVEL_ERROR) return;
+  for (const std::string_view mark : kMarks) {
+    const std::string_view line(text);
+    if (const size_t at = line.find(mark); at != std::string_view::npos) load_error = line.substr(at + mark.size());
+  }
+}
+
 void InitLlamaOnce() {
   static std::once_flag once;
   std::call_once(once, [] {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+    llama_log_set(OnLog, nullptr);
     llama_backend_init();
   });
+}
+
+// What libllama has said since `load_error` was cleared, as the end of a sentence.
+std::string LoadReason(const std::string& otherwise) {
+  const std::string_view line = std::string_view(load_error).substr(0, load_error.find('\n'));
+  return line.empty() ? otherwise : Printable(line, 300);
 }
 
 std::string Metadata(const llama_model* model, const char* key) {
@@ -98,11 +119,41 @@ HostModel::~HostModel() {
 }
 
 Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, const HostModelOptions& options) {
-  PITH_RETURN_IF_ERROR(CheckGguf(path));
+  size_t file_bytes = 0;
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::string> paths, CheckModelFiles(path, &file_bytes));
+  for (const std::string& lora : options.lora_paths) {
+    PITH_ASSIGN_OR_RETURN(const GgufFacts facts, CheckGguf(lora));
+    file_bytes += facts.file_bytes;
+  }
   InitLlamaOnce();
+  std::vector<std::string> all_paths = paths;
+  all_paths.insert(all_paths.end(), options.lora_paths.begin(), options.lora_paths.end());
+  if (const std::string key = FilesKey(all_paths); options.try_in_child && !WasTried(key)) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto load = [&]() -> Status {
+      const auto loaded = LoadHere(paths, options, true);
+      return loaded ? Status() : Status(tl::unexpected<Error>(loaded.error()));
+    };
+    const auto keep_waiting = [&options] { return !options.progress || options.progress(0); };
+    PITH_RETURN_IF_ERROR(TryInChild("libllama cannot load " + path, LimitsForFile(file_bytes), load, keep_waiting));
+    constexpr auto kWorthRemembering = std::chrono::milliseconds(100);
+    if (std::chrono::steady_clock::now() - start > kWorthRemembering) RememberTried(key);
+  }
+  return LoadHere(paths, options, false);
+}
+
+Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> paths, const HostModelOptions& options,
+                                                       bool is_trial) {
+  const std::string& path = paths.front();
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = options.num_gpu_layers;
-  if (options.progress) {
+  ggml_backend_dev_t no_devices[] = {nullptr};
+  if (is_trial) {  // a GPU that this process has opened cannot be used by its child
+    params.n_gpu_layers = 0;
+    params.devices = no_devices;
+  }
+  params.use_extra_bufts = !is_trial;  // no repacked copies of the weights: the file itself is mapped
+  if (options.progress && !is_trial) {
     params.progress_callback = [](float share, void* user_data) {
       return (*static_cast<const std::function<bool(float)>*>(user_data))(share);
     };
@@ -110,19 +161,24 @@ Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, cons
   }
   std::shared_ptr<HostModel> host(new HostModel);
   host->private_ = std::make_unique<Private>();
+  load_error.clear();
   host->model_ = llama_model_load_from_file(path.c_str(), params);
-  if (host->model_ == nullptr) return Corrupt("libllama cannot load " + path + ": its hyper-parameters or tensors do not fit its architecture");
+  if (host->model_ == nullptr) {
+    return Corrupt("libllama cannot load " + path + ": " +
+                   LoadReason("its hyper-parameters or tensors do not fit its architecture"));
+  }
   FillInfo(host->model_, path, host->info_);
   PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
   PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
   for (const std::string& lora : options.lora_paths) {
-    PITH_RETURN_IF_ERROR(CheckGguf(lora));
+    load_error.clear();
     llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
-    if (adapter == nullptr) return Corrupt("libllama cannot load the LoRA adapter " + lora);
+    if (adapter == nullptr) return Corrupt("libllama cannot load the LoRA adapter " + lora + ": " + LoadReason("it does not fit this model"));
     host->private_->adapters.push_back(adapter);
   }
   const char* chat_template = llama_model_chat_template(host->model_, nullptr);
   if (chat_template != nullptr) host->private_->chat_template = chat_template;
+  host->info_.part_paths = std::move(paths);
   return host;
 }
 

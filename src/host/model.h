@@ -39,6 +39,7 @@ struct LayerShape {
 
 struct ModelInfo {
   std::string path;
+  std::vector<std::string> part_paths;  // of a split model all parts, else the path
   std::string architecture;
   std::string description;  // "llama 135M Q4_1"
   int num_layers = 0;
@@ -62,6 +63,9 @@ struct HostModelOptions {
   int num_threads = 1;
   std::vector<std::string> lora_paths;
   std::function<bool(float)> progress;  // false cancels
+  // Loads and probes the model in a child process first, so that nothing in the file can take this process down
+  // (docs/security.md). Costs a second reading of the metadata and a few tokens.
+  bool try_in_child = true;
 };
 
 struct ChatMessage {
@@ -81,7 +85,7 @@ struct SamplerOptions {
 // A loaded GGUF. Thread-safe once loaded.
 class HostModel {
  public:
-  // Checks the file, loads it and probes its layers by decoding a few tokens.
+  // Checks the file, or all parts of a split model, loads it and probes its layers by decoding a few tokens.
   // kNotFound, kCorrupt, kUnsupported (with the reason why it cannot be hosted).
   static Result<std::shared_ptr<HostModel>> Load(const std::string& path, const HostModelOptions& options);
   ~HostModel();
@@ -104,6 +108,8 @@ class HostModel {
 
  private:
   HostModel() = default;
+  static Result<std::shared_ptr<HostModel>> LoadHere(std::vector<std::string> paths, const HostModelOptions& options,
+                                                     bool is_trial);
   llama_model* model_ = nullptr;
   ModelInfo info_;
   struct Private;

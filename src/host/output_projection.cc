@@ -50,7 +50,11 @@ std::span<const float> OutputProjections::Get(const ModelInfo& info, int layer) 
   const std::lock_guard lock(mutex_);
   auto found = weights_.find(layer);
   if (found == weights_.end()) {
-    found = weights_.emplace(layer, ReadTensor(info.path, "blk." + std::to_string(layer) + ".attn_output.weight")).first;
+    std::vector<float> weights;
+    for (size_t part = 0; part < info.part_paths.size() && weights.empty(); ++part) {
+      weights = ReadTensor(info.part_paths[part], "blk." + std::to_string(layer) + ".attn_output.weight");
+    }
+    found = weights_.emplace(layer, std::move(weights)).first;
   }
   return found->second;
 }
