@@ -2,10 +2,10 @@
 #ifndef PITH_BASE_PRINTABLE_H_
 #define PITH_BASE_PRINTABLE_H_
 
+#include <fmt/format.h>
+
 #include <string>
 #include <string_view>
-
-#include <fmt/format.h>
 
 namespace pith {
 

@@ -9,14 +9,14 @@
 #include <sys/prctl.h>
 #endif
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <string_view>
-
-#include <fmt/format.h>
 
 #include "ggml.h"
 
@@ -135,13 +135,15 @@ std::string Death(int status, const TrialLimits& limits) {
 TrialLimits LimitsForFile(size_t file_bytes) {
   constexpr size_t kAroundAnyModel = size_t{512} << 20;
   constexpr size_t kBytesPerSecond = size_t{50} << 20;
-  return {.memory_bytes = 2 * file_bytes + kAroundAnyModel, .cpu_seconds = 5 + static_cast<int>(file_bytes / kBytesPerSecond)};
+  return {.memory_bytes = 2 * file_bytes + kAroundAnyModel,
+          .cpu_seconds = 5 + static_cast<int>(file_bytes / kBytesPerSecond)};
 }
 
 Status TryInChild(const std::string& what, const TrialLimits& limits, const std::function<Status()>& work,
                   const std::function<bool()>& keep_waiting) {
   int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return IoError(fmt::format("{}: the system gives no pipe: {}", what, std::strerror(errno)));
+  if (::pipe2(ends, O_CLOEXEC) != 0)
+    return IoError(fmt::format("{}: the system gives no pipe: {}", what, std::strerror(errno)));
   std::fflush(nullptr);
   const pid_t pid = ::fork();
   if (pid < 0) {

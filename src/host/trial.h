@@ -18,9 +18,9 @@ struct TrialLimits {
 // What a file of that size may take: twice its bytes and what libllama needs around any model; the time to read it.
 TrialLimits LimitsForFile(size_t file_bytes);
 
-// Runs `work` in a forked child under the limits and returns its status, so that an abort, a crash, a leak or an endless
-// loop in it becomes kCorrupt with one sentence that begins with `what`. `keep_waiting` is called about 20 times
-// a second; false ends the child (kCancelled). Nothing that `work` does remains but its status.
+// Runs `work` in a forked child under the limits and returns its status, so that an abort, a crash, a leak or an
+// endless loop in it becomes kCorrupt with one sentence that begins with `what`. `keep_waiting` is called about 20
+// times a second; false ends the child (kCancelled). Nothing that `work` does remains but its status.
 //
 // Other threads do not exist in the child: `work` must neither wait for them nor use thread pools that they belong to.
 // kIo: no child can be made.

@@ -1,5 +1,7 @@
 #include "host/trial.h"
 
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -7,8 +9,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "ggml.h"
 
@@ -39,7 +39,12 @@ void ExpectCorrupt(const std::function<Status()>& work, const std::string& part)
 TEST(Trial, SurvivesEveryEnd) {
   ExpectCorrupt([]() -> Status { GGML_ABORT("too many %s", "cooks"); }, "aborts (trial_test.cc:");
   ExpectCorrupt([]() -> Status { std::abort(); }, "crashes (Aborted)");
-  ExpectCorrupt([]() -> Status { std::raise(SIGSEGV); return {}; }, "");
+  ExpectCorrupt(
+      []() -> Status {
+        std::raise(SIGSEGV);
+        return {};
+      },
+      "");
   ExpectCorrupt([]() -> Status { std::_Exit(7); }, "exit code 7");
 }
 
