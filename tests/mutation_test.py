@@ -29,7 +29,8 @@ SEED = int(os.environ.get("PITH_MUTATION_SEED", "1"))
 KEEP = os.environ.get("PITH_MUTATION_KEEP", "")
 FILES = []
 
-SECONDS = 10
+SECONDS = 10       # of processor time
+WALL_SECONDS = 90  # a busy machine may need so long for it
 NOISE_BYTES = 16 << 20  # what the same command's memory varies by
 
 # Architecture and tokenizer: global attention, windows, recurrent state, latent attention with experts.
@@ -48,7 +49,7 @@ class Outcome:
         with tempfile.TemporaryFile() as error:
             process = subprocess.Popen([BINARY, *arguments], stdout=subprocess.DEVNULL, stderr=error,
                                        stdin=subprocess.DEVNULL, start_new_session=True)
-            self.hung = not self.wait(process, start + SECONDS)
+            self.hung = not self.wait(process, start + WALL_SECONDS)
             self.seconds = time.monotonic() - start
             error.seek(0)
             self.error = error.read().decode(errors="replace")
@@ -70,8 +71,8 @@ class Outcome:
 
     def fault(self, most_bytes):
         """What is wrong with it, or None."""
-        if self.hung:
-            return f"ran for {self.seconds:.1f} s"
+        if self.hung or self.cpu_seconds > SECONDS:
+            return f"ran for {self.seconds:.1f} s, of which {self.cpu_seconds:.1f} s on the processor"
         if self.code not in (0, 1):
             return f"ended with {self.code}"
         if self.code == 1 and not re.fullmatch(r"pith: [^\n]+\.\n", self.error):

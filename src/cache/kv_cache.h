@@ -25,6 +25,7 @@
 #include <span>
 #include <vector>
 
+#include "base/byte_io.h"
 #include "base/ledger.h"
 #include "cache/page_pool.h"
 #include "kernels/attention.h"
@@ -58,6 +59,8 @@ class HeadCache {
   static constexpr int kMaxSegments = 2;
   int Describe(kernels::Segment* segments) const;
 
+  // Of low pages, nullptr without SetLow().
+  const PageLayout* low_layout() const { return low_.layout; }
   int num_low_entries() const { return static_cast<int>(num_low_) * kPageEntries; }
   // Of keys, values and their scales.
   double content_bytes() const;
@@ -108,10 +111,17 @@ class HeadCache {
 
   Status Verify() const;
 
+  // As bytes (src/cache/cache_file.cc). Restore: into an empty head, of a sequence that ends before `end_position`;
+  // after an error the head is to be freed. kCorrupt, kOutOfBudget.
+  void Save(ByteWriter& writer) const;
+  Status Restore(ByteReader& reader, int32_t end_position);
+
  private:
   PageStore StoreOf(size_t page) const { return page < num_low_ ? low_ : PageStore{pool_, layout_}; }
   Status Unshare(size_t page_index);
   Status Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low);
+  // Of an empty head, which gets pages in the low format with undefined content.
+  Status ExtendLow(size_t num_pages);
 
   PagePool* pool_;
   const PageLayout* layout_;
@@ -153,6 +163,10 @@ class KvCache {
   std::span<HeadCache> heads(int sequence, int layer) {
     return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
   }
+
+  // All heads of a sequence as bytes, and back into a new one. kInvalidArgument: of a cache with other layers.
+  void Save(int sequence, ByteWriter& writer) const;
+  Status Restore(int sequence, ByteReader& reader, int32_t end_position);
 
   const std::vector<CacheLayer>& layers() const { return layers_; }
   size_t num_heads() const { return first_head_.back(); }  // over all layers

@@ -1,12 +1,18 @@
 #include "cache/kv_cache.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <memory>
 #include <optional>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include <gtest/gtest.h>
+#include "base/byte_io.h"
 
 namespace pith {
 namespace {
@@ -68,7 +74,9 @@ void RunModelBased(PageFormat format, std::optional<PageFormat> low, float toler
     ASSERT_TRUE(cache.AddFormat(*low, num_pages));
   }
   for (int step = 0; step < 400; ++step) {
-    const auto pick = [&] { return std::next(naive.begin(), static_cast<std::ptrdiff_t>(rng() % naive.size()))->first; };
+    const auto pick = [&] {
+      return std::next(naive.begin(), static_cast<std::ptrdiff_t>(rng() % naive.size()))->first;
+    };
     const auto action = rng() % (low ? 19 : 16);
     if (naive.empty() || action == 0) {
       if (naive.size() >= 4) continue;
@@ -94,8 +102,8 @@ void RunModelBased(PageFormat format, std::optional<PageFormat> low, float toler
       NaiveHead& expected = naive[id][static_cast<size_t>(layer * kHeads + h)];
       if (action < 10) {
         for (auto i = rng() % 40; i > 0; --i) {
-          const Entry entry{next_position[id]++, static_cast<float>(rng() % 1000) / 1000, static_cast<float>(rng() % 1000) / 1000,
-                            static_cast<float>(rng() % 1000)};
+          const Entry entry{next_position[id]++, static_cast<float>(rng() % 1000) / 1000,
+                            static_cast<float>(rng() % 1000) / 1000, static_cast<float>(rng() % 1000)};
           if (!AppendOne(head, entry)) break;  // full: nothing has changed
           expected.push_back(entry);
         }
@@ -191,6 +199,110 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   ASSERT_TRUE((*cache)->Verify());
   head.Clear();
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
+}
+
+class VectorWriter final : public ByteWriter {
+ public:
+  void Write(std::span<const std::byte> bytes) override { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
+  std::vector<std::byte>& bytes() { return bytes_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+class SavedCache : public ::testing::Test {
+ protected:
+  static constexpr int kEntries = 3 * kPageEntries + 5;
+
+  static std::unique_ptr<KvCache> Make(Ledger* ledger, size_t num_pages = 20) {
+    auto cache = KvCache::Create(ledger, {{1, PageLayout::Make(KvFormat::kF16, 64, 64, 1)}}, num_pages);
+    EXPECT_TRUE(cache);
+    EXPECT_TRUE((*cache)->AddFormat(KvFormat::kQ4, num_pages));
+    EXPECT_TRUE((*cache)->AddFormat(KvFormat::kQ2, num_pages));
+    return std::move(*cache);
+  }
+
+  // Two pages in q4, one full and one begun page in f16.
+  void SetUp() override {
+    const auto cache = Make(&ledger_);
+    const int id = *cache->NewSequence();
+    cache->SetLow(id, KvFormat::kQ4);
+    HeadCache& head = cache->head(id, 0, 0);
+    for (int32_t p = 0; p < kEntries; ++p) {
+      std::vector<float> key(64), value(64);
+      for (int d = 0; d < 64; ++d)
+        key[d] = static_cast<float>(std::sin(p * 0.3 + d)), value[d] = static_cast<float>(d - p);
+      ASSERT_TRUE(head.Extend(1));
+      kernels::WriteEntryF32(head.layout(), head.page_of(p), p % kPageEntries, key.data(), value.data(), p);
+      head.layout().column(head.page_of(p), 0)[p % kPageEntries] = 0.5f * static_cast<float>(p);
+      head.Commit(1);
+    }
+    ASSERT_TRUE(head.Demote(kPageEntries + 5));
+    ASSERT_EQ(head.num_low_entries(), 2 * kPageEntries);
+    cache->Save(id, writer_);
+    content_ = Content(head);
+  }
+
+  static std::vector<float> Content(const HeadCache& head) {
+    const auto n = static_cast<size_t>(head.num_entries());
+    std::vector<float> all(n * 129);
+    head.ReadKeys(all.data());
+    head.ReadValues(all.data() + n * 64);
+    head.ReadColumn(0, {all.data() + n * 128, n});
+    return all;
+  }
+
+  void ExpectRefused(std::optional<PageFormat> low, size_t num_pages, ErrorCode code, const std::string& part) {
+    const auto cache = Make(&ledger_, num_pages);
+    const int id = *cache->NewSequence();
+    if (low) cache->SetLow(id, *low);
+    MemoryReader reader(writer_.bytes());
+    const Status restored = cache->Restore(id, reader, kEntries);
+    ASSERT_FALSE(restored) << part;
+    EXPECT_EQ(restored.error().code, code) << restored.error().message;
+    EXPECT_NE(restored.error().message.find(part), std::string::npos) << restored.error().message;
+    cache->Free(id);
+    EXPECT_EQ(ledger_.used_bytes(MemoryTag::kPages), 0u);
+  }
+
+  Ledger ledger_{size_t{4} << 20};
+  VectorWriter writer_;
+  std::vector<float> content_;
+};
+
+TEST_F(SavedCache, LowPagesComeBackAsTheyWere) {
+  const auto cache = Make(&ledger_);
+  const int id = *cache->NewSequence();
+  cache->SetLow(id, KvFormat::kQ4);
+  MemoryReader reader(writer_.bytes());
+  const Status restored = cache->Restore(id, reader, kEntries);
+  ASSERT_TRUE(restored) << restored.error().message;
+  EXPECT_EQ(reader.left(), 0u);
+  HeadCache& head = cache->head(id, 0, 0);
+  EXPECT_EQ(head.num_entries(), kEntries);
+  EXPECT_EQ(head.num_low_entries(), 2 * kPageEntries);
+  EXPECT_EQ(Content(head), content_);
+  EXPECT_TRUE(cache->Verify());
+  // It goes on: the third page fits the low format too, and a gap regroups.
+  ASSERT_TRUE(head.Demote(0));
+  EXPECT_EQ(head.num_low_entries(), 3 * kPageEntries);
+  std::vector<int32_t> kept;
+  for (int32_t i = 0; i < kEntries; i += 2) kept.push_back(i);
+  ASSERT_TRUE(head.Keep(kept));
+  EXPECT_TRUE(cache->Verify());
+}
+
+TEST_F(SavedCache, OtherFormatsAndDamageAreRefused) {
+  ExpectRefused(std::nullopt, 20, ErrorCode::kInvalidArgument, "another format");
+  ExpectRefused(KvFormat::kQ2, 20, ErrorCode::kInvalidArgument, "another format");
+  ExpectRefused(KvFormat::kQ4, 1, ErrorCode::kOutOfBudget, "no free page");
+  const std::vector<std::byte> whole = writer_.bytes();
+  writer_.bytes().resize(whole.size() - 1);
+  ExpectRefused(KvFormat::kQ4, 20, ErrorCode::kCorrupt, "ends");
+  // After the number of layers, six numbers of the layer and the head's entries: its low pages.
+  writer_.bytes() = whole;
+  writer_.bytes()[8 * sizeof(uint32_t)] = std::byte{4};
+  ExpectRefused(KvFormat::kQ4, 20, ErrorCode::kCorrupt, "more low pages");
 }
 
 TEST(KvCacheTest, FullPoolRefusesAndChangesNothing) {

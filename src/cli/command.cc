@@ -1,6 +1,7 @@
 #include "cli/command.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -34,13 +35,37 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
       ->check(CLI::Range(0, 100000))
       ->type_name("N");
   command.add_option("--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once")->type_name("FILE");
+  command.add_option("--lora-scaled", flags.lora_scaled, "LoRA adapter with its strength; may be given more than once")
+      ->type_name("FILE SCALE")
+      ->type_size(2)
+      ->allow_extra_args(false);
+  command.add_option("--chat-template", flags.chat_template,
+                     "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or the text "
+                     "of one that it recognises; pith runs no Jinja")
+      ->type_name("NAME|TEXT");
   command.add_option("--hf-repo", flags.hf, "")->group("");
 }
+
+namespace {
+
+std::optional<float> ParseStrength(const std::string& text) {
+  float value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
+  return value;
+}
+
+}  // namespace
 
 Status ModelFlags::Check() const {
   if (!hf.empty()) {
     return InvalidArgument(
         fmt::format("pith downloads no models: fetch a GGUF file of {} yourself and give its path with -m", hf));
+  }
+  for (size_t i = 0; i < lora_scaled.size(); i += 2) {
+    if (i + 1 == lora_scaled.size() || !ParseStrength(lora_scaled[i + 1])) {
+      return InvalidArgument("--lora-scaled takes a file and a number, its strength");
+    }
   }
   return {};
 }
@@ -53,7 +78,20 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   HostModelOptions options;
   options.num_gpu_layers = flags.gpu_layers;
   options.num_threads = flags.num_threads();
-  options.lora_paths = flags.lora;
+  for (const std::string& lora : flags.lora) {
+    options.lora_paths.push_back(lora);
+    options.lora_scales.push_back(1);
+  }
+  for (size_t i = 0; i + 1 < flags.lora_scaled.size(); i += 2) {
+    options.lora_paths.push_back(flags.lora_scaled[i]);
+    options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
+  }
+  options.chat_template = flags.chat_template;
+  if (flags.gpu_layers > 0) {
+    fmt::print(stderr, "pith: {}.\n",
+               HostModel::SupportsGpu() ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
+                                        : "libllama was built without a GPU, so that -ngl changes nothing");
+  }
   options.progress = [&progress](float share) {
     progress.Update(static_cast<double>(share), 1);
     return !Interrupted();

@@ -55,13 +55,15 @@ struct OutputFlags {
 };
 void AddOutputFlags(CLI::App& command, OutputFlags& flags);
 
-// -m -t -ngl --lora -hf
+// -m -t -ngl --lora --lora-scaled --chat-template -hf
 struct ModelFlags {
   std::string path;  // empty: the default model
   std::string hf;
   int threads = 0;  // 0: physical cores
   int gpu_layers = 0;
   std::vector<std::string> lora;
+  std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...
+  std::string chat_template;
 
   Status Check() const;
   int num_threads() const;

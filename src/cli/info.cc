@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "engine/plan.h"
 
 namespace pith::cli {
 namespace {
@@ -112,6 +113,23 @@ nlohmann::ordered_json LayersJson(const ModelInfo& info) {
   return layers;
 }
 
+EngineOptions SplitOptions(const ModelInfo& info, size_t budget_bytes) {
+  EngineOptions options;
+  options.num_ctx = ContextOf(info, 0);
+  options.budget_bytes = budget_bytes;
+  return options;
+}
+
+nlohmann::ordered_json SplitJson(const ModelInfo& info, size_t budget_bytes) {
+  const auto split = SplitBudget(info, SplitOptions(info, budget_bytes));
+  if (!split) return {{"refused", split.error().message}};
+  return {{"block_tokens", split->block_tokens},       {"keep_entries", split->keep_entries},
+          {"block_bytes", split->block_bytes},         {"in_flight_bytes", split->in_flight_bytes},
+          {"recurrent_bytes", split->recurrent_bytes}, {"table_bytes", split->table_bytes},
+          {"window_bytes", split->window_bytes},       {"global_bytes", split->global_bytes},
+          {"unused_bytes", split->unused_bytes}};
+}
+
 nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, size_t budget_bytes) {
   return {{"path", info.path},
           {"architecture", info.architecture},
@@ -133,8 +151,28 @@ nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, siz
            PerFormat([&](KvFormat format) { return static_cast<int64_t>(BytesPerToken(info, format)); })},
           {"full_cache_bytes", FullCacheBytes(info, ContextOf(info, 0))},
           {"budget_bytes", budget_bytes},
+          {"budget_split", SplitJson(info, budget_bytes)},
           {"longest_context", PerFormat([&](KvFormat format) { return LongestContext(info, format, budget_bytes); })},
           {"kv_shapes", LayersJson(info)}};
+}
+
+void PrintSplit(const ModelInfo& info, size_t budget_bytes) {
+  const auto split = SplitBudget(info, SplitOptions(info, budget_bytes));
+  if (!split) {
+    fmt::print("{}\n", split.error().message);
+    return;
+  }
+  fmt::print("where {} go (f16, one sequence, a recipe that evicts)\n", FormatBytes(budget_bytes));
+  const auto part = [](const char* name, size_t bytes, const std::string& note) {
+    if (bytes > 0) fmt::print("  {:<22}{:<12}{}\n", name, FormatBytes(bytes), note);
+  };
+  part("global layers", split->global_bytes, fmt::format("{} entries per KV head", FormatCount(split->keep_entries)));
+  part("window layers", split->window_bytes, fmt::format("the last {} tokens", FormatCount(info.window)));
+  part("recurrent state", split->recurrent_bytes, "with a spare copy");
+  part("block", split->block_bytes, fmt::format("{} tokens on their way in", split->block_tokens));
+  part("block's entries", split->in_flight_bytes, "until the recipe has evicted");
+  part("tables", split->table_bytes, "");
+  part("unused", split->unused_bytes, "");
 }
 
 std::string ContextText(int64_t tokens) {
@@ -168,7 +206,7 @@ void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_byte
                                   FormatBytes(info.file_bytes)));
   field("vocabulary", FormatCount(info.num_vocab));
   field("trained context", FormatCount(info.trained_ctx));
-  field("chat template", model.has_chat_template() ? "yes" : "none that libllama knows");
+  field("chat template", model.knows_chat_template() ? "yes" : model.has_chat_template() ? "one that libllama does not know" : "none");
   if (info.window > 0) field("sliding window", FormatCount(info.window));
   if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
   fmt::print("layers\n");
@@ -180,6 +218,7 @@ void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_byte
   for (const auto& [name, format] : kFormats) {
     field(fmt::format("  {}", name).c_str(), ContextText(LongestContext(info, format, budget_bytes)));
   }
+  PrintSplit(info, budget_bytes);
 }
 
 Result<int> RunInfo(InfoFlags& flags) {

@@ -22,6 +22,7 @@ Examples:
   pith run -m model.gguf -f book.txt -c 32768 --kv-budget 64MiB -n 200
   pith run -m model.gguf --raw -p "Once upon a time" --temp 0 --json
   cat notes.txt | pith run -f - --kv-budget 20% --recipe snapkv:window=64
+  pith run -f book.txt --raw --prompt-cache book.session --kv-budget 64MiB    # the second time it starts at once
 )";
 
 struct RunFlags {
@@ -34,6 +35,9 @@ struct RunFlags {
   std::string system;
   int max_tokens = 256;
   bool raw = false;
+  std::string prompt_cache;
+  bool prompt_cache_all = false;
+  bool prompt_cache_ro = false;
   bool has_prompt = false;
   bool has_file = false;
 };
@@ -49,6 +53,12 @@ Status Check(const RunFlags& flags) {
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.raw && !flags.system.empty()) {
     return InvalidArgument("--system needs the chat template that --raw turns off");
+  }
+  if (flags.prompt_cache.empty() && (flags.prompt_cache_all || flags.prompt_cache_ro)) {
+    return InvalidArgument("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE");
+  }
+  if (flags.prompt_cache_all && flags.prompt_cache_ro) {
+    return InvalidArgument("--prompt-cache-all writes the file that --prompt-cache-ro leaves alone: give one of them");
   }
   return {};
 }
@@ -70,6 +80,7 @@ Result<std::string> PromptText(const RunFlags& flags, const std::string& prompt,
 struct Outcome {
   Generation generation;
   size_t prompt_tokens = 0;
+  size_t cached_tokens = 0;  // of the prompt, restored from --prompt-cache
   double prefill_seconds = 0;
   bool templated = false;
   bool prefilled = false;
@@ -83,10 +94,11 @@ nlohmann::ordered_json ResultJson(const RunFlags& flags, const Outcome& outcome,
   return {{"text", generation.text},
           {"tokens", generation.tokens.size()},
           {"prompt_tokens", outcome.prompt_tokens},
+          {"cached_tokens", outcome.cached_tokens},
           {"kv", KvJson(engine.stats(), recipe)},
           {"timings",
            {{"prefill_tps", outcome.prefilled && outcome.prefill_seconds > 0
-                                ? static_cast<double>(outcome.prompt_tokens) / outcome.prefill_seconds
+                                ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
                                 : 0.0},
             {"decode_tps", generation.decode_tps()},
             {"ttft_ms", 1000 * (outcome.prefill_seconds + generation.first_token_seconds)},
@@ -109,23 +121,57 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   std::fputs("\n", stdout);
   std::fflush(stdout);
   const double prefill_tps =
-      outcome.prefill_seconds > 0 ? static_cast<double>(outcome.prompt_tokens) / outcome.prefill_seconds : 0;
+      outcome.prefill_seconds > 0
+          ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
+          : 0;
+  if (outcome.cached_tokens > 0) {
+    fmt::print(stderr, "{} of the prompt's tokens come from {}; ", outcome.cached_tokens, flags.prompt_cache);
+  }
   fmt::print(stderr, "{} prompt tokens ({:.1f}/s), {} generated ({:.1f}/s, {}); {}\n", outcome.prompt_tokens,
              prefill_tps, outcome.generation.tokens.size(), outcome.generation.decode_tps(),
              StopReasonName(outcome.generation.stop), KvLine(engine.stats(), recipe));
   return {};
 }
 
+// A sequence to go on from: that of --prompt-cache as far as it is the prompt's beginning, else a new one.
+Result<SequenceId> Begin(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, Outcome& outcome) {
+  if (flags.prompt_cache.empty()) return engine.NewSequence();
+  const Result<RestoredSequence> restored = engine.Restore(flags.prompt_cache);
+  if (!restored) {
+    if (restored.error().code == ErrorCode::kNotFound) return engine.NewSequence();
+    return tl::unexpected<Error>(restored.error());
+  }
+  const std::vector<int32_t>& read = restored->note.tokens;
+  const bool whole = read.size() == static_cast<size_t>(engine.num_tokens(restored->sequence));
+  const bool prefix = whole && read.size() <= tokens.size() && std::equal(read.begin(), read.end(), tokens.begin());
+  if (prefix && (read.size() < tokens.size() || restored->has_logits)) {
+    outcome.cached_tokens = read.size();
+    return restored->sequence;
+  }
+  fmt::print(stderr, "pith: the prompt does not begin with what {} holds: it is read anew.\n", flags.prompt_cache);
+  engine.Free(restored->sequence);
+  return engine.NewSequence();
+}
+
+Status SaveSequence(const RunFlags& flags, Engine& engine, SequenceId sequence, const std::vector<int32_t>& tokens,
+                    const std::vector<int32_t>& generated) {
+  SessionNote note{.tokens = tokens, .text = {}};
+  const auto num_fed = static_cast<size_t>(engine.num_tokens(sequence)) - tokens.size();
+  note.tokens.insert(note.tokens.end(), generated.begin(), generated.begin() + static_cast<std::ptrdiff_t>(num_fed));
+  return engine.Save(sequence, flags.prompt_cache, note);
+}
+
 // Prefill and generation; an interrupt is a result, not an error.
 Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, int num_ctx,
                HostSampler& sampler, Outcome& outcome) {
   const CancelOnInterrupt cancel(engine);
-  PITH_ASSIGN_OR_RETURN(const SequenceId sequence, engine.NewSequence());
+  PITH_ASSIGN_OR_RETURN(const SequenceId sequence, Begin(flags, engine, tokens, outcome));
+  const std::span<const int32_t> unread = std::span(tokens).subspan(outcome.cached_tokens);
   const Stopwatch watch;
   Status status;
-  {
+  if (!unread.empty()) {
     ProgressLine progress("reading the prompt", flags.output.progress);
-    status = engine.Prefill(sequence, tokens, false, nullptr, [&progress](size_t done, size_t total) {
+    status = engine.Prefill(sequence, unread, false, nullptr, [&progress](size_t done, size_t total) {
       progress.Update(static_cast<double>(done), static_cast<double>(total));
       return !Interrupted();
     });
@@ -137,6 +183,8 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
     return {};
   }
   outcome.prefilled = true;
+  const bool saves = !flags.prompt_cache.empty() && !flags.prompt_cache_ro;
+  if (saves && !flags.prompt_cache_all && !unread.empty()) PITH_RETURN_IF_ERROR(SaveSequence(flags, engine, sequence, tokens, {}));
   TextSink sink;
   if (!flags.output.json) {
     sink = [](std::string_view text) {
@@ -147,6 +195,7 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
   Result<Generation> generation = Generate(engine, sequence, sampler, flags.max_tokens, num_ctx, sink);
   if (!generation) return WithAdvice(generation.error());
   outcome.generation = std::move(*generation);
+  if (saves && flags.prompt_cache_all) return SaveSequence(flags, engine, sequence, tokens, outcome.generation.tokens);
   return {};
 }
 
@@ -196,6 +245,12 @@ void AddRun(CLI::App& app, Command& chosen) {
                       "Tokens to generate (default 256; -1: until the model ends or the context is full)")
       ->type_name("N");
   command->add_option("--system,--system-prompt", flags->system, "System message")->type_name("TEXT");
+  command->add_option("--prompt-cache", flags->prompt_cache,
+                      "File that keeps the read prompt with its cache: written after reading, and taken up where a later "
+                      "prompt begins with it (same model, recipe and format)")
+      ->type_name("FILE");
+  command->add_flag("--prompt-cache-all", flags->prompt_cache_all, "Keep the generated text in that file too");
+  command->add_flag("--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
   command->add_flag("--raw,--no-chat", flags->raw, "No chat template: the model gets the text as it is");
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);

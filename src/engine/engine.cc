@@ -298,7 +298,10 @@ Status EngineImpl::RunBlock() {
   const Clock::time_point start = Clock::now();
   failed_ = false;
   for (auto& [id, sequence] : sequences_) sequence.output = -1;
-  for (RowGroup& group : groups_) group.sequence->next_position += group.num_rows;
+  for (RowGroup& group : groups_) {
+    group.sequence->next_position += group.num_rows;
+    group.sequence->restored_logits.clear();
+  }
   const Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
   int output = -1;
   for (const RowGroup& group : groups_) {
@@ -372,7 +375,9 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
 }
 
 std::span<const float> EngineImpl::logits(SequenceId id) const {
-  const int output = sequences_.at(id).output;
+  const Sequence& sequence = sequences_.at(id);
+  if (!sequence.restored_logits.empty()) return sequence.restored_logits;
+  const int output = sequence.output;
   PITH_CHECK(output >= 0);
   return context_->logits(output);
 }

@@ -67,6 +67,17 @@ struct EngineTimes {  // seconds since creation
 
 using SequenceId = int32_t;
 
+// What the owner of a saved sequence wants back with it; the engine does not look at it.
+struct SessionNote {
+  std::vector<int32_t> tokens;
+  std::string text;
+};
+struct RestoredSequence {
+  SequenceId sequence = 0;
+  SessionNote note;
+  bool has_logits = false;  // logits() works at once: it was saved right after its own last block
+};
+
 // What CompressForks() changes.
 struct CompressTarget {
   SequenceId sequence = 0;
@@ -85,6 +96,13 @@ class Engine {
   // A copy that shares pages until one of the two writes.
   virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
   virtual void Free(SequenceId sequence) = 0;
+
+  // Writes a sequence to a file: its cache as it lies, positions, pins, recipe state, recurrent state and last logits.
+  // kIo; kUnsupported: a hybrid whose state libllama writes in an unknown form.
+  virtual Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) = 0;
+  // A new sequence from such a file, which goes on with the same bits. The model, recipe and format must be the same;
+  // budget and context may differ if it fits. kNotFound, kIo, kCorrupt, kInvalidArgument, kOutOfBudget.
+  virtual Result<RestoredSequence> Restore(const std::string& path) = 0;
 
   // Appends tokens in blocks. all_logits: [tokens.size(), vocab] of every position, else none of them is
   // wanted but the last (logits() below). pin: these tokens are never dropped (system prompt).

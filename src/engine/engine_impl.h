@@ -1,4 +1,5 @@
-// The engine's one implementation, split by purpose: engine.cc runs blocks, engine_evict.cc decides what stays.
+// The engine's one implementation, split by purpose: engine.cc runs blocks, engine_evict.cc decides what stays,
+// engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -18,6 +19,7 @@
 #include "engine/merger.h"
 #include "engine/plan.h"
 #include "engine/sequence.h"
+#include "engine/session_file.h"
 #include "host/context.h"
 
 namespace pith {
@@ -41,6 +43,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<SequenceId> NewSequence() override;
   Result<SequenceId> Fork(SequenceId sequence) override;
   void Free(SequenceId sequence) override;
+  Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) override;
+  Result<RestoredSequence> Restore(const std::string& path) override;
   Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
                  const Progress& progress) override;
   Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
@@ -65,6 +69,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   void OnAttention(const AttentionCall& call, const Team& team) override;
 
  private:
+  SessionOwner Owner() const;
   std::vector<CacheLayer> BuildLayers();
   void AddRecipe(const Recipe& recipe);
   // All threads: full pages of a layer go to the low format.

@@ -208,4 +208,34 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLaye
   return plan;
 }
 
+Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
+  std::vector<CacheLayer> layers;
+  EvictionStyle style;
+  for (const LayerShape& shape : info.layers) {
+    CacheLayer layer;
+    if (shape.kind != LayerKind::kNone) {
+      layer.num_kv_heads = shape.num_kv_heads;
+      layer.layout = PageLayout::Make(options.format, shape.key_dim, shape.value_dim, 0);
+    }
+    layers.push_back(layer);
+    if (shape.shared) style.in_layer = false;
+  }
+  PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, layers, style, options));
+  const Shape shape = ShapeOf(info, layers, options);
+  BudgetSplit split;
+  split.block_tokens = plan.block_tokens;
+  split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
+  split.block_bytes = plan.block_bytes;
+  split.recurrent_bytes = plan.recurrent_bytes;
+  split.table_bytes = FixedBytes(plan, shape, 1) - plan.block_bytes - plan.recurrent_bytes + plan.num_pages * kTableBytesPerPage;
+  split.in_flight_bytes = TransientPages(shape, style, plan.block_tokens) * shape.page_bytes;
+  split.window_bytes = shape.window_pages * shape.page_bytes;
+  const size_t left = plan.budget_bytes - split.block_bytes - split.recurrent_bytes - split.table_bytes - split.in_flight_bytes -
+                      split.window_bytes;
+  const size_t per_head = PagesFor(plan.keep_entries + plan.slack_entries) + (style.ragged ? 1 : 0);
+  split.global_bytes = std::min(left, shape.global_heads * per_head * shape.page_bytes);
+  split.unused_bytes = left - split.global_bytes;
+  return split;
+}
+
 }  // namespace pith

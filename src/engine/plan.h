@@ -41,6 +41,22 @@ size_t FullTokenBytes(const ModelInfo& info);
 Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options);
 
+// Where the bytes of a budget go, for one sequence under a recipe that evicts in each layer and has no columns.
+struct BudgetSplit {
+  int block_tokens = 0;
+  int keep_entries = 0;        // per kv head of a global layer
+  size_t block_bytes = 0;      // rows of a block on their way into the cache, or libllama's own KV memory
+  size_t in_flight_bytes = 0;  // pages that a block takes before the recipe has evicted
+  size_t recurrent_bytes = 0;
+  size_t table_bytes = 0;
+  size_t window_bytes = 0;     // pages of sliding and chunked layers
+  size_t global_bytes = 0;     // pages of the layers that recipes act on
+  size_t unused_bytes = 0;     // less than a page for each head
+};
+
+// As PlanMemory(); the parts add up to options.budget_bytes.
+Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options);
+
 }  // namespace pith
 
 #endif  // PITH_ENGINE_PLAN_H_

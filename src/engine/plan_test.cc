@@ -85,5 +85,25 @@ TEST(PlanTest, LibllamasBlockCountsWhereItIsUsed) {
   EXPECT_EQ(bypassed, 256 * FullTokenBytes(info) / 30) << "one layer's rows";
 }
 
+TEST(PlanTest, PartsOfABudgetAddUp) {
+  ModelInfo info = SmolInfo();
+  for (size_t layer = 0; layer < info.layers.size(); layer += 2) info.layers[layer].kind = LayerKind::kWindow;
+  info.window = 100;
+  info.recurrent_bytes = 5000;
+  for (const size_t budget : {size_t{9} << 20, size_t{40} << 20}) {
+    const auto split = SplitBudget(info, Options(budget));
+    ASSERT_TRUE(split) << split.error().message;
+    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes + split->window_bytes +
+                  split->global_bytes + split->unused_bytes,
+              budget);
+    const size_t page_bytes = PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes;
+    EXPECT_LT(split->unused_bytes, 45 * (page_bytes + 100)) << "less than a page for each of the 45 global heads";
+    EXPECT_EQ(split->window_bytes, 45 * 6 * page_bytes);  // 100 entries, one page that waits, one that enters
+    EXPECT_EQ(split->recurrent_bytes, 2 * info.recurrent_bytes);
+    EXPECT_GT(split->keep_entries, 0);
+  }
+  EXPECT_FALSE(SplitBudget(info, Options(1000)));
+}
+
 }  // namespace
 }  // namespace pith

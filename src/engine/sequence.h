@@ -19,6 +19,8 @@ class QueryRing {
         data_(static_cast<size_t>(num_layers) * static_cast<size_t>(window) * row_floats()) {}
 
   int window() const { return window_; }
+  std::vector<float>& data() { return data_; }
+  const std::vector<float>& data() const { return data_; }
   size_t row_floats() const { return static_cast<size_t>(num_heads_) * static_cast<size_t>(key_dim_); }
   // [H, D] of the query at `position`; valid for the last window() positions.
   float* row(int layer, int32_t position) {
@@ -42,6 +44,7 @@ struct Sequence {
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   QueryRing queries;
   std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
+  std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
 
   bool IsPinned(int32_t position) const {
     return std::any_of(pinned.begin(), pinned.end(),

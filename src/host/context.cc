@@ -15,6 +15,7 @@
 #include "base/own_code.h"
 #include "ggml-cpu.h"
 #include "host/llama_util.h"
+#include "host/slot_state.h"
 
 namespace pith {
 namespace {
@@ -325,6 +326,7 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   params.n_threads = params.n_threads_batch = num_threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
+  params.offload_kqv = false;  // attention and its rows are ours, on the CPU, wherever the weights lie
   params.no_perf = true;
   params.cb_eval = Private::OnNode;
   params.cb_eval_user_data = host->private_.get();
@@ -398,6 +400,32 @@ void HostContext::CopySlot(int from, int to) {
 void HostContext::ClearSlot(int slot) {
   Private& self = *private_;
   if (self.hybrid) llama_memory_seq_rm(self.memory, self.sequence_of_slot[static_cast<size_t>(slot)], -1, -1);
+}
+
+Result<std::vector<std::byte>> HostContext::SaveSlot(int slot, int32_t num_tokens) const {
+  const Private& self = *private_;
+  if (!self.hybrid || num_tokens == 0) return std::vector<std::byte>();
+  const llama_seq_id sequence = self.sequence_of_slot[static_cast<size_t>(slot)];
+  llama_context* context = self.context.get();
+  std::vector<std::byte> state(llama_state_seq_get_size_ext(context, sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+  const size_t written = llama_state_seq_get_data_ext(context, reinterpret_cast<uint8_t*>(state.data()), state.size(), sequence,
+                                                      LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+  if (written != state.size() || !CheckSlotState(state, num_tokens)) {
+    return Unsupported("libllama writes the recurrent state of " + self.info.architecture + " models in a form that pith does not know");
+  }
+  return state;
+}
+
+Status HostContext::RestoreSlot(int slot, int32_t num_tokens, std::span<const std::byte> state) {
+  Private& self = *private_;
+  if (state.empty() == (self.hybrid && num_tokens > 0)) return Corrupt("its recurrent state is missing, or of no use to this model");
+  if (state.empty()) return {};
+  PITH_RETURN_IF_ERROR(CheckSlotState(state, num_tokens));
+  const size_t read =
+      llama_state_seq_set_data_ext(self.context.get(), reinterpret_cast<const uint8_t*>(state.data()), state.size(),
+                                   self.sequence_of_slot[static_cast<size_t>(slot)], LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+  if (read != state.size()) return Corrupt("libllama cannot read its recurrent state");
+  return {};
 }
 
 size_t HostContext::block_bytes() const {

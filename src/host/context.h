@@ -73,6 +73,11 @@ class HostContext {
   void CopySlot(int from, int to);
   void ClearSlot(int slot);
 
+  // The slot's recurrent state after `num_tokens` tokens as bytes (none for attention-only models), and back.
+  // kUnsupported: libllama writes it in a form that pith does not know. kCorrupt: no such bytes.
+  Result<std::vector<std::byte>> SaveSlot(int slot, int32_t num_tokens) const;
+  Status RestoreSlot(int slot, int32_t num_tokens, std::span<const std::byte> state);
+
   // Bytes of libllama's own KV memory (one block) and recurrent state.
   size_t block_bytes() const;
   size_t recurrent_bytes() const;

@@ -20,7 +20,7 @@
 
 #include <fmt/format.h>
 
-#include "base/printable.h"
+#include "base/escaped.h"
 #include "ggml.h"
 
 namespace pith {
@@ -211,7 +211,7 @@ Status Checker::Magic() {
     return Bad("is not a GGUF file but a Git LFS pointer to one (fetch it with \"git lfs pull\")");
   }
   return Bad(fmt::format("is not a GGUF file (it begins with \"{}\", not with \"GGUF\")",
-                         Printable(text.substr(0, 8))));
+                         Escaped(text.substr(0, 8))));
 }
 
 Status Checker::Header() {
@@ -242,12 +242,12 @@ Status Checker::Pair() {
   PITH_RETURN_IF_ERROR(Text(key, kMaxKeyBytes, "a key"));
   if (key.empty()) return Bad("is corrupt: it has an empty key");
   if (!keys_.insert(key).second) {
-    return Bad(fmt::format("is corrupt: the key {} appears twice", Printable(key)));
+    return Bad(fmt::format("is corrupt: the key {} appears twice", Escaped(key)));
   }
   uint32_t type = 0;
-  PITH_RETURN_IF_ERROR(Number(type, Printable(key)));
+  PITH_RETURN_IF_ERROR(Number(type, Escaped(key)));
   if (type >= kNumValueTypes) {
-    return Bad(fmt::format("is corrupt: the key {} has the unknown value type {}", Printable(key), type));
+    return Bad(fmt::format("is corrupt: the key {} has the unknown value type {}", Escaped(key), type));
   }
   return Value(key, type);
 }
@@ -280,33 +280,33 @@ Status Checker::Value(const std::string& key, uint32_t type) {
   }
   if (type == kArray) return Array(key);
   if (type == kString) return Strings(key, 1);
-  return Skip(kValueBytes[type], Printable(key));
+  return Skip(kValueBytes[type], Escaped(key));
 }
 
 Status Checker::Array(const std::string& key) {
   uint32_t type = 0;
   uint64_t count = 0;
-  PITH_RETURN_IF_ERROR(Number(type, Printable(key)));
-  PITH_RETURN_IF_ERROR(Number(count, Printable(key)));
+  PITH_RETURN_IF_ERROR(Number(type, Escaped(key)));
+  PITH_RETURN_IF_ERROR(Number(count, Escaped(key)));
   if (type == kArray) {
     return Bad(fmt::format("cannot be read: the key {} holds arrays of arrays, which libllama does not know",
-                           Printable(key)));
+                           Escaped(key)));
   }
   if (type >= kNumValueTypes) {
-    return Bad(fmt::format("is corrupt: the array {} has the unknown element type {}", Printable(key), type));
+    return Bad(fmt::format("is corrupt: the array {} has the unknown element type {}", Escaped(key), type));
   }
   const uint64_t element_bytes = type == kString ? sizeof(uint64_t) : kValueBytes[type];
   if (count > left() / element_bytes) {
     return Bad(fmt::format("is truncated or corrupt: the array {} announces {} elements, and {} bytes are left of the "
                            "file",
-                           Printable(key), count, left()));
+                           Escaped(key), count, left()));
   }
   if (count > kMaxValueLength) {
-    return Bad(fmt::format("is corrupt: the array {} has {} elements, more than the {} allowed", Printable(key), count,
+    return Bad(fmt::format("is corrupt: the array {} has {} elements, more than the {} allowed", Escaped(key), count,
                            kMaxValueLength));
   }
   if (type == kString) return Strings(key, count);
-  return Skip(count * element_bytes, Printable(key));
+  return Skip(count * element_bytes, Escaped(key));
 }
 
 // libllama aborts on a vocabulary that holds the same piece twice.
@@ -318,17 +318,17 @@ Status Checker::Strings(const std::string& key, uint64_t count) {
     if (is_vocabulary) {
       PITH_RETURN_IF_ERROR(Text(piece, kMaxValueLength, key));
       if (!piece.empty() && !pieces.insert(piece).second) {
-        return Bad(fmt::format("is corrupt: its vocabulary holds the piece \"{}\" twice", Printable(piece)));
+        return Bad(fmt::format("is corrupt: its vocabulary holds the piece \"{}\" twice", Escaped(piece)));
       }
       continue;
     }
     uint64_t length = 0;
-    PITH_RETURN_IF_ERROR(Number(length, Printable(key)));
+    PITH_RETURN_IF_ERROR(Number(length, Escaped(key)));
     if (length > left() || length > kMaxValueLength) {
       return Bad(fmt::format("is truncated or corrupt: a string of {} has {} bytes, and {} are left of the file",
-                             Printable(key), length, left()));
+                             Escaped(key), length, left()));
     }
-    PITH_RETURN_IF_ERROR(Skip(length, Printable(key)));
+    PITH_RETURN_IF_ERROR(Skip(length, Escaped(key)));
   }
   return {};
 }
@@ -383,9 +383,9 @@ Status Checker::Tensor() {
   TensorInfo info;
   PITH_RETURN_IF_ERROR(Text(info.name, GGML_MAX_NAME - 1, "the name of a tensor"));
   if (!tensor_names_.insert(info.name).second) {
-    return Bad(fmt::format("is corrupt: the tensor {} appears twice", Printable(info.name)));
+    return Bad(fmt::format("is corrupt: the tensor {} appears twice", Escaped(info.name)));
   }
-  info.name = Printable(info.name);
+  info.name = Escaped(info.name);
   std::array<uint64_t, GGML_MAX_DIMS> dims;
   dims.fill(1);
   PITH_RETURN_IF_ERROR(Shape(info.name, dims));

@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <mutex>
 #include <string>
 #include <utility>
 
-#include "base/printable.h"
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "base/byte_io.h"
+#include "base/escaped.h"
 #include "ggml-cpu.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
@@ -41,7 +46,7 @@ void InitLlamaOnce() {
 // What libllama has said since `load_error` was cleared, as the end of a sentence.
 std::string LoadReason(const std::string& otherwise) {
   const std::string_view line = std::string_view(load_error).substr(0, load_error.find('\n'));
-  return line.empty() ? otherwise : Printable(line, 300);
+  return line.empty() ? otherwise : Escaped(line, 300);
 }
 
 std::string Metadata(const llama_model* model, const char* key) {
@@ -71,6 +76,17 @@ size_t ValidUtf8Prefix(std::string_view text) {
   return i;
 }
 
+bool KnowsTemplate(const std::string& text) {
+  const llama_chat_message message{"user", "x"};
+  return llama_chat_apply_template(text.c_str(), &message, 1, true, nullptr, 0) >= 0;
+}
+
+std::string TemplateNames() {
+  std::vector<const char*> names(static_cast<size_t>(std::max(0, llama_chat_builtin_templates(nullptr, 0))));
+  llama_chat_builtin_templates(names.data(), names.size());
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
 Status RefuseUnhostable(const llama_model* model, const std::string& architecture) {
   // Its values are rows of the wrong shape for libllama's own cache: no context can be made.
   if (architecture == "plm") return Unsupported("libllama aborts on plm models");
@@ -81,6 +97,24 @@ Status RefuseUnhostable(const llama_model* model, const std::string& architectur
     return Unsupported(architecture + " models are recurrent throughout: they have no KV cache to govern");
   }
   return {};
+}
+
+// Of what libllama has read of the metadata (arrays apart) and of the files' sizes.
+uint64_t Fingerprint(const llama_model* model, const std::vector<std::string>& paths, const HostModelOptions& options) {
+  Hash64 hash;
+  char buffer[1024];
+  for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
+    if (llama_model_meta_key_by_index(model, i, buffer, sizeof buffer) >= 0) hash.Add(std::string_view(buffer));
+    if (llama_model_meta_val_str_by_index(model, i, buffer, sizeof buffer) >= 0) hash.Add(std::string_view(buffer));
+  }
+  for (const auto* list : {&paths, &options.lora_paths}) {
+    for (const std::string& path : *list) {
+      std::error_code error;
+      hash.Add(fmt::format("|{}", std::filesystem::file_size(path, error)));
+    }
+  }
+  for (const float scale : options.lora_scales) hash.Add(fmt::format("*{}", scale));
+  return hash.value();
 }
 
 void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info) {
@@ -110,6 +144,7 @@ std::string HostVersion() {
 
 struct HostModel::Private {
   std::vector<llama_adapter_lora*> adapters;
+  std::vector<float> scales;
   std::string chat_template;
   OutputProjections projections;
 };
@@ -119,6 +154,9 @@ HostModel::~HostModel() {
 }
 
 Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, const HostModelOptions& options) {
+  if (!options.chat_template.empty() && !KnowsTemplate(options.chat_template)) {
+    return InvalidArgument("libllama knows no such chat template; it knows " + TemplateNames());
+  }
   size_t file_bytes = 0;
   PITH_ASSIGN_OR_RETURN(const std::vector<std::string> paths, CheckModelFiles(path, &file_bytes));
   for (const std::string& lora : options.lora_paths) {
@@ -174,15 +212,20 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
     load_error.clear();
     llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
     if (adapter == nullptr) return Corrupt("libllama cannot load the LoRA adapter " + lora + ": " + LoadReason("it does not fit this model"));
+    const size_t index = host->private_->adapters.size();
     host->private_->adapters.push_back(adapter);
+    host->private_->scales.push_back(index < options.lora_scales.size() ? options.lora_scales[index] : 1.0f);
   }
   const char* chat_template = llama_model_chat_template(host->model_, nullptr);
   if (chat_template != nullptr) host->private_->chat_template = chat_template;
+  if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
+  host->info_.fingerprint = Fingerprint(host->model_, paths, options);
   host->info_.part_paths = std::move(paths);
   return host;
 }
 
 std::span<llama_adapter_lora* const> HostModel::adapters() const { return private_->adapters; }
+std::span<const float> HostModel::adapter_scales() const { return private_->scales; }
 
 Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add_special, bool parse_special) const {
   if (const size_t valid = ValidUtf8Prefix(text); valid != text.size()) {
@@ -220,6 +263,12 @@ bool HostModel::IsEndOfGeneration(int32_t token) const {
 }
 
 bool HostModel::has_chat_template() const { return !private_->chat_template.empty(); }
+bool HostModel::knows_chat_template() const { return has_chat_template() && KnowsTemplate(private_->chat_template); }
+
+bool HostModel::SupportsGpu() {
+  InitLlamaOnce();
+  return llama_supports_gpu_offload();
+}
 
 Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const {
   if (!has_chat_template()) return Unsupported(info_.path + " has no chat template");
@@ -233,7 +282,10 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
   for (int attempt = 0; attempt < 2; ++attempt) {
     const int32_t length = llama_chat_apply_template(private_->chat_template.c_str(), chat.data(), chat.size(), add_assistant,
                                                      text.data(), static_cast<int32_t>(text.size()));
-    if (length < 0) return Unsupported("the chat template of " + info_.path + " is of a kind that libllama does not know");
+    if (length < 0) {
+      return Unsupported("the chat template of " + info_.path + " is of a kind that libllama does not know, and pith runs no Jinja: "
+                         "name one with --chat-template, or give the text as it is with --raw");
+    }
     const bool fits = static_cast<size_t>(length) <= text.size();
     text.resize(static_cast<size_t>(length));
     if (fits) return text;

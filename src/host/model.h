@@ -49,6 +49,7 @@ struct ModelInfo {
   int window = 0;           // sliding window in tokens, 0: none
   size_t file_bytes = 0;
   uint64_t num_params = 0;
+  uint64_t fingerprint = 0;  // of the file's metadata and sizes, adapters included: tells models apart, not forgeries
   bool hybrid = false;      // recurrent layers beside attention
   bool quantised = false;   // weights whose products quantise activations
   size_t recurrent_bytes = 0;  // per sequence
@@ -62,6 +63,8 @@ struct HostModelOptions {
   int num_gpu_layers = 0;
   int num_threads = 1;
   std::vector<std::string> lora_paths;
+  std::vector<float> lora_scales;  // of each, 1 where it ends
+  std::string chat_template;       // a name or text that libllama knows, in place of the file's
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
@@ -96,15 +99,21 @@ class HostModel {
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
-  // The file's own chat template; kUnsupported when it has none that libllama knows.
+  // By the template of the options or the file's own. libllama has code for the usual templates and recognises them by
+  // what their text contains; it does not run the text. kUnsupported: it has none, or one that libllama does not know.
   Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const;
   bool has_chat_template() const;
+  bool knows_chat_template() const;  // and libllama can apply it
+
+  // False: libllama was built for the CPU alone, and num_gpu_layers has no effect.
+  static bool SupportsGpu();
 
   // [hidden, heads * Dv] float32 rows of the layer's output projection, dequantised once; empty: none found.
   std::span<const float> OutputProjection(int layer) const;
 
   llama_model* handle() const { return model_; }
   std::span<llama_adapter_lora* const> adapters() const;
+  std::span<const float> adapter_scales() const;  // one for each adapter
 
  private:
   HostModel() = default;

@@ -12,7 +12,7 @@ namespace pith {
 Status ApplyAdapters(const HostModel& model, llama_context* context) {
   if (model.adapters().empty()) return {};
   std::vector<llama_adapter_lora*> adapters(model.adapters().begin(), model.adapters().end());
-  std::vector<float> scales(adapters.size(), 1.0f);
+  std::vector<float> scales(model.adapter_scales().begin(), model.adapter_scales().end());
   if (llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
     return Unsupported("libllama cannot apply the LoRA adapters to this model");
   }

@@ -180,6 +180,7 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
   params.swa_full = true;
   params.n_threads = params.n_threads_batch = 1;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+  params.offload_kqv = false;  // as the context that follows
   params.no_perf = true;
   params.cb_eval = OnNode;
   params.cb_eval_user_data = &seen;

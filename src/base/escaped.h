@@ -1,6 +1,6 @@
 // Text from files that nobody should trust, fit for a message.
-#ifndef PITH_BASE_PRINTABLE_H_
-#define PITH_BASE_PRINTABLE_H_
+#ifndef PITH_BASE_ESCAPED_H_
+#define PITH_BASE_ESCAPED_H_
 
 #include <fmt/format.h>
 
@@ -10,7 +10,7 @@
 namespace pith {
 
 // Unprintable bytes and double quotes escaped as \xNN, so that no terminal obeys the text; cut after `most` bytes.
-inline std::string Printable(std::string_view text, size_t most = 64) {
+inline std::string Escaped(std::string_view text, size_t most = 64) {
   std::string out;
   for (const char c : text.substr(0, most)) {
     const auto byte = static_cast<unsigned char>(c);
@@ -26,4 +26,4 @@ inline std::string Printable(std::string_view text, size_t most = 64) {
 
 }  // namespace pith
 
-#endif  // PITH_BASE_PRINTABLE_H_
+#endif  // PITH_BASE_ESCAPED_H_

@@ -1,0 +1,134 @@
+// A sequence's cache as bytes: for each layer its heads and the shape of their pages, for each head the number of its
+// entries and its pages, as they lie in memory. In an incomplete last page the unused slots are zero.
+//
+//   u32 layers
+//   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 format of low pages; heads
+//   head:  u32 entries, u32 low pages, pages
+//
+// A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
+#include <array>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/byte_io.h"
+#include "base/check.h"
+#include "cache/kv_cache.h"
+#include "kernels/attention.h"
+
+namespace pith {
+namespace {
+
+constexpr int kP = kPageEntries;
+
+using LayoutNumbers = std::array<uint32_t, 5>;
+
+uint32_t NumberOf(PageFormat format) {
+  return static_cast<uint32_t>(format.key) + 256 * static_cast<uint32_t>(format.value);
+}
+
+LayoutNumbers NumbersOf(const PageLayout& layout, const HeadCache& head) {
+  const PageLayout* low = head.low_layout();
+  return {NumberOf(layout.format), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
+          static_cast<uint32_t>(layout.num_columns), low != nullptr ? NumberOf(low->format) : ~0u};
+}
+
+tl::unexpected<Error> Truncated() { return Corrupt("it ends within its cache"); }
+tl::unexpected<Error> OtherShape(const std::string& what) {
+  return InvalidArgument("its cache has another shape than this model's: " + what);
+}
+
+}  // namespace
+
+void HeadCache::Save(ByteWriter& writer) const {
+  writer.Number(static_cast<uint32_t>(num_entries_));
+  writer.Number(static_cast<uint32_t>(num_low_));
+  std::vector<std::byte> last;
+  for (int at = 0; at < num_entries_; at += kP) {
+    const PageLayout& layout = layout_of(at);
+    const std::byte* page = page_of(at);
+    if (const int count = num_entries_ - at; count < kP) {
+      last.assign(layout.page_bytes, std::byte{0});
+      for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, last.data(), i, page, i);
+      page = last.data();
+    }
+    writer.Write({page, layout.page_bytes});
+  }
+}
+
+Status HeadCache::ExtendLow(size_t num_pages) {
+  PITH_CHECK(pages_.empty() && low_.pool != nullptr);
+  if (num_pages > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(num_pages));
+  while (num_low_ < num_pages) {
+    std::byte* page = low_.pool->Acquire();
+    if (page == nullptr) return OutOfBudget("the KV budget has no free page left");
+    pages_.push_back(page);
+    ++num_low_;
+    num_entries_ += kP;
+  }
+  return {};
+}
+
+Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
+  uint32_t count = 0, num_low = 0;
+  if (!reader.Number(count) || !reader.Number(num_low)) return Truncated();
+  if (count > static_cast<uint32_t>(end_position)) {
+    return Corrupt("a head of its cache has more entries than the sequence has tokens");
+  }
+  if (num_low > (low_.pool != nullptr ? count / kP : 0)) {
+    return Corrupt("a head of its cache has more low pages than it fills");
+  }
+  const size_t low_bytes = num_low > 0 ? num_low * low_.layout->page_bytes : 0;
+  const size_t bytes = low_bytes + ((count + kP - 1) / kP - num_low) * layout_->page_bytes;
+  if (bytes > reader.left()) return Truncated();
+  if (num_low > 0) PITH_RETURN_IF_ERROR(ExtendLow(num_low));
+  const int rest = static_cast<int>(count) - num_entries_;
+  PITH_RETURN_IF_ERROR(Extend(rest));
+  Commit(rest);
+  for (int at = 0; at < num_entries_; at += kP) {
+    if (!reader.Read({page_of(at), layout_of(at).page_bytes})) return Truncated();
+  }
+  if (!Verify()) return Corrupt("positions in its cache do not ascend");
+  const int n = num_entries_;
+  if (n > 0 && layout_of(n - 1).positions(page_of(n - 1))[(n - 1) % kP] >= end_position) {
+    return Corrupt("positions in its cache lie beyond its tokens");
+  }
+  return {};
+}
+
+void KvCache::Save(int sequence, ByteWriter& writer) const {
+  writer.Number(static_cast<uint32_t>(layers_.size()));
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    writer.Number(static_cast<uint32_t>(layers_[layer].num_kv_heads));
+    if (layers_[layer].num_kv_heads == 0) continue;
+    writer.Array(
+        std::span<const uint32_t>(NumbersOf(layers_[layer].layout, head(sequence, static_cast<int>(layer), 0))));
+    for (const HeadCache& head : heads(sequence, static_cast<int>(layer))) head.Save(writer);
+  }
+}
+
+Status KvCache::Restore(int sequence, ByteReader& reader, int32_t end_position) {
+  uint32_t num_layers = 0;
+  if (!reader.Number(num_layers)) return Truncated();
+  if (num_layers != layers_.size()) {
+    return OtherShape(std::to_string(num_layers) + " layers, not " + std::to_string(layers_.size()));
+  }
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    uint32_t num_heads = 0;
+    if (!reader.Number(num_heads)) return Truncated();
+    if (num_heads != static_cast<uint32_t>(layers_[layer].num_kv_heads)) {
+      return OtherShape("layer " + std::to_string(layer) + " has " + std::to_string(num_heads) + " heads");
+    }
+    if (num_heads == 0) continue;
+    LayoutNumbers numbers{};
+    if (!reader.Array(std::span<uint32_t>(numbers))) return Truncated();
+    if (numbers != NumbersOf(layers_[layer].layout, head(sequence, static_cast<int>(layer), 0))) {
+      return OtherShape("layer " + std::to_string(layer) + " has entries of another format, size or recipe");
+    }
+    for (HeadCache& head : heads(sequence, static_cast<int>(layer)))
+      PITH_RETURN_IF_ERROR(head.Restore(reader, end_position));
+  }
+  return {};
+}
+
+}  // namespace pith

@@ -1,0 +1,60 @@
+// One sequence in a file: all that it needs to go on as if it had never stopped.
+//
+//   "PITHKV\r\n"   8 bytes
+//   u32 version    1
+//   u32 0
+//   u64 bytes of the body, u64 FNV-1a of the body
+//   body, all numbers little-endian, texts and arrays with a u64 length before them:
+//     u64 fingerprint of the model, text description, text recipe
+//     i32 tokens given, i64 entries seen, u64 pinned ranges, each i32 from, i32 to
+//     array of i32 tokens and text: the caller's own note
+//     array of f32 logits of the last token (may be empty)
+//     u32 window, array of f32 queries of the last window positions
+//     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
+//     array of bytes: recurrent state
+//     cache (src/cache/cache_file.cc)
+//
+// A file is read twice: once for its sum, once for its content. Nothing in it is believed before it has been compared
+// with the model, the cache and the bytes that are left.
+#ifndef PITH_ENGINE_SESSION_FILE_H_
+#define PITH_ENGINE_SESSION_FILE_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/byte_io.h"
+#include "cache/kv_cache.h"
+#include "engine/engine.h"
+#include "engine/sequence.h"
+#include "host/context.h"
+#include "pith/types.h"
+
+namespace pith {
+
+// What a saved sequence must agree with.
+struct SessionOwner {
+  uint64_t fingerprint = 0;
+  std::string description;
+  std::string recipe;
+  int num_ctx = 0;
+  int num_vocab = 0;
+};
+
+// kIo: the file cannot be written; an older one of that name stays. kUnsupported: HostContext::SaveSlot.
+Status SaveSession(const std::string& path, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
+                   const HostContext& context, std::span<const float> logits, const SessionNote& note);
+
+// Into `sequence`, which has an empty cache, a slot and a query ring of its own. After an error it is to be freed.
+// kNotFound, kIo, kCorrupt, kInvalidArgument (of another model, recipe, format or context), kOutOfBudget.
+Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCache& cache, HostContext& context,
+                      Sequence& sequence, SessionNote& note);
+
+// The body alone, with the cache; the recurrent state is returned, not restored. For RestoreSession and the fuzzer.
+Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence,
+                       std::vector<std::byte>& recurrent, SessionNote& note);
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_SESSION_FILE_H_

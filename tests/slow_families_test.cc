@@ -1,0 +1,146 @@
+// Every registered recipe on a random model of each kind of attention, under a small budget: the peak stays within it,
+// logits are finite, and what can be dropped is.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "host/model.h"
+#include "policy/policy.h"
+#include "policy/registry.h"
+#include "tests/support/model_parity.h"
+#include "tests/support/random_model.h"
+
+namespace pith::testing {
+namespace {
+
+constexpr int kThreads = 1;  // small models: a second one would mostly wait
+constexpr int kTokens = 220;
+constexpr int kDecoded = 40;
+constexpr int kBlock = 33;
+constexpr uint32_t kSeed = 13;
+
+class SlowFamilies : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string architecture = GetParam();
+    path_ = ::testing::TempDir() + fmt::format("pith_family_{}_{}.gguf", architecture, getpid());
+    const Status made = MakeRandomModel(architecture, NeedsExperts(architecture), path_, kSeed);
+    ASSERT_TRUE(made) << made.error().message;
+    auto loaded = HostModel::Load(path_, HostModelOptions{});
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    model_ = *loaded;
+    for (const LayerShape& layer : model_->info().layers) has_global_ = has_global_ || layer.kind == LayerKind::kGlobal;
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+
+  // The engine of the smallest budget, in steps of an eighth, that keeps at least two pages of entries per head.
+  std::unique_ptr<Engine> SmallestEngine(const Recipe& recipe) {
+    EngineOptions options;
+    options.num_ctx = kTokens + kDecoded + 8;
+    options.block_tokens = kBlock;
+    options.num_threads = kThreads;
+    options.recipe = recipe;
+    for (options.budget_bytes = 20000; options.budget_bytes < (size_t{1} << 28);
+         options.budget_bytes += options.budget_bytes / 8) {
+      auto engine = Engine::Create(model_, options);
+      if (engine && (*engine)->stats().keep_entries >= 2 * kPageEntries) return std::move(*engine);
+      if (engine) continue;
+      EXPECT_EQ(engine.error().code, ErrorCode::kOutOfBudget) << engine.error().message;
+    }
+    ADD_FAILURE() << "no budget is enough";
+    return nullptr;
+  }
+
+  static void ExpectFinite(std::span<const float> logits) {
+    for (const float logit : logits) {
+      if (!std::isfinite(logit)) {
+        ADD_FAILURE() << "a logit is " << logit;
+        return;
+      }
+    }
+  }
+
+  // Uneven blocks, then token by token. False: the budget is full, as it may be for a recipe that drops nothing.
+  static bool Read(Engine& engine) {
+    const SequenceId sequence = *engine.NewSequence();
+    std::vector<int32_t> tokens;
+    for (int i = 0; i < kTokens + kDecoded; ++i) tokens.push_back((i * 29 + i / 11 * 3) % 100);
+    std::span<const int32_t> left(tokens);
+    for (const ReadingStep& step : UnevenBlocks(kTokens, kBlock)) {
+      std::vector<float> logits;
+      const Status status = engine.Prefill(sequence, left.first(static_cast<size_t>(step.count)), false, &logits);
+      EXPECT_LE(engine.stats().peak_bytes, engine.stats().budget_bytes);
+      if (!status) {
+        EXPECT_EQ(status.error().code, ErrorCode::kOutOfBudget) << status.error().message;
+        return false;
+      }
+      ExpectFinite(logits);
+      left = left.subspan(static_cast<size_t>(step.count));
+    }
+    for (const int32_t token : left) {
+      const Status status = engine.Decode(sequence, token);
+      EXPECT_LE(engine.stats().peak_bytes, engine.stats().budget_bytes);
+      if (!status) {
+        EXPECT_EQ(status.error().code, ErrorCode::kOutOfBudget) << status.error().message;
+        return false;
+      }
+      ExpectFinite(engine.logits(sequence));
+    }
+    return true;
+  }
+
+  std::string path_;
+  std::shared_ptr<HostModel> model_;
+  bool has_global_ = false;
+};
+
+TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
+  EXPECT_TRUE(has_global_) << "recipes have nothing to act on";
+  int evicted = 0;
+  for (const NamedRecipe& named : NamedRecipes()) {
+    SCOPED_TRACE(named.name);
+    const auto recipe = ParseRecipe(named.name);
+    ASSERT_TRUE(recipe) << recipe.error().message;
+    const auto engine = SmallestEngine(*recipe);
+    ASSERT_NE(engine, nullptr);
+    const bool keeps = recipe->policy->keeps_everything();
+    const bool read = Read(*engine);
+    const KvStats stats = engine->stats();
+    EXPECT_LE(stats.peak_bytes, stats.budget_bytes);
+    EXPECT_GT(stats.entries, 0);
+    EXPECT_TRUE(read || keeps);
+    EXPECT_TRUE(keeps || stats.kept_fraction < 1);
+    evicted += stats.kept_fraction < 1;
+  }
+  EXPECT_GT(evicted, 10) << "the budget was never short";
+}
+
+INSTANTIATE_TEST_SUITE_P(Traits, SlowFamilies,
+                         ::testing::Values("llama",          // global layers, grouped heads
+                                           "deepseek2",      // latent attention (MLA), experts
+                                           "gemma3",         // windows beside global layers
+                                           "gemma2",         // soft-caps
+                                           "llama4",         // chunks, experts
+                                           "gemma4",         // layers that share a cache
+                                           "bloom",          // ALiBi
+                                           "gpt-oss",        // sinks, windows, experts
+                                           "qwen3moe",       // experts
+                                           "qwen35",         // linear attention beside attention
+                                           "falcon-h1",      // Mamba-2 beside attention in every layer
+                                           "granitehybrid",  // Mamba-2 layers
+                                           "jamba"),         // Mamba layers, experts
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace pith::testing
