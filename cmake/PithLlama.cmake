@@ -8,9 +8,13 @@
 
 set(_pith_llama_prefix "${PITH_LLAMA_PREFIX}")
 if(NOT _pith_llama_prefix)
+  set(_pith_llama_build "")
+  if(PITH_SANITIZE STREQUAL "thread")
+    set(_pith_llama_build --tsan)
+  endif()
   # Builds when missing (some minutes, once for all build trees).
   execute_process(
-    COMMAND ${PROJECT_SOURCE_DIR}/scripts/build_llama.sh
+    COMMAND ${PROJECT_SOURCE_DIR}/scripts/build_llama.sh ${_pith_llama_build}
     OUTPUT_VARIABLE _pith_llama_prefix
     OUTPUT_STRIP_TRAILING_WHITESPACE
     RESULT_VARIABLE _pith_llama_result)

@@ -2,7 +2,8 @@
 # Builds libllama once and prints the folder it is installed in.
 #
 #   scripts/build_llama.sh                 build when missing, print the prefix
-#   scripts/build_llama.sh --print-prefix  print the prefix; exit 1 if it is not built yet
+#   scripts/build_llama.sh --tsan          the same for ThreadSanitizer, in a folder of its own
+#   scripts/build_llama.sh [--tsan] --print-prefix  print the prefix; exit 1 if it is not built yet
 #
 # The source is the PyPI package llama-cpp-python. The result lies in the cache
 # folder under a key of everything it depends on: version, flags, compiler and
@@ -17,7 +18,7 @@ source scripts/common.sh
 readonly kVersion=0.3.36
 readonly kSha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 readonly kNeededMib=700
-readonly kFlags=(
+kFlags=(
   -DCMAKE_BUILD_TYPE=Release
   -DBUILD_SHARED_LIBS=OFF
   -DCMAKE_POSITION_INDEPENDENT_CODE=ON
@@ -34,6 +35,14 @@ readonly kFlags=(
 )
 readonly kCompiler=c++
 
+case ${1:-} in
+  --tsan)
+    # ThreadSanitizer does not see the barriers of GCC's OpenMP runtime; it sees those of ggml's own thread pool.
+    shift
+    kFlags+=(-DGGML_OPENMP=OFF -DCMAKE_C_FLAGS=-fsanitize=thread -DCMAKE_CXX_FLAGS=-fsanitize=thread)
+    ;;
+esac
+
 command -v "$kCompiler" >/dev/null || die "no C++ compiler was found; install the package g++."
 cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo || uname -m)
 key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
@@ -46,7 +55,7 @@ if [[ ${1:-} == --print-prefix ]]; then
   [[ -e $prefix/lib/libllama.a ]]
   exit
 elif [[ $# -gt 0 ]]; then
-  die "build_llama.sh knows no argument but --print-prefix."
+  die "build_llama.sh knows no arguments but --tsan and --print-prefix."
 fi
 if [[ -e $prefix/lib/libllama.a ]]; then
   echo "$prefix"
