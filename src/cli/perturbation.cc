@@ -99,7 +99,7 @@ Result<std::unique_ptr<Perturbation>> Perturbation::Create(std::shared_ptr<HostM
 
 OutputNorms Perturbation::Measure(size_t layer, std::span<const float> outputs, int num_queries) const {
   const LayerShape& shape = model_->info().layers[static_cast<size_t>(layers_[layer])];
-  return MeasureOutputs(outputs, num_queries, shape.num_heads, shape.value_dim, model_->OutputProjection(layers_[layer]));
+  return MeasureOutputs(outputs, num_queries, shape.num_heads, shape.value_dim, *model_->OutputProjection(layers_[layer]));
 }
 
 Result<std::vector<std::vector<float>>> Perturbation::Outputs(SequenceId queries_of, SequenceId entries_of,

@@ -312,7 +312,8 @@ void LayerOps::ValueNorms(int layer, int head_index, const HeadCache& head, floa
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const size_t n = static_cast<size_t>(head.num_entries()), dim = static_cast<size_t>(shape.value_dim);
   const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
-  const std::span<const float> projection = model_.OutputProjection(layer);
+  const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
+  const std::span<const float> projection = *weights;
   const size_t row = static_cast<size_t>(shape.num_heads) * dim;
   const float* values = buffers_[static_cast<size_t>(head_index)].values.data();
   if (projection.empty() || projection.size() % row != 0) {

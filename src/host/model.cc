@@ -293,7 +293,7 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
   return Unsupported("the chat template of " + info_.path + " could not be applied");
 }
 
-std::span<const float> HostModel::OutputProjection(int layer) const {
+std::shared_ptr<const std::vector<float>> HostModel::OutputProjection(int layer) const {
   return private_->projections.Get(info_, layer);
 }
 

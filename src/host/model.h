@@ -108,8 +108,9 @@ class HostModel {
   // False: libllama was built for the CPU alone, and num_gpu_layers has no effect.
   static bool SupportsGpu();
 
-  // [hidden, heads * Dv] float32 rows of the layer's output projection, dequantised once; empty: none found.
-  std::span<const float> OutputProjection(int layer) const;
+  // [hidden, heads * Dv] float32 rows of the layer's output projection; empty: none found. One layer is kept at a time:
+  // asking for another one reads and dequantises it.
+  std::shared_ptr<const std::vector<float>> OutputProjection(int layer) const;
 
   llama_model* handle() const { return model_; }
   std::span<llama_adapter_lora* const> adapters() const;
