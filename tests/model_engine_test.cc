@@ -1,7 +1,9 @@
 // The engine on the default model: budget, blocks, forks, formats, determinism.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -467,6 +469,57 @@ TEST(ModelEngine, RefusesWhatDoesNotFit) {
   const Status status = engine->Prefill(sequence, std::vector<int32_t>(5000, 5));
   ASSERT_FALSE(status);
   EXPECT_EQ(status.error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(ModelEngine, LayerSharesFromAFileAreFollowedOrRefused) {
+  const std::string path = ::testing::TempDir() + "pith_engine_layers.json";
+  std::ofstream(path) << "{\"layers\": [3, 1]}";
+  const auto refused = Engine::Create(Model(), Options("snapkv alloc=file:" + path));
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("has 2 layers, and this model has 30"), std::string::npos);
+  std::ofstream shares(path);
+  shares << "{\"layers\": [3";
+  for (int l = 1; l < 30; ++l) shares << ", 1";
+  shares << "]}";
+  shares.close();
+  EngineOptions options = Options("full");
+  options.later_recipes = {*ParseRecipe("snapkv alloc=file:" + path), *ParseRecipe("snapkv")};
+  options.max_sequences = 2;
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, Tokens(320)));
+  const SequenceId fork = *engine->Fork(sequence);
+  const auto kept = engine->Compress(fork, options.later_recipes[0], 0.25);
+  ASSERT_TRUE(kept) << kept.error().message;
+  EXPECT_NEAR(*kept, 0.25, 0.01);
+  std::remove(path.c_str());
+}
+
+TEST(ModelEngine, HeadsThatCompeteFreePages) {
+  // Entries of an Ada-KV cache are as many as those of SnapKV, spread unevenly over heads; what a head loses
+  // must be bytes, not a mask.
+  const std::vector<int32_t> tokens = Tokens(1000);
+  size_t bytes[2] = {}, full_bytes = 0;
+  for (const char* name : {"snapkv", "adakv"}) {
+    EngineOptions options = Options("full");
+    options.later_recipes = {*ParseRecipe(name)};
+    auto engine = Make(options);
+    const SequenceId sequence = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(sequence, tokens));
+    full_bytes = engine->stats().page_bytes;
+    const size_t used = engine->stats().used_bytes;
+    const auto kept = engine->Compress(sequence, options.later_recipes[0], 0.2);
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_NEAR(*kept, 0.2, 0.001);
+    const KvStats stats = engine->stats();
+    EXPECT_EQ(used - stats.used_bytes, full_bytes - stats.page_bytes);
+    bytes[name == std::string("adakv")] = stats.page_bytes;
+    // A ragged head wastes at most one page of 32 entries.
+    const double page = static_cast<double>(full_bytes) / (90 * 32);  // 1,000 tokens: 32 pages in each of 90 heads
+    EXPECT_LE(static_cast<double>(stats.page_bytes), static_cast<double>(stats.entries) / 32 * page + 90 * page);
+  }
+  EXPECT_LT(bytes[1], full_bytes / 4);
+  EXPECT_NEAR(static_cast<double>(bytes[1]) / static_cast<double>(bytes[0]), 1, 0.15);
 }
 
 TEST(ModelEngine, AFullCacheThatMayNotEvictSaysSo) {

@@ -83,6 +83,7 @@ Status EngineImpl::Init() {
                                        active.recipe.format.value_or(formats_.low.value_or(formats_.entry)).Name()));
   }
   std::vector<CacheLayer> layers = BuildLayers();
+  for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
   const Policy& policy = *options_.recipe.policy;
   style_.evicts = evicts_while_running();
   style_.in_layer = style_.in_layer && (policy.layer_local() || !style_.evicts);

@@ -65,6 +65,11 @@ int ComposedPolicy::window() const {
   return rows;
 }
 
+Status ComposedPolicy::CheckLayers(int num_layers) const {
+  for (const Stage* stage : stages()) PITH_RETURN_IF_ERROR(stage->CheckLayers(num_layers));
+  return {};
+}
+
 void ComposedPolicy::Score(const LayerInputs& inputs, LayerScores& scores) const {
   scores = LayerScores{};
   scores.layer = inputs.layer;

@@ -29,6 +29,7 @@ class ComposedPolicy final : public Policy {
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
   const MergeOptions* merge() const override { return parts_.action->merge(); }
+  Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     parts_.scorer->Observe(seen, columns);
   }

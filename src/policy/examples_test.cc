@@ -300,6 +300,26 @@ TEST(Select, PoolingCountsThePaddingInTheDivisor) {
   EXPECT_EQ(out, (std::vector<float>{5, 5, 10, 10}));
 }
 
+// Worked example of the specification of KVzip: one layer, two heads, four context entries.
+TEST(KvZipExample, FourWaysToCut) {
+  LayerScores layer;
+  layer.num_layers = 1;
+  layer.heads = {{.1688F, .5238F, .6185F, .2377F}, {.5964F, .2797F, .1029F, .5519F}};
+  Budget budget;
+  budget.keep = 2;
+  const auto cut = [&](const std::string& allocator) {
+    return PolicyOf("score=peak alloc=" + allocator)->SelectAll({&layer, 1}, budget).front();
+  };
+  EXPECT_EQ(cut("global"), (KeptHeads{{1, 2}, {0, 3}}));
+  EXPECT_EQ(cut("global:strict=1"), (KeptHeads{{2}, {0, 3}}));
+  EXPECT_EQ(cut("heads"), (KeptHeads{{0, 1, 2, 3}, {}}));
+  EXPECT_EQ(cut("heads:strict=1"), (KeptHeads{{}, {}}));
+  layer.pinned = {{1, 0, 0, 0}, {1, 0, 0, 0}};
+  EXPECT_EQ(cut("heads"), (KeptHeads{{0}, {0}})) << "pinned entries leave no room for a whole head";
+  budget.keep = 3;
+  EXPECT_EQ(cut("heads"), (KeptHeads{{0, 1, 2, 3}, {0}}));
+}
+
 TEST(Random, AnEntryKeepsItsDraw) {
   // Evicting in two steps ends where evicting at once does.
   const auto policy = PolicyOf("random");

@@ -45,12 +45,18 @@ ParamSpec ChoiceParam(std::string_view name, std::string_view choices, std::stri
   return {name, ParamSpec::Kind::kChoice, 0, 0, num - 1, choices, help};
 }
 
+ParamSpec TextParam(std::string_view name, std::string_view help) {
+  return {name, ParamSpec::Kind::kText, 0, 0, 0, {}, help};
+}
+
 std::string DescribeParams(const std::vector<ParamSpec>& specs) {
   std::string text;
   for (const ParamSpec& spec : specs) {
     if (!text.empty()) text += ", ";
     if (spec.kind == ParamSpec::Kind::kChoice) {
       text += fmt::format("{}={} ({})", spec.name, SplitWords(spec.choices, '|').front(), spec.choices);
+    } else if (spec.kind == ParamSpec::Kind::kText) {
+      text += fmt::format("{}=TEXT", spec.name);
     } else {
       text += fmt::format("{}={} ({}..{})", spec.name, Number(spec.initial), Number(spec.min), Number(spec.max));
     }
@@ -73,6 +79,11 @@ bool Params::Has(std::string_view name) const { return values_.find(name) != val
 Status Params::Set(std::string_view owner, std::string_view name, std::string_view text) {
   const ParamSpec& spec = Spec(name);
   double value = 0;
+  if (spec.kind == ParamSpec::Kind::kText) {
+    if (text.empty()) return InvalidArgument(fmt::format("{} of '{}' is empty", name, owner));
+    words_[std::string(name)] = std::string(text);
+    return {};
+  }
   if (spec.kind == ParamSpec::Kind::kChoice) {
     const std::vector<std::string_view> choices = SplitWords(spec.choices, '|');
     const auto it = std::find(choices.begin(), choices.end(), text);
@@ -105,6 +116,12 @@ double Params::Real(std::string_view name) const {
   return it->second;
 }
 
+const std::string& Params::Word(std::string_view name) const {
+  static const std::string none;
+  const auto it = words_.find(name);
+  return it == words_.end() ? none : it->second;
+}
+
 int Params::Int(std::string_view name) const { return static_cast<int>(Real(name)); }
 
 std::string Params::Text(std::string_view name) const {
@@ -112,6 +129,7 @@ std::string Params::Text(std::string_view name) const {
   if (spec.kind == ParamSpec::Kind::kChoice) {
     return std::string(SplitWords(spec.choices, '|')[static_cast<size_t>(Int(name))]);
   }
+  if (spec.kind == ParamSpec::Kind::kText) return Word(name);
   return Number(Real(name));
 }
 

@@ -13,7 +13,7 @@
 namespace pith {
 
 struct ParamSpec {
-  enum class Kind : uint8_t { kInt, kReal, kChoice };
+  enum class Kind : uint8_t { kInt, kReal, kChoice, kText };
 
   std::string_view name;
   Kind kind = Kind::kReal;
@@ -29,6 +29,10 @@ ParamSpec RealParam(std::string_view name, double initial, double min, double ma
 // The first choice is the default.
 ParamSpec ChoiceParam(std::string_view name, std::string_view choices, std::string_view help);
 
+// Any text without spaces and commas, such as a file's path; it has no default. A stage whose first
+// parameter is a text takes it without the name: alloc=file:budgets.json
+ParamSpec TextParam(std::string_view name, std::string_view help);
+
 // "window=32 (1..4096), pooling=mean (mean|max)"
 std::string DescribeParams(const std::vector<ParamSpec>& specs);
 
@@ -43,6 +47,8 @@ class Params {
   Status Set(std::string_view owner, std::string_view name, std::string_view text);
 
   double Real(std::string_view name) const;
+  // Empty where the user gave none.
+  const std::string& Word(std::string_view name) const;
   int Int(std::string_view name) const;
   // Index of the choice.
   int Choice(std::string_view name) const { return Int(name); }
@@ -56,6 +62,7 @@ class Params {
 
   std::vector<ParamSpec> specs_;
   std::map<std::string, double, std::less<>> values_;
+  std::map<std::string, std::string, std::less<>> words_;
 };
 
 }  // namespace pith

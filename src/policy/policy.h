@@ -129,6 +129,9 @@ class Policy {
   // False where the method's idea allows no eviction while decoding.
   virtual bool decodes() const { return true; }
 
+  // One sentence where this policy cannot serve a model with so many layers that hold a global cache.
+  virtual Status CheckLayers(int num_layers) const { return (void)num_layers, Status(); }
+
   // With kNeedEveryQuery: updates columns with new attention rows. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
 

@@ -4,7 +4,7 @@
 //   word   = name [":" params] | key "=" name [":" params] | "sinks=" number
 //          | "format=" format ["/" format]
 //   key    = score | agg | mod | alloc | act | prefill
-//   params = name "=" value { "," name "=" value }
+//   params = [text ","] name "=" value { "," name "=" value }   text: see TextParam()
 //
 // A name stands first and fills in its stages; a stage given beside it takes the place of the one of
 // its kind, except that modifiers add up (mod=none removes them). A recipe's parameter goes to every
@@ -77,10 +77,15 @@ std::string DidYouMean(std::string_view word, const std::vector<std::string_view
   return choices.empty() ? "it has none" : fmt::format("did you mean '{}'?", Nearest(word, choices));
 }
 
-Result<std::vector<Setting>> ParseSettings(std::string_view owner, std::string_view text) {
+// text_name: the parameter that a first part without a name is for, or empty.
+Result<std::vector<Setting>> ParseSettings(std::string_view owner, std::string_view text, std::string_view text_name) {
   std::vector<Setting> settings;
   for (std::string_view part : SplitWords(text, ',')) {
     const size_t equals = part.find('=');
+    if (equals == std::string_view::npos && settings.empty() && !text_name.empty() && !part.empty()) {
+      settings.push_back({text_name, part});
+      continue;
+    }
     if (equals == std::string_view::npos || equals == 0) {
       return InvalidArgument(
           fmt::format("'{}' after '{}:' is not of the form name=value", Printable(part), Printable(owner)));
@@ -124,7 +129,11 @@ Result<ChosenStage> ParseStage(StageKind kind, std::string_view text) {
   }
   stage.params = Params(stage.entry->params);
   if (colon == std::string_view::npos) return stage;
-  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings, ParseSettings(name, text.substr(colon + 1)));
+  const std::vector<ParamSpec>& specs = stage.entry->params;
+  const bool takes_text = !specs.empty() && specs.front().kind == ParamSpec::Kind::kText;
+  PITH_ASSIGN_OR_RETURN(
+      const std::vector<Setting> settings,
+      ParseSettings(name, text.substr(colon + 1), takes_text ? specs.front().name : std::string_view()));
   for (const Setting& setting : settings) {
     if (!stage.params.Has(setting.name)) {
       std::vector<std::string_view> names;
@@ -224,7 +233,7 @@ Status AddNamed(std::string_view word, Draft& draft) {
   }
   for (ChosenStage& stage : draft.stages) stage.set.clear();
   if (colon == std::string_view::npos) return {};
-  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings, ParseSettings(name, word.substr(colon + 1)));
+  PITH_ASSIGN_OR_RETURN(const std::vector<Setting> settings, ParseSettings(name, word.substr(colon + 1), {}));
   for (const Setting& setting : settings) PITH_RETURN_IF_ERROR(SetNamed(name, setting, draft));
   return {};
 }
@@ -303,6 +312,9 @@ std::string Normalised(const Draft& draft) {
 }
 
 Result<PolicyParts> Build(Draft& draft) {
+  for (const ChosenStage& stage : draft.stages) {
+    if (stage.entry->check != nullptr) PITH_RETURN_IF_ERROR(stage.entry->check(stage.params));
+  }
   PolicyParts parts;
   const ChosenStage& score = *draft.Find(StageKind::kScore);
   parts.scorer = MakeScorer(score.entry->name, score.params);
@@ -355,7 +367,7 @@ std::string ParametersOf(const Draft& draft) {
   std::vector<ParamSpec> specs;
   for (const ChosenStage& stage : draft.stages) {
     for (ParamSpec spec : stage.entry->params) {
-      spec.initial = stage.params.Real(spec.name);
+      if (spec.kind != ParamSpec::Kind::kText) spec.initial = stage.params.Real(spec.name);
       const bool there =
           std::any_of(specs.begin(), specs.end(), [&](const ParamSpec& s) { return s.name == spec.name; });
       if (!there) specs.push_back(spec);

@@ -24,7 +24,7 @@ namespace {
 
 template <typename T>
 StageEntry Entry(StageKind kind, std::string_view name, std::string_view paper, const StageInfo<T>& info) {
-  return {kind, name, paper, info.summary, info.params, info.num_sinks};
+  return {kind, name, paper, info.summary, info.params, info.num_sinks, info.check};
 }
 
 std::vector<StageEntry> MakeTable() {

@@ -23,6 +23,7 @@ struct StageEntry {
   std::string_view summary;
   std::vector<ParamSpec> params;
   int num_sinks = 0;
+  Status (*check)(const Params&) = nullptr;
 };
 
 // All stages, in the order of registry.inc.

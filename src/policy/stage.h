@@ -52,6 +52,8 @@ class Stage {
 
   virtual uint32_t needs() const { return 0; }
   virtual int window() const { return 0; }
+  // One sentence where the stage cannot serve a model with so many global layers.
+  virtual Status CheckLayers(int num_layers) const { return (void)num_layers, Status(); }
   // Once, before use: the window of the recipe's scorer, for stages without one of their own.
   virtual void AdoptWindow(int window) { (void)window; }
 
@@ -148,6 +150,7 @@ struct StageInfo {
   std::vector<ParamSpec> params;
   std::unique_ptr<T> (*make)(const Params&) = nullptr;
   int num_sinks = 0;  // scorers and actions: first entries that the engine pins unless the recipe says
+  Status (*check)(const Params&) = nullptr;  // what ranges cannot say; one sentence. Called before make
 };
 
 }  // namespace pith

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "policy/select.h"
+#include "policy/attention_motion.h"
+#include "policy/layer_shares.h"
 #include "policy/stage.h"
 
 namespace pith {
@@ -21,29 +22,8 @@ class Cake final : public Allocator {
   bool layer_local() const override { return false; }
 
   void Prepare(const LayerInputs& inputs, LayerScores& scores) const override {
-    double entropy = 0;
-    double shift = 0;
-    for (const HeadInputs& head : inputs.heads) {
-      const WindowProbs probs(inputs, head, window_);
-      const int rows = probs.rows();
-      for (int g = 0; g < probs.group(); ++g) {
-        for (size_t j = 0; j < static_cast<size_t>(probs.columns()); ++j) {
-          double sum = 0;
-          for (int t = 0; t < rows; ++t) {
-            const double a = static_cast<double>(probs.row(g, t)[j]);
-            entropy -= a * std::log(a + 1e-10);
-            sum += a;
-          }
-          double squares = 0;
-          for (int t = 0; t < rows; ++t) {
-            const double d = static_cast<double>(probs.row(g, t)[j]) - sum / rows;
-            squares += d * d;
-          }
-          if (rows > 1) shift += squares / (rows - 1);
-        }
-      }
-    }
-    scores.preference = std::pow(std::max(entropy, 0.0), 1 / tau1_) * std::pow(shift, 1 / tau2_);
+    const AttentionMotion motion = MotionOf(inputs, window_);
+    scores.preference = std::pow(std::max(motion.entropy, 0.0), 1 / tau1_) * std::pow(motion.variance, 1 / tau2_);
     scores.window = std::min(window_, inputs.window);
   }
 
@@ -61,20 +41,7 @@ class Cake final : public Allocator {
       room.push_back(std::max(0, static_cast<int>(n) - layer.window));
       share.push_back(sum > 0 && std::isfinite(sum) ? static_cast<int>(layer.preference / sum * total) : 0);
     }
-    if (total > 0) Settle(total, room, share);
-    // The authors' code spreads once and loses what goes over a layer's length; with a hard limit,
-    // where nobody compares, the rest finds its place.
-    for (int left = total; total > 0 && budget.keep_exact == 0 && left > 0;) {
-      left = total;
-      bool open = false;
-      for (size_t l = 0; l < share.size(); ++l) {
-        share[l] = std::min(share[l], room[l]);
-        left -= share[l];
-        open |= share[l] < room[l];
-      }
-      if (!open) break;
-      SpreadEvenly(left, room, share);
-    }
+    if (total > 0) FillRooms(total, room, budget.keep_exact == 0, share);
     for (size_t l = 0; l < layers.size(); ++l) {
       const int keep = total > 0 ? window + std::clamp(share[l], 0, room[l]) : budget.keep;
       for (HeadBudget& head : out[l]) head = {keep, 0};
@@ -82,29 +49,6 @@ class Cake final : public Allocator {
   }
 
  private:
-  static void SpreadEvenly(int amount, const std::vector<int>& room, std::vector<int>& share) {
-    std::vector<size_t> open;
-    for (size_t l = 0; l < share.size(); ++l) {
-      if (share[l] < room[l]) open.push_back(l);
-    }
-    const int num_open = static_cast<int>(open.size());
-    for (int k = 0; k < num_open; ++k) {
-      share[open[static_cast<size_t>(k)]] += amount / num_open + (k < amount % num_open ? 1 : 0);
-    }
-  }
-
-  static void Settle(int total, const std::vector<int>& room, std::vector<int>& share) {
-    int excess = 0;
-    for (size_t l = 0; l < share.size(); ++l) {
-      excess += std::max(0, share[l] - room[l]);
-      share[l] = std::min(share[l], room[l]);
-    }
-    SpreadEvenly(excess, room, share);
-    int left = total;
-    for (int s : share) left -= s;
-    if (left > 0) SpreadEvenly(left, room, share);
-  }
-
   double tau1_;
   double tau2_;
   int window_ = 0;

@@ -1,4 +1,6 @@
-// All heads of all layers compete for one total (Layer-DefensiveKV, arXiv:2510.13334).
+// All heads of all layers compete for one total (Layer-DefensiveKV, arXiv:2510.13334; KVzip's level
+// `pair`, arXiv:2505.23416). strict=1 is KVzip's released threshold: only scores above the last one
+// that fits stay, which is one entry fewer, and none of several that tie with it.
 #include <algorithm>
 
 #include "policy/select.h"
@@ -9,7 +11,7 @@ namespace {
 
 class Global final : public Allocator {
  public:
-  explicit Global(double alpha) : alpha_(alpha) {}
+  Global(double alpha, bool strict) : alpha_(alpha), strict_(strict) {}
 
   bool layer_local() const override { return false; }
 
@@ -19,18 +21,46 @@ class Global final : public Allocator {
     size_t num_heads = 0;
     for (const LayerScores& layer : layers) num_heads += layer.heads.size();
     AllocatePooled(layers, TotalEntries(budget, num_heads), floor, out);
+    if (strict_) DropTies(layers, out);
   }
 
  private:
+  // The worst score that stays somewhere stays nowhere.
+  static void DropTies(std::span<const LayerScores> layers, Allocation& out) {
+    float worst = kProtected;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+        const std::span<const uint8_t> pinned = PinnedOf(layers[l], h);
+        for (int32_t i : SelectTop(layers[l].heads[h], TiesOf(layers[l], h), pinned, out[l][h].keep)) {
+          const auto j = static_cast<size_t>(i);
+          if (pinned.empty() || pinned[j] == 0) worst = std::min(worst, layers[l].heads[h][j]);
+        }
+      }
+    }
+    for (size_t l = 0; l < layers.size(); ++l) {
+      for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+        const std::span<const uint8_t> pinned = PinnedOf(layers[l], h);
+        const std::vector<float>& scores = layers[l].heads[h];
+        int above = 0;
+        for (size_t i = 0; i < scores.size(); ++i) above += scores[i] > worst || (!pinned.empty() && pinned[i] != 0);
+        out[l][h].keep = std::min(out[l][h].keep, above);
+      }
+    }
+  }
+
   double alpha_;
+  bool strict_;
 };
 
 }  // namespace
 
 StageInfo<Allocator> GlobalStage() {
   return {"all heads of all layers compete beyond a safeguard",
-          {RealParam("alpha", 0, 0, 1, "share of the uniform budget that every head is sure of")},
-          [](const Params& p) -> std::unique_ptr<Allocator> { return std::make_unique<Global>(p.Real("alpha")); }};
+          {RealParam("alpha", 0, 0, 1, "share of the uniform budget that every head is sure of"),
+           IntParam("strict", 0, 0, 1, "1: only scores above the last one that fits")},
+          [](const Params& p) -> std::unique_ptr<Allocator> {
+            return std::make_unique<Global>(p.Real("alpha"), p.Int("strict") == 1);
+          }};
 }
 
 }  // namespace pith

@@ -5,27 +5,15 @@
 // over queries before the pooling, and exactly one newer look-alike spared per key. lambda is the
 // paper's 0.1 (the code has 0.07). A key with no look-alike spares slot 0, an accident of the code
 // that parity needs (zero_slot0=0 turns it off). Entries stay in time order, where the code keeps
-// them in score order. O(n^2 d) per head.
+// them in score order. O(n^2 d) per head where no two keys are alike, else less.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
+#include "policy/rkv_terms.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
 namespace pith {
 namespace {
-
-void SoftmaxInPlace(std::span<float> x) {
-  if (x.empty()) return;
-  const float most = *std::max_element(x.begin(), x.end());
-  double sum = 0;
-  for (float& v : x) {
-    v = std::exp(v - most);
-    sum += static_cast<double>(v);
-  }
-  for (float& v : x) v = static_cast<float>(static_cast<double>(v) / sum);
-}
 
 class Rkv final : public Scorer {
  public:
@@ -46,8 +34,9 @@ class Rkv final : public Scorer {
       const auto n = scores.heads[h].size();
       const size_t own = std::min(n, static_cast<size_t>(std::max(rows, 1)));
       if (n > own && rows > 0) {
-        const std::vector<float> importance = Importance(inputs, inputs.heads[h], rows, n - own);
-        const std::vector<float> redundancy = Redundancy(inputs.heads[h].keys, n, static_cast<size_t>(inputs.key_dim));
+        const std::vector<float> importance = RkvImportance(inputs, inputs.heads[h], rows, n - own, pool_);
+        const std::vector<float> redundancy =
+            RkvRedundancy(inputs.heads[h].keys, n, static_cast<size_t>(inputs.key_dim), threshold_, zero_slot0_);
         for (size_t j = 0; j < n - own; ++j) {
           scores.heads[h][j] = lambda_ * importance[j] - (1 - lambda_) * redundancy[j];
         }
@@ -57,66 +46,6 @@ class Rkv final : public Scorer {
   }
 
  private:
-  std::vector<float> Importance(const LayerInputs& layer, const HeadInputs& head, int rows, size_t columns) const {
-    const auto dim = static_cast<size_t>(layer.key_dim);
-    const float scale = 1 / std::sqrt(static_cast<float>(layer.key_dim));
-    std::vector<float> mean(columns, 0.0F);
-    std::vector<float> logits(columns);
-    for (int t = layer.window - rows; t < layer.window; ++t) {
-      std::fill(logits.begin(), logits.end(), -std::numeric_limits<float>::max());
-      for (int g = 0; g < layer.group; ++g) {
-        const float* query =
-            head.window_queries +
-            (static_cast<size_t>(g) * static_cast<size_t>(layer.window) + static_cast<size_t>(t)) * dim;
-        for (size_t j = 0; j < columns; ++j) {
-          const float* key = head.keys + j * dim;
-          float dot = 0;
-          for (size_t d = 0; d < dim; ++d) dot += query[d] * key[d];
-          logits[j] = std::max(logits[j], dot * scale);
-        }
-      }
-      SoftmaxInPlace(logits);
-      for (size_t j = 0; j < columns; ++j) mean[j] += logits[j] / static_cast<float>(rows);
-    }
-    std::vector<float> pooled(columns);
-    Pool(mean, {pool_, true}, pooled);
-    return pooled;
-  }
-
-  // softmax over all entries of the mean cosine to the others, one newer look-alike spared each.
-  std::vector<float> Redundancy(const float* keys, size_t n, size_t dim) const {
-    // Normalised keys, transposed, so that the inner loop runs over entries.
-    std::vector<float> columns(n * dim);
-    for (size_t i = 0; i < n; ++i) {
-      const float* key = keys + i * dim;
-      float squares = 0;
-      for (size_t d = 0; d < dim; ++d) squares += key[d] * key[d];
-      const float scale = 1 / (std::sqrt(squares) + 1e-8F);
-      for (size_t d = 0; d < dim; ++d) columns[d * n + i] = key[d] * scale;
-    }
-    std::vector<float> sum(n, 0.0F);
-    std::vector<float> cosine(n);
-    for (size_t i = 0; i < n; ++i) {
-      std::fill(cosine.begin(), cosine.end(), 0.0F);
-      for (size_t d = 0; d < dim; ++d) {
-        const float x = columns[d * n + i];
-        const float* row = columns.data() + d * n;
-        for (size_t j = 0; j < n; ++j) cosine[j] += x * row[j];
-      }
-      cosine[i] = 0;
-      size_t last = n;
-      for (size_t j = n; j-- > 0 && last == n;) {
-        if (cosine[j] > threshold_) last = j;
-      }
-      if (last == n && zero_slot0_) last = 0;
-      if (last < n) cosine[last] = 0;
-      for (size_t j = 0; j < n; ++j) sum[j] += cosine[j];
-    }
-    for (float& s : sum) s /= static_cast<float>(n);
-    SoftmaxInPlace(sum);
-    return sum;
-  }
-
   int window_;
   int pool_;
   float lambda_;

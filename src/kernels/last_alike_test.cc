@@ -1,0 +1,69 @@
+#include "kernels/last_alike.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <random>
+#include <vector>
+
+namespace pith::kernels {
+namespace {
+
+std::vector<int64_t> Targets() {
+  std::vector<int64_t> targets;
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
+  }
+  return targets;
+}
+
+class LastAlikeTest : public ::testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
+  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+};
+
+// Few prototypes with noise, so that some keys have look-alikes; values on a grid, so that every order
+// of summation gives the same products.
+std::vector<float> Columns(int n, int dim, size_t stride, int prototypes, std::mt19937& random) {
+  std::vector<float> columns(static_cast<size_t>(dim) * stride, 0.0F);
+  std::vector<int> kind(static_cast<size_t>(n));
+  for (int& k : kind) k = static_cast<int>(random() % static_cast<unsigned>(prototypes));
+  std::vector<std::vector<float>> base(static_cast<size_t>(prototypes), std::vector<float>(static_cast<size_t>(dim)));
+  for (auto& row : base) {
+    for (float& x : row) x = static_cast<float>(static_cast<int>(random() % 17) - 8) / 8;
+  }
+  for (int j = 0; j < n; ++j) {
+    for (int c = 0; c < dim; ++c) {
+      const float noise = static_cast<float>(static_cast<int>(random() % 3) - 1) / 8;
+      columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] =
+          base[static_cast<size_t>(kind[static_cast<size_t>(j)])][static_cast<size_t>(c)] + noise;
+    }
+  }
+  return columns;
+}
+
+TEST_P(LastAlikeTest, FindsWhatTheReferenceFinds) {
+  std::mt19937 random(3);
+  int found = 0, missing = 0;
+  for (const int n : {1, 2, 3, 5, 31, 64, 65, 130}) {
+    for (const int dim : {1, 8, 13, 64}) {
+      for (const float threshold : {-1.0F, 0.0F, 2.5F, 6.0F}) {
+        const size_t stride = (static_cast<size_t>(n) + kAlikeStride - 1) / kAlikeStride * kAlikeStride;
+        const std::vector<float> columns = Columns(n, dim, stride, 9, random);
+        std::vector<int32_t> ours(static_cast<size_t>(n)), reference(static_cast<size_t>(n));
+        LastAlike(columns.data(), n, dim, stride, threshold, ours.data());
+        LastAlikeScalar(columns.data(), n, dim, stride, threshold, reference.data());
+        ASSERT_EQ(ours, reference) << "n=" << n << " dim=" << dim << " threshold=" << threshold;
+        for (const int32_t j : reference) (j >= 0 ? found : missing) += 1;
+      }
+    }
+  }
+  EXPECT_GT(found, 500);  // both answers occur
+  EXPECT_GT(missing, 500);
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, LastAlikeTest, ::testing::ValuesIn(Targets()));
+
+}  // namespace
+}  // namespace pith::kernels
