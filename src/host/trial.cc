@@ -42,8 +42,7 @@ int report_fd = -1;  // in the child
 void Report(char kind, std::string_view text) {
   char buffer[kMostReport];
   buffer[0] = kind;
-  const size_t length = std::min(text.size(), sizeof buffer - 1);
-  std::memcpy(buffer + 1, text.data(), length);
+  const size_t length = text.copy(buffer + 1, sizeof buffer - 1);  // of an empty view too, whose data may be null
   // Smaller than a pipe's buffer, so that it is written at once; if the parent is gone, nobody wants it.
   [[maybe_unused]] const ssize_t written = ::write(report_fd, buffer, length + 1);
 }
