@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "base/own_code.h"
-#include "base/paths.h"
 #include "engine/engine.h"
 #include "host/model.h"
+#include "tests/support/default_model.h"
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && defined(__GLIBC__)
 
@@ -70,18 +70,9 @@ int posix_memalign(void** pointer, size_t alignment, size_t size) {
 namespace pith {
 namespace {
 
-constexpr int kThreads = 2;
+using testing::kThreads;
 
-std::shared_ptr<HostModel> Model() {
-  static const std::shared_ptr<HostModel> model = [] {
-    HostModelOptions options;
-    options.num_threads = kThreads;
-    auto loaded = HostModel::Load(DefaultModelPath(), options);
-    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
-    return loaded ? *loaded : nullptr;
-  }();
-  return model;
-}
+std::shared_ptr<HostModel> Model() { return testing::DefaultModel(); }
 
 int CountedIn(const auto& code) {
   num_counted = 0;

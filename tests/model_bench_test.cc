@@ -6,26 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "base/paths.h"
 #include "engine/engine.h"
 #include "host/model.h"
+#include "tests/support/default_model.h"
 
 namespace pith {
 namespace {
 
-constexpr int kThreads = 2;
+using testing::kThreads;
 constexpr int32_t kToken = 300;
 
-std::shared_ptr<HostModel> Model() {
-  static const std::shared_ptr<HostModel> model = [] {
-    HostModelOptions options;
-    options.num_threads = kThreads;
-    auto loaded = HostModel::Load(DefaultModelPath(), options);
-    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
-    return loaded ? *loaded : nullptr;
-  }();
-  return model;
-}
+std::shared_ptr<HostModel> Model() { return testing::DefaultModel(); }
 
 double Distance(std::span<const float> a, std::span<const float> b) {
   double sum = 0;

@@ -11,25 +11,16 @@
 
 #include <gtest/gtest.h>
 
-#include "base/paths.h"
 #include "engine/engine.h"
 #include "host/model.h"
+#include "tests/support/default_model.h"
 
 namespace pith {
 namespace {
 
-constexpr int kThreads = 2;
+using testing::kThreads;
 
-std::shared_ptr<HostModel> Model() {
-  static const std::shared_ptr<HostModel> model = [] {
-    HostModelOptions options;
-    options.num_threads = kThreads;
-    auto loaded = HostModel::Load(DefaultModelPath(), options);
-    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
-    return loaded ? *loaded : nullptr;
-  }();
-  return model;
-}
+std::shared_ptr<HostModel> Model() { return testing::DefaultModel(); }
 
 // Text enough for a few hundred tokens, varied so that entries differ.
 std::vector<int32_t> Tokens(size_t count) {

@@ -1,0 +1,30 @@
+// The default model, loaded once for the tests of one executable.
+#ifndef PITH_TESTS_SUPPORT_DEFAULT_MODEL_H_
+#define PITH_TESTS_SUPPORT_DEFAULT_MODEL_H_
+
+#include <memory>
+
+#include <gtest/gtest.h>
+
+#include "base/paths.h"
+#include "host/model.h"
+
+namespace pith::testing {
+
+inline constexpr int kThreads = 2;
+
+// Null, and a failure of the running test, where it is missing.
+inline std::shared_ptr<HostModel> DefaultModel() {
+  static const std::shared_ptr<HostModel> model = [] {
+    HostModelOptions options;
+    options.num_threads = kThreads;
+    auto loaded = HostModel::Load(DefaultModelPath(), options);
+    if (!loaded) ADD_FAILURE() << loaded.error().message << " (scripts/fetch_model.sh fetches it)";
+    return loaded ? *loaded : nullptr;
+  }();
+  return model;
+}
+
+}  // namespace pith::testing
+
+#endif  // PITH_TESTS_SUPPORT_DEFAULT_MODEL_H_
