@@ -50,6 +50,18 @@ Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
 
 std::string PinnedName(const std::string& policy) { return policy + " +pins"; }
 
+Result<EngineOptions> FullCacheEngine(const JudgeOptions& options) {
+  EngineOptions engine;
+  engine.num_ctx = options.max_tokens + 1;
+  engine.block_tokens = options.block_tokens;
+  engine.num_threads = options.num_threads;
+  engine.format = options.format;
+  engine.compress = CompressMode::kAfter;
+  engine.seed = options.seed;
+  PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
+  return engine;
+}
+
 Judge::Judge(std::shared_ptr<HostModel> model, JudgeOptions options)
     : model_(std::move(model)), options_(std::move(options)) {
   format_share_ = FormatShare(model_->info(), options_.format);
@@ -58,16 +70,9 @@ Judge::Judge(std::shared_ptr<HostModel> model, JudgeOptions options)
 Result<std::unique_ptr<Judge>> Judge::Create(std::shared_ptr<HostModel> model, JudgeOptions options) {
   std::unique_ptr<Judge> judge(new Judge(std::move(model), std::move(options)));
   const JudgeOptions& o = judge->options_;
-  EngineOptions engine;
-  engine.num_ctx = o.max_tokens + 1;
-  engine.block_tokens = o.block_tokens;
-  engine.num_threads = o.num_threads;
-  engine.format = o.format;
-  engine.compress = CompressMode::kAfter;
-  engine.seed = o.seed;
+  PITH_ASSIGN_OR_RETURN(EngineOptions engine, FullCacheEngine(o));
   // The context, and a copy for each kept fraction.
   engine.max_sequences = 1 + static_cast<int>(std::max<size_t>(1, o.keeps.size()));
-  PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
   if (o.compress == CompressMode::kAfter) engine.later_recipes = o.recipes;
   if (o.reference) {
     PITH_ASSIGN_OR_RETURN(judge->plain_, PlainContext::Create(*judge->model_, o.max_tokens + 1, 512, false, o.num_threads));

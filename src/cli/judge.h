@@ -63,6 +63,10 @@ struct JudgeOptions {
   int max_tokens = 0;  // of the longest task
 };
 
+// An engine that holds the longest task's full cache and compresses copies of it afterwards. Who asks adds its
+// sequences and recipes.
+Result<EngineOptions> FullCacheEngine(const JudgeOptions& options);
+
 // Rows that exist already, and where new ones go.
 struct RowSink {
   std::function<bool(const std::string& policy, double keep)> done = [](const std::string&, double) { return false; };

@@ -82,17 +82,10 @@ Perturbation::Perturbation(std::shared_ptr<HostModel> model, JudgeOptions option
 Result<std::unique_ptr<Perturbation>> Perturbation::Create(std::shared_ptr<HostModel> model, JudgeOptions options) {
   std::unique_ptr<Perturbation> made(new Perturbation(std::move(model), std::move(options)));
   const JudgeOptions& o = made->options_;
-  EngineOptions engine;
-  engine.num_ctx = o.max_tokens + 1;
-  engine.block_tokens = o.block_tokens;
-  engine.num_threads = o.num_threads;
-  engine.format = o.format;
-  engine.compress = CompressMode::kAfter;
-  engine.seed = o.seed;
+  PITH_ASSIGN_OR_RETURN(EngineOptions engine, FullCacheEngine(o));
   engine.max_sequences = 2 + static_cast<int>(o.keeps.size());
   engine.later_recipes = o.recipes;
   engine.keep_queries = kQueries;
-  PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
   PITH_ASSIGN_OR_RETURN(made->engine_, Engine::Create(made->model_, engine));
   return made;
 }
