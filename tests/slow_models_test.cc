@@ -85,8 +85,12 @@ TEST(SlowModelsLong, PositionsEnd) {
     const int end = (*model)->info().max_positions;
     EXPECT_EQ(end, 512);
     EngineOptions options;
-    options.num_ctx = end + 100;
     options.num_threads = kThreads;
+    options.num_ctx = end + 1;
+    const auto beyond = Engine::Create(*model, options);
+    ASSERT_FALSE(beyond);
+    EXPECT_EQ(beyond.error().code, ErrorCode::kInvalidArgument) << beyond.error().message;
+    options.num_ctx = end;
     auto engine = Engine::Create(*model, options);
     ASSERT_TRUE(engine) << engine.error().message;
     const auto sequence = (*engine)->NewSequence();
