@@ -99,7 +99,7 @@ Verdict Judge(const std::string& architecture, const std::string& path) {
   for (int i = 0; i < 10; ++i) uneven.push_back({.sequences = {0}, .count = 1, .decode = true});
   const auto limit = OneSequenceOnly().find(architecture);
   const bool limited = limit != OneSequenceOnly().end();
-  for (const Reading& reading : {uneven, TwoSequences(kTokens / 2, 10, info.hybrid || limited)}) {
+  for (const Reading& reading : {OneBlock(kTokens + 10), uneven, TwoSequences(kTokens / 2, 10, info.hybrid || limited)}) {
     const auto parity = CompareReaders(*loaded, reading, 1, kSeed);
     if (!parity) return {"wrong", Tidied(parity.error().message, path)};
     if (!parity->exact()) return {"wrong", "not exact: " + parity->ToString()};
@@ -187,8 +187,8 @@ std::string Markdown(const std::map<std::string, Verdict>& verdicts) {
   std::string text = fmt::format(
       "# Models\n\n"
       "Each architecture that libllama knows, tried with a small random model (F32, grouped heads where it allows them,\n"
-      "windows of {} tokens): read in uneven blocks and token by token, and as two sequences at once, with the recipe\n"
-      "`full`. *Exact*: the logits differ from libllama's (flash attention off) by at most twice what libllama's own\n"
+      "windows of {} tokens): read in one block, in uneven blocks and token by token, and as two sequences at once, with\n"
+      "the recipe `full`. *Exact*: the logits differ from libllama's (flash attention off) by at most twice what libllama's own\n"
       "flash attention differs, and a reader that ignores the history is at least 30 times further away. *Refused*: pith\n"
       "says why when the model is loaded. *Not tried*: libllama itself cannot make such a model.\n\n"
       "{} are exact, {} exact with a limit, {} refused, {} not tried. This file is written by `tests/slow_matrix_test.cc`\n"

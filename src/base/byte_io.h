@@ -8,6 +8,7 @@
 #include <span>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace pith {
 
@@ -60,6 +61,15 @@ class ByteReader {
     to.resize(static_cast<size_t>(count));
     return Array(std::span(to.data(), to.size()));
   }
+};
+
+class MemoryWriter final : public ByteWriter {
+ public:
+  void Write(std::span<const std::byte> bytes) override { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
+  std::vector<std::byte>& bytes() { return bytes_; }
+
+ private:
+  std::vector<std::byte> bytes_;
 };
 
 class MemoryReader final : public ByteReader {

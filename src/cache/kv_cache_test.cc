@@ -201,15 +201,6 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
-class VectorWriter final : public ByteWriter {
- public:
-  void Write(std::span<const std::byte> bytes) override { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
-  std::vector<std::byte>& bytes() { return bytes_; }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
 class SavedCache : public ::testing::Test {
  protected:
   static constexpr int kEntries = 3 * kPageEntries + 5;
@@ -266,7 +257,7 @@ class SavedCache : public ::testing::Test {
   }
 
   Ledger ledger_{size_t{4} << 20};
-  VectorWriter writer_;
+  MemoryWriter writer_;
   std::vector<float> content_;
 };
 

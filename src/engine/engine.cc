@@ -163,6 +163,13 @@ Status EngineImpl::CheckRoom(const Sequence& sequence, size_t num_tokens) const 
   return {};
 }
 
+Status EngineImpl::CheckPinned(const Sequence& sequence, int64_t more) const {
+  int64_t pinned = more;
+  for (const auto& [from, to] : sequence.pinned) pinned += to - from;
+  if (!evicts_while_running() || pinned <= plan_.keep_entries) return {};
+  return OutOfBudget(fmt::format("the KV budget holds {} entries per head, fewer than the {} pinned tokens", plan_.keep_entries, pinned));
+}
+
 Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
                            const Progress& progress) {
   if (tokens.empty()) return InvalidArgument("there are no tokens to read");
@@ -170,11 +177,7 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
   PITH_RETURN_IF_ERROR(CheckRoom(sequence, tokens.size()));
   if (pin) {
     const int32_t from = sequence.next_position, to = from + static_cast<int32_t>(tokens.size());
-    int64_t pinned = to - from;
-    for (const auto& [a, b] : sequence.pinned) pinned += b - a;
-    if (evicts_while_running() && pinned > plan_.keep_entries) {
-      return OutOfBudget(fmt::format("the KV budget holds {} entries per head, fewer than the {} pinned tokens", plan_.keep_entries, pinned));
-    }
+    PITH_RETURN_IF_ERROR(CheckPinned(sequence, to - from));
     sequence.pinned.emplace_back(from, to);
   }
   const size_t vocab = static_cast<size_t>(model_->info().num_vocab);

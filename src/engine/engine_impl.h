@@ -105,6 +105,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Error Explained(Error error) const;
   void Fail(const Error& error);
   Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
+  // The pinned tokens and `more` of them fit into what stays.
+  Status CheckPinned(const Sequence& sequence, int64_t more) const;
   const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
   Budget BlockBudget(int64_t entries, int heads) const;
   // Rows of a block of a prompt that may skip attention work: not those of the prompt's last segment.

@@ -9,7 +9,8 @@ SessionOwner EngineImpl::Owner() const {
           .description = model_->info().description,
           .recipe = active_.front().recipe.text,
           .num_ctx = options_.num_ctx,
-          .num_vocab = model_->info().num_vocab};
+          .num_vocab = model_->info().num_vocab,
+          .num_global_heads = num_global_heads_};
 }
 
 Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note) {
@@ -23,7 +24,8 @@ Result<RestoredSequence> EngineImpl::Restore(const std::string& path) {
   RestoredSequence restored;
   PITH_ASSIGN_OR_RETURN(restored.sequence, NewSequence());
   Sequence& sequence = sequences_.at(restored.sequence);
-  const Status status = RestoreSession(path, Owner(), *cache_, *context_, sequence, restored.note);
+  Status status = RestoreSession(path, Owner(), *cache_, *context_, sequence, restored.note);
+  if (status) status = CheckPinned(sequence, 0);
   restored.has_logits = !sequence.restored_logits.empty();
   if (status) return restored;
   Free(restored.sequence);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -47,8 +48,9 @@ struct Sequence {
   std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
 
   bool IsPinned(int32_t position) const {
-    return std::any_of(pinned.begin(), pinned.end(),
-                       [position](const auto& range) { return position >= range.first && position < range.second; });
+    const auto next = std::upper_bound(pinned.begin(), pinned.end(), position,
+                                       [](int32_t at, const auto& range) { return at < range.first; });
+    return next != pinned.begin() && position < std::prev(next)->second;
   }
 };
 

@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
 constexpr uint32_t kVersion = 1;
-constexpr uint64_t kHeaderBytes = kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t);
+static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr size_t kBufferBytes = 64 * 1024;
 
 struct FileCloser {
@@ -65,8 +65,10 @@ void WriteArray(ByteWriter& writer, const Container& values) {
   writer.Array(std::span(values.data(), values.size()));
 }
 
-void WriteBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
-               std::span<const std::byte> recurrent, std::span<const float> logits, const SessionNote& note) {
+}  // namespace
+
+void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
+                      std::span<const std::byte> recurrent, std::span<const float> logits, const SessionNote& note) {
   writer.Number(owner.fingerprint);
   WriteArray(writer, owner.description);
   WriteArray(writer, owner.recipe);
@@ -86,6 +88,8 @@ void WriteBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& se
   WriteArray(writer, recurrent);
   cache.Save(sequence.cache_id, writer);
 }
+
+namespace {
 
 tl::unexpected<Error> Truncated() { return Corrupt("it ends too early"); }
 
@@ -114,10 +118,13 @@ Status ReadPlace(ByteReader& reader, const SessionOwner& owner, Sequence& sequen
   if (!reader.Number(sequence.next_position) || !reader.Number(sequence.entries_seen) || !reader.Number(num_pinned)) {
     return Truncated();
   }
-  if (sequence.next_position < 0 || sequence.entries_seen < 0) return Corrupt("its counts are negative");
+  if (sequence.next_position < 0) return Corrupt("its count of tokens is negative");
   if (sequence.next_position > owner.num_ctx) {
     return InvalidArgument(fmt::format("its {} tokens do not fit into a context of {}: raise it with -c",
                                        sequence.next_position, owner.num_ctx));
+  }
+  if (sequence.entries_seen != sequence.next_position * owner.num_global_heads) {
+    return Corrupt("its count of entries is not that of its tokens");
   }
   if (num_pinned > reader.left() / (2 * sizeof(int32_t))) return Truncated();
   int32_t end = 0;
@@ -171,34 +178,39 @@ Status CannotWrite(const std::string& path) {
   return IoError(fmt::format("the session could not be written to {}: {}", path, std::strerror(errno)));
 }
 
-// Leaves the file at the start of the body.
-Status CheckHeader(std::FILE* file, uint64_t file_bytes, uint64_t& body_bytes) {
-  FileReader reader(file, file_bytes);
+}  // namespace
+
+void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_hash) {
+  writer.Array(std::span<const char>(kMagic));
+  writer.Number(kVersion);
+  writer.Number(uint32_t{0});
+  writer.Number(body_bytes);
+  writer.Number(body_hash);
+}
+
+Status CheckSession(ByteReader& reader) {
   std::array<char, kMagic.size()> magic{};
   if (!reader.Array(std::span<char>(magic)) || magic != kMagic) return Corrupt("it is no saved session");
   uint32_t version = 0, reserved = 0;
-  uint64_t sum = 0;
+  uint64_t body_bytes = 0, sum = 0;
   if (!reader.Number(version) || !reader.Number(reserved) || !reader.Number(body_bytes) || !reader.Number(sum))
     return Truncated();
   if (version != kVersion)
     return Unsupported(fmt::format("it has version {}, and only version {} can be read", version, kVersion));
   if (body_bytes != reader.left()) {
-    return Corrupt(fmt::format("it should have {} bytes and has {}", kHeaderBytes + body_bytes, file_bytes));
+    return Corrupt(fmt::format("it should have {} bytes after its header and has {}", body_bytes, reader.left()));
   }
   Hash64 hash;
-  std::vector<std::byte> buffer(kBufferBytes);
+  std::vector<std::byte> buffer(static_cast<size_t>(std::min<uint64_t>(kBufferBytes, reader.left())));
   while (reader.left() > 0) {
-    const std::span<std::byte> part =
-        std::span(buffer).first(static_cast<size_t>(std::min<uint64_t>(buffer.size(), reader.left())));
+    const auto count = static_cast<size_t>(std::min<uint64_t>(buffer.size(), reader.left()));
+    const std::span<std::byte> part = std::span(buffer).first(count);
     if (!reader.Read(part)) return IoError("it could not be read");
     hash.Add(part);
   }
   if (hash.value() != sum) return Corrupt("it is damaged: its sum is wrong");
-  if (std::fseek(file, static_cast<long>(kHeaderBytes), SEEK_SET) != 0) return IoError("it could not be read");
   return {};
 }
-
-}  // namespace
 
 Status SaveSession(const std::string& path, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
                    const HostContext& context, std::span<const float> logits, const SessionNote& note) {
@@ -208,17 +220,13 @@ Status SaveSession(const std::string& path, const SessionOwner& owner, const Seq
   const std::string fresh = fmt::format("{}.{}", path, ::getpid());
   File file(std::fopen(fresh.c_str(), "wb"));
   if (file == nullptr) return CannotWrite(path);
-  const std::array<std::byte, kHeaderBytes> room{};
+  const std::array<std::byte, kSessionHeaderBytes> room{};
   FileWriter writer(file.get());
   bool ok = std::fwrite(room.data(), 1, room.size(), file.get()) == room.size();
-  WriteBody(writer, owner, sequence, cache, recurrent, logits, note);
+  WriteSessionBody(writer, owner, sequence, cache, recurrent, logits, note);
   ok = ok && writer.ok() && std::fseek(file.get(), 0, SEEK_SET) == 0;
   FileWriter header(file.get());
-  header.Array(std::span<const char>(kMagic));
-  header.Number(kVersion);
-  header.Number(uint32_t{0});
-  header.Number(writer.num_bytes());
-  header.Number(writer.hash());
+  WriteSessionHeader(header, writer.num_bytes(), writer.hash());
   ok = ok && header.ok() && std::fflush(file.get()) == 0;
   file.reset();
   if (ok && std::rename(fresh.c_str(), path.c_str()) == 0) return {};
@@ -241,9 +249,12 @@ Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCach
   if (std::fseek(file.get(), 0, SEEK_END) != 0) return named(IoError("it could not be read"));
   const long file_bytes = std::ftell(file.get());
   if (file_bytes < 0 || std::fseek(file.get(), 0, SEEK_SET) != 0) return named(IoError("it could not be read"));
-  uint64_t body_bytes = 0;
-  PITH_RETURN_IF_ERROR(named(CheckHeader(file.get(), static_cast<uint64_t>(file_bytes), body_bytes)));
-  FileReader reader(file.get(), body_bytes);
+  FileReader whole(file.get(), static_cast<uint64_t>(file_bytes));
+  PITH_RETURN_IF_ERROR(named(CheckSession(whole)));
+  if (std::fseek(file.get(), static_cast<long>(kSessionHeaderBytes), SEEK_SET) != 0) {
+    return named(IoError("it could not be read"));
+  }
+  FileReader reader(file.get(), static_cast<uint64_t>(file_bytes) - kSessionHeaderBytes);
   std::vector<std::byte> recurrent;
   PITH_RETURN_IF_ERROR(named(ReadSessionBody(reader, owner, cache, sequence, recurrent, note)));
   return named(context.RestoreSlot(sequence.slot, sequence.next_position, recurrent));

@@ -19,6 +19,7 @@
 #ifndef PITH_ENGINE_SESSION_FILE_H_
 #define PITH_ENGINE_SESSION_FILE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -40,6 +41,7 @@ struct SessionOwner {
   std::string recipe;
   int num_ctx = 0;
   int num_vocab = 0;
+  int64_t num_global_heads = 0;  // KV heads of all global layers
 };
 
 // kIo: the file cannot be written; an older one of that name stays. kUnsupported: HostContext::SaveSlot.
@@ -51,7 +53,16 @@ Status SaveSession(const std::string& path, const SessionOwner& owner, const Seq
 Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCache& cache, HostContext& context,
                       Sequence& sequence, SessionNote& note);
 
-// The body alone, with the cache; the recurrent state is returned, not restored. For RestoreSession and the fuzzer.
+// The parts of a file, for the two functions above and for tests. Neither needs a model.
+inline constexpr size_t kSessionHeaderBytes = 32;
+
+void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_hash);
+// Header and body, which is read for its sum. kCorrupt, kUnsupported (another version), kIo.
+Status CheckSession(ByteReader& reader);
+
+void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
+                      std::span<const std::byte> recurrent, std::span<const float> logits, const SessionNote& note);
+// The recurrent state is returned, not restored. Takes no more memory than the body has bytes, and pages of the cache.
 Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence,
                        std::vector<std::byte>& recurrent, SessionNote& note);
 

@@ -1,0 +1,122 @@
+// The reader of saved sessions on bytes: what it accepts comes back as it was, what it must not accept is refused. Its
+// fuzz target begins with the same samples; PITH_UPDATE_CORPUS=1 writes them to fuzz/corpus/session_fuzz.
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/session_sample.h"
+
+namespace pith::testing {
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+// Of a body: fingerprint, two texts with their lengths, then the numbers that the tests change.
+constexpr size_t kNextPosition = 8 + (8 + 6) + (8 + 3);
+constexpr size_t kEntriesSeen = kNextPosition + 4;
+constexpr size_t kNumPinned = kEntriesSeen + 8;
+
+template <typename T>
+Bytes With(Bytes body, size_t at, T value) {
+  std::memcpy(body.data() + at, &value, sizeof value);
+  return body;
+}
+
+class SessionFile : public ::testing::Test {
+ protected:
+  Bytes BodyOf(int num_tokens) {
+    const Sequence sequence = sample_.Filled(num_tokens);
+    Bytes body = sample_.Body(sequence);
+    sample_.cache().Free(sequence.cache_id);
+    return body;
+  }
+
+  void ExpectRefused(const Bytes& body, const std::string& part) {
+    Sequence sequence = sample_.NewSequence();
+    SessionNote note;
+    const Status read = sample_.Read(body, sequence, note);
+    sample_.cache().Free(sequence.cache_id);
+    ASSERT_FALSE(read) << part;
+    EXPECT_NE(read.error().message.find(part), std::string::npos) << read.error().message;
+    EXPECT_EQ(sample_.cache().pool().num_used(), 0U) << "pages are lost";
+  }
+
+  SessionSample sample_;
+};
+
+TEST_F(SessionFile, BodiesComeBackAsTheyWere) {
+  for (const int num_tokens : {0, 1, 31, 32, 100}) {
+    const Bytes body = BodyOf(num_tokens);
+    Sequence sequence = sample_.NewSequence();
+    SessionNote note;
+    const Status read = sample_.Read(body, sequence, note);
+    ASSERT_TRUE(read) << num_tokens << ": " << read.error().message;
+    EXPECT_EQ(note.tokens, (std::vector<int32_t>{1, 2, 3}));
+    EXPECT_TRUE(sample_.cache().Verify());
+    EXPECT_EQ(sample_.Body(sequence), body);
+    sample_.cache().Free(sequence.cache_id);
+  }
+}
+
+TEST_F(SessionFile, EveryTruncationIsRefused) {
+  const Bytes body = BodyOf(40);
+  for (size_t length = 0; length < body.size(); ++length) {
+    ExpectRefused(Bytes(body.begin(), body.begin() + static_cast<std::ptrdiff_t>(length)), "");
+  }
+  Bytes longer = body;
+  longer.push_back(std::byte{0});
+  ExpectRefused(longer, "1 bytes follow");
+}
+
+// Statistics add them up.
+TEST_F(SessionFile, CountsOfEntriesThatNoSequenceHasAreRefused) {
+  const Bytes body = BodyOf(40);
+  for (const int64_t seen : {int64_t{79}, int64_t{81}, int64_t{-1}, INT64_MAX}) {
+    ExpectRefused(With(body, kEntriesSeen, seen), "entries");
+  }
+  ExpectRefused(With(body, kNextPosition, int32_t{-1}), "negative");
+  ExpectRefused(With(body, kNextPosition, int32_t{201}), "do not fit");
+  ExpectRefused(With(body, kNumPinned, uint64_t{1} << 61), "ends too early");
+}
+
+TEST_F(SessionFile, TheSumCoversEveryByte) {
+  const Bytes file = SessionSample::File(BodyOf(3));
+  MemoryReader whole(file);
+  const Status status = CheckSession(whole);
+  ASSERT_TRUE(status) << status.error().message;
+  for (size_t at = 0; at < file.size(); ++at) {
+    if (at >= 12 && at < 16) continue;  // reserved
+    Bytes damaged = file;
+    damaged[at] ^= std::byte{4};
+    MemoryReader reader(damaged);
+    EXPECT_FALSE(CheckSession(reader)) << at;
+  }
+}
+
+TEST_F(SessionFile, TheFuzzTargetBeginsWithSuchFiles) {
+  const std::filesystem::path folder = PITH_SOURCE_DIR "/fuzz/corpus/session_fuzz";
+  const bool update = std::getenv("PITH_UPDATE_CORPUS") != nullptr;
+  for (const int num_tokens : {0, 3, 40, 100}) {
+    const Bytes file = SessionSample::File(BodyOf(num_tokens));
+    const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
+    const std::filesystem::path path = folder / fmt::format("tokens{}", num_tokens);
+    if (update) {
+      std::filesystem::create_directories(folder);
+      std::ofstream(path, std::ios::binary) << text;
+    }
+    std::ifstream stored(path, std::ios::binary);
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(stored), {}), text)
+        << path << ": PITH_UPDATE_CORPUS=1 writes it again";
+  }
+}
+
+}  // namespace
+}  // namespace pith::testing
