@@ -515,6 +515,35 @@ class Commands(ModelCase):
         answers = done.stdout.decode()
         self.assertTrue(answers.strip())
 
+    @staticmethod
+    def bytes_of(path):
+        with open(path, "rb") as file:
+            return file.read()
+
+    def test_chat_goes_on_from_its_file(self):
+        if not info()["chat_template"]:
+            self.skipTest("the model has no chat template")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "talk")
+
+            def chat(text, *flags):
+                return pith("chat", *model_flags(), "--temp", "0", "-n", "6", "-c", "512", *flags, text=text)
+
+            whole = chat(b"My name is Ann.\nWhat is my name?\n", "--system", "Be brief.")
+            first = chat(b"My name is Ann.\n", "--system", "Be brief.", "--prompt-cache", path)
+            saved = self.bytes_of(path)
+            second = chat(b"What is my name?\n", "--prompt-cache", path, "--prompt-cache-ro")
+            self.assertEqual(second.returncode, 0, second.stderr.decode())
+            self.assertEqual(first.stdout + second.stdout, whole.stdout)
+            reads = [re.findall(rb"^\[(\d+) read", done.stderr, re.M) for done in (whole, first, second)]
+            self.assertEqual(reads[0], reads[1] + reads[2])
+            self.assertEqual(self.bytes_of(path), saved)
+            for done in (chat(b"Hello\n", "--system", "Be rude.", "--prompt-cache", path),
+                         pith("run", *model_flags(), "-p", "Hello", "-n", "1", "-c", "512", "--prompt-cache", path)):
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr.decode(), r"pith: [^\n]+\n$")
+            self.assertEqual(self.bytes_of(path), saved)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -38,6 +38,8 @@ struct SessionOptions {
   int num_ctx = 0;      // positions the conversation may reach; 0: the model's trained context
   int num_threads = 0;  // 0: physical cores
   uint64_t seed = 0;    // of sampling and of recipes that draw
+  // Conversations at once, forks included, which share the budget.
+  int max_conversations = 1;
 };
 
 struct GenerateOptions {
@@ -70,7 +72,7 @@ struct SessionStats {
 // Gets each piece of text (whole UTF-8 characters) as it is made; false stops.
 using TextCallback = std::function<bool(std::string_view)>;
 
-// A model with one conversation. Threads: one at a time, Cancel() from any.
+// A model with one conversation. Threads: one at a time over a session and its forks, Cancel() from any.
 class PITH_EXPORT Session {
  public:
   // kNotFound, kCorrupt or kUnsupported for the file, kInvalidArgument for the
@@ -88,6 +90,17 @@ class PITH_EXPORT Session {
 
   // Forgets the conversation, keeps the model.
   Status Reset();
+
+  // A second conversation that goes on from here; it shares the model and, until one of the two changes them, the
+  // entries. kOutOfBudget: there are max_conversations already.
+  Result<Session> Fork() const;
+
+  // Writes the conversation to a file, recurrent state and the state of recipes included. kIo: an older file stays.
+  Status Save(const std::string& path) const;
+  // Takes a saved conversation in place of this one; the next Generate() goes on with the same logits. The model and the
+  // recipe must be those that it was saved with. kNotFound, kIo, kCorrupt, kInvalidArgument, kOutOfBudget; the
+  // conversation is empty after an error.
+  Status Restore(const std::string& path);
 
   // Makes a running Generate() return kCancelled.
   void Cancel();

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/command.h"
 #include "cli/generate.h"
@@ -27,6 +28,7 @@ The system message is pinned: no recipe drops it.
 Examples:
   pith chat
   pith chat -m model.gguf --system "You answer in one sentence." --kv-budget 32MiB -c 100000
+  pith chat --prompt-cache talk.session    # the next time the conversation goes on
   printf 'Hello!\nWhat did I just say?\n' | pith chat --temp 0
 )";
 
@@ -37,6 +39,8 @@ struct ChatFlags {
   OutputFlags output;
   std::string system;
   int max_tokens = 512;
+  std::string prompt_cache;
+  bool prompt_cache_ro = false;
 };
 
 // The conversation as text, and how much of it the cache has.
@@ -84,6 +88,32 @@ class Conversation {
     started_ = false;
   }
 
+  // All messages as JSON: [{"role": "user", "content": "..."}, ...]
+  std::string Save() const {
+    auto json = nlohmann::json::array();
+    for (const ChatMessage& message : messages_) json.push_back({{"role", message.role}, {"content", message.content}});
+    return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  }
+
+  Status Restore(const std::string& text) {
+    const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+    if (!json.is_array() || json.empty()) return Corrupt("it holds no conversation of \"pith chat\"");
+    std::vector<ChatMessage> messages;
+    for (const nlohmann::json& entry : json) {
+      const bool whole = entry.is_object() && entry.contains("role") && entry["role"].is_string() &&
+                         entry.contains("content") && entry["content"].is_string();
+      if (!whole) return Corrupt("it holds no conversation of \"pith chat\"");
+      messages.push_back({entry["role"].get<std::string>(), entry["content"].get<std::string>()});
+    }
+    const std::string system = messages.front().role == "system" ? messages.front().content : std::string();
+    if (!system_.empty() && system != system_) return InvalidArgument("its conversation has another system message");
+    PITH_ASSIGN_OR_RETURN(turn_end_, TurnEnd());
+    messages_ = std::move(messages);
+    system_ = system;
+    started_ = true;
+    return {};
+  }
+
  private:
   // What the template puts after an answer.
   Result<std::string> TurnEnd() const {
@@ -114,7 +144,7 @@ class Chat {
         conversation_(*model_, flags.system) {}
 
   Result<int> Loop() {
-    PITH_ASSIGN_OR_RETURN(sequence_, engine_->NewSequence());
+    PITH_RETURN_IF_ERROR(Begin());
     const bool terminal = ::isatty(STDIN_FILENO) != 0;
     if (terminal) fmt::print(stderr, "{}; /stats, /reset, /exit\n", model_->info().description);
     std::string line;
@@ -150,6 +180,31 @@ class Chat {
       std::fflush(stderr);
     }
     return static_cast<bool>(std::getline(std::cin, line));
+  }
+
+  // The conversation of --prompt-cache, or a new one.
+  Status Begin() {
+    if (!flags_.prompt_cache.empty()) {
+      Result<RestoredSequence> restored = engine_->Restore(flags_.prompt_cache);
+      if (restored) {
+        sequence_ = restored->sequence;
+        pending_ = std::move(restored->note.tokens);
+        started_ = true;
+        const Status status = conversation_.Restore(restored->note.text);
+        if (status) return {};
+        return MakeError(status.error().code,
+                         fmt::format("the session {} cannot be used: {}", flags_.prompt_cache, status.error().message));
+      }
+      if (restored.error().code != ErrorCode::kNotFound) return tl::unexpected<Error>(restored.error());
+    }
+    PITH_ASSIGN_OR_RETURN(sequence_, engine_->NewSequence());
+    return {};
+  }
+
+  // The tokens that the cache does not have yet go along.
+  Status Save() {
+    if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return {};
+    return engine_->Save(sequence_, flags_.prompt_cache, {.tokens = pending_, .text = conversation_.Save()});
   }
 
   Status Reset() {
@@ -218,7 +273,7 @@ class Chat {
     fmt::print(stderr, "[{} read ({:.1f}/s), {} written ({:.1f}/s); {}]\n", fed,
                prefill_seconds > 0 ? static_cast<double>(fed) / prefill_seconds : 0.0, answer.tokens.size(),
                answer.decode_tps(), KvLine(engine_->stats(), recipe_));
-    return {};
+    return Save();
   }
 
   // Appends the text's tokens to pending_. The pinned ones are those that the
@@ -257,6 +312,9 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
+  if (flags.prompt_cache_ro && flags.prompt_cache.empty()) {
+    return InvalidArgument("--prompt-cache-ro needs --prompt-cache FILE");
+  }
   return RequireUtf8(flags.system, "the system prompt");
 }
 
@@ -284,6 +342,11 @@ void AddChat(CLI::App& app, Command& chosen) {
   command->add_option("-n,--predict,--n-predict", flags->max_tokens,
                       "Tokens an answer may have (default 512; -1: no limit)")
       ->type_name("N");
+  command->add_option("--prompt-cache", flags->prompt_cache,
+                      "File that keeps the conversation with its cache: written after each answer, taken up at the start "
+                      "(same model, recipe and format)")
+      ->type_name("FILE");
+  command->add_flag("--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
   AddSamplerFlags(*command, flags->sampler);

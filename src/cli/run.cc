@@ -141,6 +141,9 @@ Result<SequenceId> Begin(const RunFlags& flags, Engine& engine, const std::vecto
     if (restored.error().code == ErrorCode::kNotFound) return engine.NewSequence();
     return tl::unexpected<Error>(restored.error());
   }
+  if (!restored->note.text.empty()) {
+    return InvalidArgument(fmt::format("the session {} holds a conversation of \"pith chat\"", flags.prompt_cache));
+  }
   const std::vector<int32_t>& read = restored->note.tokens;
   const bool whole = read.size() == static_cast<size_t>(engine.num_tokens(restored->sequence));
   const bool prefix = whole && read.size() <= tokens.size() && std::equal(read.begin(), read.end(), tokens.begin());

@@ -31,9 +31,13 @@ const char* Version() { return PITH_VERSION; }
 
 struct Session::State {
   std::shared_ptr<HostModel> model;
-  std::unique_ptr<Engine> engine;
-  SequenceId sequence = 0;
+  std::shared_ptr<Engine> engine;  // of a session and its forks
+  SequenceId sequence = -1;        // -1: none yet
   uint64_t seed = 0;
+
+  ~State() {
+    if (engine != nullptr) engine->Free(sequence);
+  }
 };
 
 Session::Session(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -45,18 +49,21 @@ Result<Session> Session::Open(const std::string& gguf_path, const SessionOptions
   if (options.num_ctx < 0 || options.num_threads < 0) {
     return InvalidArgument("num_ctx and num_threads must not be negative.");
   }
+  if (options.max_conversations < 1) return InvalidArgument("max_conversations must be at least 1.");
   auto state = std::make_unique<State>();
   EngineOptions engine_options;
   engine_options.num_ctx = options.num_ctx;
   engine_options.budget_bytes = options.kv_budget_bytes;
   engine_options.num_threads = options.num_threads;
   engine_options.seed = options.seed;
+  engine_options.max_sequences = options.max_conversations;
   PITH_ASSIGN_OR_RETURN(engine_options.recipe, ParseRecipe(options.recipe));
 
   HostModelOptions model_options;
   if (options.num_threads > 0) model_options.num_threads = options.num_threads;
   PITH_ASSIGN_OR_RETURN(state->model, HostModel::Load(gguf_path, model_options));
-  PITH_ASSIGN_OR_RETURN(state->engine, Engine::Create(state->model, engine_options));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(state->model, engine_options));
+  state->engine = std::move(engine);
   PITH_ASSIGN_OR_RETURN(state->sequence, state->engine->NewSequence());
   state->seed = options.seed;
   return Session(std::move(state));
@@ -114,6 +121,30 @@ Status Session::Reset() {
   state_->engine->Free(state_->sequence);
   PITH_ASSIGN_OR_RETURN(state_->sequence, state_->engine->NewSequence());
   return {};
+}
+
+Result<Session> Session::Fork() const {
+  auto state = std::make_unique<State>();
+  state->model = state_->model;
+  state->seed = state_->seed;
+  PITH_ASSIGN_OR_RETURN(state->sequence, state_->engine->Fork(state_->sequence));
+  state->engine = state_->engine;
+  return Session(std::move(state));
+}
+
+Status Session::Save(const std::string& path) const {
+  return state_->engine->Save(state_->sequence, path, SessionNote());
+}
+
+Status Session::Restore(const std::string& path) {
+  state_->engine->Free(state_->sequence);  // its place may be the only one
+  const Result<RestoredSequence> restored = state_->engine->Restore(path);
+  if (restored) {
+    state_->sequence = restored->sequence;
+    return {};
+  }
+  PITH_ASSIGN_OR_RETURN(state_->sequence, state_->engine->NewSequence());
+  return tl::unexpected<Error>(restored.error());
 }
 
 void Session::Cancel() { state_->engine->Cancel(); }
