@@ -29,6 +29,9 @@ class Layout:
         for _ in range(num_tensors):
             self.tensor()
         self.infos_end = self.at
+        # Hyper-parameters, rather than one of many token scores.
+        own = [(start, end) for key, start, _, end in self.pairs if "tokenizer." not in key]
+        self.parameters = [place for place in self.values if any(start <= place[0] < end for start, end in own)]
 
     def number(self, kind, into=None):
         if into is not None:
@@ -122,13 +125,15 @@ def repad(changed, infos_end, original, original_infos_end, alignment=32):
     return bytearray(changed[:infos_end]) + bytes(up(infos_end) - infos_end) + original[up(original_infos_end):]
 
 
-def mutate(original, layout, rng):
-    """One to three pieces of damage. Returns the bytes and what was done."""
+def mutate(original, layout, rng, weights=True):
+    """One to three pieces of damage, to the tensors' data only with `weights`. Returns the bytes and what was done."""
     data = bytearray(original)
     done = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         kind = rng.choice(["count", "length", "length", "type", "value", "value", "value", "value", "text", "text", "shape",
                            "shape", "flip", "flip", "data", "cut", "drop", "repeat", "drop_tensor"])
+        if kind == "data" and not weights:
+            kind = "flip"
         if kind in ("cut", "drop", "repeat", "drop_tensor"):  # these move everything: alone
             if done:
                 continue
@@ -151,8 +156,7 @@ def mutate(original, layout, rng):
             places = {"count": layout.counts, "length": layout.lengths, "type": layout.types, "value": layout.values,
                       "shape": layout.shapes}[kind]
             if kind == "value" and rng.random() < 0.7:  # hyper-parameters rather than one of many token scores
-                places = [place for place in places if any(
-                    "tokenizer." not in key and start <= place[0] < end for key, start, _, end in layout.pairs)]
+                places = layout.parameters
             put_number(data, rng.choice(places), rng)
         done.append(kind)
     return data, "+".join(done)
