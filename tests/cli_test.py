@@ -502,6 +502,18 @@ class Commands(ModelCase):
         self.assertTrue(all(row["fill"] == "synthetic" and row["prefill_tps"] is None for row in rows))
         self.assertLess(ours[4, 0.25]["kv_bytes"], 3 * 256 * 23040)
 
+    def test_info_says_what_the_engine_plans(self):
+        for flags in (["-ctk", "q4_0", "-ctv", "q4_0"], ["--recipe", "keydiff format=q2"], ["--recipe", "h2o"],
+                      ["--recipe", "full", "-ctk", "q8_0", "-ctv", "q8_0"], []):
+            flags = ["--kv-budget", "12MiB", "-c", "4096", *flags]
+            split = self.json_of(pith("info", *model_flags(), *flags, "--json"))["budget_split"]
+            kv = self.json_of(pith("run", *model_flags(), *flags, "-p", "Hello", "-n", "1", "--json"))["kv"]
+            with self.subTest(flags=flags):
+                self.assertEqual((split["keep_entries"], split["block_tokens"], split["block_bytes"]),
+                                 (kv["keep_entries"], kv["block_tokens"], kv["block_bytes"]))
+                parts = [size for name, size in split.items() if name.endswith("_bytes")]
+                self.assertEqual(sum(parts), kv["budget_bytes"])
+
     def test_chat(self):
         if not info()["chat_template"]:
             self.skipTest("the model has no chat template")

@@ -16,11 +16,13 @@ namespace {
 
 constexpr const char* kExamples = R"(
 Bytes per token are keys and values alone, as libllama would hold them. The longest context is what fits the budget
-with nothing dropped; recipes go on from there.
+with nothing dropped; recipes go on from there. Without --kv-budget it is 256MiB. How it splits is what an engine of
+the same flags plans.
 
 Examples:
   pith info model.gguf
   pith info model.gguf --kv-budget 64MiB --json
+  pith info model.gguf --kv-budget 10% -c 32768 -ctk q4_0 -ctv q4_0    # how this budget splits
 )";
 
 // pith's own overheads, for the longest context: positions beside the keys, and
@@ -29,9 +31,9 @@ constexpr int kSmallBlock = 64;
 
 struct InfoFlags {
   ModelFlags model;
+  CacheFlags cache;
   OutputFlags output;
   std::string file;  // positional
-  std::string budget = "256MiB";
 };
 
 const char* KindName(LayerKind kind) {
@@ -113,24 +115,21 @@ nlohmann::ordered_json LayersJson(const ModelInfo& info) {
   return layers;
 }
 
-EngineOptions SplitOptions(const ModelInfo& info, size_t budget_bytes) {
-  EngineOptions options;
-  options.num_ctx = ContextOf(info, 0);
-  options.budget_bytes = budget_bytes;
-  return options;
-}
+std::string FormatName(const EngineOptions& options) { return options.recipe.format.value_or(options.format).Name(); }
 
-nlohmann::ordered_json SplitJson(const ModelInfo& info, size_t budget_bytes) {
-  const auto split = SplitBudget(info, SplitOptions(info, budget_bytes));
+nlohmann::ordered_json SplitJson(const ModelInfo& info, const EngineOptions& options) {
+  const auto split = SplitBudget(info, options);
   if (!split) return {{"refused", split.error().message}};
-  return {{"block_tokens", split->block_tokens},       {"keep_entries", split->keep_entries},
+  return {{"format", FormatName(options)},             {"recipe", options.recipe.text},
+          {"block_tokens", split->block_tokens},       {"keep_entries", split->keep_entries},
           {"block_bytes", split->block_bytes},         {"in_flight_bytes", split->in_flight_bytes},
           {"recurrent_bytes", split->recurrent_bytes}, {"table_bytes", split->table_bytes},
           {"window_bytes", split->window_bytes},       {"global_bytes", split->global_bytes},
           {"unused_bytes", split->unused_bytes}};
 }
 
-nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, size_t budget_bytes) {
+nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, const EngineOptions& options) {
+  const size_t budget_bytes = options.budget_bytes;
   return {{"path", info.path},
           {"architecture", info.architecture},
           {"description", info.description},
@@ -151,18 +150,19 @@ nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, siz
            PerFormat([&](KvFormat format) { return static_cast<int64_t>(BytesPerToken(info, format)); })},
           {"full_cache_bytes", FullCacheBytes(info, ContextOf(info, 0))},
           {"budget_bytes", budget_bytes},
-          {"budget_split", SplitJson(info, budget_bytes)},
+          {"budget_split", SplitJson(info, options)},
           {"longest_context", PerFormat([&](KvFormat format) { return LongestContext(info, format, budget_bytes); })},
           {"kv_shapes", LayersJson(info)}};
 }
 
-void PrintSplit(const ModelInfo& info, size_t budget_bytes) {
-  const auto split = SplitBudget(info, SplitOptions(info, budget_bytes));
+void PrintSplit(const ModelInfo& info, const EngineOptions& options) {
+  const auto split = SplitBudget(info, options);
   if (!split) {
     fmt::print("{}\n", split.error().message);
     return;
   }
-  fmt::print("where {} go (f16, one sequence, a recipe that evicts)\n", FormatBytes(budget_bytes));
+  fmt::print("where {} go ({}, one sequence, {})\n", FormatBytes(options.budget_bytes), FormatName(options),
+             options.recipe.text);
   const auto part = [](const char* name, size_t bytes, const std::string& note) {
     if (bytes > 0) fmt::print("  {:<22}{:<12}{}\n", name, FormatBytes(bytes), note);
   };
@@ -197,7 +197,8 @@ void PrintLayers(const ModelInfo& info) {
   }
 }
 
-void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_bytes) {
+void PrintText(const ModelInfo& info, const HostModel& model, const EngineOptions& options) {
+  const size_t budget_bytes = options.budget_bytes;
   fmt::print("{}\n", info.path);
   const auto field = [](const char* name, const std::string& value) { fmt::print("{:<24}{}\n", name, value); };
   field("architecture", info.architecture);
@@ -218,20 +219,18 @@ void PrintText(const ModelInfo& info, const HostModel& model, size_t budget_byte
   for (const auto& [name, format] : kFormats) {
     field(fmt::format("  {}", name).c_str(), ContextText(LongestContext(info, format, budget_bytes)));
   }
-  PrintSplit(info, budget_bytes);
+  PrintSplit(info, options);
 }
 
 Result<int> RunInfo(InfoFlags& flags) {
   if (!flags.file.empty()) flags.model.path = flags.file;
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
-  PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
   const ModelInfo& info = model->info();
-  const auto full = static_cast<double>(FullCacheBytes(info, ContextOf(info, 0)));
-  const size_t bytes = budget.share > 0 ? static_cast<size_t>(budget.share * full) : budget.bytes;
+  PITH_ASSIGN_OR_RETURN(const EngineOptions options, MakeEngineOptions(flags.cache, flags.model, info));
   if (flags.output.json) {
-    PrintJson(ToJson(info, *model, bytes).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(ToJson(info, *model, options).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
   } else {
-    PrintText(info, *model, bytes);
+    PrintText(info, *model, options);
   }
   return kExitOk;
 }
@@ -243,9 +242,9 @@ void AddInfo(CLI::App& app, Command& chosen) {
   CLI::App* command = app.add_subcommand("info", "Show a model's shapes and what its KV cache costs");
   command->footer(kExamples);
   command->add_option("MODEL", flags->file, "GGUF file, as with -m");
-  command->add_option("--kv-budget", flags->budget, "Budget of the longest context (default 256MiB)")
-      ->type_name("SIZE|PERCENT");
   AddModelFlags(*command, flags->model);
+  flags->cache.budget = "256MiB";
+  AddCacheFlags(*command, flags->cache);
   AddOutputFlags(*command, flags->output);
   command->callback([flags, &chosen] {
     chosen.check = [flags]() -> Status {
@@ -253,8 +252,7 @@ void AddInfo(CLI::App& app, Command& chosen) {
       if (!flags->file.empty() && !flags->model.path.empty()) {
         return InvalidArgument("name the model once, with or without -m");
       }
-      PITH_RETURN_IF_ERROR(ParseSizeOrShare(flags->budget));
-      return {};
+      return flags->cache.Check();
     };
     chosen.run = [flags] { return RunInfo(*flags); };
   });

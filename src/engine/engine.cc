@@ -42,20 +42,12 @@ std::vector<CacheLayer> EngineImpl::BuildLayers() {
   for (const ActiveRecipe& active : active_) {
     num_columns = std::max(num_columns, active.first_column + static_cast<int>(active.recipe.policy->columns().size()));
   }
-  std::vector<CacheLayer> layers;
   for (const LayerShape& shape : model_->info().layers) {
-    CacheLayer layer;
     const bool global = shape.kind == LayerKind::kGlobal;
     global_index_.push_back(global ? num_global_layers_++ : -1);
     if (global) num_global_heads_ += shape.num_kv_heads;
-    if (shape.kind != LayerKind::kNone) {
-      layer.num_kv_heads = shape.num_kv_heads;
-      layer.layout = PageLayout::Make(formats_.entry, shape.key_dim, shape.value_dim, global ? num_columns : 0);
-    }
-    layers.push_back(layer);
-    if (shape.shared) style_.in_layer = false;
   }
-  return layers;
+  return LayersOf(model_->info(), formats_.entry, num_columns);
 }
 
 Status EngineImpl::Init() {
@@ -84,10 +76,7 @@ Status EngineImpl::Init() {
   }
   std::vector<CacheLayer> layers = BuildLayers();
   for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
-  const Policy& policy = *options_.recipe.policy;
-  style_.evicts = evicts_while_running();
-  style_.in_layer = style_.in_layer && (policy.layer_local() || !style_.evicts);
-  style_.ragged = style_.evicts && policy.ragged();
+  style_ = StyleOf(model_->info(), options_);
   PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(model_->info(), layers, style_, options_));
 
   ledger_ = std::make_unique<Ledger>(plan_.budget_bytes);

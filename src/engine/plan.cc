@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "engine/cache_formats.h"
+
 namespace pith {
 namespace {
 
@@ -208,32 +210,53 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLaye
   return plan;
 }
 
-Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
+std::vector<CacheLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns) {
   std::vector<CacheLayer> layers;
-  EvictionStyle style;
   for (const LayerShape& shape : info.layers) {
     CacheLayer layer;
     if (shape.kind != LayerKind::kNone) {
+      const int columns = shape.kind == LayerKind::kGlobal ? num_columns : 0;
       layer.num_kv_heads = shape.num_kv_heads;
-      layer.layout = PageLayout::Make(options.format, shape.key_dim, shape.value_dim, 0);
+      layer.layout = PageLayout::Make(entry_format, shape.key_dim, shape.value_dim, columns);
     }
     layers.push_back(layer);
-    if (shape.shared) style.in_layer = false;
   }
+  return layers;
+}
+
+EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
+  const Policy* policy = options.recipe.policy.get();
+  EvictionStyle style;
+  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything();
+  const bool shares = std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
+  style.in_layer = !shares && (!style.evicts || policy->layer_local());
+  style.ragged = style.evicts && policy->ragged();
+  return style;
+}
+
+Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
+  PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
+  const Policy* policy = options.recipe.policy.get();
+  const int num_columns = policy != nullptr ? static_cast<int>(policy->columns().size()) : 0;
+  const std::vector<CacheLayer> layers = LayersOf(info, formats.entry, num_columns);
+  const EvictionStyle style = StyleOf(info, options);
   PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, layers, style, options));
   const Shape shape = ShapeOf(info, layers, options);
+  const bool low = shape.low_page_bytes > 0;
+  const size_t page_bytes = low ? shape.low_page_bytes : shape.page_bytes;  // of what stays
   BudgetSplit split;
   split.block_tokens = plan.block_tokens;
   split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
   split.block_bytes = plan.block_bytes;
   split.recurrent_bytes = plan.recurrent_bytes;
-  split.table_bytes = FixedBytes(plan, shape, 1) - plan.block_bytes - plan.recurrent_bytes + plan.num_pages * kTableBytesPerPage;
-  split.in_flight_bytes = TransientPages(shape, style, plan.block_tokens) * shape.page_bytes;
-  split.window_bytes = shape.window_pages * shape.page_bytes;
+  split.table_bytes = FixedBytes(plan, shape, 1) - plan.block_bytes - plan.recurrent_bytes +
+                      (plan.num_pages + plan.num_low_pages) * kTableBytesPerPage;
+  split.in_flight_bytes = (low ? plan.num_pages : TransientPages(shape, style, plan.block_tokens)) * shape.page_bytes;
+  split.window_bytes = shape.window_pages * page_bytes;
   const size_t left = plan.budget_bytes - split.block_bytes - split.recurrent_bytes - split.table_bytes - split.in_flight_bytes -
                       split.window_bytes;
   const size_t per_head = PagesFor(plan.keep_entries + plan.slack_entries) + (style.ragged ? 1 : 0);
-  split.global_bytes = std::min(left, shape.global_heads * per_head * shape.page_bytes);
+  split.global_bytes = std::min(left, shape.global_heads * per_head * page_bytes);
   split.unused_bytes = left - split.global_bytes;
   return split;
 }

@@ -41,12 +41,17 @@ size_t FullTokenBytes(const ModelInfo& info);
 Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options);
 
-// Where the bytes of a budget go, for one sequence under a recipe that evicts in each layer and has no columns.
+// What an engine of these options takes for its plan: the layers' pages in the format in which entries arrive, and how
+// its recipe evicts. num_columns: what recipes remember for each entry of a global layer.
+std::vector<CacheLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns);
+EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options);
+
+// Where the bytes of a budget go, for one sequence. With a low format, what is new waits in pages of f16.
 struct BudgetSplit {
   int block_tokens = 0;
   int keep_entries = 0;        // per kv head of a global layer
   size_t block_bytes = 0;      // rows of a block on their way into the cache, or libllama's own KV memory
-  size_t in_flight_bytes = 0;  // pages that a block takes before the recipe has evicted
+  size_t in_flight_bytes = 0;  // pages that a block takes before the recipe has evicted; those of entries that wait
   size_t recurrent_bytes = 0;
   size_t table_bytes = 0;
   size_t window_bytes = 0;     // pages of sliding and chunked layers
@@ -54,7 +59,7 @@ struct BudgetSplit {
   size_t unused_bytes = 0;     // less than a page for each head
 };
 
-// As PlanMemory(); the parts add up to options.budget_bytes.
+// As PlanMemory(), for the format and the recipe of the options (`full` if empty); the parts add up to the budget.
 Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options);
 
 }  // namespace pith

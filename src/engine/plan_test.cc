@@ -1,5 +1,7 @@
 #include "engine/plan.h"
 
+#include <array>
+
 #include <gtest/gtest.h>
 
 namespace pith {
@@ -103,6 +105,32 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
     EXPECT_GT(split->keep_entries, 0);
   }
   EXPECT_FALSE(SplitBudget(info, Options(1000)));
+}
+
+// q4 pages are a third of f16 ones, and pith info said the same for both.
+TEST(PlanTest, ASplitIsThatOfItsFormat) {
+  const ModelInfo info = SmolInfo();
+  EngineOptions f16 = Options(size_t{40} << 20), q4 = f16, own = f16, columns = f16;
+  q4.format = KvFormat::kQ4;
+  f16.recipe = *ParseRecipe("keydiff");
+  q4.recipe = f16.recipe;
+  own.recipe = *ParseRecipe("keydiff format=q4");
+  columns.recipe = *ParseRecipe("h2o");
+  int keep[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    const EngineOptions& options = *std::array{&f16, &q4, &own, &columns}[static_cast<size_t>(i)];
+    const auto split = SplitBudget(info, options);
+    ASSERT_TRUE(split) << split.error().message;
+    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes + split->window_bytes +
+                  split->global_bytes + split->unused_bytes,
+              options.budget_bytes);
+    keep[i] = split->keep_entries;
+  }
+  EXPECT_GT(keep[1], 2 * keep[0]);
+  EXPECT_EQ(keep[1], keep[2]);
+  EXPECT_LT(keep[3], keep[0]) << "a column takes room";
+  own.format = KvFormat::kQ8;
+  EXPECT_FALSE(SplitBudget(info, own)) << "two formats";
 }
 
 }  // namespace
