@@ -416,13 +416,17 @@ const Shape& ShapeOf(const std::string& architecture) {
 // libllama gives its reasons in its log only: the last error is the one.
 struct LastError {
   std::string text;
+  ggml_log_callback before = nullptr;
+  void* before_data = nullptr;
   static void OnLog(ggml_log_level level, const char* text, void* user_data) {
     static_cast<LastError*>(user_data)->text.append(level == GGML_LOG_LEVEL_ERROR ? text : "");
   }
-  LastError() { llama_log_set(OnLog, this); }
-  ~LastError() {
-    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  LastError() {
+    llama_log_get(&before, &before_data);
+    llama_log_set(OnLog, this);
   }
+  // Back to whoever listened: a model that was loaded before wants its reasons, too.
+  ~LastError() { llama_log_set(before, before_data); }
   LastError(const LastError&) = delete;
   LastError& operator=(const LastError&) = delete;
 };
