@@ -319,7 +319,7 @@ TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
 TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;
-  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q2", "full format=q4"}) {
+  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2", "full format=q4"}) {
     options.later_recipes.push_back(*ParseRecipe(recipe));
   }
   auto engine = Make(options);
@@ -336,7 +336,8 @@ TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
       EXPECT_LT(bytes, 0.33);
     } else {
       EXPECT_GT(*kept, 0.3);
-      EXPECT_NEAR(bytes, 0.2, recipe.policy->ragged() ? 0.04 : 0.01);
+      EXPECT_LE(bytes, 0.2001);
+      EXPECT_GT(bytes, 0.185);
     }
     EXPECT_TRUE(engine->Decode(fork, 5));
     engine->Free(fork);

@@ -39,10 +39,10 @@ double TokenBytes(const ModelInfo& info, PageFormat format) {
   return bytes;
 }
 
-double EntriesInBytes(const ModelInfo& info, PageFormat format, bool converts, double mean, double share) {
+double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share) {
   const double cost = TokenBytes(info, format) / TokenBytes(info, PageFormat());  // of an entry, in f16 entries
   const double target = mean * share;
-  if (!converts) return std::min(mean, target / cost);
+  if (!has_rests) return std::min(mean, target / cost);
   const double pages = std::floor(target / (kPageEntries * cost) + 1e-9);
   const double rest = std::min(target - pages * kPageEntries * cost, kPageEntries - 1.0);
   return std::min(mean, pages * kPageEntries + std::max(0.0, rest));

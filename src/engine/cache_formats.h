@@ -33,9 +33,9 @@ Result<CacheFormats> SettleFormats(const EngineOptions& options);
 // Bytes that keys and values of one token take in `format`, scales included, over all layers.
 double TokenBytes(const ModelInfo& info, PageFormat format);
 
-// Entries that a share of the bytes of `mean` f16 entries holds in `format`. converts: entries of an incomplete
+// Entries that a share of the bytes of `mean` f16 entries holds in `format`. has_rests: entries of an incomplete
 // page are still f16.
-double EntriesInBytes(const ModelInfo& info, PageFormat format, bool converts, double mean, double share);
+double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share);
 
 // Gives a cache the pages of the formats that it or a later recipe converts to. kOutOfBudget: no room for their tables.
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options);

@@ -191,11 +191,17 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   for (const CompressTarget& target : targets) {
     double keep = target.keep_fraction;
     if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
-    if (converts) keep = EntriesInBytes(model_->info(), *recipe.format, true, mean, keep) / mean;
+    bool in_pages = false;
+    if (converts) {
+      const double with_rests = EntriesInBytes(model_->info(), *recipe.format, true, mean, keep);
+      in_pages = with_rests < mean && recipe.format->whole_pages() && active->recipe.policy->ragged();
+      keep = (in_pages ? EntriesInBytes(model_->info(), *recipe.format, false, mean, keep) : with_rests) / mean;
+    }
     // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
     shrinks.push_back({&sequences_.at(target.sequence), Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
                                                                .keep_fraction = keep,
-                                                               .keep_exact = std::max(1.0, mean * keep)}});
+                                                               .keep_exact = std::max(1.0, mean * keep),
+                                                               .page_entries = in_pages ? kPageEntries : 1}});
     newer.push_back(GlobalEntriesOf(*shrinks.back().sequence) - before);
   }
   // The source's entries are what the selections count from, so it goes last.

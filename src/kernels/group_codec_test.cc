@@ -58,10 +58,36 @@ TEST_P(GroupCodecTest, ErrorIsBounded) {
   }
 }
 
+double SquaredError(KvFormat format, ScaleGrid grid) {
+  const PageLayout layout = PageLayout::Make(format, 1, 32, 0);
+  std::mt19937 random(5);
+  double error = 0;
+  for (int i = 0; i < 500; ++i) {
+    const std::vector<float> values = RandomChannel(&random, 0.5f, 1.0f);
+    const PoisonedBytes page(layout.page_bytes);
+    WriteKeyGroup(layout, page.get(), 0, values.data(), grid);
+    for (int j = 0; j < kP; ++j) {
+      float read = NAN;
+      ReadKey(layout, page.get(), j, &read, 1);
+      error += std::pow(read - values[static_cast<size_t>(j)], 2);
+    }
+  }
+  return error;
+}
+
+TEST_P(GroupCodecTest, ClippingServesTheRestInTwoBits) {
+  const double share = SquaredError(GetParam(), ScaleGrid::kClipped) / SquaredError(GetParam(), ScaleGrid::kFine);
+  if (GetParam() == KvFormat::kQ2) {
+    EXPECT_LT(share, 0.85);
+  } else {
+    EXPECT_EQ(share, 1.0);
+  }
+}
+
 TEST_P(GroupCodecTest, ExtremesAreFinite) {
   const PageLayout layout = PageLayout::Make(GetParam(), 1, 32, 0);
   for (const float value : {0.0f, 1e-30f, -1e-30f, 60000.0f, -60000.0f}) {
-    for (const ScaleGrid grid : {ScaleGrid::kFine, ScaleGrid::kNested}) {
+    for (const ScaleGrid grid : {ScaleGrid::kFine, ScaleGrid::kClipped, ScaleGrid::kNested}) {
       std::vector<float> values(kP, value);
       const PoisonedBytes page(layout.page_bytes);
       WriteKeyGroup(layout, page.get(), 0, values.data(), grid);

@@ -102,6 +102,9 @@ struct Budget {
   // Not 0: n * ratio before rounding, as papers count. Totals are then int(keep_exact * heads), and
   // a method's own rounding may exceed that by less than one entry per head. 0: keep is a hard limit.
   double keep_exact = 0;
+  // Above 1: heads are stored in whole pages of so many entries and a rest costs more, so an allocator that gives
+  // heads different numbers gives multiples of it.
+  int page_entries = 1;
 };
 
 // Entries that stay: ascending indices into the head's entries.

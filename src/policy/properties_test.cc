@@ -7,6 +7,7 @@
 #include <cmath>
 #include <fstream>
 #include <numeric>
+#include <random>
 
 #include "policy/policy.h"
 #include "policy/policy_test_util.h"
@@ -341,6 +342,47 @@ TEST(PolicyProperties, TheWorstCaseIsNeverBelowTheMean) {
       }
     }
   }
+}
+
+TEST(RoundToPages, GivesWholePagesOfNoLargerTotal) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<LayerScores> layers(1 + static_cast<size_t>(random() % 3));
+    Allocation budgets(layers.size());
+    int64_t before = 0, after = 0;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      for (int h = 0; h < 4; ++h) {
+        const int n = static_cast<int>(random() % 400);
+        layers[l].heads.emplace_back(static_cast<size_t>(n), 0.0F);
+        budgets[l].push_back({.keep = static_cast<int>(random() % static_cast<uint32_t>(n + 1))});
+        before += budgets[l].back().keep;
+      }
+    }
+    RoundToPages(layers, 32, budgets);
+    int64_t places = 0;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      for (size_t h = 0; h < budgets[l].size(); ++h) {
+        EXPECT_EQ(budgets[l][h].keep % 32, 0);
+        EXPECT_LE(budgets[l][h].keep, static_cast<int>(layers[l].heads[h].size()));
+        after += budgets[l][h].keep;
+        places += (static_cast<int>(layers[l].heads[h].size()) - budgets[l][h].keep) / 32;
+      }
+    }
+    EXPECT_LE(after, before);
+    // Less than a page is left over, unless no head has room for one.
+    EXPECT_TRUE(before - after < 32 || places == 0) << before << " " << after;
+  }
+}
+
+TEST(RoundToPages, LeavesPinnedEntriesTheirPlace) {
+  std::vector<LayerScores> layers(1);
+  layers[0].heads.assign(2, std::vector<float>(100, 0.0F));
+  layers[0].pinned.assign(2, std::vector<uint8_t>(100, 0));
+  std::fill_n(layers[0].pinned[0].begin(), 40, 1);
+  Allocation budgets = {{{.keep = 45}, {.keep = 45}}};
+  RoundToPages(layers, 32, budgets);
+  EXPECT_EQ(budgets[0][0].keep, 45);
+  EXPECT_EQ(budgets[0][1].keep, 32);
 }
 
 }  // namespace

@@ -117,6 +117,34 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
   }
 }
 
+void RoundToPages(std::span<const LayerScores> layers, int page_entries, Allocation& budgets) {
+  struct Rest {
+    int entries;
+    HeadBudget* budget;
+    int most;
+  };
+  std::vector<Rest> rests;
+  int64_t spare = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+      HeadBudget& b = budgets[l][h];
+      const int rest = b.keep % page_entries;
+      if (b.keep - rest < CountPinned(PinnedOf(layers[l], h))) continue;
+      b.keep -= rest;
+      b.floor = std::min(b.floor, b.keep);
+      spare += rest;
+      rests.push_back({rest, &b, static_cast<int>(layers[l].heads[h].size())});
+    }
+  }
+  std::stable_sort(rests.begin(), rests.end(), [](const Rest& a, const Rest& b) { return a.entries > b.entries; });
+  for (const Rest& rest : rests) {
+    if (spare < page_entries) return;
+    if (rest.budget->keep + page_entries > rest.most) continue;
+    rest.budget->keep += page_entries;
+    spare -= page_entries;
+  }
+}
+
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,
                                std::span<const uint8_t> pinned, int keep) {
   const size_t n = scores.size();
