@@ -69,6 +69,7 @@ struct Accumulator {
 struct Workspace {
   int32_t* item_pages;  // [items] pages that some row of the item sees
   float* queries;       // blocks of [D, R]
+  const float** query_rows;  // [rows] of [D], before scaling
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
   RowRule* rules;       // [rows]
@@ -85,6 +86,7 @@ struct Workspace {
     const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
     Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
     Take(base, &at, rows * dim, &queries);
+    Take(base, &at, rows, &query_rows);
     Take(base, &at, rows * kStepEntries, &scores);
     Take(base, &at, rows, &alpha);
     Take(base, &at, rows, &rules);
@@ -217,11 +219,15 @@ class Worker {
   int num_blocks() const { return (tile_->num_rows() + kernels_.block_rows - 1) / kernels_.block_rows; }
   int BlockBegin(int block) const { return tile_->num_rows() * block / num_blocks(); }
 
+  float query_scale() const {
+    return task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
+  }
+
   // Packs the tile's queries and resets its accumulator.
   void Prepare() {
     const int rows = tile_->num_rows();
     const auto dim = static_cast<size_t>(task_.key_dim);
-    const float scale = task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
+    const float scale = query_scale();
     for (int block = 0; block < num_blocks(); ++block) {
       const int begin = BlockBegin(block);
       const int block_rows = BlockBegin(block + 1) - begin;
@@ -231,6 +237,7 @@ class Worker {
         const int head = tile_->head * geometry_.group + row % geometry_.group;
         const float* query = task_.queries + static_cast<size_t>(row / geometry_.group) * task_.query_token_stride +
                              static_cast<size_t>(head) * task_.query_head_stride;
+        space_.query_rows[begin + r] = query;
         for (size_t d = 0; d < dim; ++d)
           packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
       }
@@ -274,6 +281,8 @@ class Worker {
       for (int block = 0; block < num_blocks(); ++block) {
         const int begin = BlockBegin(block);
         args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
+        args.query_rows = space_.query_rows + begin;
+        args.query_scale = query_scale();
         args.scores = space_.scores + begin * kStepEntries + p * kPageEntries;
         kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
         args.prefetch = {};

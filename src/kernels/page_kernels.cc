@@ -16,6 +16,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/group_dot-inl.h"
 #include "kernels/group_kernels-inl.h"
 #include "kernels/page_kernels-inl.h"
 #include "kernels/target.h"
@@ -230,8 +231,13 @@ void ConvertValues(const PageLayout& layout, const std::byte* page, int count, f
 template <class Codes, int... R>
 void FillGroupRows(PageKernels* kernels, std::integer_sequence<int, R...>) {
   const int source = static_cast<int>(Codes::kSource);
+#if PITH_GROUP_DOT
+  ((kernels->score[source][R + 1] = &ScoreGroupsDot<Codes, R + 1>), ...);
+  ((kernels->accumulate[source][R + 1] = &AccumulateGroupsDot<Codes, R + 1>), ...);
+#else
   ((kernels->score[source][R + 1] = &ScoreGroups<Codes, R + 1>), ...);
   ((kernels->accumulate[source][R + 1] = &AccumulateGroups<Codes, R + 1>), ...);
+#endif
 }
 
 template <class Load, int... R>

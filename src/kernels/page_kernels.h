@@ -44,6 +44,8 @@ struct Prefetch {
 // scores[r * kStepEntries + j] = sum over d of queries[d * R + r] * keys[d][j], for all 32 j.
 struct ScoreArgs {
   const float* queries;  // [D][R]
+  const float* const* query_rows;  // [R][D] for kQ4, kQ2: the same times 1 / query_scale, a row at a time
+  float query_scale;
   size_t key_dim;        // D
   const void* keys;
   const void* key_scales;  // kQ8: float32 [P]; kQ4, kQ2: bytes [2][D], scales and zeros

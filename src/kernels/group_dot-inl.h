@@ -1,0 +1,358 @@
+// Micro-kernels over pages of 4-bit and 2-bit groups in integers, for AVX2 and AVX-512.
+//
+// Keys and values meet the same sum: over "inner" elements (channels of a key, entries of a value), with a
+// scale s and a zero z each, for 32 outputs ("lanes": entries of a key, channels of a value),
+//
+//   sum_i a_i s_i (code_i + z_i) = t * sum_i n_i code_i  +  sum_i a_i s_i (z_i + m) - t m sum_i n_i
+//
+// where a_i s_i is rounded to t * n_i with |n_i| <= 32512, and m is the mean code, so that the rounding errors
+// meet code - m. n = 256 * high + low in two signed bytes; four inner elements of one lane ("quad") are
+// multiplied at once. Codes are unpacked once for all rows. Rounding costs about 1e-5 of the largest term, well below
+// the error of the format (attention_test.cc).
+#ifndef PITH_GROUP_DOT
+#define PITH_GROUP_DOT (HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL)
+#endif
+
+#if defined(PITH_KERNELS_GROUP_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef PITH_KERNELS_GROUP_DOT_INL_H_
+#undef PITH_KERNELS_GROUP_DOT_INL_H_
+#else
+#define PITH_KERNELS_GROUP_DOT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "kernels/group_kernels-inl.h"
+#include "kernels/page_kernels-inl.h"
+
+#if PITH_GROUP_DOT
+HWY_BEFORE_NAMESPACE();
+namespace pith::kernels {
+namespace HWY_NAMESPACE {
+namespace {  // each file of a target has its own
+
+using DU8 = hn::Repartition<uint8_t, DI>;
+using DI16 = hn::Repartition<int16_t, DI>;
+using VU8 = hn::Vec<DU8>;
+using VI16 = hn::Vec<DI16>;
+
+// Inner elements that are rounded together.
+inline constexpr size_t kFold = 128;
+inline constexpr size_t kPlaneBytes = 2 * kFold;  // a quad has 4 low bytes, then 4 high ones
+inline constexpr int kQuad = 4;
+// A pair of products is at most 2 * 15 * 128: so many fit 16 bits.
+inline constexpr int kQuadsPerFlush = 8;
+inline constexpr float kLargest = 32512.0f;
+
+// Row k of a 4 x 4 square of bytes in each 128 bits becomes column k.
+alignas(16) inline constexpr uint8_t kTranspose[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+// The low and then the second bytes of four words.
+alignas(16) inline constexpr uint8_t kLowHigh[16] = {0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13};
+
+#if HWY_TARGET == HWY_AVX2
+alignas(32) inline constexpr int32_t kRowsOfEight[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+
+// Pairs of products of unsigned and signed bytes, and sums of pairs times `factor`.
+HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm256_maddubs_epi16(codes.raw, words.raw)}; }
+HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm256_madd_epi16(pairs.raw, factor.raw)}; }
+HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
+  const __m256i packed = _mm256_permute4x64_epi64(bytes.raw, 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+}
+
+HWY_INLINE long long EightBytes(const uint8_t* at) {
+  long long word = 0;
+  std::memcpy(&word, at, sizeof(word));
+  return word;
+}
+
+// Lane vector v of the codes of four groups, `stride` bytes apart: byte k of lane i is of group k, element i.
+template <class Codes, bool kContiguous>
+HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
+  constexpr bool kHalves = Codes::kGroupBytes == 16;
+  const uint8_t* from = at + (kHalves ? v % 2 * 8 : 0);
+  __m256i x, order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRowsOfEight));
+  if constexpr (kContiguous && kHalves) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32));
+    x = v % 2 == 0 ? _mm256_unpacklo_epi64(a, b) : _mm256_unpackhi_epi64(a, b);
+    order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRowsOfUnpacked));
+  } else if constexpr (kContiguous) {
+    x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  } else {
+    x = _mm256_set_epi64x(EightBytes(from + 3 * stride), EightBytes(from + 2 * stride), EightBytes(from + stride),
+                          EightBytes(from));
+  }
+  x = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(x, order), hn::LoadDup128(DU8(), kTranspose).raw);
+  x = _mm256_srli_epi16(x, kHalves ? v / 2 * 4 : v * 2);
+  return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(Codes::kMask)));
+}
+#else
+alignas(64) inline constexpr int32_t kRowsOfSixteen[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+alignas(64) inline constexpr int32_t kRowsOfEight[16] = {0, 2, 4, 6, 1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7};
+alignas(64) inline constexpr int64_t kEvenWords[8] = {0, 2, 4, 6, 0, 2, 4, 6};
+
+HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm512_maddubs_epi16(codes.raw, words.raw)}; }
+HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm512_madd_epi16(pairs.raw, factor.raw)}; }
+HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
+  const __m512i packed = _mm512_permutexvar_epi64(_mm512_load_si512(kEvenWords), bytes.raw);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(packed));
+}
+
+HWY_INLINE __m128i SixteenBytes(const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); }
+HWY_INLINE long long EightBytes(const uint8_t* at) {
+  long long word = 0;
+  std::memcpy(&word, at, sizeof(word));
+  return word;
+}
+
+template <class Codes, bool kContiguous>
+HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
+  const __m512i transpose = hn::LoadDup128(DU8(), kTranspose).raw;
+  __m512i x;
+  if constexpr (Codes::kGroupBytes == 16) {
+    if constexpr (kContiguous) {
+      x = _mm512_loadu_si512(at);
+    } else {
+      x = _mm512_castsi128_si512(SixteenBytes(at));
+      x = _mm512_inserti32x4(x, SixteenBytes(at + stride), 1);
+      x = _mm512_inserti32x4(x, SixteenBytes(at + 2 * stride), 2);
+      x = _mm512_inserti32x4(x, SixteenBytes(at + 3 * stride), 3);
+    }
+    x = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(_mm512_load_si512(kRowsOfSixteen), x), transpose);
+    if (v == 1) x = _mm512_srli_epi16(x, 4);
+  } else {
+    __m256i y;
+    if constexpr (kContiguous) {
+      y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    } else {
+      y = _mm256_set_epi64x(EightBytes(at + 3 * stride), EightBytes(at + 2 * stride), EightBytes(at + stride),
+                            EightBytes(at));
+    }
+    x = _mm512_broadcast_i64x4(y);
+    x = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(_mm512_load_si512(kRowsOfEight), x), transpose);
+    // Lanes 8 to 15 are the next two bits.
+    const auto low = static_cast<short>(4 * v), high = static_cast<short>(4 * v + 2);
+    x = _mm512_srlv_epi16(x, _mm512_inserti64x4(_mm512_set1_epi16(low), _mm256_set1_epi16(high), 1));
+  }
+  return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(Codes::kMask)));
+}
+#endif
+
+// Scales of inner elements, and zeros in codes plus the mean code. Whole vectors, as DecodeScales.
+struct FoldScales {
+  HWY_ALIGN float scales[kFold];
+  HWY_ALIGN float offsets[kFold];
+};
+
+template <class Codes>
+HWY_INLINE void DecodeFold(const uint8_t* scale_bytes, const uint8_t* zero_bytes, size_t count, FoldScales* to) {
+  const hn::Rebind<uint8_t, DU> du8;
+  const hn::Rebind<int8_t, DI> di8;
+  const VI lowest = hn::Set(DI(), (127 - 18) << 23);
+  const VF unit = hn::Set(DF(), Codes::kZeroUnit), mean = hn::Set(DF(), Codes::kMask * 0.5f);
+  for (size_t i = 0; i < count; i += static_cast<size_t>(kLanes)) {
+    const VI bits = hn::BitCast(DI(), hn::ShiftLeft<20>(hn::PromoteTo(DU(), hn::LoadU(du8, scale_bytes + i))));
+    hn::Store(hn::BitCast(DF(), hn::Add(bits, lowest)), DF(), to->scales + i);
+    const VI zero = hn::PromoteTo(DI(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(zero_bytes) + i));
+    hn::Store(hn::MulAdd(hn::ConvertTo(DF(), zero), unit, mean), DF(), to->offsets + i);
+  }
+}
+
+template <int R>
+struct Folded {
+  HWY_ALIGN int8_t planes[static_cast<size_t>(R) * kPlaneBytes];
+  float step[R];
+  float bias[R];
+};
+
+HWY_INLINE VF LoadFactors(const float* from, size_t at, size_t count) {
+  constexpr auto kWhole = static_cast<size_t>(kLanes);
+  if (at + kWhole <= count) return hn::LoadU(DF(), from + at);
+  HWY_ALIGN float tail[kLanes] = {};
+  std::memcpy(tail, from + at, (count - at) * sizeof(float));
+  return hn::Load(DF(), tail);
+}
+
+// Rounds factors[0..count) times their scales to two bytes each; those that fill the last vector become 0.
+template <class Codes>
+HWY_INLINE void FoldRow(const float* factors, size_t count, const FoldScales& by, int8_t* plane, float* step,
+                        float* bias) {
+  const DF df;
+  const DI di;
+  const VF magic = hn::Set(df, 0x1.8p23f);  // brings integers to the lowest bits
+  constexpr auto kWhole = static_cast<size_t>(kLanes);
+  HWY_ALIGN float terms[kFold];
+  VF max = hn::Zero(df), sum = hn::Zero(df);
+  for (size_t i = 0; i < count; i += kWhole) {
+    const VF x = hn::Mul(LoadFactors(factors, i, count), hn::Load(df, by.scales + i));
+    hn::Store(x, df, terms + i);
+    max = hn::Max(max, hn::Abs(x));
+    sum = hn::MulAdd(x, hn::Load(df, by.offsets + i), sum);
+  }
+  const float most = hn::GetLane(hn::MaxOfLanes(df, max));
+  const bool zero = !(most > 1e-30f);
+  const VF inverse = hn::Set(df, zero ? 0.0f : kLargest / most);
+  *step = zero ? 0.0f : most / kLargest;
+  const VU8 pick = hn::LoadDup128(DU8(), kLowHigh);
+  const VU8 sign = hn::BitCast(DU8(), hn::Set(hn::Repartition<uint64_t, DI>(), 0x80808080ULL));
+  VI integers = hn::Zero(di);
+  for (size_t i = 0; i < count; i += kWhole) {
+    const VI bits = hn::BitCast(di, hn::MulAdd(hn::Load(df, terms + i), inverse, magic));
+    integers = hn::Add(integers, hn::Sub(bits, hn::BitCast(di, magic)));
+    // With 128 added the second byte is that of the nearest multiple of 256, and the first is off by 128.
+    const VU8 bytes = hn::BitCast(DU8(), hn::Add(bits, hn::Set(di, 128)));
+    StoreEvenWords(hn::Xor(hn::TableLookupBytes(bytes, pick), sign), plane + 2 * i);
+  }
+  const VF mean = hn::Set(df, *step * (Codes::kMask * 0.5f));
+  *bias = hn::GetLane(hn::SumOfLanes(df, hn::NegMulAdd(mean, hn::ConvertTo(df, integers), sum)));
+}
+
+// Lane vectors that are summed together: bounded by two sums of 16 bits each per row.
+constexpr int DotVectors(int rows) {
+  if (kRegisters == 32) return rows <= 6 ? 2 : 1;
+  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+}
+
+struct DotArgs {
+  const uint8_t* codes;
+  size_t stride;  // bytes from group to group
+  int quads;
+  const char* prefetch;
+  int prefetch_lines;  // per quad
+};
+
+HWY_INLINE VI BroadcastWord(const int8_t* at) {
+  int32_t word = 0;
+  std::memcpy(&word, at, sizeof(word));
+  return hn::Set(DI(), word);
+}
+
+// finish(r, v, sums) for the lane vectors of one pass.
+template <class Codes, bool kContiguous, int R, int NV, class Finish>
+HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const Finish& finish) {
+  constexpr int kApart = kPageVectors / NV;  // vectors of the same bytes fall into one pass
+  const DI16 d16;
+  const size_t stride = kContiguous ? Codes::kGroupBytes : args.stride;
+  VI sums[R][NV];
+  PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Zero(DI()); }
+  const int8_t* plane = folded.planes;
+  for (int begin = 0; begin < args.quads; begin += kQuadsPerFlush) {
+    const int count = std::min(kQuadsPerFlush, args.quads - begin);
+    VI16 low[R][NV], high[R][NV];
+    PITH_UNROLL for (int r = 0; r < R; ++r) {
+      PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d16);
+    }
+    for (int q = 0; q < count; ++q) {
+      for (int line = 0; line < args.prefetch_lines; ++line) PrefetchFar(args.prefetch + line * 64);
+      args.prefetch += args.prefetch_lines * 64;
+      VU8 codes[NV];
+      PITH_UNROLL for (int i = 0; i < NV; ++i) {
+        codes[i] = QuadCodes<Codes, kContiguous>(args.codes, stride, pass + i * kApart);
+      }
+      PITH_UNROLL for (int r = 0; r < R; ++r) {
+        const VI low_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes);
+        const VI high_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes + 4);
+        PITH_UNROLL for (int i = 0; i < NV; ++i) {
+          low[r][i] = hn::Add(low[r][i], MultiplyPairs(codes[i], low_word));
+          high[r][i] = hn::Add(high[r][i], MultiplyPairs(codes[i], high_word));
+        }
+      }
+      args.codes += kQuad * stride;
+      plane += 2 * kQuad;
+    }
+    const VI16 one = hn::Set(d16, int16_t{1}), upper = hn::Set(d16, int16_t{256});
+    PITH_UNROLL for (int r = 0; r < R; ++r) {
+      PITH_UNROLL for (int i = 0; i < NV; ++i) {
+        const VI both = hn::Add(AddPairs(low[r][i], one), AddPairs(high[r][i], upper));
+        sums[r][i] = hn::Add(sums[r][i], both);
+      }
+    }
+  }
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    PITH_UNROLL for (int i = 0; i < NV; ++i) finish(r, pass + i * kApart, sums[r][i]);
+  }
+}
+
+template <class Codes, bool kContiguous, int R, class Finish>
+HWY_INLINE void Dot(DotArgs args, const Folded<R>& folded, const Finish& finish) {
+  constexpr int kVectors = std::min(kPageVectors, DotVectors(R));
+  for (int pass = 0; pass < kPageVectors / kVectors; ++pass) {
+    DotPass<Codes, kContiguous, R, kVectors>(args, folded, pass, finish);
+    args.prefetch_lines = 0;
+  }
+}
+
+inline int LinesPerQuad(const Prefetch& prefetch, size_t quads) {
+  return static_cast<int>((prefetch.bytes / 64 + quads - 1) / quads);
+}
+
+template <class Codes, int R>
+void ScoreGroupsDot(const ScoreArgs& args) {
+  const DF df;
+  const auto* codes = static_cast<const uint8_t*>(args.keys);
+  const auto* scale_bytes = static_cast<const uint8_t*>(args.key_scales);
+  const int lines = LinesPerQuad(args.prefetch, (args.key_dim + kQuad - 1) / kQuad);
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  FoldScales scales;
+  Folded<R> folded;
+  for (size_t begin = 0; begin < args.key_dim; begin += kFold) {
+    const size_t count = std::min(kFold, args.key_dim - begin);
+    DecodeFold<Codes>(scale_bytes + begin, scale_bytes + args.key_dim + begin, count, &scales);
+    for (int r = 0; r < R; ++r) {
+      FoldRow<Codes>(args.query_rows[r] + begin, count, scales, folded.planes + static_cast<size_t>(r) * kPlaneBytes,
+                     &folded.step[r], &folded.bias[r]);
+    }
+    const int quads = static_cast<int>((count + kQuad - 1) / kQuad);
+    Dot<Codes, true, R>({codes, 0, quads, prefetch, lines}, folded, [&](int r, int v, VI sums) HWY_ATTR {
+      float* to = args.scores + r * kStepEntries + v * kLanes;
+      const VF step = hn::Set(df, folded.step[r] * args.query_scale);
+      const VF bias = hn::Set(df, folded.bias[r] * args.query_scale);
+      const VF before = begin == 0 ? bias : hn::Add(bias, hn::LoadU(df, to));
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), step, before), df, to);
+    });
+    codes += count * Codes::kGroupBytes;
+    prefetch += quads * lines * 64;
+  }
+}
+
+template <class Codes, int R>
+void AccumulateGroupsDot(const AccumulateArgs& args) {
+  const DF df;
+  constexpr int kQuads = kPageEntries / kQuad;
+  const size_t num_groups = (args.value_dim + kGroupElements - 1) / kGroupElements;
+  const auto* codes = static_cast<const uint8_t*>(args.values);
+  const auto* scale_bytes = static_cast<const uint8_t*>(args.value_scales);
+  const int lines = LinesPerQuad(args.prefetch, kQuads * num_groups);
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  FoldScales scales;
+  Folded<R> folded;
+  for (size_t group = 0; group < num_groups; ++group) {
+    const uint8_t* here = scale_bytes + group * kPageEntries;
+    DecodeFold<Codes>(here, here + num_groups * kPageEntries, kPageEntries, &scales);
+    for (int r = 0; r < R; ++r) {
+      FoldRow<Codes>(args.weights + r * kStepEntries, kPageEntries, scales,
+                     folded.planes + static_cast<size_t>(r) * kPlaneBytes, &folded.step[r], &folded.bias[r]);
+    }
+    float* acc = args.acc + group * kGroupElements;
+    Dot<Codes, false, R>({codes, args.value_stride, kQuads, prefetch, lines}, folded, [&](int r, int v, VI sums) HWY_ATTR {
+      float* to = acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes;
+      const VF before = hn::Add(hn::LoadU(df, to), hn::Set(df, folded.bias[r]));
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), hn::Set(df, folded.step[r]), before), df, to);
+    });
+    codes += Codes::kGroupBytes;
+    prefetch += kQuads * lines * 64;
+  }
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pith::kernels
+HWY_AFTER_NAMESPACE();
+#endif  // PITH_GROUP_DOT
+
+#endif  // per-target include guard
