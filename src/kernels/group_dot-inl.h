@@ -1,4 +1,4 @@
-// Micro-kernels over pages of 4-bit and 2-bit groups in integers, for AVX2 and AVX-512.
+// Micro-kernels over pages of 4-bit and 2-bit groups in integers, for AVX2 and AVX-512 (there with VNNI if present).
 //
 // Keys and values meet the same sum: over "inner" elements (channels of a key, entries of a value), with a
 // scale s and a zero z each, for 32 outputs ("lanes": entries of a key, channels of a value),
@@ -28,6 +28,15 @@
 #include "kernels/page_kernels-inl.h"
 
 #if PITH_GROUP_DOT
+// Saves the copies of sums that end each round.
+#ifndef PITH_UNROLL_TWICE
+#if defined(__clang__)
+#define PITH_UNROLL_TWICE _Pragma("unroll 2")
+#else
+#define PITH_UNROLL_TWICE _Pragma("GCC unroll 2")
+#endif
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
@@ -42,8 +51,6 @@ using VI16 = hn::Vec<DI16>;
 inline constexpr size_t kFold = 128;
 inline constexpr size_t kPlaneBytes = 2 * kFold;  // a quad has 4 low bytes, then 4 high ones
 inline constexpr int kQuad = 4;
-// A pair of products is at most 2 * 15 * 128: so many fit 16 bits.
-inline constexpr int kQuadsPerFlush = 8;
 inline constexpr float kLargest = 32512.0f;
 
 // Row k of a 4 x 4 square of bytes in each 128 bits becomes column k.
@@ -58,6 +65,7 @@ alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 
 // Pairs of products of unsigned and signed bytes, and sums of pairs times `factor`.
 HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm256_maddubs_epi16(codes.raw, words.raw)}; }
 HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm256_madd_epi16(pairs.raw, factor.raw)}; }
+
 HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
   const __m256i packed = _mm256_permute4x64_epi64(bytes.raw, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
@@ -139,6 +147,28 @@ HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
     x = _mm512_srlv_epi16(x, _mm512_inserti64x4(_mm512_set1_epi16(low), _mm256_set1_epi16(high), 1));
   }
   return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(Codes::kMask)));
+}
+#endif
+
+#if HWY_TARGET == HWY_AVX3_DL
+using VPart = VI;
+inline constexpr int kQuadsPerFlush = kFold / kQuad;
+HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
+  // Highway 1.0.3 detects VNNI for this target but does not name it to the compiler, which refuses the intrinsic.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(words.raw));
+  return sum;
+}
+HWY_INLINE VI Combine(VPart low, VPart high) { return hn::Add(low, hn::ShiftLeft<8>(high)); }
+#else
+using VPart = VI16;
+// A pair of products is at most 2 * 15 * 128: sums of so many fit 16 bits.
+inline constexpr int kQuadsPerFlush = 8;
+HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
+  return hn::Add(sum, MultiplyPairs(codes, words));
+}
+HWY_INLINE VI Combine(VPart low, VPart high) {
+  const DI16 d16;
+  return hn::Add(AddPairs(low, hn::Set(d16, int16_t{1})), AddPairs(high, hn::Set(d16, int16_t{256})));
 }
 #endif
 
@@ -235,18 +265,18 @@ HWY_INLINE VI BroadcastWord(const int8_t* at) {
 template <class Codes, bool kContiguous, int R, int NV, class Finish>
 HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const Finish& finish) {
   constexpr int kApart = kPageVectors / NV;  // vectors of the same bytes fall into one pass
-  const DI16 d16;
+  const hn::DFromV<VPart> d_part;
   const size_t stride = kContiguous ? Codes::kGroupBytes : args.stride;
   VI sums[R][NV];
   PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Zero(DI()); }
   const int8_t* plane = folded.planes;
   for (int begin = 0; begin < args.quads; begin += kQuadsPerFlush) {
     const int count = std::min(kQuadsPerFlush, args.quads - begin);
-    VI16 low[R][NV], high[R][NV];
+    VPart low[R][NV], high[R][NV];
     PITH_UNROLL for (int r = 0; r < R; ++r) {
-      PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d16);
+      PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d_part);
     }
-    for (int q = 0; q < count; ++q) {
+    PITH_UNROLL_TWICE for (int q = 0; q < count; ++q) {
       for (int line = 0; line < args.prefetch_lines; ++line) PrefetchFar(args.prefetch + line * 64);
       args.prefetch += args.prefetch_lines * 64;
       VU8 codes[NV];
@@ -257,19 +287,15 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const F
         const VI low_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes);
         const VI high_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes + 4);
         PITH_UNROLL for (int i = 0; i < NV; ++i) {
-          low[r][i] = hn::Add(low[r][i], MultiplyPairs(codes[i], low_word));
-          high[r][i] = hn::Add(high[r][i], MultiplyPairs(codes[i], high_word));
+          low[r][i] = MultiplyAddQuads(low[r][i], codes[i], low_word);
+          high[r][i] = MultiplyAddQuads(high[r][i], codes[i], high_word);
         }
       }
       args.codes += kQuad * stride;
       plane += 2 * kQuad;
     }
-    const VI16 one = hn::Set(d16, int16_t{1}), upper = hn::Set(d16, int16_t{256});
     PITH_UNROLL for (int r = 0; r < R; ++r) {
-      PITH_UNROLL for (int i = 0; i < NV; ++i) {
-        const VI both = hn::Add(AddPairs(low[r][i], one), AddPairs(high[r][i], upper));
-        sums[r][i] = hn::Add(sums[r][i], both);
-      }
+      PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Add(sums[r][i], Combine(low[r][i], high[r][i]));
     }
   }
   PITH_UNROLL for (int r = 0; r < R; ++r) {
