@@ -306,12 +306,32 @@ class HardBudget(ModelCase):
                     if done.returncode != 0 and (name == "full" or budget != "60%"):
                         self.assert_sentence(done, "budget", codes=(1,))
                         continue
+                    # What reads the prompt again needs it whole: it has no use for less than that.
+                    self.assertFalse(name.startswith("kvzip") and budget == "18%", "a second reading out of nothing")
                     kv = self.json_of(done)["kv"]
                     self.assertLessEqual(kv["peak_bytes"], kv["budget_bytes"])
                     self.assertGreater(kv["entries"], 0)
                     dropped += kv["kept_fraction"] < 1
             if name != "full" and info()["architecture"] == "llama":
                 self.assertGreater(dropped, 0, f"{name} was never short of memory: the test shows nothing")
+
+
+    def test_what_reads_a_prompt_again(self):
+        """kvzip compresses a whole prompt or says in a sentence why not."""
+        for keep in ("0.5", "0.2"):
+            done = pith("run", *model_flags(), "--json", "--raw", "-p", TEXT[:800], "-n", "2", "--recipe", "kvzip",
+                        "--keep", keep)
+            self.assertAlmostEqual(self.json_of(done)["kv"]["kept_fraction"], float(keep), delta=0.02)
+        run, kvzip = ("run", *model_flags(), "-p", TEXT[:200]), ("--recipe", "kvzip")
+        for words, args in (("--compress after", (*run, *kvzip, "--compress", "block")),
+                            ("--prompt-cache", (*run, *kvzip, "--prompt-cache", os.path.join(self.folder, "p"))),
+                            ("--compress after", (*run, "--keep", "0.5")),
+                            ("a chat goes on", ("chat", *model_flags(), *kvzip)),
+                            ("does its work once", ("bench", *model_flags(), "--recipes", "kvzip", "--keep", "0.5")),
+                            ("does not evict while decoding", ("eval", *model_flags(), "--recipes", "kvzip", "--mode", "decode")),
+                            ("reads the whole prompt", ("eval", *model_flags(), "--recipes", "kvzip", "--compress", "block"))):
+            with self.subTest(args=args):
+                self.assert_sentence(pith(*args), words, codes=(1, 2))
 
 
 class Commands(ModelCase):

@@ -108,6 +108,7 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     SCOPED_TRACE(named.name);
     const auto recipe = ParseRecipe(named.name);
     ASSERT_TRUE(recipe) << recipe.error().message;
+    if (recipe->policy->repeat() != nullptr) continue;  // they do not evict while a prompt is read
     const auto engine = SmallestEngine(*recipe);
     ASSERT_NE(engine, nullptr);
     const bool keeps = recipe->policy->keeps_everything();

@@ -311,6 +311,11 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
+  if (recipe.policy->repeat() != nullptr || flags.cache.compress == "after") {
+    return InvalidArgument("a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
+                           "--compress block");
+  }
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.prompt_cache_ro && flags.prompt_cache.empty()) {
     return InvalidArgument("--prompt-cache-ro needs --prompt-cache FILE");

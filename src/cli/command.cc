@@ -130,8 +130,9 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
   command.add_option("--cache-type-v", flags.type_v, "-ctv: format of values, likewise")
       ->type_name("TYPE");
   command.add_option("--compress", flags.compress,
-                     "block: evict after every block, so that the peak is the budget (default); after: read the whole "
-                     "prompt, then compress once, as most papers do")
+                     "block: evict after every block, so that the peak is the budget (default but for recipes that "
+                     "read the prompt again, such as kvzip); after: read the whole prompt, for which the budget must have "
+                     "room, then compress once")
       ->check(CLI::IsMember({"block", "after"}))
       ->type_name("WHEN");
 }
@@ -155,10 +156,11 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.num_ctx = ContextOf(info, flags.ctx);
   options.block_tokens = flags.block;
   options.num_threads = model.num_threads();
-  options.compress = flags.compress == "after" ? CompressMode::kAfter : CompressMode::kBlock;
   PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
   PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
+  const bool after = flags.compress.empty() ? options.recipe.policy->repeat() != nullptr : flags.compress == "after";
+  options.compress = after ? CompressMode::kAfter : CompressMode::kBlock;
   const size_t full = FullCacheBytes(info, options.num_ctx);
   if (flags.budget.empty()) {
     // 0: all of the context and what surrounds it.

@@ -81,7 +81,7 @@ struct CacheFlags {
   std::string recipe = std::string(kDefaultRecipe);
   std::string type_k;
   std::string type_v;
-  std::string compress = "block";
+  std::string compress;  // empty: block, but after for recipes that can do nothing else
 
   Status Check() const;
 };

@@ -83,6 +83,9 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
       return InvalidArgument(fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
                                          "--compress block", name));
     }
+    if (recipe.policy->repeat() != nullptr && flags.compress == "block") {
+      return InvalidArgument(fmt::format("{} reads the whole prompt again before it drops anything: leave --compress block out", name));
+    }
     if (flags.mode == "decode" && !recipe.policy->decodes()) {
       return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));
     }

@@ -25,6 +25,9 @@ Examples:
   pith run -f book.txt --raw --prompt-cache book.session --kv-budget 64MiB    # the second time it starts at once
 )";
 
+// What stays of a prompt that is compressed once, unless --keep says.
+constexpr double kDefaultKeep = 0.3;
+
 struct RunFlags {
   ModelFlags model;
   CacheFlags cache;
@@ -34,6 +37,7 @@ struct RunFlags {
   std::string file;
   std::string system;
   int max_tokens = 256;
+  double keep = 0;  // 0: not given
   bool raw = false;
   std::string prompt_cache;
   bool prompt_cache_all = false;
@@ -53,6 +57,15 @@ Status Check(const RunFlags& flags) {
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.raw && !flags.system.empty()) {
     return InvalidArgument("--system needs the chat template that --raw turns off");
+  }
+  if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1)) return InvalidArgument("--keep takes a share between 0 and 1");
+  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
+  const bool rereads = recipe.policy->repeat() != nullptr;
+  if (flags.keep != 0 && !rereads && flags.cache.compress != "after") {
+    return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
+  }
+  if (rereads && !flags.prompt_cache.empty()) {
+    return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow", flags.cache.recipe));
   }
   if (flags.prompt_cache.empty() && (flags.prompt_cache_all || flags.prompt_cache_ro)) {
     return InvalidArgument("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE");
@@ -164,8 +177,16 @@ Status SaveSequence(const RunFlags& flags, Engine& engine, SequenceId sequence, 
   return engine.Save(sequence, flags.prompt_cache, note);
 }
 
+// Once the prompt is whole: what --compress after asks for.
+Status CompressPrompt(const RunFlags& flags, Engine& engine, SequenceId sequence, const EngineOptions& options) {
+  if (options.compress != CompressMode::kAfter) return {};
+  const Result<double> kept = engine.Compress(sequence, options.recipe, flags.keep > 0 ? flags.keep : kDefaultKeep);
+  if (!kept) return tl::unexpected<Error>(kept.error());
+  return {};
+}
+
 // Prefill and generation; an interrupt is a result, not an error.
-Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, int num_ctx,
+Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, const EngineOptions& options,
                HostSampler& sampler, Outcome& outcome) {
   const CancelOnInterrupt cancel(engine);
   PITH_ASSIGN_OR_RETURN(const SequenceId sequence, Begin(flags, engine, tokens, outcome));
@@ -179,6 +200,7 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
       return !Interrupted();
     });
   }
+  if (status) status = CompressPrompt(flags, engine, sequence, options);
   outcome.prefill_seconds = watch.seconds();
   if (!status) {
     if (!Interrupted()) return WithAdvice(status.error());
@@ -195,7 +217,7 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
       std::fflush(stdout);
     };
   }
-  Result<Generation> generation = Generate(engine, sequence, sampler, flags.max_tokens, num_ctx, sink);
+  Result<Generation> generation = Generate(engine, sequence, sampler, flags.max_tokens, options.num_ctx, sink);
   if (!generation) return WithAdvice(generation.error());
   outcome.generation = std::move(*generation);
   if (saves && flags.prompt_cache_all) return SaveSequence(flags, engine, sequence, tokens, outcome.generation.tokens);
@@ -229,7 +251,7 @@ Result<int> Run(RunFlags& flags) {
   const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : tokens.size() + static_cast<size_t>(flags.max_tokens);
   WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
   HostSampler sampler(*model, sampling);
-  PITH_RETURN_IF_ERROR(Produce(flags, *engine, tokens, options.num_ctx, sampler, outcome));
+  PITH_RETURN_IF_ERROR(Produce(flags, *engine, tokens, options, sampler, outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
   return outcome.generation.stop == StopReason::kInterrupted ? kExitInterrupted : kExitOk;
 }
@@ -247,6 +269,9 @@ void AddRun(CLI::App& app, Command& chosen) {
   command->add_option("-n,--predict,--n-predict", flags->max_tokens,
                       "Tokens to generate (default 256; -1: until the model ends or the context is full)")
       ->type_name("N");
+  command->add_option("--keep", flags->keep,
+                      "Share of the prompt's entries that stays with --compress after (default 0.3)")
+      ->type_name("SHARE");
   command->add_option("--system,--system-prompt", flags->system, "System message")->type_name("TEXT");
   command->add_option("--prompt-cache", flags->prompt_cache,
                       "File that keeps the read prompt with its cache: written after reading, and taken up where a later "

@@ -24,23 +24,24 @@ EngineImpl::~EngineImpl() {
 void EngineImpl::AddRecipe(const Recipe& recipe) {
   int columns = 0;
   for (const ActiveRecipe& active : active_) {
-    columns = std::max(columns, active.first_column + static_cast<int>(active.recipe.policy->columns().size()));
+    columns = std::max(columns, active.first_column + static_cast<int>(PageColumns(*active.recipe.policy).size()));
   }
   active_.push_back({recipe, columns});
   int at = columns;
-  for (const ColumnSpec& column : recipe.policy->columns()) {
+  for (const ColumnSpec& column : PageColumns(*recipe.policy)) {
     if (column.initial != 0) column_initials_.emplace_back(at, column.initial);
     ++at;
   }
   const uint32_t needs = recipe.policy->needs();
   if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
   observes_every_query_ = observes_every_query_ || (needs & kNeedEveryQuery) != 0;
+  reads_again_ = reads_again_ || recipe.policy->repeat() != nullptr;
 }
 
 std::vector<CacheLayer> EngineImpl::BuildLayers() {
   int num_columns = 0;
   for (const ActiveRecipe& active : active_) {
-    num_columns = std::max(num_columns, active.first_column + static_cast<int>(active.recipe.policy->columns().size()));
+    num_columns = std::max(num_columns, active.first_column + static_cast<int>(PageColumns(*active.recipe.policy).size()));
   }
   for (const LayerShape& shape : model_->info().layers) {
     const bool global = shape.kind == LayerKind::kGlobal;
@@ -67,6 +68,10 @@ Status EngineImpl::Init() {
   PITH_ASSIGN_OR_RETURN(formats_, SettleFormats(options_));
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
+  if (options_.compress == CompressMode::kBlock && options_.recipe.policy->repeat() != nullptr) {
+    return InvalidArgument(fmt::format("{} reads the whole prompt again before it drops anything, so it cannot evict after each "
+                                       "block: use it with --compress after", options_.recipe.text));
+  }
   ring_window_ = std::max(ring_window_, options_.keep_queries);
   for (const ActiveRecipe& active : active_) {
     if (active.recipe.policy->merge() == nullptr) continue;
@@ -77,7 +82,10 @@ Status EngineImpl::Init() {
   std::vector<CacheLayer> layers = BuildLayers();
   for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
   style_ = StyleOf(model_->info(), options_);
-  PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(model_->info(), layers, style_, options_));
+  const int num_slots = std::max(options_.max_sequences, 1);
+  EngineOptions planned = options_;
+  if (reads_again_) planned.max_sequences = num_slots + 1;  // the fork of a second reading
+  PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(model_->info(), layers, style_, planned));
 
   ledger_ = std::make_unique<Ledger>(plan_.budget_bytes);
   if (!ledger_->TryCharge(MemoryTag::kBlock, plan_.block_bytes) ||
@@ -86,8 +94,9 @@ Status EngineImpl::Init() {
   }
   PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
   PITH_RETURN_IF_ERROR(AddFormats(*cache_, formats_, plan_, options_));
-  const int num_slots = std::max(options_.max_sequences, 1);
-  PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots, options_.num_threads, this));
+  if (reads_again_) spare_slot_ = num_slots;
+  PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots + (reads_again_ ? 1 : 0),
+                                                      options_.num_threads, this));
   ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_, options_.recipe.prefill);
   slot_used_.assign(static_cast<size_t>(num_slots), false);
   return {};
@@ -116,6 +125,7 @@ Result<SequenceId> EngineImpl::NewSequence() {
     }
     sequence.queries = QueryRing(num_global_layers_, num_heads, key_dim, ring_window_);
   }
+  if (reads_again_) sequence.tokens.reserve(static_cast<size_t>(options_.num_ctx));
   *slot = true;
   context_->ClearSlot(sequence.slot);
   sequences_.emplace(next_id_, std::move(sequence));
@@ -129,6 +139,7 @@ Result<SequenceId> EngineImpl::Fork(SequenceId id) {
   PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(sequences_.at(id).cache_id));
   fork.slot = static_cast<int>(slot - slot_used_.begin());
   fork.output = -1;
+  if (reads_again_) fork.tokens.reserve(static_cast<size_t>(options_.num_ctx));
   *slot = true;
   context_->CopySlot(sequences_.at(id).slot, fork.slot);
   sequences_.emplace(next_id_, std::move(fork));
@@ -294,6 +305,10 @@ Status EngineImpl::RunBlock() {
   for (RowGroup& group : groups_) {
     group.sequence->next_position += group.num_rows;
     group.sequence->restored_logits.clear();
+    group.sequence->repeat.reset();
+    if (!reads_again_ || repeat_policy_ != nullptr) continue;
+    const auto first = tokens_.begin() + group.first_row;
+    group.sequence->tokens.insert(group.sequence->tokens.end(), first, first + group.num_rows);
   }
   const Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
   int output = -1;
@@ -344,7 +359,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
       team.Sync();
     }
     ops_->Attend(team);
-    if (team.ith == 0 && call.first && global >= 0) ops_->KeepQueries(call, group, global);
+    const bool repeats = repeat_policy_ != nullptr;
+    if (team.ith == 0 && call.first && global >= 0 && !repeats) ops_->KeepQueries(call, group, global);
     team.Sync();
     if (team.ith == 0) times_.attention += SecondsSince(start);
     if (!call.first) continue;
@@ -360,7 +376,11 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     const Clock::time_point policy_start = Clock::now();
     // What a recipe that compares layers evicts is evicted first.
     const bool demotes = formats_.low && (style_.in_layer || !evicts_while_running());
-    if (observes_every_query_) ops_->Observe(layer, group, active_, team);
+    if (repeats) {
+      ops_->ObserveRepeat(layer, global, group, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);
+    } else if (observes_every_query_) {
+      ops_->Observe(layer, group, active_, team);
+    }
     if (evict) EvictInLayer(call, group, team);
     if (demotes) DemoteLayer(*group.sequence, layer, team);
     if (team.ith == 0) times_.policy += SecondsSince(policy_start);

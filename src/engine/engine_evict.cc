@@ -204,6 +204,14 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
                                                                .page_entries = in_pages ? kPageEntries : 1}});
     newer.push_back(GlobalEntriesOf(*shrinks.back().sequence) - before);
   }
+  if (active->recipe.policy->repeat() != nullptr) {
+    const EngineTimes times = times_;
+    const Clock::time_point began = Clock::now();
+    PITH_RETURN_IF_ERROR(ReadAgain(source, *active));
+    // All of it is the recipe's cost.
+    const double seconds = SecondsSince(began);
+    times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
+  }
   // The source's entries are what the selections count from, so it goes last.
   std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
   const Clock::time_point start = Clock::now();
@@ -215,6 +223,7 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
     result = DemoteAll(*shrink.sequence);
   }
   times_.policy += SecondsSince(start);
+  for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
   if (!result) return tl::unexpected<Error>(result.error());
   for (size_t i = 0; i < targets.size(); ++i) {
     kept[i] = static_cast<double>(GlobalEntriesOf(sequences_.at(targets[i].sequence)) - newer[i]) / static_cast<double>(before);

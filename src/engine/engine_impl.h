@@ -1,5 +1,5 @@
 // The engine's one implementation, split by purpose: engine.cc runs blocks, engine_evict.cc decides what stays,
-// engine_session.cc saves and restores.
+// engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -96,6 +96,13 @@ class EngineImpl final : public Engine, public AttentionSink {
     });
     return result;
   }
+  // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
+  // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
+  Status ReadAgain(Sequence& source, const ActiveRecipe& active);
+  Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
+  Status RunRows(Sequence& sequence, std::span<const int32_t> tokens);
+  int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
+  Result<int> ChunkOf(const Sequence& sequence, const RepeatOptions& options, int overhead) const;
   int LayerOf(int global_layer) const;
   // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
   // thread 0's, written before a sync. The status is thread 0's too.
@@ -137,6 +144,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   int64_t num_global_heads_ = 0;
   int ring_window_ = 0;
   bool observes_every_query_ = false;
+  bool reads_again_ = false;  // a recipe may want a second reading, so tokens are remembered
+  int spare_slot_ = -1;       // of the host context, for that reading
   bool eviction_on_ = true;
   bool prompt_continues_ = false;
 
@@ -157,6 +166,10 @@ class EngineImpl final : public Engine, public AttentionSink {
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
   std::vector<KeptHeads> all_kept_;  // of all layers
   Merger merger_;
+  // While a second reading runs, else null.
+  const Policy* repeat_policy_ = nullptr;
+  RepeatColumns* repeat_columns_ = nullptr;
+  RepeatPass repeat_pass_;
   EngineTimes times_;
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/projected_norms.h"
@@ -139,27 +141,36 @@ void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, int
   }
 }
 
+std::vector<ColumnSpec> PageColumns(const Policy& policy) {
+  return policy.repeat() != nullptr ? std::vector<ColumnSpec>() : policy.columns();
+}
+
+void LayerOps::FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team) {
+  if (team.ith == 0) {
+    const int heads_per_group = task_.num_heads / task_.num_kv_heads;
+    window_task_ = task_;
+    window_task_.num_queries = rows;
+    window_task_.queries = task_.queries + static_cast<size_t>(from) * task_.query_token_stride;
+    window_task_.query_positions = positions_.data() + from;
+    size_t total = 0;
+    for (const HeadCache& head : heads) total += static_cast<size_t>(heads_per_group * rows * head.num_entries());
+    float* at = probability_buffer_.Floats(total);
+    for (size_t h = 0; h < heads.size(); ++h) {
+      probabilities_[h] = at;
+      at += static_cast<size_t>(heads_per_group * rows * heads[h].num_entries());
+    }
+  }
+  team.Sync();
+  kernels::RunProbabilities(window_task_, probabilities_.data(), team);
+  team.Sync();
+}
+
 void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
   const int num_kv_heads = task_.num_kv_heads, heads_per_group = task_.num_heads / num_kv_heads;
   for (int from = 0; from < group.num_rows; from += kObservedRows) {
     const int rows = std::min(kObservedRows, group.num_rows - from);
-    if (team.ith == 0) {
-      window_task_ = task_;
-      window_task_.num_queries = rows;
-      window_task_.queries = task_.queries + static_cast<size_t>(from) * task_.query_token_stride;
-      window_task_.query_positions = positions_.data() + from;
-      size_t total = 0;
-      for (const HeadCache& head : heads) total += static_cast<size_t>(heads_per_group * rows * head.num_entries());
-      float* at = probability_buffer_.Floats(total);
-      for (size_t h = 0; h < heads.size(); ++h) {
-        probabilities_[h] = at;
-        at += static_cast<size_t>(heads_per_group * rows * heads[h].num_entries());
-      }
-    }
-    team.Sync();
-    kernels::RunProbabilities(window_task_, probabilities_.data(), team);
-    team.Sync();
+    FindProbabilities(heads, from, rows, team);
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
       HeadCache& head = heads[h];
       HeadBuffers& buffers = buffers_[h];
@@ -192,6 +203,57 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
     }
     team.Sync();
   }
+}
+
+void LayerOps::ObserveRepeat(int layer, int global_layer, const RowGroup& group, const RepeatObserver& observer,
+                             const Team& team) {
+  const std::span<const HeadCache> heads = std::as_const(cache_).heads(group.sequence->cache_id, layer);
+  for (int from = 0; from < group.num_rows; from += kObservedRows) {
+    const int rows = std::min(kObservedRows, group.num_rows - from);
+    FindProbabilities(heads, from, rows, team);
+    for (int h = team.ith; h < static_cast<int>(heads.size()); h += team.nth) {
+      ObserveChunk(h, heads[static_cast<size_t>(h)], from, rows, layer, global_layer, observer);
+    }
+    team.Sync();
+  }
+}
+
+// A softmax over some of the entries is the one over all, divided by what those entries get of it.
+void LayerOps::ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
+                            const RepeatObserver& observer) {
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const auto n = static_cast<size_t>(head.num_entries());
+  buffers.positions.resize(n);
+  head.ReadPositions(buffers.positions);
+  const auto index_of = [&](int32_t position) {
+    return static_cast<size_t>(std::lower_bound(buffers.positions.begin(), buffers.positions.end(), position) - buffers.positions.begin());
+  };
+  const RepeatPass& pass = observer.pass;
+  const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to), own = index_of(pass.start);
+  if (begin == end) return;
+  const int group = task_.num_heads / task_.num_kv_heads;
+  const auto num_rows = static_cast<size_t>(group * rows);
+  buffers.chunk.resize(num_rows * (end - begin));
+  for (size_t row = 0; row < num_rows; ++row) {
+    const float* from_row = probabilities_[static_cast<size_t>(head_index)] + row * n;
+    const double mass = std::accumulate(from_row, from_row + prefix, 0.0) + std::accumulate(from_row + begin, from_row + end, 0.0) +
+                        std::accumulate(from_row + own, from_row + n, 0.0);
+    const auto scale = static_cast<float>(mass > 0 ? 1 / mass : 0);
+    std::transform(from_row + begin, from_row + end, buffers.chunk.data() + row * (end - begin), [scale](float p) { return p * scale; });
+  }
+  buffers.column_pointers.clear();
+  for (size_t c = 0; c < observer.policy.columns().size(); ++c) {
+    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() + begin);
+  }
+  observer.policy.Observe(Observation{.layer = layer,
+                                      .kv_head = head_index,
+                                      .group = group,
+                                      .num_queries = rows,
+                                      .num_entries = static_cast<int>(end - begin),
+                                      .probabilities = buffers.chunk.data(),
+                                      .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
+                                      .positions = std::span(buffers.positions).subspan(begin, end - begin)},
+                          buffers.column_pointers);
 }
 
 void LayerOps::PrepareWindow(Sequence& sequence, int layer, int global_layer, int window) {
@@ -251,7 +313,8 @@ void LayerOps::WindowOutputs(Sequence& queries_of, int cache_id, int layer, int 
   team.Sync();
 }
 
-void LayerOps::GatherHead(const Sequence& sequence, int layer, int head_index, const ActiveRecipe& active, int num_sinks) {
+void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer, int head_index, const ActiveRecipe& active,
+                          int num_sinks) {
   const HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const uint32_t needs = active.recipe.policy->needs();
@@ -302,7 +365,12 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int head_index, c
   buffers.column_pointers.resize(num_columns);
   for (size_t c = 0; c < num_columns; ++c) {
     buffers.column_pointers[c] = buffers.columns.data() + c * n;
-    head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+    const std::span<float> column(buffers.column_pointers[c], n);
+    if (sequence.repeat && active.recipe.policy->repeat() != nullptr) {
+      std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)), column.begin());
+    } else {
+      head.ReadColumn(active.first_column + static_cast<int>(c), column);
+    }
   }
   inputs.columns = buffers.column_pointers;
 }
@@ -345,7 +413,7 @@ void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_gl
     kernels::RunProbabilities(window_task_, probabilities_.data(), team);
     team.Sync();
   }
-  for (int h = team.ith; h < shape.num_kv_heads; h += team.nth) GatherHead(sequence, layer, h, active, num_sinks);
+  for (int h = team.ith; h < shape.num_kv_heads; h += team.nth) GatherHead(sequence, layer, global_layer, h, active, num_sinks);
   team.Sync();
   if (team.ith == 0) {
     inputs_ = LayerInputs{.layer = global_layer,

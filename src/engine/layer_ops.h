@@ -14,6 +14,7 @@
 #include "base/team.h"
 #include "cache/kv_cache.h"
 #include "engine/prefill_pruner.h"
+#include "engine/repeat.h"
 #include "engine/scratch.h"
 #include "engine/sequence.h"
 #include "host/context.h"
@@ -36,6 +37,16 @@ struct RowGroup {
   int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
 };
 
+// Where the attention of a second reading goes.
+struct RepeatObserver {
+  const Policy& policy;
+  const RepeatPass& pass;
+  RepeatColumns& columns;
+};
+
+// Columns of a policy that live in pages.
+std::vector<ColumnSpec> PageColumns(const Policy& policy);
+
 class LayerOps {
  public:
   // column_initials: columns whose value of a new entry is not 0.
@@ -52,6 +63,8 @@ class LayerOps {
   void Attend(const Team& team);
   // All threads: gives the attention rows of this block to the recipes that observe every query.
   void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
+  // All threads: the same for the rows of a second reading.
+  void ObserveRepeat(int layer, int global_layer, const RowGroup& group, const RepeatObserver& observer, const Team& team);
   // All threads, their heads: full pages go to the low format. False if one found no room.
   bool Demote(int cache_id, int layer, const Team& team);
   // Thread 0: remembers the last queries.
@@ -70,7 +83,11 @@ class LayerOps {
 
  private:
   void DescribeHeads(int cache_id, int layer);
-  void GatherHead(const Sequence& sequence, int layer, int head, const ActiveRecipe& active, int num_sinks);
+  // All threads: probabilities_ of `rows` rows of task_ from `from` on. heads: those of task_.
+  void FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team);
+  void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
+                    const RepeatObserver& observer);
+  void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
   void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
   void ValueNorms(int layer, int head, const HeadCache& cache, float* norms) const;
 
@@ -102,6 +119,7 @@ class LayerOps {
     std::vector<float> keys, values, value_norms, columns;
     std::vector<float*> column_pointers;
     std::vector<float> window_queries;
+    std::vector<float> chunk;  // probabilities over the chunk of a second reading
   };
   std::vector<HeadBuffers> buffers_;
   std::vector<HeadInputs> head_inputs_;

@@ -27,7 +27,7 @@ struct Shape {
   size_t all_heads = 0;
   size_t window_pages = 0;       // of one sequence, between blocks
   size_t low_page_bytes = 0;     // 0: no low format
-  size_t later_bytes = 0;        // of all sequences in the formats that later recipes convert to
+  size_t later_bytes = 0;        // of what later recipes need beside
   size_t widest_layer_heads = 0;
 };
 
@@ -39,6 +39,13 @@ size_t LowPageBytes(const std::vector<CacheLayer>& layers, PageFormat format) {
     bytes = std::max(bytes, PageLayout::Make(format, own.key_dim, own.value_dim, own.num_columns).page_bytes);
   }
   return bytes;
+}
+
+// Beside a fork's pages: what a second reading finds, and its instruction.
+size_t RepeatBytes(const Shape& shape, int num_ctx) {
+  constexpr int kLongestInstruction = 256;
+  return shape.global_heads * static_cast<size_t>(num_ctx) * sizeof(float) +
+         shape.all_heads * PagesFor(kLongestInstruction) * shape.page_bytes;
 }
 
 Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EngineOptions& options) {
@@ -58,6 +65,10 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, cons
       // The window, the token that enters it, and a page's worth of entries that wait to be dropped.
       shape.window_pages += heads * (PagesFor(std::min(info.window, num_ctx) + kP) + 1);
     }
+  }
+  const auto reads_again = [](const Recipe& recipe) { return recipe.policy != nullptr && recipe.policy->repeat() != nullptr; };
+  if (reads_again(options.recipe) || std::any_of(options.later_recipes.begin(), options.later_recipes.end(), reads_again)) {
+    shape.later_bytes += RepeatBytes(shape, num_ctx);
   }
   for (const Recipe& recipe : options.later_recipes) {
     if (!recipe.format) continue;
@@ -237,7 +248,8 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
 Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
   PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
   const Policy* policy = options.recipe.policy.get();
-  const int num_columns = policy != nullptr ? static_cast<int>(policy->columns().size()) : 0;
+  const bool in_pages = policy != nullptr && policy->repeat() == nullptr;
+  const int num_columns = in_pages ? static_cast<int>(policy->columns().size()) : 0;
   const std::vector<CacheLayer> layers = LayersOf(info, formats.entry, num_columns);
   const EvictionStyle style = StyleOf(info, options);
   PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, layers, style, options));

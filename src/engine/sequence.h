@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "engine/repeat.h"
 
 namespace pith {
 
@@ -46,6 +49,8 @@ struct Sequence {
   QueryRing queries;
   std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
   std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
+  std::vector<int32_t> tokens;         // all that was read, where a recipe reads it again; else empty
+  std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
 
   bool IsPinned(int32_t position) const {
     const auto next = std::upper_bound(pinned.begin(), pinned.end(), position,

@@ -28,6 +28,8 @@ class ComposedPolicy final : public Policy {
   bool layer_local() const override { return parts_.allocator->layer_local(); }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
+  bool decodes() const override { return parts_.scorer->repeat() == nullptr; }
+  const RepeatOptions* repeat() const override { return parts_.scorer->repeat(); }
   const MergeOptions* merge() const override { return parts_.action->merge(); }
   Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {

@@ -20,6 +20,7 @@
 #include "pith/types.h"
 #include "policy/criti.h"
 #include "policy/merge.h"
+#include "policy/repeat.h"
 
 namespace pith {
 
@@ -30,6 +31,8 @@ enum Need : uint32_t {
   kNeedWindowQueries = 1u << 3,  // HeadInputs::window_queries
   kNeedEveryQuery = 1u << 4,   // Scorer::Observe is called with the attention of every query
   kNeedValueNorms = 1u << 5,   // HeadInputs::value_norms (output projection)
+  kNeedRepeat = 1u << 6,       // Scorer::Observe is called with the attention of a second reading (repeat());
+                               // columns then live as long as one compression, not in the pages
 };
 
 // What a policy may read of one kv head. Entries are in time order.
@@ -137,6 +140,9 @@ class Policy {
 
   // With kNeedEveryQuery: updates columns with new attention rows. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
+
+  // Not null: the prompt must be whole and is read once more before Score() (kNeedRepeat).
+  virtual const RepeatOptions* repeat() const { return nullptr; }
 
   // Not null: entries that do not stay are merged into those that do (act=merge), which the cache must be
   // able to rewrite.

@@ -353,6 +353,9 @@ std::string NeedsText(const Policy& policy) {
   }
   if ((bits & kNeedWindowQueries) != 0) parts.push_back(fmt::format("the last {} queries", policy.window()));
   if ((bits & kNeedEveryQuery) != 0) parts.push_back("attention of every query");
+  if (const RepeatOptions* repeat = policy.repeat(); repeat != nullptr) {
+    parts.push_back(fmt::format("the prompt whole and read once more, {} tokens at a time", repeat->chunk));
+  }
   if ((bits & kNeedKeys) != 0) parts.push_back("keys");
   if ((bits & kNeedValues) != 0) parts.push_back("values");
   if ((bits & kNeedValueNorms) != 0) parts.push_back("output projection");

@@ -37,7 +37,8 @@ a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). M
 and `act=drop`.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
-B the budget. A recipe with `alloc=global`, `alloc=pyramid` or `alloc=cake` decides once all layers have seen a block.
+B the budget. `kvzip` and its relatives read a prompt again once it is whole: they need a budget that holds it and the chunk
+that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding. A recipe with `alloc=global`, `alloc=pyramid` or `alloc=cake` decides once all layers have seen a block.
 )";
 
 }  // namespace

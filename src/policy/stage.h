@@ -106,6 +106,8 @@ class Scorer : public Stage {
  public:
   virtual std::vector<ColumnSpec> columns() const { return {}; }
   virtual void Observe(const Observation& seen, std::span<float* const> columns) const { (void)seen, (void)columns; }
+  // Not null, with kNeedRepeat: how the prompt is read once more.
+  virtual const RepeatOptions* repeat() const { return nullptr; }
   // True: Score() reads the attention window through an aggregator (mean unless the recipe says).
   virtual bool aggregates() const { return false; }
   // scores.heads has the heads' shapes already.

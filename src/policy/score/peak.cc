@@ -1,9 +1,7 @@
 // Largest attention that any query has paid: what is once looked at hard stays. The maximum is over
 // queries and the group, without time.
 //
-// Over the queries of a repeat pass, in which the model re-reads its context, this is KVzip's score
-// (arXiv:2505.23416, step 7); alloc=global is then its level `pair`, alloc=uniform `pair-uniform`.
-// Over the prompt's own queries it is a query-aware relative that needs no second pass.
+// A relative of KVzip (score=kvzip) over the prompt's own queries, which needs no second pass.
 #include <algorithm>
 
 #include "policy/observe.h"

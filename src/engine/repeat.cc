@@ -1,0 +1,80 @@
+#include "engine/repeat.h"
+
+#include <algorithm>
+#include <new>
+
+namespace pith {
+namespace {
+
+// Not a word of any template.
+constexpr std::string_view kMark = "@@pith@@";
+
+// What a chat template puts between a user's text and the model's; a blank line where there is no known template.
+Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
+  const ChatMessage message{"user", std::string(kMark)};
+  std::string text = "\n\n";
+  if (model.knows_chat_template()) {
+    const Result<std::string> prompt = model.ApplyChatTemplate({&message, 1}, true);
+    const size_t at = prompt ? prompt->rfind(kMark) : std::string::npos;
+    if (at != std::string::npos) text = prompt->substr(at + kMark.size());
+  }
+  return model.Tokenize(text, false, true);
+}
+
+}  // namespace
+
+Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(Ledger* ledger, const Policy& policy, int prefix,
+                                                             std::span<const std::vector<int>> entries) {
+  std::shared_ptr<RepeatColumns> made(new RepeatColumns(ledger));
+  const std::vector<ColumnSpec> columns = policy.columns();
+  made->options_ = *policy.repeat();
+  made->name_ = columns.front().name;
+  made->prefix_ = prefix;
+  size_t total = 0;
+  for (const std::vector<int>& layer : entries) {
+    made->heads_.emplace_back();
+    for (const int count : layer) {
+      made->heads_.back().emplace_back(total, static_cast<size_t>(count));
+      total += static_cast<size_t>(count) * columns.size();
+    }
+  }
+  try {
+    made->values_.resize(total);
+  } catch (const std::bad_alloc&) {
+    return OutOfBudget("the KV budget has no room for what a second reading finds");
+  }
+  for (size_t layer = 0; layer < entries.size(); ++layer) {
+    for (size_t head = 0; head < entries[layer].size(); ++head) {
+      for (size_t c = 0; c < columns.size(); ++c) {
+        const std::span<float> column = made->column(static_cast<int>(layer), static_cast<int>(head), static_cast<int>(c));
+        std::fill(column.begin(), column.end(), columns[c].initial);
+      }
+    }
+  }
+  return made;
+}
+
+Result<RepeatPrompt> RepeatPrompt::Make(const HostModel& model) {
+  RepeatPrompt prompt;
+  PITH_ASSIGN_OR_RETURN(prompt.whole_, model.Tokenize("\n\nRepeat the text above exactly.", false, false));
+  PITH_ASSIGN_OR_RETURN(prompt.part_, model.Tokenize("\n\nRepeat exactly the part of the text above that begins with:",
+                                                     false, false));
+  PITH_ASSIGN_OR_RETURN(prompt.answer_, AnswerTokens(model));
+  return prompt;
+}
+
+std::vector<int32_t> RepeatPrompt::Tokens(std::span<const int32_t> tokens, const RepeatPass& pass, int overlap,
+                                          bool first) const {
+  std::vector<int32_t> all = first ? whole_ : part_;
+  const auto from = tokens.begin() + pass.from;
+  if (!first) all.insert(all.end(), from - std::min(overlap, pass.from), from);
+  all.insert(all.end(), answer_.begin(), answer_.end());
+  all.insert(all.end(), from, tokens.begin() + pass.to);
+  return all;
+}
+
+int RepeatPrompt::overhead(int overlap) const {
+  return static_cast<int>(std::max(whole_.size(), part_.size() + static_cast<size_t>(overlap)) + answer_.size());
+}
+
+}  // namespace pith

@@ -1,0 +1,78 @@
+// A second reading of a prompt for recipes that want one (Policy::repeat).
+//
+//   cache     [prefix | chunk 0 | chunk 1 | ... ]
+//   pass i     over the whole of it: instruction, end of the user's turn, the tokens of chunk i
+//   observed   what those tokens pay to the entries of chunk i, in a softmax over prefix, chunk i and themselves
+//
+// A pass runs on a fork that is dropped, so all passes start at the same position and nothing of them stays.
+#ifndef PITH_ENGINE_REPEAT_H_
+#define PITH_ENGINE_REPEAT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/ledger.h"
+#include "host/model.h"
+#include "pith/types.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+// Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.
+class RepeatColumns {
+ public:
+  // entries [global layers][kv heads]. kOutOfBudget.
+  static Result<std::shared_ptr<RepeatColumns>> Create(Ledger* ledger, const Policy& policy, int prefix,
+                                                       std::span<const std::vector<int>> entries);
+
+  // True: they are what a second reading for this policy would find again.
+  bool Serves(const Policy& policy, int prefix) const {
+    return *policy.repeat() == options_ && prefix == prefix_ && policy.columns().front().name == name_;
+  }
+  // [entries of that head]
+  std::span<float> column(int layer, int head, int column) {
+    const auto [first, count] = heads_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
+    return {values_.data() + first + static_cast<size_t>(column) * count, count};
+  }
+
+ private:
+  explicit RepeatColumns(Ledger* ledger) : values_(LedgerAllocator<float>(ledger)) {}
+
+  RepeatOptions options_;
+  std::string name_;
+  int prefix_ = 0;
+  std::vector<std::vector<std::pair<size_t, size_t>>> heads_;  // [layers][heads] where the first column is, entries
+  LedgerVector<float> values_;
+};
+
+// One pass as the observer of its attention needs it; all are positions.
+struct RepeatPass {
+  int32_t prefix_end = 0;       // entries before it are the prefix
+  int32_t from = 0, to = 0;     // the chunk
+  int32_t start = 0;            // of the pass's own tokens
+};
+
+// What is put before the chunk's tokens.
+class RepeatPrompt {
+ public:
+  static Result<RepeatPrompt> Make(const HostModel& model);
+
+  // The pass over chunk [from, to) of `tokens`. first: no chunk is before it.
+  std::vector<int32_t> Tokens(std::span<const int32_t> tokens, const RepeatPass& pass, int overlap, bool first) const;
+  // The most tokens beside the chunk.
+  int overhead(int overlap) const;
+
+ private:
+  std::vector<int32_t> whole_;   // asks for the context
+  std::vector<int32_t> part_;    // asks for what begins with the tokens that follow
+  std::vector<int32_t> answer_;  // ends the user's turn and begins the model's
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_REPEAT_H_

@@ -1,0 +1,17 @@
+// A prompt that is read once more, so that its entries can be judged by the attention that the model pays while it
+// repeats its own context (KVzip, arXiv:2505.23416). The engine does the reading, a scorer observes it.
+#ifndef PITH_POLICY_REPEAT_H_
+#define PITH_POLICY_REPEAT_H_
+
+namespace pith {
+
+struct RepeatOptions {
+  int chunk = 2000;  // tokens of the context that one pass repeats
+  int overlap = 8;   // last tokens of the chunk before, by which a pass is told where to begin
+
+  bool operator==(const RepeatOptions&) const = default;
+};
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_REPEAT_H_

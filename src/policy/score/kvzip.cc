@@ -1,0 +1,54 @@
+// Largest attention that the model pays to an entry while it repeats its own context (KVzip, arXiv:2505.23416,
+// steps 3 to 8; github.com/snu-mllab/KVzip attention/score.py): maximum over the queries of the repeat pass and
+// the GQA group. alloc=global is the paper's level `pair`, alloc=uniform `pair-uniform`, alloc=heads `head`.
+//
+// Of an observation, the probabilities are a softmax over prefix, chunk and repeated text alone, in float32 where the
+// authors' code has the model's type. The prefix is what is pinned at the front: the first tokens here, the system
+// prompt where the caller pins it. It is part of the total that stays, the authors count the context apart.
+#include <algorithm>
+
+#include "policy/observe.h"
+#include "policy/stage.h"
+
+namespace pith {
+namespace {
+
+constexpr int kSinks = 4;
+
+class KvZip final : public Scorer {
+ public:
+  explicit KvZip(const RepeatOptions& repeat) : repeat_(repeat) {}
+
+  uint32_t needs() const override { return kNeedRepeat; }
+  const RepeatOptions* repeat() const override { return &repeat_; }
+  std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
+
+  void Observe(const Observation& seen, std::span<float* const> columns) const override {
+    ForEachWeight<GroupBy::kMax>(seen,
+                                 [&](size_t j, int, float weight) { columns[0][j] = std::max(columns[0][j], weight); });
+  }
+
+  void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
+    for (size_t h = 0; h < scores.heads.size(); ++h) {
+      const float* peaks = inputs.heads[h].columns[0];
+      scores.heads[h].assign(peaks, peaks + inputs.heads[h].num_entries);
+    }
+  }
+
+ private:
+  RepeatOptions repeat_;
+};
+
+}  // namespace
+
+StageInfo<Scorer> KvZipStage() {
+  return {"largest attention while the model repeats its own context",
+          {IntParam("chunk", 2000, 64, 65536, "tokens that one pass repeats"),
+           IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins")},
+          [](const Params& p) -> std::unique_ptr<Scorer> {
+            return std::make_unique<KvZip>(RepeatOptions{.chunk = p.Int("chunk"), .overlap = p.Int("overlap")});
+          },
+          kSinks};
+}
+
+}  // namespace pith

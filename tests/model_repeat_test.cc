@@ -1,0 +1,182 @@
+// Recipes that read a prompt again (KVzip), on the default model.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "engine/engine.h"
+#include "tests/support/default_model.h"
+
+namespace pith {
+namespace {
+
+std::vector<int32_t> Tokenize(const std::string& text) {
+  const auto tokens = testing::DefaultModel()->Tokenize(text, false, true);
+  EXPECT_TRUE(tokens);
+  return *tokens;
+}
+
+// A ledger of payments, each to be found by its chapter.
+std::string Ledger(int chapters) {
+  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
+  std::string text;
+  for (int i = 0; i < chapters; ++i) {
+    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] + " and paid " +
+            std::to_string(i * 37 % 101) + " coins. ";
+  }
+  return text;
+}
+
+EngineOptions Options(std::vector<std::string> recipes) {
+  EngineOptions options;
+  options.num_ctx = 2048;
+  options.num_threads = testing::kThreads;
+  options.compress = CompressMode::kAfter;
+  options.max_sequences = 3;
+  for (const std::string& recipe : recipes) options.later_recipes.push_back(*ParseRecipe(recipe));
+  return options;
+}
+
+std::unique_ptr<Engine> Make(const EngineOptions& options) {
+  auto engine = Engine::Create(testing::DefaultModel(), options);
+  EXPECT_TRUE(engine) << engine.error().message;
+  return engine ? std::move(*engine) : nullptr;
+}
+
+double Kl(std::span<const float> p, std::span<const float> q) {
+  const auto log_sum = [](std::span<const float> row) {
+    const double most = *std::max_element(row.begin(), row.end());
+    double sum = 0;
+    for (const float x : row) sum += std::exp(x - most);
+    return most + std::log(sum);
+  };
+  const double sum_p = log_sum(p), sum_q = log_sum(q);
+  double kl = 0;
+  for (size_t i = 0; i < p.size(); ++i) kl += std::exp(p[i] - sum_p) * (p[i] - sum_p - (q[i] - sum_q));
+  return kl;
+}
+
+double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
+  const auto vocab = static_cast<size_t>(testing::DefaultModel()->info().num_vocab);
+  double sum = 0;
+  for (size_t at = 0; at < a.size(); at += vocab) sum += Kl({a.data() + at, vocab}, {b.data() + at, vocab});
+  return sum / static_cast<double>(a.size() / vocab);
+}
+
+std::vector<float> Follow(Engine& engine, SequenceId sequence, const std::vector<int32_t>& tail) {
+  std::vector<float> logits;
+  const Status status = engine.Prefill(sequence, tail, false, &logits);
+  EXPECT_TRUE(status) << status.error().message;
+  return logits;
+}
+
+TEST(ModelRepeat, ASecondReadingLeavesTheCacheAsItWas) {
+  const std::vector<int32_t> context = Tokenize(Ledger(20)), tail = Tokenize("In chapter 7 the garden met a");
+  const EngineOptions options = Options({"kvzip:chunk=100"});
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  const std::vector<float> last(engine->logits(base).begin(), engine->logits(base).end());
+  const SequenceId untouched = *engine->Fork(base);
+  const std::vector<float> before = Follow(*engine, untouched, tail);
+  engine->Free(untouched);
+  ASSERT_TRUE(engine->Prefill(*engine->NewSequence(), tail));  // another sequence's block in between changes nothing
+  const KvStats stats = engine->stats();
+  const SequenceId fork = *engine->Fork(base);
+  const CompressTarget target{fork, 0.2};
+  const auto kept = engine->CompressForks(base, options.later_recipes.front(), {&target, 1});
+  ASSERT_TRUE(kept) << kept.error().message;
+  EXPECT_NEAR(kept->front(), 0.2, 0.001);
+  const std::vector<float> compressed = Follow(*engine, fork, tail);
+  EXPECT_GT(engine->stats().peak_bytes, stats.peak_bytes) << "what the reading takes for a while is counted";
+  engine->Free(fork);
+
+  const KvStats after = engine->stats();
+  EXPECT_EQ(after.entries, stats.entries);
+  EXPECT_EQ(after.page_bytes, stats.page_bytes);
+  EXPECT_EQ(after.used_bytes, stats.used_bytes + 90 * context.size() * sizeof(float)) << "the scores alone stay for other recipes";
+  EXPECT_EQ(engine->num_tokens(base), static_cast<int>(context.size()));
+  EXPECT_EQ(engine->EntryPositions(base, 4, 1).size(), context.size());
+  EXPECT_EQ(Follow(*engine, base, tail), before);
+  EXPECT_GT(MeanKl(before, compressed), 1e-4) << "control: dropping entries shows";
+  EXPECT_LT(MeanKl(before, compressed), 0.5);
+  EXPECT_EQ(last.size(), static_cast<size_t>(testing::DefaultModel()->info().num_vocab));
+}
+
+TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
+  const EngineOptions options = Options({"kvzip_uniform"});
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, Tokenize(Ledger(8))));
+  const std::vector<float> last(engine->logits(base).begin(), engine->logits(base).end());
+  ASSERT_TRUE(engine->Compress(base, options.later_recipes.front(), 0.5));
+  EXPECT_TRUE(std::equal(last.begin(), last.end(), engine->logits(base).begin()));
+}
+
+// A fact is asked for that nobody knew of while compressing.
+TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
+  // The last queries, which a window observes, are about something else.
+  const std::vector<int32_t> context = Tokenize(Ledger(24) + "\n\nRain fell on the roofs all night. By morning the streets were "
+                                                             "quiet, the shops stayed shut, and nobody spoke of the harvest.\n\n");
+  const std::vector<int32_t> tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const EngineOptions options = Options({"kvzip", "kvzip:chunk=128", "snapkv", "random"});
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  const SequenceId whole = *engine->Fork(base);
+  const std::vector<float> full = Follow(*engine, whole, tail);
+  std::vector<double> kl;
+  for (const Recipe& recipe : options.later_recipes) {
+    const SequenceId fork = *engine->Fork(base);
+    const CompressTarget target{fork, 0.2};
+    const auto kept = engine->CompressForks(base, recipe, {&target, 1});
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_NEAR(kept->front(), 0.2, 0.01);
+    kl.push_back(MeanKl(full, Follow(*engine, fork, tail)));
+    engine->Free(fork);
+  }
+  std::printf("KL kvzip %.4f, in chunks of 128 %.4f, snapkv %.4f, random %.4f\n", kl[0], kl[1], kl[2], kl[3]);
+  EXPECT_LT(kl[0], 0.5 * kl[2]);
+  EXPECT_LT(kl[0], 0.5 * kl[3]);
+  EXPECT_LT(kl[1], kl[2]);
+  EXPECT_LT(kl[1], kl[3]);
+}
+
+TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
+  EngineOptions options = Options({});
+  options.recipe = *ParseRecipe("kvzip");
+  options.compress = CompressMode::kBlock;
+  const auto block = Engine::Create(testing::DefaultModel(), options);
+  ASSERT_FALSE(block);
+  EXPECT_EQ(block.error().message,
+            "kvzip reads the whole prompt again before it drops anything, so it cannot evict after each block: use it with "
+            "--compress after");
+  options.compress = CompressMode::kAfter;
+  {
+    auto engine = Make(options);
+    const SequenceId filled = *engine->NewSequence();
+    ASSERT_TRUE(engine->FillForBenchmark(filled, 64));
+    const auto unknown = engine->Compress(filled, options.recipe, 0.5);
+    ASSERT_FALSE(unknown);
+    EXPECT_EQ(unknown.error().message, "kvzip reads the prompt again, and the tokens of this sequence are not known");
+  }
+  const std::vector<int32_t> context = Tokenize(Ledger(16));
+  options.max_sequences = 1;
+  options.budget_bytes = context.size() * 23040 + (size_t{3} << 20);
+  auto engine = Make(options);
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, context));
+  const auto tight = engine->Compress(sequence, options.recipe, 0.5);
+  ASSERT_FALSE(tight);
+  EXPECT_EQ(tight.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_NE(tight.error().message.find("not its second reading"), std::string::npos);
+  EXPECT_EQ(engine->EntryPositions(sequence, 0, 0).size(), context.size()) << "nothing was dropped";
+  EXPECT_LE(engine->stats().peak_bytes, options.budget_bytes);
+}
+
+}  // namespace
+}  // namespace pith
