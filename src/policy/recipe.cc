@@ -54,6 +54,7 @@ struct Draft {
   bool modifiers_cleared = false;
   std::optional<int> sinks;
   std::optional<PageFormat> format;
+  std::optional<PageFormat> named_format;  // the named recipe's own
 
   ChosenStage* Find(StageKind kind) {
     for (ChosenStage& stage : stages) {
@@ -229,6 +230,11 @@ Status AddNamed(std::string_view word, Draft& draft) {
   draft.named = &*it;
   for (std::string_view stage : SplitWords(it->stages, ' ')) {
     const size_t equals = stage.find('=');
+    if (stage.substr(0, equals) == "format") {
+      PITH_ASSIGN_OR_RETURN(draft.named_format, ParseFormat(stage.substr(equals + 1)));
+      draft.format = draft.named_format;
+      continue;
+    }
     PITH_RETURN_IF_ERROR(AddStage(stage.substr(0, equals), stage.substr(equals + 1), draft, false));
   }
   for (ChosenStage& stage : draft.stages) stage.set.clear();
@@ -307,7 +313,7 @@ std::string Normalised(const Draft& draft) {
     if (stage.spelled) add(stage.Text());
   }
   if (draft.sinks) add(fmt::format("sinks={}", *draft.sinks));
-  if (draft.format) add("format=" + draft.format->Name());
+  if (draft.format && draft.format != draft.named_format) add("format=" + draft.format->Name());
   return text;
 }
 

@@ -100,6 +100,9 @@ TEST(Recipe, SinksArePartOfTheRecipe) {
   EXPECT_EQ(ParseRecipe("snapkv sinks=0")->num_sinks, 0);
   EXPECT_EQ(ParseRecipe("snapkv sinks=7")->num_sinks, 7);
   EXPECT_FALSE(ParseRecipe("snapkv")->format.has_value());
+  EXPECT_EQ(ParseRecipe("pith")->format, PageFormat(KvFormat::kQ4, KvFormat::kQ2));
+  EXPECT_EQ(ParseRecipe("pith")->text, "pith");
+  EXPECT_EQ(ParseRecipe("pith format=q8")->text, "pith format=q8");
   EXPECT_EQ(ParseRecipe("snapkv format=q4_0")->format, PageFormat(KvFormat::kQ4));
   EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->format, PageFormat(KvFormat::kQ8, KvFormat::kQ4));
   EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->text, "snapkv:window=16 sinks=2 format=q8/q4");
