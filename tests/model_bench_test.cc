@@ -60,7 +60,7 @@ TEST(ModelBench, LibllamaSeesItsSyntheticCacheInEveryLayout) {
 }
 
 TEST(ModelBench, TheEngineSeesItsSyntheticCache) {
-  for (const char* recipe : {"full", "snapkv"}) {
+  for (const char* recipe : {"full", "snapkv", "full format=q4", "snapkv format=q4/q2"}) {
     SCOPED_TRACE(recipe);
     EngineOptions options;
     options.num_ctx = 3000;

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "engine/cache_formats.h"
 
 namespace pith::cli {
 
@@ -89,7 +90,7 @@ Status BenchRunner::CreateEngine(const BenchConfig& config, const BenchCase& ben
   options.format = config.format;
   options.budget_bytes = bench.kv_budget;
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(config.recipe));
-  if (config.keep < 1) options.keep_entries = std::max(1, static_cast<int>(config.keep * bench.ctx));
+  if (config.keep < 1) options.keep_entries = EntriesToKeep(model->info(), options.recipe, bench.ctx, config.keep);
   if (config.keep >= 1 && bench.kv_budget > 0) {
     // Nothing may be evicted, so each sequence needs its full cache, whatever a plan would make of less.
     const auto one = static_cast<double>(BytesPerToken(model->info(), config.format)) * options.num_ctx;

@@ -176,7 +176,6 @@ Status Judge::RunAfter(const JudgedTask& task, SequenceId base, bool pinned, con
 }
 
 Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink) {
-  const auto num_compressed = static_cast<double>(task.compressed.size());
   for (size_t i = 0; i < options_.recipes.size(); ++i) {
     for (const double keep : options_.keeps) {
       if (Interrupted()) return Cancelled("stopped");
@@ -190,12 +189,7 @@ Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink)
       options.compress = CompressMode::kBlock;
       options.seed = options_.seed;
       options.recipe = options_.recipes[i];
-      // Of a recipe with a format, a share of bytes.
-      const std::optional<PageFormat>& format = options.recipe.format;
-      const double entries =
-          format ? EntriesInBytes(model_->info(), *format, FormatsOf(*format).low.has_value(), num_compressed, keep)
-                 : keep * num_compressed;
-      options.keep_entries = std::max(1, static_cast<int>(std::floor(entries + 1e-9)));
+      options.keep_entries = EntriesToKeep(model_->info(), options.recipe, static_cast<int>(task.compressed.size()), keep);
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       PITH_ASSIGN_OR_RETURN(const SequenceId sequence, engine->NewSequence());
       PITH_RETURN_IF_ERROR(ReadContext(*engine, sequence, task, pinned));

@@ -48,6 +48,13 @@ double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, 
   return std::min(mean, pages * kPageEntries + std::max(0.0, rest));
 }
 
+int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, double share) {
+  const double entries = recipe.format ? EntriesInBytes(info, *recipe.format, FormatsOf(*recipe.format).low.has_value(),
+                                                        num_entries, share)
+                                       : share * num_entries;
+  return std::max(1, static_cast<int>(std::floor(entries + 1e-9)));
+}
+
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options) {
   if (formats.low) PITH_RETURN_IF_ERROR(cache.AddFormat(*formats.low, plan.num_low_pages));
   for (const Recipe& recipe : options.later_recipes) {

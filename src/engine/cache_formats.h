@@ -37,6 +37,9 @@ double TokenBytes(const ModelInfo& info, PageFormat format);
 // page are still f16.
 double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share);
 
+// Entries of `num_entries` that `share` means: of the entries, or of their f16 bytes where the recipe has a format.
+int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, double share);
+
 // Gives a cache the pages of the formats that it or a later recipe converts to. kOutOfBudget: no room for their tables.
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options);
 

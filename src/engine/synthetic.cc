@@ -36,9 +36,9 @@ Status FillHeads(KvCache& cache, int cache_id, int num_entries, int num_position
     const auto key_dim = static_cast<size_t>(layout.key_dim), value_dim = static_cast<size_t>(layout.value_dim);
     const std::vector<uint16_t> keys = RandomRows(key_dim, seed++), values = RandomRows(value_dim, seed++);
     for (HeadCache& head : cache.heads(cache_id, static_cast<int>(layer))) {
-      PITH_RETURN_IF_ERROR(head.Extend(num_entries));
       for (int at = 0; at < num_entries; at += kP) {
         const int count = std::min(kP, num_entries - at);
+        PITH_RETURN_IF_ERROR(head.Extend(count));
         const size_t row = static_cast<size_t>(at) % kDistinct;
         int32_t positions[kP];
         for (int i = 0; i < count; ++i) {
@@ -49,8 +49,9 @@ Status FillHeads(KvCache& cache, int cache_id, int num_entries, int num_position
         for (const auto& [column, initial] : column_initials) {
           if (column < layout.num_columns) std::fill_n(layout.column(head.page_of(at), column), count, initial);
         }
+        head.Commit(count);
+        PITH_RETURN_IF_ERROR(head.Demote(0));
       }
-      head.Commit(num_entries);
     }
   }
   return {};
