@@ -59,5 +59,19 @@ TEST(ModelApi, SavedAndForkedConversationsGoOnAsTheOriginal) {
   unlink(path.c_str());
 }
 
+TEST(ModelApi, CancelEndsOneGeneration) {
+  auto session = Open(1);
+  ASSERT_TRUE(session) << session.error().message;
+  int pieces = 0;
+  const auto cancelled = session->Generate("Once upon a time", kGreedy, [&](std::string_view) {
+    if (++pieces == 2) session->Cancel();
+    return true;
+  });
+  ASSERT_FALSE(cancelled);
+  EXPECT_EQ(cancelled.error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(pieces, 2);
+  EXPECT_FALSE(Continue(*session, " there was").empty());
+}
+
 }  // namespace
 }  // namespace pith

@@ -102,7 +102,7 @@ class PITH_EXPORT Session {
   // conversation is empty after an error.
   Status Restore(const std::string& path);
 
-  // Makes a running Generate() return kCancelled.
+  // Makes a running Generate() return kCancelled, on this session or a fork of it; later ones are not concerned.
   void Cancel();
 
   SessionStats stats() const;

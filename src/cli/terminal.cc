@@ -55,6 +55,7 @@ bool Interrupted() { return g_interrupts.load() > 0; }
 void ClearInterrupt() { g_interrupts.store(0); }
 
 CancelOnInterrupt::CancelOnInterrupt(Engine& engine) {
+  engine.ClearCancel();
   g_engine.store(&engine);
   if (Interrupted()) engine.Cancel();
 }

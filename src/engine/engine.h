@@ -162,7 +162,10 @@ class Engine {
   virtual EngineTimes times() const = 0;
   virtual const HostModel& model() const = 0;
 
+  // What is being read ends with kCancelled, and so does whatever comes until ClearCancel().
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  void ClearCancel() { cancelled_.store(false, std::memory_order_relaxed); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
  protected:
   std::atomic<bool> cancelled_{false};

@@ -74,6 +74,7 @@ Result<Generation> Session::Generate(std::string_view prompt, const GenerateOpti
   HostModel& model = *state_->model;
   Engine& engine = *state_->engine;
   const SequenceId sequence = state_->sequence;
+  engine.ClearCancel();
 
   std::string text(prompt);
   if (options.chat) {
@@ -102,6 +103,7 @@ Result<Generation> Session::Generate(std::string_view prompt, const GenerateOpti
     sent = end;
   };
   while (generation.tokens < options.max_tokens && !stopped) {
+    if (engine.cancelled()) return MakeError(ErrorCode::kCancelled, "stopped while generating");
     const int32_t token = sampler.Sample(engine.logits(sequence));
     if (model.IsEndOfGeneration(token)) {
       generation.ended = true;
