@@ -117,7 +117,8 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     EXPECT_LE(stats.peak_bytes, stats.budget_bytes);
     EXPECT_GT(stats.entries, 0);
     EXPECT_TRUE(read || keeps);
-    EXPECT_TRUE(keeps || stats.kept_fraction < 1);
+    // In few bits the smallest budget may hold the whole text.
+    EXPECT_TRUE(keeps || recipe->format || stats.kept_fraction < 1);
     evicted += stats.kept_fraction < 1;
   }
   EXPECT_GT(evicted, 10) << "the budget was never short";
