@@ -1,5 +1,6 @@
 // A sequence's cache as bytes: for each layer its heads and the shape of their pages, for each head the number of its
-// entries and its pages, as they lie in memory. In an incomplete last page the unused slots are zero.
+// entries and its pages, as they lie in memory. Unused slots of an incomplete last page
+// are zero, and so is what lies between the parts of a page.
 //
 //   u32 layers
 //   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 format of low pages; heads
@@ -43,16 +44,18 @@ tl::unexpected<Error> OtherShape(const std::string& what) {
 void HeadCache::Save(ByteWriter& writer) const {
   writer.Number(static_cast<uint32_t>(num_entries_));
   writer.Number(static_cast<uint32_t>(num_low_));
-  std::vector<std::byte> last;
+  std::vector<std::byte> copy;
   for (int at = 0; at < num_entries_; at += kP) {
     const PageLayout& layout = layout_of(at);
     const std::byte* page = page_of(at);
     if (const int count = num_entries_ - at; count < kP) {
-      last.assign(layout.page_bytes, std::byte{0});
-      for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, last.data(), i, page, i);
-      page = last.data();
+      copy.assign(layout.page_bytes, std::byte{0});
+      for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, copy.data(), i, page, i);
+    } else {
+      copy.assign(page, page + layout.page_bytes);
     }
-    writer.Write({page, layout.page_bytes});
+    layout.ClearPadding(copy.data());
+    writer.Write(copy);
   }
 }
 

@@ -31,7 +31,8 @@ class FileWriter final : public ByteWriter {
   void Write(std::span<const std::byte> bytes) override {
     hash_.Add(bytes);
     num_bytes_ += bytes.size();
-    ok_ = ok_ && std::fwrite(bytes.data(), 1, bytes.size(), file_) == bytes.size();
+    // An empty span may have no address, which fwrite must not get.
+    ok_ = ok_ && (bytes.empty() || std::fwrite(bytes.data(), 1, bytes.size(), file_) == bytes.size());
   }
   bool ok() const { return ok_; }
   uint64_t num_bytes() const { return num_bytes_; }
@@ -51,7 +52,7 @@ class FileReader final : public ByteReader {
   bool Read(std::span<std::byte> to) override {
     if (to.size() > left_) return false;
     left_ -= to.size();
-    return std::fread(to.data(), 1, to.size(), file_) == to.size();
+    return to.empty() || std::fread(to.data(), 1, to.size(), file_) == to.size();
   }
 
  private:

@@ -29,6 +29,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -135,6 +136,19 @@ struct PageLayout {
   }
   size_t key_scale_bytes() const { return value_scale_offset - key_scale_offset; }
   size_t value_scale_bytes() const { return position_offset - value_scale_offset; }
+
+  // Zeros between the parts of a page, which nothing else writes: for pages that leave the process.
+  void ClearPadding(std::byte* page) const {
+    const auto clear = [page](size_t offset, size_t bytes, size_t next) {
+      std::memset(page + offset + bytes, 0, next - offset - bytes);
+    };
+    clear(key_offset, key_bytes(), value_offset);
+    clear(value_offset, value_row_bytes() * kPageEntries, key_scale_offset);
+    clear(key_scale_offset, ScaleBytes(format.key, key_dim), value_scale_offset);
+    clear(value_scale_offset, ScaleBytes(format.value, value_groups() * kPageEntries), position_offset);
+    clear(position_offset, sizeof(int32_t) * kPageEntries, column_offset);
+    clear(column_offset, sizeof(float) * kPageEntries * static_cast<size_t>(num_columns), page_bytes);
+  }
 
   int32_t* positions(std::byte* page) const { return reinterpret_cast<int32_t*>(page + position_offset); }
   const int32_t* positions(const std::byte* page) const {
