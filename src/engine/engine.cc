@@ -170,6 +170,17 @@ Status EngineImpl::CheckPinned(const Sequence& sequence, int64_t more) const {
   return OutOfBudget(fmt::format("the KV budget holds {} entries per head, fewer than the {} pinned tokens", plan_.keep_entries, pinned));
 }
 
+Status EngineImpl::RunRows(Sequence& sequence, std::span<const int32_t> tokens, bool all_logits, int num_sparse_rows) {
+  tokens_.assign(tokens.begin(), tokens.end());
+  positions_.resize(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) positions_[i] = sequence.next_position + static_cast<int32_t>(i);
+  slots_.assign(tokens.size(), sequence.slot);
+  wants_logits_.assign(tokens.size(), all_logits);
+  wants_logits_.back() = 1;  // libllama wants at least one
+  groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(tokens.size()), num_sparse_rows});
+  return RunBlock();
+}
+
 Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
                            const Progress& progress) {
   if (tokens.empty()) return InvalidArgument("there are no tokens to read");
@@ -182,17 +193,10 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
   }
   const size_t vocab = static_cast<size_t>(model_->info().num_vocab);
   for (size_t at = 0; at < tokens.size();) {
-    if (cancelled_.load(std::memory_order_relaxed)) return Cancelled("stopped while reading the prompt");
+    if (cancelled()) return Cancelled("stopped while reading the prompt");
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
-    tokens_.assign(tokens.begin() + static_cast<std::ptrdiff_t>(at), tokens.begin() + static_cast<std::ptrdiff_t>(at + count));
-    positions_.resize(count);
-    slots_.assign(count, sequence.slot);
-    wants_logits_.assign(count, all_logits != nullptr);
-    wants_logits_.back() = 1;
-    for (size_t i = 0; i < count; ++i) positions_[i] = sequence.next_position + static_cast<int32_t>(i);
     const bool ends = at + count == tokens.size() && !prompt_continues_;
-    groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(count), SparseRows(static_cast<int>(count), ends)});
-    PITH_RETURN_IF_ERROR(RunBlock());
+    PITH_RETURN_IF_ERROR(RunRows(sequence, tokens.subspan(at, count), all_logits != nullptr, SparseRows(static_cast<int>(count), ends)));
     if (all_logits != nullptr) {
       for (size_t i = 0; i < count; ++i) {
         const std::span<const float> row = context_->logits(static_cast<int>(i));
@@ -217,7 +221,7 @@ Status EngineImpl::PrefillTogether(std::span<const SequenceId> ids, std::span<co
     const size_t num = std::min(together, ids.size() - from);
     const size_t step = static_cast<size_t>(plan_.block_tokens) / num;
     for (size_t at = 0; at < tokens.size(); at += step) {
-      if (cancelled_.load(std::memory_order_relaxed)) return Cancelled("stopped while reading the prompt");
+      if (cancelled()) return Cancelled("stopped while reading the prompt");
       const size_t count = std::min(step, tokens.size() - at);
       tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
       for (size_t s = 0; s < num; ++s) {

@@ -100,7 +100,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
   Status ReadAgain(Sequence& source, const ActiveRecipe& active);
   Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
-  Status RunRows(Sequence& sequence, std::span<const int32_t> tokens);
+  // One block of one sequence; without all_logits only the last row has some.
+  Status RunRows(Sequence& sequence, std::span<const int32_t> tokens, bool all_logits, int num_sparse_rows);
   int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
   Result<int> ChunkOf(const Sequence& sequence, const RepeatOptions& options, int overhead) const;
   int LayerOf(int global_layer) const;
@@ -122,9 +123,7 @@ class EngineImpl final : public Engine, public AttentionSink {
     const int segment = options_.recipe.prefill->segment;
     return ends ? (count - 1) / segment * segment : count;
   }
-  bool evicts_while_running() const {
-    return options_.compress == CompressMode::kBlock && !active_.front().recipe.policy->keeps_everything();
-  }
+  bool evicts_while_running() const { return style_.evicts; }
 
   std::shared_ptr<HostModel> model_;
   EngineOptions options_;

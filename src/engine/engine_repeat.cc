@@ -42,28 +42,16 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
   context_->CopySlot(source.slot, fork.slot);
   Status status;
   for (size_t at = 0; at < tokens.size() && status; at += static_cast<size_t>(plan_.block_tokens)) {
-    if (cancelled_.load(std::memory_order_relaxed)) {
+    if (cancelled()) {
       status = Cancelled("stopped while reading the prompt again");
       break;
     }
-    status = RunRows(fork, tokens.subspan(at, std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens))));
+    status = RunRows(fork, tokens.subspan(at, std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens))), false, 0);
   }
   cache_->Free(fork.cache_id);
   context_->ClearSlot(fork.slot);
   groups_.clear();
   return status;
-}
-
-// One block of one sequence whose logits nobody wants.
-Status EngineImpl::RunRows(Sequence& sequence, std::span<const int32_t> tokens) {
-  tokens_.assign(tokens.begin(), tokens.end());
-  positions_.resize(tokens.size());
-  for (size_t i = 0; i < tokens.size(); ++i) positions_[i] = sequence.next_position + static_cast<int32_t>(i);
-  slots_.assign(tokens.size(), sequence.slot);
-  wants_logits_.assign(tokens.size(), 0);
-  wants_logits_.back() = 1;  // libllama wants at least one
-  groups_.assign(1, RowGroup{&sequence, 0, static_cast<int>(tokens.size()), 0});
-  return RunBlock();
 }
 
 Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {

@@ -141,10 +141,6 @@ void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, int
   }
 }
 
-std::vector<ColumnSpec> PageColumns(const Policy& policy) {
-  return policy.repeat() != nullptr ? std::vector<ColumnSpec>() : policy.columns();
-}
-
 void LayerOps::FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team) {
   if (team.ith == 0) {
     const int heads_per_group = task_.num_heads / task_.num_kv_heads;

@@ -44,9 +44,6 @@ struct RepeatObserver {
   RepeatColumns& columns;
 };
 
-// Columns of a policy that live in pages.
-std::vector<ColumnSpec> PageColumns(const Policy& policy);
-
 class LayerOps {
  public:
   // column_initials: columns whose value of a new entry is not 0.

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "engine/cache_formats.h"
+#include "engine/repeat.h"
 
 namespace pith {
 namespace {
@@ -248,8 +249,7 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
 Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
   PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
   const Policy* policy = options.recipe.policy.get();
-  const bool in_pages = policy != nullptr && policy->repeat() == nullptr;
-  const int num_columns = in_pages ? static_cast<int>(policy->columns().size()) : 0;
+  const int num_columns = policy != nullptr ? static_cast<int>(PageColumns(*policy).size()) : 0;
   const std::vector<CacheLayer> layers = LayersOf(info, formats.entry, num_columns);
   const EvictionStyle style = StyleOf(info, options);
   PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, layers, style, options));

@@ -23,6 +23,10 @@ Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
 
 }  // namespace
 
+std::vector<ColumnSpec> PageColumns(const Policy& policy) {
+  return policy.repeat() != nullptr ? std::vector<ColumnSpec>() : policy.columns();
+}
+
 Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(Ledger* ledger, const Policy& policy, int prefix,
                                                              std::span<const std::vector<int>> entries) {
   std::shared_ptr<RepeatColumns> made(new RepeatColumns(ledger));

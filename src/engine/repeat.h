@@ -23,6 +23,9 @@
 
 namespace pith {
 
+// Columns of a policy that live in pages: those of a second reading do not.
+std::vector<ColumnSpec> PageColumns(const Policy& policy);
+
 // Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.
 class RepeatColumns {
  public:

@@ -22,7 +22,6 @@
 namespace pith::kernels {
 namespace {
 
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLn2 = 0.69314718055994530942f;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
@@ -219,24 +218,18 @@ class Worker {
   int num_blocks() const { return (tile_->num_rows() + kernels_.block_rows - 1) / kernels_.block_rows; }
   int BlockBegin(int block) const { return tile_->num_rows() * block / num_blocks(); }
 
-  float query_scale() const {
-    return task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
-  }
-
   // Packs the tile's queries and resets its accumulator.
   void Prepare() {
     const int rows = tile_->num_rows();
     const auto dim = static_cast<size_t>(task_.key_dim);
-    const float scale = query_scale();
+    const float scale = QueryScale(task_);
     for (int block = 0; block < num_blocks(); ++block) {
       const int begin = BlockBegin(block);
       const int block_rows = BlockBegin(block + 1) - begin;
       float* packed = space_.queries + static_cast<size_t>(begin) * dim;
       for (int r = 0; r < block_rows; ++r) {
         const int row = tile_->begin + begin + r;
-        const int head = tile_->head * geometry_.group + row % geometry_.group;
-        const float* query = task_.queries + static_cast<size_t>(row / geometry_.group) * task_.query_token_stride +
-                             static_cast<size_t>(head) * task_.query_head_stride;
+        const float* query = QueryOfRow(task_, tile_->head, row);
         space_.query_rows[begin + r] = query;
         for (size_t d = 0; d < dim; ++d)
           packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
@@ -282,7 +275,7 @@ class Worker {
         const int begin = BlockBegin(block);
         args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
         args.query_rows = space_.query_rows + begin;
-        args.query_scale = query_scale();
+        args.query_scale = QueryScale(task_);
         args.scores = space_.scores + begin * kStepEntries + p * kPageEntries;
         kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
         args.prefetch = {};

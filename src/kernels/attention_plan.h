@@ -95,6 +95,21 @@ inline int32_t FirstVisible(const AttentionTask& task, int32_t position) {
   return INT32_MIN;
 }
 
+inline constexpr float kLog2E = 1.44269504088896340736f;
+
+// What queries are multiplied with: scores are exponents of 2, or what goes into the soft cap.
+inline float QueryScale(const AttentionTask& task) {
+  return task.soft_cap != 0.0f ? task.scale / task.soft_cap : task.scale * kLog2E;
+}
+
+// [D] of a row of a kv head.
+inline const float* QueryOfRow(const AttentionTask& task, int kv_head, int row) {
+  const int group = task.num_heads / task.num_kv_heads;
+  return task.queries + static_cast<size_t>(row / group) * task.query_token_stride +
+         static_cast<size_t>(kv_head * group + row % group) * task.query_head_stride;
+}
+
+
 // Rows [begin, end) of one kv head, and what they may see.
 struct Tile {
   int head = 0;

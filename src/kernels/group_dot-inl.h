@@ -58,6 +58,12 @@ alignas(16) inline constexpr uint8_t kTranspose[16] = {0, 4, 8, 12, 1, 5, 9, 13,
 // The low and then the second bytes of four words.
 alignas(16) inline constexpr uint8_t kLowHigh[16] = {0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13};
 
+HWY_INLINE long long EightBytes(const uint8_t* at) {
+  long long word = 0;
+  std::memcpy(&word, at, sizeof(word));
+  return word;
+}
+
 #if HWY_TARGET == HWY_AVX2
 alignas(32) inline constexpr int32_t kRowsOfEight[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 7};
@@ -69,12 +75,6 @@ HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm256_madd_epi16(pa
 HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
   const __m256i packed = _mm256_permute4x64_epi64(bytes.raw, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
-}
-
-HWY_INLINE long long EightBytes(const uint8_t* at) {
-  long long word = 0;
-  std::memcpy(&word, at, sizeof(word));
-  return word;
 }
 
 // Lane vector v of the codes of four groups, `stride` bytes apart: byte k of lane i is of group k, element i.
@@ -111,11 +111,6 @@ HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
 }
 
 HWY_INLINE __m128i SixteenBytes(const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); }
-HWY_INLINE long long EightBytes(const uint8_t* at) {
-  long long word = 0;
-  std::memcpy(&word, at, sizeof(word));
-  return word;
-}
 
 template <class Codes, bool kContiguous>
 HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {

@@ -11,7 +11,6 @@
 namespace pith::kernels {
 namespace {
 
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Packed queries of a tile live on the stack: 64 KiB.
@@ -75,21 +74,12 @@ class Scorer {
 
   int BlockRows(const Tile& tile, int begin) const { return std::min(kernels_.block_rows, tile.num_rows() - begin); }
 
-  float query_scale() const {
-    return task_.soft_cap != 0.0f ? task_.scale / task_.soft_cap : task_.scale * kLog2E;
-  }
-
-  const float* QueryOf(const Tile& tile, int row) const {
-    return task_.queries + static_cast<size_t>(row / group_) * task_.query_token_stride +
-           static_cast<size_t>(tile.head * group_ + row % group_) * task_.query_head_stride;
-  }
-
   void Pack(const Tile& tile, float* packed) const {
-    const float scale = query_scale();
+    const float scale = QueryScale(task_);
     for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
       const int rows = BlockRows(tile, begin);
       for (int r = 0; r < rows; ++r) {
-        const float* query = QueryOf(tile, tile.begin + begin + r);
+        const float* query = QueryOfRow(task_, tile.head, tile.begin + begin + r);
         for (int d = 0; d < task_.key_dim; ++d) packed[begin * task_.key_dim + d * rows + r] = query[d] * scale;
       }
     }
@@ -135,9 +125,9 @@ class Scorer {
       const int rows = BlockRows(tile, begin);
       args.queries = packed + begin * task_.key_dim;
       const float* query_rows[kMaxBlockRows];
-      for (int r = 0; r < rows; ++r) query_rows[r] = QueryOf(tile, tile.begin + begin + r);
+      for (int r = 0; r < rows; ++r) query_rows[r] = QueryOfRow(task_, tile.head, tile.begin + begin + r);
       args.query_rows = query_rows;
-      args.query_scale = query_scale();
+      args.query_scale = QueryScale(task_);
       if (visibility == PageVisibility::kHidden) {
         std::fill_n(scores, rows * kStepEntries, kMinusInf);
       } else {

@@ -2,7 +2,9 @@
 #ifndef PITH_POLICY_OBSERVE_H_
 #define PITH_POLICY_OBSERVE_H_
 
+#include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "policy/policy.h"
 
@@ -29,6 +31,16 @@ void ForEachWeight(const Observation& seen, Visit visit) {
       visit(j, t, weight);
     }
   }
+}
+
+// Raises a column [n] to the largest weight that each entry gets, over queries and the group.
+inline void KeepLargest(const Observation& seen, float* column) {
+  ForEachWeight<GroupBy::kMax>(seen, [column](size_t j, int, float weight) { column[j] = std::max(column[j], weight); });
+}
+
+// A head's column as its scores.
+inline void ScoreByColumn(const HeadInputs& head, size_t column, std::vector<float>& scores) {
+  scores.assign(head.columns[column], head.columns[column] + head.num_entries);
 }
 
 }  // namespace pith

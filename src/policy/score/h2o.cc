@@ -19,10 +19,7 @@ class H2o final : public Scorer {
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
-      const float* sums = inputs.heads[h].columns[0];
-      scores.heads[h].assign(sums, sums + inputs.heads[h].num_entries);
-    }
+    for (size_t h = 0; h < scores.heads.size(); ++h) ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
   }
 
   void Rerank(HeadRank& rank) const override {

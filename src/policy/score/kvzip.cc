@@ -5,8 +5,6 @@
 // Of an observation, the probabilities are a softmax over prefix, chunk and repeated text alone, in float32 where the
 // authors' code has the model's type. The prefix is what is pinned at the front: the first tokens here, the system
 // prompt where the caller pins it. It is part of the total that stays, the authors count the context apart.
-#include <algorithm>
-
 #include "policy/observe.h"
 #include "policy/stage.h"
 
@@ -24,15 +22,11 @@ class KvZip final : public Scorer {
   std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    ForEachWeight<GroupBy::kMax>(seen,
-                                 [&](size_t j, int, float weight) { columns[0][j] = std::max(columns[0][j], weight); });
+    KeepLargest(seen, columns[0]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
-      const float* peaks = inputs.heads[h].columns[0];
-      scores.heads[h].assign(peaks, peaks + inputs.heads[h].num_entries);
-    }
+    for (size_t h = 0; h < scores.heads.size(); ++h) ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
   }
 
  private:

@@ -2,8 +2,6 @@
 // queries and the group, without time.
 //
 // A relative of KVzip (score=kvzip) over the prompt's own queries, which needs no second pass.
-#include <algorithm>
-
 #include "policy/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -19,14 +17,12 @@ class Peak final : public Scorer {
   std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    ForEachWeight<GroupBy::kMax>(seen,
-                                 [&](size_t j, int, float weight) { columns[0][j] = std::max(columns[0][j], weight); });
+    KeepLargest(seen, columns[0]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     for (size_t h = 0; h < scores.heads.size(); ++h) {
-      const float* peaks = inputs.heads[h].columns[0];
-      scores.heads[h].assign(peaks, peaks + inputs.heads[h].num_entries);
+      ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
       ProtectNewest(scores.heads[h], recent_);
     }
   }
