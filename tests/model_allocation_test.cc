@@ -112,6 +112,7 @@ TEST(ModelAllocation, DecodingAllocatesNothing) {
   EXPECT_EQ(CountedInDecode("full", 0, KvFormat::kQ8, 1), 0);
   EXPECT_EQ(CountedInDecode("full", 0, KvFormat::kF16, 3), 0);
   EXPECT_EQ(CountedInDecode("snapkv", 300, KvFormat::kF16, 1), 0) << "a recipe that has nothing to drop yet";
+  EXPECT_EQ(CountedInDecode("expectedattention", 300, KvFormat::kF16, 1), 0) << "one that counts every query";
 }
 
 // The controls: an allocation in our code is seen, on any of the threads; one outside is not. Evictions allocate.

@@ -66,6 +66,25 @@ TEST_F(SessionFile, BodiesComeBackAsTheyWere) {
   }
 }
 
+// The moments of queries, of a recipe that reads them.
+TEST_F(SessionFile, MomentsComeBackOrAreRefused) {
+  const auto with_moments = [this](int heads) {
+    Sequence sequence = sample_.NewSequence();
+    sequence.moments = QueryMoments({.num_layers = 1, .num_heads = heads, .key_dim = 4});
+    return sequence;
+  };
+  Sequence saved = with_moments(2), same = with_moments(2), other = with_moments(3);
+  for (size_t i = 0; i < saved.moments.data().size(); ++i) saved.moments.data()[i] = static_cast<float>(i);
+  const Bytes body = sample_.Body(saved);
+  SessionNote note;
+  ASSERT_TRUE(sample_.Read(body, same, note));
+  EXPECT_EQ(same.moments.data(), saved.moments.data());
+  const Status refused = sample_.Read(body, other, note);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("moments"), std::string::npos) << refused.error().message;
+  for (const int cache_id : {saved.cache_id, same.cache_id, other.cache_id}) sample_.cache().Free(cache_id);
+}
+
 TEST_F(SessionFile, EveryTruncationIsRefused) {
   const Bytes body = BodyOf(40);
   for (size_t length = 0; length < body.size(); ++length) {

@@ -161,6 +161,7 @@ TEST_P(SlowSessions, AForkGoesOnWithTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(Families, SlowSessions,
                          ::testing::Values(std::pair("", "snapkv"), std::pair("", "h2o"), std::pair("llama", "adakv"),
+                                           std::pair("llama", "expectedattention"),
                                            std::pair("llama", "d2o"), std::pair("llama", "snapkv format=q4"),
                                            std::pair("gemma3", "full format=q2"), std::pair("gemma3", "snapkv"),
                                            std::pair("gemma4", "keydiff"), std::pair("deepseek2", "h2o"),

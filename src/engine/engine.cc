@@ -35,6 +35,7 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
   const uint32_t needs = recipe.policy->needs();
   if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
   observes_every_query_ = observes_every_query_ || (needs & kNeedEveryQuery) != 0;
+  counts_moments_ = counts_moments_ || (needs & kNeedQueryMoments) != 0;
   reads_again_ = reads_again_ || recipe.policy->repeat() != nullptr;
 }
 
@@ -81,6 +82,7 @@ Status EngineImpl::Init() {
   }
   std::vector<CacheLayer> layers = BuildLayers();
   for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
+  PITH_RETURN_IF_ERROR(CheckRotations());
   style_ = StyleOf(model_->info(), options_);
   const int num_slots = std::max(options_.max_sequences, 1);
   EngineOptions planned = options_;
@@ -89,7 +91,8 @@ Status EngineImpl::Init() {
 
   ledger_ = std::make_unique<Ledger>(plan_.budget_bytes);
   if (!ledger_->TryCharge(MemoryTag::kBlock, plan_.block_bytes) ||
-      !ledger_->TryCharge(MemoryTag::kRecurrent, plan_.recurrent_bytes)) {
+      !ledger_->TryCharge(MemoryTag::kRecurrent, plan_.recurrent_bytes) ||
+      !ledger_->TryCharge(MemoryTag::kTables, plan_.moment_bytes)) {
     return OutOfBudget("the KV budget does not hold libllama's block");
   }
   PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
@@ -99,6 +102,18 @@ Status EngineImpl::Init() {
                                                       options_.num_threads, this));
   ops_ = std::make_unique<LayerOps>(*model_, *cache_, column_initials_, options_.recipe.prefill);
   slot_used_.assign(static_cast<size_t>(num_slots), false);
+  return {};
+}
+
+Status EngineImpl::CheckRotations() const {
+  for (const ActiveRecipe& active : active_) {
+    if ((active.recipe.policy->needs() & kNeedQueryMoments) == 0) continue;
+    for (const LayerShape& layer : model_->info().layers) {
+      if (layer.kind != LayerKind::kGlobal || layer.rotation) continue;
+      return Unsupported(fmt::format("{} foresees queries by undoing their rotation (RoPE), which {} models apply in a form that "
+                                     "cannot be undone", active.recipe.text, model_->info().architecture));
+    }
+  }
   return {};
 }
 
@@ -125,6 +140,7 @@ Result<SequenceId> EngineImpl::NewSequence() {
     }
     sequence.queries = QueryRing(num_global_layers_, num_heads, key_dim, ring_window_);
   }
+  if (counts_moments_) sequence.moments = QueryMoments(MomentsOf(model_->info()));
   if (reads_again_) sequence.tokens.reserve(static_cast<size_t>(options_.num_ctx));
   *slot = true;
   context_->ClearSlot(sequence.slot);
@@ -385,6 +401,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     } else if (observes_every_query_) {
       ops_->Observe(layer, group, active_, team);
     }
+    if (!repeats && counts_moments_) ops_->AddMoments(call, group, global, team);
     if (evict) EvictInLayer(call, group, team);
     if (demotes) DemoteLayer(*group.sequence, layer, team);
     if (team.ith == 0) times_.policy += SecondsSince(policy_start);

@@ -72,6 +72,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   SessionOwner Owner() const;
   std::vector<CacheLayer> BuildLayers();
   void AddRecipe(const Recipe& recipe);
+  // kUnsupported: a recipe must undo the rotation of queries and cannot.
+  Status CheckRotations() const;
   // All threads: full pages of a layer go to the low format.
   void DemoteLayer(const Sequence& sequence, int layer, const Team& team);
   Status DemoteAll(const Sequence& sequence);
@@ -143,6 +145,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int64_t num_global_heads_ = 0;
   int ring_window_ = 0;
   bool observes_every_query_ = false;
+  bool counts_moments_ = false;
   bool reads_again_ = false;  // a recipe may want a second reading, so tokens are remembered
   int spare_slot_ = -1;       // of the host context, for that reading
   bool eviction_on_ = true;

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/projected_norms.h"
+#include "kernels/triangles.h"
 
 namespace pith {
 namespace {
@@ -139,6 +140,54 @@ void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, int
                   sizeof(float) * static_cast<size_t>(task_.key_dim));
     }
   }
+}
+
+void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, int global_layer, const Team& team) {
+  const Rotation& rotation = *model_.info().layers[static_cast<size_t>(call.cache_layer)].rotation;
+  const int first = std::clamp(kUncountedQueries - positions_.front(), 0, group.num_rows), count = group.num_rows - first;
+  const auto dim = static_cast<size_t>(task_.key_dim), factors = 2 * rotation.pairs.size();
+  if (team.ith == 0) {
+    const size_t rows = static_cast<size_t>(team.nth * kObservedRows) * dim;
+    moment_scratch_ = moment_buffer_.Floats(rows + static_cast<size_t>(group.num_rows) * factors);
+  }
+  team.Sync();
+  float* rows = moment_scratch_ + static_cast<size_t>(team.ith * kObservedRows) * dim;
+  float* turns = moment_scratch_ + static_cast<size_t>(team.nth * kObservedRows) * dim;
+  const auto turn = [&](int t) { return std::span(turns + static_cast<size_t>(t) * factors, factors); };
+  for (int t = first + team.ith; t < group.num_rows; t += team.nth) rotation.Unturn(positions_[static_cast<size_t>(t)], turn(t));
+  team.Sync();
+  for (int h = team.ith; h < task_.num_heads; h += team.nth) {
+    for (int from = 0; from < count; from += kObservedRows) {
+      const int some = std::min(kObservedRows, count - from);
+      for (int i = 0; i < some; ++i) {
+        const int t = first + from + i;
+        const float* query = task_.queries + static_cast<size_t>(t) * task_.query_token_stride +
+                             static_cast<size_t>(h) * task_.query_head_stride;
+        float* row = std::copy_n(query, dim, rows + static_cast<size_t>(i) * dim) - dim;
+        rotation.Apply(turn(t), row);
+      }
+      const int64_t before = positions_.front() + first + from - kUncountedQueries;
+      group.sequence->moments.Add(global_layer, h, before, rows, some, task_.key_dim);
+    }
+  }
+  team.Sync();
+}
+
+void LayerOps::GatherMoments(const Sequence& sequence, int layer, int global_layer, int head_index) {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const int group = shape.num_heads / shape.num_kv_heads;
+  const size_t dim = static_cast<size_t>(shape.key_dim), triangle = kernels::TriangleSize(shape.key_dim);
+  buffers.query_means.resize(static_cast<size_t>(group) * dim);
+  buffers.query_covariances.resize(static_cast<size_t>(group) * triangle);
+  for (int g = 0; g < group; ++g) {
+    const int head = head_index * group + g;
+    std::copy_n(sequence.moments.mean(global_layer, head), dim, buffers.query_means.data() + static_cast<size_t>(g) * dim);
+    sequence.moments.Covariance(global_layer, head, sequence.next_position - kUncountedQueries, shape.key_dim,
+                                buffers.query_covariances.data() + static_cast<size_t>(g) * triangle);
+  }
+  head_inputs_[static_cast<size_t>(head_index)].query_means = buffers.query_means.data();
+  head_inputs_[static_cast<size_t>(head_index)].query_covariances = buffers.query_covariances.data();
 }
 
 void LayerOps::FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team) {
@@ -356,6 +405,7 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     }
     inputs.window_queries = buffers.window_queries.data();
   }
+  if (needs & kNeedQueryMoments) GatherMoments(sequence, layer, global_layer, head_index);
   const size_t num_columns = active.recipe.policy->columns().size();
   buffers.columns.resize(n * num_columns);
   buffers.column_pointers.resize(num_columns);
@@ -419,6 +469,9 @@ void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_gl
                           .value_dim = shape.value_dim,
                           .window = window_count_,
                           .seed = seed,
+                          .next_position = sequence.next_position,
+                          .attention_scale = params_[static_cast<size_t>(layer)].scale,
+                          .rotation = shape.rotation ? &*shape.rotation : nullptr,
                           .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
     scores = LayerScores{};
     scores.layer = global_layer;

@@ -67,6 +67,9 @@ class LayerOps {
   // Thread 0: remembers the last queries.
   void KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer);
 
+  // All threads, after Prepare(): the group's queries as they were before RoPE into the sequence's moments.
+  void AddMoments(const AttentionCall& call, const RowGroup& group, int global_layer, const Team& team);
+
   // All threads: scores a layer by a recipe. inputs() stays valid until the next call.
   // pin: entries that no recipe may drop are marked (sinks and pinned ranges).
   void Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active, uint64_t seed,
@@ -85,6 +88,7 @@ class LayerOps {
   void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
                     const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
+  void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
   void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
   void ValueNorms(int layer, int head, const HeadCache& cache, float* norms) const;
 
@@ -96,7 +100,8 @@ class LayerOps {
   std::vector<kernels::Segment> segments_;
   std::vector<kernels::HeadEntries> heads_;
   std::vector<int32_t> positions_;       // of the group's rows
-  Scratch attention_buffer_;
+  Scratch attention_buffer_, moment_buffer_;
+  float* moment_scratch_ = nullptr;
   std::byte* attention_scratch_ = nullptr;
   std::optional<PrefillPruner> pruner_;
   PrunedCall pruned_;
@@ -113,7 +118,7 @@ class LayerOps {
   struct HeadBuffers {
     std::vector<int32_t> positions;
     std::vector<uint8_t> pinned;
-    std::vector<float> keys, values, value_norms, columns;
+    std::vector<float> keys, values, value_norms, columns, query_means, query_covariances;
     std::vector<float*> column_pointers;
     std::vector<float> window_queries;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading

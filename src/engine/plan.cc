@@ -28,6 +28,7 @@ struct Shape {
   size_t all_heads = 0;
   size_t window_pages = 0;       // of one sequence, between blocks
   size_t low_page_bytes = 0;     // 0: no low format
+  size_t moment_bytes = 0;       // of one sequence's queries
   size_t later_bytes = 0;        // of what later recipes need beside
   size_t widest_layer_heads = 0;
 };
@@ -71,6 +72,12 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, cons
   if (reads_again(options.recipe) || std::any_of(options.later_recipes.begin(), options.later_recipes.end(), reads_again)) {
     shape.later_bytes += RepeatBytes(shape, num_ctx);
   }
+  const auto reads_moments = [](const Recipe& recipe) {
+    return recipe.policy != nullptr && (recipe.policy->needs() & kNeedQueryMoments) != 0;
+  };
+  if (reads_moments(options.recipe) || std::ranges::any_of(options.later_recipes, reads_moments)) {
+    shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
+  }
   for (const Recipe& recipe : options.later_recipes) {
     if (!recipe.format) continue;
     const size_t pages = static_cast<size_t>(std::max(options.max_sequences, 1)) * shape.all_heads * (PagesFor(num_ctx) + 1);
@@ -108,7 +115,7 @@ size_t DividePages(MemoryPlan* plan, const Shape& shape, const EvictionStyle& st
 }
 
 size_t FixedBytes(const MemoryPlan& plan, const Shape& shape, size_t sequences) {
-  return plan.block_bytes + plan.recurrent_bytes +
+  return plan.block_bytes + plan.recurrent_bytes + sequences * shape.moment_bytes +
          sequences * shape.all_heads * (KvCache::kHeadBytes + kSpareTableBytesPerHead);
 }
 
@@ -121,6 +128,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   plan.block_tokens = block_tokens;
   plan.block_bytes = BlockBytes(info, block_tokens);
   plan.recurrent_bytes = info.recurrent_bytes * (sequences + 1);
+  plan.moment_bytes = sequences * shape.moment_bytes;
   const size_t fixed = FixedBytes(plan, shape, sequences);
   if (fixed >= plan.budget_bytes) return plan;
   const size_t pages = DividePages(&plan, shape, style, sequences, plan.budget_bytes - fixed);
@@ -148,6 +156,17 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EngineOp
 }
 
 }  // namespace
+
+QueryMoments::Shape MomentsOf(const ModelInfo& info) {
+  QueryMoments::Shape shape;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind != LayerKind::kGlobal) continue;
+    ++shape.num_layers;
+    shape.num_heads = std::max(shape.num_heads, layer.num_heads);
+    shape.key_dim = std::max(shape.key_dim, layer.key_dim);
+  }
+  return shape;
+}
 
 size_t BlockBytes(const ModelInfo& info, int block_tokens) {
   const size_t cells = static_cast<size_t>((block_tokens + 255) / 256 * 256);

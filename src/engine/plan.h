@@ -7,6 +7,7 @@
 
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
+#include "engine/query_moments.h"
 #include "host/model.h"
 #include "pith/types.h"
 
@@ -16,6 +17,7 @@ struct MemoryPlan {
   size_t budget_bytes = 0;
   size_t block_bytes = 0;      // libllama's own KV memory
   size_t recurrent_bytes = 0;
+  size_t moment_bytes = 0;   // of all sequences' queries, where a recipe reads them
   size_t num_pages = 0;      // of the format in which entries arrive
   size_t num_low_pages = 0;  // of the low format that full pages go to, if there is one
   int block_tokens = 0;
@@ -37,6 +39,9 @@ size_t BlockBytes(const ModelInfo& info, int block_tokens);
 // Bytes that the f16 cache of one token takes, over all layers (as `--kv-budget 20%` counts).
 size_t FullTokenBytes(const ModelInfo& info);
 
+// What the moments of a sequence's queries are of.
+QueryMoments::Shape MomentsOf(const ModelInfo& info);
+
 // options.num_ctx must be set. kOutOfBudget: the budget does not hold one block; the message names the least that does.
 Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options);
@@ -53,7 +58,7 @@ struct BudgetSplit {
   size_t block_bytes = 0;      // rows of a block on their way into the cache, or libllama's own KV memory
   size_t in_flight_bytes = 0;  // pages that a block takes before the recipe has evicted; those of entries that wait
   size_t recurrent_bytes = 0;
-  size_t table_bytes = 0;
+  size_t table_bytes = 0;      // and the moments of queries
   size_t window_bytes = 0;     // pages of sliding and chunked layers
   size_t global_bytes = 0;     // pages of the layers that recipes act on
   size_t unused_bytes = 0;     // less than a page for each head

@@ -107,6 +107,27 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
   EXPECT_FALSE(SplitBudget(info, Options(1000)));
 }
 
+TEST(PlanTest, MomentsOfQueriesAreCharged) {
+  const ModelInfo info = SmolInfo();
+  EngineOptions plain = Options(size_t{20} << 20), reading = plain, later = plain;
+  plain.recipe = *ParseRecipe("keydiff");
+  reading.recipe = *ParseRecipe("expectedattention");
+  later.recipe = plain.recipe;
+  later.later_recipes = {reading.recipe};
+  const auto layers = LayersOf(info, PageFormat(), 0);
+  const auto plan = [&](const EngineOptions& options) { return *PlanMemory(info, layers, StyleOf(info, options), options); };
+  const size_t bytes = size_t{30} * 9 * (64 + 64 * 65 / 2) * sizeof(float);
+  EXPECT_EQ(plan(plain).moment_bytes, 0U);
+  EXPECT_EQ(plan(reading).moment_bytes, bytes);
+  EXPECT_EQ(plan(later).moment_bytes, bytes);
+  EXPECT_LT(plan(reading).keep_entries, plan(plain).keep_entries) << "what they take is not there for entries";
+  reading.max_sequences = 3;
+  EXPECT_EQ(plan(reading).moment_bytes, 3 * bytes);
+  const double more = static_cast<double>(SplitBudget(info, later)->table_bytes) -
+                      static_cast<double>(SplitBudget(info, plain)->table_bytes);
+  EXPECT_NEAR(more / static_cast<double>(bytes), 1, 0.02) << "but for the tables of fewer pages";
+}
+
 // q4 pages are a third of f16 ones, and pith info said the same for both.
 TEST(PlanTest, ASplitIsThatOfItsFormat) {
   const ModelInfo info = SmolInfo();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/query_moments.h"
 #include "engine/repeat.h"
 
 namespace pith {
@@ -47,6 +48,7 @@ struct Sequence {
   int64_t entries_seen = 0;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   QueryRing queries;
+  QueryMoments moments;  // empty where no recipe reads them
   std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
   std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
   std::vector<int32_t> tokens;         // all that was read, where a recipe reads it again; else empty

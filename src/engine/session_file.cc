@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -85,6 +86,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   WriteArray(writer, logits);
   writer.Number(static_cast<uint32_t>(sequence.queries.window()));
   WriteArray(writer, sequence.queries.data());
+  if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
   WriteArray(writer, sequence.merge_thresholds);
   WriteArray(writer, recurrent);
   cache.Save(sequence.cache_id, writer);
@@ -163,6 +165,12 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     return InvalidArgument("its recipes observe another window of queries");
   }
   std::copy(queries.begin(), queries.end(), sequence.queries.data().begin());
+  if (!sequence.moments.empty()) {
+    std::vector<float> moments;
+    if (!ReadArray(reader, moments)) return Truncated();
+    if (moments.size() != sequence.moments.data().size()) return Corrupt("its moments of queries are not the model's");
+    std::ranges::copy(moments, sequence.moments.data().begin());
+  }
   std::vector<double> thresholds;
   if (!ReadArray(reader, thresholds) || !ReadArray(reader, recurrent)) return Truncated();
   if (thresholds.size() != sequence.merge_thresholds.size())

@@ -10,6 +10,7 @@
 //     array of i32 tokens and text: the caller's own note
 //     array of f32 logits of the last token (may be empty)
 //     u32 window, array of f32 queries of the last window positions
+//     array of f32: moments of all queries; not there where the recipe reads none
 //     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
 //     array of bytes: recurrent state
 //     cache (src/cache/cache_file.cc)

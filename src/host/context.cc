@@ -20,11 +20,6 @@
 namespace pith {
 namespace {
 
-struct GgmlDeleter {
-  void operator()(ggml_context* context) const { ggml_free(context); }
-};
-using GgmlContextPtr = std::unique_ptr<ggml_context, GgmlDeleter>;
-
 // The parameters of a custom op, as ggml itself lays them out.
 std::vector<std::byte> CustomOpParams(ggml_custom_op_t function, void* user_data) {
   GgmlContextPtr ggml(ggml_init({.mem_size = ggml_tensor_overhead() * 2 + 1024, .mem_buffer = nullptr, .no_alloc = true}));

@@ -17,7 +17,9 @@ struct LlamaDeleter {
   void operator()(llama_context* context) const { llama_free(context); }
   void operator()(llama_model* model) const { llama_model_free(model); }
   void operator()(llama_sampler* sampler) const { llama_sampler_free(sampler); }
+  void operator()(ggml_context* context) const { ggml_free(context); }
 };
+using GgmlContextPtr = std::unique_ptr<ggml_context, LlamaDeleter>;
 using LlamaContextPtr = std::unique_ptr<llama_context, LlamaDeleter>;
 using LlamaSamplerPtr = std::unique_ptr<llama_sampler, LlamaDeleter>;
 

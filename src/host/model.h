@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "pith/types.h"
+#include "policy/rotation.h"
 
 struct llama_adapter_lora;
 struct llama_model;
@@ -34,6 +36,7 @@ struct LayerShape {
   int value_dim = 0;
   bool shared = false;        // several layers of the graph read this cache
   bool value_in_key = false;  // values are the front part of the keys (MLA): libllama holds no value cache
+  std::optional<Rotation> rotation = std::nullopt;  // of queries by their position; none: in a form that cannot be undone
   bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 

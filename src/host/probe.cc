@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "host/llama_util.h"
+#include "host/rotation_probe.h"
 
 namespace pith {
 namespace {
@@ -77,6 +78,7 @@ void NoteShape(const ggml_tensor* node, Seen& seen) {
   if (node->src[1]->ne[3] != 1) seen.unsupported = "their cache is split into streams";
   if (node->src[3] != nullptr && !ComesFromOutside(node->src[3])) seen.unsupported = kSelectsEntries;
   shape.value_in_key = CacheTensorOf(node->src[1]) == CacheTensorOf(node->src[2]);
+  if (!seen.read.contains(layer)) shape.rotation = RotationOf(node->src[0]);
   if (!seen.read.emplace(layer, shape).second && seen.read_now.contains(layer)) seen.read[layer].shared = true;
   seen.read_now.insert(layer);
 }

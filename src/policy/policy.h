@@ -21,6 +21,7 @@
 #include "policy/criti.h"
 #include "policy/merge.h"
 #include "policy/repeat.h"
+#include "policy/rotation.h"
 
 namespace pith {
 
@@ -33,7 +34,11 @@ enum Need : uint32_t {
   kNeedValueNorms = 1u << 5,   // HeadInputs::value_norms (output projection)
   kNeedRepeat = 1u << 6,       // Scorer::Observe is called with the attention of a second reading (repeat());
                                // columns then live as long as one compression, not in the pages
+  kNeedQueryMoments = 1u << 7,  // HeadInputs::query_means, query_covariances; the model's rotation must be known
 };
+
+// With kNeedQueryMoments: the first queries are outliers, and no statistics count them.
+inline constexpr int kUncountedQueries = 4;
 
 // What a policy may read of one kv head. Entries are in time order.
 struct HeadInputs {
@@ -45,6 +50,8 @@ struct HeadInputs {
   const float* window_probs = nullptr;       // [G, w, n] softmax attention of the last w queries
   const float* window_queries = nullptr;     // [G, w, D], after RoPE
   const float* value_norms = nullptr;        // [n] mean over the group of ||V W_O^q||_1 (CriticalKV)
+  const float* query_means = nullptr;        // [G, D] of all queries so far, before RoPE
+  const float* query_covariances = nullptr;  // [G, D (D + 1) / 2] of them, as triangles (kernels/triangles.h)
   std::span<float* const> columns;           // one [n] array per Scorer::columns(), in that order
 };
 
@@ -56,6 +63,9 @@ struct LayerInputs {
   int value_dim = 0;    // Dv
   int window = 0;       // w: rows really present, at most Scorer::window()
   uint64_t seed = 0;    // of the sequence; for random choices
+  int32_t next_position = 0;    // of the next token
+  float attention_scale = 1;    // of q.k before the softmax
+  const Rotation* rotation = nullptr;  // with kNeedQueryMoments
   std::span<const HeadInputs> heads;  // [kv heads]
 };
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/triangles.h"
 #include "policy/policy.h"
 
 namespace pith {
@@ -31,6 +32,7 @@ class TestLayer {
  public:
   TestLayer(const LayerShapeForTest& shape, const Policy& policy, uint32_t seed)
       : shape_(shape), random_(seed), heads_(shape.entries.size()), inputs_(shape.entries.size()) {
+    for (int d = 0; d + 1 < shape.dim; d += 2) rotation_.pairs.push_back({d, d + 1, std::pow(0.1, d)});
     for (size_t h = 0; h < heads_.size(); ++h) Fill(h, policy);
     for (size_t h = 0; h < heads_.size(); ++h) Observe(h, policy);
   }
@@ -45,6 +47,9 @@ class TestLayer {
     layer.value_dim = shape_.dim;
     layer.window = shape_.window;
     layer.seed = 7;
+    layer.next_position = 1001;
+    layer.attention_scale = 1 / std::sqrt(static_cast<float>(shape_.dim));
+    layer.rotation = &rotation_;
     layer.heads = inputs_;
     return layer;
   }
@@ -55,7 +60,7 @@ class TestLayer {
   struct Head {
     std::vector<int32_t> positions;
     std::vector<uint8_t> pinned;
-    std::vector<float> keys, values, queries, probs, norms;
+    std::vector<float> keys, values, queries, probs, norms, means, covariances;
     std::vector<std::vector<float>> columns;
     std::vector<float*> pointers;
   };
@@ -97,9 +102,28 @@ class TestLayer {
     in.window_queries = head.queries.data();
     in.window_probs = head.probs.data();
     in.value_norms = head.norms.data();
+    FillMoments(head);
+    in.query_means = head.means.data();
+    in.query_covariances = head.covariances.data();
     for (const ColumnSpec& spec : policy.columns()) head.columns.emplace_back(n, spec.initial);
     for (auto& column : head.columns) head.pointers.push_back(column.data());
     in.columns = head.pointers;
+  }
+
+  // Of the window's queries, as if they were all that there were.
+  void FillMoments(Head& head) {
+    const int dim = shape_.dim, rows = std::max(shape_.window, 1);
+    for (int g = 0; g < shape_.group; ++g) {
+      const float* queries = head.queries.data() + static_cast<size_t>(g * shape_.window * dim);
+      std::vector<float> mean(static_cast<size_t>(dim), 0.0F), triangle(kernels::TriangleSize(dim), 0.0F);
+      for (int i = 0; i < shape_.window * dim; ++i) mean[static_cast<size_t>(i % dim)] += queries[i] / static_cast<float>(rows);
+      std::vector<float> centred(queries, queries + shape_.window * dim);
+      for (size_t i = 0; i < centred.size(); ++i) centred[i] -= mean[i % static_cast<size_t>(dim)];
+      kernels::AddOuterProductsScalar(centred.data(), shape_.window, dim, triangle.data());
+      for (float& x : triangle) x /= static_cast<float>(rows);
+      head.means.insert(head.means.end(), mean.begin(), mean.end());
+      head.covariances.insert(head.covariances.end(), triangle.begin(), triangle.end());
+    }
   }
 
   void AddRow(Head& head, size_t query, int32_t position) {
@@ -136,6 +160,7 @@ class TestLayer {
 
   LayerShapeForTest shape_;
   std::mt19937 random_;
+  Rotation rotation_;
   std::vector<Head> heads_;
   std::vector<HeadInputs> inputs_;
 };

@@ -358,6 +358,7 @@ std::string NeedsText(const Policy& policy) {
                                          : fmt::format("attention of the last {} queries", policy.window()));
   }
   if ((bits & kNeedWindowQueries) != 0) parts.push_back(fmt::format("the last {} queries", policy.window()));
+  if ((bits & kNeedQueryMoments) != 0) parts.push_back("mean and covariance of all queries before RoPE");
   if ((bits & kNeedEveryQuery) != 0) parts.push_back("attention of every query");
   if (const RepeatOptions* repeat = policy.repeat(); repeat != nullptr) {
     parts.push_back(fmt::format("the prompt whole and read once more, {} tokens at a time", repeat->chunk));

@@ -1,0 +1,49 @@
+#include "engine/query_moments.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/triangles.h"
+
+namespace pith {
+namespace {
+
+size_t HeadFloats(int dim) { return static_cast<size_t>(dim) + kernels::TriangleSize(dim); }
+
+}  // namespace
+
+size_t QueryMoments::NumFloats(const Shape& shape) {
+  return static_cast<size_t>(shape.num_layers) * static_cast<size_t>(shape.num_heads) * HeadFloats(shape.key_dim);
+}
+
+QueryMoments::QueryMoments(const Shape& shape) : shape_(shape), data_(NumFloats(shape)) {}
+
+size_t QueryMoments::Offset(int layer, int head) const {
+  const auto index = static_cast<size_t>(layer) * static_cast<size_t>(shape_.num_heads) + static_cast<size_t>(head);
+  return index * HeadFloats(shape_.key_dim);
+}
+
+// Welford's recurrence: of n queries before it, x adds n / (n + 1) (x - mean)(x - mean)^T to the sums.
+void QueryMoments::Add(int layer, int head, int64_t before, float* rows, int count, int dim) {
+  float* mean = data_.data() + Offset(layer, head);
+  const auto width = static_cast<size_t>(dim);
+  for (int t = 0; t < count; ++t) {
+    const double n = static_cast<double>(before) + t;
+    const auto step = static_cast<float>(1 / (n + 1)), weight = static_cast<float>(std::sqrt(n / (n + 1)));
+    float* row = rows + static_cast<size_t>(t) * width;
+    for (size_t d = 0; d < width; ++d) {
+      const float deviation = row[d] - mean[d];
+      mean[d] += deviation * step;
+      row[d] = deviation * weight;
+    }
+  }
+  kernels::AddOuterProducts(rows, count, dim, mean + shape_.key_dim);
+}
+
+void QueryMoments::Covariance(int layer, int head, int64_t seen, int dim, float* triangle) const {
+  const float* sums = mean(layer, head) + shape_.key_dim;
+  const float scale = 1 / static_cast<float>(std::max<int64_t>(seen, 1));
+  std::transform(sums, sums + kernels::TriangleSize(dim), triangle, [scale](float sum) { return sum * scale; });
+}
+
+}  // namespace pith
