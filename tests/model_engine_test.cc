@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -182,6 +183,36 @@ TEST(ModelEngine, CritiPrefillGoesWithEviction) {
   EXPECT_LE(engine->stats().peak_bytes, options.budget_bytes);
   EXPECT_LT(engine->stats().kept_fraction, 1.0);
   for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
+}
+
+// What attention gathers of its own weights selects as what is computed row by row does, which is what a prefill option
+// needs even where it skips nothing.
+TEST(ModelEngine, GatheredAttentionSelectsAsRowsDo) {
+  const std::vector<int32_t> tokens = Tokens(560);
+  const auto kept = [&](const std::string& recipe) {
+    auto engine = Make(Options(recipe, size_t{9} << 20, 128));
+    const SequenceId sequence = *engine->NewSequence();
+    EXPECT_TRUE(engine->Prefill(sequence, std::span(tokens).first(552)));
+    for (const int32_t token : std::span(tokens).subspan(552)) EXPECT_TRUE(engine->Decode(sequence, token));
+    EXPECT_LT(engine->stats().kept_fraction, 0.9);
+    std::vector<int32_t> all;
+    for (int layer = 0; layer < 30; ++layer) {
+      for (int head = 0; head < 3; ++head) {
+        for (const int32_t position : engine->EntryPositions(sequence, layer, head)) all.push_back((layer * 3 + head) * 1000 + position);
+      }
+    }
+    return all;
+  };
+  const auto common_share = [](const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
+    std::vector<int32_t> common;
+    std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(common));
+    return static_cast<double>(common.size()) / static_cast<double>(std::max(a.size(), b.size()));
+  };
+  for (const std::string recipe : {"h2o", "observed", "roco", "score=peak"}) {
+    SCOPED_TRACE(recipe);
+    EXPECT_GT(common_share(kept(recipe), kept(recipe + " prefill=criti")), 0.98);
+  }
+  EXPECT_LT(common_share(kept("h2o"), kept("observed")), 0.95);
 }
 
 // D2O: merged entries change the answer, and only an f16 cache can take them.

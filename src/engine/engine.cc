@@ -34,7 +34,7 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
   }
   const uint32_t needs = recipe.policy->needs();
   if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
-  observes_every_query_ = observes_every_query_ || (needs & kNeedEveryQuery) != 0;
+  if (needs & kNeedEveryQuery) observed_needs_ |= needs & (kNeedEveryQuery | kNeedSquares | kNeedLargest);
   counts_moments_ = counts_moments_ || (needs & kNeedQueryMoments) != 0;
   reads_again_ = reads_again_ || recipe.policy->repeat() != nullptr;
 }
@@ -351,7 +351,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     if (team.ith == 0) {
       prepared_ = evict_now_ = false;
       if (!failed_) {
-        if (Status status = ops_->Prepare(call, group, positions_, global, team.nth); status) {
+        const bool observes = call.first && global >= 0 && repeat_policy_ == nullptr;
+        if (Status status = ops_->Prepare(call, group, positions_, global, observes ? observed_needs_ : 0, team.nth); status) {
           prepared_ = true;
           evict_now_ = call.first && global >= 0 && HoldsTooMuch(*group.sequence, layer);
         } else {
@@ -382,7 +383,10 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     const bool repeats = repeat_policy_ != nullptr;
     if (team.ith == 0 && call.first && global >= 0 && !repeats) ops_->KeepQueries(call, group, global);
     team.Sync();
-    if (team.ith == 0) times_.attention += SecondsSince(start);
+    if (team.ith == 0) {
+      times_.attention += SecondsSince(start) - ops_->observe_seconds();
+      times_.policy += ops_->observe_seconds();
+    }
     if (!call.first) continue;
     if (global < 0) {
       if (team.ith == 0 && style_.in_layer) {
@@ -398,7 +402,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     const bool demotes = formats_.low && (style_.in_layer || !evicts_while_running());
     if (repeats) {
       ops_->ObserveRepeat(layer, global, group, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);
-    } else if (observes_every_query_) {
+    } else if (observed_needs_ != 0) {
       ops_->Observe(layer, group, active_, team);
     }
     if (!repeats && counts_moments_) ops_->AddMoments(call, group, global, team);

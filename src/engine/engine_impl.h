@@ -144,7 +144,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int num_global_layers_ = 0;
   int64_t num_global_heads_ = 0;
   int ring_window_ = 0;
-  bool observes_every_query_ = false;
+  uint32_t observed_needs_ = 0;  // of the recipes that observe every query
   bool counts_moments_ = false;
   bool reads_again_ = false;  // a recipe may want a second reading, so tokens are remembered
   int spare_slot_ = -1;       // of the host context, for that reading

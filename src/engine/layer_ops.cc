@@ -41,7 +41,7 @@ void LayerOps::DescribeHeads(int cache_id, int layer) {
 }
 
 Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions,
-                         int global_layer, int nth) {
+                         int global_layer, uint32_t observed, int nth) {
   const int layer = call.cache_layer;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const int cache_id = group.sequence->cache_id;
@@ -77,10 +77,28 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::
   task_.output = call.output + row * call.output_token_stride;
   task_.output_token_stride = call.output_token_stride;
   task_.output_head_stride = call.output_head_stride;
-  attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, nth));
   pruned_ = PrunedCall{.num_sparse_rows = pruner_ && global_layer >= 0 ? group.num_sparse_rows : 0, .layer = global_layer};
   for (const HeadCache& head : heads) pruned_.complete &= head.num_entries() == group.sequence->next_position;
+  // Pruned rows leave no weights behind: Observe() computes them.
+  if (pruned_.num_sparse_rows == 0) PlanObserved(observed);
+  attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, nth));
   return {};
+}
+
+void LayerOps::PlanObserved(uint32_t needs) {
+  observe_seconds_ = 0;
+  if ((needs & kNeedEveryQuery) == 0) return;
+  size_t total = 0;
+  for (int h = 0; h < task_.num_kv_heads; ++h) total += static_cast<size_t>(heads_[static_cast<size_t>(h)].num_entries());
+  float* at = observed_buffer_.Floats(3 * total);
+  observed_.resize(static_cast<size_t>(task_.num_kv_heads));
+  for (size_t h = 0; h < observed_.size(); ++h) {
+    const auto n = static_cast<size_t>(heads_[h].num_entries());
+    observed_[h] = {at, (needs & kNeedSquares) != 0 ? at + n : nullptr, (needs & kNeedLargest) != 0 ? at + 2 * n : nullptr};
+    at += 3 * n;
+  }
+  task_.observed = observed_.data();
+  task_.observe_seconds = &observe_seconds_;
 }
 
 void LayerOps::Attend(const Team& team) {
@@ -212,41 +230,51 @@ void LayerOps::FindProbabilities(std::span<const HeadCache> heads, int from, int
 
 void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
-  const int num_kv_heads = task_.num_kv_heads, heads_per_group = task_.num_heads / num_kv_heads;
-  for (int from = 0; from < group.num_rows; from += kObservedRows) {
-    const int rows = std::min(kObservedRows, group.num_rows - from);
-    FindProbabilities(heads, from, rows, team);
+  const bool gathered = task_.observed != nullptr;
+  for (int from = 0; from < group.num_rows;) {
+    const int rows = gathered ? group.num_rows : std::min(kObservedRows, group.num_rows - from);
+    if (!gathered) FindProbabilities(heads, from, rows, team);
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      HeadCache& head = heads[h];
-      HeadBuffers& buffers = buffers_[h];
-      const size_t n = static_cast<size_t>(head.num_entries());
-      buffers.positions.resize(n);
-      head.ReadPositions(buffers.positions);
-      for (const ActiveRecipe& active : recipes) {
-        if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
-        const size_t num_columns = active.recipe.policy->columns().size();
-        buffers.columns.resize(n * num_columns);
-        buffers.column_pointers.resize(num_columns);
-        for (size_t c = 0; c < num_columns; ++c) {
-          buffers.column_pointers[c] = buffers.columns.data() + c * n;
-          head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
-        }
-        const Observation observation{.layer = layer,
-                                      .kv_head = static_cast<int>(h),
-                                      .group = heads_per_group,
-                                      .num_queries = rows,
-                                      .num_entries = static_cast<int>(n),
-                                      .probabilities = probabilities_[h],
-                                      .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
-                                      .positions = buffers.positions};
-        active.recipe.policy->Observe(observation, buffers.column_pointers);
-        for (size_t c = 0; c < num_columns; ++c) {
-          // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
-          (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
-        }
+      Observation seen{.layer = layer,
+                       .kv_head = static_cast<int>(h),
+                       .group = task_.num_heads / task_.num_kv_heads,
+                       .num_queries = rows,
+                       .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
+                       .positions = {}};
+      if (gathered) {
+        seen.sum = observed_[h].sum;
+        seen.squares = observed_[h].squares;
+        seen.largest = observed_[h].largest;
+      } else {
+        seen.probabilities = probabilities_[h];
       }
+      ObserveHead(heads[h], seen, recipes, buffers_[h]);
     }
     team.Sync();
+    from += rows;
+  }
+}
+
+void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, HeadBuffers& buffers) const {
+  const auto n = static_cast<size_t>(head.num_entries());
+  buffers.positions.resize(n);
+  head.ReadPositions(buffers.positions);
+  seen.num_entries = static_cast<int>(n);
+  seen.positions = buffers.positions;
+  for (const ActiveRecipe& active : recipes) {
+    if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
+    const size_t num_columns = active.recipe.policy->columns().size();
+    buffers.columns.resize(n * num_columns);
+    buffers.column_pointers.resize(num_columns);
+    for (size_t c = 0; c < num_columns; ++c) {
+      buffers.column_pointers[c] = buffers.columns.data() + c * n;
+      head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+    }
+    active.recipe.policy->Observe(seen, buffers.column_pointers);
+    for (size_t c = 0; c < num_columns; ++c) {
+      // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
+      (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+    }
   }
 }
 

@@ -53,12 +53,16 @@ class LayerOps {
 
   // Thread 0, between syncs. Makes room for the group's rows in the layer's heads and describes the
   // attention over them. kOutOfBudget: nothing has changed. global_layer: -1 where the layer is none.
-  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int global_layer, int nth);
+  // observed: Need bits of what Observe() will want, 0: it will not be called.
+  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int global_layer,
+                 uint32_t observed, int nth);
   // All threads, after a sync: writes the group's keys and values.
   void Append(const AttentionCall& call, const RowGroup& group, const Team& team);
   // All threads, after a sync.
   void Attend(const Team& team);
-  // All threads: gives the attention rows of this block to the recipes that observe every query.
+  // Thread 0's time within Attend() that only Observe() has a use for.
+  double observe_seconds() const { return observe_seconds_; }
+  // All threads: gives what this block's queries paid to the recipes that observe every query.
   void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
   // All threads: the same for the rows of a second reading.
   void ObserveRepeat(int layer, int global_layer, const RowGroup& group, const RepeatObserver& observer, const Team& team);
@@ -82,9 +86,22 @@ class LayerOps {
                      const Team& team);
 
  private:
+  // Inputs of a policy.
+  struct HeadBuffers {
+    std::vector<int32_t> positions;
+    std::vector<uint8_t> pinned;
+    std::vector<float> keys, values, value_norms, columns, query_means, query_covariances;
+    std::vector<float*> column_pointers;
+    std::vector<float> window_queries;
+    std::vector<float> chunk;  // probabilities over the chunk of a second reading
+  };
+
   void DescribeHeads(int cache_id, int layer);
   // All threads: probabilities_ of `rows` rows of task_ from `from` on. heads: those of task_.
   void FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team);
+  void PlanObserved(uint32_t needs);
+  // Gives one observation of a head to all recipes that want it.
+  void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, HeadBuffers& buffers) const;
   void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
                     const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
@@ -106,6 +123,10 @@ class LayerOps {
   std::optional<PrefillPruner> pruner_;
   PrunedCall pruned_;
 
+  Scratch observed_buffer_;
+  std::vector<kernels::EntryAttention> observed_;  // of task_
+  double observe_seconds_ = 0;
+
   // Attention parameters of each layer, as last seen: the window's probabilities need them.
   struct LayerParams {
     float scale = 1, soft_cap = 0;
@@ -114,15 +135,6 @@ class LayerOps {
   };
   std::vector<LayerParams> params_;
 
-  // Inputs of a policy.
-  struct HeadBuffers {
-    std::vector<int32_t> positions;
-    std::vector<uint8_t> pinned;
-    std::vector<float> keys, values, value_norms, columns, query_means, query_covariances;
-    std::vector<float*> column_pointers;
-    std::vector<float> window_queries;
-    std::vector<float> chunk;  // probabilities over the chunk of a second reading
-  };
   std::vector<HeadBuffers> buffers_;
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;

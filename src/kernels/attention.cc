@@ -11,12 +11,15 @@
 //                        then read by all blocks of rows out of the near caches.
 #include "kernels/attention.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "base/check.h"
 #include "kernels/attention_plan.h"
+#include "kernels/attention_space.h"
+#include "kernels/observed_steps.h"
 #include "kernels/page_kernels.h"
 
 namespace pith::kernels {
@@ -24,89 +27,6 @@ namespace {
 
 constexpr float kLn2 = 0.69314718055994530942f;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-
-// Up to here conversion to float32 costs more than it saves.
-constexpr int kMaxDirectRows = 16;
-
-constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
-
-// How a task is cut up; a function of its shapes alone.
-struct Geometry {
-  int group = 0;      // G
-  int head_rows = 0;  // T * G
-  bool direct = false;
-  int tile_rows = 0;
-  int num_tiles = 0;  // per kv head
-  int step_pages = 0;
-  size_t acc_stride = 0;
-
-  explicit Geometry(const AttentionTask& task) {
-    group = task.num_heads / task.num_kv_heads;
-    head_rows = task.num_queries * group;
-    direct = head_rows <= kMaxDirectRows;
-    // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
-    const bool wide = task.key_dim + task.value_dim > 320;
-    tile_rows = direct ? std::max(head_rows, 1) : wide ? 48 : 96;
-    num_tiles = (head_rows + tile_rows - 1) / tile_rows;
-    step_pages = direct || !wide ? kStepPages : 2;
-    acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
-  }
-
-  Tile MakeTile(const AttentionTask& task, int head, int tile) const {
-    return Tile::Make(task, head, tile * tile_rows, std::min((tile + 1) * tile_rows, head_rows));
-  }
-};
-
-// Running results of a tile's rows.
-struct Accumulator {
-  float* values = nullptr;  // [rows, acc_stride]
-  float* max = nullptr;     // [rows]
-  float* sum = nullptr;     // [rows]
-};
-
-// One thread's memory. The partial results are read by other threads after the barrier.
-struct Workspace {
-  int32_t* item_pages;  // [items] pages that some row of the item sees
-  float* queries;       // blocks of [D, R]
-  const float** query_rows;  // [rows] of [D], before scaling
-  float* scores;        // [rows, kStepEntries]
-  float* alpha;         // [rows]
-  RowRule* rules;       // [rows]
-  float* keys;          // [step_pages, D, P], unless direct
-  float* values;        // [step_pages * P, acc_stride], unless direct
-  Accumulator whole;
-  Accumulator partial[2];  // of an item begun by an earlier thread, and of one left to a later
-  size_t bytes;
-
-  Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* base) {
-    size_t at = 0;
-    const auto rows = static_cast<size_t>(geometry.tile_rows);
-    const auto dim = static_cast<size_t>(task.key_dim);
-    const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
-    Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
-    Take(base, &at, rows * dim, &queries);
-    Take(base, &at, rows, &query_rows);
-    Take(base, &at, rows * kStepEntries, &scores);
-    Take(base, &at, rows, &alpha);
-    Take(base, &at, rows, &rules);
-    Take(base, &at, step * dim, &keys);
-    Take(base, &at, step * geometry.acc_stride, &values);
-    for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
-      Take(base, &at, rows * geometry.acc_stride, &acc->values);
-      Take(base, &at, rows, &acc->max);
-      Take(base, &at, rows, &acc->sum);
-    }
-    bytes = at;
-  }
-
- private:
-  // base may be null when only the size is asked for.
-  template <typename T>
-  static void Take(std::byte* base, size_t* at, size_t count, T** result) {
-    *result = base == nullptr ? nullptr : reinterpret_cast<T*>(base + *at);
-    *at += RoundUp(count * sizeof(T), 64);
-  }
-};
 
 // The pages of a tile that some row sees, in steps. With `filter` off (few
 // rows, causal) all pages count and their positions are looked at late, after
@@ -196,21 +116,25 @@ class Worker {
     return count;
   }
 
-  void Run(const Tile& tile, Share share, const Accumulator& acc) {
+  void Run(const Tile& tile, Share share, Accumulator* acc) {
     tile_ = &tile;
-    acc_ = acc;
+    acc_ = *acc;
+    acc_.seen.num_steps = 0;
     Prepare();
     StepWalker walker(kernels_, task_.heads[tile.head], tile, filter(), geometry_.step_pages, share);
     StepWalker::Step step = walker.Next();
     while (step.num_pages > 0) {
       StepWalker::Step next = walker.Next();
+      scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(acc_.seen.num_steps) : space_.scores;
       if (!geometry_.direct) Convert(step);
       Score(step);
       walker.Classify(&step);
       Softmax(step);
+      if (task_.observed != nullptr) Remember(step);
       Accumulate(step, next);
       step = next;
     }
+    acc->seen.num_steps = acc_.seen.num_steps;
   }
 
  private:
@@ -276,23 +200,28 @@ class Worker {
         args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
         args.query_rows = space_.query_rows + begin;
         args.query_scale = QueryScale(task_);
-        args.scores = space_.scores + begin * kStepEntries + p * kPageEntries;
+        args.scores = scores_ + begin * kStepEntries + p * kPageEntries;
         kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
         args.prefetch = {};
       }
     }
   }
 
+  // What weights of a page are multiplied with, or null.
+  const float* ValueScales(const PageRef& ref) const {
+    if (!geometry_.direct || ref.layout->format.value != KvFormat::kQ8) return nullptr;
+    return reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
+  }
+
   void Softmax(const StepWalker::Step& step) {
     StepPage pages[kStepPages];
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      const bool scaled = geometry_.direct && ref.layout->format.value == KvFormat::kQ8;
-      const auto* scales = reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
-      pages[p] = {ref.layout->positions(ref.page), scaled ? scales : nullptr, ref.count, step.masked[p]};
+      pages[p] = {ref.layout->positions(ref.page), task_.observed == nullptr ? ValueScales(ref) : nullptr, ref.count,
+                  step.masked[p]};
     }
     SoftmaxArgs args = {};
-    args.scores = space_.scores;
+    args.scores = scores_;
     args.rows = tile_->num_rows();
     args.rules = space_.rules;
     args.pages = pages;
@@ -303,6 +232,29 @@ class Worker {
     args.sum = acc_.sum;
     args.alpha = space_.alpha;
     kernels_.softmax(args);
+  }
+
+  // Leaves the step's weights where they are; those that values need scaled go elsewhere.
+  void Remember(const StepWalker::Step& step) {
+    const int rows = tile_->num_rows();
+    std::memcpy(acc_.seen.MaximaOf(acc_.seen.num_steps), acc_.max, sizeof(float) * static_cast<size_t>(rows));
+    ObservedSteps::Step& seen = acc_.seen.steps[acc_.seen.num_steps++];
+    seen.num_pages = step.num_pages;
+    bool scaled = false;
+    for (int p = 0; p < step.num_pages; ++p) {
+      seen.first_entries[p] = step.refs[p].first_entry;
+      scaled |= ValueScales(step.refs[p]) != nullptr;
+    }
+    if (!scaled) return;
+    weights_ = space_.scores;
+    std::memcpy(weights_, scores_, sizeof(float) * static_cast<size_t>(rows) * kStepEntries);
+    for (int p = 0; p < step.num_pages; ++p) {
+      const float* scales = ValueScales(step.refs[p]);
+      for (int r = 0; r < rows && scales != nullptr; ++r) {
+        float* at = weights_ + r * kStepEntries + p * kPageEntries;
+        for (int j = 0; j < kPageEntries; ++j) at[j] *= scales[j];
+      }
+    }
   }
 
   void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next) {
@@ -318,7 +270,7 @@ class Worker {
       args.count = step.num_pages * kPageEntries;
       args.values = space_.values;
       args.value_stride = geometry_.acc_stride;
-      AccumulateBlocks(Source::kF32, space_.scores, args);
+      AccumulateBlocks(Source::kF32, weights_, args);
       return;
     }
     for (int p = 0; p < step.num_pages; ++p) {
@@ -334,7 +286,7 @@ class Worker {
         args.prefetch = KeysOf(after);
         Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
-      AccumulateBlocks(SourceOf(ref.layout->format.value), space_.scores + p * kPageEntries, args);
+      AccumulateBlocks(SourceOf(ref.layout->format.value), weights_ + p * kPageEntries, args);
     }
   }
 
@@ -354,33 +306,58 @@ class Worker {
   const Workspace& space_;
   const Tile* tile_ = nullptr;
   Accumulator acc_;
+  float* scores_ = nullptr;   // of the step at hand: [rows, kStepEntries], weights after the softmax
+  float* weights_ = nullptr;  // what values are multiplied with
 };
 
-// Writes the output of one row from its unnormalised sum of values.
-void FinishRow(const AttentionTask& task, const Tile& tile, int r, const float* values, float max, float sum) {
-  const int group = task.num_heads / task.num_kv_heads;
-  const int query = (tile.begin + r) / group;
-  const int head = tile.head * group + (tile.begin + r) % group;
+// What makes a weight relative to the row's maximum a probability (0: the row sees nothing), and the row's log-sum-exp.
+struct RowEnd {
   float factor = 0.0f;
   float log_sum_exp = kMinusInf;
-  if (max != kMinusInf) {
+
+  RowEnd(const AttentionTask& task, int head, float max, float sum) {
+    if (max == kMinusInf) return;
     const float sink = task.sinks != nullptr ? task.sinks[head] * kLog2E : kMinusInf;
     const float top = std::max(max, sink);
     const float total = sum * std::exp2(max - top) + std::exp2(sink - top);
     factor = std::exp2(max - top) / total;
     log_sum_exp = (top + std::log2(total)) * kLn2;
   }
+};
+
+// Writes the output of one row from its unnormalised sum of values. Returns RowEnd::factor.
+float FinishRow(const AttentionTask& task, const Tile& tile, int r, const float* values, float max, float sum) {
+  const int group = task.num_heads / task.num_kv_heads;
+  const int query = (tile.begin + r) / group;
+  const int head = tile.head * group + (tile.begin + r) % group;
+  const RowEnd end(task, head, max, sum);
   float* output = task.output + static_cast<size_t>(query) * task.output_token_stride +
                   static_cast<size_t>(head) * task.output_head_stride;
-  for (int c = 0; c < task.value_dim; ++c) output[c] = factor == 0.0f ? 0.0f : values[c] * factor;
+  for (int c = 0; c < task.value_dim; ++c) output[c] = end.factor == 0.0f ? 0.0f : values[c] * end.factor;
   if (task.log_sum_exp != nullptr) {
     task.log_sum_exp[static_cast<size_t>(head) * static_cast<size_t>(task.num_queries) + static_cast<size_t>(query)] =
-        log_sum_exp;
+        end.log_sum_exp;
   }
+  return end.factor;
 }
 
 // Which of a thread's two partial results belongs to an item that it shares.
 int PartialSlot(Share share) { return share.begin > 0 ? 0 : 1; }
+
+// Adds its lifetime to what thread 0 took to gather attention.
+class Stopwatch {
+ public:
+  Stopwatch(const AttentionTask& task, const Team& team) : seconds_(team.ith == 0 ? task.observe_seconds : nullptr) {}
+  Stopwatch(const Stopwatch&) = delete;
+  ~Stopwatch() {
+    if (seconds_ != nullptr) *seconds_ += std::chrono::duration<double>(Clock::now() - start_).count();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double* const seconds_;
+  const Clock::time_point start_ = Clock::now();
+};
 
 // All of one RunAttention call on one thread.
 class Run {
@@ -395,6 +372,7 @@ class Run {
 
   void Compute() {
     Worker worker(task_, geometry_, kernels_, space_);
+    ObservedSums(task_, space_.observed).Clear();
     ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
       span->num_pages = space_.item_pages[item] = worker.CountPages(tile);
       total_ += span->work();
@@ -404,15 +382,59 @@ class Run {
       const Share share = span->ShareOf(team_.ith, team_.nth, total_);
       if (share.empty()) return;
       if (!share.Whole(span->num_pages)) {
-        worker.Run(tile, share, space_.partial[PartialSlot(share)]);
+        worker.Run(tile, share, &space_.partial[PartialSlot(share)]);
         return;
       }
-      worker.Run(tile, share, space_.whole);
+      worker.Run(tile, share, &space_.whole);
       for (int r = 0; r < tile.num_rows(); ++r) {
-        FinishRow(task_, tile, r, space_.whole.values + static_cast<size_t>(r) * geometry_.acc_stride,
-                  space_.whole.max[r], space_.whole.sum[r]);
+        const float factor = FinishRow(task_, tile, r, space_.whole.values + static_cast<size_t>(r) * geometry_.acc_stride,
+                                       space_.whole.max[r], space_.whole.sum[r]);
+        if (task_.observed != nullptr) space_.factors[r] = factor;
       }
+      if (task_.observed == nullptr) return;
+      const Stopwatch watch(task_, team_);
+      AddUp(tile, space_.whole);
     });
+  }
+
+  // After the sync before Merge(): adds up what this thread saw of items that were cut.
+  void ObserveCutItems() {
+    const Stopwatch watch(task_, team_);
+    ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
+      span->num_pages = space_.item_pages[item];
+      const Share share = span->ShareOf(team_.ith, team_.nth, total_);
+      if (share.empty() || share.Whole(span->num_pages)) return;
+      const Accumulator& part = space_.partial[PartialSlot(share)];
+      // This thread's own maxima are where its factors are to start from.
+      for (int r = 0; r < tile.num_rows(); ++r) {
+        const RowSum row = SumRow(*span, r);
+        const int head = tile.head * geometry_.group + (tile.begin + r) % geometry_.group;
+        const float factor = RowEnd(task_, head, row.max, row.sum).factor;
+        space_.factors[r] = part.max[r] == kMinusInf ? 0.0f : factor * std::exp2(part.max[r] - row.max);
+      }
+      AddUp(tile, part);
+    });
+  }
+
+  // After another sync: this thread's stretch of every head, over what all threads saw.
+  void MergeObserved() {
+    const Stopwatch watch(task_, team_);
+    for (int head = 0; head < task_.num_kv_heads; ++head) {
+      const int64_t n = task_.heads[head].num_entries();
+      const auto begin = static_cast<size_t>(n * team_.ith / team_.nth), end = static_cast<size_t>(n * (team_.ith + 1) / team_.nth);
+      const EntryAttention& to = task_.observed[head];
+      for (int i = 0; i < team_.nth; ++i) {
+        const EntryAttention from = ObservedSums(task_, SpaceOf(i).observed).Head(head);
+        const bool first = i == 0;
+        for (size_t j = begin; j < end; ++j) to.sum[j] = first ? from.sum[j] : to.sum[j] + from.sum[j];
+        for (size_t j = begin; j < end && to.squares != nullptr; ++j) {
+          to.squares[j] = first ? from.squares[j] : to.squares[j] + from.squares[j];
+        }
+        for (size_t j = begin; j < end && to.largest != nullptr; ++j) {
+          to.largest[j] = first ? from.largest[j] : std::max(to.largest[j], from.largest[j]);
+        }
+      }
+    }
   }
 
   // Merges the items that were cut, their rows dealt to the threads in turn.
@@ -451,28 +473,46 @@ class Run {
     }
   }
 
-  void MergeRow(const Tile& tile, const ItemSpan& span, int r) {
-    float* merged = space_.whole.values;
+  // visit(partial result) of every thread that has a share in a cut item, in order.
+  template <class Visit>
+  void ForEachPart(const ItemSpan& span, const Visit& visit) const {
+    for (int i = 0; i < team_.nth; ++i) {
+      const Share share = span.ShareOf(i, team_.nth, total_);
+      if (!share.empty()) visit(SpaceOf(i).partial[PartialSlot(share)]);
+    }
+  }
+
+  struct RowSum {
     float max = kMinusInf;
     float sum = 0.0f;
-    for (int pass = 0; pass < 2; ++pass) {
-      if (pass == 1) std::memset(merged, 0, sizeof(float) * geometry_.acc_stride);
-      for (int i = 0; i < team_.nth; ++i) {
-        const Share share = span.ShareOf(i, team_.nth, total_);
-        if (share.empty()) continue;
-        const Accumulator part = SpaceOf(i).partial[PartialSlot(share)];
-        if (pass == 0) {
-          max = std::max(max, part.max[r]);
-          continue;
-        }
-        if (part.max[r] == kMinusInf) continue;
-        const float factor = std::exp2(part.max[r] - max);
-        sum += factor * part.sum[r];
-        const float* values = part.values + static_cast<size_t>(r) * geometry_.acc_stride;
-        for (int c = 0; c < task_.value_dim; ++c) merged[c] += factor * values[c];
-      }
-    }
-    FinishRow(task_, tile, r, merged, max, sum);
+  };
+  RowSum SumRow(const ItemSpan& span, int r) const {
+    RowSum row;
+    ForEachPart(span, [&](const Accumulator& part) { row.max = std::max(row.max, part.max[r]); });
+    ForEachPart(span, [&](const Accumulator& part) {
+      if (part.max[r] != kMinusInf) row.sum += std::exp2(part.max[r] - row.max) * part.sum[r];
+    });
+    return row;
+  }
+
+  // Factors are relative to the maxima of `acc`.
+  void AddUp(const Tile& tile, const Accumulator& acc) const {
+    const ObservedSums sums(task_, space_.observed);
+    acc.seen.AddTo(sums.Head(tile.head), kernels_, tile.num_rows(), geometry_.group, acc.max, space_.factors,
+                   space_.factors + geometry_.tile_rows);
+  }
+
+  void MergeRow(const Tile& tile, const ItemSpan& span, int r) {
+    float* merged = space_.whole.values;
+    std::memset(merged, 0, sizeof(float) * geometry_.acc_stride);
+    const RowSum row = SumRow(span, r);
+    ForEachPart(span, [&](const Accumulator& part) {
+      if (part.max[r] == kMinusInf) return;
+      const float factor = std::exp2(part.max[r] - row.max);
+      const float* values = part.values + static_cast<size_t>(r) * geometry_.acc_stride;
+      for (int c = 0; c < task_.value_dim; ++c) merged[c] += factor * values[c];
+    });
+    FinishRow(task_, tile, r, merged, row.max, row.sum);
   }
 
   const AttentionTask& task_;
@@ -480,7 +520,7 @@ class Run {
   const PageKernels& kernels_;
   std::byte* const scratch_;
   const Team& team_;
-  const Workspace space_;
+  Workspace space_;
   int64_t total_ = 0;
 };
 
@@ -497,6 +537,10 @@ void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& tea
   run.Compute();
   team.Sync();
   run.Merge();
+  if (task.observed == nullptr) return;
+  run.ObserveCutItems();
+  team.Sync();
+  run.MergeObserved();
 }
 
 }  // namespace pith::kernels

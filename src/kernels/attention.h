@@ -39,6 +39,14 @@ enum class MaskKind : uint8_t {
   kChunk,   // and position >= query position / window * window
 };
 
+// What the task's queries paid to the entries of one kv head, gathered while attention runs. [n] each, in the
+// order of the head's segments; null: not wanted.
+struct EntryAttention {
+  float* sum = nullptr;      // over queries: the mean over the group's query heads
+  float* squares = nullptr;  // over queries: the square of that mean
+  float* largest = nullptr;  // over queries and query heads
+};
+
 // One layer's attention for consecutive queries of one sequence.
 // H query heads, G = H / num_kv_heads query heads per kv head, T queries.
 struct AttentionTask {
@@ -68,6 +76,8 @@ struct AttentionTask {
   size_t output_token_stride = 0;
   size_t output_head_stride = 0;
   float* log_sum_exp = nullptr;  // [H, T] or null; sinks included; -inf where nothing is seen
+  const EntryAttention* observed = nullptr;  // [num_kv_heads] or null
+  double* observe_seconds = nullptr;         // thread 0 adds what gathering took it; or null
 };
 
 // Bytes of scratch that RunAttention needs for this task on nth threads.

@@ -179,4 +179,25 @@ void ReferenceProbabilities(const AttentionTask& task, float* const* probabiliti
   }
 }
 
+void ReferenceEntryAttention(const float* probabilities, int group, int num_queries, int num_entries,
+                             const EntryAttention& to) {
+  const auto n = static_cast<size_t>(num_entries), stride = static_cast<size_t>(num_queries) * n;
+  for (size_t j = 0; j < n; ++j) {
+    double sum = 0, squares = 0, largest = 0;
+    for (int t = 0; t < num_queries; ++t) {
+      double mean = 0;
+      for (int g = 0; g < group; ++g) {
+        const auto p = static_cast<double>(probabilities[static_cast<size_t>(g) * stride + static_cast<size_t>(t) * n + j]);
+        mean += p / group;
+        largest = std::max(largest, p);
+      }
+      sum += mean;
+      squares += mean * mean;
+    }
+    if (to.sum != nullptr) to.sum[j] = static_cast<float>(sum);
+    if (to.squares != nullptr) to.squares[j] = static_cast<float>(squares);
+    if (to.largest != nullptr) to.largest[j] = static_cast<float>(largest);
+  }
+}
+
 }  // namespace pith::kernels

@@ -111,6 +111,51 @@ float ProbabilityErrorOf(TestTask* test, int threads) {
   return error;
 }
 
+// What a task's queries paid to the entries of each head.
+struct SeenAttention {
+  std::vector<std::vector<float>> sum, squares, largest;
+  std::vector<EntryAttention> heads;
+
+  explicit SeenAttention(const AttentionTask& task) {
+    for (int h = 0; h < task.num_kv_heads; ++h) {
+      const auto n = static_cast<size_t>(task.heads[h].num_entries());
+      for (auto* stat : {&sum, &squares, &largest}) stat->emplace_back(n, std::nanf(""));
+    }
+    for (size_t h = 0; h < sum.size(); ++h) heads.push_back({sum[h].data(), squares[h].data(), largest[h].data()});
+  }
+};
+
+// Largest difference, relative to what a query's probability may differ by, from the scalar reference.
+float ObservedErrorOf(TestTask* test, int threads, bool all) {
+  AttentionTask& task = test->task;
+  SeenAttention seen(task), expected(task);
+  std::vector<EntryAttention> wanted = seen.heads;
+  for (EntryAttention& head : wanted) {
+    if (!all) head.squares = head.largest = nullptr;
+  }
+  task.observed = wanted.data();
+  const float output_error = ErrorOf(test, threads);
+  task.observed = nullptr;
+  std::vector<std::vector<float>> probabilities = test->ProbabilityBuffers();
+  ReferenceProbabilities(task, TestTask::Pointers(&probabilities).data());
+  float error = output_error;
+  for (size_t h = 0; h < probabilities.size(); ++h) {
+    const int n = task.heads[h].num_entries();
+    ReferenceEntryAttention(probabilities[h].data(), task.num_heads / task.num_kv_heads, task.num_queries, n, expected.heads[h]);
+    const auto compare = [&](const std::vector<float>& got, const std::vector<float>& want, float scale) {
+      for (size_t j = 0; j < got.size(); ++j) {
+        const float difference = std::abs(got[j] - want[j]) / scale;
+        error = std::isnan(difference) ? INFINITY : std::max(error, difference);
+      }
+    };
+    compare(seen.sum[h], expected.sum[h], std::max(1.0f, static_cast<float>(task.num_queries) / 4));
+    if (!all) continue;
+    compare(seen.squares[h], expected.squares[h], std::max(2.0f, static_cast<float>(task.num_queries) / 2));
+    compare(seen.largest[h], expected.largest[h], 1.0f);
+  }
+  return error;
+}
+
 template <class T>
 T OneOf(std::mt19937* random, std::initializer_list<T> choices) {
   return choices.begin()[std::uniform_int_distribution<size_t>(0, choices.size() - 1)(*random)];
@@ -189,6 +234,20 @@ TEST_P(AttentionTest, ProbabilitiesMatchReference) {
     const Extras extras(&test, &random);
     const int threads = OneOf(&random, {1, 2, 3, 4});
     const float error = ProbabilityErrorOf(&test, threads);
+    EXPECT_LT(error, ToleranceOf(test)) << "seed " << seed << ": " << Describe(test.task, threads);
+    worst = std::max(worst, error);
+  }
+  RecordProperty("worst_error", testing::PrintToString(worst));
+}
+
+TEST_P(AttentionTest, ObservedMatchesReference) {
+  float worst = 0;
+  for (uint32_t seed = 0; seed < 120; ++seed) {
+    std::mt19937 random(2000 + seed);
+    TestTask test(RandomShape(&random), seed);
+    const Extras extras(&test, &random);
+    const int threads = OneOf(&random, {1, 2, 3, 4});
+    const float error = ObservedErrorOf(&test, threads, seed % 3 != 0);
     EXPECT_LT(error, ToleranceOf(test)) << "seed " << seed << ": " << Describe(test.task, threads);
     worst = std::max(worst, error);
   }
@@ -282,6 +341,29 @@ TEST_P(AttentionTest, SameThreadCountGivesSameBits) {
         ASSERT_EQ(probabilities, test.Probabilities(threads));
       }
     }
+  }
+}
+
+// Observing changes nothing of the output, sums are those of one thread count, and one query less is seen.
+TEST_P(AttentionTest, ObservingIsDeterministicAndLeavesTheOutput) {
+  for (const int num_queries : {1, 5, 96}) {
+    TestTask test(MediumShape(num_queries), 14);
+    test.Run(3);
+    const std::vector<float> output = test.output;
+    SeenAttention first(test.task), again(test.task), fewer(test.task);
+    test.task.observed = first.heads.data();
+    test.Run(3);
+    ASSERT_EQ(std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()), 0);
+    test.task.observed = again.heads.data();
+    test.Run(3);
+    EXPECT_EQ(first.sum, again.sum);
+    EXPECT_EQ(first.squares, again.squares);
+    EXPECT_EQ(first.largest, again.largest);
+    if (num_queries == 1) continue;
+    test.task.num_queries -= 1;
+    test.task.observed = fewer.heads.data();
+    test.Run(3);
+    EXPECT_NE(first.sum, fewer.sum);
   }
 }
 

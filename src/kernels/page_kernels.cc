@@ -103,6 +103,36 @@ void SoftmaxStep(const SoftmaxArgs& args) {
   }
 }
 
+template <bool kAll>
+void ObserveRows(const ObserveArgs& args) {
+  const DF df;
+  const VF share = hn::Set(df, 1.0f / static_cast<float>(args.group));
+  for (int slot = 0; slot < kPageEntries; slot += kLanes) {
+    const float* weights = args.weights + slot;
+    const float* factor = args.factors;
+    VF sum = hn::LoadU(df, args.sum + slot);
+    VF squares = kAll ? hn::LoadU(df, args.squares + slot) : sum;
+    VF largest = kAll ? hn::LoadU(df, args.largest + slot) : sum;
+    for (int t = 0; t < args.num_queries; ++t) {
+      VF mean = hn::Zero(df);
+      for (int g = 0; g < args.group; ++g, weights += kStepEntries) {
+        const VF p = hn::Mul(hn::LoadU(df, weights), hn::Set(df, *factor++));
+        if (kAll) largest = hn::Max(largest, p);
+        mean = hn::Add(mean, p);
+      }
+      mean = hn::Mul(mean, share);
+      sum = hn::Add(sum, mean);
+      if (kAll) squares = hn::MulAdd(mean, mean, squares);
+    }
+    hn::StoreU(sum, df, args.sum + slot);
+    if (!kAll) continue;
+    hn::StoreU(squares, df, args.squares + slot);
+    hn::StoreU(largest, df, args.largest + slot);
+  }
+}
+
+void Observe(const ObserveArgs& args) { args.squares != nullptr ? ObserveRows<true>(args) : ObserveRows<false>(args); }
+
 void SoftmaxRow(float* scores, int64_t count, float sink) {
   const DF df;
   const int64_t whole = count / kLanes * kLanes;
@@ -258,6 +288,7 @@ PageKernels MakeKernels() {
   FillGroupRows<CodesQ2>(&kernels, std::make_integer_sequence<int, kBlockRows>());
   FillRows<LoadF32>(&kernels, std::make_integer_sequence<int, kBlockRows>());
   kernels.softmax = &SoftmaxStep;
+  kernels.observe = &Observe;
   kernels.adjust = &Adjust;
   kernels.softmax_row = &SoftmaxRow;
   kernels.scale = &Scale;

@@ -101,6 +101,17 @@ struct SoftmaxArgs {
   float* alpha;
 };
 
+// Adds the attention of `num_queries` queries times `group` query heads to what was seen of one page's entries.
+struct ObserveArgs {
+  const float* weights;  // rows (query, query head), kStepEntries apart
+  const float* factors;  // [rows] what makes a weight a probability
+  int num_queries;
+  int group;
+  float* sum;      // [P] each, as EntryAttention
+  float* squares;  // null: only the sum
+  float* largest;  // null with squares
+};
+
 struct PageKernels {
   const char* target_name;
   int block_rows;  // the most rows R of a block, at most kMaxBlockRows
@@ -110,6 +121,8 @@ struct PageKernels {
   AccumulateFn accumulate[kNumSources][kMaxBlockRows + 1];
 
   void (*softmax)(const SoftmaxArgs& args);
+
+  void (*observe)(const ObserveArgs& args);
 
   // Soft-cap, ALiBi and mask of one row of one page's scores, in place; hidden ones become -inf.
   void (*adjust)(float* scores, const RowRule& rule, const StepPage& page, float soft_cap, bool alibi);

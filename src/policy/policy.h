@@ -30,11 +30,13 @@ enum Need : uint32_t {
   kNeedValues = 1u << 1,       // HeadInputs::values
   kNeedWindowProbs = 1u << 2,  // HeadInputs::window_probs
   kNeedWindowQueries = 1u << 3,  // HeadInputs::window_queries
-  kNeedEveryQuery = 1u << 4,   // Scorer::Observe is called with the attention of every query
+  kNeedEveryQuery = 1u << 4,   // Scorer::Observe is called with what every query paid (Observation::sum)
   kNeedValueNorms = 1u << 5,   // HeadInputs::value_norms (output projection)
   kNeedRepeat = 1u << 6,       // Scorer::Observe is called with the attention of a second reading (repeat());
                                // columns then live as long as one compression, not in the pages
   kNeedQueryMoments = 1u << 7,  // HeadInputs::query_means, query_covariances; the model's rotation must be known
+  kNeedSquares = 1u << 8,      // Observation::squares beside the sum
+  kNeedLargest = 1u << 9,      // Observation::largest beside the sum
 };
 
 // With kNeedQueryMoments: the first queries are outliers, and no statistics count them.
@@ -69,16 +71,20 @@ struct LayerInputs {
   std::span<const HeadInputs> heads;  // [kv heads]
 };
 
-// Attention of some consecutive queries over one kv head, as it happens.
+// Attention of some consecutive queries over one kv head, as it happens: what each entry received of all of them, or
+// row by row. policy/observe.h makes the one of the other.
 struct Observation {
   int layer = 0;
   int kv_head = 0;
   int group = 1;                         // G
   int num_queries = 0;                   // T
   int num_entries = 0;                   // n
-  const float* probabilities = nullptr;  // [G, T, n]; 0 where masked
+  const float* probabilities = nullptr;  // [G, T, n], 0 where masked; null where the statistics are there
   std::span<const int32_t> query_positions;  // [T]
   std::span<const int32_t> positions;        // [n]
+  const float* sum = nullptr;      // [n] over queries: the mean over the group
+  const float* squares = nullptr;  // [n] over queries: the square of that mean (kNeedSquares)
+  const float* largest = nullptr;  // [n] over queries and the group (kNeedLargest)
 };
 
 // Scores of one layer. Larger stays. +infinity always stays (as far as the
@@ -148,7 +154,7 @@ class Policy {
   // One sentence where this policy cannot serve a model with so many layers that hold a global cache.
   virtual Status CheckLayers(int num_layers) const { return (void)num_layers, Status(); }
 
-  // With kNeedEveryQuery: updates columns with new attention rows. [n] each.
+  // With kNeedEveryQuery: updates columns with what new queries paid. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
 
   // Not null: the prompt must be whole and is read once more before Score() (kNeedRepeat).

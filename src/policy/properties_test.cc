@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "kernels/attention_reference.h"
 #include "policy/policy.h"
 #include "policy/policy_test_util.h"
 #include "policy/registry.h"
@@ -294,6 +295,49 @@ TEST(PolicyProperties, PermutedEntriesHavePermutedScores) {
       EXPECT_NEAR(after.heads[0][i], expected, 1e-5F + 1e-4F * std::abs(expected));
     }
   }
+}
+
+// An observation as the attention kernel makes it, and one that leaves the statistics to the policy.
+TEST(PolicyProperties, StatisticsOfQueriesEqualTheirRows) {
+  std::mt19937 random(3);
+  std::uniform_real_distribution<float> uniform(0, 0.1F);
+  int num_observers = 0;
+  for (const NamedRecipe& named : NamedRecipes()) {
+    const Recipe recipe = *ParseRecipe(named.name);
+    const Policy& policy = *recipe.policy;
+    if ((policy.needs() & (kNeedEveryQuery | kNeedRepeat)) == 0) continue;
+    ++num_observers;
+    for (const int queries : {1, 7}) {
+      constexpr int kGroup = 3, kEntries = 40;
+      std::vector<int32_t> positions(kEntries), query_positions(static_cast<size_t>(queries));
+      std::iota(positions.begin(), positions.end(), 100);
+      std::iota(query_positions.begin(), query_positions.end(), 140 - queries);
+      std::vector<float> rows;
+      for (int g = 0; g < kGroup; ++g) {
+        for (const int32_t query : query_positions) {
+          for (const int32_t position : positions) rows.push_back(position > query ? 0 : uniform(random));
+        }
+      }
+      std::vector<float> stats(3 * kEntries);
+      const kernels::EntryAttention to = {stats.data(), stats.data() + kEntries, stats.data() + 2 * kEntries};
+      kernels::ReferenceEntryAttention(rows.data(), kGroup, queries, kEntries, to);
+      const Observation by_rows{0, 0, kGroup, queries, kEntries, rows.data(), query_positions, positions};
+      const Observation by_sums{0, 0, kGroup, queries, kEntries, nullptr, query_positions, positions, to.sum,
+                                (policy.needs() & kNeedSquares) != 0 ? to.squares : nullptr,
+                                (policy.needs() & (kNeedLargest | kNeedRepeat)) != 0 ? to.largest : nullptr};
+      std::vector<std::vector<float>> columns[2];
+      for (int i = 0; i < 2; ++i) {
+        std::vector<float*> pointers;
+        for (const ColumnSpec& spec : policy.columns()) columns[i].emplace_back(kEntries, spec.initial);
+        for (auto& column : columns[i]) pointers.push_back(column.data());
+        policy.Observe(i == 0 ? by_rows : by_sums, pointers);
+      }
+      for (size_t c = 0; c < columns[0].size(); ++c) {
+        for (size_t j = 0; j < kEntries; ++j) ASSERT_NEAR(columns[0][c][j], columns[1][c][j], 1e-5) << named.name << c << ' ' << j;
+      }
+    }
+  }
+  EXPECT_GE(num_observers, 5);
 }
 
 TEST(PolicyProperties, TotalsAreExact) {

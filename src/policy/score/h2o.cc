@@ -15,7 +15,7 @@ class H2o final : public Scorer {
   std::vector<ColumnSpec> columns() const override { return {{"attention_sum", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    ForEachWeight(seen, [&](size_t j, int, float weight) { columns[0][j] += weight; });
+    AddReceived(seen, Received::kSum, columns[0]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {

@@ -24,7 +24,7 @@ class LazyEviction final : public Scorer {
   LazyEviction(int window, double alpha, bool paper)
       : recent_(window), alpha_(static_cast<float>(alpha)), paper_(paper) {}
 
-  uint32_t needs() const override { return kNeedEveryQuery; }
+  uint32_t needs() const override { return kNeedEveryQuery | kNeedLargest; }
   std::vector<ColumnSpec> columns() const override { return {{"last_active", 0}, {"longest_silence", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
@@ -42,11 +42,12 @@ class LazyEviction final : public Scorer {
       last[n - 1] = now - 1;
       longest[n - 1] = 0;
     }
-    ForEachWeight<GroupBy::kMax>(seen, [&](size_t j, int, float weight) {
-      if (weight < alpha_) return;
+    const ReceivedAttention weights(seen, Received::kLargest);
+    for (size_t j = 0; j < n; ++j) {
+      if (weights[j] < alpha_) continue;
       longest[j] = std::max(longest[j], now - last[j]);
       last[j] = now;
-    });
+    }
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {

@@ -15,10 +15,8 @@ class Observed final : public Scorer {
   std::vector<ColumnSpec> columns() const override { return {{"attention_sum", 0}, {"queries", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    ForEachWeight(seen, [&](size_t j, int, float weight) {
-      columns[0][j] += weight;
-      columns[1][j] += 1;
-    });
+    AddReceived(seen, Received::kSum, columns[0]);
+    CountQueries(seen, columns[1]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {

@@ -13,7 +13,7 @@ class Peak final : public Scorer {
  public:
   explicit Peak(int recent) : recent_(recent) {}
 
-  uint32_t needs() const override { return kNeedEveryQuery; }
+  uint32_t needs() const override { return kNeedEveryQuery | kNeedLargest; }
   std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {

@@ -20,17 +20,15 @@ class Roco final : public Scorer {
  public:
   Roco(double unstable, int newest) : unstable_(unstable), newest_(newest) {}
 
-  uint32_t needs() const override { return kNeedEveryQuery; }
+  uint32_t needs() const override { return kNeedEveryQuery | kNeedSquares; }
   std::vector<ColumnSpec> columns() const override {
     return {{"attention_sum", 0}, {"attention_squares", 0}, {"queries", 0}};
   }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    ForEachWeight(seen, [&](size_t j, int, float weight) {
-      columns[0][j] += weight;
-      columns[1][j] += weight * weight;
-      columns[2][j] += 1;
-    });
+    AddReceived(seen, Received::kSum, columns[0]);
+    AddReceived(seen, Received::kSquares, columns[1]);
+    CountQueries(seen, columns[2]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {

@@ -1,0 +1,117 @@
+// How an attention task is cut into tiles and steps, and the memory in which a thread works on one.
+#ifndef PITH_KERNELS_ATTENTION_SPACE_H_
+#define PITH_KERNELS_ATTENTION_SPACE_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/attention_plan.h"
+#include "kernels/observed_steps.h"
+#include "kernels/page_kernels.h"
+
+namespace pith::kernels {
+
+// Up to here conversion to float32 costs more than it saves.
+inline constexpr int kMaxDirectRows = 16;
+
+constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+// How a task is cut up; a function of its shapes alone.
+struct Geometry {
+  int group = 0;      // G
+  int head_rows = 0;  // T * G
+  bool direct = false;
+  int tile_rows = 0;
+  int num_tiles = 0;  // per kv head
+  int step_pages = 0;
+  size_t acc_stride = 0;
+  size_t num_steps = 0;  // of a tile at most, where it is observed
+
+  explicit Geometry(const AttentionTask& task) {
+    group = task.num_heads / task.num_kv_heads;
+    head_rows = task.num_queries * group;
+    direct = head_rows <= kMaxDirectRows;
+    // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
+    const bool wide = task.key_dim + task.value_dim > 320;
+    tile_rows = direct ? std::max(head_rows, 1) : wide ? 48 : 96;
+    // The query heads of a group are observed together.
+    if (task.observed != nullptr && !direct) tile_rows = std::max(tile_rows / group, 1) * group;
+    num_tiles = (head_rows + tile_rows - 1) / tile_rows;
+    step_pages = direct || !wide ? kStepPages : 2;
+    acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
+    for (int h = 0; task.observed != nullptr && h < task.num_kv_heads; ++h) {
+      const int steps = (PageCursor::NumPages(task.heads[h]) + step_pages - 1) / step_pages;
+      num_steps = std::max(num_steps, static_cast<size_t>(steps));
+    }
+  }
+
+  Tile MakeTile(const AttentionTask& task, int head, int tile) const {
+    return Tile::Make(task, head, tile * tile_rows, std::min((tile + 1) * tile_rows, head_rows));
+  }
+};
+
+// Running results of a tile's rows.
+struct Accumulator {
+  float* values = nullptr;  // [rows, acc_stride]
+  float* max = nullptr;     // [rows]
+  float* sum = nullptr;     // [rows]
+  ObservedSteps seen;
+};
+
+// One thread's memory. The partial results are read by other threads after the barrier.
+struct Workspace {
+  int32_t* item_pages;  // [items] pages that some row of the item sees
+  float* queries;       // blocks of [D, R]
+  const float** query_rows;  // [rows] of [D], before scaling
+  float* scores;        // [rows, kStepEntries]
+  float* alpha;         // [rows]
+  RowRule* rules;       // [rows]
+  float* keys;          // [step_pages, D, P], unless direct
+  float* values;        // [step_pages * P, acc_stride], unless direct
+  float* factors;       // [2][rows], where tiles are observed
+  float* observed;      // ObservedSums
+  Accumulator whole;
+  Accumulator partial[2];  // of an item begun by an earlier thread, and of one left to a later
+  size_t bytes;
+
+  Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* base) {
+    size_t at = 0;
+    const auto rows = static_cast<size_t>(geometry.tile_rows);
+    const auto dim = static_cast<size_t>(task.key_dim);
+    const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
+    Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
+    Take(base, &at, rows * dim, &queries);
+    Take(base, &at, rows, &query_rows);
+    Take(base, &at, rows * kStepEntries, &scores);
+    Take(base, &at, rows, &alpha);
+    Take(base, &at, rows, &rules);
+    Take(base, &at, step * dim, &keys);
+    Take(base, &at, step * geometry.acc_stride, &values);
+    for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
+      Take(base, &at, rows * geometry.acc_stride, &acc->values);
+      Take(base, &at, rows, &acc->max);
+      Take(base, &at, rows, &acc->sum);
+      acc->seen.tile_rows = rows;
+      Take(base, &at, geometry.num_steps * rows * kStepEntries, &acc->seen.weights);
+      Take(base, &at, geometry.num_steps * rows, &acc->seen.maxima);
+      Take(base, &at, geometry.num_steps, &acc->seen.steps);
+    }
+    Take(base, &at, task.observed != nullptr ? 2 * rows : 0, &factors);
+    Take(base, &at, ObservedSums::Floats(task), &observed);
+    bytes = at;
+  }
+
+ private:
+  // base may be null when only the size is asked for.
+  template <typename T>
+  static void Take(std::byte* base, size_t* at, size_t count, T** result) {
+    *result = base == nullptr ? nullptr : reinterpret_cast<T*>(base + *at);
+    *at += RoundUp(count * sizeof(T), 64);
+  }
+};
+
+}  // namespace pith::kernels
+
+#endif  // PITH_KERNELS_ATTENTION_SPACE_H_
