@@ -170,6 +170,20 @@ void HeadCache::ReadValues(float* values) const {
   }
 }
 
+void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) const {
+  const auto dim = static_cast<size_t>(layout_->value_dim);
+  std::vector<float> page(static_cast<size_t>(kP) * dim);
+  int read = -1;  // index of the page that is in `page`
+  for (const int32_t entry : entries) {
+    if (entry / kP != read) {
+      read = entry / kP;
+      kernels::ReadValues(layout_of(entry), page_of(entry), std::min(kP, num_entries_ - read * kP), page.data());
+    }
+    std::memcpy(values, page.data() + static_cast<size_t>(entry % kP) * dim, dim * sizeof(float));
+    values += dim;
+  }
+}
+
 void HeadCache::ReadColumn(int column, std::span<float> values) const {
   for (int i = 0; i < num_entries_; i += kP) {
     const int count = std::min(kP, num_entries_ - i);
@@ -184,6 +198,13 @@ Status HeadCache::WriteColumn(int column, std::span<const float> values) {
     std::memcpy(layout_of(i).column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
   }
   return {};
+}
+
+void HeadCache::WriteSharedColumn(int column, std::span<const float> values) {
+  for (int i = 0; i < num_entries_; i += kP) {
+    const int count = std::min(kP, num_entries_ - i);
+    std::memcpy(layout_of(i).column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
+  }
 }
 
 Status HeadCache::Rewrite(std::span<const int32_t> entries, const float* keys, const float* values) {

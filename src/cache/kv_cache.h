@@ -102,9 +102,13 @@ class HeadCache {
   void ReadPositions(std::span<int32_t> positions) const;
   void ReadKeys(float* keys) const;
   void ReadValues(float* values) const;
+  // The values of these ascending entries, [entries, Dv].
+  void ReadValuesOf(std::span<const int32_t> entries, float* values) const;
   void ReadColumn(int column, std::span<float> values) const;
   // Columns of a shared page may not be written: kOutOfBudget if a copy was needed and impossible.
   Status WriteColumn(int column, std::span<const float> values);
+  // As WriteColumn, of numbers that follow from the entries alone, which forks may therefore share: no page is copied.
+  void WriteSharedColumn(int column, std::span<const float> values);
   // New keys [n, D] and values [n, Dv] for these ascending entries; positions and columns stay. f16 pages
   // only. kOutOfBudget: a shared page could not be copied; entries of earlier pages are rewritten already.
   Status Rewrite(std::span<const int32_t> entries, const float* keys, const float* values);

@@ -201,6 +201,38 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
+TEST(HeadCache, SharedColumnsAreWrittenWithoutACopyAndValuesReadOneByOne) {
+  Ledger ledger(size_t{1} << 20);
+  const auto cache = *KvCache::Create(&ledger, {{1, PageLayout::Make(KvFormat::kF16, 8, 4, 1)}}, 20);
+  const int id = *cache->NewSequence();
+  HeadCache& head = cache->head(id, 0, 0);
+  constexpr int kEntries = 2 * kPageEntries + 3;
+  for (int32_t p = 0; p < kEntries; ++p) {
+    const std::vector<float> key(8, 1.0F), value = {static_cast<float>(p), 1, 2, 3};
+    ASSERT_TRUE(head.Extend(1));
+    kernels::WriteEntryF32(head.layout(), head.page_of(p), p % kPageEntries, key.data(), value.data(), p);
+    head.Commit(1);
+  }
+  HeadCache& fork = cache->head(*cache->Fork(id), 0, 0);
+  const size_t used = cache->pool().num_used();
+  std::vector<float> column(kEntries);
+  for (size_t i = 0; i < column.size(); ++i) column[i] = 10.0F + static_cast<float>(i);
+  fork.WriteSharedColumn(0, column);
+  EXPECT_EQ(cache->pool().num_used(), used);
+  std::vector<float> read(kEntries);
+  head.ReadColumn(0, read);
+  EXPECT_EQ(read, column);
+  ASSERT_TRUE(fork.WriteColumn(0, read));  // the control: this one copies
+  EXPECT_GT(cache->pool().num_used(), used);
+  const int32_t wanted[] = {1, 31, 32, 66};
+  std::vector<float> values(4 * 4);
+  head.ReadValuesOf(wanted, values.data());
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(values[i * 4], static_cast<float>(wanted[i]));
+    EXPECT_EQ(values[i * 4 + 3], 3);
+  }
+}
+
 class SavedCache : public ::testing::Test {
  protected:
   static constexpr int kEntries = 3 * kPageEntries + 5;

@@ -26,7 +26,8 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
   for (const ActiveRecipe& active : active_) {
     columns = std::max(columns, active.first_column + static_cast<int>(PageColumns(*active.recipe.policy).size()));
   }
-  active_.push_back({recipe, columns});
+  const int num_own = static_cast<int>(PageColumns(*recipe.policy).size());
+  active_.push_back({recipe, columns, (recipe.policy->needs() & kNeedValueNorms) != 0 ? columns + num_own - 1 : -1});
   int at = columns;
   for (const ColumnSpec& column : PageColumns(*recipe.policy)) {
     if (column.initial != 0) column_initials_.emplace_back(at, column.initial);

@@ -93,10 +93,23 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
     team.Sync();
     double& threshold = target.merge_thresholds[static_cast<size_t>(global_index_[static_cast<size_t>(layer)])];
     merger_.Run(heads, kept, *policy.merge(), &threshold, team);
-    if (team.ith == 0) result = merger_.status();
+    if (team.ith == 0) {
+      result = merger_.status();
+      ForgetValueNorms(heads);
+    }
   }
   for (size_t h = 0; h < heads.size() && team.ith == 0 && result; ++h) result = heads[h].Keep(kept[h]);
   return result;
+}
+
+// Merging has changed values.
+void EngineImpl::ForgetValueNorms(std::span<HeadCache> heads) {
+  for (const ActiveRecipe& active : active_) {
+    if (active.norm_column < 0) continue;
+    for (HeadCache& head : heads) {
+      head.WriteSharedColumn(active.norm_column, std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
+    }
+  }
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {

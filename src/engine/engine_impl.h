@@ -112,6 +112,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept, const Team& team);
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
+  void ForgetValueNorms(std::span<HeadCache> heads);
   Error Explained(Error error) const;
   void Fail(const Error& error);
   Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;

@@ -388,7 +388,7 @@ void LayerOps::WindowOutputs(Sequence& queries_of, int cache_id, int layer, int 
 
 void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer, int head_index, const ActiveRecipe& active,
                           int num_sinks) {
-  const HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
+  HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const uint32_t needs = active.recipe.policy->needs();
   const size_t n = static_cast<size_t>(head.num_entries());
@@ -409,14 +409,13 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     head.ReadKeys(buffers.keys.data());
     inputs.keys = buffers.keys.data();
   }
-  if (needs & (kNeedValues | kNeedValueNorms)) {
+  if (needs & kNeedValues) {
     buffers.values.resize(n * static_cast<size_t>(shape.value_dim));
     head.ReadValues(buffers.values.data());
     inputs.values = buffers.values.data();
   }
   if (needs & kNeedValueNorms) {
-    buffers.value_norms.resize(n);
-    ValueNorms(layer, head_index, head, buffers.value_norms.data());
+    FindValueNorms(layer, head_index, head, active.norm_column, buffers);
     inputs.value_norms = buffers.value_norms.data();
   }
   if ((needs & kNeedWindowProbs) && window_count_ > 0) inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
@@ -449,15 +448,35 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   inputs.columns = buffers.column_pointers;
 }
 
+// A value's norm is the same for as long as it lives, and the projection by far the dearest part of an eviction.
+void LayerOps::FindValueNorms(int layer, int head_index, HeadCache& head, int column, HeadBuffers& buffers) const {
+  const auto n = static_cast<size_t>(head.num_entries());
+  const auto dim = static_cast<size_t>(model_.info().layers[static_cast<size_t>(layer)].value_dim);
+  std::vector<float>& norms = buffers.value_norms;
+  norms.resize(n);
+  head.ReadColumn(column, norms);
+  buffers.new_entries.clear();
+  for (size_t i = 0; i < n; ++i) {
+    if (norms[i] == kUnknownNorm) buffers.new_entries.push_back(static_cast<int32_t>(i));
+  }
+  const size_t count = buffers.new_entries.size();
+  if (count == 0) return;
+  buffers.new_values.resize(count * dim);
+  buffers.new_norms.resize(count);
+  head.ReadValuesOf(buffers.new_entries, buffers.new_values.data());
+  ComputeValueNorms(layer, head_index, count, buffers.new_values.data(), buffers.new_norms.data());
+  for (size_t i = 0; i < count; ++i) norms[static_cast<size_t>(buffers.new_entries[i])] = buffers.new_norms[i];
+  head.WriteSharedColumn(column, norms);
+}
+
 // CriticalKV (arXiv:2502.03805): mean over the group's query heads q of ||V[j] W_O^q||_1.
-void LayerOps::ValueNorms(int layer, int head_index, const HeadCache& head, float* norms) const {
+void LayerOps::ComputeValueNorms(int layer, int head_index, size_t n, const float* values, float* norms) const {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
-  const size_t n = static_cast<size_t>(head.num_entries()), dim = static_cast<size_t>(shape.value_dim);
+  const size_t dim = static_cast<size_t>(shape.value_dim);
   const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
   const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
   const std::span<const float> projection = *weights;
   const size_t row = static_cast<size_t>(shape.num_heads) * dim;
-  const float* values = buffers_[static_cast<size_t>(head_index)].values.data();
   if (projection.empty() || projection.size() % row != 0) {
     // No projection by that name: the norm of the value itself is what is left of the idea.
     for (size_t j = 0; j < n; ++j) {

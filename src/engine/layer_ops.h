@@ -27,6 +27,7 @@ namespace pith {
 struct ActiveRecipe {
   Recipe recipe;
   int first_column = 0;
+  int norm_column = -1;  // of the value norms, -1: it needs none
 };
 
 // A run of rows of one block that belong to one sequence.
@@ -93,6 +94,8 @@ class LayerOps {
     std::vector<float> keys, values, value_norms, columns, query_means, query_covariances;
     std::vector<float*> column_pointers;
     std::vector<float> window_queries;
+    std::vector<int32_t> new_entries;  // without a value norm yet
+    std::vector<float> new_values, new_norms;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading
   };
 
@@ -107,7 +110,9 @@ class LayerOps {
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
   void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
   void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
-  void ValueNorms(int layer, int head, const HeadCache& cache, float* norms) const;
+  // Norms of all entries of a head, of which those that are new are computed and stay in its pages.
+  void FindValueNorms(int layer, int head_index, HeadCache& head, int column, HeadBuffers& buffers) const;
+  void ComputeValueNorms(int layer, int head_index, size_t n, const float* values, float* norms) const;
 
   const HostModel& model_;
   KvCache& cache_;

@@ -24,7 +24,10 @@ Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
 }  // namespace
 
 std::vector<ColumnSpec> PageColumns(const Policy& policy) {
-  return policy.repeat() != nullptr ? std::vector<ColumnSpec>() : policy.columns();
+  std::vector<ColumnSpec> columns;
+  if (policy.repeat() == nullptr) columns = policy.columns();
+  if ((policy.needs() & kNeedValueNorms) != 0) columns.push_back({"value_norm", kUnknownNorm});
+  return columns;
 }
 
 Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(Ledger* ledger, const Policy& policy, int prefix,

@@ -23,7 +23,11 @@
 
 namespace pith {
 
-// Columns of a policy that live in pages: those of a second reading do not.
+// What a column of value norms holds of an entry whose norm has not been needed yet.
+inline constexpr float kUnknownNorm = -1;
+
+// Columns that live in pages: the policy's own, but for those of a second reading, and then its value norms if it
+// needs them.
 std::vector<ColumnSpec> PageColumns(const Policy& policy);
 
 // Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.

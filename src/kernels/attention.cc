@@ -193,6 +193,10 @@ class Worker {
       if (geometry_.direct) {
         args.prefetch = ValuesOf(ref);
         Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
+        // Whoever observes writes to them next.
+        if (task_.observed != nullptr) {
+          Fetch(ref.page + ref.layout->column_offset, sizeof(float) * kPageEntries * static_cast<size_t>(ref.layout->num_columns));
+        }
         Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
       }
       for (int block = 0; block < num_blocks(); ++block) {

@@ -38,10 +38,10 @@ double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vec
       for (int t = 0; t < probs.rows(); ++t, rows += 1) {
         const float* row = probs.row(g, t);
         for (size_t j = 0; j < columns; ++j) mean[j] += row[j];
-        before_window += std::accumulate(row + columns - recent, row + columns, 0.0);
+        before_window += SumOf({row + columns - recent, recent});
       }
     }
-    const double sum = std::accumulate(mean.begin(), mean.end(), 0.0);
+    const double sum = SumOf(mean);
     for (float& m : mean) m = sum > 0 ? static_cast<float>(static_cast<double>(m) / sum) : 0;
   }
   return rows > 0 ? before_window / rows : 0;

@@ -65,8 +65,13 @@ inline void KeepLargest(const Observation& seen, float* column) {
 
 // Adds to a column [n] the number of queries that can see each entry.
 inline void CountQueries(const Observation& seen, float* column) {
-  size_t first = 0;  // query that sees the entry; both ascend
-  for (size_t j = 0; j < static_cast<size_t>(seen.num_entries); ++j) {
+  const std::span<const int32_t> positions = seen.positions.first(static_cast<size_t>(seen.num_entries));
+  if (positions.empty() || seen.query_positions.empty()) return;
+  // Both ascend, so most entries are seen by all.
+  const auto all = static_cast<size_t>(std::upper_bound(positions.begin(), positions.end(), seen.query_positions.front()) - positions.begin());
+  for (size_t j = 0; j < all; ++j) column[j] += static_cast<float>(seen.query_positions.size());
+  size_t first = 0;  // query that sees the entry
+  for (size_t j = all; j < positions.size(); ++j) {
     while (first < seen.query_positions.size() && seen.query_positions[first] < seen.positions[j]) ++first;
     column[j] += static_cast<float>(seen.query_positions.size() - first);
   }

@@ -220,21 +220,71 @@ void MakePositive(LayerScores& scores) {
   }
 }
 
+namespace {
+
+// Elements that are pooled side by side, so that the compiler may keep them in vectors.
+constexpr int64_t kAbreast = 8;
+
+float PoolOne(std::span<const float> in, int64_t first, int64_t last, int64_t width, bool max) {
+  const int64_t begin = std::max<int64_t>(0, first), end = std::min(static_cast<int64_t>(in.size()), last + 1);
+  if (max) return *std::max_element(in.begin() + begin, in.begin() + end);
+  float sum = 0;
+  for (int64_t j = begin; j < end; ++j) sum += in[static_cast<size_t>(j)];
+  return sum / static_cast<float>(width);
+}
+
+void PoolAbreast(const float* in, int64_t width, bool max, float* out) {
+  float values[kAbreast] = {};
+  if (max) std::copy_n(in, kAbreast, values);
+  for (int64_t k = 0; k < width; ++k) {
+    for (int64_t i = 0; i < kAbreast; ++i) values[i] = max ? std::max(values[i], in[k + i]) : values[i] + in[k + i];
+  }
+  for (int64_t i = 0; i < kAbreast; ++i) out[i] = max ? values[i] : values[i] / static_cast<float>(width);
+}
+
+}  // namespace
+
 void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> out) {
   const auto n = static_cast<int64_t>(in.size());
   const int64_t width = std::max(pooling.width, 1);
   const int64_t before = width / 2;
   const int64_t after = width - 1 - before;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t first = std::max<int64_t>(0, i - before);
-    const int64_t last = std::min(n - 1, i + after);
-    if (pooling.max) {
-      out[static_cast<size_t>(i)] = *std::max_element(in.begin() + first, in.begin() + last + 1);
+  for (int64_t i = 0; i < n;) {
+    if (i >= before && i + after + kAbreast <= n) {
+      PoolAbreast(in.data() + i - before, width, pooling.max, out.data() + i);
+      i += kAbreast;
       continue;
     }
-    float sum = 0;
-    for (int64_t j = first; j <= last; ++j) sum += in[static_cast<size_t>(j)];
-    out[static_cast<size_t>(i)] = sum / static_cast<float>(width);
+    out[static_cast<size_t>(i)] = PoolOne(in, i - before, i + after, width, pooling.max);
+    ++i;
+  }
+}
+
+double SumOf(std::span<const float> values) {
+  double sums[4] = {};
+  size_t i = 0;
+  for (; i + 4 <= values.size(); i += 4) {
+    for (size_t k = 0; k < 4; ++k) sums[k] += static_cast<double>(values[i + k]);
+  }
+  for (; i < values.size(); ++i) sums[0] += static_cast<double>(values[i]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+void ColumnVariances(const WindowProbs& probs, int g, std::vector<double>& mean, std::vector<double>& squares) {
+  const auto columns = static_cast<size_t>(probs.columns());
+  mean.assign(columns, 0);
+  squares.assign(columns, 0);
+  for (int t = 0; t < probs.rows(); ++t) {
+    const float* row = probs.row(g, t);
+    for (size_t j = 0; j < columns; ++j) mean[j] += static_cast<double>(row[j]);
+  }
+  for (double& m : mean) m /= probs.rows();
+  for (int t = 0; t < probs.rows(); ++t) {
+    const float* row = probs.row(g, t);
+    for (size_t j = 0; j < columns; ++j) {
+      const double d = static_cast<double>(row[j]) - mean[j];
+      squares[j] += d * d;
+    }
   }
 }
 

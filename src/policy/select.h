@@ -56,6 +56,9 @@ inline std::span<const float> TiesOf(const LayerScores& scores, size_t head) {
 // Entries of a head that are neither pinned nor counted for pinned ones: what methods call budget.
 int CompetingBudget(const HeadRank& rank);
 
+// In double, on four sums side by side.
+double SumOf(std::span<const float> values);
+
 // [n] -> [n], stride 1, centred window. Mean pooling counts zero padding in the divisor.
 void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> out);
 

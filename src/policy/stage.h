@@ -91,6 +91,9 @@ class WindowProbs {
   int num_entries_ = 0;
 };
 
+// Mean over the rows of query head g, and the sum of squared differences from it, of each column.
+void ColumnVariances(const WindowProbs& probs, int g, std::vector<double>& mean, std::vector<double>& squares);
+
 struct Pooling {
   int width = 1;
   bool max = false;  // else mean, zero padding counted in the divisor

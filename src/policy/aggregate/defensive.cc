@@ -2,7 +2,6 @@
 // their own mass, the largest over queries and group, and never less than the head's mean of that,
 // for entries that the window never hit.
 #include <algorithm>
-#include <numeric>
 
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -20,14 +19,14 @@ class Defensive final : public Aggregator {
       for (int t = 0; t < probs.rows(); ++t) {
         const std::span<const float> row(probs.row(g, t), out.size());
         Pool(row, pooling, pooled);
-        const double mass = std::accumulate(row.begin(), row.end(), 0.0);
-        const double pooled_mass = std::accumulate(pooled.begin(), pooled.end(), 0.0);
+        const double mass = SumOf(row);
+        const double pooled_mass = SumOf(pooled);
         if (!(pooled_mass > 0)) continue;
         const auto scale = static_cast<float>(mass / pooled_mass);
         for (size_t j = 0; j < out.size(); ++j) out[j] = std::max(out[j], pooled[j] * scale);
       }
     }
-    const double sum = std::accumulate(out.begin(), out.end(), 0.0);
+    const double sum = SumOf(out);
     const auto mean = static_cast<float>(sum / static_cast<double>(out.size()));
     for (float& score : out) score = std::max(score, mean);
   }

@@ -16,19 +16,13 @@ class Shift final : public Aggregator {
     std::fill(out.begin(), out.end(), 0.0F);
     std::vector<float> value(out.size());
     std::vector<float> pooled(out.size());
+    std::vector<double> mean, squares;
     const int rows = probs.rows();
     for (int g = 0; g < probs.group(); ++g) {
+      ColumnVariances(probs, g, mean, squares);
       for (size_t j = 0; j < out.size(); ++j) {
-        double mean = 0;
-        for (int t = 0; t < rows; ++t) mean += static_cast<double>(probs.row(g, t)[j]);
-        mean /= rows;
-        double squares = 0;
-        for (int t = 0; t < rows; ++t) {
-          const double d = static_cast<double>(probs.row(g, t)[j]) - mean;
-          squares += d * d;
-        }
-        const double variance = rows > 1 ? squares / (rows - 1) : 0;
-        value[j] = static_cast<float>(mean + static_cast<double>(gamma_) * variance);
+        const double variance = rows > 1 ? squares[j] / (rows - 1) : 0;
+        value[j] = static_cast<float>(mean[j] + static_cast<double>(gamma_) * variance);
       }
       Pool(value, pooling, pooled);
       for (size_t j = 0; j < out.size(); ++j) {

@@ -43,10 +43,11 @@ class LazyEviction final : public Scorer {
       longest[n - 1] = 0;
     }
     const ReceivedAttention weights(seen, Received::kLargest);
-    for (size_t j = 0; j < n; ++j) {
-      if (weights[j] < alpha_) continue;
-      longest[j] = std::max(longest[j], now - last[j]);
-      last[j] = now;
+    for (size_t j = 0; j < n; ++j) {  // without branches, which nobody could foresee
+      const bool active = weights[j] >= alpha_;
+      const float silence = active ? now - last[j] : 0;
+      longest[j] = std::max(longest[j], silence);
+      last[j] = active ? now : last[j];
     }
   }
 
