@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -103,6 +104,58 @@ TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
     const KvStats stats = engine->stats();
     EXPECT_LE(stats.peak_bytes, budget);
     EXPECT_LT(stats.kept_fraction, 1.0);
+    for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
+  }
+}
+
+// CAKE's cascade: what one selection over all layers keeps of one block, while no more than a few layers' block is there
+// beside what stays.
+TEST(ModelEngine, ACascadeKeepsWhatOneSelectionKeeps) {
+  const std::vector<int32_t> tokens = Tokens(400);
+  constexpr int kKeep = 100;
+  for (const char* recipe : {"cake sinks=4", "layer_defensivekv sinks=4"}) {
+    SCOPED_TRACE(recipe);
+    EngineOptions options = Options(recipe, 0, 512);
+    options.keep_entries = kKeep;
+    auto cascade = Make(options);
+    options.keep_entries = 0;
+    options.compress = CompressMode::kAfter;
+    auto whole = Make(options);
+    const SequenceId ours = *cascade->NewSequence(), theirs = *whole->NewSequence();
+    ASSERT_TRUE(cascade->Prefill(ours, tokens));
+    ASSERT_TRUE(whole->Prefill(theirs, tokens));
+    ASSERT_TRUE(whole->Compress(theirs, options.recipe, static_cast<double>(kKeep) / static_cast<double>(tokens.size())));
+    std::set<size_t> sizes;
+    for (int layer = 0; layer < 30; ++layer) {
+      for (int head = 0; head < 3; ++head) {
+        const std::vector<int32_t> kept = cascade->EntryPositions(ours, layer, head);
+        EXPECT_EQ(kept, whole->EntryPositions(theirs, layer, head)) << layer << " " << head;
+        sizes.insert(kept.size());
+      }
+    }
+    EXPECT_GT(sizes.size(), 5U) << "shares are equal";
+    // Entries at once: what stays between evictions, three layers' block, and a page that is not full in each head.
+    const size_t pages = (90 * (kKeep + kKeep / 8) + 3 * 3 * tokens.size()) / kPageEntries + 90;
+    const size_t page_bytes = PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes;
+    EXPECT_LE(cascade->stats().peak_bytes - cascade->stats().used_bytes + cascade->stats().page_bytes, pages * page_bytes);
+    EXPECT_GT(whole->stats().peak_bytes - whole->stats().used_bytes + whole->stats().page_bytes, 2 * pages * page_bytes) << "the control";
+  }
+}
+
+// Later blocks: layers to come still hold what they had.
+TEST(ModelEngine, ACascadeGoesOnOverBlocks) {
+  const size_t budget = size_t{9} << 20;
+  for (const char* recipe : {"cake", "layer_defensivekv"}) {
+    SCOPED_TRACE(recipe);
+    auto engine = Make(Options(recipe, budget, 128));
+    const SequenceId sequence = *engine->NewSequence();
+    const std::vector<int32_t> tokens = Tokens(500);
+    for (size_t at = 0; at < 480; at += 120) ASSERT_TRUE(engine->Prefill(sequence, {tokens.data() + at, 120}));
+    for (size_t i = 480; i < tokens.size(); ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[i]));
+    EXPECT_LE(engine->stats().peak_bytes, budget);
+    const int64_t entries = engine->stats().entries, keep = engine->stats().keep_entries;
+    EXPECT_GE(entries, keep * 90 * 9 / 10);
+    EXPECT_LE(entries, keep * 90 * 3 / 2);
     for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
   }
 }

@@ -327,6 +327,7 @@ Status EngineImpl::RunBlock() {
     group.sequence->next_position += group.num_rows;
     group.sequence->restored_logits.clear();
     group.sequence->repeat.reset();
+    if (repeat_policy_ == nullptr) PrepareCascade(group);
     if (!reads_again_ || repeat_policy_ != nullptr) continue;
     const auto first = tokens_.begin() + group.first_row;
     group.sequence->tokens.insert(group.sequence->tokens.end(), first, first + group.num_rows);
@@ -408,6 +409,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
     }
     if (!repeats && counts_moments_) ops_->AddMoments(call, group, global, team);
     if (evict) EvictInLayer(call, group, team);
+    if (group.cascades) CascadeInLayer(call, group, team);
     if (demotes) DemoteLayer(*group.sequence, layer, team);
     if (team.ith == 0) times_.policy += SecondsSince(policy_start);
   }

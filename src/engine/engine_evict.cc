@@ -21,7 +21,7 @@ void EngineImpl::FinishBlock() {
         }
       }
     }
-    if (!evicts_while_running() || style_.in_layer) continue;
+    if (!evicts_while_running() || (style_.in_layer && !style_.cascades)) continue;
     EvictAcrossLayers(sequence);
     if (!formats_.low || failed_) continue;
     if (const Status status = DemoteAll(sequence); !status) Fail(Explained(status.error()));
@@ -29,8 +29,7 @@ void EngineImpl::FinishBlock() {
 }
 
 void EngineImpl::EvictAcrossLayers(Sequence& sequence) {
-  const int64_t most = static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_;
-  if (!eviction_on_ || GlobalEntriesOf(sequence) <= most) return;
+  if (!eviction_on_ || GlobalEntriesOf(sequence) <= MostEntries()) return;
   const Clock::time_point start = Clock::now();
   const Shrink shrink{.sequence = &sequence, .budget = std::nullopt};
   const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
@@ -113,7 +112,7 @@ void EngineImpl::ForgetValueNorms(std::span<HeadCache> heads) {
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
-  if (!style_.in_layer || !evicts_while_running() || !eviction_on_) return false;
+  if (!style_.in_layer || style_.cascades || !evicts_while_running() || !eviction_on_) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
   return EntriesOf(sequence, layer) > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
 }
@@ -133,6 +132,44 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
   if (team.ith == 0 && !status) Fail(status.error());
   team.Sync();
+}
+
+void EngineImpl::PrepareCascade(RowGroup& group) {
+  if (!style_.cascades || !eviction_on_ || group.num_rows == 1) return;
+  const int64_t entries = GlobalEntriesOf(*group.sequence) + group.num_rows * num_global_heads_;
+  if (entries <= MostEntries()) return;
+  group.cascades = true;
+  cascades_.resize(groups_.size());
+  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(BlockBudget(entries, static_cast<int>(num_global_heads_)));
+}
+
+void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
+  const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
+  const bool last = global + 1 == num_global_layers_;
+  Sequence& sequence = *group.sequence;
+  const ActiveRecipe& active = active_.front();
+  ops_->Score(sequence, layer, global, num_global_layers_, active, options_.seed, SinksOf(active.recipe), team, scores_);
+  if (team.ith == 0) {
+    Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
+    cascade.Add(*active.recipe.policy, std::move(scores_));
+    const int64_t in_block = static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+    const int64_t waiting = last ? 0 : (style_.layers_in_flight - 1) * in_block;
+    all_kept_.clear();
+    if (GlobalEntriesOf(sequence) > MostEntries() + waiting) {
+      int64_t left = last ? plan_.keep_entries * num_global_heads_ : MostEntries();
+      for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
+      all_kept_ = cascade.Shrink(*active.recipe.policy, left);
+    }
+  }
+  team.Sync();
+  for (size_t i = 0; i < all_kept_.size(); ++i) {
+    const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
+    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+      if (!heads[h].Keep(all_kept_[i][h])) keep_failed_.store(true, std::memory_order_relaxed);
+    }
+  }
+  team.Sync();
+  if (team.ith == 0 && keep_failed_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
 }
 
 // Every member must reach every sync, so thread 0 carries an error to the end.

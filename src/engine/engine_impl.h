@@ -21,6 +21,7 @@
 #include "engine/sequence.h"
 #include "engine/session_file.h"
 #include "host/context.h"
+#include "policy/cascade.h"
 
 namespace pith {
 
@@ -83,6 +84,12 @@ class EngineImpl final : public Engine, public AttentionSink {
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
   bool HoldsTooMuch(const Sequence& sequence, int layer) const;
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
+  // Before a block, which may have to be evicted from layer by layer by a recipe that compares layers.
+  void PrepareCascade(RowGroup& group);
+  // All threads, after each global layer of such a block.
+  void CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
+  // Of all global layers and heads, before an eviction.
+  int64_t MostEntries() const { return static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_; }
   // One sequence to shrink by the scores of another (or its own). No budget: the running one.
   struct Shrink {
     Sequence* sequence = nullptr;
@@ -167,7 +174,9 @@ class EngineImpl final : public Engine, public AttentionSink {
   LayerScores scores_;
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
-  std::vector<KeptHeads> all_kept_;  // of all layers
+  std::vector<KeptHeads> all_kept_;  // of all layers, or of the first ones
+  std::vector<Cascade> cascades_;    // of each group of rows
+  std::atomic<bool> keep_failed_{false};
   Merger merger_;
   // While a second reading runs, else null.
   const Policy* repeat_policy_ = nullptr;

@@ -36,6 +36,7 @@ struct RowGroup {
   int first_row = 0;
   int num_rows = 0;
   int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
+  bool cascades = false;  // layers are evicted from while the block is in the next ones
 };
 
 // Where the attention of a second reading goes.

@@ -16,6 +16,8 @@ constexpr int kP = kPageEntries;
 constexpr std::array<int, 5> kBlockSizes = {512, 256, 128, 64, 32};
 // Page tables may grow beyond what is in use (vectors double): pointer bytes per page, with room.
 constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*);
+// A cascade shrinks the layers about so often per block: each time costs a selection over all of them.
+constexpr int kCascadeSteps = 8;
 // Spare page-table room of each head, so that decoding does not allocate.
 constexpr size_t kSpareTableBytesPerHead = 16 * sizeof(std::byte*);
 
@@ -28,6 +30,7 @@ struct Shape {
   size_t all_heads = 0;
   size_t window_pages = 0;       // of one sequence, between blocks
   size_t low_page_bytes = 0;     // 0: no low format
+  size_t token_pages = 0;        // that all sequences may begin when each head takes a token
   size_t moment_bytes = 0;       // of one sequence's queries
   size_t later_bytes = 0;        // of what later recipes need beside
   size_t widest_layer_heads = 0;
@@ -68,6 +71,7 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, cons
       shape.window_pages += heads * (PagesFor(std::min(info.window, num_ctx) + kP) + 1);
     }
   }
+  shape.token_pages = static_cast<size_t>(std::max(options.max_sequences, 1)) * (shape.all_heads / kP + 1);
   const auto reads_again = [](const Recipe& recipe) { return recipe.policy != nullptr && recipe.policy->repeat() != nullptr; };
   if (reads_again(options.recipe) || std::any_of(options.later_recipes.begin(), options.later_recipes.end(), reads_again)) {
     shape.later_bytes += RepeatBytes(shape, num_ctx);
@@ -88,8 +92,10 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, cons
 
 // Pages of a block in flight: of one layer, or of all where eviction comes at the end of the block.
 size_t TransientPages(const Shape& shape, const EvictionStyle& style, int block_tokens) {
-  const size_t heads = style.in_layer ? shape.widest_layer_heads : shape.all_heads;
-  return heads * (PagesFor(block_tokens) + 1);
+  const size_t layers = static_cast<size_t>(style.layers_in_flight);
+  const size_t heads = style.in_layer ? std::min(layers * shape.widest_layer_heads, shape.all_heads) : shape.all_heads;
+  // In a cascade all heads take a token before one of them is rid of any.
+  return heads * (PagesFor(block_tokens) + 1) + (style.cascades ? shape.token_pages : 0);
 }
 
 int SlackFor(size_t pages_per_head) {
@@ -260,7 +266,11 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
   EvictionStyle style;
   style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything();
   const bool shares = std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
-  style.in_layer = !shares && (!style.evicts || policy->layer_local());
+  // Pages in few bits are encoded again whenever entries leave them: once a block must do.
+  const bool low = options.recipe.format.value_or(options.format).whole_pages();
+  style.cascades = !shares && !low && style.evicts && !policy->layer_local() && policy->cascades();
+  style.in_layer = !shares && (!style.evicts || policy->layer_local() || style.cascades);
+  if (style.cascades) style.layers_in_flight = std::max(1, MomentsOf(info).num_layers / kCascadeSteps);
   style.ragged = style.evicts && policy->ragged();
   return style;
 }

@@ -107,6 +107,31 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
   EXPECT_FALSE(SplitBudget(info, Options(1000)));
 }
 
+// The layers of a cascade do not hold their blocks all at once.
+TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
+  const ModelInfo info = SmolInfo();
+  EngineOptions options = Options(size_t{20} << 20, 256);
+  const auto layers = LayersOf(info, PageFormat(), 0);
+  int keep[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    options.recipe = *ParseRecipe(std::array{"snapkv", "cake", "pyramidkv"}[static_cast<size_t>(i)]);
+    const EvictionStyle style = StyleOf(info, options);
+    EXPECT_EQ(style.cascades, i == 1);
+    EXPECT_EQ(style.in_layer, i < 2);
+    EXPECT_EQ(style.layers_in_flight, i == 1 ? 3 : 1);
+    const MemoryPlan plan = *PlanMemory(info, layers, style, options);
+    EXPECT_LE(PagesAtWorst(plan, style, 90, 3 * static_cast<size_t>(style.layers_in_flight)), plan.num_pages);
+    keep[i] = plan.keep_entries;
+  }
+  EXPECT_GE(keep[0], keep[1]);
+  EXPECT_GT(3 * keep[1], 4 * keep[2]) << "whose blocks are all in flight";
+  options.recipe = *ParseRecipe("cake format=q4");
+  EXPECT_FALSE(StyleOf(info, options).cascades);
+  options.recipe = *ParseRecipe("cake");
+  options.compress = CompressMode::kAfter;
+  EXPECT_FALSE(StyleOf(info, options).cascades);
+}
+
 TEST(PlanTest, MomentsOfQueriesAreCharged) {
   const ModelInfo info = SmolInfo();
   EngineOptions plain = Options(size_t{20} << 20), reading = plain, later = plain;

@@ -95,12 +95,17 @@ void ComposedPolicy::Score(const LayerInputs& inputs, LayerScores& scores) const
   parts_.allocator->Prepare(inputs, scores);
 }
 
+void ComposedPolicy::Refine(const Budget& budget, LayerScores& scores) const {
+  for (const Stage* stage : stages()) stage->Refine(budget, scores);
+  scores.refined = true;
+}
+
 ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                                const Budget& budget) const {
   Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
   size_t num_heads = 0;
   for (size_t l = 0; l < scores.size(); ++l) {
-    for (const Stage* stage : stages()) stage->Refine(budget, out.layers[l]);
+    if (!out.layers[l].refined) Refine(budget, out.layers[l]);
     out.budgets[l].resize(scores[l].heads.size());
     num_heads += scores[l].heads.size();
   }

@@ -26,6 +26,8 @@ class ComposedPolicy final : public Policy {
   int window() const override;
   std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
   bool layer_local() const override { return parts_.allocator->layer_local(); }
+  // What is merged twice is another entry than what is merged once.
+  bool cascades() const override { return parts_.allocator->cascades() && merge() == nullptr; }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
   bool decodes() const override { return parts_.scorer->repeat() == nullptr; }
@@ -36,6 +38,7 @@ class ComposedPolicy final : public Policy {
     parts_.scorer->Observe(seen, columns);
   }
   void Score(const LayerInputs& inputs, LayerScores& scores) const override;
+  void Refine(const Budget& budget, LayerScores& scores) const override;
   KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const override;
   std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const override;
   std::vector<LayerScores> Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,

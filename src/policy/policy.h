@@ -106,6 +106,7 @@ struct LayerScores {
   double certain_mass = 0;                      // attention that certain entries hold (DefensiveKV)
   std::vector<int> wanted;                      // [kv heads] entries that suffice (DBudgetKV)
   int window = 0;                               // newest entries that were scored as the window
+  bool refined = false;                         // Policy::Refine() has been called
 };
 
 struct ColumnSpec {
@@ -144,6 +145,9 @@ class Policy {
   // True: Select() for a layer depends on that layer alone, so the engine may
   // evict while the block is still in the next layers. False: SelectAll().
   virtual bool layer_local() const { return true; }
+  // With !layer_local(). True: SelectAll() may be given the first layers alone, with what later ones leave of the total
+  // (policy/cascade.h).
+  virtual bool cascades() const { return false; }
   // True: heads may end with different numbers of entries.
   virtual bool ragged() const { return true; }
   // True: this policy never drops anything ("full").
@@ -170,6 +174,10 @@ class Policy {
   // on average (but for those that find their own size, as DBudgetKV does), nor
   // more than keep * kv heads in total, save for pinned entries.
   virtual KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const = 0;
+
+  // Changes the scores of a layer by the budget that it will be selected with; SelectAll() does so itself where this was
+  // not called.
+  virtual void Refine(const Budget& budget, LayerScores& scores) const { (void)budget, scores.refined = true; }
 
   // Policies over all layers: scores of every layer, in order. Returns [L] kept heads;
   // the total is at most keep * kv heads * L.

@@ -38,7 +38,12 @@ and `act=drop`.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
 B the budget. `kvzip` and its relatives read a prompt again once it is whole: they need a budget that holds it and the chunk
-that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding. A recipe with `alloc=global`, `alloc=pyramid` or `alloc=cake` decides once all layers have seen a block.
+that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding. A recipe
+with `alloc=pyramid` and the like decides once all layers have seen a block. With `alloc=cake` and `alloc=global` it goes in
+a cascade: each layer is scored right after its own attention, and whenever an eighth of the layers hold the block, the layers
+so far share what those to come leave of the total. From an empty cache that ends with what one decision over all layers would
+keep; in later blocks the layers to come still hold what the last block left them, so that a layer that has gained much may end
+with less. Entries in few bits (`format=q4`), `act=merge` and single tokens wait for all layers.
 )";
 
 }  // namespace

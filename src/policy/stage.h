@@ -131,6 +131,8 @@ using Allocation = std::vector<std::vector<HeadBudget>>;
 class Allocator : public Stage {
  public:
   virtual bool layer_local() const { return true; }
+  // True: a layer's share only falls as further layers join, the total being the same.
+  virtual bool cascades() const { return false; }
   // True: heads may end with different numbers of entries.
   virtual bool ragged() const { return true; }
   virtual bool keeps_everything() const { return false; }

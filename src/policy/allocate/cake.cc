@@ -1,7 +1,8 @@
 // Layers by their preference (CAKE, arXiv:2503.12491; the press of github.com/FFY0/DefensiveKV):
 // P = H^(1/tau1) V^(1/tau2), with H the entropy and V the temporal variance of the window's
 // attention. The total beside the windows is shared in proportion, truncated, clipped to n - w, and
-// what is left over spread evenly, first layers first.
+// what is left over spread evenly, first layers first. While a block is read the shares are those of the
+// paper's cascade (policy/cascade.h).
 #include <algorithm>
 #include <cmath>
 
@@ -20,6 +21,7 @@ class Cake final : public Allocator {
   int window() const override { return window_; }
   void AdoptWindow(int window) override { window_ = window; }
   bool layer_local() const override { return false; }
+  bool cascades() const override { return true; }
 
   void Prepare(const LayerInputs& inputs, LayerScores& scores) const override {
     const AttentionMotion motion = MotionOf(inputs, window_);

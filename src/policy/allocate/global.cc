@@ -14,6 +14,7 @@ class Global final : public Allocator {
   Global(double alpha, bool strict) : alpha_(alpha), strict_(strict) {}
 
   bool layer_local() const override { return false; }
+  bool cascades() const override { return true; }
 
   void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     double floor = static_cast<double>(static_cast<int>(alpha_ * budget.keep));
