@@ -405,7 +405,8 @@ TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
 TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;
-  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2", "full format=q4"}) {
+  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2", "adakv format=q8",
+                             "knorm alloc=global format=q4 sinks=5", "full format=q4"}) {
     options.later_recipes.push_back(*ParseRecipe(recipe));
   }
   auto engine = Make(options);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -144,6 +145,53 @@ TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   EXPECT_LT(kl[0], 0.5 * kl[3]);
   EXPECT_LT(kl[1], kl[2]);
   EXPECT_LT(kl[1], kl[3]);
+}
+
+// One recipe for both: a whole prompt is read again, blocks are judged as they come, in the bits that hold most of it.
+TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
+  const std::vector<int32_t> context = Tokenize(Ledger(24)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  EngineOptions options = Options({"pith", "kvzip"});
+  {
+    auto engine = Make(options);
+    const SequenceId base = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(base, context));
+    const SequenceId whole = *engine->Fork(base);
+    const std::vector<float> full = Follow(*engine, whole, tail);
+    engine->Free(whole);
+    const auto compress = [&](const Recipe& recipe, double share, double* bytes, double* kl) {
+      const SequenceId fork = *engine->Fork(base);
+      const CompressTarget target{fork, share};
+      const auto kept = engine->CompressForks(base, recipe, {&target, 1});
+      EXPECT_TRUE(kept) << kept.error().message;
+      *bytes = engine->KeptBytes(fork);
+      *kl = MeanKl(full, Follow(*engine, fork, tail));
+      engine->Free(fork);
+      return kept.value_or(std::vector<double>{0}).front();
+    };
+    double bytes = 0, kl = 0, kl_f16 = 0;
+    EXPECT_EQ(compress(options.later_recipes[0], 0.6, &bytes, &kl), 1.0) << "in 8 bits all of it fits";
+    EXPECT_GT(bytes, 0.53);
+    EXPECT_NEAR(compress(options.later_recipes[0], 0.2, &bytes, &kl), 0.7, 0.05) << "4 bits";
+    EXPECT_LE(bytes, 0.2001);
+    compress(options.later_recipes[1], 0.2, &bytes, &kl_f16);
+    EXPECT_LT(kl, 0.5 * kl_f16);
+    EXPECT_NEAR(compress(options.later_recipes[0], 0.1, &bytes, &kl), 0.42, 0.06) << "4-bit keys, 2-bit values";
+    EXPECT_LE(bytes, 0.1001);
+  }
+  options.compress = CompressMode::kBlock;
+  options.recipe = std::exchange(options.later_recipes, {}).front();
+  options.max_sequences = 1;
+  options.num_ctx = 1200;
+  options.budget_bytes = size_t{6} << 20;
+  auto engine = Make(options);
+  EXPECT_EQ(engine->stats().format.Name(), "q4/q2");
+  const SequenceId sequence = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(sequence, Tokenize(Ledger(48))));
+  for (const int32_t token : tail) ASSERT_TRUE(engine->Decode(sequence, token));
+  EXPECT_LE(engine->stats().peak_bytes, options.budget_bytes);
+  EXPECT_LT(engine->stats().kept_fraction, 1);
+  options.budget_bytes = size_t{40} << 20;
+  EXPECT_EQ(Make(options)->stats().format, PageFormat()) << "nothing is given up that fits";
 }
 
 TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {

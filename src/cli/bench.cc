@@ -103,7 +103,7 @@ Result<std::vector<BenchConfig>> MakeConfigs(const BenchFlags& flags) {
       }
       for (const std::string& name : SplitRecipes(flags.recipes)) {
         PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(name));
-        if (recipe.policy->repeat() != nullptr) {
+        if (NeedsWholePrompt(recipe)) {
           return InvalidArgument(fmt::format("bench times blocks and tokens, and {} does its work once, between them: \"pith run "
                                              "--json\" gives its share of the time", name));
         }

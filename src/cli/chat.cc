@@ -312,7 +312,7 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
-  if (recipe.policy->repeat() != nullptr || flags.cache.compress == "after") {
+  if (NeedsWholePrompt(recipe) || flags.cache.compress == "after") {
     return InvalidArgument("a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
                            "--compress block");
   }

@@ -159,7 +159,7 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
   PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
-  const bool after = flags.compress.empty() ? options.recipe.policy->repeat() != nullptr : flags.compress == "after";
+  const bool after = flags.compress.empty() ? NeedsWholePrompt(options.recipe) : flags.compress == "after";
   options.compress = after ? CompressMode::kAfter : CompressMode::kBlock;
   const size_t full = FullCacheBytes(info, options.num_ctx);
   if (flags.budget.empty()) {

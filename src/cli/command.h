@@ -19,9 +19,9 @@
 
 namespace pith::cli {
 
-// Used where no --recipe is given: needs nothing but the keys, so that it works
-// on every model and costs little, and forgets least among such recipes.
-inline constexpr std::string_view kDefaultRecipe = "keydiff:recent=16";
+// Used where no --recipe is given: loses least for its bytes (docs/quality.md), and by blocks it needs nothing but the
+// keys, so that it works on every model and costs little.
+inline constexpr std::string_view kDefaultRecipe = "pith";
 
 // Without --kv-budget: the context's full cache, but not more than this. Every
 // machine that can hold a model has it to spare, and it is 3,000 to 12,000

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "engine/cache_formats.h"
 
 namespace pith::cli {
 namespace {
@@ -142,8 +143,9 @@ Status DecodeJudge::Run(const DecodeTask& task, const RowSink& sink) {
       options.format = options_.format;
       options.compress = CompressMode::kBlock;
       options.seed = options_.seed;
-      options.recipe = options_.recipes[i];
-      options.keep_entries = std::max(1, static_cast<int>(std::floor(keep * static_cast<double>(fresh.tokens))));
+      const auto num_entries = static_cast<int>(fresh.tokens);
+      options.recipe = WithFormatFor(model_->info(), AlternativeFor(options_.recipes[i], false), num_entries, keep);
+      options.keep_entries = EntriesToKeep(model_->info(), options.recipe, num_entries, keep);
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       EvalRow row = fresh;
       row.policy = options_.names[i];

@@ -85,6 +85,7 @@ nlohmann::ordered_json KvJson(const KvStats& stats, const Recipe& recipe) {
           {"block_bytes", stats.block_bytes},
           {"entries", stats.entries},
           {"recipe", recipe.text},
+          {"format", stats.format.Name()},
           {"kept_fraction", stats.kept_fraction},
           {"used_bytes", stats.used_bytes},
           {"page_bytes", stats.page_bytes},
@@ -105,7 +106,8 @@ std::string KvLine(const KvStats& stats, const Recipe& recipe) {
     line += fmt::format("kept {:.1f}% of {} entries, dropped {}", 100 * stats.kept_fraction,
                         FormatCount(stats.entries_seen), FormatCount(dropped));
   }
-  return line + fmt::format(" ({})", recipe.text);
+  const bool other_format = !(stats.format == PageFormat()) && !recipe.format;
+  return line + fmt::format(" ({}{})", recipe.text, other_format ? " in " + stats.format.Name() : "");
 }
 
 }  // namespace pith::cli

@@ -115,12 +115,10 @@ nlohmann::ordered_json LayersJson(const ModelInfo& info) {
   return layers;
 }
 
-std::string FormatName(const EngineOptions& options) { return options.recipe.format.value_or(options.format).Name(); }
-
 nlohmann::ordered_json SplitJson(const ModelInfo& info, const EngineOptions& options) {
   const auto split = SplitBudget(info, options);
   if (!split) return {{"refused", split.error().message}};
-  return {{"format", FormatName(options)},             {"recipe", options.recipe.text},
+  return {{"format", split->format.Name()},            {"recipe", options.recipe.text},
           {"block_tokens", split->block_tokens},       {"keep_entries", split->keep_entries},
           {"block_bytes", split->block_bytes},         {"in_flight_bytes", split->in_flight_bytes},
           {"recurrent_bytes", split->recurrent_bytes}, {"table_bytes", split->table_bytes},
@@ -161,7 +159,7 @@ void PrintSplit(const ModelInfo& info, const EngineOptions& options) {
     fmt::print("{}\n", split.error().message);
     return;
   }
-  fmt::print("where {} go ({}, one sequence, {})\n", FormatBytes(options.budget_bytes), FormatName(options),
+  fmt::print("where {} go ({}, one sequence, {})\n", FormatBytes(options.budget_bytes), split->format.Name(),
              options.recipe.text);
   const auto part = [](const char* name, size_t bytes, const std::string& note) {
     if (bytes > 0) fmt::print("  {:<22}{:<12}{}\n", name, FormatBytes(bytes), note);

@@ -60,7 +60,8 @@ Status Check(const RunFlags& flags) {
   }
   if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1)) return InvalidArgument("--keep takes a share between 0 and 1");
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
-  const bool rereads = recipe.policy->repeat() != nullptr;
+  const bool whole = NeedsWholePrompt(recipe) || flags.cache.compress == "after";
+  const bool rereads = whole && recipe.policy->repeat() != nullptr;
   if (flags.keep != 0 && !rereads && flags.cache.compress != "after") {
     return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
   }

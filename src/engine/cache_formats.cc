@@ -5,11 +5,52 @@
 
 #include <fmt/format.h>
 
+#include "engine/repeat.h"
+
 namespace pith {
 
 CacheFormats FormatsOf(PageFormat format) {
   if (format.whole_pages()) return {.entry = PageFormat(), .low = format};
   return {.entry = format, .low = std::nullopt};
+}
+
+std::vector<PageFormat> ConversionsOf(const Recipe& recipe) {
+  if (recipe.auto_format) return {kAutoFormats.begin() + 1, kAutoFormats.end()};
+  if (recipe.format) return {*recipe.format};
+  return {};
+}
+
+Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share) {
+  Recipe settled = recipe;
+  if (!recipe.auto_format) return settled;
+  settled.auto_format.reset();
+  for (const PageFormat format : kAutoFormats) {
+    settled.format = format;
+    const double least = format == PageFormat() ? 1.0 : *recipe.auto_format;
+    if (EntriesInBytes(info, format, FormatsOf(format).low.has_value(), mean, share) >= least * mean) break;
+  }
+  if (settled.format == PageFormat()) settled.format.reset();
+  return settled;
+}
+
+Result<EngineOptions> Settled(const ModelInfo& info, EngineOptions options) {
+  const bool whole = options.compress == CompressMode::kAfter;
+  if (options.recipe.otherwise != nullptr) options.recipe = Recipe(AlternativeFor(options.recipe, whole));
+  if (!options.recipe.auto_format || whole) return options;
+  const double least = *options.recipe.auto_format;
+  options.recipe.auto_format.reset();
+  if (!(options.format == PageFormat())) return options;  // the user has chosen
+  if (options.budget_bytes == 0) return options;
+  for (const PageFormat format : kAutoFormats) {
+    options.recipe.format = format;
+    const Policy& policy = *options.recipe.policy;
+    const std::vector<CacheLayer> layers = LayersOf(info, FormatsOf(format).entry, static_cast<int>(PageColumns(policy).size()));
+    const Result<MemoryPlan> plan = PlanMemory(info, layers, StyleOf(info, options), options);
+    const double enough = format == PageFormat() ? 1.0 : least;
+    if (plan && plan->keep_entries + plan->slack_entries >= enough * options.num_ctx) break;
+  }
+  if (options.recipe.format == PageFormat()) options.recipe.format.reset();
+  return options;
 }
 
 Result<CacheFormats> SettleFormats(const EngineOptions& options) {
@@ -23,7 +64,9 @@ Result<CacheFormats> SettleFormats(const EngineOptions& options) {
   }
   const CacheFormats formats = FormatsOf(format);
   for (const Recipe& recipe : options.later_recipes) {
-    if (recipe.format && !(*recipe.format == formats.entry) && !(formats == CacheFormats())) {
+    const std::vector<PageFormat> to = ConversionsOf(recipe);
+    const bool converts = std::any_of(to.begin(), to.end(), [&](PageFormat f) { return !(f == formats.entry); });
+    if (converts && !(formats == CacheFormats())) {
       return InvalidArgument(fmt::format("the recipe '{}' converts an f16 cache, and this one is {}", recipe.text, format.Name()));
     }
   }
@@ -57,10 +100,14 @@ int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, 
 
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options) {
   if (formats.low) PITH_RETURN_IF_ERROR(cache.AddFormat(*formats.low, plan.num_low_pages));
+  std::vector<PageFormat> later;
+  if (options.recipe.auto_format) later = ConversionsOf(options.recipe);
   for (const Recipe& recipe : options.later_recipes) {
-    if (recipe.format && !(*recipe.format == formats.entry)) {
-      PITH_RETURN_IF_ERROR(cache.AddFormat(*recipe.format, plan.num_pages));
-    }
+    const std::vector<PageFormat> to = ConversionsOf(recipe);
+    later.insert(later.end(), to.begin(), to.end());
+  }
+  for (const PageFormat format : later) {
+    if (!(format == formats.entry)) PITH_RETURN_IF_ERROR(cache.AddFormat(format, plan.num_pages));
   }
   return {};
 }

@@ -2,6 +2,7 @@
 #ifndef PITH_ENGINE_CACHE_FORMATS_H_
 #define PITH_ENGINE_CACHE_FORMATS_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -36,6 +37,20 @@ double TokenBytes(const ModelInfo& info, PageFormat format);
 // Entries that a share of the bytes of `mean` f16 entries holds in `format`. has_rests: entries of an incomplete
 // page are still f16.
 double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share);
+
+// The formats of format=auto, the most precise first.
+inline constexpr std::array<PageFormat, 4> kAutoFormats = {
+    KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4, PageFormat(KvFormat::kQ4, KvFormat::kQ2)};
+
+// Those that Compress() may store in for this recipe; none where entries stay as they are.
+std::vector<PageFormat> ConversionsOf(const Recipe& recipe);
+
+// The recipe with the format that format=auto means where `share` of the f16 bytes of `mean` entries is there.
+Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share);
+
+// The options with the alternative of the recipe that works in their mode, and where format=auto runs by blocks, with the
+// format in which the budget holds enough of the context. Everything that plans or runs starts here. As PlanMemory().
+Result<EngineOptions> Settled(const ModelInfo& info, EngineOptions options);
 
 // Entries of `num_entries` that `share` means: of the entries, or of their f16 bytes where the recipe has a format.
 int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, double share);

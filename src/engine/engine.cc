@@ -67,6 +67,7 @@ Status EngineImpl::Init() {
   }
   if (options_.num_threads <= 0) options_.num_threads = 1;
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
+  PITH_ASSIGN_OR_RETURN(options_, Settled(model_->info(), std::move(options_)));
   PITH_ASSIGN_OR_RETURN(formats_, SettleFormats(options_));
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);
@@ -77,9 +78,10 @@ Status EngineImpl::Init() {
   ring_window_ = std::max(ring_window_, options_.keep_queries);
   for (const ActiveRecipe& active : active_) {
     if (active.recipe.policy->merge() == nullptr) continue;
-    if (formats_ == CacheFormats() && !active.recipe.format) continue;
+    const std::vector<PageFormat> to = ConversionsOf(active.recipe);
+    if (formats_ == CacheFormats() && to.empty()) continue;
     return InvalidArgument(fmt::format("act=merge rewrites keys and values, which a cache in {} cannot do: use f16",
-                                       active.recipe.format.value_or(formats_.low.value_or(formats_.entry)).Name()));
+                                       to.empty() ? formats_.low.value_or(formats_.entry).Name() : to.front().Name()));
   }
   std::vector<CacheLayer> layers = BuildLayers();
   for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
@@ -433,6 +435,7 @@ KvStats EngineImpl::stats() const {
   if (stats.entries_seen > 0) stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
   stats.keep_entries = plan_.keep_entries;
   stats.block_tokens = plan_.block_tokens;
+  stats.format = formats_.low.value_or(formats_.entry);
   return stats;
 }
 

@@ -57,6 +57,7 @@ struct KvStats {
   double kept_fraction = 1;   // entries / entries_seen
   int keep_entries = 0;       // per kv head, what the budget holds between evictions
   int block_tokens = 0;
+  PageFormat format;          // of full pages
 };
 
 struct EngineTimes {  // seconds since creation

@@ -31,7 +31,7 @@ void EngineImpl::FinishBlock() {
 void EngineImpl::EvictAcrossLayers(Sequence& sequence) {
   if (!eviction_on_ || GlobalEntriesOf(sequence) <= MostEntries()) return;
   const Clock::time_point start = Clock::now();
-  const Shrink shrink{.sequence = &sequence, .budget = std::nullopt};
+  const Shrink shrink{.sequence = &sequence, .budget = std::nullopt, .format = std::nullopt};
   const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
   if (!status) Fail(status.error());
   times_.policy += SecondsSince(start);
@@ -232,9 +232,10 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
   std::vector<double> kept(targets.size(), 1.0);
   const int64_t before = GlobalEntriesOf(source);
-  const bool converts = recipe.format && !(*recipe.format == formats_.entry);
+  const std::vector<PageFormat> conversions = ConversionsOf(active->recipe);
+  const bool may_convert = std::any_of(conversions.begin(), conversions.end(), [&](PageFormat f) { return !(f == formats_.entry); });
   const bool selects = !active->recipe.policy->keeps_everything();
-  if ((!selects && !converts) || before == 0) return kept;
+  if ((!selects && !may_convert) || before == 0) return kept;
   const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;
@@ -242,16 +243,21 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
     double keep = target.keep_fraction;
     if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
     bool in_pages = false;
-    if (converts) {
-      const double with_rests = EntriesInBytes(model_->info(), *recipe.format, true, mean, keep);
-      in_pages = with_rests < mean && recipe.format->whole_pages() && active->recipe.policy->ragged();
-      keep = (in_pages ? EntriesInBytes(model_->info(), *recipe.format, false, mean, keep) : with_rests) / mean;
+    double rest_cost = 1;
+    std::optional<PageFormat> to = WithFormatFor(model_->info(), active->recipe, mean, keep).format;
+    if (to == formats_.entry) to.reset();
+    if (to) {
+      rest_cost = TokenBytes(model_->info(), formats_.entry) / TokenBytes(model_->info(), *to);
+      const double with_rests = EntriesInBytes(model_->info(), *to, true, mean, keep);
+      in_pages = with_rests < mean && active->recipe.policy->ragged();
+      keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
     }
     // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
     shrinks.push_back({&sequences_.at(target.sequence), Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
                                                                .keep_fraction = keep,
                                                                .keep_exact = std::max(1.0, mean * keep),
-                                                               .page_entries = in_pages ? kPageEntries : 1}});
+                                                               .page_entries = in_pages ? kPageEntries : 1,
+                                                               .rest_cost = rest_cost}, to});
     newer.push_back(GlobalEntriesOf(*shrinks.back().sequence) - before);
   }
   if (active->recipe.policy->repeat() != nullptr) {
@@ -268,8 +274,8 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   Status result;
   if (selects) result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
   for (const Shrink& shrink : shrinks) {
-    if (!converts || !result) break;
-    cache_->SetLow(shrink.sequence->cache_id, *recipe.format);
+    if (!shrink.format || !result) continue;
+    cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
     result = DemoteAll(*shrink.sequence);
   }
   times_.policy += SecondsSince(start);

@@ -94,6 +94,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   struct Shrink {
     Sequence* sequence = nullptr;
     std::optional<Budget> budget;
+    std::optional<PageFormat> format;  // that what stays is converted to
   };
   // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
   Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets, const Team& team);

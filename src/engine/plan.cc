@@ -83,9 +83,10 @@ Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, cons
     shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
   }
   for (const Recipe& recipe : options.later_recipes) {
-    if (!recipe.format) continue;
+    size_t page_bytes = 0;
+    for (const PageFormat to : ConversionsOf(recipe)) page_bytes = std::max(page_bytes, LowPageBytes(layers, to) + kTableBytesPerPage);
     const size_t pages = static_cast<size_t>(std::max(options.max_sequences, 1)) * shape.all_heads * (PagesFor(num_ctx) + 1);
-    shape.later_bytes += pages * (LowPageBytes(layers, *recipe.format) + kTableBytesPerPage);
+    shape.later_bytes += pages * page_bytes;
   }
   return shape;
 }
@@ -275,7 +276,8 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
   return style;
 }
 
-Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
+Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& wanted) {
+  PITH_ASSIGN_OR_RETURN(const EngineOptions options, Settled(info, wanted));
   PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
   const Policy* policy = options.recipe.policy.get();
   const int num_columns = policy != nullptr ? static_cast<int>(PageColumns(*policy).size()) : 0;
@@ -286,6 +288,7 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& opti
   const bool low = shape.low_page_bytes > 0;
   const size_t page_bytes = low ? shape.low_page_bytes : shape.page_bytes;  // of what stays
   BudgetSplit split;
+  split.format = formats.low.value_or(formats.entry);
   split.block_tokens = plan.block_tokens;
   split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
   split.block_bytes = plan.block_bytes;

@@ -55,6 +55,7 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options);
 
 // Where the bytes of a budget go, for one sequence. With a low format, what is new waits in pages of f16.
 struct BudgetSplit {
+  PageFormat format;           // of full pages
   int block_tokens = 0;
   int keep_entries = 0;        // per kv head of a global layer
   size_t block_bytes = 0;      // rows of a block on their way into the cache, or libllama's own KV memory

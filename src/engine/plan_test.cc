@@ -179,5 +179,29 @@ TEST(PlanTest, ASplitIsThatOfItsFormat) {
   EXPECT_FALSE(SplitBudget(info, own)) << "two formats";
 }
 
+// format=auto: no bits are given up for entries that fit anyway.
+TEST(PlanTest, AutoTakesTheMostPreciseFormatThatHoldsEnough) {
+  const ModelInfo info = SmolInfo();
+  const auto format_in = [&](double share, const char* recipe) {
+    EngineOptions options = Options(0);
+    options.num_ctx = 8192;
+    options.budget_bytes = static_cast<size_t>(share * 8192 * static_cast<double>(FullTokenBytes(info)));
+    options.recipe = *ParseRecipe(recipe);
+    const auto split = SplitBudget(info, options);
+    return split ? split->format.Name() : split.error().message;
+  };
+  EXPECT_EQ(format_in(1.5, "keydiff format=auto"), "f16");
+  EXPECT_EQ(format_in(0.9, "keydiff format=auto"), "q8");
+  EXPECT_EQ(format_in(0.45, "keydiff format=auto"), "q4");
+  EXPECT_EQ(format_in(0.2, "keydiff format=auto"), "q4/q2");
+  EXPECT_EQ(format_in(0.2, "keydiff format=auto:0.5"), "q4");
+  EXPECT_EQ(format_in(0.2, "pith"), "q4/q2") << "its alternative for blocks";
+  EXPECT_EQ(format_in(0.2, "keydiff"), "f16");
+  EngineOptions chosen = Options(size_t{40} << 20);
+  chosen.recipe = *ParseRecipe("pith");
+  chosen.format = KvFormat::kQ8;
+  EXPECT_EQ(SplitBudget(info, chosen)->format.Name(), "q8") << "what the user says goes";
+}
+
 }  // namespace
 }  // namespace pith

@@ -114,7 +114,7 @@ ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::s
     // With keep_exact a method's own rounding may go beyond the total by less than one a head.
     const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
     FitBudgets(out.layers, TotalEntries(budget, num_heads) + rounding, out.budgets);
-    if (budget.page_entries > 1 && ragged()) RoundToPages(out.layers, budget.page_entries, out.budgets);
+    if (budget.page_entries > 1 && ragged()) RoundToPages(out.layers, budget, out.budgets);
   }
   for (size_t l = 0; l < out.layers.size(); ++l) {
     LayerScores& layer = out.layers[l];

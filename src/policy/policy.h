@@ -125,6 +125,7 @@ struct Budget {
   // Above 1: heads are stored in whole pages of so many entries and a rest costs more, so an allocator that gives
   // heads different numbers gives multiples of it.
   int page_entries = 1;
+  double rest_cost = 1;  // of an entry outside a whole page, in entries of one
 };
 
 // Entries that stay: ascending indices into the head's entries.
@@ -227,10 +228,22 @@ struct Recipe {
   std::optional<CritiOptions> prefill;  // attention work that may be skipped while a prompt is read
   // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
   std::optional<PageFormat> format;
+  // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that holds
+  // this share of them, else the last. The engine, which knows the bytes, settles it (engine/cache_formats.h); format is unset.
+  std::optional<double> auto_format;
+  // "A or B": B takes A's place where A cannot work since the prompt is not whole: block by block, and while decoding.
+  std::shared_ptr<const Recipe> otherwise;
 };
 
+// The alternative that works. whole: the recipe is asked once, when the prompt has been read.
+inline const Recipe& AlternativeFor(const Recipe& recipe, bool whole) {
+  return whole || recipe.otherwise == nullptr ? recipe : *recipe.otherwise;
+}
+// True: no alternative works but on a whole prompt.
+inline bool NeedsWholePrompt(const Recipe& recipe) { return AlternativeFor(recipe, false).policy->repeat() != nullptr; }
+
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or
-// stages ("score=snapkv:window=64 alloc=ada:alpha=0.2"). kInvalidArgument or
+// stages ("score=snapkv:window=64 alloc=ada:alpha=0.2"); two of these with "or" between them. kInvalidArgument or
 // kNotFound with one sentence that names the nearest valid choice.
 Result<Recipe> ParseRecipe(std::string_view text);
 

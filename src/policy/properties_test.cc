@@ -402,7 +402,7 @@ TEST(RoundToPages, GivesWholePagesOfNoLargerTotal) {
         before += budgets[l].back().keep;
       }
     }
-    RoundToPages(layers, 32, budgets);
+    RoundToPages(layers, {.page_entries = 32}, budgets);
     int64_t places = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
       for (size_t h = 0; h < budgets[l].size(); ++h) {
@@ -424,9 +424,28 @@ TEST(RoundToPages, LeavesPinnedEntriesTheirPlace) {
   layers[0].pinned.assign(2, std::vector<uint8_t>(100, 0));
   std::fill_n(layers[0].pinned[0].begin(), 40, 1);
   Allocation budgets = {{{.keep = 45}, {.keep = 45}}};
-  RoundToPages(layers, 32, budgets);
-  EXPECT_EQ(budgets[0][0].keep, 45);
+  RoundToPages(layers, {.page_entries = 32}, budgets);
+  EXPECT_EQ(budgets[0][0].keep, 40) << "the pinned ones and no more";
   EXPECT_EQ(budgets[0][1].keep, 32);
+}
+
+// In f16 a head of four sinks took as much as a dozen 4-bit entries, and a share of bytes was exceeded.
+TEST(RoundToPages, PaysForPinnedEntriesOutsidePages) {
+  constexpr double kCost = 3.5;
+  std::vector<LayerScores> layers(1);
+  layers[0].heads.assign(8, std::vector<float>(400, 0.0F));
+  layers[0].pinned.assign(8, std::vector<uint8_t>(400, 0));
+  Allocation budgets(1);
+  for (size_t h = 0; h < 8; ++h) {
+    std::fill_n(layers[0].pinned[h].begin(), 4, 1);
+    budgets[0].push_back({.keep = h < 5 ? 10 : 128});
+  }
+  RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, budgets);
+  double cost = 0;
+  for (const HeadBudget& head : budgets[0]) cost += head.keep + (kCost - 1) * (head.keep % 32);
+  EXPECT_LE(cost, 5 * 10 + 3 * 128);
+  EXPECT_GE(cost, 5 * 10 + 3 * 128 - 32);
+  for (size_t h = 0; h < 5; ++h) EXPECT_EQ(budgets[0][h].keep, 4);
 }
 
 }  // namespace

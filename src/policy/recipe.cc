@@ -1,14 +1,16 @@
 // Recipe text to a policy.
 //
-//   recipe = word { space word }
+//   recipe = one [space "or" space one]
+//   one    = word { space word }
 //   word   = name [":" params] | key "=" name [":" params] | "sinks=" number
-//          | "format=" format ["/" format]
+//          | "format=" (format ["/" format] | "auto" [":" share])
 //   key    = score | agg | mod | alloc | act | prefill
 //   params = [text ","] name "=" value { "," name "=" value }   text: see TextParam()
 //
 // A name stands first and fills in its stages; a stage given beside it takes the place of the one of
 // its kind, except that modifiers add up (mod=none removes them). A recipe's parameter goes to every
-// stage of the recipe that declares it. Any bytes may come in.
+// stage of the recipe that declares it. A named recipe may be two of its own; what is given beside it goes to both.
+// Any bytes may come in.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -26,6 +28,8 @@ namespace {
 constexpr size_t kLongestText = 4096;
 constexpr std::string_view kSpaces = " \t\r\n";
 constexpr int kMostSinks = 4096;
+constexpr std::string_view kOr = " or ";
+constexpr double kAutoShare = 0.95;
 
 struct Setting {
   std::string_view name;
@@ -47,14 +51,28 @@ struct ChosenStage {
   }
 };
 
+// format=
+struct Storage {
+  PageFormat fixed;
+  double least = 0;  // > 0: format=auto, of the entries
+
+  bool operator==(const Storage&) const = default;
+  std::string Name() const {
+    if (least <= 0) return fixed.Name();
+    return least == kAutoShare ? std::string("auto") : fmt::format("auto:{}", least);
+  }
+};
+
 struct Draft {
+  int alternative = 0;                  // of a named recipe that is two
   const NamedRecipe* named = nullptr;
+  std::vector<std::string_view> other;  // parameters that the other alternative has
   std::vector<std::pair<std::string, std::string>> named_set;  // recipe parameters, last value
   std::vector<ChosenStage> stages;                             // one of each kind, any number of mods
   bool modifiers_cleared = false;
   std::optional<int> sinks;
-  std::optional<PageFormat> format;
-  std::optional<PageFormat> named_format;  // the named recipe's own
+  std::optional<Storage> format;
+  std::optional<Storage> named_format;  // the named recipe's own
 
   ChosenStage* Find(StageKind kind) {
     for (ChosenStage& stage : stages) {
@@ -106,16 +124,27 @@ Result<int> ParseSinks(std::string_view text) {
   return value;
 }
 
-// "q4" for keys and values, "q8/q4" where they differ.
-Result<PageFormat> ParseFormat(std::string_view text) {
+// "q4" for keys and values, "q8/q4" where they differ, "auto:0.9".
+Result<Storage> ParseFormat(std::string_view text) {
+  constexpr std::string_view kAuto = "auto";
+  if (text == kAuto) return Storage{.fixed = {}, .least = kAutoShare};
+  if (text.starts_with(kAuto) && text[kAuto.size()] == ':') {
+    const std::string share(text.substr(kAuto.size() + 1));
+    double least = 0;
+    const auto [end, error] = std::from_chars(share.data(), share.data() + share.size(), least);
+    if (error == std::errc() && end == share.data() + share.size() && least >= 0.01 && least <= 1) {
+      return Storage{.fixed = {}, .least = least};
+    }
+    return InvalidArgument(fmt::format("format=auto takes a share of the entries from 0.01 to 1, not '{}'", Printable(share)));
+  }
   const size_t slash = text.find('/');
   const std::optional<KvFormat> key = FindKvFormat(text.substr(0, slash));
   const std::optional<KvFormat> value = slash == std::string_view::npos ? key : FindKvFormat(text.substr(slash + 1));
   if (!key || !value) {
     return InvalidArgument(
-        fmt::format("format={} is none of f16, bf16, q8, q4 and q2 or two of them as in q8/q4", Printable(text)));
+        fmt::format("format={} is none of auto, f16, bf16, q8, q4 and q2 or two of them as in q8/q4", Printable(text)));
   }
-  return PageFormat(*key, *value);
+  return Storage{.fixed = PageFormat(*key, *value)};
 }
 
 // "name" or "name:params" of one stage kind.
@@ -197,7 +226,8 @@ Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
     shown = stage.params.Text(setting.name);
     known = true;
   }
-  if (!known) {
+  if (!known && std::find(draft.other.begin(), draft.other.end(), setting.name) == draft.other.end()) {
+    names.insert(names.end(), draft.other.begin(), draft.other.end());
     AddOnce(names, "sinks");
     AddOnce(names, "format");
     return InvalidArgument(
@@ -212,6 +242,14 @@ Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
   draft.named_set.emplace_back(std::string(setting.name), shown);
   return {};
 }
+
+// The words of one alternative of a named recipe.
+std::vector<std::string_view> StagesOf(const NamedRecipe& named, int alternative) {
+  const size_t either = named.stages.find(kOr);
+  if (either == std::string_view::npos) return SplitWords(named.stages, ' ');
+  return SplitWords(alternative == 0 ? named.stages.substr(0, either) : named.stages.substr(either + kOr.size()), ' ');
+}
+bool HasAlternative(const NamedRecipe* named) { return named != nullptr && named->stages.find(kOr) != std::string_view::npos; }
 
 Status AddNamed(std::string_view word, Draft& draft) {
   const size_t colon = word.find(':');
@@ -228,7 +266,16 @@ Status AddNamed(std::string_view word, Draft& draft) {
     return InvalidArgument(fmt::format("the recipe '{}' must come first, alone or with stages after it", name));
   }
   draft.named = &*it;
-  for (std::string_view stage : SplitWords(it->stages, ' ')) {
+  if (HasAlternative(draft.named)) {
+    for (std::string_view stage : StagesOf(*draft.named, 1 - draft.alternative)) {
+      const size_t equals = stage.find('=');
+      const auto kind = std::find(kStageKeys.begin(), kStageKeys.end(), stage.substr(0, equals));
+      if (kind == kStageKeys.end()) continue;
+      PITH_ASSIGN_OR_RETURN(const ChosenStage chosen, ParseStage(static_cast<StageKind>(kind - kStageKeys.begin()), stage.substr(equals + 1)));
+      for (const ParamSpec& spec : chosen.entry->params) AddOnce(draft.other, spec.name);
+    }
+  }
+  for (std::string_view stage : StagesOf(*draft.named, draft.alternative)) {
     const size_t equals = stage.find('=');
     if (stage.substr(0, equals) == "format") {
       PITH_ASSIGN_OR_RETURN(draft.named_format, ParseFormat(stage.substr(equals + 1)));
@@ -260,12 +307,13 @@ Status AddWord(std::string_view word, Draft& draft) {
   return AddStage(key, rest, draft, true);
 }
 
-Result<Draft> ParseDraft(std::string_view text) {
+Result<Draft> ParseDraft(std::string_view text, int alternative) {
   if (text.size() > kLongestText) {
     return InvalidArgument(
         fmt::format("a recipe has at most {} characters, this one has {}", kLongestText, text.size()));
   }
   Draft draft;
+  draft.alternative = alternative;
   for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
     const size_t end = std::min(text.find_first_of(kSpaces, at), text.size());
     PITH_RETURN_IF_ERROR(AddWord(text.substr(at, end - at), draft));
@@ -386,10 +434,8 @@ std::string ParametersOf(const Draft& draft) {
   return DescribeParams(specs);
 }
 
-}  // namespace
-
-Result<Recipe> ParseRecipe(std::string_view text) {
-  PITH_ASSIGN_OR_RETURN(Draft draft, ParseDraft(text));
+Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
+  PITH_ASSIGN_OR_RETURN(Draft draft, ParseDraft(text, alternative));
   Recipe recipe;
   recipe.text = Normalised(draft);
   recipe.num_sinks = SettleSinks(draft);
@@ -397,29 +443,74 @@ Result<Recipe> ParseRecipe(std::string_view text) {
     recipe.prefill = MakePrefill(prefill->entry->name, prefill->params);
     PITH_RETURN_IF_ERROR(CheckCritiOptions(*recipe.prefill));
   }
-  recipe.format = draft.format;
+  if (draft.format && draft.format->least > 0) {
+    recipe.auto_format = draft.format->least;
+  } else if (draft.format) {
+    recipe.format = draft.format->fixed;
+  }
   PITH_ASSIGN_OR_RETURN(PolicyParts parts, Build(draft));
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
+  if (alternative == 0 && HasAlternative(draft.named)) {
+    PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));
+    otherwise.text = recipe.text;
+    recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
+  }
+  return recipe;
+}
+
+// Where a word "or" begins.
+size_t FindOr(std::string_view text) {
+  for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
+    const size_t end = std::min(text.find_first_of(kSpaces, at), text.size());
+    if (text.substr(at, end - at) == "or") return at;
+    at = text.find_first_not_of(kSpaces, end);
+  }
+  return std::string_view::npos;
+}
+
+}  // namespace
+
+Result<Recipe> ParseRecipe(std::string_view text) {
+  const size_t either = FindOr(text);
+  if (either == std::string_view::npos) return ParseAlternative(text, 0);
+  const std::string_view second = text.substr(either + 2);
+  if (FindOr(second) != std::string_view::npos) return InvalidArgument("a recipe has one 'or' at most");
+  PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseAlternative(text.substr(0, either), 0));
+  PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(second, 1));
+  if (recipe.policy->repeat() == nullptr) {
+    return InvalidArgument(fmt::format("'{}' works wherever '{}' does, so that 'or' has no meaning: choose one of them",
+                                       recipe.text, otherwise.text));
+  }
+  if (otherwise.policy->repeat() != nullptr) {
+    return InvalidArgument(fmt::format("'{}' needs the whole prompt, too, so that it can't take the place of '{}'", otherwise.text,
+                                       recipe.text));
+  }
+  recipe.text += fmt::format("{}{}", kOr, otherwise.text);
+  otherwise.text = recipe.text;
+  recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
   return recipe;
 }
 
 std::vector<RecipeInfo> ListRecipes() {
   std::vector<RecipeInfo> list;
   for (const NamedRecipe& named : NamedRecipes()) {
-    Result<Draft> draft = ParseDraft(named.name);
+    Result<Draft> draft = ParseDraft(named.name, 0);
     const Result<Recipe> recipe = ParseRecipe(named.name);
     if (!draft || !recipe) continue;  // a test parses every name
+    const Result<Draft> other = ParseDraft(named.name, 1);
     RecipeInfo info;
     info.name = named.name;
     info.paper = named.paper;
     info.summary = named.summary;
     info.stages = std::string(named.stages);
-    if (draft->Find(StageKind::kAllocate) == nullptr) info.stages += " alloc=uniform";
-    if (draft->Find(StageKind::kAct) == nullptr) info.stages += " act=drop";
+    if (!recipe->otherwise && draft->Find(StageKind::kAllocate) == nullptr) info.stages += " alloc=uniform";
+    if (!recipe->otherwise && draft->Find(StageKind::kAct) == nullptr) info.stages += " act=drop";
     info.needs = NeedsText(*recipe->policy);
+    if (recipe->otherwise) info.needs += fmt::format("; or {}", NeedsText(*recipe->otherwise->policy));
     info.cost = named.cost;
     info.when = named.when;
     info.parameters = ParametersOf(*draft);
+    if (recipe->otherwise && other) info.parameters += fmt::format("; {}", ParametersOf(*other));
     list.push_back(std::move(info));
   }
   return list;

@@ -100,12 +100,60 @@ TEST(Recipe, SinksArePartOfTheRecipe) {
   EXPECT_EQ(ParseRecipe("snapkv sinks=0")->num_sinks, 0);
   EXPECT_EQ(ParseRecipe("snapkv sinks=7")->num_sinks, 7);
   EXPECT_FALSE(ParseRecipe("snapkv")->format.has_value());
-  EXPECT_EQ(ParseRecipe("pith")->format, PageFormat(KvFormat::kQ4, KvFormat::kQ2));
   EXPECT_EQ(ParseRecipe("pith")->text, "pith");
   EXPECT_EQ(ParseRecipe("pith format=q8")->text, "pith format=q8");
   EXPECT_EQ(ParseRecipe("snapkv format=q4_0")->format, PageFormat(KvFormat::kQ4));
   EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->format, PageFormat(KvFormat::kQ8, KvFormat::kQ4));
   EXPECT_EQ(ParseRecipe("snapkv:window=16,format=q8/q4 sinks=2")->text, "snapkv:window=16 sinks=2 format=q8/q4");
+}
+
+TEST(Recipe, AutoNamesNoFormatYet) {
+  EXPECT_EQ(ParseRecipe("snapkv format=auto")->auto_format, 0.95);
+  EXPECT_FALSE(ParseRecipe("snapkv format=auto")->format.has_value());
+  EXPECT_EQ(ParseRecipe("snapkv format=auto:0.50")->auto_format, 0.5);
+  EXPECT_EQ(Normal("snapkv format=auto:0.50"), "snapkv format=auto:0.5");
+  EXPECT_EQ(Normal("snapkv format=auto:0.95"), "snapkv format=auto");
+  EXPECT_FALSE(ParseRecipe("pith format=q8")->auto_format.has_value());
+  for (const char* share : {"0", "1.5", "x", "", "nan", "0.5x"}) {
+    EXPECT_EQ(ErrorOf(std::string("snapkv format=auto:") + share),
+              "format=auto takes a share of the entries from 0.01 to 1, not '" + std::string(share) + "'");
+  }
+}
+
+TEST(Recipe, TheOtherAlternativeServesWhereThePromptIsNotWhole) {
+  const Result<Recipe> recipe = ParseRecipe("kvzip:chunk=500 format=q4 or snapkv:window=16");
+  ASSERT_TRUE(recipe) << recipe.error().message;
+  EXPECT_EQ(recipe->text, "kvzip:chunk=500 format=q4 or snapkv:window=16");
+  ASSERT_NE(recipe->otherwise, nullptr);
+  EXPECT_EQ(AlternativeFor(*recipe, true).policy->repeat()->chunk, 500);
+  EXPECT_EQ(AlternativeFor(*recipe, false).policy->window(), 16);
+  EXPECT_FALSE(AlternativeFor(*recipe, false).format.has_value());
+  EXPECT_EQ(recipe->otherwise->text, recipe->text);
+  EXPECT_FALSE(NeedsWholePrompt(*recipe));
+  EXPECT_TRUE(NeedsWholePrompt(*ParseRecipe("kvzip")));
+  EXPECT_FALSE(NeedsWholePrompt(*ParseRecipe("snapkv")));
+
+  EXPECT_EQ(ErrorOf("snapkv or h2o"), "'snapkv' works wherever 'h2o' does, so that 'or' has no meaning: choose one of them");
+  EXPECT_EQ(ErrorOf("kvzip or kvzip_head"), "'kvzip_head' needs the whole prompt, too, so that it can't take the place of 'kvzip'");
+  EXPECT_EQ(ErrorOf("kvzip or h2o or snapkv"), "a recipe has one 'or' at most");
+  EXPECT_EQ(ErrorOf("kvzip or "), "the recipe is empty; name one, such as 'snapkv'");
+  EXPECT_EQ(ErrorOf(" or h2o"), "the recipe is empty; name one, such as 'snapkv'");
+}
+
+TEST(Recipe, WhatStandsBesideANameGoesToBothOfItsAlternatives) {
+  const Result<Recipe> recipe = ParseRecipe("pith:recent=8,chunk=300 format=q8 sinks=2");
+  ASSERT_TRUE(recipe) << recipe.error().message;
+  EXPECT_EQ(recipe->text, "pith:recent=8,chunk=300 sinks=2 format=q8");
+  EXPECT_EQ(Normal(recipe->text), recipe->text);
+  EXPECT_EQ(recipe->policy->repeat()->chunk, 300);
+  for (const Recipe* one : {&*recipe, recipe->otherwise.get()}) {
+    EXPECT_EQ(one->format, PageFormat(KvFormat::kQ8));
+    EXPECT_EQ(one->num_sinks, 2);
+    EXPECT_FALSE(one->auto_format.has_value());
+  }
+  EXPECT_EQ(ErrorOf("pith:recent=x"), "recent of 'pith' must be a whole number between 0 and 65536, not 'x'");
+  EXPECT_EQ(ErrorOf("pith:recnt=3"), "'pith' has no parameter 'recnt'; did you mean 'recent'?");
+  EXPECT_EQ(ParseRecipe("kvzip or pith")->otherwise->policy->repeat(), nullptr);
 }
 
 TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
@@ -122,7 +170,7 @@ TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
   EXPECT_EQ(ErrorOf("snapkv alloc=adda"), "there is no alloc=adda; did you mean 'ada'?");
   EXPECT_EQ(ErrorOf("score=knorm:windw=3"), "score=knorm has no parameter 'windw'; did you mean 'recent'?");
   EXPECT_EQ(ErrorOf("alloc=uniform:x=1 score=h2o"), "alloc=uniform has no parameter 'x'; it has none");
-  EXPECT_EQ(ErrorOf("snapkv format=q5"), "format=q5 is none of f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
+  EXPECT_EQ(ErrorOf("snapkv format=q5"), "format=q5 is none of auto, f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
   EXPECT_EQ(ErrorOf("snapkv sinks=-1"), "sinks must be a whole number between 0 and 4096, not '-1'");
   EXPECT_EQ(ErrorOf("snapkv h2o"), "the recipe 'h2o' must come first, alone or with stages after it");
   EXPECT_EQ(ErrorOf("score=snapkv score=h2o"), "score=snapkv and score=h2o exclude one another; name one of them");

@@ -117,31 +117,39 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
   }
 }
 
-void RoundToPages(std::span<const LayerScores> layers, int page_entries, Allocation& budgets) {
+void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets) {
   struct Rest {
     int entries;
     HeadBudget* budget;
-    int most;
+    int most, least;
   };
+  const int page = budget.page_entries;
   std::vector<Rest> rests;
-  int64_t spare = 0;
+  double spare = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
       HeadBudget& b = budgets[l][h];
-      const int rest = b.keep % page_entries;
-      if (b.keep - rest < CountPinned(PinnedOf(layers[l], h))) continue;
-      b.keep -= rest;
+      const int rest = b.keep % page, pinned = CountPinned(PinnedOf(layers[l], h));
+      const int stays = std::max(b.keep - rest, pinned);
+      spare += b.keep - stays - stays % page * (budget.rest_cost - 1);
+      b.keep = stays;
       b.floor = std::min(b.floor, b.keep);
-      spare += rest;
-      rests.push_back({rest, &b, static_cast<int>(layers[l].heads[h].size())});
+      rests.push_back({rest, &b, static_cast<int>(layers[l].heads[h].size()), pinned});
     }
   }
   std::stable_sort(rests.begin(), rests.end(), [](const Rest& a, const Rest& b) { return a.entries > b.entries; });
   for (const Rest& rest : rests) {
-    if (spare < page_entries) return;
-    if (rest.budget->keep + page_entries > rest.most) continue;
-    rest.budget->keep += page_entries;
-    spare -= page_entries;
+    if (spare < page) break;
+    if (rest.budget->keep % page != 0 || rest.budget->keep + page > rest.most) continue;
+    rest.budget->keep += page;
+    spare -= page;
+  }
+  // What pinned rests cost more, from those that have more than a page.
+  for (auto rest = rests.rbegin(); rest != rests.rend() && spare < 0; ++rest) {
+    if (rest->budget->keep % page != 0 || rest->budget->keep - page < std::max(rest->least, page)) continue;
+    rest->budget->keep -= page;
+    rest->budget->floor = std::min(rest->budget->floor, rest->budget->keep);
+    spare += page;
   }
 }
 

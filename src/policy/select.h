@@ -23,9 +23,9 @@ double KeepFraction(const Budget& budget, int num_entries);
 // entries: what is too much is taken evenly from the heads with most beside their pinned ones.
 void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets);
 
-// Fitted budgets as multiples of page_entries of no larger total: down, then up again where the rest was largest.
-// Heads that could not hold their pinned entries so stay as they are.
-void RoundToPages(std::span<const LayerScores> layers, int page_entries, Allocation& budgets);
+// Fitted budgets as multiples of page_entries of no larger total: down, then up again where the rest was largest. A head
+// whose pinned entries need more keeps just them; what that costs is taken from heads of several pages.
+void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets);
 
 // The `keep` best entries of one head, ascending: pinned first, then by score, then by tie, then
 // newer. Pinned entries stay even where they are more than `keep`. ties, pinned: [n] or empty.
