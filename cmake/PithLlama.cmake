@@ -1,4 +1,4 @@
-# Defines pith_llama: libllama and ggml as static libraries.
+# Defines pith_llama: libllama, its engine for chat templates, and ggml as static libraries.
 #
 # The prefix is -DPITH_LLAMA_PREFIX, else the environment's PITH_LLAMA_PREFIX,
 # else what scripts/build_llama.sh builds once and keeps in the cache folder.
@@ -32,7 +32,7 @@ message(STATUS "libllama: ${_pith_llama_prefix}")
 add_library(pith_llama INTERFACE)
 target_include_directories(pith_llama SYSTEM INTERFACE ${_pith_llama_prefix}/include)
 set(PITH_LLAMA_ARCHIVES "")
-foreach(_name llama ggml ggml-cpu ggml-base)
+foreach(_name llama-jinja llama ggml ggml-cpu ggml-base)
   set(_file ${_pith_llama_prefix}/lib/lib${_name}.a)
   if(NOT EXISTS ${_file})
     message(FATAL_ERROR "${_file} does not exist; remove ${_pith_llama_prefix} and configure again.")

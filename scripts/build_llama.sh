@@ -34,18 +34,22 @@ kFlags=(
   -DGGML_OPENMP=ON
 )
 readonly kCompiler=c++
+# libllama's engine for chat templates, which its tools use and the library does not have: files of common/.
+readonly kJinjaFiles=(jinja/{caps,lexer,parser,runtime,string,value}.cpp unicode.cpp json.cpp)
+jinja_flags=(-std=c++17 -O2 -fPIC -DNDEBUG -w)
 
 case ${1:-} in
   --tsan)
     # ThreadSanitizer does not see the barriers of GCC's OpenMP runtime; it sees those of ggml's own thread pool.
     shift
     kFlags+=(-DGGML_OPENMP=OFF -DCMAKE_C_FLAGS=-fsanitize=thread -DCMAKE_CXX_FLAGS=-fsanitize=thread)
+    jinja_flags+=(-fsanitize=thread)
     ;;
 esac
 
 command -v "$kCompiler" >/dev/null || die "no C++ compiler was found; install the package g++."
 cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo || uname -m)
-key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
+key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "${kJinjaFiles[@]}" "${jinja_flags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
   sha256sum | cut -c1-12)
 root=$(pith_cache_dir)/llama
 prefix=$root/$kVersion-$key
@@ -112,6 +116,18 @@ cmake -G Ninja -S "$source" -B "$work/build" "${kFlags[@]}" "${launcher[@]}" \
 
 cmake --build "$work/build" -j "$(build_jobs)" 2>&1 9>&- | show_progress libllama "$log" || fail
 cmake --install "$work/build" >>"$log" 2>&1 9>&- || fail
+
+build_jinja() {
+  local common=$source/common objects=$work/jinja file
+  mkdir -p "$objects" "$work/prefix/include/jinja"
+  for file in "${kJinjaFiles[@]}"; do
+    ${launcher[0]:+ccache} "$kCompiler" "${jinja_flags[@]}" -I"$common" -I"$source/vendor" -I"$work/prefix/include" \
+      -c "$common/$file" -o "$objects/$(basename "$file" .cpp).o" || return
+  done
+  ar rcs "$work/prefix/lib/libllama-jinja.a" "$objects"/*.o || return
+  cp "$common"/jinja/*.h "$work/prefix/include/jinja/"
+}
+build_jinja >>"$log" 2>&1 9>&- || fail
 
 cp "$source/LICENSE" "$work/prefix/LICENSE" 2>/dev/null || true
 mv -T "$work/prefix" "$prefix" || die "$prefix could not be put in place."

@@ -133,11 +133,17 @@ TEST_F(SlowFiles, ChatTemplates) {
   ASSERT_TRUE(named);
   EXPECT_EQ((*named)->ApplyChatTemplate({&message, 1}, true).value(),
             "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n");
-  options.chat_template = "{{ messages | weave }}";
+  options.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token is string }}";
+  auto written = HostModel::Load(model_path_, options);
+  ASSERT_TRUE(written);
+  EXPECT_EQ((*written)->ApplyChatTemplate({&message, 1}, true).value(), "<user>HelloTrue");
+  options.chat_template = "chatlm";
   const auto unknown = HostModel::Load(model_path_, options);
   ASSERT_FALSE(unknown);
-  EXPECT_NE(unknown.error().message.find("it knows"), std::string::npos) << unknown.error().message;
+  EXPECT_NE(unknown.error().message.find("libllama knows"), std::string::npos) << unknown.error().message;
   EXPECT_NE(unknown.error().message.find("chatml"), std::string::npos) << unknown.error().message;
+  options.chat_template = "{% for m in messages %}";
+  EXPECT_FALSE(HostModel::Load(model_path_, options));
 }
 
 }  // namespace

@@ -326,7 +326,7 @@ Status Check(const ChatFlags& flags) {
 Result<int> RunChat(ChatFlags& flags) {
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   if (!model->has_chat_template()) {
-    return Unsupported("this model has no chat template that libllama knows; \"pith run --raw\" continues texts with it");
+    return Unsupported("this model has no chat template; \"pith run --raw\" continues texts with it");
   }
   const SamplerOptions sampling = flags.sampler.Make();
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));

@@ -205,7 +205,7 @@ void PrintText(const ModelInfo& info, const HostModel& model, const EngineOption
                                   FormatBytes(info.file_bytes)));
   field("vocabulary", FormatCount(info.num_vocab));
   field("trained context", FormatCount(info.trained_ctx));
-  field("chat template", model.knows_chat_template() ? "yes" : model.has_chat_template() ? "one that libllama does not know" : "none");
+  field("chat template", model.knows_chat_template() ? "yes" : model.has_chat_template() ? "one that cannot be read" : "none");
   if (info.window > 0) field("sliding window", FormatCount(info.window));
   if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
   fmt::print("layers\n");

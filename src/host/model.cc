@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "base/byte_io.h"
 #include "base/escaped.h"
 #include "ggml-cpu.h"
+#include "host/chat_template.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
 #include "host/output_projection.h"
@@ -81,6 +83,11 @@ bool KnowsTemplate(const std::string& text) {
   return llama_chat_apply_template(text.c_str(), &message, 1, true, nullptr, 0) >= 0;
 }
 
+// And not a name.
+bool LooksLikeJinja(const std::string& text) {
+  return text.find("{%") != std::string::npos || text.find("{{") != std::string::npos;
+}
+
 std::string TemplateNames() {
   std::vector<const char*> names(static_cast<size_t>(std::max(0, llama_chat_builtin_templates(nullptr, 0))));
   llama_chat_builtin_templates(names.data(), names.size());
@@ -146,6 +153,7 @@ struct HostModel::Private {
   std::vector<llama_adapter_lora*> adapters;
   std::vector<float> scales;
   std::string chat_template;
+  std::optional<ChatTemplate> jinja;  // of the text above, where it is Jinja
   OutputProjections projections;
 };
 
@@ -154,8 +162,9 @@ HostModel::~HostModel() {
 }
 
 Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, const HostModelOptions& options) {
-  if (!options.chat_template.empty() && !KnowsTemplate(options.chat_template)) {
-    return InvalidArgument("libllama knows no such chat template; it knows " + TemplateNames());
+  if (const std::string& text = options.chat_template; !text.empty() && !KnowsTemplate(text)) {
+    if (!LooksLikeJinja(text)) return InvalidArgument("there is no such chat template; libllama knows " + TemplateNames());
+    if (const auto parsed = ChatTemplate::Parse(text, "", ""); !parsed) return tl::unexpected<Error>(parsed.error());
   }
   size_t file_bytes = 0;
   PITH_ASSIGN_OR_RETURN(const std::vector<std::string> paths, CheckModelFiles(path, &file_bytes));
@@ -219,6 +228,8 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   const char* chat_template = llama_model_chat_template(host->model_, nullptr);
   if (chat_template != nullptr) host->private_->chat_template = chat_template;
   if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
+  host->ReadChatTemplate();
+  if (is_trial) host->TryChatTemplate();
   host->info_.fingerprint = Fingerprint(host->model_, paths, options);
   host->info_.part_paths = std::move(paths);
   return host;
@@ -263,7 +274,26 @@ bool HostModel::IsEndOfGeneration(int32_t token) const {
 }
 
 bool HostModel::has_chat_template() const { return !private_->chat_template.empty(); }
-bool HostModel::knows_chat_template() const { return has_chat_template() && KnowsTemplate(private_->chat_template); }
+bool HostModel::knows_chat_template() const {
+  return has_chat_template() && (private_->jinja || KnowsTemplate(private_->chat_template));
+}
+
+// A name of libllama's stays one; a text is Jinja if it can be.
+void HostModel::ReadChatTemplate() {
+  if (!LooksLikeJinja(private_->chat_template)) return;
+  const llama_vocab* vocab = llama_model_get_vocab(model_);
+  const auto text_of = [&](llama_token token) { return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token); };
+  auto parsed = ChatTemplate::Parse(private_->chat_template, text_of(llama_vocab_bos(vocab)), text_of(llama_vocab_eos(vocab)));
+  if (parsed) private_->jinja.emplace(std::move(*parsed));
+}
+
+// What does not end, or ends the process, does so here.
+void HostModel::TryChatTemplate() const {
+  if (!private_->jinja) return;
+  const ChatMessage messages[] = {{"system", "a"}, {"user", "b"}, {"assistant", "c"}, {"user", "d"}};
+  (void)private_->jinja->Apply(messages, true);
+  (void)private_->jinja->Apply(std::span(messages).subspan(1, 1), true);
+}
 
 bool HostModel::SupportsGpu() {
   InitLlamaOnce();
@@ -272,6 +302,10 @@ bool HostModel::SupportsGpu() {
 
 Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const {
   if (!has_chat_template()) return Unsupported(info_.path + " has no chat template");
+  if (private_->jinja) {
+    Result<std::string> text = private_->jinja->Apply(messages, add_assistant);
+    if (text || !KnowsTemplate(private_->chat_template)) return text;
+  }
   std::vector<llama_chat_message> chat;
   size_t bytes = 256;
   for (const ChatMessage& message : messages) {
@@ -283,7 +317,7 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
     const int32_t length = llama_chat_apply_template(private_->chat_template.c_str(), chat.data(), chat.size(), add_assistant,
                                                      text.data(), static_cast<int32_t>(text.size()));
     if (length < 0) {
-      return Unsupported("the chat template of " + info_.path + " is of a kind that libllama does not know, and pith runs no Jinja: "
+      return Unsupported("the chat template of " + info_.path + " is neither valid Jinja nor of a kind that libllama knows: "
                          "name one with --chat-template, or give the text as it is with --raw");
     }
     const bool fits = static_cast<size_t>(length) <= text.size();

@@ -67,7 +67,7 @@ struct HostModelOptions {
   int num_threads = 1;
   std::vector<std::string> lora_paths;
   std::vector<float> lora_scales;  // of each, 1 where it ends
-  std::string chat_template;       // a name or text that libllama knows, in place of the file's
+  std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
@@ -102,11 +102,11 @@ class HostModel {
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
-  // By the template of the options or the file's own. libllama has code for the usual templates and recognises them by
-  // what their text contains; it does not run the text. kUnsupported: it has none, or one that libllama does not know.
+  // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual
+  // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these messages.
   Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const;
   bool has_chat_template() const;
-  bool knows_chat_template() const;  // and libllama can apply it
+  bool knows_chat_template() const;  // and it can be read
 
   // False: libllama was built for the CPU alone, and num_gpu_layers has no effect.
   static bool SupportsGpu();
@@ -123,6 +123,9 @@ class HostModel {
   HostModel() = default;
   static Result<std::shared_ptr<HostModel>> LoadHere(std::vector<std::string> paths, const HostModelOptions& options,
                                                      bool is_trial);
+  void ReadChatTemplate();
+  void TryChatTemplate() const;
+
   llama_model* model_ = nullptr;
   ModelInfo info_;
   struct Private;
