@@ -33,8 +33,12 @@ A stage beside a name takes the place of the one of its kind; modifiers add up, 
 `prefill=criti` beside any of them skips attention work while the prompt is read.
 `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence.
 `format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`);
-a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). Missing stages are `agg=mean`, `alloc=uniform`
-and `act=drop`.
+a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). `format=auto:0.6` takes f16 where all entries
+fit, else the most precise of q8, q4 and q4/q2 that holds 60% of them (`format=auto`: 95%). Missing stages are `agg=mean`,
+`alloc=uniform` and `act=drop`.
+
+`kvzip or snapkv` is two recipes: the second works where the first cannot since the prompt is not whole, block by block and
+while decoding. `pith`, the default, is two such.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
 B the budget. `kvzip` and its relatives read a prompt again once it is whole: they need a budget that holds it and the chunk
