@@ -268,6 +268,48 @@ TEST(ModelEngine, GatheredAttentionSelectsAsRowsDo) {
   EXPECT_LT(common_share(kept("h2o"), kept("observed")), 0.95);
 }
 
+// A machine on which one thread is always faster, and then two again.
+class FakeClock final : public StepClock {
+ public:
+  explicit FakeClock(const Engine* const* engine) : engine_(engine) {}
+  double Wall() override { return now_ += 1e-3 * ((*engine_)->decode_threads() == 1 ? 1 : 4); }
+  double Cpu() override { return now_ * 1.2; }
+
+ private:
+  const Engine* const* engine_;
+  double now_ = 0;
+};
+
+TEST(ModelEngine, FewerThreadsChangeNoBit) {
+  const std::vector<int32_t> tokens = Tokens(420);
+  const auto logits = [&](bool adapt, int* switches) {
+    EngineOptions options = Options("h2o", size_t{7} << 20, 64);
+    options.num_threads = 2;
+    options.adapt_threads = adapt;
+    const Engine* clocked = nullptr;
+    FakeClock clock(&clocked);
+    options.clock = &clock;
+    auto engine = Make(options);
+    clocked = engine.get();
+    const SequenceId sequence = *engine->NewSequence();
+    EXPECT_TRUE(engine->Prefill(sequence, std::span(tokens).first(340)));
+    std::vector<float> all;
+    int threads = 2;
+    for (const int32_t token : std::span(tokens).subspan(340)) {
+      EXPECT_TRUE(engine->Decode(sequence, token));
+      *switches += engine->decode_threads() != threads;
+      threads = engine->decode_threads();
+      const std::span<const float> row = engine->logits(sequence);
+      all.insert(all.end(), row.begin(), row.end());
+    }
+    return all;
+  };
+  int switches = 0, none = 0;
+  EXPECT_EQ(logits(true, &switches), logits(false, &none));
+  EXPECT_GE(switches, 3);
+  EXPECT_EQ(none, 0);
+}
+
 // D2O: merged entries change the answer, and only an f16 cache can take them.
 TEST(ModelEngine, MergingChangesKeptEntries) {
   const std::vector<int32_t> tokens = Tokens(300);

@@ -29,6 +29,8 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
     command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
         ->check(CLI::Range(0, 1024))
         ->type_name("N");
+    command.add_flag("--fixed-threads", flags.fixed_threads,
+                     "Decode on all threads even while another process takes their cores");
   }
   command.add_option("--gpu-layers,--n-gpu-layers", flags.gpu_layers,
                      "-ngl: layers on the GPU, where libllama was built with one (default 0)")
@@ -156,6 +158,7 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.num_ctx = ContextOf(info, flags.ctx);
   options.block_tokens = flags.block;
   options.num_threads = model.num_threads();
+  options.adapt_threads = !model.fixed_threads;
   PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
   PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));

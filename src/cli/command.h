@@ -60,6 +60,7 @@ struct ModelFlags {
   std::string path;  // empty: the default model
   std::string hf;
   int threads = 0;  // 0: physical cores
+  bool fixed_threads = false;
   int gpu_layers = 0;
   std::vector<std::string> lora;
   std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...

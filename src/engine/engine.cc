@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <string>
 #include <utility>
 
@@ -66,6 +67,7 @@ Status EngineImpl::Init() {
                                        last, options_.num_ctx));
   }
   if (options_.num_threads <= 0) options_.num_threads = 1;
+  governor_.emplace(options_.num_threads, options_.adapt_threads);
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   PITH_ASSIGN_OR_RETURN(options_, Settled(model_->info(), std::move(options_)));
   PITH_ASSIGN_OR_RETURN(formats_, SettleFormats(options_));
@@ -290,7 +292,35 @@ Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const 
     slots_.push_back(sequence.slot);
     groups_.push_back({&sequence, static_cast<int>(i), 1, 0});
   }
-  return RunBlock();
+  return RunDecodeBlock();
+}
+
+namespace {
+
+class SystemClock final : public StepClock {
+ public:
+  double Wall() override { return Read(CLOCK_MONOTONIC); }
+  double Cpu() override { return Read(CLOCK_PROCESS_CPUTIME_ID); }
+
+ private:
+  static double Read(clockid_t id) {
+    timespec now = {};
+    clock_gettime(id, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  }
+};
+
+}  // namespace
+
+Status EngineImpl::RunDecodeBlock() {
+  static SystemClock system;
+  StepClock& clock = options_.clock != nullptr ? *options_.clock : system;
+  context_->SetThreads(governor_->threads());
+  const double wall = clock.Wall(), cpu = clock.Cpu();
+  Status status = RunBlock();
+  governor_->Step(clock.Wall() - wall, clock.Cpu() - cpu);
+  context_->SetThreads(options_.num_threads);
+  return status;
 }
 
 Status EngineImpl::FillForBenchmark(SequenceId id, int num_tokens) {
@@ -356,7 +386,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
       prepared_ = evict_now_ = false;
       if (!failed_) {
         const bool observes = call.first && global >= 0 && repeat_policy_ == nullptr;
-        if (Status status = ops_->Prepare(call, group, positions_, global, observes ? observed_needs_ : 0, team.nth); status) {
+        if (Status status = ops_->Prepare(call, group, positions_, global, observes ? observed_needs_ : 0,
+                                         NumParts(team.nth)); status) {
           prepared_ = true;
           evict_now_ = call.first && global >= 0 && HoldsTooMuch(*group.sequence, layer);
         } else {

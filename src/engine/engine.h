@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/thread_governor.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -29,6 +30,8 @@ struct EngineOptions {
   size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx plus everything around it
   int block_tokens = 0;       // prefill block; 0: chosen from the budget (up to 512)
   int num_threads = 0;        // 0: physical cores
+  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
+  StepClock* clock = nullptr;  // of that, for tests; null: the system's
   // Of the cache. Formats whose keys are in groups (q4, q2) hold what fills whole pages; newer entries are f16
   // until they do. A recipe's own format takes the place of f16.
   PageFormat format;
@@ -161,6 +164,7 @@ class Engine {
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;
   virtual EngineTimes times() const = 0;
+  virtual int decode_threads() const = 0;  // of the next token
   virtual const HostModel& model() const = 0;
 
   // What is being read ends with kCancelled, and so does whatever comes until ClearCancel().

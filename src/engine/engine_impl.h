@@ -20,6 +20,7 @@
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "engine/session_file.h"
+#include "engine/thread_governor.h"
 #include "host/context.h"
 #include "policy/cascade.h"
 
@@ -64,6 +65,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer, int num_queries) override;
   int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
   KvStats stats() const override;
+  int decode_threads() const override { return governor_->threads(); }
   EngineTimes times() const override { return times_; }
   const HostModel& model() const override { return *model_; }
 
@@ -80,6 +82,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status DemoteAll(const Sequence& sequence);
   void EvictAcrossLayers(Sequence& sequence);
   Status RunBlock();
+  Status RunDecodeBlock();
   void FinishBlock();
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
   bool HoldsTooMuch(const Sequence& sequence, int layer) const;
@@ -134,6 +137,8 @@ class EngineImpl final : public Engine, public AttentionSink {
     const int segment = options_.recipe.prefill->segment;
     return ends ? (count - 1) / segment * segment : count;
   }
+  // Those of all threads, whether all of them run now or not.
+  int NumParts(int nth) const { return std::min(std::max(nth, options_.num_threads), nth * kernels::kMaxMembers); }
   bool evicts_while_running() const { return style_.evicts; }
 
   std::shared_ptr<HostModel> model_;
@@ -157,6 +162,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   bool counts_moments_ = false;
   bool reads_again_ = false;  // a recipe may want a second reading, so tokens are remembered
   int spare_slot_ = -1;       // of the host context, for that reading
+  std::optional<ThreadGovernor> governor_;
   bool eviction_on_ = true;
   bool prompt_continues_ = false;
 

@@ -41,7 +41,7 @@ void LayerOps::DescribeHeads(int cache_id, int layer) {
 }
 
 Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions,
-                         int global_layer, uint32_t observed, int nth) {
+                         int global_layer, uint32_t observed, int num_parts) {
   const int layer = call.cache_layer;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const int cache_id = group.sequence->cache_id;
@@ -57,6 +57,7 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::
   const size_t row = static_cast<size_t>(group.first_row);
   task_ = kernels::AttentionTask{};
   task_.num_queries = group.num_rows;
+  task_.num_parts = num_parts;
   task_.num_heads = shape.num_heads;
   task_.num_kv_heads = shape.num_kv_heads;
   task_.key_dim = shape.key_dim;
@@ -81,7 +82,7 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::
   for (const HeadCache& head : heads) pruned_.complete &= head.num_entries() == group.sequence->next_position;
   // Pruned rows leave no weights behind: Observe() computes them.
   if (pruned_.num_sparse_rows == 0) PlanObserved(observed);
-  attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, nth));
+  attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, num_parts));
   return {};
 }
 

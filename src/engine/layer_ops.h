@@ -55,9 +55,10 @@ class LayerOps {
 
   // Thread 0, between syncs. Makes room for the group's rows in the layer's heads and describes the
   // attention over them. kOutOfBudget: nothing has changed. global_layer: -1 where the layer is none.
+  // num_parts: into how many stretches attention is cut, at least one for each thread.
   // observed: Need bits of what Observe() will want, 0: it will not be called.
   Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int global_layer,
-                 uint32_t observed, int nth);
+                 uint32_t observed, int num_parts);
   // All threads, after a sync: writes the group's keys and values.
   void Append(const AttentionCall& call, const RowGroup& group, const Team& team);
   // All threads, after a sync.

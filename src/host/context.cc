@@ -446,6 +446,12 @@ void HostContext::RunOnTeam(const std::function<void(const Team&)>& fn) {
 
 int HostContext::num_threads() const { return private_->num_threads; }
 
+void HostContext::SetThreads(int num_threads) {
+  if (num_threads == private_->num_threads) return;
+  private_->num_threads = num_threads;
+  llama_set_n_threads(private_->context.get(), num_threads, num_threads);
+}
+
 void HostContext::IgnoreHistory(bool on) { private_->ignore_history = on; }
 
 }  // namespace pith

@@ -85,6 +85,8 @@ class HostContext {
   // Runs fn once on each of the context's threads, between blocks.
   void RunOnTeam(const std::function<void(const Team&)>& fn);
   int num_threads() const;
+  // Between blocks, for all that follows.
+  void SetThreads(int num_threads);
 
   // True: attention is left to libllama, which sees one block only (the control of parity tests).
   void IgnoreHistory(bool on);

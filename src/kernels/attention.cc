@@ -11,10 +11,12 @@
 //                        then read by all blocks of rows out of the near caches.
 #include "kernels/attention.h"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "base/check.h"
 #include "kernels/attention_plan.h"
@@ -348,7 +350,7 @@ float FinishRow(const AttentionTask& task, const Tile& tile, int r, const float*
 // Which of a thread's two partial results belongs to an item that it shares.
 int PartialSlot(Share share) { return share.begin > 0 ? 0 : 1; }
 
-// Adds its lifetime to what thread 0 took to gather attention.
+// Adds its lifetime to what the first member took to gather attention.
 class Stopwatch {
  public:
   Stopwatch(const AttentionTask& task, const Team& team) : seconds_(team.ith == 0 ? task.observe_seconds : nullptr) {}
@@ -523,7 +525,7 @@ class Run {
   const Geometry& geometry_;
   const PageKernels& kernels_;
   std::byte* const scratch_;
-  const Team& team_;
+  const Team team_;
   Workspace space_;
   int64_t total_ = 0;
 };
@@ -531,20 +533,29 @@ class Run {
 }  // namespace
 
 size_t AttentionScratchBytes(const AttentionTask& task, int nth) {
-  return Workspace(task, Geometry(task), nullptr).bytes * static_cast<size_t>(nth);
+  return Workspace(task, Geometry(task), nullptr).bytes * static_cast<size_t>(std::max(nth, task.num_parts));
 }
 
+// A thread works for several members of the team where there are more parts than threads.
 void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team) {
   PITH_DCHECK(reinterpret_cast<uintptr_t>(scratch) % 64 == 0);
   const Geometry geometry(task);
-  Run run(task, geometry, scratch, team);
-  run.Compute();
+  const int parts = std::max(team.nth, task.num_parts);
+  PITH_CHECK((parts + team.nth - 1) / team.nth <= kMaxMembers);
+  std::array<std::optional<Run>, kMaxMembers> members;
+  const auto for_each = [&](const auto& work) {
+    for (int i = team.ith; i < parts; i += team.nth) work(*members[static_cast<size_t>(i / team.nth)]);
+  };
+  for (int i = team.ith; i < parts; i += team.nth) {
+    members[static_cast<size_t>(i / team.nth)].emplace(task, geometry, scratch, Team{i, parts, team.barrier});
+  }
+  for_each([](Run& run) { run.Compute(); });
   team.Sync();
-  run.Merge();
+  for_each([](Run& run) { run.Merge(); });
   if (task.observed == nullptr) return;
-  run.ObserveCutItems();
+  for_each([](Run& run) { run.ObserveCutItems(); });
   team.Sync();
-  run.MergeObserved();
+  for_each([](Run& run) { run.MergeObserved(); });
 }
 
 }  // namespace pith::kernels

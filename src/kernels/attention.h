@@ -76,17 +76,22 @@ struct AttentionTask {
   size_t output_token_stride = 0;
   size_t output_head_stride = 0;
   float* log_sum_exp = nullptr;  // [H, T] or null; sinks included; -inf where nothing is seen
+  // Into how many equal stretches work is cut, each as if a thread did it: the same number gives the same bits on any
+  // number of threads. 0, or fewer than threads: one for each thread. At most kMaxMembers of them per thread.
+  int num_parts = 0;
   const EntryAttention* observed = nullptr;  // [num_kv_heads] or null
   double* observe_seconds = nullptr;         // thread 0 adds what gathering took it; or null
 };
+
+inline constexpr int kMaxMembers = 8;
 
 // Bytes of scratch that RunAttention needs for this task on nth threads.
 size_t AttentionScratchBytes(const AttentionTask& task, int nth);
 
 // Computes task.output (and log_sum_exp if asked for). Called by every member of the team with the same
 // arguments; on return of all members the results are complete (callers sync).
-// Work is split over kv heads, query tiles and ranges of pages by (ith, nth)
-// alone, so a thread count fixes the result.
+// Work is split over kv heads, query tiles and ranges of pages by (ith, max(nth, task.num_parts))
+// alone, so that number fixes the result.
 // scratch: 64-byte aligned, shared by the team, AttentionScratchBytes long.
 void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team);
 

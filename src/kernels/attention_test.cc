@@ -367,6 +367,32 @@ TEST_P(AttentionTest, ObservingIsDeterministicAndLeavesTheOutput) {
   }
 }
 
+// As many parts as threads, or more: the bits are those of the parts.
+TEST_P(AttentionTest, PartsFixTheBitsOnAnyThreads) {
+  for (const int num_queries : {1, 5, 70}) {
+    TestTask test(MediumShape(num_queries), 15);
+    SeenAttention by_threads(test.task), by_parts(test.task);
+    test.task.observed = by_threads.heads.data();
+    test.Run(4);
+    const std::vector<float> output = test.output;
+    test.task.observed = by_parts.heads.data();
+    test.task.num_parts = 4;
+    for (int threads = 1; threads <= 4; ++threads) {
+      test.Run(threads);
+      ASSERT_EQ(std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()), 0) << threads;
+      ASSERT_EQ(by_threads.sum, by_parts.sum);
+      ASSERT_EQ(by_threads.largest, by_parts.largest);
+    }
+    test.task.num_parts = 0;
+    bool differs = false;
+    for (int threads = 1; threads < 4; ++threads) {
+      test.Run(threads);
+      differs |= std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()) != 0;
+    }
+    EXPECT_TRUE(differs);  // the control: without it, threads show
+  }
+}
+
 TEST_P(AttentionTest, MoreThreadsThanWork) {
   TestShape shape = MediumShape(1);
   shape.num_kv_heads = 1;
