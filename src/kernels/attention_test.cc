@@ -12,6 +12,7 @@
 
 #include "kernels/attention_reference.h"
 #include "kernels/attention_test_util.h"
+#include "kernels/targets_test_util.h"
 
 namespace pith::kernels {
 namespace {
@@ -30,15 +31,6 @@ float ToleranceOf(const TestTask& test) {
     }
   }
   return kTolerance;
-}
-
-std::vector<int64_t> Targets() {
-  TargetName();  // makes PITH_FORCE_TARGET take effect
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
-  }
-  return targets;
 }
 
 class AttentionTest : public testing::TestWithParam<int64_t> {

@@ -1,27 +1,16 @@
 #include "kernels/last_alike.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <random>
 #include <vector>
 
+#include "kernels/targets_test_util.h"
+
 namespace pith::kernels {
 namespace {
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
-  }
-  return targets;
-}
-
-class LastAlikeTest : public ::testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
-  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
-};
+using LastAlikeTest = TargetTest;
 
 // Few prototypes with noise, so that some keys have look-alikes; values on a grid, so that every order
 // of summation gives the same products.

@@ -1,27 +1,16 @@
 #include "kernels/nearest.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <random>
 #include <vector>
 
+#include "kernels/targets_test_util.h"
+
 namespace pith::kernels {
 namespace {
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
-  }
-  return targets;
-}
-
-class NearestTest : public ::testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
-  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
-};
+using NearestTest = TargetTest;
 
 // Values on a coarse grid: every order of summation gives the same products, and many are equal.
 TEST_P(NearestTest, FindsWhatTheReferenceFinds) {

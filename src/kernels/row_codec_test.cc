@@ -11,18 +11,10 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_test_util.h"
+#include "kernels/targets_test_util.h"
 
 namespace pith::kernels {
 namespace {
-
-std::vector<int64_t> Targets() {
-  TargetName();  // makes PITH_FORCE_TARGET take effect
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see row_codec.cc
-  }
-  return targets;
-}
 
 // Exactly representable in f16, as 1024 + 10 bits.
 uint16_t RandomHalf(std::mt19937* random) {

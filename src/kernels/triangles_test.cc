@@ -1,28 +1,17 @@
 #include "kernels/triangles.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <cmath>
 #include <random>
 #include <vector>
 
+#include "kernels/targets_test_util.h"
+
 namespace pith::kernels {
 namespace {
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
-  }
-  return targets;
-}
-
-class TrianglesTest : public ::testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
-  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
-};
+using TrianglesTest = TargetTest;
 
 // On a grid, so that every order of summation gives the same sums.
 std::vector<float> Numbers(size_t count, std::mt19937& random) {
