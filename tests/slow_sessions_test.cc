@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/paths.h"
 #include "engine/engine.h"
 #include "host/model.h"
 #include "policy/policy.h"
@@ -40,9 +40,7 @@ std::shared_ptr<HostModel> Model(const std::string& architecture) {
   loaded.reset();
   std::string path = Folder() + "/" + architecture + ".gguf";
   if (architecture.empty()) {
-    const char* named = std::getenv("PITH_DEFAULT_MODEL");
-    if (named == nullptr) return nullptr;
-    path = named;
+    path = DefaultModelPath();
   } else {
     const Status made = MakeRandomModel(architecture, NeedsExperts(architecture), path, kSeed);
     EXPECT_TRUE(made) << made.error().message;
@@ -112,7 +110,7 @@ class SlowSessions : public ::testing::TestWithParam<std::pair<const char*, cons
  protected:
   void SetUp() override {
     model_ = Model(GetParam().first);
-    if (model_ == nullptr) GTEST_SKIP() << "PITH_DEFAULT_MODEL names no model";
+    ASSERT_NE(model_, nullptr);
     options_ = Options(GetParam().second);
   }
   std::shared_ptr<HostModel> model_;
