@@ -42,8 +42,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
       ->type_size(2)
       ->allow_extra_args(false);
   command.add_option("--chat-template", flags.chat_template,
-                     "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or Jinja "
-                     "of one that it recognises; pith runs no Jinja")
+                     "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or Jinja")
       ->type_name("NAME|TEXT");
   command.add_option("--hf-repo", flags.hf, "")->group("");
 }
