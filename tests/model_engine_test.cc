@@ -89,11 +89,11 @@ TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
     if (info.name == "full") continue;
     SCOPED_TRACE(info.name);
     const EngineOptions options = Options(info.name, budget, 64);
-    if (options.recipe.policy->repeat() != nullptr) continue;  // they need the whole prompt: model_repeat_test.cc
+    if (NeedsWholePrompt(options.recipe)) continue;  // model_repeat_test.cc
     auto engine = Make(options);
     if (engine == nullptr) continue;
     const SequenceId sequence = *engine->NewSequence();
-    const std::vector<int32_t> tokens = Tokens(options.recipe.format ? 1420 : 420);  // few bits hold more
+    const std::vector<int32_t> tokens = Tokens(engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
     const size_t read = tokens.size() - 20;
     Status status = engine->Prefill(sequence, {tokens.data(), read});
     ASSERT_TRUE(status) << status.error().message;

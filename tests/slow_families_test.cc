@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <memory>
@@ -113,7 +114,7 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     SCOPED_TRACE(named.name);
     const auto recipe = ParseRecipe(named.name);
     ASSERT_TRUE(recipe) << recipe.error().message;
-    if (recipe->policy->repeat() != nullptr) continue;  // they do not evict while a prompt is read
+    if (NeedsWholePrompt(*recipe)) continue;  // below
     if ((recipe->policy->needs() & kNeedQueryMoments) != 0 && !turns_back_) continue;  // refused: model_rotation_test.cc
     const auto engine = SmallestEngine(*recipe);
     ASSERT_NE(engine, nullptr);
@@ -124,10 +125,55 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     EXPECT_GT(stats.entries, 0);
     EXPECT_TRUE(read || keeps);
     // In few bits the smallest budget may hold the whole text.
-    EXPECT_TRUE(keeps || recipe->format || stats.kept_fraction < 1);
+    EXPECT_TRUE(keeps || recipe->format || recipe->auto_format || recipe->otherwise || stats.kept_fraction < 1);
     evicted += stats.kept_fraction < 1;
   }
   EXPECT_GT(evicted, 10) << "the budget was never short";
+}
+
+// Recipes that read a whole prompt again: recurrent state, windows and latents are afterwards as they were.
+TEST_P(SlowFamilies, ASecondReadingServesThem) {
+  EngineOptions options;
+  options.num_ctx = 1024;  // with the instruction
+  options.num_threads = kThreads;
+  options.compress = CompressMode::kAfter;
+  options.max_sequences = 2;
+  for (const NamedRecipe& named : NamedRecipes()) {
+    const auto recipe = ParseRecipe(named.name);
+    if (recipe && recipe->policy->repeat() != nullptr) options.later_recipes.push_back(*recipe);
+  }
+  ASSERT_GE(options.later_recipes.size(), 4U);
+  auto engine = Engine::Create(model_, options);
+  ASSERT_TRUE(engine) << engine.error().message;
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < kTokens; ++i) tokens.push_back((i * 29 + i / 11 * 3) % 100);
+  const SequenceId base = *(*engine)->NewSequence();
+  ASSERT_TRUE((*engine)->Prefill(base, tokens));
+  std::vector<float> before;
+  {
+    const SequenceId fork = *(*engine)->Fork(base);
+    ASSERT_TRUE((*engine)->Decode(fork, 7));
+    before.assign((*engine)->logits(fork).begin(), (*engine)->logits(fork).end());
+    (*engine)->Free(fork);
+  }
+  for (const Recipe& recipe : options.later_recipes) {
+    SCOPED_TRACE(recipe.text);
+    const SequenceId fork = *(*engine)->Fork(base);
+    const CompressTarget target{fork, 0.2};
+    const auto kept = (*engine)->CompressForks(base, recipe, {&target, 1});
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_GT(kept->front(), 0.01);  // few heads: none may be whole
+    EXPECT_TRUE(kept->front() < 1 || recipe.auto_format);
+    ASSERT_TRUE((*engine)->Decode(fork, 7));
+    ExpectFinite((*engine)->logits(fork));
+    const std::span<const float> after = (*engine)->logits(fork);
+    EXPECT_FALSE(std::equal(before.begin(), before.end(), after.begin())) << "control: what was dropped shows";
+    (*engine)->Free(fork);
+  }
+  ASSERT_TRUE((*engine)->Decode(base, 7));
+  const std::span<const float> after = (*engine)->logits(base);
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), after.begin())) << "the source is as it was";
+  EXPECT_LE((*engine)->stats().peak_bytes, (*engine)->stats().budget_bytes);
 }
 
 INSTANTIATE_TEST_SUITE_P(Traits, SlowFamilies,
