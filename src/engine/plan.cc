@@ -99,9 +99,10 @@ size_t TransientPages(const Shape& shape, const EvictionStyle& style, int block_
   return heads * (PagesFor(block_tokens) + 1) + (style.cascades ? shape.token_pages : 0);
 }
 
-int SlackFor(size_t pages_per_head) {
+// Pages of groups are written anew when entries leave them, so evictions are rarer there.
+int SlackFor(size_t pages_per_head, bool low) {
   if (pages_per_head < 2) return kP / 4;
-  return kP * static_cast<int>(std::clamp<size_t>(pages_per_head / 8, 1, 8));
+  return kP * static_cast<int>(std::clamp<size_t>(pages_per_head / (low ? 5 : 8), 1, 8));
 }
 
 // Divides `bytes` into pages. Returns those that a global head of one sequence may fill.
@@ -141,7 +142,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   const size_t pages = DividePages(&plan, shape, style, sequences, plan.budget_bytes - fixed);
   const size_t wasted = style.ragged ? 1 : 0;
   if (pages <= wasted) return plan;
-  plan.slack_entries = SlackFor(pages - wasted);
+  plan.slack_entries = SlackFor(pages - wasted, shape.low_page_bytes > 0);
   plan.keep_entries = static_cast<int>(pages - wasted) * kP - plan.slack_entries;
   return plan;
 }
