@@ -90,8 +90,7 @@ Status BenchRunner::CreateEngine(const BenchConfig& config, const BenchCase& ben
   options.format = config.format;
   options.budget_bytes = bench.kv_budget;
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(config.recipe));
-  options.recipe = WithFormatFor(model->info(), AlternativeFor(options.recipe, false), bench.ctx, config.keep);
-  if (config.keep < 1) options.keep_entries = EntriesToKeep(model->info(), options.recipe, bench.ctx, config.keep);
+  if (config.keep < 1) KeepShare(model->info(), Recipe(options.recipe), bench.ctx, config.keep, &options);
   if (config.keep >= 1 && bench.kv_budget > 0) {
     // Nothing may be evicted, so each sequence needs its full cache, whatever a plan would make of less.
     const auto one = static_cast<double>(BytesPerToken(model->info(), config.format)) * options.num_ctx;

@@ -143,9 +143,7 @@ Status DecodeJudge::Run(const DecodeTask& task, const RowSink& sink) {
       options.format = options_.format;
       options.compress = CompressMode::kBlock;
       options.seed = options_.seed;
-      const auto num_entries = static_cast<int>(fresh.tokens);
-      options.recipe = WithFormatFor(model_->info(), AlternativeFor(options_.recipes[i], false), num_entries, keep);
-      options.keep_entries = EntriesToKeep(model_->info(), options.recipe, num_entries, keep);
+      KeepShare(model_->info(), options_.recipes[i], static_cast<int>(fresh.tokens), keep, &options);
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       EvalRow row = fresh;
       row.policy = options_.names[i];

@@ -93,12 +93,6 @@ int64_t LongestContext(const ModelInfo& info, KvFormat format, size_t budget_byt
   return static_cast<int64_t>(tokens) / kPageEntries * kPageEntries;
 }
 
-int CountLayers(const ModelInfo& info, LayerKind kind) {
-  return static_cast<int>(std::count_if(info.layers.begin(), info.layers.end(), [kind](const LayerShape& layer) {
-    return layer.kind == kind;
-  }));
-}
-
 nlohmann::ordered_json LayersJson(const ModelInfo& info) {
   auto layers = nlohmann::ordered_json::array();
   for (size_t i = 0; i < info.layers.size(); ++i) {

@@ -188,9 +188,7 @@ Status Judge::RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink)
       options.format = options_.format;
       options.compress = CompressMode::kBlock;
       options.seed = options_.seed;
-      const auto num_entries = static_cast<int>(task.compressed.size());
-      options.recipe = WithFormatFor(model_->info(), AlternativeFor(options_.recipes[i], false), num_entries, keep);
-      options.keep_entries = EntriesToKeep(model_->info(), options.recipe, num_entries, keep);
+      KeepShare(model_->info(), options_.recipes[i], static_cast<int>(task.compressed.size()), keep, &options);
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model_, options));
       PITH_ASSIGN_OR_RETURN(const SequenceId sequence, engine->NewSequence());
       PITH_RETURN_IF_ERROR(ReadContext(*engine, sequence, task, pinned));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -20,36 +21,49 @@ std::vector<PageFormat> ConversionsOf(const Recipe& recipe) {
   return {};
 }
 
+namespace {
+
+// What format=auto means where `held` tells the share of the entries that a format holds; none: f16.
+template <typename Held>
+std::optional<PageFormat> AutoFormat(double least, const Held& held) {
+  for (const PageFormat format : kAutoFormats) {
+    const bool is_f16 = format == PageFormat(), is_last = format == kAutoFormats.back();
+    if (!is_last && held(format) < (is_f16 ? 1.0 : least)) continue;
+    return is_f16 ? std::nullopt : std::optional(format);
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+bool Converts(const Recipe& recipe, PageFormat entry) {
+  return std::ranges::any_of(ConversionsOf(recipe), [entry](PageFormat to) { return !(to == entry); });
+}
+
 Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share) {
   Recipe settled = recipe;
   if (!recipe.auto_format) return settled;
   settled.auto_format.reset();
-  for (const PageFormat format : kAutoFormats) {
-    settled.format = format;
-    const double least = format == PageFormat() ? 1.0 : *recipe.auto_format;
-    if (EntriesInBytes(info, format, FormatsOf(format).low.has_value(), mean, share) >= least * mean) break;
-  }
-  if (settled.format == PageFormat()) settled.format.reset();
+  settled.format = AutoFormat(*recipe.auto_format, [&](PageFormat format) {
+    return EntriesInBytes(info, format, FormatsOf(format).low.has_value(), mean, share) / mean;
+  });
   return settled;
 }
 
-Result<EngineOptions> Settled(const ModelInfo& info, EngineOptions options) {
+EngineOptions Settled(const ModelInfo& info, EngineOptions options) {
   const bool whole = options.compress == CompressMode::kAfter;
   if (options.recipe.otherwise != nullptr) options.recipe = Recipe(AlternativeFor(options.recipe, whole));
   if (!options.recipe.auto_format || whole) return options;
-  const double least = *options.recipe.auto_format;
-  options.recipe.auto_format.reset();
-  if (!(options.format == PageFormat())) return options;  // the user has chosen
-  if (options.budget_bytes == 0) return options;
-  for (const PageFormat format : kAutoFormats) {
-    options.recipe.format = format;
-    const Policy& policy = *options.recipe.policy;
-    const std::vector<CacheLayer> layers = LayersOf(info, FormatsOf(format).entry, static_cast<int>(PageColumns(policy).size()));
-    const Result<MemoryPlan> plan = PlanMemory(info, layers, StyleOf(info, options), options);
-    const double enough = format == PageFormat() ? 1.0 : least;
-    if (plan && plan->keep_entries + plan->slack_entries >= enough * options.num_ctx) break;
-  }
-  if (options.recipe.format == PageFormat()) options.recipe.format.reset();
+  const double least = *std::exchange(options.recipe.auto_format, std::nullopt);
+  const bool user_has_chosen = !(options.format == PageFormat());
+  if (user_has_chosen || options.budget_bytes == 0) return options;
+  const int num_columns = static_cast<int>(PageColumns(*options.recipe.policy).size());
+  options.recipe.format = AutoFormat(least, [&](PageFormat format) {
+    EngineOptions tried = options;
+    tried.recipe.format = format;
+    const Result<MemoryPlan> plan = PlanMemory(info, LayersOf(info, FormatsOf(format).entry, num_columns), StyleOf(info, tried), tried);
+    return plan ? static_cast<double>(plan->keep_entries + plan->slack_entries) / options.num_ctx : 0.0;
+  });
   return options;
 }
 
@@ -64,9 +78,7 @@ Result<CacheFormats> SettleFormats(const EngineOptions& options) {
   }
   const CacheFormats formats = FormatsOf(format);
   for (const Recipe& recipe : options.later_recipes) {
-    const std::vector<PageFormat> to = ConversionsOf(recipe);
-    const bool converts = std::any_of(to.begin(), to.end(), [&](PageFormat f) { return !(f == formats.entry); });
-    if (converts && !(formats == CacheFormats())) {
+    if (Converts(recipe, formats.entry) && !(formats == CacheFormats())) {
       return InvalidArgument(fmt::format("the recipe '{}' converts an f16 cache, and this one is {}", recipe.text, format.Name()));
     }
   }
@@ -96,6 +108,11 @@ int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, 
                                                         num_entries, share)
                                        : share * num_entries;
   return std::max(1, static_cast<int>(std::floor(entries + 1e-9)));
+}
+
+void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options) {
+  options->recipe = WithFormatFor(info, AlternativeFor(recipe, false), num_entries, share);
+  options->keep_entries = EntriesToKeep(info, options->recipe, num_entries, share);
 }
 
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options) {

@@ -44,16 +44,21 @@ inline constexpr std::array<PageFormat, 4> kAutoFormats = {
 
 // Those that Compress() may store in for this recipe; none where entries stay as they are.
 std::vector<PageFormat> ConversionsOf(const Recipe& recipe);
+// True: one of them is another than that in which entries arrive.
+bool Converts(const Recipe& recipe, PageFormat entry);
 
 // The recipe with the format that format=auto means where `share` of the f16 bytes of `mean` entries is there.
 Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share);
 
 // The options with the alternative of the recipe that works in their mode, and where format=auto runs by blocks, with the
-// format in which the budget holds enough of the context. Everything that plans or runs starts here. As PlanMemory().
-Result<EngineOptions> Settled(const ModelInfo& info, EngineOptions options);
+// format in which the budget holds enough of the context. Everything that plans or runs starts here.
+EngineOptions Settled(const ModelInfo& info, EngineOptions options);
 
 // Entries of `num_entries` that `share` means: of the entries, or of their f16 bytes where the recipe has a format.
 int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, double share);
+
+// Makes an engine that evicts by blocks keep that share, with the format that it means.
+void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options);
 
 // Gives a cache the pages of the formats that it or a later recipe converts to. kOutOfBudget: no room for their tables.
 Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options);

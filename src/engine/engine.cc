@@ -23,18 +23,13 @@ EngineImpl::~EngineImpl() {
 }
 
 void EngineImpl::AddRecipe(const Recipe& recipe) {
-  int columns = 0;
-  for (const ActiveRecipe& active : active_) {
-    columns = std::max(columns, active.first_column + static_cast<int>(PageColumns(*active.recipe.policy).size()));
-  }
-  const int num_own = static_cast<int>(PageColumns(*recipe.policy).size());
-  active_.push_back({recipe, columns, (recipe.policy->needs() & kNeedValueNorms) != 0 ? columns + num_own - 1 : -1});
-  int at = columns;
-  for (const ColumnSpec& column : PageColumns(*recipe.policy)) {
-    if (column.initial != 0) column_initials_.emplace_back(at, column.initial);
-    ++at;
-  }
   const uint32_t needs = recipe.policy->needs();
+  const int first = num_columns_;
+  for (const ColumnSpec& column : PageColumns(*recipe.policy)) {
+    if (column.initial != 0) column_initials_.emplace_back(num_columns_, column.initial);
+    ++num_columns_;
+  }
+  active_.push_back({recipe, first, (needs & kNeedValueNorms) != 0 ? num_columns_ - 1 : -1});
   if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
   if (needs & kNeedEveryQuery) observed_needs_ |= needs & (kNeedEveryQuery | kNeedSquares | kNeedLargest);
   counts_moments_ = counts_moments_ || (needs & kNeedQueryMoments) != 0;
@@ -42,16 +37,12 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
 }
 
 std::vector<CacheLayer> EngineImpl::BuildLayers() {
-  int num_columns = 0;
-  for (const ActiveRecipe& active : active_) {
-    num_columns = std::max(num_columns, active.first_column + static_cast<int>(PageColumns(*active.recipe.policy).size()));
-  }
   for (const LayerShape& shape : model_->info().layers) {
     const bool global = shape.kind == LayerKind::kGlobal;
     global_index_.push_back(global ? num_global_layers_++ : -1);
     if (global) num_global_heads_ += shape.num_kv_heads;
   }
-  return LayersOf(model_->info(), formats_.entry, num_columns);
+  return LayersOf(model_->info(), formats_.entry, num_columns_);
 }
 
 Status EngineImpl::Init() {
@@ -69,7 +60,7 @@ Status EngineImpl::Init() {
   if (options_.num_threads <= 0) options_.num_threads = 1;
   governor_.emplace(options_.num_threads, options_.adapt_threads);
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
-  PITH_ASSIGN_OR_RETURN(options_, Settled(model_->info(), std::move(options_)));
+  options_ = Settled(model_->info(), std::move(options_));
   PITH_ASSIGN_OR_RETURN(formats_, SettleFormats(options_));
   AddRecipe(options_.recipe);
   for (const Recipe& recipe : options_.later_recipes) AddRecipe(recipe);

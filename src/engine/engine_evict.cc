@@ -39,19 +39,23 @@ void EngineImpl::EvictAcrossLayers(Sequence& sequence) {
 
 void EngineImpl::DemoteLayer(const Sequence& sequence, int layer, const Team& team) {
   team.Sync();
-  if (!ops_->Demote(sequence.cache_id, layer, team)) demote_failed_.store(true, std::memory_order_relaxed);
+  if (!ops_->Demote(sequence.cache_id, layer, team)) out_of_pages_.store(true, std::memory_order_relaxed);
   team.Sync();
-  if (team.ith == 0 && demote_failed_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
+  FailIfOutOfPages(team);
+}
+
+void EngineImpl::FailIfOutOfPages(const Team& team) {
+  if (team.ith == 0 && out_of_pages_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
 }
 
 Status EngineImpl::DemoteAll(const Sequence& sequence) {
   context_->RunOnTeam([&](const Team& team) {
     for (size_t layer = 0; layer < global_index_.size(); ++layer) {
       const bool done = ops_->Demote(sequence.cache_id, static_cast<int>(layer), team);
-      if (!done) demote_failed_.store(true, std::memory_order_relaxed);
+      if (!done) out_of_pages_.store(true, std::memory_order_relaxed);
     }
   });
-  if (demote_failed_.exchange(false)) return OutOfBudget("the KV budget has no free page left");
+  if (out_of_pages_.exchange(false)) return OutOfBudget("the KV budget has no free page left");
   return {};
 }
 
@@ -165,11 +169,11 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   for (size_t i = 0; i < all_kept_.size(); ++i) {
     const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      if (!heads[h].Keep(all_kept_[i][h])) keep_failed_.store(true, std::memory_order_relaxed);
+      if (!heads[h].Keep(all_kept_[i][h])) out_of_pages_.store(true, std::memory_order_relaxed);
     }
   }
   team.Sync();
-  if (team.ith == 0 && keep_failed_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
+  FailIfOutOfPages(team);
 }
 
 // Every member must reach every sync, so thread 0 carries an error to the end.
@@ -232,10 +236,8 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
   std::vector<double> kept(targets.size(), 1.0);
   const int64_t before = GlobalEntriesOf(source);
-  const std::vector<PageFormat> conversions = ConversionsOf(active->recipe);
-  const bool may_convert = std::any_of(conversions.begin(), conversions.end(), [&](PageFormat f) { return !(f == formats_.entry); });
   const bool selects = !active->recipe.policy->keeps_everything();
-  if ((!selects && !may_convert) || before == 0) return kept;
+  if ((!selects && !Converts(active->recipe, formats_.entry)) || before == 0) return kept;
   const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;

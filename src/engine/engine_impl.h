@@ -126,6 +126,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void ForgetValueNorms(std::span<HeadCache> heads);
   Error Explained(Error error) const;
   void Fail(const Error& error);
+  // After a sync, all threads: fails where one of them was out of pages.
+  void FailIfOutOfPages(const Team& team);
   Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
   // The pinned tokens and `more` of them fit into what stays.
   Status CheckPinned(const Sequence& sequence, int64_t more) const;
@@ -146,13 +148,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   MemoryPlan plan_;
   EvictionStyle style_;
   CacheFormats formats_;
-  std::atomic<bool> demote_failed_{false};
+  std::atomic<bool> out_of_pages_{false};  // a thread of the team found none
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<HostContext> context_;
   std::unique_ptr<LayerOps> ops_;
 
   std::vector<ActiveRecipe> active_;  // the running recipe first, then those for Compress()
+  int num_columns_ = 0;               // of all of them, in pages
   std::vector<std::pair<int, float>> column_initials_;
   std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
   int num_global_layers_ = 0;
@@ -183,7 +186,6 @@ class EngineImpl final : public Engine, public AttentionSink {
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
   std::vector<KeptHeads> all_kept_;  // of all layers, or of the first ones
   std::vector<Cascade> cascades_;    // of each group of rows
-  std::atomic<bool> keep_failed_{false};
   Merger merger_;
   // While a second reading runs, else null.
   const Policy* repeat_policy_ = nullptr;

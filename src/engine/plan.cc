@@ -166,10 +166,9 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EngineOp
 }  // namespace
 
 QueryMoments::Shape MomentsOf(const ModelInfo& info) {
-  QueryMoments::Shape shape;
+  QueryMoments::Shape shape{.num_layers = CountLayers(info, LayerKind::kGlobal)};
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
-    ++shape.num_layers;
     shape.num_heads = std::max(shape.num_heads, layer.num_heads);
     shape.key_dim = std::max(shape.key_dim, layer.key_dim);
   }
@@ -272,13 +271,13 @@ EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options) {
   const bool low = options.recipe.format.value_or(options.format).whole_pages();
   style.cascades = !shares && !low && style.evicts && !policy->layer_local() && policy->cascades();
   style.in_layer = !shares && (!style.evicts || policy->layer_local() || style.cascades);
-  if (style.cascades) style.layers_in_flight = std::max(1, MomentsOf(info).num_layers / kCascadeSteps);
+  if (style.cascades) style.layers_in_flight = std::max(1, CountLayers(info, LayerKind::kGlobal) / kCascadeSteps);
   style.ragged = style.evicts && policy->ragged();
   return style;
 }
 
 Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& wanted) {
-  PITH_ASSIGN_OR_RETURN(const EngineOptions options, Settled(info, wanted));
+  const EngineOptions options = Settled(info, wanted);
   PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
   const Policy* policy = options.recipe.policy.get();
   const int num_columns = policy != nullptr ? static_cast<int>(PageColumns(*policy).size()) : 0;

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/attention.h"
+
 namespace pith {
 
-// A thread does the work of at most kMaxMembers others (kernels/attention.cc).
+// One thread does at most kMaxMembers threads' parts of attention.
 ThreadGovernor::ThreadGovernor(int most, bool enabled)
-    : most_(most), least_(enabled ? std::max(1, (most + 7) / 8) : most), threads_(most) {}
+    : most_(most), least_(enabled ? std::max(1, (most + kernels::kMaxMembers - 1) / kernels::kMaxMembers) : most), threads_(most) {}
 
 // A quarter of one thread's time is missing.
 bool ThreadGovernor::crowded() const { return cpu_ < wall_ * (threads_ - 0.25); }

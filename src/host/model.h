@@ -4,6 +4,7 @@
 #ifndef PITH_HOST_MODEL_H_
 #define PITH_HOST_MODEL_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -58,6 +59,10 @@ struct ModelInfo {
   size_t recurrent_bytes = 0;  // per sequence
   std::vector<LayerShape> layers;
 };
+
+inline int CountLayers(const ModelInfo& info, LayerKind kind) {
+  return static_cast<int>(std::ranges::count(info.layers, kind, &LayerShape::kind));
+}
 
 // libllama's version and the CPU features that it was built with.
 std::string HostVersion();

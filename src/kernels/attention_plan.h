@@ -109,7 +109,6 @@ inline const float* QueryOfRow(const AttentionTask& task, int kv_head, int row) 
          static_cast<size_t>(kv_head * group + row % group) * task.query_head_stride;
 }
 
-
 // Rows [begin, end) of one kv head, and what they may see.
 struct Tile {
   int head = 0;

@@ -33,18 +33,7 @@ float ToleranceOf(const TestTask& test) {
   return kTolerance;
 }
 
-class AttentionTest : public testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override {
-    hwy::SetSupportedTargetsForTest(GetParam());
-    hwy::GetChosenTarget().DeInit();
-    ASSERT_STREQ(TargetName(), hwy::TargetName(GetParam()));
-  }
-  void TearDown() override {
-    hwy::SetSupportedTargetsForTest(0);
-    hwy::GetChosenTarget().DeInit();
-  }
-};
+using AttentionTest = TargetTest;
 
 INSTANTIATE_TEST_SUITE_P(Targets, AttentionTest, testing::ValuesIn(Targets()),
                          [](const testing::TestParamInfo<int64_t>& target) {

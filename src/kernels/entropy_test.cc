@@ -1,11 +1,12 @@
 #include "kernels/entropy.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <cmath>
 #include <random>
 #include <vector>
+
+#include "kernels/targets_test_util.h"
 
 namespace pith::kernels {
 namespace {
@@ -18,9 +19,8 @@ double Reference(std::span<const float> p) {
 
 TEST(Entropy, EqualsTheReferenceOnEveryTarget) {
   std::mt19937 random(5);
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target == HWY_SSSE3) continue;  // not compiled, see page_kernels.cc
-    hwy::SetSupportedTargetsForTest(target);
+  for (const int64_t target : Targets()) {
+    UseTarget(target);
     for (const size_t n : {0, 1, 5, 16, 255, 256, 257, 3000}) {
       std::vector<float> p(n);
       float sum = 0;
@@ -34,7 +34,7 @@ TEST(Entropy, EqualsTheReferenceOnEveryTarget) {
       EXPECT_GT(std::abs(Reference(p) - reference), 1e-4 * std::abs(reference));
     }
   }
-  hwy::SetSupportedTargetsForTest(0);
+  UseTarget(0);
 }
 
 }  // namespace

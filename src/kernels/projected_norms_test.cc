@@ -1,11 +1,12 @@
 #include "kernels/projected_norms.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <cmath>
 #include <random>
 #include <vector>
+
+#include "kernels/targets_test_util.h"
 
 namespace pith::kernels {
 namespace {
@@ -13,9 +14,8 @@ namespace {
 TEST(ProjectedNorms, EqualTheReferenceOnEveryTarget) {
   std::mt19937 random(6);
   std::normal_distribution<float> normal;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target == HWY_SSSE3) continue;  // not compiled, see page_kernels.cc
-    hwy::SetSupportedTargetsForTest(target);
+  for (const int64_t target : Targets()) {
+    UseTarget(target);
     for (const int n : {1, 7, 32, 45}) {
       for (const int hidden : {1, 6, 64}) {
         const int dim = n == 7 ? 5 : 64, group = n == 45 ? 1 : 3;
@@ -46,7 +46,7 @@ TEST(ProjectedNorms, EqualTheReferenceOnEveryTarget) {
       }
     }
   }
-  hwy::SetSupportedTargetsForTest(0);
+  UseTarget(0);
 }
 
 }  // namespace

@@ -34,17 +34,7 @@ const PageFormat kEntryFormats[] = {KvFormat::kF16,
                                     {KvFormat::kQ8, KvFormat::kQ4},
                                     {KvFormat::kF16, KvFormat::kQ2}};
 
-class RowCodecTest : public testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override {
-    hwy::SetSupportedTargetsForTest(GetParam());
-    hwy::GetChosenTarget().DeInit();
-  }
-  void TearDown() override {
-    hwy::SetSupportedTargetsForTest(0);
-    hwy::GetChosenTarget().DeInit();
-  }
-};
+using RowCodecTest = TargetTest;
 
 INSTANTIATE_TEST_SUITE_P(Targets, RowCodecTest, testing::ValuesIn(Targets()),
                          [](const testing::TestParamInfo<int64_t>& target) {

@@ -8,6 +8,8 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include "kernels/attention.h"
+
 namespace pith::kernels {
 
 inline std::vector<int64_t> Targets() {
@@ -18,10 +20,19 @@ inline std::vector<int64_t> Targets() {
   return targets;
 }
 
+// 0: the best one again.
+inline void UseTarget(int64_t target) {
+  hwy::SetSupportedTargetsForTest(target);
+  hwy::GetChosenTarget().DeInit();
+}
+
 class TargetTest : public ::testing::TestWithParam<int64_t> {
  protected:
-  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam()); }
-  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+  void SetUp() override {
+    UseTarget(GetParam());
+    ASSERT_STREQ(TargetName(), hwy::TargetName(GetParam()));
+  }
+  void TearDown() override { UseTarget(0); }
 };
 
 }  // namespace pith::kernels

@@ -307,6 +307,16 @@ Status AddWord(std::string_view word, Draft& draft) {
   return AddStage(key, rest, draft, true);
 }
 
+std::vector<std::string_view> WordsOf(std::string_view text) {
+  std::vector<std::string_view> words;
+  for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
+    const size_t end = std::min(text.find_first_of(kSpaces, at), text.size());
+    words.push_back(text.substr(at, end - at));
+    at = text.find_first_not_of(kSpaces, end);
+  }
+  return words;
+}
+
 Result<Draft> ParseDraft(std::string_view text, int alternative) {
   if (text.size() > kLongestText) {
     return InvalidArgument(
@@ -314,11 +324,7 @@ Result<Draft> ParseDraft(std::string_view text, int alternative) {
   }
   Draft draft;
   draft.alternative = alternative;
-  for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
-    const size_t end = std::min(text.find_first_of(kSpaces, at), text.size());
-    PITH_RETURN_IF_ERROR(AddWord(text.substr(at, end - at), draft));
-    at = text.find_first_not_of(kSpaces, end);
-  }
+  for (const std::string_view word : WordsOf(text)) PITH_RETURN_IF_ERROR(AddWord(word, draft));
   if (draft.stages.empty()) {
     return InvalidArgument("the recipe is empty; name one, such as 'snapkv'");
   }
@@ -434,6 +440,12 @@ std::string ParametersOf(const Draft& draft) {
   return DescribeParams(specs);
 }
 
+// Both go by the text of the two.
+void SetOtherwise(Recipe otherwise, Recipe& recipe) {
+  otherwise.text = recipe.text;
+  recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
+}
+
 Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   PITH_ASSIGN_OR_RETURN(Draft draft, ParseDraft(text, alternative));
   Recipe recipe;
@@ -452,18 +464,15 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   if (alternative == 0 && HasAlternative(draft.named)) {
     PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));
-    otherwise.text = recipe.text;
-    recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
+    SetOtherwise(std::move(otherwise), recipe);
   }
   return recipe;
 }
 
 // Where a word "or" begins.
 size_t FindOr(std::string_view text) {
-  for (size_t at = text.find_first_not_of(kSpaces); at != std::string_view::npos;) {
-    const size_t end = std::min(text.find_first_of(kSpaces, at), text.size());
-    if (text.substr(at, end - at) == "or") return at;
-    at = text.find_first_not_of(kSpaces, end);
+  for (const std::string_view word : WordsOf(text)) {
+    if (word == "or") return static_cast<size_t>(word.data() - text.data());
   }
   return std::string_view::npos;
 }
@@ -486,8 +495,7 @@ Result<Recipe> ParseRecipe(std::string_view text) {
                                        recipe.text));
   }
   recipe.text += fmt::format("{}{}", kOr, otherwise.text);
-  otherwise.text = recipe.text;
-  recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
+  SetOtherwise(std::move(otherwise), recipe);
   return recipe;
 }
 
