@@ -14,8 +14,23 @@
 
 namespace pith {
 
-// Sense-free spinning barrier. Spins briefly, then yields, so that a team with
-// fewer free cores than members still moves.
+// Waits for something that is about to happen: spins briefly, then yields, so that a team with fewer free cores than
+// members still moves.
+class Spinner {
+ public:
+  void Once() {
+    if (++spins_ >= kSpins) return std::this_thread::yield();
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  int spins_ = 0;
+};
+
+// Sense-free spinning barrier.
 class Barrier {
  public:
   void Wait(int num_threads) {
@@ -26,19 +41,10 @@ class Barrier {
       phase_.fetch_add(1, std::memory_order_acq_rel);
       return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    for (Spinner spinner; phase_.load(std::memory_order_acquire) == phase;) spinner.Once();
   }
 
  private:
-  static constexpr int kSpins = 2000;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> phase_{0};
 };

@@ -101,7 +101,13 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
       ForgetValueNorms(heads);
     }
   }
-  for (size_t h = 0; h < heads.size() && team.ith == 0 && result; ++h) result = heads[h].Keep(kept[h]);
+  ops_->loops().Lead(team, [&] {
+    if (!result) return;
+    std::vector<Status> kept_well(heads.size());
+    ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = heads[h].Keep(kept[h]); });
+    const auto failed = std::ranges::find_if(kept_well, [](const Status& status) { return !status; });
+    if (failed != kept_well.end()) result = *failed;
+  });
   return result;
 }
 
@@ -128,11 +134,10 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   const ActiveRecipe& active = active_.front();
   ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
               SinksOf(active.recipe), team, scores_);
-  if (team.ith == 0) {
+  ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
     kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
-  }
-  team.Sync();
+  });
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
   if (team.ith == 0 && !status) Fail(status.error());
   team.Sync();
@@ -153,7 +158,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   Sequence& sequence = *group.sequence;
   const ActiveRecipe& active = active_.front();
   ops_->Score(sequence, layer, global, num_global_layers_, active, options_.seed, SinksOf(active.recipe), team, scores_);
-  if (team.ith == 0) {
+  ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
     cascade.Add(*active.recipe.policy, std::move(scores_));
     const int64_t in_block = static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
@@ -164,8 +169,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
       for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
       all_kept_ = cascade.Shrink(*active.recipe.policy, left);
     }
-  }
-  team.Sync();
+  });
   for (size_t i = 0; i < all_kept_.size(); ++i) {
     const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
@@ -191,8 +195,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
     const Budget own = BlockBudget(EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
-      if (team.ith == 0) kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
-      team.Sync();
+      ops_->loops().Lead(team, [&] { kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own)); });
       Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
       if (result && !status) result = std::move(status);
       team.Sync();
@@ -202,9 +205,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
   if (policy.layer_local()) return result;
   const Budget own = BlockBudget(GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
-    team.Sync();
-    if (team.ith == 0) all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
-    team.Sync();
+    ops_->loops().Lead(team, [&] { all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own)); });
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
       Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i),

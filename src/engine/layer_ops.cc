@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "kernels/projected_norms.h"
 #include "kernels/triangles.h"
 
 namespace pith {
@@ -16,6 +15,8 @@ namespace {
 constexpr int kP = kPageEntries;
 // Query rows whose probabilities are held at once while every query is observed.
 constexpr int kObservedRows = 32;
+// New entries whose value norms are one task.
+constexpr size_t kNormStretch = 64;
 
 }  // namespace
 
@@ -416,7 +417,8 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     inputs.values = buffers.values.data();
   }
   if (needs & kNeedValueNorms) {
-    FindValueNorms(layer, head_index, head, active.norm_column, buffers);
+    buffers.value_norms.resize(n);
+    head.ReadColumn(active.norm_column, buffers.value_norms);
     inputs.value_norms = buffers.value_norms.data();
   }
   if ((needs & kNeedWindowProbs) && window_count_ > 0) inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
@@ -450,46 +452,51 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
 }
 
 // A value's norm is the same for as long as it lives, and the projection by far the dearest part of an eviction.
-void LayerOps::FindValueNorms(int layer, int head_index, HeadCache& head, int column, HeadBuffers& buffers) const {
-  const auto n = static_cast<size_t>(head.num_entries());
-  const auto dim = static_cast<size_t>(model_.info().layers[static_cast<size_t>(layer)].value_dim);
-  std::vector<float>& norms = buffers.value_norms;
-  norms.resize(n);
-  head.ReadColumn(column, norms);
-  buffers.new_entries.clear();
-  for (size_t i = 0; i < n; ++i) {
-    if (norms[i] == kUnknownNorm) buffers.new_entries.push_back(static_cast<int32_t>(i));
-  }
-  const size_t count = buffers.new_entries.size();
-  if (count == 0) return;
-  buffers.new_values.resize(count * dim);
-  buffers.new_norms.resize(count);
-  head.ReadValuesOf(buffers.new_entries, buffers.new_values.data());
-  ComputeValueNorms(layer, head_index, count, buffers.new_values.data(), buffers.new_norms.data());
-  for (size_t i = 0; i < count; ++i) norms[static_cast<size_t>(buffers.new_entries[i])] = buffers.new_norms[i];
-  head.WriteSharedColumn(column, norms);
-}
-
-// CriticalKV (arXiv:2502.03805): mean over the group's query heads q of ||V[j] W_O^q||_1.
-void LayerOps::ComputeValueNorms(int layer, int head_index, size_t n, const float* values, float* norms) const {
+void LayerOps::FindValueNorms(int cache_id, int layer, int column) {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
-  const size_t dim = static_cast<size_t>(shape.value_dim);
-  const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
-  const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
-  const std::span<const float> projection = *weights;
-  const size_t row = static_cast<size_t>(shape.num_heads) * dim;
-  if (projection.empty() || projection.size() % row != 0) {
-    // No projection by that name: the norm of the value itself is what is left of the idea.
-    for (size_t j = 0; j < n; ++j) {
-      float sum = 0;
-      for (size_t d = 0; d < dim; ++d) sum += std::abs(values[j * dim + d]);
-      norms[j] = sum;
+  const auto dim = static_cast<size_t>(shape.value_dim), num_heads = static_cast<size_t>(shape.num_kv_heads);
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  std::vector<std::pair<size_t, size_t>> stretches;  // head and first of its new entries
+  for (size_t h = 0; h < num_heads; ++h) {
+    HeadBuffers& buffers = buffers_[h];
+    buffers.new_entries.clear();
+    for (size_t i = 0; i < buffers.value_norms.size(); ++i) {
+      if (buffers.value_norms[i] == kUnknownNorm) buffers.new_entries.push_back(static_cast<int32_t>(i));
     }
-    return;
+    for (size_t i = 0; i < buffers.new_entries.size(); i += kNormStretch) stretches.emplace_back(h, i);
   }
-  kernels::ProjectedNorms(values, static_cast<int>(n), shape.value_dim,
-                          projection.data() + static_cast<size_t>(head_index) * group * dim, static_cast<int>(projection.size() / row),
-                          row, static_cast<int>(group), norms);
+  if (stretches.empty()) return;
+  const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
+  const size_t row = static_cast<size_t>(shape.num_heads) * dim, group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
+  const bool projects = !weights->empty() && weights->size() % row == 0;
+  ParallelFor(num_heads, [&](size_t h) {
+    HeadBuffers& buffers = buffers_[h];
+    if (buffers.new_entries.empty()) return;
+    buffers.new_values.resize(buffers.new_entries.size() * dim);
+    buffers.new_norms.resize(buffers.new_entries.size());
+    heads[h].ReadValuesOf(buffers.new_entries, buffers.new_values.data());
+    if (!projects) return;
+    buffers.projection.Pack(weights->data() + h * group * dim, static_cast<int>(weights->size() / row), row,
+                            static_cast<int>(group), shape.value_dim);
+  });
+  ParallelFor(stretches.size(), [&](size_t i) {
+    HeadBuffers& buffers = buffers_[stretches[i].first];
+    const size_t from = stretches[i].second, count = std::min(kNormStretch, buffers.new_entries.size() - from);
+    const float* values = buffers.new_values.data() + from * dim;
+    if (projects) return kernels::ProjectedNorms(values, static_cast<int>(count), buffers.projection, buffers.new_norms.data() + from);
+    // No projection by that name: the norm of the value itself is what is left of the idea.
+    for (size_t j = 0; j < count; ++j) {
+      buffers.new_norms[from + j] = std::accumulate(values + j * dim, values + (j + 1) * dim, 0.0F,
+                                                    [](float sum, float x) { return sum + std::abs(x); });
+    }
+  });
+  ParallelFor(num_heads, [&](size_t h) {
+    HeadBuffers& buffers = buffers_[h];
+    for (size_t i = 0; i < buffers.new_entries.size(); ++i) {
+      buffers.value_norms[static_cast<size_t>(buffers.new_entries[i])] = buffers.new_norms[i];
+    }
+    if (!buffers.new_entries.empty()) heads[h].WriteSharedColumn(column, buffers.value_norms);
+  });
 }
 
 void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
@@ -507,9 +514,11 @@ void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_gl
     kernels::RunProbabilities(window_task_, probabilities_.data(), team);
     team.Sync();
   }
-  for (int h = team.ith; h < shape.num_kv_heads; h += team.nth) GatherHead(sequence, layer, global_layer, h, active, num_sinks);
-  team.Sync();
-  if (team.ith == 0) {
+  loops_.Lead(team, [&] {
+    ParallelFor(static_cast<size_t>(shape.num_kv_heads), [&](size_t h) {
+      GatherHead(sequence, layer, global_layer, static_cast<int>(h), active, num_sinks);
+    });
+    if (policy.needs() & kNeedValueNorms) FindValueNorms(sequence.cache_id, layer, active.norm_column);
     inputs_ = LayerInputs{.layer = global_layer,
                           .num_layers = num_global_layers,
                           .group = shape.num_heads / shape.num_kv_heads,
@@ -521,10 +530,8 @@ void LayerOps::Score(Sequence& sequence, int layer, int global_layer, int num_gl
                           .attention_scale = params_[static_cast<size_t>(layer)].scale,
                           .rotation = shape.rotation ? &*shape.rotation : nullptr,
                           .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
-    scores = LayerScores{};
-    scores.layer = global_layer;
     policy.Score(inputs_, scores);
-  }
+  });
 }
 
 }  // namespace pith

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/parallel.h"
 #include "base/team.h"
 #include "cache/kv_cache.h"
 #include "engine/prefill_pruner.h"
@@ -19,6 +20,7 @@
 #include "engine/sequence.h"
 #include "host/context.h"
 #include "kernels/attention.h"
+#include "kernels/projected_norms.h"
 #include "policy/policy.h"
 
 namespace pith {
@@ -77,11 +79,13 @@ class LayerOps {
   // All threads, after Prepare(): the group's queries as they were before RoPE into the sequence's moments.
   void AddMoments(const AttentionCall& call, const RowGroup& group, int global_layer, const Team& team);
 
-  // All threads: scores a layer by a recipe. inputs() stays valid until the next call.
+  // All threads: scores a layer by a recipe. inputs() stays valid until the next call; scores are there for all.
   // pin: entries that no recipe may drop are marked (sinks and pinned ranges).
   void Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active, uint64_t seed,
              int num_sinks, const Team& team, LayerScores& scores);
   const LayerInputs& inputs() const { return inputs_; }
+  // Of the team that calls all this, between its calls.
+  SharedLoops& loops() { return loops_; }
 
   // All threads: attention of the last `window` queries of one sequence over the entries of another cache.
   // output [window, H, Dv].
@@ -98,6 +102,7 @@ class LayerOps {
     std::vector<float> window_queries;
     std::vector<int32_t> new_entries;  // without a value norm yet
     std::vector<float> new_values, new_norms;
+    kernels::PackedProjection projection;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading
   };
 
@@ -112,9 +117,8 @@ class LayerOps {
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
   void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
   void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
-  // Norms of all entries of a head, of which those that are new are computed and stay in its pages.
-  void FindValueNorms(int layer, int head_index, HeadCache& head, int column, HeadBuffers& buffers) const;
-  void ComputeValueNorms(int layer, int head_index, size_t n, const float* values, float* norms) const;
+  // Those of all gathered heads that are not known yet; they are computed and stay in the pages.
+  void FindValueNorms(int cache_id, int layer, int column);
 
   const HostModel& model_;
   KvCache& cache_;
@@ -142,6 +146,7 @@ class LayerOps {
   };
   std::vector<LayerParams> params_;
 
+  SharedLoops loops_;
   std::vector<HeadBuffers> buffers_;
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;

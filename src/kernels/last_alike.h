@@ -1,4 +1,4 @@
-// The newest look-alike of every key (R-KV's redundancy).
+// Products of keys with keys and with queries, keys as columns (R-KV's terms).
 #ifndef PITH_KERNELS_LAST_ALIKE_H_
 #define PITH_KERNELS_LAST_ALIKE_H_
 
@@ -7,13 +7,17 @@
 
 namespace pith::kernels {
 
-// last[i] = the largest j != i with the product of vectors i and j above `threshold`, -1: none.
-// columns: [dim, stride] transposed, vector j in column j of n; stride at least n, a multiple of
-// kAlikeStride, zeros beyond n. O(n^2 dim) where nothing is alike; stops at the first find from the end.
+// last[i] = the largest j != i with the product of vectors i and j above `threshold`, -1: none; for i from `begin` until
+// `end`. columns: [dim, stride] transposed, vector j in column j of n; stride at least n, a multiple of
+// kAlikeStride, zeros beyond n. O(n dim) per i where nothing is alike; stops at the first find from the end.
 inline constexpr size_t kAlikeStride = 64;
-void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int32_t* last);
+void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end, int32_t* last);
 // The reference.
 void LastAlikeScalar(const float* columns, int n, int dim, size_t stride, float threshold, int32_t* last);
+
+// out[j] = the largest of the products of vector j with `count` rows of `dim`, j < n. columns as above.
+void LargestProducts(const float* columns, int n, int dim, size_t stride, const float* rows, size_t row_stride, int count,
+                     float* out);
 
 }  // namespace pith::kernels
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -41,7 +42,9 @@ TEST_P(LastAlikeTest, FindsWhatTheReferenceFinds) {
         const size_t stride = (static_cast<size_t>(n) + kAlikeStride - 1) / kAlikeStride * kAlikeStride;
         const std::vector<float> columns = Columns(n, dim, stride, 9, random);
         std::vector<int32_t> ours(static_cast<size_t>(n)), reference(static_cast<size_t>(n));
-        LastAlike(columns.data(), n, dim, stride, threshold, ours.data());
+        const int middle = n / 3;
+        LastAlike(columns.data(), n, dim, stride, threshold, 0, middle, ours.data());
+        LastAlike(columns.data(), n, dim, stride, threshold, middle, n, ours.data());
         LastAlikeScalar(columns.data(), n, dim, stride, threshold, reference.data());
         ASSERT_EQ(ours, reference) << "n=" << n << " dim=" << dim << " threshold=" << threshold;
         for (const int32_t j : reference) (j >= 0 ? found : missing) += 1;
@@ -50,6 +53,36 @@ TEST_P(LastAlikeTest, FindsWhatTheReferenceFinds) {
   }
   EXPECT_GT(found, 500);  // both answers occur
   EXPECT_GT(missing, 500);
+}
+
+TEST_P(LastAlikeTest, LargestProductsAreThoseOfTheReference) {
+  std::mt19937 random(5);
+  for (const int n : {1, 2, 31, 64, 65, 130}) {
+    for (const int dim : {1, 13, 64}) {
+      for (const int count : {1, 3, 4, 9}) {
+        const size_t stride = (static_cast<size_t>(n) + kAlikeStride - 1) / kAlikeStride * kAlikeStride;
+        const std::vector<float> columns = Columns(n, dim, stride, 9, random);
+        const auto row_stride = static_cast<size_t>(dim + 2);
+        std::vector<float> rows(row_stride * static_cast<size_t>(count), 100.0F);  // between rows is what must not count
+        for (int t = 0; t < count; ++t) {
+          for (int c = 0; c < dim; ++c) rows[static_cast<size_t>(t) * row_stride + static_cast<size_t>(c)] = static_cast<float>(static_cast<int>(random() % 9) - 4) / 4;
+        }
+        std::vector<float> ours(static_cast<size_t>(n), -7);
+        LargestProducts(columns.data(), n, dim, stride, rows.data(), row_stride, count, ours.data());
+        for (int j = 0; j < n; ++j) {
+          float most = -1e30F;
+          for (int t = 0; t < count; ++t) {
+            float product = 0;
+            for (int c = 0; c < dim; ++c) {
+              product += columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] * rows[static_cast<size_t>(t) * row_stride + static_cast<size_t>(c)];
+            }
+            most = std::max(most, product);
+          }
+          ASSERT_EQ(ours[static_cast<size_t>(j)], most) << n << ' ' << dim << ' ' << count << ' ' << j;
+        }
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, LastAlikeTest, ::testing::ValuesIn(Targets()));

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -9,13 +10,20 @@
 
 #include "kernels/nearest.h"
 
+#ifndef PITH_KERNELS_NEAREST_SOURCES
+#define PITH_KERNELS_NEAREST_SOURCES
+namespace pith::kernels {
+constexpr int kNearestSources = 4;  // that go abreast
+}  // namespace pith::kernels
+#endif  // PITH_KERNELS_NEAREST_SOURCES
+
 HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr int kSources = 4;
+constexpr int kSources = kNearestSources;
 
 // The best of one source so far: sorted, so that the last is the one to beat.
 struct Best {
@@ -39,37 +47,54 @@ struct Best {
   }
 };
 
-HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const int32_t* sources, int num_sources,
-                          int wanted, int32_t* nearest, float* scratch) {
-  const hn::CappedTag<float, kNearestStride> d;
+template <class D, class M>
+HWY_INLINE uint64_t MaskBits(D d, M mask) {
+  uint8_t bytes[8] = {};
+  hn::StoreMaskBits(d, mask, bytes);
+  uint64_t bits;
+  std::memcpy(&bits, bytes, sizeof(bits));
+  return bits;
+}
+
+// Candidates are lanes: two vectors of them times four sources, so that an element takes six loads for eight products. All
+// sources go through some candidates while those lie in the nearest cache.
+HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const float* packed, const int32_t* sources,
+                          int num_sources, int wanted, int32_t* nearest, float* best_products) {
+  const hn::CappedTag<float, kNearestStride / 2> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  float* packed = scratch + kSources * wanted;  // [dim][kSources]
   HWY_ALIGN float products[kNearestStride];
-  for (int s = 0; s < num_sources; s += kSources) {
-    const int count = HWY_MIN(kSources, num_sources - s);
-    Best best[kSources];
-    for (int k = 0; k < kSources; ++k) {
-      const int source = sources[s + HWY_MIN(k, count - 1)];
-      for (int c = 0; c < dim; ++c) packed[c * kSources + k] = columns[static_cast<size_t>(c) * stride + static_cast<size_t>(source)];
-      best[k] = {scratch + k * wanted, nearest + static_cast<size_t>(s + HWY_MIN(k, count - 1)) * static_cast<size_t>(wanted), wanted};
-      best[k].Clear();
-    }
-    for (int j = 0; j < n; j += lanes) {
-      auto a = hn::Zero(d), b = hn::Zero(d), e = hn::Zero(d), f = hn::Zero(d);
+  const auto best_of = [&](int s) {
+    const size_t at = static_cast<size_t>(s) * static_cast<size_t>(wanted);
+    return Best{best_products + at, nearest + at, wanted};
+  };
+  for (int s = 0; s < num_sources; ++s) best_of(s).Clear();
+  for (int j = 0; j < n; j += 2 * lanes) {
+    for (int s = 0; s < num_sources; s += kSources) {
+      hn::Vec<decltype(d)> low[kSources], high[kSources];
+      for (int k = 0; k < kSources; ++k) low[k] = high[k] = hn::Zero(d);
       const float* at = columns + j;
-      for (int c = 0; c < dim; ++c, at += stride) {
-        const auto x = hn::LoadU(d, at);
-        a = hn::MulAdd(x, hn::Set(d, packed[c * kSources]), a);
-        b = hn::MulAdd(x, hn::Set(d, packed[c * kSources + 1]), b);
-        e = hn::MulAdd(x, hn::Set(d, packed[c * kSources + 2]), e);
-        f = hn::MulAdd(x, hn::Set(d, packed[c * kSources + 3]), f);
+      const float* source = packed + static_cast<size_t>(s) * static_cast<size_t>(dim);
+      for (int c = 0; c < dim; ++c, at += stride, source += kSources) {
+        const auto a = hn::LoadU(d, at);
+        const auto b = hn::LoadU(d, at + lanes);
+        for (int k = 0; k < kSources; ++k) {
+          const auto x = hn::Set(d, source[k]);
+          low[k] = hn::MulAdd(x, a, low[k]);
+          high[k] = hn::MulAdd(x, b, high[k]);
+        }
       }
-      const hn::Vec<decltype(d)> sums[kSources] = {a, b, e, f};
-      for (int k = 0; k < count; ++k) {
-        if (hn::AllFalse(d, hn::Gt(sums[k], hn::Set(d, best[k].limit())))) continue;
-        hn::Store(sums[k], d, products);
-        for (int i = 0; i < HWY_MIN(lanes, n - j); ++i) {
-          if (products[i] > best[k].limit() && j + i != sources[s + k]) best[k].Insert(products[i], j + i);
+      for (int k = 0; k < HWY_MIN(kSources, num_sources - s); ++k) {
+        const Best best = best_of(s + k);
+        const auto limit = hn::Set(d, best.limit());
+        const auto low_better = hn::Gt(low[k], limit), high_better = hn::Gt(high[k], limit);
+        if (hn::AllFalse(d, hn::Or(low_better, high_better))) continue;
+        hn::Store(low[k], d, products);
+        hn::Store(high[k], d, products + lanes);
+        uint64_t bits = MaskBits(d, low_better) | MaskBits(d, high_better) << lanes;
+        if (n - j < 2 * lanes) bits &= (uint64_t{1} << (n - j)) - 1;
+        for (; bits != 0; bits &= bits - 1) {
+          const auto i = static_cast<int>(hwy::Num0BitsBelowLS1Bit_Nonzero64(bits));
+          if (products[i] > best.limit() && j + i != sources[s + k]) best.Insert(products[i], j + i);
         }
       }
     }
@@ -91,9 +116,16 @@ HWY_EXPORT(NearestImpl);
 void Nearest(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,
              int32_t* nearest) {
   if (wanted <= 0) return;
-  std::vector<float> scratch(kNearestStride * static_cast<size_t>(wanted + dim));
+  const size_t count = sources.size(), width = static_cast<size_t>(dim);
+  std::vector<float> best(count * static_cast<size_t>(wanted));
+  // [groups of kNearestSources][dim][kNearestSources]
+  std::vector<float> packed((count + kNearestSources - 1) / kNearestSources * kNearestSources * width);
+  for (size_t s = 0; s < count; ++s) {
+    float* to = packed.data() + s / kNearestSources * kNearestSources * width + s % kNearestSources;
+    for (size_t c = 0; c < width; ++c) to[c * kNearestSources] = columns[c * stride + static_cast<size_t>(sources[s])];
+  }
   HWY_DYNAMIC_DISPATCH(NearestImpl)
-  (columns, n, dim, stride, sources.data(), static_cast<int>(sources.size()), wanted, nearest, scratch.data());
+  (columns, n, dim, stride, packed.data(), sources.data(), static_cast<int>(count), wanted, nearest, best.data());
 }
 
 void NearestScalar(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,

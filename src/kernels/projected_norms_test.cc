@@ -24,7 +24,9 @@ TEST(ProjectedNorms, EqualTheReferenceOnEveryTarget) {
         for (float& x : values) x = normal(random);
         for (float& x : weights) x = normal(random);
         std::vector<float> norms(static_cast<size_t>(n));
-        ProjectedNorms(values.data(), n, dim, weights.data() + dim, hidden, stride, group, norms.data());
+        PackedProjection projection;
+        projection.Pack(weights.data() + dim, hidden, stride, group, dim);
+        ProjectedNorms(values.data(), n, projection, norms.data());
         double last_row = 0;
         for (int j = 0; j < n; ++j) {
           double expected = 0, without_last = 0;
@@ -39,14 +41,40 @@ TEST(ProjectedNorms, EqualTheReferenceOnEveryTarget) {
               if (i + 1 < hidden) without_last += std::abs(sum) / group;
             }
           }
-          ASSERT_NEAR(norms[static_cast<size_t>(j)], expected, 1e-5 * (1 + expected)) << hwy::TargetName(target) << ' ' << n << ' ' << hidden;
+          // A single row has only a few words to be rounded in; many of them average that away.
+          ASSERT_NEAR(norms[static_cast<size_t>(j)], expected, (hidden == 64 ? 1e-4 : 2e-3) * (1 + expected)) << hwy::TargetName(target) << ' ' << n << ' ' << hidden;
           last_row += expected - without_last;
         }
-        ASSERT_GT(last_row, 1e-3 * n);  // one row less would be seen
+        ASSERT_GT(last_row, 0.1 * n);  // one row less would be seen
       }
     }
   }
   UseTarget(0);
+}
+
+// The largest words there are must not leave 31 bits, whatever the size of a head.
+TEST(ProjectedNorms, DoNotOverflow) {
+  for (const int64_t target : Targets()) {
+    UseTarget(target);
+    for (const int dim : {1, 2, 3, 64, 80, 256, 576, 1024}) {
+      const std::vector<float> values(static_cast<size_t>(3 * dim), -1e4F), weights(static_cast<size_t>(dim), 3e-3F);
+      PackedProjection projection;
+      projection.Pack(weights.data(), 1, static_cast<size_t>(dim), 1, dim);
+      std::vector<float> norms(3);
+      ProjectedNorms(values.data(), 3, projection, norms.data());
+      for (const float norm : norms) EXPECT_NEAR(norm, 30.0 * dim, 1e-3 * dim) << hwy::TargetName(target) << ' ' << dim;
+    }
+  }
+  UseTarget(0);
+}
+
+TEST(ProjectedNorms, OfNothingAreNothing) {
+  const std::vector<float> values(64, 0.0F), weights(64, 0.0F);
+  PackedProjection projection;
+  projection.Pack(weights.data(), 1, 64, 1, 64);
+  float norm = 1;
+  ProjectedNorms(values.data(), 1, projection, &norm);
+  EXPECT_EQ(norm, 0);
 }
 
 }  // namespace

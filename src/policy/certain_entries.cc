@@ -1,8 +1,9 @@
 #include "policy/certain_entries.h"
 
 #include <algorithm>
-#include <numeric>
+#include <cstdint>
 
+#include "base/parallel.h"
 #include "policy/positions.h"
 #include "policy/select.h"
 
@@ -25,44 +26,54 @@ void WeighByValueShares(const LayerInputs& inputs, LayerScores& scores) {
 }
 
 double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vector<float>>& means) {
+  struct Sum {
+    double before_window = 0, rows = 0;
+  };
+  std::vector<Sum> sums(inputs.heads.size());
   means.assign(inputs.heads.size(), {});
-  double before_window = 0;
-  double rows = 0;
-  for (size_t h = 0; h < inputs.heads.size(); ++h) {
+  ParallelFor(inputs.heads.size(), [&](size_t h) {
     const WindowProbs probs(inputs, inputs.heads[h], window);
     const auto columns = static_cast<size_t>(probs.columns());
     const auto recent = std::min(columns, static_cast<size_t>(probs.rows()));
     std::vector<float>& mean = means[h];
     mean.assign(columns, 0.0F);
     for (int g = 0; g < probs.group(); ++g) {
-      for (int t = 0; t < probs.rows(); ++t, rows += 1) {
+      for (int t = 0; t < probs.rows(); ++t) {
         const float* row = probs.row(g, t);
         for (size_t j = 0; j < columns; ++j) mean[j] += row[j];
-        before_window += SumOf({row + columns - recent, recent});
+        sums[h].before_window += SumOf({row + columns - recent, recent});
+        sums[h].rows += 1;
       }
     }
     const double sum = SumOf(mean);
     for (float& m : mean) m = sum > 0 ? static_cast<float>(static_cast<double>(m) / sum) : 0;
+  });
+  Sum all;
+  for (const Sum& sum : sums) {
+    all.before_window += sum.before_window;
+    all.rows += sum.rows;
   }
-  return rows > 0 ? before_window / rows : 0;
+  return all.rows > 0 ? all.before_window / all.rows : 0;
 }
 
 std::vector<size_t> CertainEntries(const std::vector<float>& mean, const LayerScores& scores, const Budget& budget) {
   const auto n = static_cast<double>(mean.size());
   const double keep = KeepFraction(budget, static_cast<int>(mean.size()) + scores.window);
   const int most = static_cast<int>(n * keep - scores.window);
-  std::vector<size_t> order(mean.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return mean[a] > mean[b]; });
-  size_t count = 0;
+  std::vector<uint64_t> order(mean.size());  // best first, then lower index
+  for (size_t i = 0; i < order.size(); ++i) order[i] = uint64_t{Falling(mean[i])} << 32 | i;
+  const auto candidates = order.begin() + std::clamp(most, 0, static_cast<int>(order.size()));
+  if (candidates != order.end()) std::nth_element(order.begin(), candidates, order.end());
+  std::sort(order.begin(), candidates);
   double mass = 0;
-  while (count < order.size() && static_cast<int>(count) < most) {
-    mass += static_cast<double>(mean[order[count]]);
+  std::vector<size_t> certain;
+  for (auto at = order.begin(); at != candidates; ++at) {
+    const auto i = static_cast<size_t>(*at & 0xFFFFFFFFU);
+    mass += static_cast<double>(mean[i]);
     if (mass >= scores.certain_mass) break;
-    ++count;
+    certain.push_back(i);
   }
-  order.resize(count);
-  return order;
+  return certain;
 }
 
 }  // namespace pith

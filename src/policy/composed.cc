@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
+#include "base/parallel.h"
 #include "policy/select.h"
 
 namespace pith {
@@ -21,12 +23,15 @@ void MakeComparable(std::vector<float>& scores) {
 
 std::vector<KeptHeads> SelectRanked(const std::vector<LayerScores>& layers, const Allocation& budgets) {
   std::vector<KeptHeads> kept(layers.size());
+  std::vector<std::pair<size_t, size_t>> heads;
   for (size_t l = 0; l < layers.size(); ++l) {
-    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
-      kept[l].push_back(
-          SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h), budgets[l][h].keep));
-    }
+    kept[l].resize(layers[l].heads.size());
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) heads.emplace_back(l, h);
   }
+  ParallelFor(heads.size(), [&](size_t i) {
+    const auto [l, h] = heads[i];
+    kept[l][h] = SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h), budgets[l][h].keep);
+  });
   return kept;
 }
 
@@ -119,7 +124,7 @@ ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::s
   for (size_t l = 0; l < out.layers.size(); ++l) {
     LayerScores& layer = out.layers[l];
     if (layer.ties.empty()) layer.ties.resize(layer.heads.size());
-    for (size_t h = 0; h < layer.heads.size(); ++h) {
+    ParallelFor(layer.heads.size(), [&](size_t h) {
       HeadRank rank{static_cast<int>(h),
                     out.budgets[l][h],
                     &layer,
@@ -129,7 +134,7 @@ ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::s
                     &layer.ties[h]};
       for (const Stage* stage : stages()) stage->Rerank(rank);
       MakeComparable(layer.heads[h]);
-    }
+    });
   }
   return out;
 }

@@ -5,25 +5,17 @@
 #include <numeric>
 #include <span>
 
+#include "base/parallel.h"
 #include "kernels/nearest.h"
+#include "policy/key_columns.h"
 
 namespace pith {
 namespace {
 
 constexpr double kLeastFactor = 1e-6;
 
-// The candidates' keys at unit length, transposed: [dim, stride].
-std::vector<float> Directions(const float* keys, const std::vector<size_t>& candidates, size_t dim, size_t stride) {
-  std::vector<float> out(dim * stride, 0.0F);
-  for (size_t c = 0; c < candidates.size(); ++c) {
-    const float* key = keys + candidates[c] * dim;
-    float squares = 0;
-    for (size_t d = 0; d < dim; ++d) squares += key[d] * key[d];
-    const float scale = squares > 0 ? 1 / std::sqrt(squares) : 0;
-    for (size_t d = 0; d < dim; ++d) out[d * stride + c] = key[d] * scale;
-  }
-  return out;
-}
+// Sources that are one task.
+constexpr size_t kSourceStretch = 64;
 
 double Cosine(const float* a, const float* b, size_t dim) {
   double dot = 0, aa = 0, bb = 0;
@@ -47,20 +39,23 @@ std::vector<double> DecayFactors(const HeadRank& rank, const std::vector<size_t>
   const auto dim = static_cast<size_t>(rank.key_dim);
   const float* keys = rank.inputs->keys;
   const size_t count = candidates.size();
-  const size_t stride = (count + kernels::kNearestStride - 1) / kernels::kNearestStride * kernels::kNearestStride;
-  const std::vector<float> directions = Directions(keys, candidates, dim, stride);
+  const KeyColumns columns = UnitColumns(keys, dim, candidates);
   std::vector<int32_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   const auto score = [&](int32_t c) { return rank.scores[candidates[static_cast<size_t>(c)]]; };
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return score(a) > score(b); });
-  std::vector<size_t> rank_of(count);
-  for (size_t r = 0; r < count; ++r) rank_of[static_cast<size_t>(order[r])] = r;
+  const auto last_source = order.begin() + static_cast<ptrdiff_t>(options.num_sources);
+  std::partial_sort(order.begin(), last_source, order.end(),
+                    [&](int32_t a, int32_t b) { return score(a) != score(b) ? score(a) > score(b) : a < b; });
+  std::vector<size_t> rank_of(count, count);  // of sources
+  for (size_t r = 0; r < options.num_sources; ++r) rank_of[static_cast<size_t>(order[r])] = r;
 
   std::vector<double> factors(count, 1.0);
   const size_t wanted = std::min(options.num_neighbours, count - 1);
   std::vector<int32_t> nearest(options.num_sources * wanted);
-  kernels::Nearest(directions.data(), static_cast<int>(count), static_cast<int>(dim), stride,
-                   std::span(order).first(options.num_sources), static_cast<int>(wanted), nearest.data());
+  ParallelStretches(options.num_sources, kSourceStretch, [&](size_t begin, size_t end) {
+    kernels::Nearest(columns.units.data(), static_cast<int>(count), static_cast<int>(dim), columns.stride,
+                     std::span(order).subspan(begin, end - begin), static_cast<int>(wanted), nearest.data() + begin * wanted);
+  });
   for (size_t r = 0; r < options.num_sources; ++r) {
     const auto source = static_cast<size_t>(order[r]);
     for (size_t k = 0; k < wanted; ++k) {

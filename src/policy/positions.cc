@@ -1,7 +1,7 @@
 #include "policy/positions.h"
 
 #include <algorithm>
-#include <unordered_map>
+#include <limits>
 
 namespace pith {
 namespace {
@@ -31,17 +31,23 @@ std::vector<std::vector<float>> MeanOverHeads(const LayerInputs& layer, const st
     float sum = 0;
     float count = 0;
   };
-  std::unordered_map<int32_t, Sum> sums;
+  int32_t first = std::numeric_limits<int32_t>::max(), last = -1;
+  for (const HeadInputs& head : layer.heads) {
+    if (head.positions.empty()) continue;
+    first = std::min(first, head.positions.front());
+    last = std::max(last, head.positions.back());
+  }
+  std::vector<Sum> sums(static_cast<size_t>(std::max(last - first + 1, 0)));
   for (size_t h = 0; h < values.size(); ++h) {
     for (size_t i = 0; i < values[h].size(); ++i) {
-      Sum& s = sums[layer.heads[h].positions[i]];
+      Sum& s = sums[static_cast<size_t>(layer.heads[h].positions[i] - first)];
       s.sum += values[h][i];
       s.count += 1;
     }
   }
   for (size_t h = 0; h < values.size(); ++h) {
     for (size_t i = 0; i < values[h].size(); ++i) {
-      const Sum& s = sums[layer.heads[h].positions[i]];
+      const Sum& s = sums[static_cast<size_t>(layer.heads[h].positions[i] - first)];
       means[h][i] = s.sum / s.count;
     }
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/parallel.h"
 #include "kernels/last_alike.h"
 #include "policy/select.h"
 
@@ -21,48 +22,28 @@ void SoftmaxInPlace(std::span<float> x) {
   for (float& v : x) v = static_cast<float>(static_cast<double>(v) / sum);
 }
 
-// Eight sums side by side, which the compiler may keep in one vector.
-float Dot(const float* a, const float* b, size_t dim) {
-  float sums[8] = {};
-  size_t d = 0;
-  for (; d + 8 <= dim; d += 8) {
-    for (size_t k = 0; k < 8; ++k) sums[k] += a[d + k] * b[d + k];
-  }
-  for (; d < dim; ++d) sums[0] += a[d] * b[d];
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
-
-// Keys at unit length, transposed, with room for whole vectors: [dim, stride].
-std::vector<float> UnitColumns(const float* keys, size_t n, size_t dim, size_t stride) {
-  std::vector<float> columns(dim * stride, 0.0F);
-  for (size_t i = 0; i < n; ++i) {
-    const float* key = keys + i * dim;
-    float squares = 0;
-    for (size_t d = 0; d < dim; ++d) squares += key[d] * key[d];
-    const float scale = 1 / (std::sqrt(squares) + 1e-8F);
-    for (size_t d = 0; d < dim; ++d) columns[d * stride + i] = key[d] * scale;
-  }
-  return columns;
-}
+// Keys that are one task.
+constexpr size_t kKeyStretch = 128;
 
 }  // namespace
 
-std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& head, int rows, size_t columns, int pool) {
-  const auto dim = static_cast<size_t>(layer.key_dim);
+std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& head, const KeyColumns& keys, int rows,
+                                 size_t columns, int pool) {
+  const auto dim = static_cast<size_t>(layer.key_dim), window = static_cast<size_t>(layer.window);
   const float scale = 1 / std::sqrt(static_cast<float>(layer.key_dim));
-  std::vector<float> mean(columns, 0.0F);
-  std::vector<float> logits(columns);
-  for (int t = layer.window - rows; t < layer.window; ++t) {
-    std::fill(logits.begin(), logits.end(), -std::numeric_limits<float>::max());
-    for (int g = 0; g < layer.group; ++g) {
-      const float* query = head.window_queries +
-                           (static_cast<size_t>(g) * static_cast<size_t>(layer.window) + static_cast<size_t>(t)) * dim;
-      for (size_t j = 0; j < columns; ++j) {
-        logits[j] = std::max(logits[j], Dot(query, head.keys + j * dim, dim) * scale);
-      }
+  std::vector<std::vector<float>> logits(static_cast<size_t>(rows), std::vector<float>(columns));
+  ParallelStretches(columns, kKeyStretch, [&](size_t begin, size_t end) {
+    for (size_t t = 0; t < logits.size(); ++t) {
+      kernels::LargestProducts(keys.units.data() + begin, static_cast<int>(end - begin), layer.key_dim, keys.stride,
+                               head.window_queries + (window - logits.size() + t) * dim, window * dim, layer.group,
+                               logits[t].data() + begin);
+      for (size_t j = begin; j < end; ++j) logits[t][j] *= keys.lengths[j] * scale;
     }
-    SoftmaxInPlace(logits);
-    for (size_t j = 0; j < columns; ++j) mean[j] += logits[j] / static_cast<float>(rows);
+  });
+  ParallelFor(logits.size(), [&](size_t t) { SoftmaxInPlace(logits[t]); });
+  std::vector<float> mean(columns, 0.0F);
+  for (const std::vector<float>& row : logits) {
+    for (size_t j = 0; j < columns; ++j) mean[j] += row[j] / static_cast<float>(rows);
   }
   std::vector<float> pooled(columns);
   Pool(mean, {pool, true}, pooled);
@@ -72,32 +53,33 @@ std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& hea
 // The mean of a column of the cosine matrix is the product with the sum of all unit keys; only what is
 // left out of it, the diagonal and one look-alike per key, needs single cosines. So the matrix is never
 // made, and looking for the newest look-alike mostly ends near the end.
-std::vector<float> RkvRedundancy(const float* keys, size_t n, size_t dim, float threshold, bool zero_slot0) {
-  const size_t stride = (n + kernels::kAlikeStride - 1) / kernels::kAlikeStride * kernels::kAlikeStride;
-  const std::vector<float> columns = UnitColumns(keys, n, dim, stride);
+std::vector<float> RkvRedundancy(const KeyColumns& keys, size_t dim, float threshold, bool zero_slot0) {
+  const size_t n = keys.lengths.size();
+  const auto unit = [&](size_t d) { return keys.units.data() + d * keys.stride; };
+  std::vector<float> total(dim);
+  for (size_t d = 0; d < dim; ++d) total[d] = static_cast<float>(SumOf({unit(d), n}));
+  std::vector<float> mean(n);  // of cosines, at first their sum without what is left out
+  std::vector<float> spared(n);  // cosine of each key to its look-alike
   std::vector<int32_t> last(n);
-  kernels::LastAlike(columns.data(), static_cast<int>(n), static_cast<int>(dim), stride, threshold, last.data());
-  std::vector<double> sum(n, 0.0);
-  for (size_t d = 0; d < dim; ++d) {
-    const float* row = columns.data() + d * stride;
-    double total = 0;
-    for (size_t j = 0; j < n; ++j) total += static_cast<double>(row[j]);
-    for (size_t j = 0; j < n; ++j) sum[j] += static_cast<double>(row[j]) * (total - static_cast<double>(row[j]));
-  }
-  for (size_t i = 0; i < n; ++i) {
-    // The code compares the diagonal as 0.
-    if (threshold < 0) last[i] = std::max(last[i], static_cast<int32_t>(i));
-    if (last[i] < 0 && zero_slot0) last[i] = 0;
-    if (last[i] < 0 || last[i] == static_cast<int32_t>(i)) continue;
-    double cosine = 0;
-    for (size_t d = 0; d < dim; ++d) {
-      const float* row = columns.data() + d * stride;
-      cosine += static_cast<double>(row[i]) * static_cast<double>(row[last[i]]);
+  ParallelStretches(n, kKeyStretch, [&](size_t begin, size_t end) {
+    kernels::LastAlike(keys.units.data(), static_cast<int>(n), static_cast<int>(dim), keys.stride, threshold,
+                       static_cast<int>(begin), static_cast<int>(end), last.data());
+    for (size_t i = begin; i < end; ++i) {
+      // The code compares the diagonal as 0.
+      if (threshold < 0) last[i] = std::max(last[i], static_cast<int32_t>(i));
+      if (last[i] < 0 && zero_slot0) last[i] = 0;
+      if (last[i] == static_cast<int32_t>(i)) last[i] = -1;
     }
-    sum[static_cast<size_t>(last[i])] -= cosine;
+    for (size_t d = 0; d < dim; ++d) {
+      const float* row = unit(d);
+      for (size_t i = begin; i < end; ++i) mean[i] += row[i] * (total[d] - row[i]);
+      for (size_t i = begin; i < end; ++i) spared[i] += row[i] * row[std::max(last[i], 0)];
+    }
+  });
+  for (size_t i = 0; i < n; ++i) {
+    if (last[i] >= 0) mean[static_cast<size_t>(last[i])] -= spared[i];
   }
-  std::vector<float> mean;
-  for (double s : sum) mean.push_back(static_cast<float>(s / static_cast<double>(n)));
+  for (float& m : mean) m /= static_cast<float>(n);
   SoftmaxInPlace(mean);
   return mean;
 }

@@ -6,17 +6,20 @@
 #include <cstddef>
 #include <vector>
 
+#include "policy/key_columns.h"
 #include "policy/policy.h"
 
 namespace pith {
 
 // Softmax over the first `columns` entries of the group's largest logit, mean over the last `rows`
 // queries, then the maximum over `pool` neighbours. [columns]
-std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& head, int rows, size_t columns, int pool);
+// keys: all of the head's.
+std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& head, const KeyColumns& keys, int rows,
+                                 size_t columns, int pool);
 
 // Softmax over all n entries of the mean cosine to the others; of each key's cosines above `threshold`
-// the newest is spared, or entry 0 where there is none and zero_slot0. keys: [n, dim]. [n]
-std::vector<float> RkvRedundancy(const float* keys, size_t n, size_t dim, float threshold, bool zero_slot0);
+// the newest is spared, or entry 0 where there is none and zero_slot0. [n]
+std::vector<float> RkvRedundancy(const KeyColumns& keys, size_t dim, float threshold, bool zero_slot0);
 
 }  // namespace pith
 

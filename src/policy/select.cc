@@ -1,54 +1,46 @@
 #include "policy/select.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "base/check.h"
+#include "kernels/pooling.h"
 
 namespace pith {
 namespace {
 
 float At(std::span<const float> values, size_t i) { return values.empty() ? 0.0F : values[i]; }
 
-// A total order of one head's entries, best first.
-struct Better {
-  std::span<const float> scores;
-  std::span<const float> ties;
-  bool operator()(int32_t a, int32_t b) const {
-    const auto i = static_cast<size_t>(a);
-    const auto j = static_cast<size_t>(b);
-    if (scores[i] != scores[j]) return scores[i] > scores[j];
-    if (At(ties, i) != At(ties, j)) return At(ties, i) > At(ties, j);
-    return a > b;
-  }
-};
-
-std::vector<int32_t> Unpinned(size_t n, std::span<const uint8_t> pinned) {
-  std::vector<int32_t> order;
-  order.reserve(n);
-  for (size_t i = 0; i < n; ++i) {
-    if (pinned.empty() || pinned[i] == 0) order.push_back(static_cast<int32_t>(i));
-  }
-  return order;
-}
-
-// An entry that competes with those of other heads.
+// An entry that competes, as plain numbers: choosing looks at nothing else. The smallest wins.
 struct Candidate {
-  float score;
-  float tie;
-  int32_t age;    // 0 = newest of its head
-  uint32_t slot;  // layer * heads + head, in order
+  uint64_t score_and_tie;
+  uint32_t age;   // 0 = newest of its head
+  uint32_t slot;  // of its head, in order
+
+  bool operator<(const Candidate& other) const {
+    if (score_and_tie != other.score_and_tie) return score_and_tie < other.score_and_tie;
+    return (uint64_t{age} << 32 | slot) < (uint64_t{other.age} << 32 | other.slot);
+  }
 };
 
-bool Wins(const Candidate& a, const Candidate& b) {
-  if (a.score != b.score) return a.score > b.score;
-  if (a.tie != b.tie) return a.tie > b.tie;
-  if (a.age != b.age) return a.age < b.age;
-  return a.slot < b.slot;
+// Adds what is not pinned of one head.
+void AddCandidates(std::span<const float> scores, std::span<const float> ties, std::span<const uint8_t> pinned, uint32_t slot,
+                   std::vector<Candidate>& out) {
+  const size_t n = scores.size();
+  for (size_t i = 0; i < n; ++i) {
+    if (!pinned.empty() && pinned[i] != 0) continue;
+    out.push_back({uint64_t{Falling(scores[i])} << 32 | Falling(At(ties, i)), static_cast<uint32_t>(n - 1 - i), slot});
+  }
 }
 
 }  // namespace
+
+uint32_t Falling(float number) {
+  const auto bits = std::bit_cast<uint32_t>(number + 0.0F);
+  return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000U);
+}
 
 int64_t TotalEntries(const Budget& budget, size_t num_heads) {
   const auto heads = static_cast<int64_t>(num_heads);
@@ -157,51 +149,49 @@ std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const fl
                                std::span<const uint8_t> pinned, int keep) {
   const size_t n = scores.size();
   PITH_DCHECK(pinned.empty() || pinned.size() == n);
-  std::vector<int32_t> kept = Unpinned(n, pinned);
-  const size_t num_pinned = n - kept.size();
+  std::vector<Candidate> candidates;
+  candidates.reserve(n);
+  AddCandidates(scores, ties, pinned, 0, candidates);
+  const size_t num_pinned = n - candidates.size();
   const size_t wanted = keep < 0 ? 0 : static_cast<size_t>(keep);
-  const size_t room = std::min(wanted > num_pinned ? wanted - num_pinned : 0, kept.size());
-  if (room < kept.size()) {
-    std::nth_element(kept.begin(), kept.begin() + static_cast<ptrdiff_t>(room), kept.end(), Better{scores, ties});
-    kept.resize(room);
+  const size_t room = std::min(wanted > num_pinned ? wanted - num_pinned : 0, candidates.size());
+  if (room < candidates.size()) {
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<ptrdiff_t>(room), candidates.end());
   }
-  for (size_t i = 0; i < n && !pinned.empty(); ++i) {
-    if (pinned[i] != 0) kept.push_back(static_cast<int32_t>(i));
+  std::vector<uint8_t> stays(n, 0);
+  for (size_t i = 0; i < room; ++i) stays[n - 1 - candidates[i].age] = 1;
+  std::vector<int32_t> kept;
+  kept.reserve(room + num_pinned);
+  for (size_t i = 0; i < n; ++i) {
+    if (stays[i] != 0 || (!pinned.empty() && pinned[i] != 0)) kept.push_back(static_cast<int32_t>(i));
   }
-  std::sort(kept.begin(), kept.end());
   return kept;
 }
 
 void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor, Allocation& out) {
   std::vector<Candidate> pool;
   int64_t left = total;
-  uint32_t slot = 0;
   std::vector<HeadBudget*> heads;
   for (size_t l = 0; l < layers.size(); ++l) {
-    for (size_t h = 0; h < layers[l].heads.size(); ++h, ++slot) {
-      const std::span<const float> scores = layers[l].heads[h];
-      const std::span<const float> ties = TiesOf(layers[l], h);
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
       const std::span<const uint8_t> pinned = PinnedOf(layers[l], h);
+      const size_t before = pool.size();
+      AddCandidates(layers[l].heads[h], TiesOf(layers[l], h), pinned, static_cast<uint32_t>(heads.size()), pool);
       const int num_pinned = CountPinned(pinned);
-      std::vector<int32_t> order = Unpinned(scores.size(), pinned);
       // Pinned entries are the best of their head, so they are the first that the floor covers.
-      const auto safe = std::clamp(static_cast<int>(floor) - num_pinned, 0, static_cast<int>(order.size()));
+      const auto safe = std::clamp(static_cast<int>(floor) - num_pinned, 0, static_cast<int>(pool.size() - before));
       if (safe > 0) {
-        std::nth_element(order.begin(), order.begin() + (safe - 1), order.end(), Better{scores, ties});
+        const auto own = pool.begin() + static_cast<ptrdiff_t>(before);
+        std::nth_element(own, own + (safe - 1), pool.end());
+        pool.erase(own, own + safe);
       }
       out[l][h] = {num_pinned + safe, num_pinned + safe};
       heads.push_back(&out[l][h]);
       left -= out[l][h].keep;
-      for (size_t i = static_cast<size_t>(safe); i < order.size(); ++i) {
-        const auto j = static_cast<size_t>(order[i]);
-        pool.push_back({scores[j], At(ties, j), static_cast<int32_t>(scores.size()) - 1 - order[i], slot});
-      }
     }
   }
   const auto winners = static_cast<size_t>(std::clamp<int64_t>(left, 0, static_cast<int64_t>(pool.size())));
-  if (winners < pool.size()) {
-    std::nth_element(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(winners), pool.end(), Wins);
-  }
+  if (winners < pool.size()) std::nth_element(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(winners), pool.end());
   for (size_t i = 0; i < winners; ++i) ++heads[pool[i].slot]->keep;
 }
 
@@ -228,55 +218,12 @@ void MakePositive(LayerScores& scores) {
   }
 }
 
-namespace {
-
-// Elements that are pooled side by side, so that the compiler may keep them in vectors.
-constexpr int64_t kAbreast = 8;
-
-float PoolOne(std::span<const float> in, int64_t first, int64_t last, int64_t width, bool max) {
-  const int64_t begin = std::max<int64_t>(0, first), end = std::min(static_cast<int64_t>(in.size()), last + 1);
-  if (max) return *std::max_element(in.begin() + begin, in.begin() + end);
-  float sum = 0;
-  for (int64_t j = begin; j < end; ++j) sum += in[static_cast<size_t>(j)];
-  return sum / static_cast<float>(width);
-}
-
-void PoolAbreast(const float* in, int64_t width, bool max, float* out) {
-  float values[kAbreast] = {};
-  if (max) std::copy_n(in, kAbreast, values);
-  for (int64_t k = 0; k < width; ++k) {
-    for (int64_t i = 0; i < kAbreast; ++i) values[i] = max ? std::max(values[i], in[k + i]) : values[i] + in[k + i];
-  }
-  for (int64_t i = 0; i < kAbreast; ++i) out[i] = max ? values[i] : values[i] / static_cast<float>(width);
-}
-
-}  // namespace
-
 void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> out) {
-  const auto n = static_cast<int64_t>(in.size());
-  const int64_t width = std::max(pooling.width, 1);
-  const int64_t before = width / 2;
-  const int64_t after = width - 1 - before;
-  for (int64_t i = 0; i < n;) {
-    if (i >= before && i + after + kAbreast <= n) {
-      PoolAbreast(in.data() + i - before, width, pooling.max, out.data() + i);
-      i += kAbreast;
-      continue;
-    }
-    out[static_cast<size_t>(i)] = PoolOne(in, i - before, i + after, width, pooling.max);
-    ++i;
-  }
+  const int64_t width = std::max(pooling.width, 1), before = width / 2;
+  kernels::PoolRow(in, before, width - 1 - before, pooling.max, out);
 }
 
-double SumOf(std::span<const float> values) {
-  double sums[4] = {};
-  size_t i = 0;
-  for (; i + 4 <= values.size(); i += 4) {
-    for (size_t k = 0; k < 4; ++k) sums[k] += static_cast<double>(values[i + k]);
-  }
-  for (; i < values.size(); ++i) sums[0] += static_cast<double>(values[i]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
+double SumOf(std::span<const float> values) { return kernels::SumRow(values); }
 
 void ColumnVariances(const WindowProbs& probs, int g, std::vector<double>& mean, std::vector<double>& squares) {
   const auto columns = static_cast<size_t>(probs.columns());

@@ -2,16 +2,21 @@
 #ifndef PITH_POLICY_SELECT_H_
 #define PITH_POLICY_SELECT_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <span>
 #include <vector>
 
+#include "base/parallel.h"
 #include "policy/stage.h"
 
 namespace pith {
 
 inline constexpr float kProtected = std::numeric_limits<float>::infinity();
+
+// Orders numbers as integers, largest first; equal for both zeros.
+uint32_t Falling(float number);
 
 // Entries over `num_heads` heads: keep * heads, or int(keep_exact * heads) where given.
 int64_t TotalEntries(const Budget& budget, size_t num_heads);
@@ -56,11 +61,38 @@ inline std::span<const float> TiesOf(const LayerScores& scores, size_t head) {
 // Entries of a head that are neither pinned nor counted for pinned ones: what methods call budget.
 int CompetingBudget(const HeadRank& rank);
 
-// In double, on four sums side by side.
-double SumOf(std::span<const float> values);
-
 // [n] -> [n], stride 1, centred window. Mean pooling counts zero padding in the divisor.
 void Pool(std::span<const float> in, const Pooling& pooling, std::span<float> out);
+
+// Mean over the group of what fill(g, row) writes, pooled. out: [n], as each row. Query heads side by side.
+template <typename Fill>
+void MeanOfPooled(int group, const Pooling& pooling, const Fill& fill, std::span<float> out) {
+  const auto count = static_cast<size_t>(group);
+  std::vector<std::vector<float>> pooled(count, std::vector<float>(out.size()));
+  ParallelFor(count, [&](size_t g) {
+    std::vector<float> row(out.size());
+    fill(static_cast<int>(g), std::span<float>(row));
+    Pool(row, pooling, pooled[g]);
+  });
+  std::fill(out.begin(), out.end(), 0.0F);
+  for (const std::vector<float>& row : pooled) {
+    for (size_t j = 0; j < out.size(); ++j) out[j] += row[j] / static_cast<float>(group);
+  }
+}
+
+// Largest over the group of what fill(g, row) leaves in its row of zeros. out: [n], as each row. Query heads side by side.
+template <typename Fill>
+void LargestOf(int group, const Fill& fill, std::span<float> out) {
+  std::vector<std::vector<float>> rows(static_cast<size_t>(group), std::vector<float>(out.size()));
+  ParallelFor(rows.size(), [&](size_t g) { fill(static_cast<int>(g), std::span<float>(rows[g])); });
+  std::fill(out.begin(), out.end(), 0.0F);
+  for (const std::vector<float>& row : rows) {
+    for (size_t j = 0; j < out.size(); ++j) out[j] = std::max(out[j], row[j]);
+  }
+}
+
+// In double.
+double SumOf(std::span<const float> values);
 
 }  // namespace pith
 

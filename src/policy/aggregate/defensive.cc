@@ -13,19 +13,18 @@ class Defensive final : public Aggregator {
  public:
   void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
     if (out.empty()) return;
-    std::fill(out.begin(), out.end(), 0.0F);
-    std::vector<float> pooled(out.size());
-    for (int g = 0; g < probs.group(); ++g) {
+    LargestOf(probs.group(), [&](int g, std::span<float> most) {
+      std::vector<float> pooled(most.size());
       for (int t = 0; t < probs.rows(); ++t) {
-        const std::span<const float> row(probs.row(g, t), out.size());
+        const std::span<const float> row(probs.row(g, t), most.size());
         Pool(row, pooling, pooled);
         const double mass = SumOf(row);
         const double pooled_mass = SumOf(pooled);
         if (!(pooled_mass > 0)) continue;
         const auto scale = static_cast<float>(mass / pooled_mass);
-        for (size_t j = 0; j < out.size(); ++j) out[j] = std::max(out[j], pooled[j] * scale);
+        for (size_t j = 0; j < most.size(); ++j) most[j] = std::max(most[j], pooled[j] * scale);
       }
-    }
+    }, out);
     const double sum = SumOf(out);
     const auto mean = static_cast<float>(sum / static_cast<double>(out.size()));
     for (float& score : out) score = std::max(score, mean);

@@ -12,11 +12,7 @@ class Ema final : public Aggregator {
   explicit Ema(float decay) : decay_(decay) {}
 
   void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
-    std::fill(out.begin(), out.end(), 0.0F);
-    std::vector<float> mean(out.size());
-    std::vector<float> pooled(out.size());
-    for (int g = 0; g < probs.group(); ++g) {
-      std::fill(mean.begin(), mean.end(), 0.0F);
+    MeanOfPooled(probs.group(), pooling, [&](int g, std::span<float> mean) {
       float weight = 1;
       float total = 0;
       for (int t = probs.rows() - 1; t >= 0; --t, weight *= decay_) {
@@ -25,11 +21,7 @@ class Ema final : public Aggregator {
         total += weight;
       }
       for (float& m : mean) m /= total;
-      Pool(mean, pooling, pooled);
-      for (size_t j = 0; j < out.size(); ++j) {
-        out[j] += pooled[j] / static_cast<float>(probs.group());
-      }
-    }
+    }, out);
   }
 
  private:

@@ -10,14 +10,13 @@ namespace {
 class Max final : public Aggregator {
  public:
   void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
-    std::fill(out.begin(), out.end(), 0.0F);
-    std::vector<float> pooled(out.size());
-    for (int g = 0; g < probs.group(); ++g) {
+    LargestOf(probs.group(), [&](int g, std::span<float> most) {
+      std::vector<float> pooled(most.size());
       for (int t = 0; t < probs.rows(); ++t) {
-        Pool({probs.row(g, t), out.size()}, pooling, pooled);
-        for (size_t j = 0; j < out.size(); ++j) out[j] = std::max(out[j], pooled[j]);
+        Pool({probs.row(g, t), most.size()}, pooling, pooled);
+        for (size_t j = 0; j < most.size(); ++j) most[j] = std::max(most[j], pooled[j]);
       }
-    }
+    }, out);
   }
 };
 

@@ -12,21 +12,13 @@ namespace {
 class Mean final : public Aggregator {
  public:
   void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
-    std::fill(out.begin(), out.end(), 0.0F);
-    std::vector<float> mean(out.size());
-    std::vector<float> pooled(out.size());
-    for (int g = 0; g < probs.group(); ++g) {
-      std::fill(mean.begin(), mean.end(), 0.0F);
+    MeanOfPooled(probs.group(), pooling, [&](int g, std::span<float> mean) {
       for (int t = 0; t < probs.rows(); ++t) {
         const float* row = probs.row(g, t);
         for (size_t j = 0; j < mean.size(); ++j) mean[j] += row[j];
       }
       for (float& m : mean) m /= static_cast<float>(probs.rows());
-      Pool(mean, pooling, pooled);
-      for (size_t j = 0; j < out.size(); ++j) {
-        out[j] += pooled[j] / static_cast<float>(probs.group());
-      }
-    }
+    }, out);
   }
 };
 

@@ -13,22 +13,15 @@ class Shift final : public Aggregator {
   explicit Shift(float gamma) : gamma_(gamma) {}
 
   void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
-    std::fill(out.begin(), out.end(), 0.0F);
-    std::vector<float> value(out.size());
-    std::vector<float> pooled(out.size());
-    std::vector<double> mean, squares;
     const int rows = probs.rows();
-    for (int g = 0; g < probs.group(); ++g) {
+    MeanOfPooled(probs.group(), pooling, [&](int g, std::span<float> value) {
+      std::vector<double> mean, squares;
       ColumnVariances(probs, g, mean, squares);
-      for (size_t j = 0; j < out.size(); ++j) {
+      for (size_t j = 0; j < value.size(); ++j) {
         const double variance = rows > 1 ? squares[j] / (rows - 1) : 0;
         value[j] = static_cast<float>(mean[j] + static_cast<double>(gamma_) * variance);
       }
-      Pool(value, pooling, pooled);
-      for (size_t j = 0; j < out.size(); ++j) {
-        out[j] += pooled[j] / static_cast<float>(probs.group());
-      }
-    }
+    }, out);
   }
 
  private:

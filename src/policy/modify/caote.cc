@@ -2,6 +2,7 @@
 // would bring (CAOTE, arXiv:2504.14051). Protected entries are no candidates and take no part.
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "policy/caote_change.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -17,7 +18,7 @@ class Caote final : public Modifier {
 
   void Adjust(const LayerInputs& inputs, LayerScores& scores) const override {
     MakePositive(scores);
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       std::vector<float> weights = scores.heads[h];
       std::replace(weights.begin(), weights.end(), kProtected, 0.0F);
       std::vector<float> change(weights.size());
@@ -25,7 +26,7 @@ class Caote final : public Modifier {
       for (size_t i = 0; i < change.size(); ++i) {
         if (scores.heads[h][i] != kProtected) scores.heads[h][i] = change[i];
       }
-    }
+    });
   }
 
  private:

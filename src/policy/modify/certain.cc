@@ -7,6 +7,7 @@
 // then higher mean attention (theirs are arbitrary).
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "policy/certain_entries.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -38,14 +39,14 @@ class Certain final : public Modifier {
       }
     }
     scores.ties.resize(scores.heads.size());
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const std::vector<float>& mean = scores.attention[h];
       std::vector<float>& score = scores.heads[h];
       for (size_t i : CertainEntries(mean, scores, budget)) score[i] = most;
       scores.ties[h].assign(score.size(), kProtected);
       std::copy(mean.begin(), mean.end(), scores.ties[h].begin());
       std::replace(score.begin(), score.end(), kProtected, most);
-    }
+    });
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/parallel.h"
 #include "policy/caote_change.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -20,13 +21,12 @@ class CaoteScore final : public Scorer {
   bool aggregates() const override { return true; }
 
   void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const override {
-    std::vector<float> changes;
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const HeadInputs& head = inputs.heads[h];
       const WindowProbs probs(inputs, head, window_, /*all_columns=*/true);
       const auto n = static_cast<size_t>(head.num_entries);
-      if (probs.rows() == 0 || n == 0) continue;
-      changes.assign(static_cast<size_t>(probs.group()) * static_cast<size_t>(probs.rows()) * n, 0);
+      if (probs.rows() == 0 || n == 0) return;
+      std::vector<float> changes(static_cast<size_t>(probs.group()) * static_cast<size_t>(probs.rows()) * n);
       float* out = changes.data();
       for (int g = 0; g < probs.group(); ++g) {
         for (int t = 0; t < probs.rows(); ++t, out += n) {
@@ -38,7 +38,7 @@ class CaoteScore final : public Scorer {
       aggregator.Aggregate(WindowProbs(changes.data(), probs.group(), probs.rows(), probs.columns()), Pooling{},
                            scores.heads[h]);
       ProtectNewest(scores.heads[h], recent_);
-    }
+    });
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/parallel.h"
 #include "kernels/triangles.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -32,15 +33,17 @@ class ExpectedAttention final : public Scorer {
     const auto dim = static_cast<size_t>(inputs.key_dim), value_dim = static_cast<size_t>(inputs.value_dim);
     std::vector<float> turn(2 * inputs.rotation->pairs.size());
     inputs.rotation->MeanTurn(inputs.next_position, future_, turn);
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const HeadInputs& head = inputs.heads[h];
       std::vector<float>& score = scores.heads[h];
       const auto first = std::ranges::lower_bound(head.positions, sinks_) - head.positions.begin();
       std::fill_n(score.begin(), first, kProtected);
       const std::span<float> rest = std::span(score).subspan(static_cast<size_t>(first));
-      if (rest.empty()) continue;
-      for (int g = 0; g < inputs.group; ++g) {
-        AddExpected(inputs, head, g, turn, head.keys + static_cast<size_t>(first) * dim, rest);
+      if (rest.empty()) return;
+      std::vector<std::vector<float>> shares(static_cast<size_t>(inputs.group), std::vector<float>(rest.size()));
+      ParallelFor(shares.size(), [&](size_t g) { Expect(inputs, head, g, turn, head.keys + static_cast<size_t>(first) * dim, shares[g]); });
+      for (const std::vector<float>& share : shares) {
+        for (size_t j = 0; j < rest.size(); ++j) rest[j] += share[j];
       }
       for (size_t j = 0; value_norm_ && j < rest.size(); ++j) {
         const float* value = head.values + (static_cast<size_t>(first) + j) * value_dim;
@@ -48,25 +51,25 @@ class ExpectedAttention final : public Scorer {
         for (size_t d = 0; d < value_dim; ++d) sum += static_cast<double>(value[d]) * static_cast<double>(value[d]);
         rest[j] = (rest[j] + epsilon_) * static_cast<float>(std::sqrt(sum));
       }
-    }
+    });
   }
 
  private:
-  // sum += the query head's share of the group's mean.
-  void AddExpected(const LayerInputs& inputs, const HeadInputs& head, int g, std::span<const float> turn,
-                   const float* keys, std::span<float> sum) const {
-    const auto dim = static_cast<size_t>(inputs.key_dim), at = static_cast<size_t>(g);
+  // The query head's share of the group's mean.
+  void Expect(const LayerInputs& inputs, const HeadInputs& head, size_t at, std::span<const float> turn, const float* keys,
+              std::span<float> share) const {
+    const auto dim = static_cast<size_t>(inputs.key_dim);
     const float s = inputs.attention_scale;
     std::vector<float> mean(head.query_means + at * dim, head.query_means + (at + 1) * dim);
     inputs.rotation->Apply(turn, mean.data());
-    std::vector<float> logits(sum.size());
+    const std::span<float> logits = share;
     if (covariance_) {
       const float* triangle = head.query_covariances + at * kernels::TriangleSize(inputs.key_dim);
       const std::vector<float> form = inputs.rotation->ApplyToForm(turn, inputs.key_dim, triangle);
-      kernels::QuadraticForms(keys, static_cast<int>(sum.size()), inputs.key_dim, form.data(), logits.data());
+      kernels::QuadraticForms(keys, static_cast<int>(share.size()), inputs.key_dim, form.data(), logits.data());
     }
     float most = -std::numeric_limits<float>::infinity();
-    for (size_t j = 0; j < sum.size(); ++j) {
+    for (size_t j = 0; j < share.size(); ++j) {
       float dot = 0;
       for (size_t d = 0; d < dim; ++d) dot += mean[d] * keys[j * dim + d];
       logits[j] = s * dot + s * s / 2 * logits[j];
@@ -74,7 +77,7 @@ class ExpectedAttention final : public Scorer {
     }
     double total = 0;
     for (float& logit : logits) total += static_cast<double>(logit = std::exp(logit - most));
-    for (size_t j = 0; j < sum.size(); ++j) sum[j] += logits[j] / static_cast<float>(total * inputs.group);
+    for (float& logit : logits) logit /= static_cast<float>(total * inputs.group);
   }
 
   int future_, sinks_;

@@ -3,6 +3,7 @@
 // in the paper, unless the recipe says so.
 #include <cmath>
 
+#include "base/parallel.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
@@ -23,11 +24,10 @@ class KeyDiff final : public Scorer {
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     const auto dim = static_cast<size_t>(inputs.key_dim);
-    std::vector<float> anchor(dim);
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       std::vector<float>& score = scores.heads[h];
       const float* keys = inputs.heads[h].keys;
-      std::fill(anchor.begin(), anchor.end(), 0.0F);
+      std::vector<float> anchor(dim);
       for (size_t i = 0; i < score.size(); ++i) {
         const float* key = keys + i * dim;
         score[i] = std::sqrt(Dot(key, key, dim));
@@ -40,7 +40,7 @@ class KeyDiff final : public Scorer {
         score[i] = -Dot(keys + i * dim, anchor.data(), dim) / lengths;
       }
       ProtectNewest(score, recent_);
-    }
+    });
   }
 
  private:

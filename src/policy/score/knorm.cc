@@ -1,6 +1,7 @@
 // Small key norm, high importance (arXiv:2406.11430).
 #include <cmath>
 
+#include "base/parallel.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
@@ -15,7 +16,7 @@ class Knorm final : public Scorer {
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     const auto dim = static_cast<size_t>(inputs.key_dim);
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
         const float* key = inputs.heads[h].keys + i * dim;
         float sum = 0;
@@ -23,7 +24,7 @@ class Knorm final : public Scorer {
         scores.heads[h][i] = -std::sqrt(sum);
       }
       ProtectNewest(scores.heads[h], recent_);
-    }
+    });
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/parallel.h"
 #include "policy/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -53,7 +54,7 @@ class LazyEviction final : public Scorer {
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     scores.ties.resize(scores.heads.size());
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const HeadInputs& head = inputs.heads[h];
       const size_t n = scores.heads[h].size();
       scores.ties[h].resize(n);
@@ -63,7 +64,7 @@ class LazyEviction final : public Scorer {
         scores.ties[h][i] = -static_cast<float>(i);
       }
       ProtectNewest(scores.heads[h], recent_);
-    }
+    });
   }
 
  private:

@@ -7,6 +7,7 @@
 // that parity needs (zero_slot0=0 turns it off). Entries stay in time order, where the code keeps
 // them in score order. O(n^2 d) per head where no two keys are alike, else less.
 #include <algorithm>
+#include <numeric>
 
 #include "policy/rkv_terms.h"
 #include "policy/select.h"
@@ -34,9 +35,12 @@ class Rkv final : public Scorer {
       const auto n = scores.heads[h].size();
       const size_t own = std::min(n, static_cast<size_t>(std::max(rows, 1)));
       if (n > own && rows > 0) {
-        const std::vector<float> importance = RkvImportance(inputs, inputs.heads[h], rows, n - own, pool_);
-        const std::vector<float> redundancy =
-            RkvRedundancy(inputs.heads[h].keys, n, static_cast<size_t>(inputs.key_dim), threshold_, zero_slot0_);
+        std::vector<size_t> all(n);
+        std::iota(all.begin(), all.end(), size_t{0});
+        const auto dim = static_cast<size_t>(inputs.key_dim);
+        const KeyColumns keys = UnitColumns(inputs.heads[h].keys, dim, all, 1e-8F);
+        const std::vector<float> importance = RkvImportance(inputs, inputs.heads[h], keys, rows, n - own, pool_);
+        const std::vector<float> redundancy = RkvRedundancy(keys, dim, threshold_, zero_slot0_);
         for (size_t j = 0; j < n - own; ++j) {
           scores.heads[h][j] = lambda_ * importance[j] - (1 - lambda_) * redundancy[j];
         }

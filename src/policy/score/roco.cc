@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/parallel.h"
 #include "policy/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -33,7 +34,7 @@ class Roco final : public Scorer {
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     scores.spread.resize(scores.heads.size());
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const std::span<float* const> columns = inputs.heads[h].columns;
       scores.spread[h].resize(scores.heads[h].size());
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
@@ -45,7 +46,7 @@ class Roco final : public Scorer {
         scores.heads[h][i] = static_cast<float>(mean);
         scores.spread[h][i] = static_cast<float>(std::sqrt(std::max(variance, 0.0)));
       }
-    }
+    });
   }
 
   void Rerank(HeadRank& rank) const override {

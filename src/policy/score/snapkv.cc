@@ -1,6 +1,7 @@
 // Attention of the last w queries (SnapKV, arXiv:2404.14469): mean over the window, pooled over
 // neighbours, mean over the group; the window itself stays. Window 32 as in the Ada-KV and
 // DefensiveKV experiments (the peer's own default is 64), pooling 5.
+#include "base/parallel.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
@@ -16,14 +17,14 @@ class SnapKv final : public Scorer {
   bool aggregates() const override { return true; }
 
   void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const WindowProbs probs(inputs, inputs.heads[h], window_);
       const auto columns = static_cast<size_t>(probs.columns());
       if (probs.rows() > 0 && columns > 0) {
         aggregator.Aggregate(probs, pooling_, std::span(scores.heads[h]).first(columns));
       }
       ProtectNewest(scores.heads[h], static_cast<int>(scores.heads[h].size() - columns));
-    }
+    });
     scores.window = std::min(window_, inputs.window);
   }
 

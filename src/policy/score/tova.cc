@@ -1,6 +1,7 @@
 // Attention of the last query alone (TOVA, arXiv:2401.06104): mean over all query heads, one ranking
 // for the layer. The newest entry stays, as in github.com/NVIDIA/kvpress; the authors' cache may
 // drop it. scope=head ranks each kv head by its own group (github.com/DRSY/EasyKV).
+#include "base/parallel.h"
 #include "policy/positions.h"
 #include "policy/select.h"
 #include "policy/stage.h"
@@ -16,16 +17,16 @@ class Tova final : public Scorer {
   int window() const override { return 1; }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) {
+    ParallelFor(scores.heads.size(), [&](size_t h) {
       const WindowProbs probs(inputs, inputs.heads[h], 1, /*all_columns=*/true);
-      if (probs.rows() == 0) continue;
+      if (probs.rows() == 0) return;
       std::vector<float>& score = scores.heads[h];
       for (int g = 0; g < probs.group(); ++g) {
         const float* row = probs.row(g, 0);
         for (size_t j = 0; j < score.size(); ++j) score[j] += row[j];
       }
       for (float& s : score) s /= static_cast<float>(probs.group());
-    }
+    });
     if (!per_head_) scores.heads = MeanOverHeads(inputs, scores.heads);
     for (auto& score : scores.heads) ProtectNewest(score, recent_);
   }
