@@ -10,7 +10,8 @@
 # CPU features (the build is native, so another CPU gets another build). It is
 # built beside its place and renamed into it at the end.
 #
-# PITH_LLAMA_SDIST names an sdist already on this machine; PITH_JOBS bounds the compiler jobs.
+# PITH_LLAMA_SDIST names an sdist already on this machine; PITH_JOBS bounds the compiler jobs; PITH_GGML_FLAGS are further
+# flags for CMake, such as "-DGGML_NATIVE=OFF" (AVX2 at most) or "-DGGML_CUDA=ON".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -33,6 +34,8 @@ kFlags=(
   -DGGML_NATIVE=ON
   -DGGML_OPENMP=ON
 )
+read -ra further_flags <<<"${PITH_GGML_FLAGS:-}"
+kFlags+=("${further_flags[@]}")
 readonly kCompiler=c++
 # libllama's engine for chat templates, which its tools use and the library does not have: files of common/.
 readonly kJinjaFiles=(jinja/{caps,lexer,parser,runtime,string,value}.cpp unicode.cpp json.cpp)

@@ -20,3 +20,6 @@ endif()
 add_test(NAME SlowMutations COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
 set_tests_properties(SlowMutations PROPERTIES LABELS slow TIMEOUT 1800 RUN_SERIAL ON
   ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")
+add_test(NAME SpeedModel COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_model_test.py
+  $<TARGET_FILE:speed_model> $<TARGET_FILE:pith>)
+set_tests_properties(SpeedModel PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")

@@ -63,6 +63,7 @@ struct EvalFlags {
   std::string html_file;
   std::string pins = "off";
   bool perturbation = false;
+  int queries = 32;
   bool reference = false;
   int ctx = 0;
   int block = 0;
@@ -100,6 +101,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   options.block_tokens = flags.block;
   options.num_threads = flags.model.num_threads();
   options.seed = flags.seed;
+  options.perturbation_queries = flags.queries;
   return options;
 }
 
@@ -111,10 +113,11 @@ Status Check(const EvalFlags& flags) {
   if (decode && (flags.compress != "after" || flags.pins != "off" || flags.reference)) {
     return InvalidArgument("--mode decode evicts as it goes: leave --compress, --pins and --reference out");
   }
+  if (!flags.perturbation && flags.queries != 32) return InvalidArgument("--queries goes with --perturbation");
   if (!flags.perturbation) return {};
   if (decode || flags.compress != "after" || flags.pins != "off" || flags.reference || !flags.resume_file.empty() ||
       !flags.html_file.empty()) {
-    return InvalidArgument("--perturbation goes with --tasks, --recipes, --keep, --mode agnostic or aware, and --output");
+    return InvalidArgument("--perturbation goes with --tasks, --recipes, --keep, --queries, --mode agnostic or aware, and --output");
   }
   if (options.names.empty()) return InvalidArgument("--perturbation needs --recipes, the first of which is the base");
   return {};
@@ -358,6 +361,9 @@ void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
   command.add_flag("--perturbation", flags.perturbation,
                    "Measure the output of attention in place of answers: its relative error in every head, and in how "
                    "many heads a recipe has less of it than the first recipe");
+  command.add_option("--queries", flags.queries, "Last queries that --perturbation compares (default 32)")
+      ->check(CLI::Range(1, 4096))
+      ->type_name("N");
   command.add_flag("--reference", flags.reference, "A row for libllama's own attention, too");
 }
 

@@ -61,6 +61,7 @@ struct JudgeOptions {
   int num_threads = 1;
   uint64_t seed = 0;
   int max_tokens = 0;  // of the longest task
+  int perturbation_queries = 32;  // last queries whose attention outputs are compared (Perturbation)
 };
 
 // An engine that holds the longest task's full cache and compresses copies of it afterwards. Who asks adds its

@@ -14,7 +14,6 @@ namespace {
 using nlohmann::ordered_json;
 
 // Queries that are compared: enough to cover an answer, few enough that a run is quick.
-constexpr int kQueries = 32;
 
 bool KeepGoing(size_t, size_t) { return !Interrupted(); }
 
@@ -85,7 +84,7 @@ Result<std::unique_ptr<Perturbation>> Perturbation::Create(std::shared_ptr<HostM
   PITH_ASSIGN_OR_RETURN(EngineOptions engine, FullCacheEngine(o));
   engine.max_sequences = 2 + static_cast<int>(o.keeps.size());
   engine.later_recipes = o.recipes;
-  engine.keep_queries = kQueries;
+  engine.keep_queries = o.perturbation_queries;
   PITH_ASSIGN_OR_RETURN(made->engine_, Engine::Create(made->model_, engine));
   return made;
 }
@@ -105,7 +104,7 @@ Result<std::vector<std::vector<float>>> Perturbation::Outputs(SequenceId queries
 }
 
 Result<Perturbation::Asked> Perturbation::Ask(SequenceId queries_of, int num_tokens) {
-  Asked asked{.queries_of = queries_of, .num_queries = std::min(kQueries, num_tokens), .outputs = {}, .norms = {}};
+  Asked asked{.queries_of = queries_of, .num_queries = std::min(options_.perturbation_queries, num_tokens), .outputs = {}, .norms = {}};
   PITH_ASSIGN_OR_RETURN(asked.outputs, Outputs(queries_of, queries_of, asked.num_queries));
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     asked.norms.push_back(Measure(layer, asked.outputs[layer], asked.num_queries));
@@ -208,7 +207,7 @@ ordered_json Perturbation::ToJson() const {
                      {"layers", std::move(layers)},
                      {"heads", std::move(heads)}});
   }
-  return {{"base", options_.names.front()}, {"items", items}, {"queries", kQueries}, {"table", std::move(table)}};
+  return {{"base", options_.names.front()}, {"items", items}, {"queries", options_.perturbation_queries}, {"table", std::move(table)}};
 }
 
 void Perturbation::Print() const {

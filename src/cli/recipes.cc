@@ -36,6 +36,7 @@ nlohmann::ordered_json ToJson() {
                        {"needs", recipe.needs},
                        {"cost", recipe.cost},
                        {"when", recipe.when},
+                       {"good_for", recipe.good_for},
                        {"parameters", recipe.parameters}});
   }
   auto stages = nlohmann::ordered_json::array();
@@ -61,6 +62,7 @@ void PrintText() {
     PrintField("needs", recipe.needs);
     PrintField("cost", recipe.cost);
     PrintField("when", recipe.when);
+    PrintField("good for", recipe.good_for);
     PrintField("parameters", recipe.parameters);
   }
   fmt::print("\nStages, to mix freely:\n");

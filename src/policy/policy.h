@@ -202,6 +202,7 @@ struct RecipeInfo {
   std::string needs;     // "attention of the last 32 queries"
   std::string cost;      // "O(w n d) per block"
   std::string when;      // "prefill, blocks, decode"
+  std::string good_for;  // "prompts that end with their question"
   std::string parameters;  // "window=32 (1..512), pool=5 (1..63)"
 };
 

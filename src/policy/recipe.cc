@@ -517,6 +517,7 @@ std::vector<RecipeInfo> ListRecipes() {
     if (recipe->otherwise) info.needs += fmt::format("; or {}", NeedsText(*recipe->otherwise->policy));
     info.cost = named.cost;
     info.when = named.when;
+    info.good_for = named.good_for;
     info.parameters = ParametersOf(*draft);
     if (recipe->otherwise && other) info.parameters += fmt::format("; {}", ParametersOf(*other));
     list.push_back(std::move(info));

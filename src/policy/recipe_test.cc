@@ -211,7 +211,7 @@ TEST(Recipe, TheListIsCompleteAndFilledIn) {
     const Result<Recipe> spelled = ParseRecipe(info.stages);
     ASSERT_TRUE(spelled.has_value()) << info.stages;
     EXPECT_EQ(spelled->policy->needs(), ParseRecipe(info.name)->policy->needs()) << info.name;
-    for (const std::string& text : {info.summary, info.needs, info.cost, info.when}) EXPECT_FALSE(text.empty());
+    for (const std::string& text : {info.summary, info.needs, info.cost, info.when, info.good_for}) EXPECT_FALSE(text.empty());
   }
 }
 

@@ -55,10 +55,10 @@ with less. Entries in few bits (`format=q4`), `act=merge` and single tokens wait
 std::string RecipesMarkdown() {
   std::string text(kIntroduction);
   text +=
-      "\n## Named recipes\n\n| name | what stays | stages | reads | cost | when | paper "
-      "|\n|---|---|---|---|---|---|---|\n";
+      "\n## Named recipes\n\n| name | what stays | good for | stages | reads | cost | when | paper "
+      "|\n|---|---|---|---|---|---|---|---|\n";
   for (const RecipeInfo& r : ListRecipes()) {
-    text += fmt::format("| `{}` | {} | `{}` | {} | {} | {} | {} |\n", r.name, Cell(r.summary), r.stages, r.needs,
+    text += fmt::format("| `{}` | {} | {} | `{}` | {} | {} | {} | {} |\n", r.name, Cell(r.summary), Cell(r.good_for), r.stages, r.needs,
                         r.cost, r.when, PaperLink(r.paper));
   }
   text += "\n## Parameters\n\n| name | parameters, with default and range |\n|---|---|\n";

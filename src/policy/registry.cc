@@ -114,7 +114,7 @@ constexpr Factory<CritiOptions> kPrefills[] = {
 #undef PITH_IGNORE
 
 constexpr NamedRecipe kRecipes[] = {
-#define PITH_RECIPE(name, stages, paper, summary, cost, when) {name, stages, paper, summary, cost, when},
+#define PITH_RECIPE(name, stages, paper, summary, cost, when, good_for) {name, stages, paper, summary, cost, when, good_for},
 #include "policy/recipes.inc"
 #undef PITH_RECIPE
 };

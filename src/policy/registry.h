@@ -47,6 +47,7 @@ struct NamedRecipe {
   std::string_view summary;
   std::string_view cost;
   std::string_view when;
+  std::string_view good_for;
 };
 
 std::span<const NamedRecipe> NamedRecipes();

@@ -151,7 +151,8 @@ class Tensors {
     all_.push_back(tensor);
   }
   void Matrix(const std::string& name, ggml_type type, int64_t columns, int64_t rows) {
-    Add(ggml_new_tensor_2d(ggml_, type, columns, rows), name);
+    // As llama-quantize does where blocks of 256 do not divide the width.
+    Add(ggml_new_tensor_2d(ggml_, columns % ggml_blck_size(type) == 0 ? type : GGML_TYPE_Q8_0, columns, rows), name);
   }
   void Norm(const std::string& name, int64_t width) { Add(ggml_new_tensor_1d(ggml_, GGML_TYPE_F32, width), name); }
 
