@@ -73,6 +73,7 @@ class CoreCase {
     inputs.key_dim = dim_;
     inputs.value_dim = dim_;
     inputs.window = window_;
+    inputs.next_position = n_;
     inputs.heads = head_inputs_;
     return inputs;
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "policy/observe.h"
 #include "policy/policy.h"
 #include "tests/support/golden.h"
 
@@ -208,6 +209,7 @@ class Simulator {
     layer.key_dim = dim_;
     layer.value_dim = dim_;
     layer.window = 1;
+    layer.next_position = heads_.front().positions.back() + 1;
     layer.heads = inputs_;
     return layer;
   }
@@ -283,11 +285,16 @@ Simulator RunAndCompare(const GgufFile& file, const std::string& method, const P
   return sim;
 }
 
-void CompareColumn(const GgufFile& file, const Simulator& sim, size_t column, const std::string& name) {
-  const std::vector<float> ours = sim.ByPosition([&](size_t h, size_t i) { return sim.head(h).columns[column][i]; });
+template <typename Value>
+void CompareEntries(const GgufFile& file, const Simulator& sim, Value value, const std::string& name) {
+  const std::vector<float> ours = sim.ByPosition(value);
   const GgufTensor& theirs = file.tensor(name);
   if (!theirs.f32.empty()) return ExpectNumbers(ours, theirs.f32, name);
   ExpectExactly({ours.begin(), ours.end()}, theirs.i64, name);
+}
+
+void CompareColumn(const GgufFile& file, const Simulator& sim, size_t column, const std::string& name) {
+  CompareEntries(file, sim, [&](size_t h, size_t i) { return sim.head(h).columns[column][i]; }, name);
 }
 
 void CheckH2o(const GgufFile& file, const std::string& method, const Plan& plan) {
@@ -311,7 +318,12 @@ void CheckRoco(const GgufFile& file, const std::string& method, const Plan& plan
                 out + "mean");
   ExpectNumbers(sim.ByPosition([&](size_t h, size_t i) { return scores.spread[h][i]; }), file.tensor(out + "std").f32,
                 out + "std", {1e-6, 1e-3});
-  CompareColumn(file, sim, 2, out + "count");
+  CompareEntries(file, sim, [&](size_t h, size_t i) {
+    const std::vector<int32_t>& positions = sim.head(h).positions;
+    LayerInputs now;
+    now.next_position = positions.back() + 1;
+    return static_cast<float>(QueriesThatSaw(now, positions[i]));
+  }, out + "count");
 }
 
 PITH_GOLDEN_TEST(Decode, roco, "in/q") { CheckRoco(file, "roco", {"roco", file.param("budget_gen"), true}); }

@@ -149,11 +149,17 @@ void HeadCache::Clear() {
   num_low_ = 0;
 }
 
-void HeadCache::ReadPositions(std::span<int32_t> positions) const {
-  for (int i = 0; i < num_entries_; i += kP) {
-    const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(positions.data() + i, layout_of(i).positions(page_of(i)), sizeof(int32_t) * static_cast<size_t>(count));
-  }
+// visit(first entry, index from `first` on, count) for each page of so many entries from `first` on.
+template <class Visit>
+void HeadCache::ForEachPage(int first, size_t num_entries, const Visit& visit) const {
+  PITH_DCHECK(first % kP == 0 && static_cast<size_t>(first) + num_entries <= static_cast<size_t>(num_entries_));
+  for (size_t at = 0; at < num_entries; at += kP) visit(first + static_cast<int>(at), at, std::min<size_t>(kP, num_entries - at));
+}
+
+void HeadCache::ReadPositions(std::span<int32_t> positions, int first) const {
+  ForEachPage(first, positions.size(), [&](int entry, size_t at, size_t count) {
+    std::memcpy(positions.data() + at, layout_of(entry).positions(page_of(entry)), sizeof(int32_t) * count);
+  });
 }
 
 void HeadCache::ReadKeys(float* keys) const {
@@ -184,20 +190,19 @@ void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) co
   }
 }
 
-void HeadCache::ReadColumn(int column, std::span<float> values) const {
-  for (int i = 0; i < num_entries_; i += kP) {
-    const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(values.data() + i, layout_of(i).column(page_of(i), column), sizeof(float) * static_cast<size_t>(count));
-  }
+void HeadCache::ReadColumn(int column, std::span<float> values, int first) const {
+  ForEachPage(first, values.size(), [&](int entry, size_t at, size_t count) {
+    std::memcpy(values.data() + at, layout_of(entry).column(page_of(entry), column), sizeof(float) * count);
+  });
 }
 
-Status HeadCache::WriteColumn(int column, std::span<const float> values) {
-  for (int i = 0; i < num_entries_; i += kP) {
-    PITH_RETURN_IF_ERROR(Unshare(static_cast<size_t>(i / kP)));
-    const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(layout_of(i).column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
-  }
-  return {};
+Status HeadCache::WriteColumn(int column, std::span<const float> values, int first) {
+  Status status;
+  ForEachPage(first, values.size(), [&](int entry, size_t at, size_t count) {
+    if (status) status = Unshare(static_cast<size_t>(entry / kP));
+    if (status) std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + at, sizeof(float) * count);
+  });
+  return status;
 }
 
 void HeadCache::WriteSharedColumn(int column, std::span<const float> values) {

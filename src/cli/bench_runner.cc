@@ -21,8 +21,9 @@ std::string PlainTypeOf(KvFormat format) {
     case KvFormat::kQ8:
       return "q8_0";
     case KvFormat::kQ4:
-    case KvFormat::kQ2:  // libllama's smallest
       return "q4_0";
+    case KvFormat::kQ2:
+      break;
   }
   return {};
 }

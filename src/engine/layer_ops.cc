@@ -233,10 +233,15 @@ void LayerOps::FindProbabilities(std::span<const HeadCache> heads, int from, int
 void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
   const bool gathered = task_.observed != nullptr;
+  // Where heads cannot be shared out evenly, stretches of them are: what a query does to one entry does not hang on others.
+  const size_t parts = gathered && heads.size() % static_cast<size_t>(team.nth) != 0 ? static_cast<size_t>(team.nth) : 1;
+  if (team.ith == 0 && observe_buffers_.size() < heads.size() * parts) observe_buffers_.resize(heads.size() * parts);
+  team.Sync();
   for (int from = 0; from < group.num_rows;) {
     const int rows = gathered ? group.num_rows : std::min(kObservedRows, group.num_rows - from);
     if (!gathered) FindProbabilities(heads, from, rows, team);
-    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+    for (size_t task = static_cast<size_t>(team.ith); task < heads.size() * parts; task += static_cast<size_t>(team.nth)) {
+      const size_t h = task / parts;
       Observation seen{.layer = layer,
                        .kv_head = static_cast<int>(h),
                        .group = task_.num_heads / task_.num_kv_heads,
@@ -250,19 +255,27 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
       } else {
         seen.probabilities = probabilities_[h];
       }
-      ObserveHead(heads[h], seen, recipes, buffers_[h]);
+      ObserveHead(heads[h], task % parts, parts, seen, recipes, observe_buffers_[task]);
     }
     team.Sync();
     from += rows;
   }
 }
 
-void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, HeadBuffers& buffers) const {
-  const auto n = static_cast<size_t>(head.num_entries());
+void LayerOps::ObserveHead(HeadCache& head, size_t part, size_t num_parts, Observation& seen,
+                           std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) const {
+  const auto all = static_cast<size_t>(head.num_entries());
+  const size_t pages = (all + kP - 1) / kP, begin = pages * part / num_parts * kP, end = std::min(all, pages * (part + 1) / num_parts * kP);
+  if (begin >= end) return;
+  const size_t n = end - begin;
+  const int first = static_cast<int>(begin);
   buffers.positions.resize(n);
-  head.ReadPositions(buffers.positions);
+  head.ReadPositions(buffers.positions, first);
   seen.num_entries = static_cast<int>(n);
   seen.positions = buffers.positions;
+  for (const float** statistics : {&seen.sum, &seen.squares, &seen.largest}) {
+    if (*statistics != nullptr) *statistics += begin;
+  }
   for (const ActiveRecipe& active : recipes) {
     if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
     const size_t num_columns = active.recipe.policy->columns().size();
@@ -270,12 +283,12 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
     buffers.column_pointers.resize(num_columns);
     for (size_t c = 0; c < num_columns; ++c) {
       buffers.column_pointers[c] = buffers.columns.data() + c * n;
-      head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+      head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n}, first);
     }
     active.recipe.policy->Observe(seen, buffers.column_pointers);
     for (size_t c = 0; c < num_columns; ++c) {
       // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
-      (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+      (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n}, first);
     }
   }
 }

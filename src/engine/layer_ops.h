@@ -110,8 +110,15 @@ class LayerOps {
   // All threads: probabilities_ of `rows` rows of task_ from `from` on. heads: those of task_.
   void FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team);
   void PlanObserved(uint32_t needs);
-  // Gives one observation of a head to all recipes that want it.
-  void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, HeadBuffers& buffers) const;
+  // Of one stretch of a head.
+  struct ObserveBuffers {
+    std::vector<int32_t> positions;
+    std::vector<float> columns;
+    std::vector<float*> column_pointers;
+  };
+  // Gives one observation of a head to all recipes that want it, for one of several stretches of its entries.
+  void ObserveHead(HeadCache& head, size_t part, size_t num_parts, Observation& seen, std::span<const ActiveRecipe> recipes,
+                   ObserveBuffers& buffers) const;
   void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
                     const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
@@ -148,6 +155,7 @@ class LayerOps {
 
   SharedLoops loops_;
   std::vector<HeadBuffers> buffers_;
+  std::vector<ObserveBuffers> observe_buffers_;  // [kv heads * parts]
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;
   Scratch probability_buffer_;

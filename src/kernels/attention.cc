@@ -11,10 +11,12 @@
 //                        then read by all blocks of rows out of the near caches.
 #include "kernels/attention.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <optional>
 
@@ -431,14 +433,14 @@ class Run {
       const EntryAttention& to = task_.observed[head];
       for (int i = 0; i < team_.nth; ++i) {
         const EntryAttention from = ObservedSums(task_, SpaceOf(i).observed).Head(head);
-        const bool first = i == 0;
-        for (size_t j = begin; j < end; ++j) to.sum[j] = first ? from.sum[j] : to.sum[j] + from.sum[j];
-        for (size_t j = begin; j < end && to.squares != nullptr; ++j) {
-          to.squares[j] = first ? from.squares[j] : to.squares[j] + from.squares[j];
-        }
-        for (size_t j = begin; j < end && to.largest != nullptr; ++j) {
-          to.largest[j] = first ? from.largest[j] : std::max(to.largest[j], from.largest[j]);
-        }
+        const auto join = [&](const float* __restrict of_thread, float* __restrict all, const auto& with) {
+          if (all == nullptr) return;
+          if (i == 0) std::copy(of_thread + begin, of_thread + end, all + begin);
+          for (size_t j = begin; j < end && i > 0; ++j) all[j] = with(all[j], of_thread[j]);
+        };
+        join(from.sum, to.sum, std::plus<>());
+        join(from.squares, to.squares, std::plus<>());
+        join(from.largest, to.largest, [](float a, float b) { return std::max(a, b); });
       }
     }
   }

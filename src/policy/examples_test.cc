@@ -36,6 +36,7 @@ struct OneHead {
     head.num_entries = static_cast<int>(positions.size());
     head.positions = positions;
     layer.num_layers = 1;
+    layer.next_position = positions.back() + 1;
   }
 
   std::vector<int32_t> Keep(const Policy& policy, int keep) {

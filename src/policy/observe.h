@@ -27,7 +27,7 @@ class ReceivedAttention {
   }
   ReceivedAttention(const ReceivedAttention&) = delete;
 
-  float operator[](size_t entry) const { return data_[entry]; }
+  const float* data() const { return data_; }
 
  private:
   void AddQuery(const Observation& seen, size_t t, Received which) {
@@ -54,28 +54,21 @@ class ReceivedAttention {
 
 inline void AddReceived(const Observation& seen, Received which, float* column) {
   const ReceivedAttention received(seen, which);
-  for (size_t j = 0; j < static_cast<size_t>(seen.num_entries); ++j) column[j] += received[j];
+  const float* __restrict from = received.data();  // no column
+  float* __restrict to = column;
+  for (size_t j = 0; j < static_cast<size_t>(seen.num_entries); ++j) to[j] += from[j];
 }
 
 // Raises a column [n] to the largest weight that each entry gets, over queries and the group.
 inline void KeepLargest(const Observation& seen, float* column) {
   const ReceivedAttention largest(seen, Received::kLargest);
-  for (size_t j = 0; j < static_cast<size_t>(seen.num_entries); ++j) column[j] = std::max(column[j], largest[j]);
+  const float* __restrict from = largest.data();
+  float* __restrict to = column;
+  for (size_t j = 0; j < static_cast<size_t>(seen.num_entries); ++j) to[j] = std::max(to[j], from[j]);
 }
 
-// Adds to a column [n] the number of queries that can see each entry.
-inline void CountQueries(const Observation& seen, float* column) {
-  const std::span<const int32_t> positions = seen.positions.first(static_cast<size_t>(seen.num_entries));
-  if (positions.empty() || seen.query_positions.empty()) return;
-  // Both ascend, so most entries are seen by all.
-  const auto all = static_cast<size_t>(std::upper_bound(positions.begin(), positions.end(), seen.query_positions.front()) - positions.begin());
-  for (size_t j = 0; j < all; ++j) column[j] += static_cast<float>(seen.query_positions.size());
-  size_t first = 0;  // query that sees the entry
-  for (size_t j = all; j < positions.size(); ++j) {
-    while (first < seen.query_positions.size() && seen.query_positions[first] < seen.positions[j]) ++first;
-    column[j] += static_cast<float>(seen.query_positions.size() - first);
-  }
-}
+// How many queries have seen an entry: its own and all after it.
+inline int32_t QueriesThatSaw(const LayerInputs& inputs, int32_t position) { return inputs.next_position - position; }
 
 // A head's column as its scores.
 inline void ScoreByColumn(const HeadInputs& head, size_t column, std::vector<float>& scores) {

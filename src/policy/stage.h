@@ -109,6 +109,7 @@ class Aggregator : public Stage {
 class Scorer : public Stage {
  public:
   virtual std::vector<ColumnSpec> columns() const { return {}; }
+  // Of some consecutive entries of a head, all or a stretch: what one entry gets must not hang on the others.
   virtual void Observe(const Observation& seen, std::span<float* const> columns) const { (void)seen, (void)columns; }
   // Not null, with kNeedRepeat: how the prompt is read once more.
   virtual const RepeatOptions* repeat() const { return nullptr; }

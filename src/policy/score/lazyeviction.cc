@@ -29,8 +29,8 @@ class LazyEviction final : public Scorer {
   std::vector<ColumnSpec> columns() const override { return {{"last_active", 0}, {"longest_silence", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    float* last = columns[0];
-    float* longest = columns[1];
+    float* __restrict last = columns[0];
+    float* __restrict longest = columns[1];
     if (seen.num_queries == 0) return;
     const auto now = static_cast<float>(seen.query_positions.back());
     const auto n = static_cast<size_t>(seen.num_entries);
@@ -43,12 +43,13 @@ class LazyEviction final : public Scorer {
       last[n - 1] = now - 1;
       longest[n - 1] = 0;
     }
-    const ReceivedAttention weights(seen, Received::kLargest);
+    const ReceivedAttention received(seen, Received::kLargest);
+    const float* __restrict weights = received.data();
+    const float alpha = alpha_;
     for (size_t j = 0; j < n; ++j) {  // without branches, which nobody could foresee
-      const bool active = weights[j] >= alpha_;
-      const float silence = active ? now - last[j] : 0;
-      longest[j] = std::max(longest[j], silence);
-      last[j] = active ? now : last[j];
+      const float before = last[j], since = weights[j] >= alpha ? now : before;  // which is before where it stays silent
+      longest[j] = std::max(longest[j], since - before);
+      last[j] = since;
     }
   }
 

@@ -12,19 +12,18 @@ class Observed final : public Scorer {
   explicit Observed(double recent) : recent_(recent) {}
 
   uint32_t needs() const override { return kNeedEveryQuery; }
-  std::vector<ColumnSpec> columns() const override { return {{"attention_sum", 0}, {"queries", 0}}; }
+  std::vector<ColumnSpec> columns() const override { return {{"attention_sum", 0}}; }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     AddReceived(seen, Received::kSum, columns[0]);
-    CountQueries(seen, columns[1]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
     for (size_t h = 0; h < scores.heads.size(); ++h) {
       const float* sums = inputs.heads[h].columns[0];
-      const float* counts = inputs.heads[h].columns[1];
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
-        scores.heads[h][i] = counts[i] > 0 ? sums[i] / counts[i] : 0;
+        const int32_t count = QueriesThatSaw(inputs, inputs.heads[h].positions[i]);
+        scores.heads[h][i] = count > 0 ? sums[i] / static_cast<float>(count) : 0;
       }
     }
   }

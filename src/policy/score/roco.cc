@@ -23,13 +23,12 @@ class Roco final : public Scorer {
 
   uint32_t needs() const override { return kNeedEveryQuery | kNeedSquares; }
   std::vector<ColumnSpec> columns() const override {
-    return {{"attention_sum", 0}, {"attention_squares", 0}, {"queries", 0}};
+    return {{"attention_sum", 0}, {"attention_squares", 0}};
   }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     AddReceived(seen, Received::kSum, columns[0]);
     AddReceived(seen, Received::kSquares, columns[1]);
-    CountQueries(seen, columns[2]);
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
@@ -38,7 +37,7 @@ class Roco final : public Scorer {
       const std::span<float* const> columns = inputs.heads[h].columns;
       scores.spread[h].resize(scores.heads[h].size());
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
-        const double count = std::max(1.0, static_cast<double>(columns[2][i]));
+        const double count = std::max(1, QueriesThatSaw(inputs, inputs.heads[h].positions[i]));
         const double mean = static_cast<double>(columns[0][i]) / count;
         // Rounding may leave a tiny variance, or a negative one, where attention is all but constant;
         // with one query there is none.
