@@ -201,6 +201,31 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
+TEST(HeadCache, StretchesOfColumnsAreReadAndWrittenApart) {
+  Ledger ledger(size_t{1} << 20);
+  const auto cache = *KvCache::Create(&ledger, Layers(KvFormat::kF16), 20);
+  HeadCache& head = cache->head(*cache->NewSequence(), 0, 0);
+  constexpr int kEntries = 2 * kPageEntries + 5;
+  for (int i = 0; i < kEntries; ++i) ASSERT_TRUE(AppendOne(head, {i, 0, 0, static_cast<float>(i)}));
+  for (const auto& [first, count] : {std::pair{0, kPageEntries}, {kPageEntries, kPageEntries + 5}, {2 * kPageEntries, 5}, {kPageEntries, 0}}) {
+    std::vector<float> column(static_cast<size_t>(count));
+    std::vector<int32_t> positions(static_cast<size_t>(count));
+    head.ReadColumn(0, column, first);
+    head.ReadPositions(positions, first);
+    for (int i = 0; i < count; ++i) {
+      EXPECT_EQ(column[static_cast<size_t>(i)], static_cast<float>(first + i));
+      EXPECT_EQ(positions[static_cast<size_t>(i)], first + i);
+    }
+  }
+  const std::vector<float> other(kPageEntries, -1.0F);
+  ASSERT_TRUE(head.WriteColumn(0, other, kPageEntries));
+  std::vector<float> all(kEntries);
+  head.ReadColumn(0, all);
+  for (int i = 0; i < kEntries; ++i) {
+    EXPECT_EQ(all[static_cast<size_t>(i)], i / kPageEntries == 1 ? -1.0F : static_cast<float>(i)) << i;
+  }
+}
+
 TEST(HeadCache, SharedColumnsAreWrittenWithoutACopyAndValuesReadOneByOne) {
   Ledger ledger(size_t{1} << 20);
   const auto cache = *KvCache::Create(&ledger, {{1, PageLayout::Make(KvFormat::kF16, 8, 4, 1)}}, 20);
