@@ -8,22 +8,14 @@
 // Must come after foreach_target.h.
 #include "hwy/highway.h"
 
+#include "kernels/column_products-inl.h"
 #include "kernels/nearest.h"
-
-#ifndef PITH_KERNELS_NEAREST_SOURCES
-#define PITH_KERNELS_NEAREST_SOURCES
-namespace pith::kernels {
-constexpr int kNearestSources = 4;  // that go abreast
-}  // namespace pith::kernels
-#endif  // PITH_KERNELS_NEAREST_SOURCES
 
 HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr int kSources = kNearestSources;
 
 // The best of one source so far: sorted, so that the last is the one to beat.
 struct Best {
@@ -56,8 +48,7 @@ HWY_INLINE uint64_t MaskBits(D d, M mask) {
   return bits;
 }
 
-// Candidates are lanes: two vectors of them times four sources, so that an element takes six loads for eight products. All
-// sources go through some candidates while those lie in the nearest cache.
+// Candidates are lanes. All sources go through some of them while those lie in the nearest cache.
 HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const float* packed, const int32_t* sources,
                           int num_sources, int wanted, int32_t* nearest, float* best_products) {
   const hn::CappedTag<float, kNearestStride / 2> d;
@@ -69,21 +60,10 @@ HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, c
   };
   for (int s = 0; s < num_sources; ++s) best_of(s).Clear();
   for (int j = 0; j < n; j += 2 * lanes) {
-    for (int s = 0; s < num_sources; s += kSources) {
-      hn::Vec<decltype(d)> low[kSources], high[kSources];
-      for (int k = 0; k < kSources; ++k) low[k] = high[k] = hn::Zero(d);
-      const float* at = columns + j;
-      const float* source = packed + static_cast<size_t>(s) * static_cast<size_t>(dim);
-      for (int c = 0; c < dim; ++c, at += stride, source += kSources) {
-        const auto a = hn::LoadU(d, at);
-        const auto b = hn::LoadU(d, at + lanes);
-        for (int k = 0; k < kSources; ++k) {
-          const auto x = hn::Set(d, source[k]);
-          low[k] = hn::MulAdd(x, a, low[k]);
-          high[k] = hn::MulAdd(x, b, high[k]);
-        }
-      }
-      for (int k = 0; k < HWY_MIN(kSources, num_sources - s); ++k) {
+    for (int s = 0; s < num_sources; s += kRowsAbreast) {
+      hn::Vec<decltype(d)> low[kRowsAbreast], high[kRowsAbreast];
+      ColumnProducts(d, columns + j, stride, packed + static_cast<size_t>(s) * static_cast<size_t>(dim), dim, low, high);
+      for (int k = 0; k < HWY_MIN(kRowsAbreast, num_sources - s); ++k) {
         const Best best = best_of(s + k);
         const auto limit = hn::Set(d, best.limit());
         const auto low_better = hn::Gt(low[k], limit), high_better = hn::Gt(high[k], limit);
@@ -116,16 +96,12 @@ HWY_EXPORT(NearestImpl);
 void Nearest(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,
              int32_t* nearest) {
   if (wanted <= 0) return;
-  const size_t count = sources.size(), width = static_cast<size_t>(dim);
-  std::vector<float> best(count * static_cast<size_t>(wanted));
-  // [groups of kNearestSources][dim][kNearestSources]
-  std::vector<float> packed((count + kNearestSources - 1) / kNearestSources * kNearestSources * width);
-  for (size_t s = 0; s < count; ++s) {
-    float* to = packed.data() + s / kNearestSources * kNearestSources * width + s % kNearestSources;
-    for (size_t c = 0; c < width; ++c) to[c * kNearestSources] = columns[c * stride + static_cast<size_t>(sources[s])];
-  }
+  std::vector<float> best(sources.size() * static_cast<size_t>(wanted));
+  const std::vector<float> packed = PackAbreast(sources.size(), static_cast<size_t>(dim), [&](size_t s, size_t c) {
+    return columns[c * stride + static_cast<size_t>(sources[s])];
+  });
   HWY_DYNAMIC_DISPATCH(NearestImpl)
-  (columns, n, dim, stride, packed.data(), sources.data(), static_cast<int>(count), wanted, nearest, best.data());
+  (columns, n, dim, stride, packed.data(), sources.data(), static_cast<int>(sources.size()), wanted, nearest, best.data());
 }
 
 void NearestScalar(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,

@@ -1,0 +1,26 @@
+// Rows that are multiplied with columns abreast.
+#ifndef PITH_KERNELS_COLUMN_PRODUCTS_H_
+#define PITH_KERNELS_COLUMN_PRODUCTS_H_
+
+#include <cstddef>
+#include <vector>
+
+namespace pith::kernels {
+
+inline constexpr int kRowsAbreast = 4;
+
+// [count in groups of kRowsAbreast][dim][kRowsAbreast] of element(row, channel); rows that fill the last group are 0.
+template <typename Element>
+std::vector<float> PackAbreast(size_t count, size_t dim, const Element& element) {
+  constexpr size_t kWide = kRowsAbreast;
+  std::vector<float> packed((count + kWide - 1) / kWide * kWide * dim);
+  for (size_t i = 0; i < count; ++i) {
+    float* to = packed.data() + i / kWide * kWide * dim + i % kWide;
+    for (size_t c = 0; c < dim; ++c) to[c * kWide] = element(i, c);
+  }
+  return packed;
+}
+
+}  // namespace pith::kernels
+
+#endif  // PITH_KERNELS_COLUMN_PRODUCTS_H_
