@@ -39,6 +39,41 @@ HWY_ATTR void PoolRowImpl(const float* in, int64_t n, int64_t before, int64_t af
   for (; i < n; ++i) out[i] = PoolOne(in, n, i - before, i + after, largest);
 }
 
+void ColumnMomentsOf(const float* rows, size_t stride, int count, size_t from, size_t to, double* mean, double* squares) {
+  for (size_t j = from; j < to; ++j) {
+    double sum = 0, square = 0;
+    for (int t = 0; t < count; ++t) sum += static_cast<double>(rows[static_cast<size_t>(t) * stride + j]);
+    mean[j] = sum / count;
+    for (int t = 0; t < count; ++t) {
+      const double apart = static_cast<double>(rows[static_cast<size_t>(t) * stride + j]) - mean[j];
+      square += apart * apart;
+    }
+    squares[j] = square;
+  }
+}
+
+// Some columns at a time, whose rows stay in the nearest cache from the first pass to the second.
+HWY_ATTR void ColumnMomentsImpl(const float* rows, size_t stride, int count, size_t n, double* mean, double* squares) {
+  size_t j = 0;
+#if HWY_HAVE_FLOAT64
+  const hn::ScalableTag<double> dd;
+  const hn::Rebind<float, decltype(dd)> d;
+  const size_t lanes = hn::Lanes(d);
+  for (; j + lanes <= n && count > 0; j += lanes) {
+    auto sum = hn::Zero(dd), square = hn::Zero(dd);
+    for (int t = 0; t < count; ++t) sum = hn::Add(sum, hn::PromoteTo(dd, hn::LoadU(d, rows + static_cast<size_t>(t) * stride + j)));
+    const auto of_all = hn::Div(sum, hn::Set(dd, static_cast<double>(count)));
+    for (int t = 0; t < count; ++t) {
+      const auto apart = hn::Sub(hn::PromoteTo(dd, hn::LoadU(d, rows + static_cast<size_t>(t) * stride + j)), of_all);
+      square = hn::MulAdd(apart, apart, square);
+    }
+    hn::StoreU(of_all, dd, mean + j);
+    hn::StoreU(square, dd, squares + j);
+  }
+#endif
+  ColumnMomentsOf(rows, stride, count, j, n, mean, squares);
+}
+
 HWY_ATTR double SumRowImpl(const float* values, int64_t n) {
 #if HWY_HAVE_FLOAT64
   const hn::ScalableTag<double> dd;
@@ -68,9 +103,14 @@ namespace pith::kernels {
 
 HWY_EXPORT(PoolRowImpl);
 HWY_EXPORT(SumRowImpl);
+HWY_EXPORT(ColumnMomentsImpl);
 
 void PoolRow(std::span<const float> in, int64_t before, int64_t after, bool largest, std::span<float> out) {
   HWY_DYNAMIC_DISPATCH(PoolRowImpl)(in.data(), static_cast<int64_t>(in.size()), before, after, largest, out.data());
+}
+
+void ColumnMoments(const float* rows, size_t stride, int count, size_t n, double* mean, double* squares) {
+  HWY_DYNAMIC_DISPATCH(ColumnMomentsImpl)(rows, stride, count, n, mean, squares);
 }
 
 double SumRow(std::span<const float> values) {

@@ -45,6 +45,29 @@ TEST_P(PoolingTest, EqualsTheDefinition) {
   PoolRow({}, 2, 2, false, {});
 }
 
+TEST_P(PoolingTest, ColumnMomentsEqualTheDefinition) {
+  std::mt19937 random(9);
+  std::uniform_real_distribution<float> uniform(0, 1);
+  for (const size_t n : {1U, 7U, 8U, 100U}) {
+    for (const int count : {1, 2, 32}) {
+      const size_t stride = n + 3;
+      std::vector<float> rows(stride * static_cast<size_t>(count));
+      for (float& x : rows) x = uniform(random);
+      std::vector<double> mean(n), squares(n);
+      ColumnMoments(rows.data(), stride, count, n, mean.data(), squares.data());
+      for (size_t j = 0; j < n; ++j) {
+        double sum = 0, square = 0;
+        for (size_t t = 0; t < static_cast<size_t>(count); ++t) sum += static_cast<double>(rows[t * stride + j]) / count;
+        for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
+          square += (static_cast<double>(rows[t * stride + j]) - sum) * (static_cast<double>(rows[t * stride + j]) - sum);
+        }
+        ASSERT_NEAR(mean[j], sum, 1e-12) << n << ' ' << count;
+        ASSERT_NEAR(squares[j], square, 1e-12) << n << ' ' << count;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Every, PoolingTest, ::testing::ValuesIn(Targets()));
 
 }  // namespace

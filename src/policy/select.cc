@@ -227,20 +227,9 @@ double SumOf(std::span<const float> values) { return kernels::SumRow(values); }
 
 void ColumnVariances(const WindowProbs& probs, int g, std::vector<double>& mean, std::vector<double>& squares) {
   const auto columns = static_cast<size_t>(probs.columns());
-  mean.assign(columns, 0);
-  squares.assign(columns, 0);
-  for (int t = 0; t < probs.rows(); ++t) {
-    const float* row = probs.row(g, t);
-    for (size_t j = 0; j < columns; ++j) mean[j] += static_cast<double>(row[j]);
-  }
-  for (double& m : mean) m /= probs.rows();
-  for (int t = 0; t < probs.rows(); ++t) {
-    const float* row = probs.row(g, t);
-    for (size_t j = 0; j < columns; ++j) {
-      const double d = static_cast<double>(row[j]) - mean[j];
-      squares[j] += d * d;
-    }
-  }
+  mean.resize(columns);
+  squares.resize(columns);
+  kernels::ColumnMoments(probs.row(g, 0), probs.row_stride(), probs.rows(), columns, mean.data(), squares.data());
 }
 
 WindowProbs::WindowProbs(const LayerInputs& layer, const HeadInputs& head, int rows, bool all_columns)

@@ -79,6 +79,8 @@ class WindowProbs {
                static_cast<size_t>(num_entries_);
   }
 
+  size_t row_stride() const { return static_cast<size_t>(num_entries_); }
+
   // Over other numbers of the same shape, [group, rows, columns] packed.
   WindowProbs(const float* data, int group, int rows, int columns)
       : data_(data), group_(group), present_(rows), rows_(rows), columns_(columns), num_entries_(columns) {}
