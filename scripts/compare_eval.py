@@ -48,15 +48,17 @@ def main():
     if not groups:
         sys.exit("the two files have no row in common")
     bad = []
-    print("| recipe | kept | items | NLL loss | theirs | difference | KL | theirs | right | theirs |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| recipe | kept | bytes | items | NLL loss | theirs | difference | KL | theirs | right | theirs |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for (keep, policy), pairs in sorted(groups.items()):
         n = len(pairs)
         name = f"{policy} at {-keep:g}"
         loss, their_loss = (sum(p[i]["nll"] - p[i + 2] for p in pairs) / n for i in (0, 1))
         kl, their_kl = (sum(p[i]["kl"] for p in pairs) / n for i in (0, 1))
+        # Theirs may only mask what it drops; ours is what the cache still holds.
+        held = sum(p[0].get("kept_bytes", 1.0) for p in pairs) / n
         right, their_right = (sum(p[i]["ok"] for p in pairs) for i in (0, 1))
-        print(f"| {policy} | {-keep:g} | {n} | {loss:.3f} | {their_loss:.3f} | {loss - their_loss:+.3f} | {kl:.3f} | "
+        print(f"| {policy} | {-keep:g} | {held:.3f} | {n} | {loss:.3f} | {their_loss:.3f} | {loss - their_loss:+.3f} | {kl:.3f} | "
               f"{their_kl:.3f} | {right} | {their_right} |")
         if any(a["tokens"] != b["tokens"] for a, b, _, _ in pairs):
             bad.append(f"{name}: numbers of tokens differ")
