@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 
+from check_budgets import text_of
+
 PEER = r'''
-import json, resource, sys, time
+import json, resource, sys
 import openvino_genai as ov
 model, text, keep, predict, threads = sys.argv[1], open(sys.argv[2]).read(), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 scheduler = ov.SchedulerConfig()
@@ -53,29 +55,26 @@ def peer(options, text, keep):
 
 
 def run_pith(options, arguments):
-    run = subprocess.run([options.pith, *arguments, "-m", options.model, "-c", str(2 * options.context), "--json"],
-                         capture_output=True, text=True)
-    if run.returncode != 0:
-        sys.exit(f"pith failed:\n{run.stderr[-2000:]}")
-    return json.loads(run.stdout)
+    return subprocess.run([options.pith, *arguments, "-m", options.model, "-c", str(2 * options.context), "--json"],
+                          capture_output=True, text=True)
 
 
 def budget_for(options, entries):
     """The least budget in MiB that keeps so many entries of each head beside a block."""
     for mib in range(1, 1 << 14):
         budget = ["--kv-budget", f"{mib}MiB", "--recipe", "keydiff"]
-        try:
-            split = run_pith(options, ["info", *budget])["budget_split"]
-        except SystemExit:
-            continue
-        if split["keep_entries"] >= entries:
+        info = run_pith(options, ["info", *budget])
+        if info.returncode == 0 and json.loads(info.stdout)["budget_split"]["keep_entries"] >= entries:
             return budget
     sys.exit("no budget keeps so many entries")
 
 
 def pith(options, text, budget):
-    result = run_pith(options, ["run", "-f", text, "--raw", "-n", str(options.predict), "--ignore-eos", "--temp", "0",
-                                "-t", str(options.threads), *budget])
+    run = run_pith(options, ["run", "-f", text, "--raw", "-n", str(options.predict), "--ignore-eos", "--temp", "0",
+                             "-t", str(options.threads), *budget])
+    if run.returncode != 0:
+        sys.exit(f"pith failed:\n{run.stderr[-2000:]}")
+    result = json.loads(run.stdout)
     return {"prompt_tokens": result["prompt_tokens"], "prefill": result["timings"]["prefill_tps"],
             "decode": result["timings"]["decode_tps"], "rss": result["rss_peak_bytes"]}
 
@@ -98,8 +97,7 @@ def main():
         text = options.file or os.path.join(folder, "prompt.txt")
         if not options.file:
             with open(text, "w", encoding="utf-8") as file:
-                file.write(" ".join(f"In the year {i} the town by the river counted {3 * i + 7} boats, and the miller wrote it down."
-                                    for i in range(options.context // 28)))
+                file.write(text_of(options.context * 24 // 28))  # with sentences of 28 tokens
         results = {"openvino": [], "pith": []}
         for _ in range(options.repeat):
             results["openvino"].append(peer(options, text, options.keep_tokens))

@@ -26,10 +26,7 @@ class SharedLoops {
       body();
       leads_.store(false, std::memory_order_release);
     } else {
-      for (Spinner spinner; leads_.load(std::memory_order_acquire);) {
-        if (TakeTurn()) spinner = Spinner();
-        else spinner.Once();
-      }
+      TakeTurnsUntil([this] { return !leads_.load(std::memory_order_acquire); });
     }
     current_ = nullptr;
     team.Sync();
@@ -47,12 +44,9 @@ class SharedLoops {
       const std::lock_guard lock(mutex_);
       loop.outer = innermost_;
       innermost_ = &loop;
+      waiting_.fetch_add(count, std::memory_order_relaxed);
     }
-    waiting_.fetch_add(count, std::memory_order_relaxed);
-    for (Spinner spinner; loop.done.load(std::memory_order_acquire) < count;) {
-      if (TakeTurn()) spinner = Spinner();
-      else spinner.Once();
-    }
+    TakeTurnsUntil([&] { return loop.done.load(std::memory_order_acquire) == count; });
     const std::lock_guard lock(mutex_);
     for (Loop** at = &innermost_; *at != nullptr; at = &(*at)->outer) {
       if (*at != &loop) continue;
@@ -70,6 +64,14 @@ class SharedLoops {
     Loop* outer = nullptr;  // by mutex_
   };
 
+  template <typename Done>
+  void TakeTurnsUntil(const Done& done) {
+    for (Spinner spinner; !done();) {
+      if (TakeTurn()) spinner = Spinner();
+      else spinner.Once();
+    }
+  }
+
   // One task of the innermost loop that has any left. False if none has.
   bool TakeTurn() {
     if (waiting_.load(std::memory_order_relaxed) == 0) return false;
@@ -80,8 +82,8 @@ class SharedLoops {
       for (loop = innermost_; loop != nullptr && loop->next == loop->count;) loop = loop->outer;
       if (loop == nullptr) return false;
       i = loop->next++;
+      waiting_.fetch_sub(1, std::memory_order_relaxed);
     }
-    waiting_.fetch_sub(1, std::memory_order_relaxed);
     (*loop->task)(i);
     loop->done.fetch_add(1, std::memory_order_release);  // the last use of it: whoever waits for this may end it
     return true;
@@ -90,7 +92,7 @@ class SharedLoops {
   static inline thread_local SharedLoops* current_ = nullptr;
   std::mutex mutex_;
   Loop* innermost_ = nullptr;
-  std::atomic<size_t> waiting_{0};  // tasks that nobody has taken
+  std::atomic<size_t> waiting_{0};  // tasks that nobody has taken; changes under mutex_
   std::atomic<bool> leads_{true};
 };
 

@@ -1,8 +1,6 @@
 #include "base/parallel.h"
 
 #include <atomic>
-#include <numeric>
-#include <set>
 #include <thread>
 #include <vector>
 

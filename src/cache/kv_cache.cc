@@ -163,17 +163,15 @@ void HeadCache::ReadPositions(std::span<int32_t> positions, int first) const {
 }
 
 void HeadCache::ReadKeys(float* keys) const {
-  for (int i = 0; i < num_entries_; i += kP) {
-    kernels::ReadKeys(layout_of(i), page_of(i), std::min(kP, num_entries_ - i),
-                      keys + static_cast<size_t>(i) * static_cast<size_t>(layout_->key_dim));
-  }
+  ForEachPage(0, static_cast<size_t>(num_entries_), [&](int entry, size_t at, size_t count) {
+    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count), keys + at * static_cast<size_t>(layout_->key_dim));
+  });
 }
 
 void HeadCache::ReadValues(float* values) const {
-  for (int i = 0; i < num_entries_; i += kP) {
-    kernels::ReadValues(layout_of(i), page_of(i), std::min(kP, num_entries_ - i),
-                        values + static_cast<size_t>(i) * static_cast<size_t>(layout_->value_dim));
-  }
+  ForEachPage(0, static_cast<size_t>(num_entries_), [&](int entry, size_t at, size_t count) {
+    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count), values + at * static_cast<size_t>(layout_->value_dim));
+  });
 }
 
 void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) const {
@@ -206,10 +204,9 @@ Status HeadCache::WriteColumn(int column, std::span<const float> values, int fir
 }
 
 void HeadCache::WriteSharedColumn(int column, std::span<const float> values) {
-  for (int i = 0; i < num_entries_; i += kP) {
-    const int count = std::min(kP, num_entries_ - i);
-    std::memcpy(layout_of(i).column(page_of(i), column), values.data() + i, sizeof(float) * static_cast<size_t>(count));
-  }
+  ForEachPage(0, values.size(), [&](int entry, size_t at, size_t count) {
+    std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + at, sizeof(float) * count);
+  });
 }
 
 Status HeadCache::Rewrite(std::span<const int32_t> entries, const float* keys, const float* values) {

@@ -63,7 +63,7 @@ struct EvalFlags {
   std::string html_file;
   std::string pins = "off";
   bool perturbation = false;
-  int queries = 32;
+  int queries = JudgeOptions{}.perturbation_queries;
   bool reference = false;
   int ctx = 0;
   int block = 0;
@@ -113,7 +113,6 @@ Status Check(const EvalFlags& flags) {
   if (decode && (flags.compress != "after" || flags.pins != "off" || flags.reference)) {
     return InvalidArgument("--mode decode evicts as it goes: leave --compress, --pins and --reference out");
   }
-  if (!flags.perturbation && flags.queries != 32) return InvalidArgument("--queries goes with --perturbation");
   if (!flags.perturbation) return {};
   if (decode || flags.compress != "after" || flags.pins != "off" || flags.reference || !flags.resume_file.empty() ||
       !flags.html_file.empty()) {
@@ -358,11 +357,12 @@ void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
                      "off (default), on or both: whether a task's instruction (pinned_text) is kept whatever the recipe")
       ->check(CLI::IsMember({"off", "on", "both"}))
       ->type_name("WHEN");
-  command.add_flag("--perturbation", flags.perturbation,
+  CLI::Option* perturbation = command.add_flag("--perturbation", flags.perturbation,
                    "Measure the output of attention in place of answers: its relative error in every head, and in how "
                    "many heads a recipe has less of it than the first recipe");
   command.add_option("--queries", flags.queries, "Last queries that --perturbation compares (default 32)")
       ->check(CLI::Range(1, 4096))
+      ->needs(perturbation)
       ->type_name("N");
   command.add_flag("--reference", flags.reference, "A row for libllama's own attention, too");
 }

@@ -84,6 +84,7 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, std::
   // Pruned rows leave no weights behind: Observe() computes them.
   if (pruned_.num_sparse_rows == 0) PlanObserved(observed);
   attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(task_, num_parts));
+  observe_buffers_.resize(std::max(observe_buffers_.size(), static_cast<size_t>(num_parts)));
   return {};
 }
 
@@ -235,8 +236,6 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
   const bool gathered = task_.observed != nullptr;
   // Where heads cannot be shared out evenly, stretches of them are: what a query does to one entry does not hang on others.
   const size_t parts = gathered && heads.size() % static_cast<size_t>(team.nth) != 0 ? static_cast<size_t>(team.nth) : 1;
-  if (team.ith == 0 && observe_buffers_.size() < heads.size() * parts) observe_buffers_.resize(heads.size() * parts);
-  team.Sync();
   for (int from = 0; from < group.num_rows;) {
     const int rows = gathered ? group.num_rows : std::min(kObservedRows, group.num_rows - from);
     if (!gathered) FindProbabilities(heads, from, rows, team);
@@ -255,7 +254,7 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
       } else {
         seen.probabilities = probabilities_[h];
       }
-      ObserveHead(heads[h], task % parts, parts, seen, recipes, observe_buffers_[task]);
+      ObserveHead(heads[h], task % parts, parts, seen, recipes, observe_buffers_[static_cast<size_t>(team.ith)]);
     }
     team.Sync();
     from += rows;

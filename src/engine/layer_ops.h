@@ -110,7 +110,7 @@ class LayerOps {
   // All threads: probabilities_ of `rows` rows of task_ from `from` on. heads: those of task_.
   void FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team);
   void PlanObserved(uint32_t needs);
-  // Of one stretch of a head.
+  // Of the stretch of a head that a thread is at.
   struct ObserveBuffers {
     std::vector<int32_t> positions;
     std::vector<float> columns;
@@ -155,7 +155,7 @@ class LayerOps {
 
   SharedLoops loops_;
   std::vector<HeadBuffers> buffers_;
-  std::vector<ObserveBuffers> observe_buffers_;  // [kv heads * parts]
+  std::vector<ObserveBuffers> observe_buffers_;  // of each thread
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;
   Scratch probability_buffer_;

@@ -1,4 +1,4 @@
-// Rows that are multiplied with columns abreast.
+// Vectors that lie as columns, and rows that are multiplied with them abreast.
 #ifndef PITH_KERNELS_COLUMN_PRODUCTS_H_
 #define PITH_KERNELS_COLUMN_PRODUCTS_H_
 
@@ -6,6 +6,9 @@
 #include <vector>
 
 namespace pith::kernels {
+
+// Columns have room for multiples of so many vectors.
+inline constexpr size_t kColumnStride = 64;
 
 inline constexpr int kRowsAbreast = 4;
 

@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/column_products.h"
+
 namespace pith::kernels {
 
 // last[i] = the largest j != i with the product of vectors i and j above `threshold`, -1: none; for i from `begin` until
 // `end`. columns: [dim, stride] transposed, vector j in column j of n; stride at least n, a multiple of
-// kAlikeStride, zeros beyond n. O(n dim) per i where nothing is alike; stops at the first find from the end.
-inline constexpr size_t kAlikeStride = 64;
+// kColumnStride, zeros beyond n. O(n dim) per i where nothing is alike; stops at the first find from the end.
 void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end, int32_t* last);
 // The reference.
 void LastAlikeScalar(const float* columns, int n, int dim, size_t stride, float threshold, int32_t* last);

@@ -39,7 +39,7 @@ TEST_P(LastAlikeTest, FindsWhatTheReferenceFinds) {
   for (const int n : {1, 2, 3, 5, 31, 64, 65, 130}) {
     for (const int dim : {1, 8, 13, 64}) {
       for (const float threshold : {-1.0F, 0.0F, 2.5F, 6.0F}) {
-        const size_t stride = (static_cast<size_t>(n) + kAlikeStride - 1) / kAlikeStride * kAlikeStride;
+        const size_t stride = (static_cast<size_t>(n) + kColumnStride - 1) / kColumnStride * kColumnStride;
         const std::vector<float> columns = Columns(n, dim, stride, 9, random);
         std::vector<int32_t> ours(static_cast<size_t>(n)), reference(static_cast<size_t>(n));
         const int middle = n / 3;
@@ -60,7 +60,7 @@ TEST_P(LastAlikeTest, LargestProductsAreThoseOfTheReference) {
   for (const int n : {1, 2, 31, 64, 65, 130}) {
     for (const int dim : {1, 13, 64}) {
       for (const int count : {1, 3, 4, 9}) {
-        const size_t stride = (static_cast<size_t>(n) + kAlikeStride - 1) / kAlikeStride * kAlikeStride;
+        const size_t stride = (static_cast<size_t>(n) + kColumnStride - 1) / kColumnStride * kColumnStride;
         const std::vector<float> columns = Columns(n, dim, stride, 9, random);
         const auto row_stride = static_cast<size_t>(dim + 2);
         std::vector<float> rows(row_stride * static_cast<size_t>(count), 100.0F);  // between rows is what must not count

@@ -51,9 +51,9 @@ HWY_INLINE uint64_t MaskBits(D d, M mask) {
 // Candidates are lanes. All sources go through some of them while those lie in the nearest cache.
 HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const float* packed, const int32_t* sources,
                           int num_sources, int wanted, int32_t* nearest, float* best_products) {
-  const hn::CappedTag<float, kNearestStride / 2> d;
+  const hn::CappedTag<float, kColumnStride / 2> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  HWY_ALIGN float products[kNearestStride];
+  HWY_ALIGN float products[kColumnStride];
   const auto best_of = [&](int s) {
     const size_t at = static_cast<size_t>(s) * static_cast<size_t>(wanted);
     return Best{best_products + at, nearest + at, wanted};

@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/column_products.h"
+
 namespace pith::kernels {
 
-// columns: element c of vector j at c * stride + j. stride is a multiple of kNearestStride, and what lies beyond the
+// columns: element c of vector j at c * stride + j. stride is a multiple of kColumnStride, and what lies beyond the
 // n-th vector is 0. nearest: [sources][wanted] indices of the vectors, other than the source itself, of the largest
 // products with it, best first, ties to the lower index. wanted < n.
-inline constexpr size_t kNearestStride = 32;
 void Nearest(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,
              int32_t* nearest);
 

@@ -18,7 +18,7 @@ TEST_P(NearestTest, FindsWhatTheReferenceFinds) {
   int changed = 0;
   for (const int n : {2, 3, 15, 16, 17, 64, 131}) {
     for (const int dim : {1, 3, 8, 64}) {
-      const size_t stride = (static_cast<size_t>(n) + kNearestStride - 1) / kNearestStride * kNearestStride;
+      const size_t stride = (static_cast<size_t>(n) + kColumnStride - 1) / kColumnStride * kColumnStride;
       std::vector<float> columns(static_cast<size_t>(dim) * stride, 0.0F);
       for (int c = 0; c < dim; ++c) {
         for (int j = 0; j < n; ++j) {

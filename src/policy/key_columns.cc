@@ -3,11 +3,12 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "kernels/column_products.h"
 
 namespace pith {
 namespace {
 
-constexpr size_t kLine = 64;
+constexpr size_t kLine = kernels::kColumnStride;
 
 }  // namespace
 

@@ -9,7 +9,7 @@
 namespace pith {
 
 struct KeyColumns {
-  size_t stride = 0;           // from channel to channel: a multiple of 64
+  size_t stride = 0;           // from channel to channel: a multiple of kernels::kColumnStride
   std::vector<float> units;    // [dim, stride], zeros beyond the last key
   std::vector<float> lengths;  // [n]
 };

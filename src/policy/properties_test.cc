@@ -249,7 +249,7 @@ TEST(PolicyProperties, ScoresAreFiniteUnlessProtected) {
 
 TEST(PolicyProperties, PermutedEntriesHavePermutedScores) {
   // Recipes that look at neither places nor neighbours.
-  for (const char* text : {"knorm", "keydiff", "tova:recent=0", "snapkv:pool=1,window=1", "caote", "h2o"}) {
+  for (const char* text : {"knorm", "keydiff", "tova:recent=0", "snapkv:pool=1,window=1", "caote", "h2o", "roco"}) {
     SCOPED_TRACE(text);
     const Result<Recipe> recipe = ParseRecipe(text);
     ASSERT_TRUE(recipe.has_value());
@@ -268,7 +268,9 @@ TEST(PolicyProperties, PermutedEntriesHavePermutedScores) {
     const HeadInputs& from = layer.head(0);
     const auto dim = static_cast<size_t>(shape.dim);
     std::vector<float> keys, values, probs, column_data;
+    std::vector<int32_t> positions;
     for (size_t i : order) {
+      positions.push_back(from.positions[i]);
       keys.insert(keys.end(), from.keys + i * dim, from.keys + (i + 1) * dim);
       values.insert(values.end(), from.values + i * dim, from.values + (i + 1) * dim);
     }
@@ -282,6 +284,7 @@ TEST(PolicyProperties, PermutedEntriesHavePermutedScores) {
     }
     for (size_t c = 0; c < from.columns.size(); ++c) columns.push_back(column_data.data() + c * 24);
     HeadInputs to = from;
+    to.positions = positions;
     to.keys = keys.data();
     to.values = values.data();
     to.window_probs = probs.data();

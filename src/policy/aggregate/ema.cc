@@ -1,6 +1,4 @@
 // Exponential moving average over the window's queries, the newest counting most.
-#include <algorithm>
-
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -1,8 +1,6 @@
 // Mean over queries and group, pooled over neighbours (SnapKV, arXiv:2404.14469). The paper pools
 // each query head's mean and averages then; mean pooling commutes with that, max pooling does not,
 // so the order is kept.
-#include <algorithm>
-
 #include "policy/select.h"
 #include "policy/stage.h"
 

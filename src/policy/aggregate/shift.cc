@@ -1,7 +1,5 @@
 // Mean plus gamma times the variance over the queries (CAKE's indicator, arXiv:2503.12491): entries
 // whose attention moves are worth keeping. Pooled per query head, then averaged over the group.
-#include <algorithm>
-
 #include "policy/select.h"
 #include "policy/stage.h"
 
