@@ -19,29 +19,21 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "base/huge_pages.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
 
 namespace pith::kernels {
 namespace {
 
-constexpr size_t kHugePageBytes = size_t{2} << 20;
-
 struct FreeAligned {
   void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{kHugePageBytes}); }
 };
 using Bytes = std::unique_ptr<std::byte, FreeAligned>;
-// On huge pages where the system has them, as the cache's arena: page walks
-// would cost more than a page of keys takes to score.
+// As the cache's arena.
 Bytes Allocate(size_t bytes) {
   Bytes memory(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kHugePageBytes})));
-#if defined(__linux__)
-  madvise(memory.get(), bytes, MADV_HUGEPAGE);
-#endif
+  PreferHugePages(memory.get(), bytes);
   return memory;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define PITH_ASAN 1
@@ -39,6 +40,7 @@ Result<std::unique_ptr<PagePool>> PagePool::Create(Ledger* ledger, size_t page_b
   void* arena = mmap(nullptr, page_bytes * num_pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                      -1, 0);
   if (arena == MAP_FAILED) return IoError("no address space for a KV arena of " + std::to_string(page_bytes * num_pages) + " bytes");
+  PreferHugePages(arena, page_bytes * num_pages);
   pool->arena_ = static_cast<std::byte*>(arena);
   pool->references_ = std::make_unique<std::atomic<uint32_t>[]>(num_pages);
   pool->free_ = std::make_unique<uint32_t[]>(num_pages);

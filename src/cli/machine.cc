@@ -15,6 +15,7 @@
 #include <sstream>
 #include <thread>
 
+#include "base/huge_pages.h"
 #include "base/team.h"
 #include "cli/terminal.h"
 #include "host/model.h"
@@ -60,7 +61,7 @@ double BestSeconds(int threads, int passes, const std::function<void(int)>& work
 }
 
 struct FreeAligned {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{64}); }
+  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kHugePageBytes}); }
 };
 
 }  // namespace
@@ -95,7 +96,8 @@ Roofline MeasureRoofline(int threads) {
   Roofline roofline;
   std::vector<std::unique_ptr<float[], FreeAligned>> memory(static_cast<size_t>(threads));
   for (auto& part : memory) {
-    part.reset(new (std::align_val_t{64}) float[bytes / sizeof(float)]);
+    part.reset(new (std::align_val_t{kHugePageBytes}) float[bytes / sizeof(float)]);
+    PreferHugePages(part.get(), bytes);  // as the cache
     std::memset(part.get(), 0, bytes);
   }
   std::atomic<float> sink = 0;

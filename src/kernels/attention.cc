@@ -5,8 +5,9 @@
 // rows in blocks whose sums fit the registers.
 //
 //   few rows  (decode)   kernels read pages as they are stored. Memory bounds
-//                        this, so values are prefetched while keys are scored
-//                        and the next step's keys while values are summed.
+//                        this, so the next step's pages are prefetched meanwhile,
+//                        in the order of addresses, which is what processors
+//                        continue by themselves.
 //   many rows (prefill)  each page is converted to float32 once per tile, and
 //                        then read by all blocks of rows out of the near caches.
 #include "kernels/attention.h"
@@ -99,6 +100,34 @@ Prefetch ValuesOf(const PageRef& ref) {
   return {ref.page + ref.layout->value_offset, ref.layout->value_row_bytes() * static_cast<size_t>(ref.count)};
 }
 
+// What kernels fetch while they go through a step's pages, twice: once for keys, once for values.
+class Lookahead {
+ public:
+  // `here` has been fetched already, or not.
+  Lookahead(const StepWalker::Step& here, const StepWalker::Step& next, bool fetched)
+      : here_(here), next_(next), fetched_(fetched) {}
+
+  // With the p-th page's keys, and with its values. Values follow keys in memory.
+  Prefetch WithKeys(int p) const { return fetched_ ? Half(p) : ValuesOf(here_.refs[p]); }
+  Prefetch WithValues(int p) const {
+    if (fetched_) return Half(here_.num_pages + p);
+    if (p >= next_.num_pages) return {};
+    const Prefetch keys = KeysOf(next_.refs[p]), values = ValuesOf(next_.refs[p]);
+    return {keys.at, static_cast<size_t>(values.at - keys.at) + values.bytes};
+  }
+  bool FetchesAll() const { return next_.num_pages <= here_.num_pages; }
+
+ private:
+  Prefetch Half(int i) const {
+    if (i / 2 >= next_.num_pages) return {};
+    return i % 2 == 0 ? KeysOf(next_.refs[i / 2]) : ValuesOf(next_.refs[i / 2]);
+  }
+
+  const StepWalker::Step& here_;
+  const StepWalker::Step& next_;
+  const bool fetched_;
+};
+
 void Fetch(const std::byte* at, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
 }
@@ -129,13 +158,16 @@ class Worker {
     StepWalker::Step step = walker.Next();
     while (step.num_pages > 0) {
       StepWalker::Step next = walker.Next();
+      StepWalker::Step ahead = next.num_pages > 0 ? next : BeginningAfter(tile, share);
+      const Lookahead lookahead(step, ahead, fetched_);
       scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(acc_.seen.num_steps) : space_.scores;
       if (!geometry_.direct) Convert(step);
-      Score(step);
+      Score(step, lookahead);
       walker.Classify(&step);
       Softmax(step);
       if (task_.observed != nullptr) Remember(step);
-      Accumulate(step, next);
+      Accumulate(step, ahead, lookahead);
+      fetched_ = lookahead.FetchesAll();
       step = next;
     }
     acc->seen.num_steps = acc_.seen.num_steps;
@@ -145,6 +177,13 @@ class Worker {
   // Rows are cut into blocks of nearly equal size.
   int num_blocks() const { return (tile_->num_rows() + kernels_.block_rows - 1) / kernels_.block_rows; }
   int BlockBegin(int block) const { return tile_->num_rows() * block / num_blocks(); }
+
+  // The step that this thread goes on with in the next head, for few rows.
+  StepWalker::Step BeginningAfter(const Tile& tile, Share share) const {
+    const int next = tile.head + 1;
+    if (filter() || next == task_.num_kv_heads || share.end <= PageCursor::NumPages(task_.heads[tile.head])) return {};
+    return StepWalker(kernels_, task_.heads[next], tile, false, geometry_.step_pages, {0, kStepPages}).Next();
+  }
 
   // Packs the tile's queries and resets its accumulator.
   void Prepare() {
@@ -186,7 +225,7 @@ class Worker {
     }
   }
 
-  void Score(const StepWalker::Step& step) {
+  void Score(const StepWalker::Step& step, const Lookahead& lookahead) {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       ScoreArgs args = {};
@@ -195,7 +234,7 @@ class Worker {
       args.key_scales = ref.page + ref.layout->key_scale_offset;
       const Source source = geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32;
       if (geometry_.direct) {
-        args.prefetch = ValuesOf(ref);
+        args.prefetch = lookahead.WithKeys(p);
         Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
         // Whoever observes writes to them next.
         if (task_.observed != nullptr) {
@@ -265,7 +304,7 @@ class Worker {
     }
   }
 
-  void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next) {
+  void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next, const Lookahead& lookahead) {
     for (int r = 0; r < tile_->num_rows(); ++r) {
       if (space_.alpha[r] == 1.0f) continue;
       kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride,
@@ -288,10 +327,9 @@ class Worker {
       const bool grouped = IsGrouped(ref.layout->format.value);
       args.value_stride = grouped ? ref.layout->value_row_bytes() : args.value_dim;
       args.value_scales = ref.page + ref.layout->value_scale_offset;
-      args.prefetch = {};
+      args.prefetch = lookahead.WithValues(p);
       if (p < next.num_pages) {
         const PageRef& after = next.refs[p];
-        args.prefetch = KeysOf(after);
         Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
       AccumulateBlocks(SourceOf(ref.layout->format.value), weights_ + p * kPageEntries, args);
@@ -314,6 +352,7 @@ class Worker {
   const Workspace& space_;
   const Tile* tile_ = nullptr;
   Accumulator acc_;
+  bool fetched_ = false;  // the step at hand, while the one before it was computed
   float* scores_ = nullptr;   // of the step at hand: [rows, kStepEntries], weights after the softmax
   float* weights_ = nullptr;  // what values are multiplied with
 };

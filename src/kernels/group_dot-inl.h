@@ -246,8 +246,8 @@ struct DotArgs {
   const uint8_t* codes;
   size_t stride;  // bytes from group to group
   int quads;
-  const char* prefetch;
-  int prefetch_lines;  // per quad
+  const char** prefetch;
+  size_t prefetch_step;  // bytes per quad and pass
 };
 
 HWY_INLINE VI BroadcastWord(const int8_t* at) {
@@ -272,8 +272,7 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const F
       PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d_part);
     }
     PITH_UNROLL_TWICE for (int q = 0; q < count; ++q) {
-      for (int line = 0; line < args.prefetch_lines; ++line) PrefetchFar(args.prefetch + line * 64);
-      args.prefetch += args.prefetch_lines * 64;
+      PrefetchNext(args.prefetch, args.prefetch_step);
       VU8 codes[NV];
       PITH_UNROLL for (int i = 0; i < NV; ++i) {
         codes[i] = QuadCodes<Codes, kContiguous>(args.codes, stride, pass + i * kApart);
@@ -303,12 +302,12 @@ HWY_INLINE void Dot(DotArgs args, const Folded<R>& folded, const Finish& finish)
   constexpr int kVectors = std::min(kPageVectors, DotVectors(R));
   for (int pass = 0; pass < kPageVectors / kVectors; ++pass) {
     DotPass<Codes, kContiguous, R, kVectors>(args, folded, pass, finish);
-    args.prefetch_lines = 0;
   }
 }
 
-inline int LinesPerQuad(const Prefetch& prefetch, size_t quads) {
-  return static_cast<int>((prefetch.bytes / 64 + quads - 1) / quads);
+template <int R>
+constexpr size_t DotPasses() {
+  return static_cast<size_t>(kPageVectors / std::min(kPageVectors, DotVectors(R)));
 }
 
 template <class Codes, int R>
@@ -316,7 +315,7 @@ void ScoreGroupsDot(const ScoreArgs& args) {
   const DF df;
   const auto* codes = static_cast<const uint8_t*>(args.keys);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.key_scales);
-  const int lines = LinesPerQuad(args.prefetch, (args.key_dim + kQuad - 1) / kQuad);
+  const size_t step = args.prefetch.bytes / (DotPasses<R>() * ((args.key_dim + kQuad - 1) / kQuad));
   const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   FoldScales scales;
   Folded<R> folded;
@@ -328,15 +327,14 @@ void ScoreGroupsDot(const ScoreArgs& args) {
                      &folded.step[r], &folded.bias[r]);
     }
     const int quads = static_cast<int>((count + kQuad - 1) / kQuad);
-    Dot<Codes, true, R>({codes, 0, quads, prefetch, lines}, folded, [&](int r, int v, VI sums) HWY_ATTR {
+    Dot<Codes, true, R>({codes, 0, quads, &prefetch, step}, folded, [&](int r, int v, VI sums) HWY_ATTR {
       float* to = args.scores + r * kStepEntries + v * kLanes;
-      const VF step = hn::Set(df, folded.step[r] * args.query_scale);
+      const VF unit = hn::Set(df, folded.step[r] * args.query_scale);
       const VF bias = hn::Set(df, folded.bias[r] * args.query_scale);
       const VF before = begin == 0 ? bias : hn::Add(bias, hn::LoadU(df, to));
-      hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), step, before), df, to);
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), unit, before), df, to);
     });
     codes += count * Codes::kGroupBytes;
-    prefetch += quads * lines * 64;
   }
 }
 
@@ -347,7 +345,7 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
   const size_t num_groups = (args.value_dim + kGroupElements - 1) / kGroupElements;
   const auto* codes = static_cast<const uint8_t*>(args.values);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.value_scales);
-  const int lines = LinesPerQuad(args.prefetch, kQuads * num_groups);
+  const size_t step = args.prefetch.bytes / (DotPasses<R>() * kQuads * num_groups);
   const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   FoldScales scales;
   Folded<R> folded;
@@ -359,13 +357,12 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
                      folded.planes + static_cast<size_t>(r) * kPlaneBytes, &folded.step[r], &folded.bias[r]);
     }
     float* acc = args.acc + group * kGroupElements;
-    Dot<Codes, false, R>({codes, args.value_stride, kQuads, prefetch, lines}, folded, [&](int r, int v, VI sums) HWY_ATTR {
+    Dot<Codes, false, R>({codes, args.value_stride, kQuads, &prefetch, step}, folded, [&](int r, int v, VI sums) HWY_ATTR {
       float* to = acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes;
       const VF before = hn::Add(hn::LoadU(df, to), hn::Set(df, folded.bias[r]));
       hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), hn::Set(df, folded.step[r]), before), df, to);
     });
     codes += Codes::kGroupBytes;
-    prefetch += kQuads * lines * 64;
   }
 }
 

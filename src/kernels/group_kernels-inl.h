@@ -134,21 +134,19 @@ struct KeyScales {
 };
 
 template <class Codes, int R, int NV>
-HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, size_t prefetch_step) {
+HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, const char** prefetch, size_t prefetch_step) {
   const DF df;
   VF sums[R][NV];
   PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int v = 0; v < NV; ++v) sums[r][v] = hn::Zero(df); }
   const auto* group = static_cast<const uint8_t*>(args.keys);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.key_scales);
   const float* HWY_RESTRICT queries = args.queries;
-  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   HWY_ALIGN KeyScales decoded;
   for (size_t begin = 0; begin < args.key_dim; begin += kScaleChunk) {
     const size_t count = std::min(kScaleChunk, args.key_dim - begin);
     DecodeScales<Codes>(scale_bytes + begin, scale_bytes + args.key_dim + begin, count, decoded.scales, decoded.zeros);
     for (size_t d = 0; d < count; ++d) {
-      PrefetchFar(prefetch);
-      prefetch += prefetch_step;
+      PrefetchNext(prefetch, prefetch_step);
       const VF scale = hn::Set(df, decoded.scales[d]);
       const VF zero = hn::Set(df, decoded.zeros[d]);
       VF k[NV];
@@ -178,13 +176,9 @@ HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, size_
 template <class Codes, int R>
 void ScoreGroups(const ScoreArgs& args) {
   constexpr int kVectors = std::min(kPageVectors, kRegisters == 32 || R >= 3 ? 2 : 4);
-  size_t step = args.prefetch.bytes / args.key_dim;
-  ScoreArgs here = args;
-  for (int v = 0; v < kPageVectors; v += kVectors) {
-    if (step == 0) here.prefetch.at = static_cast<const std::byte*>(args.keys);
-    ScoreGroupColumns<Codes, R, kVectors>(here, v, step);
-    step = 0;
-  }
+  const size_t step = args.prefetch.bytes / (args.key_dim * (kPageVectors / kVectors));
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  for (int v = 0; v < kPageVectors; v += kVectors) ScoreGroupColumns<Codes, R, kVectors>(args, v, &prefetch, step);
 }
 
 // Weights with the scales of one group of channels, and what its zeros add to every channel of a row.
@@ -215,7 +209,7 @@ HWY_INLINE void WeighGroup(const AccumulateArgs& args, const uint8_t* scale_byte
 // NV vectors of one group of channels.
 template <class Codes, int R, int NV>
 HWY_INLINE void AccumulateGroupColumns(const AccumulateArgs& args, const GroupWeights<R>& weighed, size_t group,
-                                       int first_vector, int prefetch_lines) {
+                                       int first_vector, const char** prefetch, size_t prefetch_step) {
   const DF df;
   float* HWY_RESTRICT acc = args.acc + group * kGroupElements + first_vector * kLanes;
   VF sums[R][NV];
@@ -226,11 +220,9 @@ HWY_INLINE void AccumulateGroupColumns(const AccumulateArgs& args, const GroupWe
     }
   }
   const auto* codes = static_cast<const uint8_t*>(args.values) + group * Codes::kGroupBytes;
-  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   const VF table = CodeTable<Codes>(hn::Set(df, 1.0f), hn::Zero(df));
   for (int j = 0; j < args.count; ++j) {
-    for (int line = 0; line < prefetch_lines; ++line) PrefetchFar(prefetch + line * 64);
-    prefetch += prefetch_lines * 64;
+    PrefetchNext(prefetch, prefetch_step);
     VF code[NV];
     PITH_UNROLL for (int v = 0; v < NV; ++v) {
       code[v] = kHasTable ? LookUp<Codes>(table, codes, first_vector + v) : CodeAsFloat<Codes>(codes, first_vector + v);
@@ -251,16 +243,17 @@ HWY_INLINE void AccumulateGroupColumns(const AccumulateArgs& args, const GroupWe
 template <class Codes, int R>
 void AccumulateGroups(const AccumulateArgs& args) {
   constexpr int kVectors = std::min(kGroupVectors, kRegisters == 32 || R <= 2 ? 4 : 2);
-  int lines = args.count == 0 ? 0 : static_cast<int>(args.prefetch.bytes / 64 / static_cast<size_t>(args.count));
   const size_t num_groups = (args.value_dim + kGroupElements - 1) / kGroupElements;
+  const size_t rounds = num_groups * (kGroupVectors / kVectors) * static_cast<size_t>(args.count);
+  const size_t step = rounds == 0 ? 0 : args.prefetch.bytes / rounds;
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.value_scales);
   HWY_ALIGN GroupWeights<R> weighed;
   for (size_t group = 0; group < num_groups; ++group) {
     const uint8_t* here = scale_bytes + group * kPageEntries;
     WeighGroup<Codes, R>(args, here, here + num_groups * kPageEntries, &weighed);
     for (int v = 0; v < kGroupVectors; v += kVectors) {
-      AccumulateGroupColumns<Codes, R, kVectors>(args, weighed, group, v, lines);
-      lines = 0;
+      AccumulateGroupColumns<Codes, R, kVectors>(args, weighed, group, v, &prefetch, step);
     }
   }
 }

@@ -78,9 +78,13 @@ struct LoadF32 {
   static HWY_INLINE VF Load(const T* from) { return hn::LoadU(DF(), from); }
 };
 
-// Into the L2 cache: the first level's few miss buffers would bound a stream at
-// half the memory's rate.
-HWY_INLINE void PrefetchFar(const char* at) { __builtin_prefetch(at, 0, 2); }
+// Fetches the next `bytes` and steps beyond them. Processors drop a prefetch that finds no free miss buffer, so
+// kernels ask for a line or two at a time, spread over all that they compute. Into the L2 cache, where the
+// first level's few miss buffers are not all there is.
+HWY_INLINE void PrefetchNext(const char** at, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(*at + line, 0, 2);
+  *at += bytes;
+}
 
 // 2^x with relative error below 2e-7 for x <= 0; 0 below -126, so also for -inf.
 HWY_INLINE VF Exp2(VF x) {
@@ -133,7 +137,7 @@ constexpr int ScoreParts(int rows) {
 }
 
 template <class Load, int R, int NV, int DU>
-HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_step) {
+HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, const char** prefetch, size_t prefetch_step) {
   const DF df;
   using T = typename Load::T;
   VF sums[DU][R][NV];
@@ -142,7 +146,6 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_
   }
   const T* HWY_RESTRICT keys = static_cast<const T*>(args.keys) + column;
   const float* HWY_RESTRICT queries = args.queries;
-  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   const auto channel = [&](VF(&s)[R][NV]) HWY_ATTR {
     // Whichever side is smaller waits in registers.
     if (NV <= R) {
@@ -166,10 +169,7 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_
   size_t d = 0;
   for (; d + DU <= args.key_dim; d += DU) {
     PITH_UNROLL for (int u = 0; u < DU; ++u) {
-      if (Load::kSource != Source::kF32) {
-        PrefetchFar(prefetch);
-        prefetch += prefetch_step;
-      }
+      if (Load::kSource != Source::kF32) PrefetchNext(prefetch, prefetch_step);
       channel(sums[u]);
     }
   }
@@ -189,13 +189,10 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, size_t prefetch_
 template <class Load, int R>
 void ScorePage(const ScoreArgs& args) {
   constexpr int kVectors = ScoreVectors(R);
-  // Spread over the channels of the first pass; the page itself when there is nothing to fetch.
-  size_t step = args.prefetch.bytes / args.key_dim;
-  ScoreArgs here = args;
+  const size_t step = args.prefetch.bytes / (args.key_dim * (kPageVectors / kVectors));
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   for (int v = 0; v < kPageVectors; v += kVectors) {
-    if (step == 0) here.prefetch.at = static_cast<const std::byte*>(args.keys);
-    ScoreColumns<Load, R, kVectors, ScoreParts(R)>(here, v * kLanes, step);
-    step = 0;
+    ScoreColumns<Load, R, kVectors, ScoreParts(R)>(args, v * kLanes, &prefetch, step);
   }
 }
 
@@ -206,7 +203,7 @@ constexpr int AccumulateVectors(int rows) {
 }
 
 template <class Load, int R, int CV>
-HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, int prefetch_lines) {
+HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, const char** prefetch, size_t prefetch_step) {
   const DF df;
   using T = typename Load::T;
   VF sums[R][CV];
@@ -219,12 +216,8 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, int
   }
   const T* HWY_RESTRICT values = static_cast<const T*>(args.values) + column;
   const float* HWY_RESTRICT weights = args.weights;
-  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   for (int j = 0; j < args.count; ++j) {
-    if (Load::kSource != Source::kF32) {
-      for (int line = 0; line < prefetch_lines; ++line) PrefetchFar(prefetch + line * 64);
-      prefetch += prefetch_lines * 64;
-    }
+    if (Load::kSource != Source::kF32) PrefetchNext(prefetch, prefetch_step);
     if (CV <= R) {
       VF v[CV];
       PITH_UNROLL for (int c = 0; c < CV; ++c) v[c] = Load::Load(values + c * kLanes);
@@ -251,32 +244,29 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, int
 
 template <class Load, int R>
 void AccumulatePage(const AccumulateArgs& args) {
-  int lines = args.count == 0 ? 0 : static_cast<int>(args.prefetch.bytes / 64 / static_cast<size_t>(args.count));
   // The widest columns first, then what is left in halves.
   size_t column = 0;
   constexpr int kWidest = AccumulateVectors(R);
   constexpr size_t kWidth = size_t{kWidest} * kLanes;
   const size_t width = (args.value_dim + kLanes - 1) / kLanes * kLanes;
-  for (; column + kWidth <= width; column += kWidth) {
-    AccumulateColumns<Load, R, kWidest>(args, column, lines);
-    lines = 0;
-  }
+  const size_t passes = width / kWidth + static_cast<size_t>(hwy::PopCount(width % kWidth / kLanes));
+  const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
+  const size_t step = args.count == 0 ? 0 : args.prefetch.bytes / (passes * static_cast<size_t>(args.count));
+  for (; column + kWidth <= width; column += kWidth) AccumulateColumns<Load, R, kWidest>(args, column, &prefetch, step);
   const auto rest = (width - column) / kLanes;
   if constexpr (kWidest > 4) {
     if ((rest & 4) != 0) {
-      AccumulateColumns<Load, R, 4>(args, column, lines);
+      AccumulateColumns<Load, R, 4>(args, column, &prefetch, step);
       column += 4 * kLanes;
-      lines = 0;
     }
   }
   if constexpr (kWidest > 2) {
     if ((rest & 2) != 0) {
-      AccumulateColumns<Load, R, 2>(args, column, lines);
+      AccumulateColumns<Load, R, 2>(args, column, &prefetch, step);
       column += 2 * kLanes;
-      lines = 0;
     }
   }
-  if ((rest & 1) != 0) AccumulateColumns<Load, R, 1>(args, column, lines);
+  if ((rest & 1) != 0) AccumulateColumns<Load, R, 1>(args, column, &prefetch, step);
 }
 
 }  // namespace

@@ -1,0 +1,25 @@
+// Memory that is streamed through: walks of the page tables cost more than a page of keys takes to score.
+#ifndef PITH_BASE_HUGE_PAGES_H_
+#define PITH_BASE_HUGE_PAGES_H_
+
+#include <cstddef>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace pith {
+
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+// A wish: what lies in whole huge pages is backed by them where the system has some to give.
+inline void PreferHugePages(void* at, size_t bytes) {
+#if defined(__linux__)
+  madvise(at, bytes, MADV_HUGEPAGE);
+#else
+  (void)at, (void)bytes;
+#endif
+}
+
+}  // namespace pith
+
+#endif  // PITH_BASE_HUGE_PAGES_H_
