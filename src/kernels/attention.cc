@@ -175,8 +175,7 @@ class Worker {
 
  private:
   // Rows are cut into blocks of nearly equal size.
-  int num_blocks() const { return (tile_->num_rows() + kernels_.block_rows - 1) / kernels_.block_rows; }
-  int BlockBegin(int block) const { return tile_->num_rows() * block / num_blocks(); }
+  int BlockBegin(int block) const { return space_.block_begins[block]; }
 
   // The step that this thread goes on with in the next head, for few rows.
   StepWalker::Step BeginningAfter(const Tile& tile, Share share) const {
@@ -190,7 +189,9 @@ class Worker {
     const int rows = tile_->num_rows();
     const auto dim = static_cast<size_t>(task_.key_dim);
     const float scale = QueryScale(task_);
-    for (int block = 0; block < num_blocks(); ++block) {
+    num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
+    for (int block = 0; block <= num_blocks_; ++block) space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
+    for (int block = 0; block < num_blocks_; ++block) {
       const int begin = BlockBegin(block);
       const int block_rows = BlockBegin(block + 1) - begin;
       float* packed = space_.queries + static_cast<size_t>(begin) * dim;
@@ -242,7 +243,7 @@ class Worker {
         }
         Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
       }
-      for (int block = 0; block < num_blocks(); ++block) {
+      for (int block = 0; block < num_blocks_; ++block) {
         const int begin = BlockBegin(block);
         args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
         args.query_rows = space_.query_rows + begin;
@@ -337,7 +338,7 @@ class Worker {
   }
 
   void AccumulateBlocks(Source source, const float* weights, AccumulateArgs args) {
-    for (int block = 0; block < num_blocks(); ++block) {
+    for (int block = 0; block < num_blocks_; ++block) {
       const int begin = BlockBegin(block);
       args.weights = weights + begin * kStepEntries;
       args.acc = acc_.values + static_cast<size_t>(begin) * geometry_.acc_stride;
@@ -351,6 +352,7 @@ class Worker {
   const PageKernels& kernels_;
   const Workspace& space_;
   const Tile* tile_ = nullptr;
+  int num_blocks_ = 0;
   Accumulator acc_;
   bool fetched_ = false;  // the step at hand, while the one before it was computed
   float* scores_ = nullptr;   // of the step at hand: [rows, kStepEntries], weights after the softmax

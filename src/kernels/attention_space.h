@@ -65,6 +65,7 @@ struct Workspace {
   int32_t* item_pages;  // [items] pages that some row of the item sees
   float* queries;       // blocks of [D, R]
   const float** query_rows;  // [rows] of [D], before scaling
+  int* block_begins;    // [blocks + 1] rows
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
   RowRule* rules;       // [rows]
@@ -84,6 +85,7 @@ struct Workspace {
     Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
     Take(base, &at, rows * dim, &queries);
     Take(base, &at, rows, &query_rows);
+    Take(base, &at, rows + 1, &block_begins);
     Take(base, &at, rows * kStepEntries, &scores);
     Take(base, &at, rows, &alpha);
     Take(base, &at, rows, &rules);

@@ -23,6 +23,7 @@
 #include <hwy/highway.h>
 
 #include <cstring>
+#include <utility>
 
 #include "kernels/group_kernels-inl.h"
 #include "kernels/page_kernels-inl.h"
@@ -50,6 +51,9 @@ using VI16 = hn::Vec<DI16>;
 // Inner elements that are rounded together.
 inline constexpr size_t kFold = 128;
 inline constexpr size_t kPlaneBytes = 2 * kFold;  // a quad has 4 low bytes, then 4 high ones
+// Those that are rounded in one go, as vectors.
+inline constexpr size_t kFoldStep = 16;
+inline constexpr int kFoldVectors = static_cast<int>(kFoldStep) / kLanes;
 inline constexpr int kQuad = 4;
 inline constexpr float kLargest = 32512.0f;
 
@@ -72,14 +76,15 @@ alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 
 HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm256_maddubs_epi16(codes.raw, words.raw)}; }
 HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm256_madd_epi16(pairs.raw, factor.raw)}; }
 
-HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
-  const __m256i packed = _mm256_permute4x64_epi64(bytes.raw, 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+// The first eight bytes of each 128 bits, which hold them twice.
+HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
+  const __m256i both = _mm256_blend_epi32(bytes[0].raw, bytes[1].raw, 0xcc);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(both, 0xd8));
 }
 
 // Lane vector v of the codes of four groups, `stride` bytes apart: byte k of lane i is of group k, element i.
-template <class Codes, bool kContiguous>
-HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
+template <class Codes, bool kContiguous, int v>
+HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride) {
   constexpr bool kHalves = Codes::kGroupBytes == 16;
   const uint8_t* from = at + (kHalves ? v % 2 * 8 : 0);
   __m256i x, order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRowsOfEight));
@@ -105,15 +110,15 @@ alignas(64) inline constexpr int64_t kEvenWords[8] = {0, 2, 4, 6, 0, 2, 4, 6};
 
 HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm512_maddubs_epi16(codes.raw, words.raw)}; }
 HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm512_madd_epi16(pairs.raw, factor.raw)}; }
-HWY_INLINE void StoreEvenWords(VU8 bytes, int8_t* to) {
-  const __m512i packed = _mm512_permutexvar_epi64(_mm512_load_si512(kEvenWords), bytes.raw);
+HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
+  const __m512i packed = _mm512_permutexvar_epi64(_mm512_load_si512(kEvenWords), bytes[0].raw);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(packed));
 }
 
 HWY_INLINE __m128i SixteenBytes(const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); }
 
-template <class Codes, bool kContiguous>
-HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
+template <class Codes, bool kContiguous, int v>
+HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride) {
   const __m512i transpose = hn::LoadDup128(DU8(), kTranspose).raw;
   __m512i x;
   if constexpr (Codes::kGroupBytes == 16) {
@@ -147,6 +152,7 @@ HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride, int v) {
 
 #if HWY_TARGET == HWY_AVX3_DL
 using VPart = VI;
+template <class Codes>
 inline constexpr int kQuadsPerFlush = kFold / kQuad;
 HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
   // Highway 1.0.3 detects VNNI for this target but does not name it to the compiler, which refuses the intrinsic.
@@ -156,10 +162,18 @@ HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
 HWY_INLINE VI Combine(VPart low, VPart high) { return hn::Add(low, hn::ShiftLeft<8>(high)); }
 #else
 using VPart = VI16;
-// A pair of products is at most 2 * 15 * 128: sums of so many fit 16 bits.
-inline constexpr int kQuadsPerFlush = 8;
+// Pairs of products whose sums fit 16 bits.
+template <class Codes>
+inline constexpr int kQuadsPerFlush = 32768 / (2 * Codes::kMask * 128);
 HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
+#if HWY_TARGET == HWY_AVX2
+  // In this order: the compiler multiplies everything first and spills the sums of 16 registers.
+  const VI16 pairs = MultiplyPairs(codes, words);
+  asm volatile("vpaddw %1, %0, %0" : "+x"(sum.raw) : "x"(pairs.raw));
+  return sum;
+#else
   return hn::Add(sum, MultiplyPairs(codes, words));
+#endif
 }
 HWY_INLINE VI Combine(VPart low, VPart high) {
   const DI16 d16;
@@ -179,7 +193,7 @@ HWY_INLINE void DecodeFold(const uint8_t* scale_bytes, const uint8_t* zero_bytes
   const hn::Rebind<int8_t, DI> di8;
   const VI lowest = hn::Set(DI(), (127 - 18) << 23);
   const VF unit = hn::Set(DF(), Codes::kZeroUnit), mean = hn::Set(DF(), Codes::kMask * 0.5f);
-  for (size_t i = 0; i < count; i += static_cast<size_t>(kLanes)) {
+  for (size_t i = 0; i < hwy::RoundUpTo(count, kFoldStep); i += static_cast<size_t>(kLanes)) {
     const VI bits = hn::BitCast(DI(), hn::ShiftLeft<20>(hn::PromoteTo(DU(), hn::LoadU(du8, scale_bytes + i))));
     hn::Store(hn::BitCast(DF(), hn::Add(bits, lowest)), DF(), to->scales + i);
     const VI zero = hn::PromoteTo(DI(), hn::LoadU(di8, reinterpret_cast<const int8_t*>(zero_bytes) + i));
@@ -197,43 +211,59 @@ struct Folded {
 HWY_INLINE VF LoadFactors(const float* from, size_t at, size_t count) {
   constexpr auto kWhole = static_cast<size_t>(kLanes);
   if (at + kWhole <= count) return hn::LoadU(DF(), from + at);
+  if (at >= count) return hn::Zero(DF());
   HWY_ALIGN float tail[kLanes] = {};
   std::memcpy(tail, from + at, (count - at) * sizeof(float));
   return hn::Load(DF(), tail);
 }
 
-// Rounds factors[0..count) times their scales to two bytes each; those that fill the last vector become 0.
-template <class Codes>
-HWY_INLINE void FoldRow(const float* factors, size_t count, const FoldScales& by, int8_t* plane, float* step,
-                        float* bias) {
+// Rounds each row's factors times their scales to two bytes each; those that fill the last step become 0.
+template <class Codes, int R>
+HWY_INLINE void Fold(const float* const (&factors)[R], size_t count, const FoldScales& by, Folded<R>* to) {
   const DF df;
   const DI di;
-  const VF magic = hn::Set(df, 0x1.8p23f);  // brings integers to the lowest bits
   constexpr auto kWhole = static_cast<size_t>(kLanes);
-  HWY_ALIGN float terms[kFold];
-  VF max = hn::Zero(df), sum = hn::Zero(df);
-  for (size_t i = 0; i < count; i += kWhole) {
-    const VF x = hn::Mul(LoadFactors(factors, i, count), hn::Load(df, by.scales + i));
-    hn::Store(x, df, terms + i);
-    max = hn::Max(max, hn::Abs(x));
-    sum = hn::MulAdd(x, hn::Load(df, by.offsets + i), sum);
+  const size_t end = hwy::RoundUpTo(count, kFoldStep);
+  HWY_ALIGN float terms[R][kFold];
+  VF max[R], sum[R];
+  PITH_UNROLL for (int r = 0; r < R; ++r) max[r] = sum[r] = hn::Zero(df);
+  for (size_t i = 0; i < end; i += kWhole) {
+    const VF scale = hn::Load(df, by.scales + i), offset = hn::Load(df, by.offsets + i);
+    PITH_UNROLL for (int r = 0; r < R; ++r) {
+      const VF x = hn::Mul(LoadFactors(factors[r], i, count), scale);
+      hn::Store(x, df, terms[r] + i);
+      max[r] = hn::Max(max[r], hn::Abs(x));
+      sum[r] = hn::MulAdd(x, offset, sum[r]);
+    }
   }
-  const float most = hn::GetLane(hn::MaxOfLanes(df, max));
-  const bool zero = !(most > 1e-30f);
-  const VF inverse = hn::Set(df, zero ? 0.0f : kLargest / most);
-  *step = zero ? 0.0f : most / kLargest;
+  VF inverse[R];
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    const float most = hn::GetLane(hn::MaxOfLanes(df, max[r]));
+    const bool zero = !(most > 1e-30f);
+    inverse[r] = hn::Set(df, zero ? 0.0f : kLargest / most);
+    to->step[r] = zero ? 0.0f : most / kLargest;
+  }
+  // Brings integers to the lowest bits. With 128 added the second byte is that of the nearest multiple of 256, and
+  // the first is off by 128.
+  const VF magic = hn::Set(df, 0x1.8p23f + 128.0f);
+  const VI origin = hn::BitCast(di, magic);
   const VU8 pick = hn::LoadDup128(DU8(), kLowHigh);
   const VU8 sign = hn::BitCast(DU8(), hn::Set(hn::Repartition<uint64_t, DI>(), 0x80808080ULL));
-  VI integers = hn::Zero(di);
-  for (size_t i = 0; i < count; i += kWhole) {
-    const VI bits = hn::BitCast(di, hn::MulAdd(hn::Load(df, terms + i), inverse, magic));
-    integers = hn::Add(integers, hn::Sub(bits, hn::BitCast(di, magic)));
-    // With 128 added the second byte is that of the nearest multiple of 256, and the first is off by 128.
-    const VU8 bytes = hn::BitCast(DU8(), hn::Add(bits, hn::Set(di, 128)));
-    StoreEvenWords(hn::Xor(hn::TableLookupBytes(bytes, pick), sign), plane + 2 * i);
+  PITH_UNROLL for (int r = 0; r < R; ++r) {
+    VI integers = hn::Zero(di);
+    for (size_t i = 0; i < end; i += kFoldStep) {
+      VU8 bytes[kFoldVectors];
+      PITH_UNROLL for (int v = 0; v < kFoldVectors; ++v) {
+        const VF term = hn::Load(df, terms[r] + i + static_cast<size_t>(v) * kWhole);
+        const VI bits = hn::BitCast(di, hn::MulAdd(term, inverse[r], magic));
+        integers = hn::Add(integers, hn::Sub(bits, origin));
+        bytes[v] = hn::Xor(hn::TableLookupBytes(hn::BitCast(DU8(), bits), pick), sign);
+      }
+      StoreHalves(bytes, to->planes + static_cast<size_t>(r) * kPlaneBytes + 2 * i);
+    }
+    const VF mean = hn::Set(df, to->step[r] * (Codes::kMask * 0.5f));
+    to->bias[r] = hn::GetLane(hn::SumOfLanes(df, hn::NegMulAdd(mean, hn::ConvertTo(df, integers), sum[r])));
   }
-  const VF mean = hn::Set(df, *step * (Codes::kMask * 0.5f));
-  *bias = hn::GetLane(hn::SumOfLanes(df, hn::NegMulAdd(mean, hn::ConvertTo(df, integers), sum)));
 }
 
 // Lane vectors that are summed together: bounded by two sums of 16 bits each per row.
@@ -257,26 +287,24 @@ HWY_INLINE VI BroadcastWord(const int8_t* at) {
 }
 
 // finish(r, v, sums) for the lane vectors of one pass.
-template <class Codes, bool kContiguous, int R, int NV, class Finish>
-HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const Finish& finish) {
+template <class Codes, bool kContiguous, int R, int kPass, int... I, class Finish>
+HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequence<int, I...>, const Finish& finish) {
+  constexpr int NV = sizeof...(I);
   constexpr int kApart = kPageVectors / NV;  // vectors of the same bytes fall into one pass
   const hn::DFromV<VPart> d_part;
   const size_t stride = kContiguous ? Codes::kGroupBytes : args.stride;
   VI sums[R][NV];
   PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Zero(DI()); }
   const int8_t* plane = folded.planes;
-  for (int begin = 0; begin < args.quads; begin += kQuadsPerFlush) {
-    const int count = std::min(kQuadsPerFlush, args.quads - begin);
+  for (int begin = 0; begin < args.quads; begin += kQuadsPerFlush<Codes>) {
+    const int count = std::min(kQuadsPerFlush<Codes>, args.quads - begin);
     VPart low[R][NV], high[R][NV];
     PITH_UNROLL for (int r = 0; r < R; ++r) {
       PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d_part);
     }
-    PITH_UNROLL_TWICE for (int q = 0; q < count; ++q) {
+    for (int q = 0; q < count; ++q) {
       PrefetchNext(args.prefetch, args.prefetch_step);
-      VU8 codes[NV];
-      PITH_UNROLL for (int i = 0; i < NV; ++i) {
-        codes[i] = QuadCodes<Codes, kContiguous>(args.codes, stride, pass + i * kApart);
-      }
+      const VU8 codes[NV] = {QuadCodes<Codes, kContiguous, kPass + I * kApart>(args.codes, stride)...};
       PITH_UNROLL for (int r = 0; r < R; ++r) {
         const VI low_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes);
         const VI high_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes + 4);
@@ -293,16 +321,17 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, int pass, const F
     }
   }
   PITH_UNROLL for (int r = 0; r < R; ++r) {
-    PITH_UNROLL for (int i = 0; i < NV; ++i) finish(r, pass + i * kApart, sums[r][i]);
+    PITH_UNROLL for (int i = 0; i < NV; ++i) finish(r, kPass + i * kApart, sums[r][i]);
   }
 }
 
 template <class Codes, bool kContiguous, int R, class Finish>
 HWY_INLINE void Dot(DotArgs args, const Folded<R>& folded, const Finish& finish) {
   constexpr int kVectors = std::min(kPageVectors, DotVectors(R));
-  for (int pass = 0; pass < kPageVectors / kVectors; ++pass) {
-    DotPass<Codes, kContiguous, R, kVectors>(args, folded, pass, finish);
-  }
+  const auto passes = [&]<int... kPass>(std::integer_sequence<int, kPass...>) HWY_ATTR {
+    (DotPass<Codes, kContiguous, R, kPass>(args, folded, std::make_integer_sequence<int, kVectors>(), finish), ...);
+  };
+  passes(std::make_integer_sequence<int, kPageVectors / kVectors>());
 }
 
 template <int R>
@@ -322,10 +351,9 @@ void ScoreGroupsDot(const ScoreArgs& args) {
   for (size_t begin = 0; begin < args.key_dim; begin += kFold) {
     const size_t count = std::min(kFold, args.key_dim - begin);
     DecodeFold<Codes>(scale_bytes + begin, scale_bytes + args.key_dim + begin, count, &scales);
-    for (int r = 0; r < R; ++r) {
-      FoldRow<Codes>(args.query_rows[r] + begin, count, scales, folded.planes + static_cast<size_t>(r) * kPlaneBytes,
-                     &folded.step[r], &folded.bias[r]);
-    }
+    const float* factors[R];
+    for (int r = 0; r < R; ++r) factors[r] = args.query_rows[r] + begin;
+    Fold<Codes>(factors, count, scales, &folded);
     const int quads = static_cast<int>((count + kQuad - 1) / kQuad);
     Dot<Codes, true, R>({codes, 0, quads, &prefetch, step}, folded, [&](int r, int v, VI sums) HWY_ATTR {
       float* to = args.scores + r * kStepEntries + v * kLanes;
@@ -349,13 +377,12 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
   const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   FoldScales scales;
   Folded<R> folded;
+  const float* factors[R];
+  for (int r = 0; r < R; ++r) factors[r] = args.weights + r * kStepEntries;
   for (size_t group = 0; group < num_groups; ++group) {
     const uint8_t* here = scale_bytes + group * kPageEntries;
     DecodeFold<Codes>(here, here + num_groups * kPageEntries, kPageEntries, &scales);
-    for (int r = 0; r < R; ++r) {
-      FoldRow<Codes>(args.weights + r * kStepEntries, kPageEntries, scales,
-                     folded.planes + static_cast<size_t>(r) * kPlaneBytes, &folded.step[r], &folded.bias[r]);
-    }
+    Fold<Codes>(factors, kPageEntries, scales, &folded);
     float* acc = args.acc + group * kGroupElements;
     Dot<Codes, false, R>({codes, args.value_stride, kQuads, &prefetch, step}, folded, [&](int r, int v, VI sums) HWY_ATTR {
       float* to = acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes;
