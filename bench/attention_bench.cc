@@ -311,6 +311,8 @@ void RegisterAll(int threads) {
     for (const auto& [kv, group, dim] : {std::array{3, 3, 64}, {8, 4, 128}, {2, 8, 128}, {8, 1, 64}}) {
       BenchShape shape = {kv, group, dim, 1, 8192, threads, format};
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
+      shape.num_entries = 512;
+      benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
       shape.num_entries = 1024;
       benchmark::RegisterBenchmark(NameOf("decode_cached", shape).c_str(), Decode, shape, false)->UseRealTime();
       shape.num_queries = 512;

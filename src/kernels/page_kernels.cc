@@ -1,10 +1,6 @@
 // Softmax, conversions and the table of each target; micro-kernels are in
 // page_kernels-inl.h.
 
-// Accumulators are arrays of vectors, which the sizeless types of SVE and RVV
-// do not allow; SSSE3-only machines get the SSE-free fallback.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_SSSE3)
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/page_kernels.cc"
 #include "kernels/page_kernels.h"

@@ -4,9 +4,6 @@
 // which 16- and 8-bit formats share (int8 is widened). What does not fill a square is
 // done one element at a time. Groups are in group_codec.cc.
 
-// See page_kernels.cc.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_SSSE3)
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/row_codec.cc"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep

@@ -13,11 +13,7 @@
 namespace pith::kernels {
 
 inline std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target != HWY_SSSE3) targets.push_back(target);  // not compiled, see page_kernels.cc
-  }
-  return targets;
+  return hwy::SupportedAndGeneratedTargets();
 }
 
 // 0: the best one again.
