@@ -93,8 +93,10 @@ HWY_INLINE VF Exp2(VF x) {
   const VF low = hn::Set(df, -126.0f);
   const auto in_range = hn::Ge(x, low);
   const VF t = hn::Max(x, low);
-  const VF n = hn::Round(t);
-  const VF f = hn::Sub(t, n);
+  // The nearest integer, in the lowest bits.
+  const VF magic = hn::Set(df, 0x1.8p23f);
+  const VF n = hn::Add(t, magic);
+  const VF f = hn::Sub(t, hn::Sub(n, magic));
   // Remez fit of degree 5 on [-1/2, 1/2], relative error 7.5e-8.
   VF p = hn::Set(df, 1.3276472454890609e-3f);
   p = hn::MulAdd(p, f, hn::Set(df, 9.675540961325169e-3f));
@@ -102,7 +104,7 @@ HWY_INLINE VF Exp2(VF x) {
   p = hn::MulAdd(p, f, hn::Set(df, 2.4022120237350464e-1f));
   p = hn::MulAdd(p, f, hn::Set(df, 6.931469440460205e-1f));
   p = hn::MulAdd(p, f, hn::Set(df, 1.0000001192092896f));
-  const VI exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, n));
+  const VI exponent = hn::ShiftLeft<23>(hn::BitCast(di, n));
   const VF result = hn::BitCast(df, hn::Add(hn::BitCast(di, p), exponent));
   return hn::IfThenElseZero(in_range, result);
 }
