@@ -177,6 +177,14 @@ class Worker {
   // Rows are cut into blocks of nearly equal size.
   int BlockBegin(int block) const { return space_.block_begins[block]; }
 
+  // A block's part of what all blocks fetch together.
+  Prefetch PartOf(const Prefetch& all, int block) const {
+    if (num_blocks_ == 1) return all;
+    const auto blocks = static_cast<size_t>(num_blocks_), i = static_cast<size_t>(block);
+    const size_t begin = RoundUp(all.bytes * i / blocks, 64), end = RoundUp(all.bytes * (i + 1) / blocks, 64);
+    return {all.at + begin, end - begin};
+  }
+
   // The step that this thread goes on with in the next head, for few rows.
   StepWalker::Step BeginningAfter(const Tile& tile, Share share) const {
     const int next = tile.head + 1;
@@ -234,8 +242,9 @@ class Worker {
       args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
       args.key_scales = ref.page + ref.layout->key_scale_offset;
       const Source source = geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32;
+      Prefetch prefetch;
       if (geometry_.direct) {
-        args.prefetch = lookahead.WithKeys(p);
+        prefetch = lookahead.WithKeys(p);
         Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
         // Whoever observes writes to them next.
         if (task_.observed != nullptr) {
@@ -249,8 +258,8 @@ class Worker {
         args.query_rows = space_.query_rows + begin;
         args.query_scale = QueryScale(task_);
         args.scores = scores_ + begin * kStepEntries + p * kPageEntries;
+        args.prefetch = PartOf(prefetch, block);
         kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
-        args.prefetch = {};
       }
     }
   }
@@ -338,12 +347,13 @@ class Worker {
   }
 
   void AccumulateBlocks(Source source, const float* weights, AccumulateArgs args) {
+    const Prefetch prefetch = args.prefetch;
     for (int block = 0; block < num_blocks_; ++block) {
       const int begin = BlockBegin(block);
       args.weights = weights + begin * kStepEntries;
       args.acc = acc_.values + static_cast<size_t>(begin) * geometry_.acc_stride;
+      args.prefetch = PartOf(prefetch, block);
       kernels_.accumulate[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
-      args.prefetch = {};
     }
   }
 
