@@ -26,17 +26,6 @@
 namespace pith::kernels {
 namespace {
 
-struct FreeAligned {
-  void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{kHugePageBytes}); }
-};
-using Bytes = std::unique_ptr<std::byte, FreeAligned>;
-// As the cache's arena.
-Bytes Allocate(size_t bytes) {
-  Bytes memory(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kHugePageBytes})));
-  PreferHugePages(memory.get(), bytes);
-  return memory;
-}
-
 // Threads that run one function together, spinning between calls as a model's workers do.
 class Pool {
  public:
@@ -84,7 +73,7 @@ class Cache {
  public:
   Cache(PageFormat format, int num_heads, int dim, int num_entries)
       : layout_(PageLayout::Make(format, dim, dim, 0)), num_pages_((num_entries + kPageEntries - 1) / kPageEntries) {
-    memory_ = Allocate(layout_.page_bytes * static_cast<size_t>(num_heads * num_pages_));
+    memory_ = AllocateHuge(layout_.page_bytes * static_cast<size_t>(num_heads * num_pages_));
     std::vector<float> key(static_cast<size_t>(dim)), value(static_cast<size_t>(dim));
     uint32_t state = 1;
     std::byte* at = memory_.get();
@@ -96,7 +85,7 @@ class Cache {
           std::memcpy(at, pages[0], layout_.page_bytes);
         } else {
           const PageLayout plain = PageLayout::Make(KvFormat::kF16, dim, dim, 0);
-          const Bytes staging = Allocate(plain.page_bytes);
+          const HugeMemory staging = AllocateHuge(plain.page_bytes);
           const bool whole = format.whole_pages();
           for (int slot = 0; slot < kPageEntries; ++slot) {
             for (auto* row : {&key, &value}) {
@@ -123,7 +112,7 @@ class Cache {
  private:
   PageLayout layout_;
   int num_pages_;
-  Bytes memory_;
+  HugeMemory memory_;
   std::vector<std::vector<const std::byte*>> pages_;
   std::vector<Segment> segments_;
   std::vector<HeadEntries> heads_;
@@ -154,7 +143,7 @@ class Bench {
     task_.output = output_.data();
     task_.query_positions = positions_.data();
     task_.scale = 0.125f;
-    scratch_ = Allocate(AttentionScratchBytes(task_, shape.threads));
+    scratch_ = AllocateHuge(AttentionScratchBytes(task_, shape.threads));
   }
 
   void Attention() {
@@ -195,7 +184,7 @@ class Bench {
   std::vector<float> queries_, output_, probabilities_;
   std::vector<float*> rows_;
   std::vector<int32_t> positions_;
-  Bytes scratch_;
+  HugeMemory scratch_;
   size_t turn_ = 0;
 };
 
@@ -265,7 +254,7 @@ __attribute__((target("avx512f"))) float MultiplyAdd512() {
 
 void ReadCeiling(benchmark::State& state, int threads) {
   Pool pool(threads);
-  const Bytes memory = Allocate(kOutOfCacheBytes);
+  const HugeMemory memory = AllocateHuge(kOutOfCacheBytes);
   std::memset(memory.get(), 1, kOutOfCacheBytes);
   for (auto _ : state) {
     pool.Run([&](const Team& team) {

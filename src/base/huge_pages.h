@@ -3,6 +3,8 @@
 #define PITH_BASE_HUGE_PAGES_H_
 
 #include <cstddef>
+#include <memory>
+#include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -18,6 +20,17 @@ inline void PreferHugePages(void* at, size_t bytes) {
 #else
   (void)at, (void)bytes;
 #endif
+}
+
+struct FreeHuge {
+  void operator()(std::byte* at) const { ::operator delete(at, std::align_val_t{kHugePageBytes}); }
+};
+using HugeMemory = std::unique_ptr<std::byte, FreeHuge>;
+
+inline HugeMemory AllocateHuge(size_t bytes) {
+  HugeMemory memory(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kHugePageBytes})));
+  PreferHugePages(memory.get(), bytes);
+  return memory;
 }
 
 }  // namespace pith

@@ -60,10 +60,6 @@ double BestSeconds(int threads, int passes, const std::function<void(int)>& work
   return best;
 }
 
-struct FreeAligned {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kHugePageBytes}); }
-};
-
 }  // namespace
 
 MachineInfo DescribeMachine() {
@@ -94,16 +90,16 @@ Roofline MeasureRoofline(int threads) {
       std::max<size_t>(size_t{16} << 20, (size_t{512} << 20) / static_cast<size_t>(threads) / 1024 * 1024);
   constexpr int kRounds = 200'000, kPasses = 5;
   Roofline roofline;
-  std::vector<std::unique_ptr<float[], FreeAligned>> memory(static_cast<size_t>(threads));
-  for (auto& part : memory) {
-    part.reset(new (std::align_val_t{kHugePageBytes}) float[bytes / sizeof(float)]);
-    PreferHugePages(part.get(), bytes);  // as the cache
+  std::vector<HugeMemory> memory(static_cast<size_t>(threads));
+  for (HugeMemory& part : memory) {
+    part = AllocateHuge(bytes);  // as the cache
     std::memset(part.get(), 0, bytes);
   }
   std::atomic<float> sink = 0;
   const double all = static_cast<double>(threads);
   roofline.read_bytes_per_second = all * static_cast<double>(bytes) / BestSeconds(threads, kPasses, [&](int ith) {
-                                     sink = kernels::ReadMemory(memory[static_cast<size_t>(ith)].get(), bytes);
+                                     const std::byte* part = memory[static_cast<size_t>(ith)].get();
+                                     sink = kernels::ReadMemory(reinterpret_cast<const float*>(part), bytes);
                                    });
   std::atomic<double> flops = 0;
   const double f32 = BestSeconds(threads, kPasses, [&](int) { flops = kernels::MultiplyAddF32(kRounds); });

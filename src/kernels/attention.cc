@@ -115,6 +115,7 @@ class Lookahead {
     const Prefetch keys = KeysOf(next_.refs[p]), values = ValuesOf(next_.refs[p]);
     return {keys.at, static_cast<size_t>(values.at - keys.at) + values.bytes};
   }
+  const StepWalker::Step& next() const { return next_; }
   bool FetchesAll() const { return next_.num_pages <= here_.num_pages; }
 
  private:
@@ -155,18 +156,18 @@ class Worker {
     acc_.seen.num_steps = 0;
     Prepare();
     StepWalker walker(kernels_, task_.heads[tile.head], tile, filter(), geometry_.step_pages, share);
-    StepWalker::Step step = walker.Next();
+    StepWalker::Step step = walker.Next(), beginning;
     while (step.num_pages > 0) {
-      StepWalker::Step next = walker.Next();
-      StepWalker::Step ahead = next.num_pages > 0 ? next : BeginningAfter(tile, share);
-      const Lookahead lookahead(step, ahead, fetched_);
+      const StepWalker::Step next = walker.Next();
+      if (next.num_pages == 0) beginning = BeginningAfter(tile, share);
+      const Lookahead lookahead(step, next.num_pages > 0 ? next : beginning, fetched_);
       scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(acc_.seen.num_steps) : space_.scores;
       if (!geometry_.direct) Convert(step);
       Score(step, lookahead);
       walker.Classify(&step);
       Softmax(step);
       if (task_.observed != nullptr) Remember(step);
-      Accumulate(step, ahead, lookahead);
+      Accumulate(step, lookahead);
       fetched_ = lookahead.FetchesAll();
       step = next;
     }
@@ -179,7 +180,7 @@ class Worker {
 
   // A block's part of what all blocks fetch together.
   Prefetch PartOf(const Prefetch& all, int block) const {
-    if (num_blocks_ == 1) return all;
+    if (num_blocks_ == 1 || all.bytes == 0) return all;
     const auto blocks = static_cast<size_t>(num_blocks_), i = static_cast<size_t>(block);
     const size_t begin = RoundUp(all.bytes * i / blocks, 64), end = RoundUp(all.bytes * (i + 1) / blocks, 64);
     return {all.at + begin, end - begin};
@@ -314,7 +315,7 @@ class Worker {
     }
   }
 
-  void Accumulate(const StepWalker::Step& step, const StepWalker::Step& next, const Lookahead& lookahead) {
+  void Accumulate(const StepWalker::Step& step, const Lookahead& lookahead) {
     for (int r = 0; r < tile_->num_rows(); ++r) {
       if (space_.alpha[r] == 1.0f) continue;
       kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride,
@@ -338,8 +339,8 @@ class Worker {
       args.value_stride = grouped ? ref.layout->value_row_bytes() : args.value_dim;
       args.value_scales = ref.page + ref.layout->value_scale_offset;
       args.prefetch = lookahead.WithValues(p);
-      if (p < next.num_pages) {
-        const PageRef& after = next.refs[p];
+      if (p < lookahead.next().num_pages) {
+        const PageRef& after = lookahead.next().refs[p];
         Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
       AccumulateBlocks(SourceOf(ref.layout->format.value), weights_ + p * kPageEntries, args);

@@ -268,9 +268,11 @@ HWY_INLINE void Fold(const float* const (&factors)[R], size_t count, const FoldS
 
 // Lane vectors that are summed together: bounded by two sums of 16 bits each per row.
 constexpr int DotVectors(int rows) {
-  if (kRegisters == 32) return rows <= 6 ? 2 : 1;
-  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  if (kRegisters == 32) return std::min(kPageVectors, rows <= 6 ? 2 : 1);
+  return std::min(kPageVectors, rows == 1 ? 4 : rows <= 3 ? 2 : 1);
 }
+
+constexpr int DotPasses(int rows) { return kPageVectors / DotVectors(rows); }
 
 struct DotArgs {
   const uint8_t* codes;
@@ -302,7 +304,7 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
     PITH_UNROLL for (int r = 0; r < R; ++r) {
       PITH_UNROLL for (int i = 0; i < NV; ++i) low[r][i] = high[r][i] = hn::Zero(d_part);
     }
-    for (int q = 0; q < count; ++q) {
+    PITH_UNROLL_TWICE for (int q = 0; q < count; ++q) {
       PrefetchNext(args.prefetch, args.prefetch_step);
       const VU8 codes[NV] = {QuadCodes<Codes, kContiguous, kPass + I * kApart>(args.codes, stride)...};
       PITH_UNROLL for (int r = 0; r < R; ++r) {
@@ -327,16 +329,10 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
 
 template <class Codes, bool kContiguous, int R, class Finish>
 HWY_INLINE void Dot(DotArgs args, const Folded<R>& folded, const Finish& finish) {
-  constexpr int kVectors = std::min(kPageVectors, DotVectors(R));
   const auto passes = [&]<int... kPass>(std::integer_sequence<int, kPass...>) HWY_ATTR {
-    (DotPass<Codes, kContiguous, R, kPass>(args, folded, std::make_integer_sequence<int, kVectors>(), finish), ...);
+    (DotPass<Codes, kContiguous, R, kPass>(args, folded, std::make_integer_sequence<int, DotVectors(R)>(), finish), ...);
   };
-  passes(std::make_integer_sequence<int, kPageVectors / kVectors>());
-}
-
-template <int R>
-constexpr size_t DotPasses() {
-  return static_cast<size_t>(kPageVectors / std::min(kPageVectors, DotVectors(R)));
+  passes(std::make_integer_sequence<int, DotPasses(R)>());
 }
 
 template <class Codes, int R>
@@ -344,7 +340,7 @@ void ScoreGroupsDot(const ScoreArgs& args) {
   const DF df;
   const auto* codes = static_cast<const uint8_t*>(args.keys);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.key_scales);
-  const size_t step = args.prefetch.bytes / (DotPasses<R>() * ((args.key_dim + kQuad - 1) / kQuad));
+  const size_t step = args.prefetch.bytes / (static_cast<size_t>(DotPasses(R)) * ((args.key_dim + kQuad - 1) / kQuad));
   const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   FoldScales scales;
   Folded<R> folded;
@@ -373,7 +369,7 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
   const size_t num_groups = (args.value_dim + kGroupElements - 1) / kGroupElements;
   const auto* codes = static_cast<const uint8_t*>(args.values);
   const auto* scale_bytes = static_cast<const uint8_t*>(args.value_scales);
-  const size_t step = args.prefetch.bytes / (DotPasses<R>() * kQuads * num_groups);
+  const size_t step = args.prefetch.bytes / (static_cast<size_t>(DotPasses(R) * kQuads) * num_groups);
   const char* prefetch = reinterpret_cast<const char*>(args.prefetch.at);
   FoldScales scales;
   Folded<R> folded;
