@@ -19,6 +19,7 @@ import unittest
 BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
 MODEL = os.environ.get("PITH_TEST_MODEL", "")
 THREADS = os.environ.get("PITH_TEST_THREADS", "2")
+SANITIZED = bool(os.environ.get("PITH_SANITIZE"))  # ten times as slow
 TIMEOUT = 900
 
 TEXT = " ".join(
@@ -300,7 +301,7 @@ class HardBudget(ModelCase):
             name = recipe["name"]
             prompt = prompts["format=" in recipe["stages"]]  # few bits hold more
             dropped = 0
-            for budget in ("18%", "25%", "60%"):
+            for budget in ("25%",) if SANITIZED else ("18%", "25%", "60%"):
                 with self.subTest(recipe=name, budget=budget):
                     done = pith("run", *model_flags(), "--json", "--raw", "-f", prompt, "-n", "4", "-c", "2048",
                                 "-b", "32", "--kv-budget", budget, "--recipe", name)
@@ -487,8 +488,9 @@ class Commands(ModelCase):
         self.assertEqual({row["policy"] for row in rows}, {"full", "libllama"})
         for full, plain in zip(rows[::2], rows[1::2]):
             self.assertEqual((full["policy"], plain["policy"], full["id"]), ("full", "libllama", plain["id"]))
-            self.assertAlmostEqual(full["nll"], plain["nll"], delta=0.25)
-            self.assertLess(plain["kl"], 0.1)
+            # Rounding moves the likelihood of one unlikely token by a tenth of its logarithm; the KL is over all of them.
+            self.assertAlmostEqual(full["nll"], plain["nll"], delta=0.1 + 0.1 * plain["nll"])
+            self.assertLess(plain["kl"], 0.05)
         self.assert_sentence(pith("eval", *model_flags(), "--kinds", "nonsense"), "nonsense", codes=(1,))
 
     def test_bench(self):

@@ -9,7 +9,7 @@ endforeach()
 foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
   add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
   set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
-    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
 endforeach()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.
 if(NOT PITH_SANITIZE)
