@@ -27,6 +27,7 @@
 
 #include "kernels/group_kernels-inl.h"
 #include "kernels/page_kernels-inl.h"
+#include "kernels/quad_products-inl.h"
 
 #if PITH_GROUP_DOT
 // Saves the copies of sums that end each round.
@@ -42,11 +43,6 @@ HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
 namespace {  // each file of a target has its own
-
-using DU8 = hn::Repartition<uint8_t, DI>;
-using DI16 = hn::Repartition<int16_t, DI>;
-using VU8 = hn::Vec<DU8>;
-using VI16 = hn::Vec<DI16>;
 
 // Inner elements that are rounded together.
 inline constexpr size_t kFold = 128;
@@ -71,10 +67,6 @@ HWY_INLINE long long EightBytes(const uint8_t* at) {
 #if HWY_TARGET == HWY_AVX2
 alignas(32) inline constexpr int32_t kRowsOfEight[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 7};
-
-// Pairs of products of unsigned and signed bytes, and sums of pairs times `factor`.
-HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm256_maddubs_epi16(codes.raw, words.raw)}; }
-HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm256_madd_epi16(pairs.raw, factor.raw)}; }
 
 // The first eight bytes of each 128 bits, which hold them twice.
 HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
@@ -108,8 +100,6 @@ alignas(64) inline constexpr int32_t kRowsOfSixteen[16] = {0, 4, 8, 12, 1, 5, 9,
 alignas(64) inline constexpr int32_t kRowsOfEight[16] = {0, 2, 4, 6, 1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7};
 alignas(64) inline constexpr int64_t kEvenWords[8] = {0, 2, 4, 6, 0, 2, 4, 6};
 
-HWY_INLINE VI16 MultiplyPairs(VU8 codes, VI words) { return VI16{_mm512_maddubs_epi16(codes.raw, words.raw)}; }
-HWY_INLINE VI AddPairs(VI16 pairs, VI16 factor) { return VI{_mm512_madd_epi16(pairs.raw, factor.raw)}; }
 HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
   const __m512i packed = _mm512_permutexvar_epi64(_mm512_load_si512(kEvenWords), bytes[0].raw);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(packed));
@@ -150,36 +140,9 @@ HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride) {
 }
 #endif
 
-#if HWY_TARGET == HWY_AVX3_DL
-using VPart = VI;
+// Quads whose sums fit.
 template <class Codes>
-inline constexpr int kQuadsPerFlush = kFold / kQuad;
-HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
-  // Highway 1.0.3 detects VNNI for this target but does not name it to the compiler, which refuses the intrinsic.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(words.raw));
-  return sum;
-}
-HWY_INLINE VI Combine(VPart low, VPart high) { return hn::Add(low, hn::ShiftLeft<8>(high)); }
-#else
-using VPart = VI16;
-// Pairs of products whose sums fit 16 bits.
-template <class Codes>
-inline constexpr int kQuadsPerFlush = 32768 / (2 * Codes::kMask * 128);
-HWY_INLINE VPart MultiplyAddQuads(VPart sum, VU8 codes, VI words) {
-#if HWY_TARGET == HWY_AVX2
-  // In this order: the compiler multiplies everything first and spills the sums of 16 registers.
-  const VI16 pairs = MultiplyPairs(codes, words);
-  asm volatile("vpaddw %1, %0, %0" : "+x"(sum.raw) : "x"(pairs.raw));
-  return sum;
-#else
-  return hn::Add(sum, MultiplyPairs(codes, words));
-#endif
-}
-HWY_INLINE VI Combine(VPart low, VPart high) {
-  const DI16 d16;
-  return hn::Add(AddPairs(low, hn::Set(d16, int16_t{1})), AddPairs(high, hn::Set(d16, int16_t{256})));
-}
-#endif
+inline constexpr int kQuadsPerFlush = HWY_TARGET == HWY_AVX3_DL ? kFold / kQuad : 32768 / (2 * Codes::kMask * 128);
 
 // Scales of inner elements, and zeros in codes plus the mean code. Whole vectors, as DecodeScales.
 struct FoldScales {
@@ -282,12 +245,6 @@ struct DotArgs {
   size_t prefetch_step;  // bytes per quad and pass
 };
 
-HWY_INLINE VI BroadcastWord(const int8_t* at) {
-  int32_t word = 0;
-  std::memcpy(&word, at, sizeof(word));
-  return hn::Set(DI(), word);
-}
-
 // finish(r, v, sums) for the lane vectors of one pass.
 template <class Codes, bool kContiguous, int R, int kPass, int... I, class Finish>
 HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequence<int, I...>, const Finish& finish) {
@@ -308,8 +265,8 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
       PrefetchNext(args.prefetch, args.prefetch_step);
       const VU8 codes[NV] = {QuadCodes<Codes, kContiguous, kPass + I * kApart>(args.codes, stride)...};
       PITH_UNROLL for (int r = 0; r < R; ++r) {
-        const VI low_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes);
-        const VI high_word = BroadcastWord(plane + static_cast<size_t>(r) * kPlaneBytes + 4);
+        const VI low_word = BroadcastQuad(plane + static_cast<size_t>(r) * kPlaneBytes);
+        const VI high_word = BroadcastQuad(plane + static_cast<size_t>(r) * kPlaneBytes + 4);
         PITH_UNROLL for (int i = 0; i < NV; ++i) {
           low[r][i] = MultiplyAddQuads(low[r][i], codes[i], low_word);
           high[r][i] = MultiplyAddQuads(high[r][i], codes[i], high_word);
@@ -319,7 +276,7 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
       plane += 2 * kQuad;
     }
     PITH_UNROLL for (int r = 0; r < R; ++r) {
-      PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Add(sums[r][i], Combine(low[r][i], high[r][i]));
+      PITH_UNROLL for (int i = 0; i < NV; ++i) sums[r][i] = hn::Add(sums[r][i], JoinQuads(low[r][i], high[r][i]));
     }
   }
   PITH_UNROLL for (int r = 0; r < R; ++r) {

@@ -100,16 +100,27 @@ class Scorer {
     return probabilities_[tile.head] + static_cast<size_t>(g * task_.num_queries + t) * count;
   }
 
-  void ScoreTile(const Tile& tile, Share share) const {
+  // What all pages of a tile need. The queries lie in blocks, channel by channel.
+  struct TileRows {
     alignas(64) float packed[kMaxPackedFloats];
-    Pack(tile, packed);
+    const float* queries[kMaxTileRows];
+    float* scores[kMaxTileRows];
+  };
+
+  void ScoreTile(const Tile& tile, Share share) const {
+    TileRows rows;
+    Pack(tile, rows.packed);
+    for (int r = 0; r < tile.num_rows(); ++r) {
+      rows.queries[r] = QueryOfRow(task_, tile.head, tile.begin + r);
+      rows.scores[r] = RowOf(tile, tile.begin + r);
+    }
     PageCursor cursor(task_.heads[tile.head]);
     cursor.Skip(share.begin);
     PageRef ref;
-    for (int left = share.end - share.begin; left > 0 && cursor.Next(&ref); --left) ScorePage(tile, ref, packed);
+    for (int left = share.end - share.begin; left > 0 && cursor.Next(&ref); --left) ScorePage(tile, ref, rows);
   }
 
-  void ScorePage(const Tile& tile, const PageRef& ref, const float* packed) const {
+  void ScorePage(const Tile& tile, const PageRef& ref, const TileRows& tile_rows) const {
     alignas(64) float scores[kMaxBlockRows * kStepEntries];
     const PageLayout& layout = *ref.layout;
     const PageVisibility visibility = Visibility(kernels_, tile, ref);
@@ -121,25 +132,25 @@ class Scorer {
     args.keys = ref.page + layout.key_offset;
     args.key_scales = ref.page + layout.key_scale_offset;
     args.scores = scores;
+    args.query_scale = QueryScale(task_);
     for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
       const int rows = BlockRows(tile, begin);
-      args.queries = packed + begin * task_.key_dim;
-      const float* query_rows[kMaxBlockRows];
-      for (int r = 0; r < rows; ++r) query_rows[r] = QueryOfRow(task_, tile.head, tile.begin + begin + r);
-      args.query_rows = query_rows;
-      args.query_scale = QueryScale(task_);
+      args.queries = tile_rows.packed + begin * task_.key_dim;
+      args.query_rows = tile_rows.queries + begin;
       if (visibility == PageVisibility::kHidden) {
         std::fill_n(scores, rows * kStepEntries, kMinusInf);
       } else {
         kernels_.score[source][rows](args);
       }
       for (int r = 0; r < rows; ++r) {
-        const int row = tile.begin + begin + r;
         float* at = scores + r * kStepEntries;
         if (!plain && visibility != PageVisibility::kHidden) {
-          kernels_.adjust(at, RuleOf(tile, row), page, task_.soft_cap * kLog2E, task_.alibi_slopes != nullptr);
+          const RowRule rule = RuleOf(tile, tile.begin + begin + r);
+          kernels_.adjust(at, rule, page, task_.soft_cap * kLog2E, task_.alibi_slopes != nullptr);
         }
-        std::memcpy(RowOf(tile, row) + ref.first_entry, at, sizeof(float) * static_cast<size_t>(ref.count));
+        float* to = tile_rows.scores[begin + r] + ref.first_entry;
+        if (ref.count == kPageEntries) std::memcpy(to, at, sizeof(float) * kPageEntries);  // of a size that the compiler knows
+        else std::memcpy(to, at, sizeof(float) * static_cast<size_t>(ref.count));
       }
     }
   }

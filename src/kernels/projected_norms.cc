@@ -8,47 +8,87 @@
 #include <cstring>
 
 #include "kernels/projected_norms.h"
+#include "kernels/quad_products-inl.h"
+
+// Bytes of a value are at most 127, of a row 64, so that 255 * (64 + 64) and thus a pair's products, of bytes with 128
+// added, fit 16 bits. Both are small enough in length, too, that by Cauchy and Schwarz no sum over a stretch leaves 16 bits.
+#ifndef PITH_PROJECTED_NORMS_BYTES
+#define PITH_PROJECTED_NORMS_BYTES
+namespace pith::kernels {
+inline constexpr int kStretch = 4 * PackedProjection::kStretchQuads;
+inline constexpr float kMostInValue = 127, kMostInRow = 64, kLengthOfValue = 360;
+inline constexpr float kSlack = 4;  // what rounding adds to a length: half of the root of kStretch
+inline constexpr float kLengthOfRow = 32767 / (kLengthOfValue + kSlack) - kSlack;
+static_assert(4 * kSlack * kSlack >= kStretch);
+inline constexpr int kOffset = 128;
+inline constexpr int kMostLanes = 16;
+}  // namespace pith::kernels
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+using DF = hn::CappedTag<float, kMostLanes>;
+using VF = hn::Vec<DF>;
 constexpr int kVectors = 2;
 constexpr int kRows = 4;
 
-HWY_INLINE int32_t PairAt(const int16_t* words, int pair) {
-  int32_t both;
-  std::memcpy(&both, words + 2 * pair, sizeof(both));
-  return both;
+HWY_INLINE VF LoadUpTo(const float* x, int at, int dim) {
+  const int lanes = static_cast<int>(hn::Lanes(DF()));
+  if (at + lanes <= dim) return hn::LoadU(DF(), x + at);
+  HWY_ALIGN float tail[kMostLanes] = {};
+  std::memcpy(tail, x + at, static_cast<size_t>(dim - at) * sizeof(float));
+  return hn::Load(DF(), tail);
 }
 
-// Words of up to `largest`, dim of them. Returns what a word is worth.
-HWY_INLINE float RoundToWords(const float* x, int dim, float largest, int16_t* words) {
-  const hn::ScalableTag<float> d;
-  const hn::Rebind<int16_t, decltype(d)> dw;
-  const int lanes = static_cast<int>(hn::Lanes(d)), whole = dim - dim % lanes;
-  auto most_of = hn::Zero(d);
-  for (int c = 0; c < whole; c += lanes) most_of = hn::Max(most_of, hn::Abs(hn::LoadU(d, x + c)));
-  float most = hn::GetLane(hn::MaxOfLanes(d, most_of));
-  for (int c = whole; c < dim; ++c) most = HWY_MAX(most, HWY_MAX(x[c], -x[c]));
-  const float scale = most > 0 ? largest / most : 0;
-  for (int c = 0; c < whole; c += lanes) {
-    hn::StoreU(hn::DemoteTo(dw, hn::NearestInt(hn::Mul(hn::LoadU(d, x + c), hn::Set(d, scale)))), dw, words + c);
+// Bytes of x, none above `most` in magnitude, no stretch much longer than `length`. Returns what a byte is worth. Writes
+// whole vectors, zeros after the end.
+HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length, int8_t* bytes) {
+  const DF df;
+  const hn::Rebind<int8_t, DF> d8;
+  const int lanes = static_cast<int>(hn::Lanes(df));
+  VF largest = hn::Zero(df);
+  float longest = 0;
+  for (int begin = 0; begin < dim; begin += kStretch) {
+    VF squares = hn::Zero(df);
+    for (int c = begin; c < HWY_MIN(dim, begin + kStretch); c += lanes) {
+      const VF part = LoadUpTo(x, c, dim);
+      largest = hn::Max(largest, hn::Abs(part));
+      squares = hn::MulAdd(part, part, squares);
+    }
+    longest = HWY_MAX(longest, std::sqrt(hn::GetLane(hn::SumOfLanes(df, squares))));
   }
-  for (int c = whole; c < dim; ++c) words[c] = static_cast<int16_t>(x[c] * scale + (x[c] < 0 ? -0.5f : 0.5f));
-  return most / largest;
+  const float unit = HWY_MAX(hn::GetLane(hn::MaxOfLanes(df, largest)) / most, longest / length);
+  const VF inverse = hn::Set(df, unit > 0 ? 1 / unit : 0);
+  for (int c = 0; c < dim; c += lanes) {
+    hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(hn::Mul(LoadUpTo(x, c, dim), inverse))), d8, bytes + c);
+  }
+  return unit;
 }
 
-HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int group, int dim, int largest, int16_t* words,
-                           float* scales) {
-  const int padded = (dim + 1) / 2 * 2;
+// Of the first two and of the last two bytes of whole quads, padded by zeros.
+HWY_INLINE void SumPairs(const int8_t* bytes, int count, int16_t* sums) {
+  int first = 0, last = 0;
+  for (int c = 0; c < count; c += 4) {
+    first += bytes[c] + bytes[c + 1];
+    last += bytes[c + 2] + bytes[c + 3];
+  }
+  sums[0] = static_cast<int16_t>(first);
+  sums[1] = static_cast<int16_t>(last);
+}
+
+HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int group, int dim, int8_t* bytes,
+                           int16_t* sums, float* units) {
+  const int padded = (dim + 3) / 4 * 4;
   for (int q = 0; q < group; ++q) {
-    for (int i = 0; i < hidden; ++i, words += padded) {
-      words[padded - 1] = 0;
+    for (int i = 0; i < hidden; ++i, bytes += padded) {
       const float* weights = projection + static_cast<size_t>(i) * row_stride + static_cast<size_t>(q) * static_cast<size_t>(dim);
-      *scales++ = RoundToWords(weights, dim, static_cast<float>(largest), words);
+      *units++ = RoundToBytes(weights, dim, kMostInRow, kLengthOfRow, bytes);
+      for (int begin = 0; begin < dim; begin += kStretch, sums += 2) SumPairs(bytes + begin, HWY_MIN(kStretch, dim - begin), sums);
     }
   }
 }
@@ -56,88 +96,99 @@ HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_strid
 #if HWY_TARGET == HWY_SCALAR
 void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns, float* norms) {
   const int dim = projection.dim();
-  int16_t* words = reinterpret_cast<int16_t*>(columns);
+  int8_t* bytes = reinterpret_cast<int8_t*>(columns);
   for (int j = 0; j < n; ++j, values += dim) {
-    const float scale = RoundToWords(values, dim, static_cast<float>(projection.largest()), words);
+    const float unit = RoundToBytes(values, dim, kMostInValue, kLengthOfValue, bytes);
     float total = 0;
     for (int q = 0; q < projection.group(); ++q) {
       for (int i = 0; i < projection.hidden(); ++i) {
-        const int16_t* w = projection.row(q, i);
+        const int8_t* w = projection.bytes(q, i);
         int32_t sum = 0;
-        for (int c = 0; c < dim; ++c) sum += words[c] * w[c];
-        total += static_cast<float>(sum < 0 ? -sum : sum) * projection.scale(q, i);
+        for (int c = 0; c < dim; ++c) sum += bytes[c] * w[c];
+        total += static_cast<float>(sum < 0 ? -sum : sum) * projection.unit(q, i);
       }
     }
-    norms[j] = total * scale / static_cast<float>(projection.group());
+    norms[j] = total * unit / static_cast<float>(projection.group());
   }
 }
 #else
-// Sums of two products of neighbours; which of them go to `odd` is the target's affair (hn::RearrangeToOddPlusEven).
-template <class DI, class VW, class VI>
-HWY_INLINE void AddProducts(DI di, VW a, VW b, VI& sum, VI& odd) {
-#if HWY_TARGET == HWY_AVX3_DL  // Highway multiplies and adds
-  (void)di, (void)odd;
-  asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+// Takes back what the offset adds to a sum.
+HWY_INLINE VPart StartOf(const int16_t* sums) {
+#if HWY_TARGET == HWY_AVX3_DL
+  return hn::Set(DI(), -kOffset * (sums[0] + sums[1]));
 #else
-  sum = hn::ReorderWidenMulAccumulate(di, a, b, sum, odd);
+  return hn::Mul(hn::BitCast(DI16(), BroadcastQuad(sums)), hn::Set(DI16(), int16_t{-kOffset}));
 #endif
 }
 
-// Entries are lanes: two vectors of them times four rows of W at a time, so that two channels take six loads for eight
-// instructions of products, and no sum crosses lanes.
+// Entries are lanes: two vectors of them times four rows of W at a time, so that four channels take six loads for eight
+// products, and no sum crosses lanes.
 HWY_ATTR void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns, float* norms) {
-  const hn::ScalableTag<int32_t> di;
-  const hn::Repartition<int16_t, decltype(di)> dw;
-  const hn::Repartition<float, decltype(di)> d;
+  const DF df;
+  const DI di;
   const int lanes = static_cast<int>(hn::Lanes(di)), width = kVectors * lanes;
-  const int dim = projection.dim(), pairs = projection.num_pairs(), hidden = projection.hidden(), group = projection.group();
-  HWY_ALIGN float scales[kVectors * HWY_MAX_BYTES / sizeof(float)];
+  const int dim = projection.dim(), quads = projection.num_quads(), hidden = projection.hidden(), group = projection.group();
+  int8_t* const bytes = reinterpret_cast<int8_t*>(columns + width * quads);
+  HWY_ALIGN float units[kVectors * kMostLanes];
   for (int j = 0; j < n; j += width) {
     const int count = HWY_MIN(width, n - j);
     for (int k = 0; k < width; ++k) {
       const float* value = values + static_cast<size_t>(HWY_MIN(j + k, n - 1)) * static_cast<size_t>(dim);
-      int16_t* words = reinterpret_cast<int16_t*>(columns + width * pairs);
-      words[2 * pairs - 1] = 0;
-      scales[k] = RoundToWords(value, dim, static_cast<float>(projection.largest()), words) / static_cast<float>(group);
-      for (int p = 0; p < pairs; ++p) std::memcpy(columns + p * width + k, words + 2 * p, sizeof(int32_t));
+      units[k] = RoundToBytes(value, dim, kMostInValue, kLengthOfValue, bytes) / static_cast<float>(group);
+      for (int p = 0; p < quads; ++p) std::memcpy(columns + p * width + k, bytes + 4 * p, sizeof(int32_t));
     }
-    auto total_low = hn::Zero(d), total_high = hn::Zero(d);
+    const VI offset = hn::Set(di, static_cast<int32_t>(0x80808080U));
+    for (int at = 0; at < quads * width; at += lanes) hn::Store(hn::Xor(hn::Load(di, columns + at), offset), di, columns + at);
+    VF total_low = hn::Zero(df), total_high = hn::Zero(df);
     for (int q = 0; q < group; ++q) {
       for (int i = 0; i < hidden; i += kRows) {
-        const int16_t* w[kRows];
-        hn::Vec<decltype(di)> low[kRows], high[kRows], low_odd[kRows], high_odd[kRows];
+        const int8_t* w[kRows];
+        const int16_t* sums[kRows];
+        VI low[kRows], high[kRows];
         for (int r = 0; r < kRows; ++r) {
-          w[r] = projection.row(q, HWY_MIN(i + r, hidden - 1));
-          low[r] = high[r] = low_odd[r] = high_odd[r] = hn::Zero(di);
+          const int row = HWY_MIN(i + r, hidden - 1);
+          w[r] = projection.bytes(q, row);
+          sums[r] = projection.sums(q, row);
+          low[r] = high[r] = hn::Zero(di);
         }
-        for (int p = 0; p < pairs; ++p) {
-          const auto a = hn::BitCast(dw, hn::Load(di, columns + p * width));
-          const auto b = hn::BitCast(dw, hn::Load(di, columns + p * width + lanes));
+        for (int begin = 0; begin < quads; begin += PackedProjection::kStretchQuads) {
+          VPart low_part[kRows], high_part[kRows];
           for (int r = 0; r < kRows; ++r) {
-            const auto x = hn::BitCast(dw, hn::Set(di, PairAt(w[r], p)));
-            AddProducts(di, a, x, low[r], low_odd[r]);
-            AddProducts(di, b, x, high[r], high_odd[r]);
+            low_part[r] = high_part[r] = StartOf(sums[r]);
+            sums[r] += 2;
+          }
+          for (int p = begin; p < HWY_MIN(quads, begin + PackedProjection::kStretchQuads); ++p) {
+            const VU8 a = hn::BitCast(DU8(), hn::Load(di, columns + p * width));
+            const VU8 b = hn::BitCast(DU8(), hn::Load(di, columns + p * width + lanes));
+            for (int r = 0; r < kRows; ++r) {
+              const VI x = BroadcastQuad(w[r] + 4 * p);
+              low_part[r] = MultiplyAddQuads(low_part[r], a, x);
+              high_part[r] = MultiplyAddQuads(high_part[r], b, x);
+            }
+          }
+          for (int r = 0; r < kRows; ++r) {
+            low[r] = hn::Add(low[r], JoinQuads(low_part[r]));
+            high[r] = hn::Add(high[r], JoinQuads(high_part[r]));
           }
         }
         for (int r = 0; r < kRows && i + r < hidden; ++r) {
-          const auto scale = hn::Set(d, projection.scale(q, i + r));
-          const auto of_low = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(low[r], low_odd[r]));
-          const auto of_high = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(high[r], high_odd[r]));
-          total_low = hn::MulAdd(hn::Abs(of_low), scale, total_low);
-          total_high = hn::MulAdd(hn::Abs(of_high), scale, total_high);
+          const VF unit = hn::Set(df, projection.unit(q, i + r));
+          total_low = hn::MulAdd(hn::Abs(hn::ConvertTo(df, low[r])), unit, total_low);
+          total_high = hn::MulAdd(hn::Abs(hn::ConvertTo(df, high[r])), unit, total_high);
         }
       }
     }
-    hn::Store(hn::Mul(total_low, hn::Load(d, scales)), d, scales);
-    hn::Store(hn::Mul(total_high, hn::Load(d, scales + lanes)), d, scales + lanes);
-    for (int k = 0; k < count; ++k) norms[j + k] = scales[k];
+    hn::Store(hn::Mul(total_low, hn::Load(df, units)), df, units);
+    hn::Store(hn::Mul(total_high, hn::Load(df, units + lanes)), df, units + lanes);
+    for (int k = 0; k < count; ++k) norms[j + k] = units[k];
   }
 }
 #endif
 
 // Entries abreast.
-int NormWidthImpl() { return kVectors * static_cast<int>(hn::Lanes(hn::ScalableTag<int32_t>())); }
+int NormWidthImpl() { return kVectors * static_cast<int>(hn::Lanes(DF())); }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace pith::kernels
 HWY_AFTER_NAMESPACE();
@@ -155,15 +206,17 @@ void PackedProjection::Pack(const float* projection, int hidden, size_t row_stri
   hidden_ = hidden;
   group_ = group;
   dim_ = dim;
-  largest_ = static_cast<int>(std::sqrt(2147483647.0 / (2 * num_pairs()))) - 1;
-  words_.resize(static_cast<size_t>(group * hidden) * static_cast<size_t>(2 * num_pairs()));
-  scales_.resize(static_cast<size_t>(group * hidden));
-  HWY_DYNAMIC_DISPATCH(PackRowsImpl)(projection, hidden, row_stride, group, dim, largest_, words_.data(), scales_.data());
+  const auto num_rows = static_cast<size_t>(group) * static_cast<size_t>(hidden);
+  bytes_.resize(num_rows * static_cast<size_t>(4 * num_quads()) + kMostLanes);
+  sums_.resize(num_rows * static_cast<size_t>(2 * num_stretches()));
+  units_.resize(num_rows);
+  HWY_DYNAMIC_DISPATCH(PackRowsImpl)(projection, hidden, row_stride, group, dim, bytes_.data(), sums_.data(),
+                                     units_.data());
 }
 
 void ProjectedNorms(const float* values, int n, const PackedProjection& projection, float* norms) {
   const auto width = static_cast<size_t>(HWY_DYNAMIC_DISPATCH(NormWidthImpl)());
-  const auto columns = hwy::AllocateAligned<int32_t>((width + 1) * static_cast<size_t>(projection.num_pairs()));
+  const auto columns = hwy::AllocateAligned<int32_t>((width + 1) * static_cast<size_t>(projection.num_quads()) + kMostLanes);
   HWY_DYNAMIC_DISPATCH(ProjectedNormsImpl)(values, n, projection, columns.get(), norms);
 }
 

@@ -8,32 +8,38 @@
 
 namespace pith::kernels {
 
-// The projection's columns of one kv head's group in 16-bit words with a scale for each row and query head: norms are
-// sums of hundreds of magnitudes, which rounding to some 12 bits moves by about 1e-5.
+// The projection's columns of one kv head's group in bytes with a unit for each row and query head. Rounding moves a product
+// of one row by about 3%, and so the norm, a sum of hundreds of magnitudes, by 3% over the root of their number, about 0.1%.
 class PackedProjection {
  public:
+  // Quads of bytes that are summed before 16 bits are left.
+  static constexpr int kStretchQuads = 16;
+
   // W: `hidden` rows, `row_stride` floats apart, that begin at the group's first head; dim floats a head.
   void Pack(const float* projection, int hidden, size_t row_stride, int group, int dim);
 
   int hidden() const { return hidden_; }
   int group() const { return group_; }
   int dim() const { return dim_; }
-  int num_pairs() const { return (dim_ + 1) / 2; }
-  // Largest magnitude such that a sum over dim of products of two words stays in 31 bits.
-  int largest() const { return largest_; }
-  // [2 * num_pairs] words.
-  const int16_t* row(int q, int i) const { return words_.data() + RowIndex(q, i) * static_cast<size_t>(2 * num_pairs()); }
-  // Times a word it is the weight.
-  float scale(int q, int i) const { return scales_[RowIndex(q, i)]; }
+  int num_quads() const { return (dim_ + 3) / 4; }
+  int num_stretches() const { return (num_quads() + kStretchQuads - 1) / kStretchQuads; }
+
+  // [4 * num_quads], zeros at the end.
+  const int8_t* bytes(int q, int i) const { return bytes_.data() + RowIndex(q, i) * static_cast<size_t>(4 * num_quads()); }
+  // [num_stretches, 2]: of bytes 0 and 1 of all quads, and of bytes 2 and 3.
+  const int16_t* sums(int q, int i) const { return sums_.data() + RowIndex(q, i) * static_cast<size_t>(2 * num_stretches()); }
+  // What a byte is worth.
+  float unit(int q, int i) const { return units_[RowIndex(q, i)]; }
 
  private:
   size_t RowIndex(int q, int i) const {
     return static_cast<size_t>(q) * static_cast<size_t>(hidden_) + static_cast<size_t>(i);
   }
 
-  int hidden_ = 0, group_ = 0, dim_ = 0, largest_ = 0;
-  std::vector<int16_t> words_;
-  std::vector<float> scales_;
+  int hidden_ = 0, group_ = 0, dim_ = 0;
+  std::vector<int8_t> bytes_;
+  std::vector<int16_t> sums_;
+  std::vector<float> units_;
 };
 
 // norms[j] = mean over the group's heads q of sum over i of |sum over d of values[j, d] * W[i, q*dim + d]|.
