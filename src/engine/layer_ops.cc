@@ -22,7 +22,7 @@ constexpr size_t kNormStretch = 64;
 
 LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials,
                    const std::optional<CritiOptions>& prune)
-    : model_(model), cache_(cache), column_initials_(std::move(column_initials)), params_(model.info().layers.size()) {
+    : model_(model), cache_(cache), column_initials_(std::move(column_initials)), params_(model.info().layers.size()), projections_(model) {
   if (prune) pruner_.emplace(*prune);
   int most_heads = 0;
   for (const CacheLayer& layer : cache.layers()) most_heads = std::max(most_heads, layer.num_kv_heads);
@@ -478,24 +478,20 @@ void LayerOps::FindValueNorms(int cache_id, int layer, int column) {
     for (size_t i = 0; i < buffers.new_entries.size(); i += kNormStretch) stretches.emplace_back(h, i);
   }
   if (stretches.empty()) return;
-  const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
-  const size_t row = static_cast<size_t>(shape.num_heads) * dim, group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
-  const bool projects = !weights->empty() && weights->size() % row == 0;
-  ParallelFor(num_heads, [&](size_t h) {
-    HeadBuffers& buffers = buffers_[h];
-    if (buffers.new_entries.empty()) return;
+  const std::span<const kernels::PackedProjection> projections = projections_.Of(layer);
+  for (HeadBuffers& buffers : std::span(buffers_).first(num_heads)) {
     buffers.new_values.resize(buffers.new_entries.size() * dim);
     buffers.new_norms.resize(buffers.new_entries.size());
-    heads[h].ReadValuesOf(buffers.new_entries, buffers.new_values.data());
-    if (!projects) return;
-    buffers.projection.Pack(weights->data() + h * group * dim, static_cast<int>(weights->size() / row), row,
-                            static_cast<int>(group), shape.value_dim);
-  });
+  }
   ParallelFor(stretches.size(), [&](size_t i) {
-    HeadBuffers& buffers = buffers_[stretches[i].first];
-    const size_t from = stretches[i].second, count = std::min(kNormStretch, buffers.new_entries.size() - from);
-    const float* values = buffers.new_values.data() + from * dim;
-    if (projects) return kernels::ProjectedNorms(values, static_cast<int>(count), buffers.projection, buffers.new_norms.data() + from);
+    const auto [h, from] = stretches[i];
+    HeadBuffers& buffers = buffers_[h];
+    const size_t count = std::min(kNormStretch, buffers.new_entries.size() - from);
+    float* const values = buffers.new_values.data() + from * dim;
+    heads[h].ReadValuesOf(std::span(buffers.new_entries).subspan(from, count), values);
+    if (!projections.empty()) {
+      return kernels::ProjectedNorms(values, static_cast<int>(count), projections[h], buffers.new_norms.data() + from);
+    }
     // No projection by that name: the norm of the value itself is what is left of the idea.
     for (size_t j = 0; j < count; ++j) {
       buffers.new_norms[from + j] = std::accumulate(values + j * dim, values + (j + 1) * dim, 0.0F,

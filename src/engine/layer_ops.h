@@ -18,9 +18,9 @@
 #include "engine/repeat.h"
 #include "engine/scratch.h"
 #include "engine/sequence.h"
+#include "engine/value_projections.h"
 #include "host/context.h"
 #include "kernels/attention.h"
-#include "kernels/projected_norms.h"
 #include "policy/policy.h"
 
 namespace pith {
@@ -102,7 +102,6 @@ class LayerOps {
     std::vector<float> window_queries;
     std::vector<int32_t> new_entries;  // without a value norm yet
     std::vector<float> new_values, new_norms;
-    kernels::PackedProjection projection;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading
   };
 
@@ -155,6 +154,7 @@ class LayerOps {
 
   SharedLoops loops_;
   std::vector<HeadBuffers> buffers_;
+  ValueProjections projections_;
   std::vector<ObserveBuffers> observe_buffers_;  // of each thread
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;

@@ -1,14 +1,21 @@
 #include "host/output_projection.h"
 
+#include <unistd.h>
+
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <utility>
 
+#include "base/parallel.h"
 #include "ggml.h"
 #include "gguf.h"
 
 namespace pith {
 namespace {
+
+// Rows of weights that are one task.
+constexpr size_t kRowStretch = 64;
 
 struct GgufDeleter {
   void operator()(gguf_context* context) const { gguf_free(context); }
@@ -31,27 +38,33 @@ void OutputProjections::Index(const ModelInfo& info) {
       const ggml_tensor* tensor = ggml_get_tensor(shapes, name.c_str());
       if (index < 0 || tensor == nullptr) continue;
       places_[layer] = {files_.back().get(), gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), index),
-                        ggml_nbytes(tensor), static_cast<size_t>(ggml_nelements(tensor)), static_cast<int>(tensor->type)};
+                        ggml_nbytes(tensor), static_cast<size_t>(ggml_nelements(tensor)), static_cast<size_t>(ggml_nrows(tensor)),
+                        static_cast<int>(tensor->type)};
     }
   }
   indexed_ = true;
 }
 
 bool OutputProjections::Read(const Place& place, std::vector<float>& values) {
+  const auto type = static_cast<ggml_type>(place.type);
+  const ggml_to_float_t convert = ggml_get_type_traits(type)->to_float;
+  if (convert == nullptr && type != GGML_TYPE_F32) return false;
   raw_.resize(place.num_bytes);
-  if (fseeko(place.file, static_cast<off_t>(place.offset), SEEK_SET) != 0 ||
-      std::fread(raw_.data(), 1, raw_.size(), place.file) != raw_.size()) {
-    return false;
-  }
   values.resize(place.num_values);
-  if (place.type == GGML_TYPE_F32) {
-    std::memcpy(values.data(), raw_.data(), raw_.size());
-    return true;
-  }
-  const ggml_to_float_t convert = ggml_get_type_traits(static_cast<ggml_type>(place.type))->to_float;
-  if (convert == nullptr) return false;
-  convert(raw_.data(), values.data(), static_cast<int64_t>(place.num_values));
-  return true;
+  const size_t row_bytes = place.num_bytes / place.num_rows, row_values = place.num_values / place.num_rows;
+  std::atomic<bool> read = true;
+  ParallelStretches(place.num_rows, kRowStretch, [&](size_t begin, size_t end) {
+    std::byte* const raw = raw_.data() + begin * row_bytes;
+    const size_t size = (end - begin) * row_bytes;
+    if (pread(fileno(place.file), raw, size, static_cast<off_t>(place.offset + begin * row_bytes)) != static_cast<ssize_t>(size)) {
+      read.store(false, std::memory_order_relaxed);
+    } else if (type == GGML_TYPE_F32) {
+      std::memcpy(values.data() + begin * row_values, raw, size);
+    } else {
+      convert(raw, values.data() + begin * row_values, static_cast<int64_t>((end - begin) * row_values));
+    }
+  });
+  return read.load(std::memory_order_relaxed);
 }
 
 std::shared_ptr<const std::vector<float>> OutputProjections::Get(const ModelInfo& info, int layer) {

@@ -18,14 +18,15 @@ namespace pith {
 class OutputProjections {
  public:
   // [hidden, heads * Dv] float32 of one layer; empty if the file has no such tensor. The weights stay as long as the
-  // caller holds them. Reads and dequantises again where another layer was asked for in between. Thread-safe.
+  // caller holds them. Reads and dequantises again where another layer was asked for in between. Thread-safe, but
+  // not for tasks of a loop (base/parallel.h), which it shares itself.
   std::shared_ptr<const std::vector<float>> Get(const ModelInfo& info, int layer);
 
  private:
   struct Place {
     std::FILE* file = nullptr;
     uint64_t offset = 0;
-    size_t num_bytes = 0, num_values = 0;
+    size_t num_bytes = 0, num_values = 0, num_rows = 0;
     int type = 0;  // ggml_type
   };
   struct FileDeleter {

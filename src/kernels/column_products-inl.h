@@ -17,8 +17,8 @@ namespace {  // each file of a target has its own
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Of two vectors of columns from `at` on with kRowsAbreast rows, [dim][kRowsAbreast]: an element takes six loads for eight
-// products.
+// Of two vectors of columns from `at` on with kRowsAbreast rows, [dim][kRowsAbreast]: an element takes eight loads for
+// twelve products, which is as many as hide their latency where two start in a cycle.
 template <class D>
 HWY_INLINE void ColumnProducts(D d, const float* at, size_t stride, const float* rows, int dim, hn::Vec<D> (&low)[kRowsAbreast],
                                hn::Vec<D> (&high)[kRowsAbreast]) {

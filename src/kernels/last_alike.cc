@@ -49,23 +49,31 @@ HWY_ATTR void LastAlikeImpl(const float* columns, int n, int dim, size_t stride,
   }
 }
 
-HWY_ATTR void LargestProductsImpl(const float* columns, int n, int dim, size_t stride, const float* packed, int count, float* out) {
+HWY_ATTR void LargestProductsImpl(const float* columns, int n, int dim, size_t stride, const float* packed, int num_sets,
+                                  int set_size, float* out, size_t out_stride) {
   const hn::ScalableTag<float> d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
+  const int lanes = static_cast<int>(hn::Lanes(d)), num_rows = num_sets * set_size;
   HWY_ALIGN float products[2 * HWY_MAX_BYTES / sizeof(float)];
+  const auto least = hn::Set(d, hwy::LowestValue<float>());
   for (int from = 0; from < n; from += 2 * lanes) {
-    auto most_low = hn::Set(d, hwy::LowestValue<float>()), most_high = most_low;
-    for (int t = 0; t < count; t += kRowsAbreast) {
+    auto most_low = least, most_high = least;
+    float* to = out + from;
+    int in_set = 0;
+    for (int t = 0; t < num_rows; t += kRowsAbreast) {
       hn::Vec<decltype(d)> low[kRowsAbreast], high[kRowsAbreast];
       ColumnProducts(d, columns + from, stride, packed + static_cast<size_t>(t) * static_cast<size_t>(dim), dim, low, high);
-      for (int r = 0; r < HWY_MIN(kRowsAbreast, count - t); ++r) {
+      for (int r = 0; r < HWY_MIN(kRowsAbreast, num_rows - t); ++r) {
         most_low = hn::Max(most_low, low[r]);
         most_high = hn::Max(most_high, high[r]);
+        if (++in_set < set_size) continue;
+        hn::Store(most_low, d, products);
+        hn::Store(most_high, d, products + lanes);
+        for (int k = 0; k < HWY_MIN(2 * lanes, n - from); ++k) to[k] = products[k];
+        to += out_stride;
+        most_low = most_high = least;
+        in_set = 0;
       }
     }
-    hn::Store(most_low, d, products);
-    hn::Store(most_high, d, products + lanes);
-    for (int k = 0; k < HWY_MIN(2 * lanes, n - from); ++k) out[from + k] = products[k];
   }
 }
 
@@ -88,12 +96,13 @@ void LastAlike(const float* columns, int n, int dim, size_t stride, float thresh
   HWY_DYNAMIC_DISPATCH(LastAlikeImpl)(columns, n, dim, stride, threshold, begin, end, packed.data(), open.data(), last);
 }
 
-void LargestProducts(const float* columns, int n, int dim, size_t stride, const float* rows, size_t row_stride, int count,
-                     float* out) {
-  const std::vector<float> packed = PackAbreast(static_cast<size_t>(count), static_cast<size_t>(dim), [&](size_t t, size_t c) {
-    return rows[t * row_stride + c];
+void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out, size_t out_stride) {
+  const auto size = static_cast<size_t>(sets.set_size), count = static_cast<size_t>(sets.num_sets) * size;
+  const std::vector<float> packed = PackAbreast(count, static_cast<size_t>(dim), [&](size_t t, size_t c) {
+    return sets.rows[t / size * sets.set_stride + t % size * sets.row_stride + c];
   });
-  HWY_DYNAMIC_DISPATCH(LargestProductsImpl)(columns, n, dim, stride, packed.data(), count, out);
+  HWY_DYNAMIC_DISPATCH(LargestProductsImpl)
+  (columns, n, dim, stride, packed.data(), sets.num_sets, sets.set_size, out, out_stride);
 }
 
 void LastAlikeScalar(const float* columns, int n, int dim, size_t stride, float threshold, int32_t* last) {

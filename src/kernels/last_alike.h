@@ -16,9 +16,15 @@ void LastAlike(const float* columns, int n, int dim, size_t stride, float thresh
 // The reference.
 void LastAlikeScalar(const float* columns, int n, int dim, size_t stride, float threshold, int32_t* last);
 
-// out[j] = the largest of the products of vector j with `count` rows of `dim`, j < n. columns as above.
-void LargestProducts(const float* columns, int n, int dim, size_t stride, const float* rows, size_t row_stride, int count,
-                     float* out);
+// Sets of rows of some dimension.
+struct RowSets {
+  const float* rows;
+  int num_sets, set_size;
+  size_t set_stride, row_stride;  // in floats, from set to set and from row to row of a set
+};
+
+// out[s * out_stride + j] = the largest of the products of vector j with the rows of set s, j < n. columns as above.
+void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out, size_t out_stride);
 
 }  // namespace pith::kernels
 

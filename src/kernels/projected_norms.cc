@@ -22,6 +22,7 @@ inline constexpr float kLengthOfRow = 32767 / (kLengthOfValue + kSlack) - kSlack
 static_assert(4 * kSlack * kSlack >= kStretch);
 inline constexpr int kOffset = 128;
 inline constexpr int kMostLanes = 16;
+static_assert(PackedProjection::kChannelsAbreast % kMostLanes == 0);
 }  // namespace pith::kernels
 #endif
 
@@ -70,26 +71,30 @@ HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length,
   return unit;
 }
 
-// Of the first two and of the last two bytes of whole quads, padded by zeros.
+// Of the first two and of the last two bytes of all quads.
 HWY_INLINE void SumPairs(const int8_t* bytes, int count, int16_t* sums) {
-  int first = 0, last = 0;
-  for (int c = 0; c < count; c += 4) {
-    first += bytes[c] + bytes[c + 1];
-    last += bytes[c + 2] + bytes[c + 3];
-  }
-  sums[0] = static_cast<int16_t>(first);
-  sums[1] = static_cast<int16_t>(last);
+  int32_t of_pairs[2] = {0, 0};
+#if HWY_TARGET == HWY_SCALAR
+  for (int c = 0; c < count; ++c) of_pairs[c % 4 / 2] += bytes[c];
+#else
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<int8_t, DF> d8;
+  const int lanes = static_cast<int>(hn::Lanes(di));
+  auto sum = hn::Zero(di);
+  for (int c = 0; c < count; c += lanes) sum = hn::Add(sum, hn::PromoteTo(di, hn::LoadU(d8, bytes + c)));
+  HWY_ALIGN int32_t by_lane[kMostLanes];
+  hn::Store(sum, di, by_lane);
+  for (int k = 0; k < lanes; ++k) of_pairs[k % 4 / 2] += by_lane[k];
+#endif
+  for (int k = 0; k < 2; ++k) sums[k] = static_cast<int16_t>(of_pairs[k]);
 }
 
-HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int group, int dim, int8_t* bytes,
+// Of one query head.
+HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int dim, int row_bytes, int8_t* bytes,
                            int16_t* sums, float* units) {
-  const int padded = (dim + 3) / 4 * 4;
-  for (int q = 0; q < group; ++q) {
-    for (int i = 0; i < hidden; ++i, bytes += padded) {
-      const float* weights = projection + static_cast<size_t>(i) * row_stride + static_cast<size_t>(q) * static_cast<size_t>(dim);
-      *units++ = RoundToBytes(weights, dim, kMostInRow, kLengthOfRow, bytes);
-      for (int begin = 0; begin < dim; begin += kStretch, sums += 2) SumPairs(bytes + begin, HWY_MIN(kStretch, dim - begin), sums);
-    }
+  for (int i = 0; i < hidden; ++i, projection += row_stride, bytes += row_bytes) {
+    units[i] = RoundToBytes(projection, dim, kMostInRow, kLengthOfRow, bytes);
+    for (int begin = 0; begin < dim; begin += kStretch, sums += 2) SumPairs(bytes + begin, HWY_MIN(kStretch, dim - begin), sums);
   }
 }
 
@@ -196,6 +201,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <hwy/aligned_allocator.h>
 
+#include "base/parallel.h"
+
 namespace pith::kernels {
 
 HWY_EXPORT(ProjectedNormsImpl);
@@ -206,17 +213,22 @@ void PackedProjection::Pack(const float* projection, int hidden, size_t row_stri
   hidden_ = hidden;
   group_ = group;
   dim_ = dim;
-  const auto num_rows = static_cast<size_t>(group) * static_cast<size_t>(hidden);
-  bytes_.resize(num_rows * static_cast<size_t>(4 * num_quads()) + kMostLanes);
-  sums_.resize(num_rows * static_cast<size_t>(2 * num_stretches()));
+  const size_t head_rows = static_cast<size_t>(hidden), num_rows = static_cast<size_t>(group) * head_rows;
+  const auto row_bytes = static_cast<size_t>(4 * num_quads()), row_sums = static_cast<size_t>(2 * num_stretches());
+  bytes_.resize(num_rows * row_bytes);
+  sums_.resize(num_rows * row_sums);
   units_.resize(num_rows);
-  HWY_DYNAMIC_DISPATCH(PackRowsImpl)(projection, hidden, row_stride, group, dim, bytes_.data(), sums_.data(),
-                                     units_.data());
+  ParallelFor(static_cast<size_t>(group), [&](size_t q) {
+    const size_t first = q * head_rows;
+    HWY_DYNAMIC_DISPATCH(PackRowsImpl)
+    (projection + q * static_cast<size_t>(dim), hidden, row_stride, dim, static_cast<int>(row_bytes),
+     bytes_.data() + first * row_bytes, sums_.data() + first * row_sums, units_.data() + first);
+  });
 }
 
 void ProjectedNorms(const float* values, int n, const PackedProjection& projection, float* norms) {
   const auto width = static_cast<size_t>(HWY_DYNAMIC_DISPATCH(NormWidthImpl)());
-  const auto columns = hwy::AllocateAligned<int32_t>((width + 1) * static_cast<size_t>(projection.num_quads()) + kMostLanes);
+  const auto columns = hwy::AllocateAligned<int32_t>((width + 1) * static_cast<size_t>(projection.num_quads()));
   HWY_DYNAMIC_DISPATCH(ProjectedNormsImpl)(values, n, projection, columns.get(), norms);
 }
 

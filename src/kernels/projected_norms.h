@@ -14,6 +14,8 @@ class PackedProjection {
  public:
   // Quads of bytes that are summed before 16 bits are left.
   static constexpr int kStretchQuads = 16;
+  // Rows have zeros up to a multiple of so many channels.
+  static constexpr int kChannelsAbreast = 16;
 
   // W: `hidden` rows, `row_stride` floats apart, that begin at the group's first head; dim floats a head.
   void Pack(const float* projection, int hidden, size_t row_stride, int group, int dim);
@@ -21,13 +23,14 @@ class PackedProjection {
   int hidden() const { return hidden_; }
   int group() const { return group_; }
   int dim() const { return dim_; }
-  int num_quads() const { return (dim_ + 3) / 4; }
+  int num_quads() const { return (dim_ + kChannelsAbreast - 1) / kChannelsAbreast * kChannelsAbreast / 4; }
   int num_stretches() const { return (num_quads() + kStretchQuads - 1) / kStretchQuads; }
 
-  // [4 * num_quads], zeros at the end.
+  // [4 * num_quads].
   const int8_t* bytes(int q, int i) const { return bytes_.data() + RowIndex(q, i) * static_cast<size_t>(4 * num_quads()); }
   // [num_stretches, 2]: of bytes 0 and 1 of all quads, and of bytes 2 and 3.
   const int16_t* sums(int q, int i) const { return sums_.data() + RowIndex(q, i) * static_cast<size_t>(2 * num_stretches()); }
+  size_t num_bytes() const { return bytes_.size() + sums_.size() * sizeof(sums_[0]) + units_.size() * sizeof(units_[0]); }
   // What a byte is worth.
   float unit(int q, int i) const { return units_[RowIndex(q, i)]; }
 

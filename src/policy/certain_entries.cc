@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <utility>
 
 #include "base/parallel.h"
 #include "policy/positions.h"
@@ -26,34 +28,40 @@ void WeighByValueShares(const LayerInputs& inputs, LayerScores& scores) {
 }
 
 double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vector<float>>& means) {
-  struct Sum {
+  struct Sums {  // over the window's rows of a query head
+    std::vector<float> columns;
     double before_window = 0, rows = 0;
   };
-  std::vector<Sum> sums(inputs.heads.size());
-  means.assign(inputs.heads.size(), {});
-  ParallelFor(inputs.heads.size(), [&](size_t h) {
-    const WindowProbs probs(inputs, inputs.heads[h], window);
+  const auto group = static_cast<size_t>(inputs.group);
+  std::vector<Sums> of_query_heads(inputs.heads.size() * group);
+  ParallelFor(of_query_heads.size(), [&](size_t i) {
+    const WindowProbs probs(inputs, inputs.heads[i / group], window);
     const auto columns = static_cast<size_t>(probs.columns());
     const auto recent = std::min(columns, static_cast<size_t>(probs.rows()));
-    std::vector<float>& mean = means[h];
-    mean.assign(columns, 0.0F);
-    for (int g = 0; g < probs.group(); ++g) {
-      for (int t = 0; t < probs.rows(); ++t) {
-        const float* row = probs.row(g, t);
-        for (size_t j = 0; j < columns; ++j) mean[j] += row[j];
-        sums[h].before_window += SumOf({row + columns - recent, recent});
-        sums[h].rows += 1;
-      }
+    Sums& sums = of_query_heads[i];
+    sums.columns.assign(columns, 0.0F);
+    for (int t = 0; t < probs.rows(); ++t) {
+      const float* row = probs.row(static_cast<int>(i % group), t);
+      for (size_t j = 0; j < columns; ++j) sums.columns[j] += row[j];
+      sums.before_window += SumOf({row + columns - recent, recent});
+      sums.rows += 1;
     }
+  });
+  means.assign(inputs.heads.size(), {});
+  double before_window = 0, rows = 0;
+  for (size_t i = 0; i < of_query_heads.size(); ++i) {
+    Sums& sums = of_query_heads[i];
+    before_window += sums.before_window;
+    rows += sums.rows;
+    std::vector<float>& mean = means[i / group];
+    if (mean.empty()) mean = std::move(sums.columns);
+    else std::ranges::transform(mean, sums.columns, mean.begin(), std::plus<>());
+  }
+  for (std::vector<float>& mean : means) {
     const double sum = SumOf(mean);
     for (float& m : mean) m = sum > 0 ? static_cast<float>(static_cast<double>(m) / sum) : 0;
-  });
-  Sum all;
-  for (const Sum& sum : sums) {
-    all.before_window += sum.before_window;
-    all.rows += sum.rows;
   }
-  return all.rows > 0 ? all.before_window / all.rows : 0;
+  return rows > 0 ? before_window / rows : 0;
 }
 
 std::vector<size_t> CertainEntries(const std::vector<float>& mean, const LayerScores& scores, const Budget& budget) {

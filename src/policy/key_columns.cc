@@ -4,6 +4,7 @@
 
 #include "base/parallel.h"
 #include "kernels/column_products.h"
+#include "policy/dot.h"
 
 namespace pith {
 namespace {
@@ -22,8 +23,7 @@ KeyColumns UnitColumns(const float* keys, size_t dim, std::span<const size_t> wh
     float scales[kLine];
     for (size_t i = begin; i < end; ++i) {
       const float* key = keys + which[i] * dim;
-      float squares = 0;
-      for (size_t d = 0; d < dim; ++d) squares += key[d] * key[d];
+      const float squares = Dot(key, key, dim);
       out.lengths[i] = std::sqrt(squares);
       scales[i - begin] = squares > 0 ? 1 / (out.lengths[i] + epsilon) : 0;
     }

@@ -30,20 +30,25 @@ constexpr size_t kKeyStretch = 128;
 std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& head, const KeyColumns& keys, int rows,
                                  size_t columns, int pool) {
   const auto dim = static_cast<size_t>(layer.key_dim), window = static_cast<size_t>(layer.window);
+  const auto num_rows = static_cast<size_t>(rows);
   const float scale = 1 / std::sqrt(static_cast<float>(layer.key_dim));
-  std::vector<std::vector<float>> logits(static_cast<size_t>(rows), std::vector<float>(columns));
+  const kernels::RowSets queries{.rows = head.window_queries + (window - num_rows) * dim,
+                                 .num_sets = rows,
+                                 .set_size = layer.group,
+                                 .set_stride = dim,
+                                 .row_stride = window * dim};
+  std::vector<float> logits(num_rows * columns);
   ParallelStretches(columns, kKeyStretch, [&](size_t begin, size_t end) {
-    for (size_t t = 0; t < logits.size(); ++t) {
-      kernels::LargestProducts(keys.units.data() + begin, static_cast<int>(end - begin), layer.key_dim, keys.stride,
-                               head.window_queries + (window - logits.size() + t) * dim, window * dim, layer.group,
-                               logits[t].data() + begin);
-      for (size_t j = begin; j < end; ++j) logits[t][j] *= keys.lengths[j] * scale;
+    kernels::LargestProducts(keys.units.data() + begin, static_cast<int>(end - begin), layer.key_dim, keys.stride, queries,
+                             logits.data() + begin, columns);
+    for (size_t t = 0; t < num_rows; ++t) {
+      for (size_t j = begin; j < end; ++j) logits[t * columns + j] *= keys.lengths[j] * scale;
     }
   });
-  ParallelFor(logits.size(), [&](size_t t) { SoftmaxInPlace(logits[t]); });
+  ParallelFor(num_rows, [&](size_t t) { SoftmaxInPlace(std::span(logits).subspan(t * columns, columns)); });
   std::vector<float> mean(columns, 0.0F);
-  for (const std::vector<float>& row : logits) {
-    for (size_t j = 0; j < columns; ++j) mean[j] += row[j] / static_cast<float>(rows);
+  for (size_t t = 0; t < num_rows; ++t) {
+    for (size_t j = 0; j < columns; ++j) mean[j] += logits[t * columns + j] / static_cast<float>(rows);
   }
   std::vector<float> pooled(columns);
   Pool(mean, {pool, true}, pooled);

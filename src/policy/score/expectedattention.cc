@@ -12,6 +12,7 @@
 
 #include "base/parallel.h"
 #include "kernels/triangles.h"
+#include "policy/dot.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
@@ -47,9 +48,7 @@ class ExpectedAttention final : public Scorer {
       }
       for (size_t j = 0; value_norm_ && j < rest.size(); ++j) {
         const float* value = head.values + (static_cast<size_t>(first) + j) * value_dim;
-        double sum = 0;
-        for (size_t d = 0; d < value_dim; ++d) sum += static_cast<double>(value[d]) * static_cast<double>(value[d]);
-        rest[j] = (rest[j] + epsilon_) * static_cast<float>(std::sqrt(sum));
+        rest[j] = (rest[j] + epsilon_) * std::sqrt(Dot(value, value, value_dim));
       }
     });
   }
@@ -70,9 +69,7 @@ class ExpectedAttention final : public Scorer {
     }
     float most = -std::numeric_limits<float>::infinity();
     for (size_t j = 0; j < share.size(); ++j) {
-      float dot = 0;
-      for (size_t d = 0; d < dim; ++d) dot += mean[d] * keys[j * dim + d];
-      logits[j] = s * dot + s * s / 2 * logits[j];
+      logits[j] = s * Dot(mean.data(), keys + j * dim, dim) + s * s / 2 * logits[j];
       most = std::max(most, logits[j]);
     }
     double total = 0;

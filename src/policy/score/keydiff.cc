@@ -4,17 +4,12 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "policy/dot.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
 namespace pith {
 namespace {
-
-float Dot(const float* a, const float* b, size_t dim) {
-  float sum = 0;
-  for (size_t d = 0; d < dim; ++d) sum += a[d] * b[d];
-  return sum;
-}
 
 class KeyDiff final : public Scorer {
  public:

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "policy/dot.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 
@@ -19,9 +20,7 @@ class Knorm final : public Scorer {
     ParallelFor(scores.heads.size(), [&](size_t h) {
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
         const float* key = inputs.heads[h].keys + i * dim;
-        float sum = 0;
-        for (size_t d = 0; d < dim; ++d) sum += key[d] * key[d];
-        scores.heads[h][i] = -std::sqrt(sum);
+        scores.heads[h][i] = -std::sqrt(Dot(key, key, dim));
       }
       ProtectNewest(scores.heads[h], recent_);
     });
