@@ -4,6 +4,9 @@
 say() { printf 'pith: %s\n' "$*" >&2; }
 die() { printf 'pith: error: %s\n' "$*" >&2; exit 1; }
 
+# Whether a Debian package is installed, for one architecture or several.
+is_installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
+
 # The same rule as CacheDir() in src/base/paths.cc.
 pith_cache_dir() {
   if [[ -n ${PITH_CACHE_DIR:-} ]]; then printf '%s' "$PITH_CACHE_DIR"
