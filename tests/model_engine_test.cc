@@ -14,6 +14,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/engine.h"
+#include "engine/value_projections.h"
 #include "host/model.h"
 #include "tests/support/default_model.h"
 
@@ -266,6 +267,32 @@ TEST(ModelEngine, GatheredAttentionSelectsAsRowsDo) {
     EXPECT_GT(common_share(kept(recipe), kept(recipe + " prefill=criti")), 0.98);
   }
   EXPECT_LT(common_share(kept("h2o"), kept("observed")), 0.95);
+}
+
+TEST(ModelEngine, ProjectionsAreTheSameWhetherTheyAreKept) {
+  const auto model = Model();
+  ValueProjections some(*model, size_t{1} << 20), all(*model);  // of 330 KiB a layer
+  const LayerShape& shape = model->info().layers[0];
+  const auto dim = static_cast<size_t>(shape.value_dim);
+  std::vector<float> values(4 * dim);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i * 37 % 101) - 50;
+  const auto norms = [&](ValueProjections& projections, int layer) {
+    std::vector<float> out;
+    for (const kernels::PackedProjection& projection : projections.Of(layer)) {
+      out.resize(out.size() + 4);
+      kernels::ProjectedNorms(values.data(), 4, projection, out.data() + out.size() - 4);
+    }
+    return out;
+  };
+  std::vector<std::vector<float>> first;
+  for (const int layer : {0, 1, 2, 3, 4, 0, 4, 3}) {
+    first.push_back(norms(all, layer));
+    EXPECT_EQ(first.back(), norms(some, layer)) << layer;
+  }
+  EXPECT_EQ(first[0].size(), 4 * static_cast<size_t>(shape.num_kv_heads));
+  EXPECT_NE(first[0], first[1]);
+  EXPECT_EQ(first[0], first[5]);
+  EXPECT_EQ(first[4], first[6]);
 }
 
 // A machine on which one thread is always faster, and then two again.

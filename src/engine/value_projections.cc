@@ -26,7 +26,7 @@ std::span<const kernels::PackedProjection> ValueProjections::Of(int layer) {
   latest_ = Pack(layer);
   size_t bytes = 0;
   for (const kernels::PackedProjection& projection : latest_) bytes += projection.num_bytes();
-  if (kept_bytes_ + bytes > kMostKeptBytes) return latest_;
+  if (kept_bytes_ + bytes > most_kept_bytes_) return latest_;
   kept_bytes_ += bytes;
   return kept_[layer] = std::move(latest_);
 }
