@@ -301,7 +301,7 @@ class HardBudget(ModelCase):
             name = recipe["name"]
             prompt = prompts["format=" in recipe["stages"]]  # few bits hold more
             dropped = 0
-            for budget in ("25%",) if SANITIZED else ("18%", "25%", "60%"):
+            for budget in ("18%", "25%", "60%"):
                 with self.subTest(recipe=name, budget=budget):
                     done = pith("run", *model_flags(), "--json", "--raw", "-f", prompt, "-n", "4", "-c", "2048",
                                 "-b", "32", "--kv-budget", budget, "--recipe", name)
@@ -314,6 +314,8 @@ class HardBudget(ModelCase):
                     self.assertLessEqual(kv["peak_bytes"], kv["budget_bytes"])
                     self.assertGreater(kv["entries"], 0)
                     dropped += kv["kept_fraction"] < 1
+                    if SANITIZED and dropped:
+                        break
             if name != "full" and info()["architecture"] == "llama":
                 self.assertGreater(dropped, 0, f"{name} was never short of memory: the test shows nothing")
 
