@@ -271,7 +271,7 @@ TEST(ModelEngine, GatheredAttentionSelectsAsRowsDo) {
 
 TEST(ModelEngine, ProjectionsAreTheSameWhetherTheyAreKept) {
   const auto model = Model();
-  ValueProjections some(*model, size_t{1} << 20), all(*model);  // of 330 KiB a layer
+  ValueProjections some(*model, size_t{1} << 20), all(*model);  // room for two layers
   const LayerShape& shape = model->info().layers[0];
   const auto dim = static_cast<size_t>(shape.value_dim);
   std::vector<float> values(4 * dim);

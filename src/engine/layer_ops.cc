@@ -22,7 +22,11 @@ constexpr size_t kNormStretch = 64;
 
 LayerOps::LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials,
                    const std::optional<CritiOptions>& prune)
-    : model_(model), cache_(cache), column_initials_(std::move(column_initials)), params_(model.info().layers.size()), projections_(model) {
+    : model_(model),
+      cache_(cache),
+      column_initials_(std::move(column_initials)),
+      params_(model.info().layers.size()),
+      projections_(model) {
   if (prune) pruner_.emplace(*prune);
   int most_heads = 0;
   for (const CacheLayer& layer : cache.layers()) most_heads = std::max(most_heads, layer.num_kv_heads);

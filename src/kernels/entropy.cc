@@ -7,6 +7,7 @@
 #include "hwy/contrib/math/math-inl.h"
 
 #include "kernels/entropy.h"
+#include "kernels/load_up_to-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
@@ -21,19 +22,12 @@ HWY_ATTR double EntropyImpl(const float* p, size_t n) {
   const hn::ScalableTag<float> d;
   const size_t lanes = hn::Lanes(d);
   const auto least = hn::Set(d, 1e-10f);
-  HWY_ALIGN float tail[HWY_MAX_BYTES / sizeof(float)];
   double total = 0;
   for (size_t begin = 0; begin < n; begin += kStretch) {
     const size_t end = HWY_MIN(n, begin + kStretch);
     auto sum = hn::Zero(d);
     for (size_t i = begin; i < end; i += lanes) {
-      auto x = hn::Zero(d);
-      if (i + lanes <= end) {
-        x = hn::LoadU(d, p + i);
-      } else {
-        for (size_t k = 0; k < lanes; ++k) tail[k] = i + k < end ? p[i + k] : 0.0f;
-        x = hn::Load(d, tail);
-      }
+      const auto x = LoadUpTo(d, p, i, end);
       sum = hn::MulAdd(x, hn::Log(d, hn::Add(x, least)), sum);
     }
     total += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));

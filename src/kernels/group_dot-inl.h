@@ -26,6 +26,7 @@
 #include <utility>
 
 #include "kernels/group_kernels-inl.h"
+#include "kernels/load_up_to-inl.h"
 #include "kernels/page_kernels-inl.h"
 #include "kernels/quad_products-inl.h"
 
@@ -171,15 +172,6 @@ struct Folded {
   float bias[R];
 };
 
-HWY_INLINE VF LoadFactors(const float* from, size_t at, size_t count) {
-  constexpr auto kWhole = static_cast<size_t>(kLanes);
-  if (at + kWhole <= count) return hn::LoadU(DF(), from + at);
-  if (at >= count) return hn::Zero(DF());
-  HWY_ALIGN float tail[kLanes] = {};
-  std::memcpy(tail, from + at, (count - at) * sizeof(float));
-  return hn::Load(DF(), tail);
-}
-
 // Rounds each row's factors times their scales to two bytes each; those that fill the last step become 0.
 template <class Codes, int R>
 HWY_INLINE void Fold(const float* const (&factors)[R], size_t count, const FoldScales& by, Folded<R>* to) {
@@ -193,7 +185,7 @@ HWY_INLINE void Fold(const float* const (&factors)[R], size_t count, const FoldS
   for (size_t i = 0; i < end; i += kWhole) {
     const VF scale = hn::Load(df, by.scales + i), offset = hn::Load(df, by.offsets + i);
     PITH_UNROLL for (int r = 0; r < R; ++r) {
-      const VF x = hn::Mul(LoadFactors(factors[r], i, count), scale);
+      const VF x = hn::Mul(LoadUpTo(df, factors[r], i, count), scale);
       hn::Store(x, df, terms[r] + i);
       max[r] = hn::Max(max[r], hn::Abs(x));
       sum[r] = hn::MulAdd(x, offset, sum[r]);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/load_up_to-inl.h"
 #include "kernels/projected_norms.h"
 #include "kernels/quad_products-inl.h"
 
@@ -38,14 +39,6 @@ using VF = hn::Vec<DF>;
 constexpr int kVectors = 2;
 constexpr int kRows = 4;
 
-HWY_INLINE VF LoadUpTo(const float* x, int at, int dim) {
-  const int lanes = static_cast<int>(hn::Lanes(DF()));
-  if (at + lanes <= dim) return hn::LoadU(DF(), x + at);
-  HWY_ALIGN float tail[kMostLanes] = {};
-  std::memcpy(tail, x + at, static_cast<size_t>(dim - at) * sizeof(float));
-  return hn::Load(DF(), tail);
-}
-
 // Bytes of x, none above `most` in magnitude, no stretch much longer than `length`. Returns what a byte is worth. Writes
 // whole vectors, zeros after the end.
 HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length, int8_t* bytes) {
@@ -57,7 +50,7 @@ HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length,
   for (int begin = 0; begin < dim; begin += kStretch) {
     VF squares = hn::Zero(df);
     for (int c = begin; c < HWY_MIN(dim, begin + kStretch); c += lanes) {
-      const VF part = LoadUpTo(x, c, dim);
+      const VF part = LoadUpTo(df, x, static_cast<size_t>(c), static_cast<size_t>(dim));
       largest = hn::Max(largest, hn::Abs(part));
       squares = hn::MulAdd(part, part, squares);
     }
@@ -66,7 +59,8 @@ HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length,
   const float unit = HWY_MAX(hn::GetLane(hn::MaxOfLanes(df, largest)) / most, longest / length);
   const VF inverse = hn::Set(df, unit > 0 ? 1 / unit : 0);
   for (int c = 0; c < dim; c += lanes) {
-    hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(hn::Mul(LoadUpTo(x, c, dim), inverse))), d8, bytes + c);
+    const VF part = LoadUpTo(df, x, static_cast<size_t>(c), static_cast<size_t>(dim));
+    hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(hn::Mul(part, inverse))), d8, bytes + c);
   }
   return unit;
 }

@@ -40,11 +40,11 @@ double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vec
     const auto recent = std::min(columns, static_cast<size_t>(probs.rows()));
     Sums& sums = of_query_heads[i];
     sums.columns.assign(columns, 0.0F);
+    sums.rows = probs.rows();
     for (int t = 0; t < probs.rows(); ++t) {
       const float* row = probs.row(static_cast<int>(i % group), t);
       for (size_t j = 0; j < columns; ++j) sums.columns[j] += row[j];
       sums.before_window += SumOf({row + columns - recent, recent});
-      sums.rows += 1;
     }
   });
   means.assign(inputs.heads.size(), {});
