@@ -61,6 +61,7 @@ struct ModelFlags {
   std::string hf;
   int threads = 0;  // 0: physical cores
   bool fixed_threads = false;
+  bool libllama_products = false;
   int gpu_layers = 0;
   std::vector<std::string> lora;
   std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...

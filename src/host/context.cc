@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/own_code.h"
 #include "ggml-cpu.h"
+#include "host/block_product.h"
 #include "host/llama_util.h"
 #include "host/slot_state.h"
 
@@ -62,6 +63,12 @@ struct HostContext::Private {
     std::vector<std::byte> op_params;  // of the function below, made once
     ggml_custom_op_t function = nullptr;
   };
+  // A product of a prompt's block with weights.
+  struct ProductNode {
+    Private* owner = nullptr;
+    BlockProduct product;
+    std::vector<std::byte> op_params;
+  };
 
   LlamaContextPtr context;
   llama_memory_t memory = nullptr;
@@ -80,6 +87,10 @@ struct HostContext::Private {
 
   std::vector<std::unique_ptr<Node>> nodes;  // in graph order
   size_t next_node = 0;
+  bool float_products = false;
+  std::vector<std::unique_ptr<ProductNode>> products;  // in graph order
+  size_t next_product = 0;
+  std::vector<std::vector<float>> unpacked_weights;  // of each thread
   LayerSet caches_read;
   LayerSet caches_expected;  // what each block must read: graphs may depend on sizes
   // Rows of the block in f16, between the node that would store them and the layer's attention.
@@ -98,10 +109,13 @@ struct HostContext::Private {
   static bool OnNode(ggml_tensor* node, bool ask, void* user_data);
   static void OnAttention(ggml_tensor* node, int ith, int nth, void* user_data);
   static void OnStore(ggml_tensor* node, int ith, int nth, void* user_data);
+  static void OnProduct(ggml_tensor* node, int ith, int nth, void* user_data);
   static void OnTeam(ggml_tensor* node, int ith, int nth, void* user_data);
   Node& NextNode();
   static void Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function);
+  static void Become(ggml_tensor* node, std::span<const std::byte> op_params);
   void TakeOverAttention(ggml_tensor* node);
+  void TakeOverProduct(ggml_tensor* node);
   void TakeOverStore(ggml_tensor* node, int layer, char kind);
   int& BufferOf(int layer, char kind) { return buffer_of[kind == 'v'].at(static_cast<size_t>(layer)); }
   int ReleaseBuffer(int layer, char kind);
@@ -135,7 +149,11 @@ bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) 
       return false;
     }
   }
-  if (IsCachedAttention(node)) self.TakeOverAttention(node);
+  if (IsCachedAttention(node)) {
+    self.TakeOverAttention(node);
+  } else if (self.float_products && BlockProduct::Suits(node)) {
+    self.TakeOverProduct(node);
+  }
   return false;
 }
 
@@ -152,13 +170,17 @@ HostContext::Private::Node& HostContext::Private::NextNode() {
 }
 
 // Only the op and its parameters change: sources, output and schedule stay.
+void HostContext::Private::Become(ggml_tensor* node, std::span<const std::byte> op_params) {
+  node->op = GGML_OP_CUSTOM;
+  std::memcpy(node->op_params, op_params.data(), op_params.size());
+}
+
 void HostContext::Private::Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function) {
   if (entry.function != function) {
     entry.op_params = CustomOpParams(function, &entry);
     entry.function = function;
   }
-  node->op = GGML_OP_CUSTOM;
-  std::memcpy(node->op_params, entry.op_params.data(), entry.op_params.size());
+  Become(node, entry.op_params);
 }
 
 // libllama's cache is never written, so its memory need not be there.
@@ -170,6 +192,21 @@ void HostContext::Private::DropPages(const ggml_tensor* cache) {
   const uintptr_t from = (base + page - 1) / page * page;
   const uintptr_t to = (base + ggml_backend_buffer_get_size(cache->buffer)) / page * page;
   if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+}
+
+void HostContext::Private::TakeOverProduct(ggml_tensor* node) {
+  if (next_product == products.size()) {
+    ProductNode& entry = *products.emplace_back(std::make_unique<ProductNode>());
+    entry.owner = this;
+    entry.op_params = CustomOpParams(OnProduct, &entry);
+  }
+  Become(node, products[next_product++]->op_params);
+}
+
+void HostContext::Private::OnProduct(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const OwnCode own(true);
+  ProductNode& entry = *static_cast<ProductNode*>(user_data);
+  entry.product.Run(node, nth, entry.owner->unpacked_weights[static_cast<size_t>(ith)]);
 }
 
 void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind) {
@@ -302,8 +339,10 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   host->private_ = std::make_unique<Private>();
   Private& self = *host->private_;
   self.sink = sink;
+  self.float_products = model.float_products();
   self.hybrid = model.info().hybrid;
   self.num_threads = num_threads;
+  self.unpacked_weights.resize(static_cast<size_t>(num_threads));
   self.num_vocab = model.info().num_vocab;
   self.info = model.info();
   const size_t num_layers = model.info().layers.size();
@@ -363,7 +402,7 @@ Status HostContext::Decode(const BlockRows& rows) {
     if (rows.wants_logits[i] != 0) self.output_rows.push_back(static_cast<int>(i));
   }
   self.slot_of_block = rows.slots[0];
-  self.next_node = 0;
+  self.next_node = self.next_product = 0;
   const int status = [&] {
     const OwnCode own(false);
     return llama_decode(self.context.get(), self.batch->get());
@@ -449,6 +488,8 @@ int HostContext::num_threads() const { return private_->num_threads; }
 void HostContext::SetThreads(int num_threads) {
   if (num_threads == private_->num_threads) return;
   private_->num_threads = num_threads;
+  std::vector<std::vector<float>>& unpacked = private_->unpacked_weights;
+  unpacked.resize(std::max(unpacked.size(), static_cast<size_t>(num_threads)));
   llama_set_n_threads(private_->context.get(), num_threads, num_threads);
 }
 

@@ -73,6 +73,7 @@ struct HostModelOptions {
   std::vector<std::string> lora_paths;
   std::vector<float> lora_scales;  // of each, 1 where it ends
   std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
+  bool float_products = true;  // a prompt's with quantised weights, in float32 (block_product.h); false: as libllama does them
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
@@ -121,6 +122,7 @@ class HostModel {
   std::shared_ptr<const std::vector<float>> OutputProjection(int layer) const;
 
   llama_model* handle() const { return model_; }
+  bool float_products() const { return float_products_; }
   std::span<llama_adapter_lora* const> adapters() const;
   std::span<const float> adapter_scales() const;  // one for each adapter
 
@@ -133,6 +135,7 @@ class HostModel {
 
   llama_model* model_ = nullptr;
   ModelInfo info_;
+  bool float_products_ = true;
   struct Private;
   std::unique_ptr<Private> private_;
 };
