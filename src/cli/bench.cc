@@ -26,8 +26,9 @@ Engines take turns, block by block, so that a busy machine slows all of them ali
 bench says so when it is not. Rows carry llama-bench's names: pp512 reads 512 tokens, pp256 @ d256 reads 256 behind 256,
 tg32 @ d512 decodes 32 tokens behind 512. Shown is the median of the repetitions; "x libllama" is against the better of
 its settings of flash attention, in the same cache format where it has one, else f16. "x attention" compares attention
-alone: libllama's is what it takes beyond the rest of the graph, which both run alike. "of roofline": attention's share of
-the measured memory bandwidth (decode) or of the peak of multiply-adds (prefill, full cache).
+alone: libllama's is what it takes beyond the rest of the graph, where both run that alike (prompts: only with
+--libllama-products). "of roofline": attention's share of the measured memory bandwidth (decode) or of the peak
+of multiply-adds (prefill, full cache).
 
 KV bytes are the peak: of pith with its block buffer and tables, of libllama the cache of the context. Peak memory of one
 engine is the process's memory before it plus what it added. With --fill synthetic the context is not read: made-up keys
@@ -301,6 +302,7 @@ Result<int> RunBench(BenchFlags& flags) {
   BenchReport report;
   report.machine = DescribeMachine();
   report.repeats = flags.repeat;
+  report.float_products = model->float_products() && model->info().quantised;
   for (const int count : threads) report.rooflines.emplace_back(count, MeasureRoofline(count));
   PITH_ASSIGN_OR_RETURN(auto groups, MakeGroups(flags, model->info()));
   PITH_RETURN_IF_ERROR(Measure(flags, model, groups, report));

@@ -113,8 +113,8 @@ Json TestJson(const BenchReport& report, const BenchRow& row, const Test& test) 
                           {"policy", 1000 * sum.policy / tokens},
                           {"other", 1000 * other / tokens}};
   if (sum.attention <= 0) return json;
-  // libllama's attention is what it takes beyond the rest of the graph, which is the same for both.
-  if (plain > 0) json["attention_ratio"] = (tokens / plain - sum.host - other) / sum.attention;
+  // libllama's attention is what it takes beyond the rest of the graph, where that is the same for both.
+  if (plain > 0 && (test.kind == "decode" || !report.float_products)) json["attention_ratio"] = (tokens / plain - sum.host - other) / sum.attention;
   for (const auto& [threads, roofline] : report.rooflines) {
     if (threads != row.config.threads) continue;
     if (sum.kv_bytes_read > 0) {
@@ -207,6 +207,7 @@ nlohmann::ordered_json ToJson(const BenchReport& report, const ModelInfo& info) 
           {"free_share", report.free_share},
           {"busy", report.free_share < kBusyBelow},
           {"repeats", report.repeats},
+          {"float_products", report.float_products},
           {"threads", report.rows.empty() ? 0 : report.rows.front().config.threads},
           {"decoded", report.rows.empty() ? 0 : report.rows.front().bench.num_decoded},
           {"rss_peak_bytes", report.rss_peak_bytes},

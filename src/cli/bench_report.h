@@ -30,6 +30,7 @@ struct BenchReport {
   std::vector<std::pair<int, Roofline>> rooflines;  // by number of threads
   double free_share = 1;  // the least that a spinning thread got, before and between repetitions
   int repeats = 0;
+  bool float_products = false;  // prompts' products with weights are not libllama's (host/block_product.h)
   size_t rss_peak_bytes = 0;
   std::vector<BenchRow> rows;
 };

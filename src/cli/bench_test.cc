@@ -54,6 +54,16 @@ TEST(BenchReport, RatiosAreOfMediansAgainstTheBetterSetting) {
   EXPECT_DOUBLE_EQ(json["rows"][0]["tests"][2]["ratio"].get<double>(), 0.5);
 }
 
+// What libllama takes beyond our graph is then more than its attention.
+TEST(BenchReport, AttentionOfPromptsIsNotComparedWhereTheRestDiffers) {
+  BenchReport report = Report(1);
+  for (PhaseTimes& times : report.rows[2].tail) times.attention = times.wall / 2;
+  EXPECT_TRUE(ToJson(report, ModelInfo{})["rows"][2]["tests"][1].contains("attention_ratio"));
+  report.float_products = true;
+  EXPECT_FALSE(ToJson(report, ModelInfo{})["rows"][2]["tests"][1].contains("attention_ratio"));
+  EXPECT_TRUE(ToJson(report, ModelInfo{})["rows"][2]["tests"][2].contains("attention_ratio"));
+}
+
 TEST(BenchReport, TheTableSaysWhenTheMachineWasBusy) {
   BenchReport report = Report(1);
   EXPECT_THAT(ToMarkdown(ToJson(report, ModelInfo{})), Not(HasSubstr("busy")));

@@ -16,6 +16,11 @@ namespace pith {
 // One node of a graph, output [rows, M] = input [rows, K] * weights [M, K]^T.
 class BlockProduct {
  public:
+#ifdef PITH_ONEDNN
+  static constexpr bool kBuilt = true;
+#else
+  static constexpr bool kBuilt = false;
+#endif
   // Whether the node is such a product, and faster this way: at least 32 rows, weights in main memory that libllama has
   // not packed again for kernels of its own. False everywhere in a build without oneDNN.
   static bool Suits(const ggml_tensor* node);
