@@ -64,19 +64,22 @@ bool IsFloatMatrix(const ggml_tensor* tensor) {
 
 }  // namespace
 
-bool BlockProduct::Suits(const ggml_tensor* node) {
+bool BlockProduct::IsBuilt() {
 #ifdef PITH_ONEDNN
-  if (node->op != GGML_OP_MUL_MAT) return false;
+  return true;
+#else
+  return false;
+#endif
+}
+
+bool BlockProduct::Suits(const ggml_tensor* node) {
+  if (!IsBuilt() || node->op != GGML_OP_MUL_MAT) return false;
   const ggml_tensor *weights = node->src[0], *input = node->src[1];
   // `extra`: packed again for kernels of libllama's.
   return input->ne[1] >= kMinRows && IsFloatMatrix(input) && IsFloatMatrix(node) && IsMatrix(weights) &&
          ggml_is_quantized(weights->type) && ggml_get_type_traits(weights->type)->to_float != nullptr &&
          weights->view_src == nullptr && weights->extra == nullptr && weights->buffer != nullptr &&
          ggml_backend_buffer_is_host(weights->buffer);
-#else
-  (void)node;
-  return false;
-#endif
 }
 
 void BlockProduct::Run(const ggml_tensor* node, int num_threads, std::vector<float>& unpacked) {

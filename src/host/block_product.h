@@ -16,13 +16,10 @@ namespace pith {
 // One node of a graph, output [rows, M] = input [rows, K] * weights [M, K]^T.
 class BlockProduct {
  public:
-#ifdef PITH_ONEDNN
-  static constexpr bool kBuilt = true;
-#else
-  static constexpr bool kBuilt = false;
-#endif
+  // False: built without oneDNN, nothing suits.
+  static bool IsBuilt();
   // Whether the node is such a product, and faster this way: at least 32 rows, weights in main memory that libllama has
-  // not packed again for kernels of its own. False everywhere in a build without oneDNN.
+  // not packed again for kernels of its own.
   static bool Suits(const ggml_tensor* node);
 
   // Called by each of num_threads threads, which share the work; `unpacked` is the thread's own. What is computed does

@@ -97,7 +97,7 @@ class Product {
 class BlockProductTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!BlockProduct::Suits(Product(GGML_TYPE_Q4_1, 32, 32, 32).node())) GTEST_SKIP() << "built without oneDNN";
+    if (!BlockProduct::IsBuilt()) GTEST_SKIP() << "built without oneDNN";
   }
 };
 

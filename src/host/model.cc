@@ -231,7 +231,7 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
   host->ReadChatTemplate();
   if (is_trial) host->TryChatTemplate();
-  host->float_products_ = options.float_products && BlockProduct::kBuilt;
+  host->float_products_ = options.float_products && BlockProduct::IsBuilt();
   host->info_.fingerprint = Fingerprint(host->model_, paths, options);
   host->info_.part_paths = std::move(paths);
   return host;
