@@ -114,7 +114,8 @@ Json TestJson(const BenchReport& report, const BenchRow& row, const Test& test) 
                           {"other", 1000 * other / tokens}};
   if (sum.attention <= 0) return json;
   // libllama's attention is what it takes beyond the rest of the graph, where that is the same for both.
-  if (plain > 0 && (test.kind == "decode" || !report.float_products)) json["attention_ratio"] = (tokens / plain - sum.host - other) / sum.attention;
+  const bool same_rest = test.kind == "decode" || !report.float_products;
+  if (plain > 0 && same_rest) json["attention_ratio"] = (tokens / plain - sum.host - other) / sum.attention;
   for (const auto& [threads, roofline] : report.rooflines) {
     if (threads != row.config.threads) continue;
     if (sum.kv_bytes_read > 0) {

@@ -48,12 +48,16 @@ class OneThread {
 };
 
 // output [rows, M] = input [rows, K] * weights [M, K]^T; strides in floats.
-void Multiply(int64_t rows, int64_t m, int64_t k, const float* input, int64_t input_stride, const float* weights, float* output,
-              int64_t output_stride) {
+void Multiply(int64_t rows, int64_t m, int64_t k, const float* input, int64_t input_stride, const float* weights,
+              float* output, int64_t output_stride) {
   const dnnl_status_t status =
       dnnl_sgemm('N', 'T', rows, m, k, 1.0f, input, input_stride, weights, k, 0.0f, output, output_stride);
   PITH_CHECK(status == dnnl_success);
 }
+#else
+struct OneThread {};
+// Never reached, since nothing suits.
+void Multiply(int64_t, int64_t, int64_t, const float*, int64_t, const float*, float*, int64_t) { PITH_CHECK(false); }
 #endif
 
 bool IsMatrix(const ggml_tensor* tensor) { return tensor->ne[2] == 1 && tensor->ne[3] == 1; }
@@ -83,32 +87,28 @@ bool BlockProduct::Suits(const ggml_tensor* node) {
 }
 
 void BlockProduct::Run(const ggml_tensor* node, int num_threads, std::vector<float>& unpacked) {
-#ifdef PITH_ONEDNN
   const ggml_tensor *weights = node->src[0], *input = node->src[1];
   const int64_t width = weights->ne[0], num_weight_rows = weights->ne[1];
   const int64_t part_rows = RowsPerPart(num_weight_rows, width);
   const int64_t num_parts = (num_weight_rows + part_rows - 1) / part_rows;
   const auto to_float = ggml_get_type_traits(weights->type)->to_float;
   if (unpacked.size() < static_cast<size_t>(part_rows * width)) unpacked.resize(static_cast<size_t>(part_rows * width));
-  const OneThread one_thread;
+  [[maybe_unused]] const OneThread one_thread;
   for (int64_t part; (part = next_part_.fetch_add(1, std::memory_order_relaxed)) < num_parts;) {
     const int64_t begin = part * part_rows, count = std::min(part_rows, num_weight_rows - begin);
     for (int64_t row = 0; row < count; ++row) {
       to_float(static_cast<const std::byte*>(weights->data) + static_cast<size_t>(begin + row) * weights->nb[1],
                unpacked.data() + row * width, width);
     }
-    Multiply(input->ne[1], count, width, static_cast<const float*>(input->data), static_cast<int64_t>(input->nb[1] / sizeof(float)),
-             unpacked.data(), static_cast<float*>(node->data) + begin, static_cast<int64_t>(node->nb[1] / sizeof(float)));
+    Multiply(input->ne[1], count, width, static_cast<const float*>(input->data),
+             static_cast<int64_t>(input->nb[1] / sizeof(float)), unpacked.data(),
+             static_cast<float*>(node->data) + begin, static_cast<int64_t>(node->nb[1] / sizeof(float)));
   }
   // libllama may run a graph again without asking about its nodes as they were.
   if (num_finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
     num_finished_.store(0, std::memory_order_relaxed);
     next_part_.store(0, std::memory_order_relaxed);
   }
-#else
-  (void)node, (void)num_threads, (void)unpacked;
-  PITH_CHECK(false);
-#endif
 }
 
 }  // namespace pith

@@ -73,7 +73,8 @@ struct HostModelOptions {
   std::vector<std::string> lora_paths;
   std::vector<float> lora_scales;  // of each, 1 where it ends
   std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
-  bool float_products = true;  // a prompt's with quantised weights, in float32 (block_product.h); false: as libllama does them
+  // A prompt's products with quantised weights in float32 (block_product.h); false: as libllama does them.
+  bool float_products = true;
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
