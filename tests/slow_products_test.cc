@@ -23,10 +23,10 @@ constexpr int kThreads = 2;
 constexpr int kPrompts = 12;
 
 // The last rows' logits of some prompts, [kPrompts, vocab].
-std::vector<float> Logits(const std::string& path, bool float_products) {
+std::vector<float> Logits(const std::string& path, bool own_products) {
   HostModelOptions model_options;
   model_options.num_threads = kThreads;
-  model_options.float_products = float_products;
+  model_options.own_products = own_products;
   auto model = HostModel::Load(path, model_options);
   EXPECT_TRUE(model) << model.error().message;
   if (!model) return {};

@@ -302,7 +302,8 @@ Result<int> RunBench(BenchFlags& flags) {
   BenchReport report;
   report.machine = DescribeMachine();
   report.repeats = flags.repeat;
-  report.float_products = model->float_products() && model->info().quantised;
+  report.float_products = model->float_products();
+  report.byte_products = model->byte_products();
   for (const int count : threads) report.rooflines.emplace_back(count, MeasureRoofline(count));
   PITH_ASSIGN_OR_RETURN(auto groups, MakeGroups(flags, model->info()));
   PITH_RETURN_IF_ERROR(Measure(flags, model, groups, report));

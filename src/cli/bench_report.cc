@@ -114,7 +114,7 @@ Json TestJson(const BenchReport& report, const BenchRow& row, const Test& test) 
                           {"other", 1000 * other / tokens}};
   if (sum.attention <= 0) return json;
   // libllama's attention is what it takes beyond the rest of the graph, where that is the same for both.
-  const bool same_rest = test.kind == "decode" || !report.float_products;
+  const bool same_rest = !(test.kind == "decode" ? report.byte_products : report.float_products);
   if (plain > 0 && same_rest) json["attention_ratio"] = (tokens / plain - sum.host - other) / sum.attention;
   for (const auto& [threads, roofline] : report.rooflines) {
     if (threads != row.config.threads) continue;
@@ -209,6 +209,7 @@ nlohmann::ordered_json ToJson(const BenchReport& report, const ModelInfo& info) 
           {"busy", report.free_share < kBusyBelow},
           {"repeats", report.repeats},
           {"float_products", report.float_products},
+          {"byte_products", report.byte_products},
           {"threads", report.rows.empty() ? 0 : report.rows.front().config.threads},
           {"decoded", report.rows.empty() ? 0 : report.rows.front().bench.num_decoded},
           {"rss_peak_bytes", report.rss_peak_bytes},

@@ -31,6 +31,7 @@ struct BenchReport {
   double free_share = 1;  // the least that a spinning thread got, before and between repetitions
   int repeats = 0;
   bool float_products = false;  // prompts' products with weights are not libllama's (host/block_product.h)
+  bool byte_products = false;   // nor are those of few rows (host/row_product.h)
   size_t rss_peak_bytes = 0;
   std::vector<BenchRow> rows;
 };

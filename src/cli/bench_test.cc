@@ -55,13 +55,15 @@ TEST(BenchReport, RatiosAreOfMediansAgainstTheBetterSetting) {
 }
 
 // What libllama takes beyond our graph is then more than its attention.
-TEST(BenchReport, AttentionOfPromptsIsNotComparedWhereTheRestDiffers) {
+TEST(BenchReport, AttentionIsNotComparedWhereTheRestDiffers) {
   BenchReport report = Report(1);
   for (PhaseTimes& times : report.rows[2].tail) times.attention = times.wall / 2;
   EXPECT_TRUE(ToJson(report, ModelInfo{})["rows"][2]["tests"][1].contains("attention_ratio"));
   report.float_products = true;
   EXPECT_FALSE(ToJson(report, ModelInfo{})["rows"][2]["tests"][1].contains("attention_ratio"));
   EXPECT_TRUE(ToJson(report, ModelInfo{})["rows"][2]["tests"][2].contains("attention_ratio"));
+  report.byte_products = true;
+  EXPECT_FALSE(ToJson(report, ModelInfo{})["rows"][2]["tests"][2].contains("attention_ratio"));
 }
 
 TEST(BenchReport, TheTableSaysWhenTheMachineWasBusy) {

@@ -33,7 +33,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
                      "Decode on all threads even while another process takes their cores");
   }
   command.add_flag("--libllama-products", flags.libllama_products,
-                   "Multiply prompts with quantised weights as libllama does, in 8 bits instead of float32 (slower)");
+                   "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");
   command.add_option("--gpu-layers,--n-gpu-layers", flags.gpu_layers,
                      "-ngl: layers on the GPU, where libllama was built with one (default 0)")
       ->check(CLI::Range(0, 100000))
@@ -81,7 +81,7 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   HostModelOptions options;
   options.num_gpu_layers = flags.gpu_layers;
   options.num_threads = flags.num_threads();
-  options.float_products = !flags.libllama_products;
+  options.own_products = !flags.libllama_products;
   for (const std::string& lora : flags.lora) {
     options.lora_paths.push_back(lora);
     options.lora_scales.push_back(1);

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/check.h"
-#include "ggml-backend.h"
+#include "host/weight_matrix.h"
 
 #ifdef PITH_ONEDNN
 #include <dnnl.h>
@@ -60,12 +60,6 @@ struct OneThread {};
 void Multiply(int64_t, int64_t, int64_t, const float*, int64_t, const float*, float*, int64_t) { PITH_CHECK(false); }
 #endif
 
-bool IsMatrix(const ggml_tensor* tensor) { return tensor->ne[2] == 1 && tensor->ne[3] == 1; }
-
-bool IsFloatMatrix(const ggml_tensor* tensor) {
-  return IsMatrix(tensor) && tensor->type == GGML_TYPE_F32 && tensor->nb[0] == sizeof(float);
-}
-
 }  // namespace
 
 bool BlockProduct::IsBuilt() {
@@ -77,13 +71,8 @@ bool BlockProduct::IsBuilt() {
 }
 
 bool BlockProduct::Suits(const ggml_tensor* node) {
-  if (!IsBuilt() || node->op != GGML_OP_MUL_MAT) return false;
-  const ggml_tensor *weights = node->src[0], *input = node->src[1];
-  // `extra`: packed again for kernels of libllama's.
-  return input->ne[1] >= kMinRows && IsFloatMatrix(input) && IsFloatMatrix(node) && IsMatrix(weights) &&
-         ggml_is_quantized(weights->type) && ggml_get_type_traits(weights->type)->to_float != nullptr &&
-         weights->view_src == nullptr && weights->extra == nullptr && weights->buffer != nullptr &&
-         ggml_backend_buffer_is_host(weights->buffer);
+  return IsBuilt() && IsPlainProduct(node) && node->src[1]->ne[1] >= kMinRows &&
+         ggml_get_type_traits(node->src[0]->type)->to_float != nullptr;
 }
 
 void BlockProduct::Run(const ggml_tensor* node, int num_threads, std::vector<float>& unpacked) {
@@ -94,7 +83,7 @@ void BlockProduct::Run(const ggml_tensor* node, int num_threads, std::vector<flo
   const auto to_float = ggml_get_type_traits(weights->type)->to_float;
   if (unpacked.size() < static_cast<size_t>(part_rows * width)) unpacked.resize(static_cast<size_t>(part_rows * width));
   [[maybe_unused]] const OneThread one_thread;
-  for (int64_t part; (part = next_part_.fetch_add(1, std::memory_order_relaxed)) < num_parts;) {
+  for (int64_t part; (part = parts_.Take()) < num_parts;) {
     const int64_t begin = part * part_rows, count = std::min(part_rows, num_weight_rows - begin);
     for (int64_t row = 0; row < count; ++row) {
       to_float(static_cast<const std::byte*>(weights->data) + static_cast<size_t>(begin + row) * weights->nb[1],
@@ -104,11 +93,7 @@ void BlockProduct::Run(const ggml_tensor* node, int num_threads, std::vector<flo
              static_cast<int64_t>(input->nb[1] / sizeof(float)), unpacked.data(),
              static_cast<float*>(node->data) + begin, static_cast<int64_t>(node->nb[1] / sizeof(float)));
   }
-  // libllama may run a graph again without asking about its nodes as they were.
-  if (num_finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
-    num_finished_.store(0, std::memory_order_relaxed);
-    next_part_.store(0, std::memory_order_relaxed);
-  }
+  parts_.Leave(num_threads);
 }
 
 }  // namespace pith

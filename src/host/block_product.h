@@ -6,10 +6,10 @@
 #ifndef PITH_HOST_BLOCK_PRODUCT_H_
 #define PITH_HOST_BLOCK_PRODUCT_H_
 
-#include <atomic>
 #include <vector>
 
 #include "ggml.h"
+#include "host/part_queue.h"
 
 namespace pith {
 
@@ -27,8 +27,7 @@ class BlockProduct {
   void Run(const ggml_tensor* node, int num_threads, std::vector<float>& unpacked);
 
  private:
-  std::atomic<int64_t> next_part_ = 0;
-  std::atomic<int> num_finished_ = 0;
+  PartQueue parts_;
 };
 
 }  // namespace pith

@@ -16,6 +16,7 @@
 #include "ggml-cpu.h"
 #include "host/block_product.h"
 #include "host/llama_util.h"
+#include "host/row_product.h"
 #include "host/slot_state.h"
 
 namespace pith {
@@ -63,11 +64,17 @@ struct HostContext::Private {
     std::vector<std::byte> op_params;  // of the function below, made once
     ggml_custom_op_t function = nullptr;
   };
-  // A product of a prompt's block with weights.
+  // A product with weights, of a prompt's block or of a few rows.
   struct ProductNode {
     Private* owner = nullptr;
-    BlockProduct product;
-    std::vector<std::byte> op_params;
+    BlockProduct of_block;
+    RowProduct of_rows;
+    std::vector<std::byte> block_op_params, rows_op_params;
+  };
+  // What a thread needs for products.
+  struct ProductScratch {
+    std::vector<float> unpacked;
+    kernels::RoundedRows rounded;
   };
 
   LlamaContextPtr context;
@@ -87,10 +94,10 @@ struct HostContext::Private {
 
   std::vector<std::unique_ptr<Node>> nodes;  // in graph order
   size_t next_node = 0;
-  bool float_products = false;
+  bool own_products = false;
   std::vector<std::unique_ptr<ProductNode>> products;  // in graph order
   size_t next_product = 0;
-  std::vector<std::vector<float>> unpacked_weights;  // of each thread
+  std::vector<ProductScratch> product_scratch;  // of each thread
   LayerSet caches_read;
   LayerSet caches_expected;  // what each block must read: graphs may depend on sizes
   // Rows of the block in f16, between the node that would store them and the layer's attention.
@@ -109,13 +116,14 @@ struct HostContext::Private {
   static bool OnNode(ggml_tensor* node, bool ask, void* user_data);
   static void OnAttention(ggml_tensor* node, int ith, int nth, void* user_data);
   static void OnStore(ggml_tensor* node, int ith, int nth, void* user_data);
-  static void OnProduct(ggml_tensor* node, int ith, int nth, void* user_data);
+  static void OnBlockProduct(ggml_tensor* node, int ith, int nth, void* user_data);
+  static void OnRowProduct(ggml_tensor* node, int ith, int nth, void* user_data);
   static void OnTeam(ggml_tensor* node, int ith, int nth, void* user_data);
   Node& NextNode();
   static void Become(ggml_tensor* node, Node& entry, ggml_custom_op_t function);
   static void Become(ggml_tensor* node, std::span<const std::byte> op_params);
   void TakeOverAttention(ggml_tensor* node);
-  void TakeOverProduct(ggml_tensor* node);
+  ProductNode& NextProduct();
   void TakeOverStore(ggml_tensor* node, int layer, char kind);
   int& BufferOf(int layer, char kind) { return buffer_of[kind == 'v'].at(static_cast<size_t>(layer)); }
   int ReleaseBuffer(int layer, char kind);
@@ -151,8 +159,10 @@ bool HostContext::Private::OnNode(ggml_tensor* node, bool ask, void* user_data) 
   }
   if (IsCachedAttention(node)) {
     self.TakeOverAttention(node);
-  } else if (self.float_products && BlockProduct::Suits(node)) {
-    self.TakeOverProduct(node);
+  } else if (self.own_products && RowProduct::Suits(node)) {
+    Become(node, self.NextProduct().rows_op_params);
+  } else if (self.own_products && BlockProduct::Suits(node)) {
+    Become(node, self.NextProduct().block_op_params);
   }
   return false;
 }
@@ -194,19 +204,26 @@ void HostContext::Private::DropPages(const ggml_tensor* cache) {
   if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
 }
 
-void HostContext::Private::TakeOverProduct(ggml_tensor* node) {
+HostContext::Private::ProductNode& HostContext::Private::NextProduct() {
   if (next_product == products.size()) {
     ProductNode& entry = *products.emplace_back(std::make_unique<ProductNode>());
     entry.owner = this;
-    entry.op_params = CustomOpParams(OnProduct, &entry);
+    entry.block_op_params = CustomOpParams(OnBlockProduct, &entry);
+    entry.rows_op_params = CustomOpParams(OnRowProduct, &entry);
   }
-  Become(node, products[next_product++]->op_params);
+  return *products[next_product++];
 }
 
-void HostContext::Private::OnProduct(ggml_tensor* node, int ith, int nth, void* user_data) {
+void HostContext::Private::OnBlockProduct(ggml_tensor* node, int ith, int nth, void* user_data) {
   const OwnCode own(true);
   ProductNode& entry = *static_cast<ProductNode*>(user_data);
-  entry.product.Run(node, nth, entry.owner->unpacked_weights[static_cast<size_t>(ith)]);
+  entry.of_block.Run(node, nth, entry.owner->product_scratch[static_cast<size_t>(ith)].unpacked);
+}
+
+void HostContext::Private::OnRowProduct(ggml_tensor* node, int ith, int nth, void* user_data) {
+  const OwnCode own(true);
+  ProductNode& entry = *static_cast<ProductNode*>(user_data);
+  entry.of_rows.Run(node, nth, entry.owner->product_scratch[static_cast<size_t>(ith)].rounded);
 }
 
 void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind) {
@@ -339,10 +356,10 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   host->private_ = std::make_unique<Private>();
   Private& self = *host->private_;
   self.sink = sink;
-  self.float_products = model.float_products();
+  self.own_products = model.own_products();
   self.hybrid = model.info().hybrid;
   self.num_threads = num_threads;
-  self.unpacked_weights.resize(static_cast<size_t>(num_threads));
+  self.product_scratch.resize(static_cast<size_t>(num_threads));
   self.num_vocab = model.info().num_vocab;
   self.info = model.info();
   const size_t num_layers = model.info().layers.size();
@@ -488,8 +505,8 @@ int HostContext::num_threads() const { return private_->num_threads; }
 void HostContext::SetThreads(int num_threads) {
   if (num_threads == private_->num_threads) return;
   private_->num_threads = num_threads;
-  std::vector<std::vector<float>>& unpacked = private_->unpacked_weights;
-  unpacked.resize(std::max(unpacked.size(), static_cast<size_t>(num_threads)));
+  std::vector<Private::ProductScratch>& scratch = private_->product_scratch;
+  scratch.resize(std::max(scratch.size(), static_cast<size_t>(num_threads)));
   llama_set_n_threads(private_->context.get(), num_threads, num_threads);
 }
 

@@ -22,6 +22,7 @@
 #include "host/probe.h"
 #include "host/trial.h"
 #include "host/tried_files.h"
+#include "kernels/byte_products.h"
 
 namespace pith {
 namespace {
@@ -231,11 +232,15 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
   host->ReadChatTemplate();
   if (is_trial) host->TryChatTemplate();
-  host->float_products_ = options.float_products && BlockProduct::IsBuilt();
+  host->own_products_ = options.own_products;
   host->info_.fingerprint = Fingerprint(host->model_, paths, options);
   host->info_.part_paths = std::move(paths);
   return host;
 }
+
+bool HostModel::float_products() const { return own_products_ && info_.quantised && BlockProduct::IsBuilt(); }
+
+bool HostModel::byte_products() const { return own_products_ && info_.quantised && kernels::ByteProductsAreFast(); }
 
 std::span<llama_adapter_lora* const> HostModel::adapters() const { return private_->adapters; }
 std::span<const float> HostModel::adapter_scales() const { return private_->scales; }

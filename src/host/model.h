@@ -73,8 +73,9 @@ struct HostModelOptions {
   std::vector<std::string> lora_paths;
   std::vector<float> lora_scales;  // of each, 1 where it ends
   std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
-  // A prompt's products with quantised weights in float32 (block_product.h); false: as libllama does them.
-  bool float_products = true;
+  // Products with quantised weights by pith, a prompt's in float32 (block_product.h) and those of a few rows in bytes
+  // (row_product.h); false: as libllama does them.
+  bool own_products = true;
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
@@ -123,7 +124,10 @@ class HostModel {
   std::shared_ptr<const std::vector<float>> OutputProjection(int layer) const;
 
   llama_model* handle() const { return model_; }
-  bool float_products() const { return float_products_; }
+  bool own_products() const { return own_products_; }
+  // What that means with this build on this machine, where weights are quantised.
+  bool float_products() const;
+  bool byte_products() const;
   std::span<llama_adapter_lora* const> adapters() const;
   std::span<const float> adapter_scales() const;  // one for each adapter
 
@@ -136,7 +140,7 @@ class HostModel {
 
   llama_model* model_ = nullptr;
   ModelInfo info_;
-  bool float_products_ = true;
+  bool own_products_ = true;
   struct Private;
   std::unique_ptr<Private> private_;
 };
