@@ -24,7 +24,7 @@
 #define PITH_BYTE_PRODUCTS_BLOCKS
 namespace pith::kernels {
 
-// How a format's block is laid out: weight = scale * (code - kOffset) + least.
+// How a block of the formats of 32 weights is laid out: weight = scale * (code - kOffset) + least.
 template <WeightFormat kFormat>
 struct BlockOf {
   static constexpr bool kNibbles = kFormat != WeightFormat::kQ8_0;
@@ -36,6 +36,17 @@ struct BlockOf {
   static constexpr size_t kBytes = kCodesAt + (kNibbles ? kWeightBlock / 2 : kWeightBlock);
 };
 
+// 256 weights: low nibbles and two high bits of their codes, scales in 8 bits of 16 weights each, and one in f16 of those:
+// weight = scale * scale16 * (code - kOffset).
+struct BlockOfQ6K {
+  static constexpr int kOffset = 32;
+  static constexpr int kWeights = 256;
+  static constexpr size_t kHighAt = 128, kScalesAt = 192, kScaleAt = 208, kBytes = 210;
+  // Codes of either half lie together.
+  static constexpr int kBlocksInHalf = kWeights / kWeightBlock / 2;
+  static constexpr size_t kLowBytes = 64, kHighBytes = 32;
+};
+
 // Calls function(std::integral_constant<WeightFormat, format>()).
 template <class Function>
 decltype(auto) WithFormat(WeightFormat format, const Function& function) {
@@ -44,6 +55,7 @@ decltype(auto) WithFormat(WeightFormat format, const Function& function) {
     case WeightFormat::kQ4_1: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4_1>());
     case WeightFormat::kQ5_0: return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_0>());
     case WeightFormat::kQ5_1: return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_1>());
+    case WeightFormat::kQ6_K: return function(std::integral_constant<WeightFormat, WeightFormat::kQ6_K>());
     case WeightFormat::kQ8_0: break;
   }
   return function(std::integral_constant<WeightFormat, WeightFormat::kQ8_0>());
@@ -208,6 +220,83 @@ HWY_ATTR void MultiplyTile(const uint8_t* weights, size_t row_bytes, int num_blo
   }
 }
 
+// The same for Q6_K, whose width is a multiple of 256. What the offset of codes adds is taken off pairs of products, before
+// scales of 16 weights multiply them.
+template <int kRows, int kInputs>
+HWY_ATTR void MultiplyTileQ6K(const uint8_t* weights, size_t row_bytes, int num_blocks, const int8_t* codes,
+                              size_t codes_stride, const float* scales, size_t scales_stride, float* output,
+                              size_t output_stride, const uint8_t* ahead) {
+  using Block = BlockOfQ6K;
+  __m256 sum[kRows][kInputs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int n = 0; n < kInputs; ++n) sum[r][n] = _mm256_setzero_ps();
+  }
+  const auto half = [&]<int kHalf>(std::integral_constant<int, kHalf>) HWY_ATTR {
+    alignas(32) float products[kRows][kInputs][8];
+    __m256i scales16[kRows];
+    for (size_t at = 0; at < kRows * Block::kBytes / 2; at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_NTA);
+    }
+    ahead += kRows * Block::kBytes / 2;
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t* block = weights + static_cast<size_t>(r) * row_bytes;
+      uint16_t bits;
+      std::memcpy(&bits, block + Block::kScaleAt, sizeof bits);
+      const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+      for (int n = 0; n < kInputs; ++n) {
+        _mm256_store_ps(products[r][n],
+                        _mm256_mul_ps(scale, _mm256_loadu_ps(scales + static_cast<size_t>(n) * scales_stride)));
+      }
+      int64_t eight;
+      std::memcpy(&eight, block + Block::kScalesAt + kHalf * sizeof eight, sizeof eight);
+      scales16[r] = _mm256_set1_epi64x(eight);
+    }
+    const auto multiply = [&]<int kBlock>(std::integral_constant<int, kBlock>) HWY_ATTR {
+      __m256i input[kInputs], offset[kInputs];
+      for (int n = 0; n < kInputs; ++n) {
+        input[n] = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(codes + static_cast<size_t>(n) * codes_stride + kWeightBlock * kBlock));
+        offset[n] = _mm256_maddubs_epi16(_mm256_set1_epi8(Block::kOffset), input[n]);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* block = weights + static_cast<size_t>(r) * row_bytes;
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+            block + kHalf * Block::kLowBytes + kBlock % 2 * static_cast<size_t>(kWeightBlock)));
+        const __m256i high = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(block + Block::kHighAt + kHalf * Block::kHighBytes));
+        const __m256i nibbles = kBlock < 2 ? low : _mm256_srli_epi16(low, 4);
+        const __m256i two_bits = kBlock < 2 ? _mm256_slli_epi16(high, 4 - 2 * kBlock)
+                                            : _mm256_srli_epi16(high, 2 * kBlock - 4);
+        const __m256i of_weights = _mm256_or_si256(_mm256_and_si256(nibbles, _mm256_set1_epi8(0x0f)),
+                                                   _mm256_and_si256(two_bits, _mm256_set1_epi8(0x30)));
+        const __m256i of_lane = _mm256_inserti128_si256(_mm256_set1_epi8(2 * kBlock), _mm_set1_epi8(2 * kBlock + 1), 1);
+        const __m256i scale16 = _mm256_srai_epi16(_mm256_shuffle_epi8(scales16[r], of_lane), 8);
+        for (int n = 0; n < kInputs; ++n) {
+          const __m256i pairs = _mm256_sub_epi16(_mm256_maddubs_epi16(of_weights, input[n]), offset[n]);
+          sum[r][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, scale16)),
+                                      _mm256_broadcast_ss(&products[r][n][2 * kBlock]), sum[r][n]);
+        }
+      }
+    };
+    multiply(std::integral_constant<int, 0>());
+    multiply(std::integral_constant<int, 1>());
+    multiply(std::integral_constant<int, 2>());
+    multiply(std::integral_constant<int, 3>());
+    codes += Block::kBlocksInHalf * kWeightBlock;
+    scales += 2 * Block::kBlocksInHalf;
+  };
+  for (; num_blocks > 0; num_blocks -= 2 * Block::kBlocksInHalf) {
+    half(std::integral_constant<int, 0>());
+    half(std::integral_constant<int, 1>());
+    weights += Block::kBytes;
+  }
+  for (int n = 0; n < kInputs; ++n) {
+    __m256 of_input[kRows];
+    for (int r = 0; r < kRows; ++r) of_input[r] = sum[r][n];
+    StoreSums<kRows>(of_input, output + static_cast<size_t>(n) * output_stride);
+  }
+}
+
 // All rows of input in tiles of 8, 4, 2 and 1 times rows of weights.
 template <WeightFormat kFormat, int kRows>
 HWY_ATTR void MultiplyGroup(const uint8_t* weights, size_t row_bytes, const RoundedRows& input, float* output,
@@ -215,9 +304,12 @@ HWY_ATTR void MultiplyGroup(const uint8_t* weights, size_t row_bytes, const Roun
   const auto tiles = [&]<int kTileRows, int kInputs>(int n) HWY_ATTR {
     for (int r = 0; r < kRows; r += kTileRows) {
       const size_t at = static_cast<size_t>(r) * row_bytes;
-      MultiplyTile<BlockOf<kFormat>, kTileRows, kInputs>(
-          weights + at, row_bytes, input.num_blocks(), input.codes(n), input.num_codes(), input.scales(n),
-          input.num_scales(), output + static_cast<size_t>(n) * output_stride + r, output_stride, ahead + at);
+      const auto tile = [] {
+        if constexpr (kFormat == WeightFormat::kQ6_K) return &MultiplyTileQ6K<kTileRows, kInputs>;
+        else return &MultiplyTile<BlockOf<kFormat>, kTileRows, kInputs>;
+      }();
+      tile(weights + at, row_bytes, input.num_blocks(), input.codes(n), input.num_codes(), input.scales(n),
+           input.num_scales(), output + static_cast<size_t>(n) * output_stride + r, output_stride, ahead + at);
     }
   };
   const int num_rows = input.num_rows();
@@ -234,22 +326,33 @@ HWY_ATTR void MultiplyGroup(const uint8_t* weights, size_t row_bytes, const Roun
   if (n < num_rows) tiles.template operator()<kRows, 1>(n);
 }
 
-HWY_ATTR void MultiplyRowsImpl(const WeightRows& weights, const RoundedRows& input, float* output,
-                               size_t output_stride, const std::byte* next) {
-  constexpr int kGroup = 4;
+// In groups of kGroup rows of weights; the rows that are left over one by one.
+template <WeightFormat kFormat, int kGroup>
+HWY_ATTR void MultiplyGroups(const WeightRows& weights, const RoundedRows& input, float* output, size_t output_stride,
+                             const std::byte* next) {
   const auto* data = reinterpret_cast<const uint8_t*>(weights.data);
   const auto* after = reinterpret_cast<const uint8_t*>(next != nullptr ? next : weights.data);
+  int i = 0;
+  for (; i + kGroup <= weights.num_rows; i += kGroup) {
+    const uint8_t* group = data + static_cast<size_t>(i) * weights.row_bytes;
+    const uint8_t* ahead = i + kGroup < weights.num_rows ? group + kGroup * weights.row_bytes : after;
+    MultiplyGroup<kFormat, kGroup>(group, weights.row_bytes, input, output + i, output_stride, ahead);
+  }
+  for (; i < weights.num_rows; ++i) {
+    MultiplyGroup<kFormat, 1>(data + static_cast<size_t>(i) * weights.row_bytes, weights.row_bytes, input, output + i,
+                              output_stride, after);
+  }
+}
+
+HWY_ATTR void MultiplyRowsImpl(const WeightRows& weights, const RoundedRows& input, float* output,
+                               size_t output_stride, const std::byte* next) {
+  // What is asked for ahead must still be in the first-level cache when its turn comes: more was slower.
+  constexpr size_t kMostAhead = 4096;
   WithFormat(weights.format, [&](auto format) HWY_ATTR {
-    int i = 0;
-    for (; i + kGroup <= weights.num_rows; i += kGroup) {
-      const uint8_t* group = data + static_cast<size_t>(i) * weights.row_bytes;
-      const uint8_t* ahead = i + kGroup < weights.num_rows ? group + kGroup * weights.row_bytes : after;
-      MultiplyGroup<format(), kGroup>(group, weights.row_bytes, input, output + i, output_stride, ahead);
-    }
-    for (; i < weights.num_rows; ++i) {
-      MultiplyGroup<format(), 1>(data + static_cast<size_t>(i) * weights.row_bytes, weights.row_bytes, input,
-                                 output + i, output_stride, after);
-    }
+    const auto multiply = 4 * weights.row_bytes <= kMostAhead   ? MultiplyGroups<format(), 4>
+                          : 2 * weights.row_bytes <= kMostAhead ? MultiplyGroups<format(), 2>
+                                                                : MultiplyGroups<format(), 1>;
+    multiply(weights, input, output, output_stride, next);
   });
 }
 #else
@@ -266,30 +369,48 @@ int CodeAt(const uint8_t* block, int k) {
   }
 }
 
+float HalfAt(const uint8_t* at) {
+  hwy::float16_t value;
+  std::memcpy(&value.bits, at, sizeof value.bits);
+  const hn::CappedTag<float, 1> d;
+  const hn::Rebind<hwy::float16_t, decltype(d)> d16;
+  return hn::GetLane(hn::PromoteTo(d, hn::Load(d16, &value)));
+}
+
+// A row's block of 32 times the input's. of_input: its scale, and its sum.
+template <WeightFormat kFormat>
+float BlockProduct(const uint8_t* row, int b, const int8_t* codes, const float* of_input) {
+  if constexpr (kFormat == WeightFormat::kQ6_K) {
+    using Block = BlockOfQ6K;
+    const uint8_t* block = row + static_cast<size_t>(b / 8) * Block::kBytes;
+    const auto in_block = static_cast<size_t>(b % 8), in_half = in_block % 4, half = in_block / 4;
+    int32_t products = 0;
+    for (size_t k = 0; k < kWeightBlock; ++k) {
+      const int low = block[half * Block::kLowBytes + in_half % 2 * kWeightBlock + k] >> (in_half < 2 ? 0 : 4) & 0x0f;
+      const int high = block[Block::kHighAt + half * Block::kHighBytes + k] >> (2 * in_half) & 3;
+      const int scale16 = static_cast<int8_t>(block[Block::kScalesAt + 2 * in_block + k / 16]);
+      products += scale16 * ((low | high << 4) - Block::kOffset) * codes[k];
+    }
+    return HalfAt(block + Block::kScaleAt) * of_input[0] * static_cast<float>(products);
+  } else {
+    using Block = BlockOf<kFormat>;
+    const uint8_t* block = row + static_cast<size_t>(b) * Block::kBytes;
+    int32_t products = 0;
+    for (int k = 0; k < kWeightBlock; ++k) products += CodeAt<Block>(block, k) * codes[k];
+    const float scale = HalfAt(block), least = Block::kHasLeast ? HalfAt(block + 2) : -Block::kOffset * scale;
+    return scale * of_input[0] * static_cast<float>(products) + least * of_input[1];
+  }
+}
+
 void MultiplyRowsImpl(const WeightRows& weights, const RoundedRows& input, float* output, size_t output_stride,
                       const std::byte* /*next*/) {
-  const auto half = [](const uint8_t* at) {
-    hwy::float16_t value;
-    std::memcpy(&value.bits, at, sizeof value.bits);
-    const hn::CappedTag<float, 1> d;
-    const hn::Rebind<hwy::float16_t, decltype(d)> d16;
-    return hn::GetLane(hn::PromoteTo(d, hn::Load(d16, &value)));
-  };
   WithFormat(weights.format, [&](auto format) {
-    using Block = BlockOf<format()>;
     for (int i = 0; i < weights.num_rows; ++i) {
       const auto* row = reinterpret_cast<const uint8_t*>(weights.data) + static_cast<size_t>(i) * weights.row_bytes;
       for (int n = 0; n < input.num_rows(); ++n) {
         float sum = 0;
         for (int b = 0; b < input.num_blocks(); ++b) {
-          const uint8_t* block = row + static_cast<size_t>(b) * Block::kBytes;
-          const float scale = half(block), *of_input = input.scales(n) + 2 * b;
-          int32_t products = 0;
-          for (int k = 0; k < kWeightBlock; ++k) {
-            products += CodeAt<Block>(block, k) * input.codes(n)[kWeightBlock * b + k];
-          }
-          const float least = Block::kHasLeast ? half(block + 2) : -Block::kOffset * scale;
-          sum += scale * of_input[0] * static_cast<float>(products) + least * of_input[1];
+          sum += BlockProduct<format()>(row, b, input.codes(n) + kWeightBlock * b, input.scales(n) + 2 * b);
         }
         output[static_cast<size_t>(n) * output_stride + static_cast<size_t>(i)] = sum;
       }
@@ -312,8 +433,13 @@ HWY_EXPORT(RoundRowImpl);
 HWY_EXPORT(MultiplyRowsImpl);
 HWY_EXPORT(IsFastImpl);
 
+int WeightsInBlock(WeightFormat format) { return format == WeightFormat::kQ6_K ? BlockOfQ6K::kWeights : kWeightBlock; }
+
 size_t WeightBlockBytes(WeightFormat format) {
-  return WithFormat(format, [](auto constant) { return BlockOf<constant()>::kBytes; });
+  return WithFormat(format, [](auto constant) {
+    if constexpr (constant() == WeightFormat::kQ6_K) return BlockOfQ6K::kBytes;
+    else return BlockOf<constant()>::kBytes;
+  });
 }
 
 void RoundedRows::Round(const float* input, size_t stride, int num_rows, int width) {

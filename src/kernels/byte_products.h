@@ -12,12 +12,13 @@
 namespace pith::kernels {
 
 // Blocks of 32 weights: a scale in f16, for the types with _1 a least weight in f16, for those of 5 bits the high bits,
-// then codes.
-enum class WeightFormat { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0 };
+// then codes. kQ6_K: blocks of 256, with scales of 16 weights each.
+enum class WeightFormat { kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ6_K };
 
+// Weights that meet one scale of the input.
 inline constexpr int kWeightBlock = 32;
 
-// Of one block.
+int WeightsInBlock(WeightFormat format);
 size_t WeightBlockBytes(WeightFormat format);
 
 // Rows of input, rounded.

@@ -15,7 +15,7 @@ namespace pith::kernels {
 namespace {
 
 constexpr WeightFormat kFormats[] = {WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ5_0,
-                                     WeightFormat::kQ5_1, WeightFormat::kQ8_0};
+                                     WeightFormat::kQ5_1, WeightFormat::kQ8_0, WeightFormat::kQ6_K};
 
 // Powers of two and their halves' sums are exact in f16.
 uint16_t HalfBits(float value) {
@@ -32,6 +32,28 @@ struct Weights {
   WeightRows rows;
 };
 
+// A block of 256 as documented for GGUF.
+void DrawQ6K(std::mt19937& random, bool extreme, std::vector<std::byte>& bytes, std::vector<double>& values) {
+  uint8_t low[128] = {}, high[64] = {};
+  int8_t scales[16];
+  const float scale = std::ldexp(static_cast<float>(1 + random() % 7), -10);
+  for (int8_t& s : scales) s = extreme ? -128 : static_cast<int8_t>(static_cast<int>(random() % 256) - 128);
+  for (int i = 0; i < 256; ++i) {
+    const int code = extreme ? 0 : static_cast<int>(random() % 64), half = i / 128, j = i % 128;
+    low[64 * half + j % 64] |= static_cast<uint8_t>((code & 15) << (j < 64 ? 0 : 4));
+    high[32 * half + j % 32] |= static_cast<uint8_t>((code >> 4) << (j / 32 * 2));
+    values.push_back(static_cast<double>(scale) * scales[i / 16] * (code - 32));
+  }
+  const auto put = [&](const void* from, size_t size) {
+    bytes.insert(bytes.end(), static_cast<const std::byte*>(from), static_cast<const std::byte*>(from) + size);
+  };
+  const uint16_t bits = HalfBits(scale);
+  put(low, sizeof low);
+  put(high, sizeof high);
+  put(scales, sizeof scales);
+  put(&bits, sizeof bits);
+}
+
 // Blocks as documented for GGUF, written from their values.
 Weights Draw(WeightFormat format, int num_rows, int width, std::mt19937& random, bool extreme = false) {
   const bool nibbles = format != WeightFormat::kQ8_0;
@@ -39,7 +61,11 @@ Weights Draw(WeightFormat format, int num_rows, int width, std::mt19937& random,
   const bool least = format == WeightFormat::kQ4_1 || format == WeightFormat::kQ5_1;
   const int levels = nibbles ? fifth ? 32 : 16 : 255;
   Weights weights;
-  for (int block = 0; block < num_rows * width / kWeightBlock; ++block) {
+  for (int block = 0; block < num_rows * width / WeightsInBlock(format); ++block) {
+    if (format == WeightFormat::kQ6_K) {
+      DrawQ6K(random, extreme, weights.bytes, weights.values);
+      continue;
+    }
     const float scale = std::ldexp(static_cast<float>(1 + random() % 7), -6) * (random() % 2 ? 1.0F : -1.0F);
     const float lowest = least ? std::ldexp(static_cast<float>(random() % 9) - 4, -3) : 0;
     int codes[kWeightBlock];
@@ -59,7 +85,7 @@ Weights Draw(WeightFormat format, int num_rows, int width, std::mt19937& random,
     for (const int code : codes) weights.values.push_back(static_cast<double>(scale) * (code - zero) + lowest);
   }
   weights.rows = {format, weights.bytes.data(),
-                  static_cast<size_t>(width / kWeightBlock) * WeightBlockBytes(format), num_rows};
+                  static_cast<size_t>(width / WeightsInBlock(format)) * WeightBlockBytes(format), num_rows};
   EXPECT_EQ(weights.bytes.size(), weights.rows.row_bytes * static_cast<size_t>(num_rows));
   return weights;
 }
@@ -71,7 +97,8 @@ TEST_P(ByteProducts, EqualTheReference) {
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   for (const WeightFormat format : kFormats) {
-    for (const int width : {32, 64, 96, 128, 576, 672}) {
+    for (const int width : {32, 64, 96, 128, 256, 576, 672, 768}) {
+      if (width % WeightsInBlock(format) != 0) continue;
       for (const int num_inputs : {1, 2, 3, 4, 5, 7, 8, 15, 31}) {
         const int num_rows = 1 + static_cast<int>(random() % 13);
         SCOPED_TRACE(std::to_string(static_cast<int>(format)) + ": " + std::to_string(num_rows) + " x " +
@@ -113,16 +140,17 @@ TEST_P(ByteProducts, EqualTheReference) {
 TEST_P(ByteProducts, DoNotOverflow) {
   std::mt19937 random(4);
   for (const WeightFormat format : kFormats) {
-    const Weights weights = Draw(format, 5, 64, random, /*extreme=*/true);
+    const int width = 256;
+    const Weights weights = Draw(format, 5, width, random, /*extreme=*/true);
     for (const float x : {-3.0F, 3.0F}) {
-      const std::vector<float> input(64, x);
+      const std::vector<float> input(width, x);
       RoundedRows rounded;
-      rounded.Round(input.data(), 64, 1, 64);
+      rounded.Round(input.data(), width, 1, width);
       std::vector<float> output(5);
       MultiplyRows(weights.rows, rounded, output.data(), 5, nullptr);
       for (int i = 0; i < 5; ++i) {
         double expected = 0;
-        for (int k = 0; k < 64; ++k) expected += weights.values[static_cast<size_t>(i * 64 + k)] * static_cast<double>(x);
+        for (int k = 0; k < width; ++k) expected += weights.values[static_cast<size_t>(i * width + k)] * static_cast<double>(x);
         EXPECT_NEAR(output[static_cast<size_t>(i)], expected, 1e-4 * (1 + std::abs(expected)));
       }
     }

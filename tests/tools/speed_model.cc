@@ -17,6 +17,8 @@
 #include <string_view>
 #include <vector>
 
+#include <unistd.h>
+
 #include "ggml.h"
 #include "gguf.h"
 
@@ -233,13 +235,14 @@ int main(int argc, char** argv) {
   WriteBytes(file.get(), header.data(), header.size());
   Weights weights;
   size_t done = 0, total = 0;
+  const bool progress = isatty(STDERR_FILENO) != 0;
   for (const ggml_tensor* tensor : tensors.all()) total += ggml_nbytes(tensor);
   for (const ggml_tensor* tensor : tensors.all()) {
     WriteTensor(file.get(), tensor, weights, gguf_get_alignment(gguf.get()));
     done += ggml_nbytes(tensor);
-    std::fprintf(stderr, "\r%s %s: %zu of %zu MiB", shape.name, types.name, done >> 20, total >> 20);
+    if (progress) std::fprintf(stderr, "\r%s %s: %zu of %zu MiB", shape.name, types.name, done >> 20, total >> 20);
   }
-  std::fprintf(stderr, "\n");
+  if (progress) std::fprintf(stderr, "\n");
   if (std::fflush(file.get()) != 0) Die("the file cannot be written; is the disk full?");
   return 0;
 }
