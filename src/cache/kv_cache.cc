@@ -149,28 +149,28 @@ void HeadCache::Clear() {
   num_low_ = 0;
 }
 
-// visit(first entry, index from `first` on, count) for each page of so many entries from `first` on.
+// visit(first entry, count) for each page of the first so many entries.
 template <class Visit>
-void HeadCache::ForEachPage(int first, size_t num_entries, const Visit& visit) const {
-  PITH_DCHECK(first % kP == 0 && static_cast<size_t>(first) + num_entries <= static_cast<size_t>(num_entries_));
-  for (size_t at = 0; at < num_entries; at += kP) visit(first + static_cast<int>(at), at, std::min<size_t>(kP, num_entries - at));
+void HeadCache::ForEachPage(size_t num_entries, const Visit& visit) const {
+  PITH_DCHECK(num_entries <= static_cast<size_t>(num_entries_));
+  for (size_t at = 0; at < num_entries; at += kP) visit(static_cast<int>(at), std::min<size_t>(kP, num_entries - at));
 }
 
-void HeadCache::ReadPositions(std::span<int32_t> positions, int first) const {
-  ForEachPage(first, positions.size(), [&](int entry, size_t at, size_t count) {
-    std::memcpy(positions.data() + at, layout_of(entry).positions(page_of(entry)), sizeof(int32_t) * count);
+void HeadCache::ReadPositions(std::span<int32_t> positions) const {
+  ForEachPage(positions.size(), [&](int entry, size_t count) {
+    std::memcpy(positions.data() + entry, layout_of(entry).positions(page_of(entry)), sizeof(int32_t) * count);
   });
 }
 
 void HeadCache::ReadKeys(float* keys) const {
-  ForEachPage(0, static_cast<size_t>(num_entries_), [&](int entry, size_t at, size_t count) {
-    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count), keys + at * static_cast<size_t>(layout_->key_dim));
+  ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
+    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count), keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
   });
 }
 
 void HeadCache::ReadValues(float* values) const {
-  ForEachPage(0, static_cast<size_t>(num_entries_), [&](int entry, size_t at, size_t count) {
-    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count), values + at * static_cast<size_t>(layout_->value_dim));
+  ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
+    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count), values + static_cast<size_t>(entry) * static_cast<size_t>(layout_->value_dim));
   });
 }
 
@@ -188,24 +188,24 @@ void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) co
   }
 }
 
-void HeadCache::ReadColumn(int column, std::span<float> values, int first) const {
-  ForEachPage(first, values.size(), [&](int entry, size_t at, size_t count) {
-    std::memcpy(values.data() + at, layout_of(entry).column(page_of(entry), column), sizeof(float) * count);
+void HeadCache::ReadColumn(int column, std::span<float> values) const {
+  ForEachPage(values.size(), [&](int entry, size_t count) {
+    std::memcpy(values.data() + entry, layout_of(entry).column(page_of(entry), column), sizeof(float) * count);
   });
 }
 
-Status HeadCache::WriteColumn(int column, std::span<const float> values, int first) {
+Status HeadCache::WriteColumn(int column, std::span<const float> values) {
   Status status;
-  ForEachPage(first, values.size(), [&](int entry, size_t at, size_t count) {
+  ForEachPage(values.size(), [&](int entry, size_t count) {
     if (status) status = Unshare(static_cast<size_t>(entry / kP));
-    if (status) std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + at, sizeof(float) * count);
+    if (status) std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + entry, sizeof(float) * count);
   });
   return status;
 }
 
 void HeadCache::WriteSharedColumn(int column, std::span<const float> values) {
-  ForEachPage(0, values.size(), [&](int entry, size_t at, size_t count) {
-    std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + at, sizeof(float) * count);
+  ForEachPage(values.size(), [&](int entry, size_t count) {
+    std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + entry, sizeof(float) * count);
   });
 }
 

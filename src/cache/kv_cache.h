@@ -100,14 +100,16 @@ class HeadCache {
 
   // Reads into contiguous arrays: positions [n], keys [n, D], values [n, Dv], a column [n]. Of positions and columns also
   // as many as the array holds from `first` on, which begins a page.
-  void ReadPositions(std::span<int32_t> positions, int first = 0) const;
+  void ReadPositions(std::span<int32_t> positions) const;
   void ReadKeys(float* keys) const;
   void ReadValues(float* values) const;
   // The values of these ascending entries, [entries, Dv].
   void ReadValuesOf(std::span<const int32_t> entries, float* values) const;
-  void ReadColumn(int column, std::span<float> values, int first = 0) const;
+  void ReadColumn(int column, std::span<float> values) const;
+  // Copies the entry's page if it is shared, before columns are written in place. kOutOfBudget if that is impossible.
+  Status MakeWritable(int entry) { return Unshare(static_cast<size_t>(entry / kPageEntries)); }
   // Columns of a shared page may not be written: kOutOfBudget if a copy was needed and impossible.
-  Status WriteColumn(int column, std::span<const float> values, int first = 0);
+  Status WriteColumn(int column, std::span<const float> values);
   // As WriteColumn, of numbers that follow from the entries alone, which forks may therefore share: no page is copied.
   void WriteSharedColumn(int column, std::span<const float> values);
   // New keys [n, D] and values [n, Dv] for these ascending entries; positions and columns stay. f16 pages
@@ -123,7 +125,7 @@ class HeadCache {
 
  private:
   template <class Visit>
-  void ForEachPage(int first, size_t num_entries, const Visit& visit) const;
+  void ForEachPage(size_t num_entries, const Visit& visit) const;
   PageStore StoreOf(size_t page) const { return page < num_low_ ? low_ : PageStore{pool_, layout_}; }
   Status Unshare(size_t page_index);
   Status Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low);

@@ -201,28 +201,26 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
-TEST(HeadCache, StretchesOfColumnsAreReadAndWrittenApart) {
+TEST(HeadCache, ColumnsMayBeWrittenInPlaceOnceAPageIsWritable) {
   Ledger ledger(size_t{1} << 20);
   const auto cache = *KvCache::Create(&ledger, Layers(KvFormat::kF16), 20);
-  HeadCache& head = cache->head(*cache->NewSequence(), 0, 0);
+  const int id = *cache->NewSequence();
+  HeadCache& head = cache->head(id, 0, 0);
   constexpr int kEntries = 2 * kPageEntries + 5;
   for (int i = 0; i < kEntries; ++i) ASSERT_TRUE(AppendOne(head, {i, 0, 0, static_cast<float>(i)}));
-  for (const auto& [first, count] : {std::pair{0, kPageEntries}, {kPageEntries, kPageEntries + 5}, {2 * kPageEntries, 5}, {kPageEntries, 0}}) {
-    std::vector<float> column(static_cast<size_t>(count));
-    std::vector<int32_t> positions(static_cast<size_t>(count));
-    head.ReadColumn(0, column, first);
-    head.ReadPositions(positions, first);
-    for (int i = 0; i < count; ++i) {
-      EXPECT_EQ(column[static_cast<size_t>(i)], static_cast<float>(first + i));
-      EXPECT_EQ(positions[static_cast<size_t>(i)], first + i);
-    }
-  }
-  const std::vector<float> other(kPageEntries, -1.0F);
-  ASSERT_TRUE(head.WriteColumn(0, other, kPageEntries));
-  std::vector<float> all(kEntries);
-  head.ReadColumn(0, all);
+  const int copy = *cache->Fork(id);
+  HeadCache& fork = cache->head(copy, 0, 0);
+  EXPECT_EQ(fork.page_of(kPageEntries), head.page_of(kPageEntries));
+  ASSERT_TRUE(fork.MakeWritable(kPageEntries + 3));
+  EXPECT_NE(fork.page_of(kPageEntries), head.page_of(kPageEntries));
+  EXPECT_EQ(fork.page_of(0), head.page_of(0));
+  std::fill_n(fork.layout_of(kPageEntries).column(fork.page_of(kPageEntries), 0), kPageEntries, -1.0F);
+  std::vector<float> of_fork(kEntries), of_head(kEntries);
+  fork.ReadColumn(0, of_fork);
+  head.ReadColumn(0, of_head);
   for (int i = 0; i < kEntries; ++i) {
-    EXPECT_EQ(all[static_cast<size_t>(i)], i / kPageEntries == 1 ? -1.0F : static_cast<float>(i)) << i;
+    EXPECT_EQ(of_fork[static_cast<size_t>(i)], i / kPageEntries == 1 ? -1.0F : static_cast<float>(i)) << i;
+    EXPECT_EQ(of_head[static_cast<size_t>(i)], static_cast<float>(i)) << i;
   }
 }
 

@@ -29,7 +29,10 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
     if (column.initial != 0) column_initials_.emplace_back(num_columns_, column.initial);
     ++num_columns_;
   }
-  active_.push_back({recipe, first, (needs & kNeedValueNorms) != 0 ? num_columns_ - 1 : -1});
+  active_.push_back({.recipe = recipe,
+                     .first_column = first,
+                     .num_columns = static_cast<int>(recipe.policy->columns().size()),
+                     .norm_column = (needs & kNeedValueNorms) != 0 ? num_columns_ - 1 : -1});
   if (needs & (kNeedWindowProbs | kNeedWindowQueries)) ring_window_ = std::max(ring_window_, recipe.policy->window());
   if (needs & kNeedEveryQuery) observed_needs_ |= needs & (kNeedEveryQuery | kNeedSquares | kNeedLargest);
   counts_moments_ = counts_moments_ || (needs & kNeedQueryMoments) != 0;

@@ -15,6 +15,9 @@ namespace {
 constexpr int kP = kPageEntries;
 // Query rows whose probabilities are held at once while every query is observed.
 constexpr int kObservedRows = 32;
+// Pages whose statistics are asked for ahead.
+constexpr int kPagesAhead = 4;
+constexpr size_t kLine = 64;
 // New entries whose value norms are one task.
 constexpr size_t kNormStretch = 64;
 
@@ -251,47 +254,76 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
                        .num_queries = rows,
                        .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
                        .positions = {}};
+      if (!gathered) seen.probabilities = probabilities_[h];
+      ObserveBuffers& buffers = observe_buffers_[static_cast<size_t>(team.ith)];
       if (gathered) {
-        seen.sum = observed_[h].sum;
-        seen.squares = observed_[h].squares;
-        seen.largest = observed_[h].largest;
+        ObservePages(heads[h], task % parts, parts, seen, recipes, buffers);
       } else {
-        seen.probabilities = probabilities_[h];
+        ObserveHead(heads[h], seen, recipes, buffers);
       }
-      ObserveHead(heads[h], task % parts, parts, seen, recipes, observe_buffers_[static_cast<size_t>(team.ith)]);
     }
     team.Sync();
     from += rows;
   }
 }
 
-void LayerOps::ObserveHead(HeadCache& head, size_t part, size_t num_parts, Observation& seen,
-                           std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) const {
-  const auto all = static_cast<size_t>(head.num_entries());
-  const size_t pages = (all + kP - 1) / kP, begin = pages * part / num_parts * kP, end = std::min(all, pages * (part + 1) / num_parts * kP);
-  if (begin >= end) return;
-  const size_t n = end - begin;
-  const int first = static_cast<int>(begin);
+// Statistics are brought up to date where they lie.
+void LayerOps::ObservePages(HeadCache& head, size_t part, size_t num_parts, Observation& seen,
+                            std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) const {
+  const int all = head.num_entries();
+  const auto num_pages = (static_cast<size_t>(all) + kP - 1) / kP;
+  const int begin = static_cast<int>(num_pages * part / num_parts) * kP;
+  const int end = std::min(all, static_cast<int>(num_pages * (part + 1) / num_parts) * kP);
+  const kernels::EntryAttention& received = observed_[static_cast<size_t>(seen.kv_head)];
+  const auto from = [](const float* statistic, int first) { return statistic == nullptr ? nullptr : statistic + first; };
+  for (const ActiveRecipe& active : recipes) {
+    const Policy& policy = *active.recipe.policy;
+    if ((policy.needs() & kNeedEveryQuery) == 0) continue;
+    std::vector<float*>& columns = buffers.column_pointers;
+    columns.resize(static_cast<size_t>(active.num_columns));
+    for (int first = begin; first < end; first += kP) {
+      if (first + kPagesAhead * kP < end) {
+        const std::byte* next = head.page_of(first + kPagesAhead * kP);
+        const PageLayout& layout = head.layout_of(first + kPagesAhead * kP);
+        for (size_t at = layout.position_offset; at < layout.page_bytes; at += kLine) __builtin_prefetch(next + at, 1);
+      }
+      // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
+      if (!head.MakeWritable(first)) continue;
+      const PageLayout& layout = head.layout_of(first);
+      std::byte* page = head.page_of(first);
+      for (size_t c = 0; c < columns.size(); ++c) {
+        columns[c] = layout.column(page, active.first_column + static_cast<int>(c));
+      }
+      seen.num_entries = std::min(kP, end - first);
+      seen.positions = {layout.positions(page), static_cast<size_t>(seen.num_entries)};
+      seen.sum = from(received.sum, first);
+      seen.squares = from(received.squares, first);
+      seen.largest = from(received.largest, first);
+      policy.Observe(seen, columns);
+    }
+  }
+}
+
+void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
+                           ObserveBuffers& buffers) const {
+  const auto n = static_cast<size_t>(head.num_entries());
   buffers.positions.resize(n);
-  head.ReadPositions(buffers.positions, first);
+  head.ReadPositions(buffers.positions);
   seen.num_entries = static_cast<int>(n);
   seen.positions = buffers.positions;
-  for (const float** statistics : {&seen.sum, &seen.squares, &seen.largest}) {
-    if (*statistics != nullptr) *statistics += begin;
-  }
   for (const ActiveRecipe& active : recipes) {
     if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
-    const size_t num_columns = active.recipe.policy->columns().size();
+    const auto num_columns = static_cast<size_t>(active.num_columns);
     buffers.columns.resize(n * num_columns);
     buffers.column_pointers.resize(num_columns);
     for (size_t c = 0; c < num_columns; ++c) {
       buffers.column_pointers[c] = buffers.columns.data() + c * n;
-      head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n}, first);
+      head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
     }
     active.recipe.policy->Observe(seen, buffers.column_pointers);
     for (size_t c = 0; c < num_columns; ++c) {
-      // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
-      (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n}, first);
+      // As in ObservePages.
+      (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
     }
   }
 }
@@ -452,7 +484,7 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     inputs.window_queries = buffers.window_queries.data();
   }
   if (needs & kNeedQueryMoments) GatherMoments(sequence, layer, global_layer, head_index);
-  const size_t num_columns = active.recipe.policy->columns().size();
+  const auto num_columns = static_cast<size_t>(active.num_columns);
   buffers.columns.resize(n * num_columns);
   buffers.column_pointers.resize(num_columns);
   for (size_t c = 0; c < num_columns; ++c) {

@@ -8,7 +8,9 @@
 namespace pith {
 namespace {
 
-size_t HeadFloats(int dim) { return static_cast<size_t>(dim) + kernels::TriangleSize(dim); }
+constexpr int kWaiting = 4;
+
+size_t HeadFloats(int dim) { return static_cast<size_t>(dim) * (1 + kWaiting) + kernels::TriangleSize(dim); }
 
 }  // namespace
 
@@ -37,13 +39,28 @@ void QueryMoments::Add(int layer, int head, int64_t before, float* rows, int cou
       row[d] = deviation * weight;
     }
   }
-  kernels::AddOuterProducts(rows, count, dim, mean + shape_.key_dim);
+  float *sums = mean + shape_.key_dim, *waiting = sums + kernels::TriangleSize(shape_.key_dim);
+  for (int t = 0; t < count;) {
+    const int slot = static_cast<int>((before + t) % kWaiting), whole = (count - t) / kWaiting * kWaiting;
+    const float* from = rows + static_cast<size_t>(t) * width;
+    if (slot == 0 && whole > 0) {
+      kernels::AddOuterProducts(from, whole, dim, sums);
+      t += whole;
+      continue;
+    }
+    std::copy_n(from, width, waiting + static_cast<size_t>(slot) * width);
+    if (slot == kWaiting - 1) kernels::AddOuterProducts(waiting, kWaiting, dim, sums);
+    ++t;
+  }
 }
 
 void QueryMoments::Covariance(int layer, int head, int64_t seen, int dim, float* triangle) const {
-  const float* sums = mean(layer, head) + shape_.key_dim;
+  const float *sums = mean(layer, head) + shape_.key_dim, *waiting = sums + kernels::TriangleSize(shape_.key_dim);
+  const size_t size = kernels::TriangleSize(dim);
+  std::copy_n(sums, size, triangle);
+  kernels::AddOuterProducts(waiting, static_cast<int>(seen % kWaiting), dim, triangle);
   const float scale = 1 / static_cast<float>(std::max<int64_t>(seen, 1));
-  std::transform(sums, sums + kernels::TriangleSize(dim), triangle, [scale](float sum) { return sum * scale; });
+  for (size_t i = 0; i < size; ++i) triangle[i] *= scale;
 }
 
 }  // namespace pith

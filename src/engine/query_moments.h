@@ -30,7 +30,7 @@ class QueryMoments {
   // rows [count, dim] follow `before` others of the head; they are overwritten. Threads: one per head.
   void Add(int layer, int head, int64_t before, float* rows, int count, int dim);
   const float* mean(int layer, int head) const { return data_.data() + Offset(layer, head); }  // [dim]
-  // [dim (dim + 1) / 2], as a triangle; of `seen` queries, over their number.
+  // [dim (dim + 1) / 2], as a triangle; of all `seen` queries, over their number.
   void Covariance(int layer, int head, int64_t seen, int dim, float* triangle) const;
 
  private:
@@ -38,7 +38,9 @@ class QueryMoments {
   size_t Offset(int layer, int head) const;
 
   Shape shape_;
-  std::vector<float> data_;  // [layers, heads] of a mean and the sums of products of deviations
+  // [layers, heads] of a mean, the sums of products of deviations, and deviations that are not yet in those sums: one
+  // token's alone would go through all sums for a few operations each.
+  std::vector<float> data_;
 };
 
 }  // namespace pith

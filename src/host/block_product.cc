@@ -20,7 +20,8 @@ void omp_set_num_threads(int num_threads);
 namespace pith {
 namespace {
 
-// Where unpacking is paid for: with 16 rows both ways take the same time, with 32 this one takes 0.7 of it (AVX2, Q4_1).
+// Where unpacking is paid for: with 16 rows both ways take the same time, with 32 this one takes 0.7 of it (AVX2,
+// Q4_1).
 constexpr int64_t kMinRows = 32;
 // Rows of weights go through oneDNN's kernels in steps of 16, 24 or 48.
 constexpr int64_t kRowStep = 48;

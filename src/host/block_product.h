@@ -1,8 +1,8 @@
 // Products of a prompt's block with quantised weights, in float32 through oneDNN.
 //
 // libllama rounds the rows of a block to 8 bits and multiplies each with the weights as they lie in the file, as it has
-// to for a single token. For many rows it is faster, and exact, to unpack a few rows of weights into float32, which stay
-// in the processor's cache, and to let a BLAS multiply the whole block with them.
+// to for a single token. For many rows it is faster, and exact, to unpack a few rows of weights into float32, which
+// stay in the processor's cache, and to let a BLAS multiply the whole block with them.
 #ifndef PITH_HOST_BLOCK_PRODUCT_H_
 #define PITH_HOST_BLOCK_PRODUCT_H_
 

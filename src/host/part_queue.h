@@ -12,8 +12,8 @@ class PartQueue {
   // 0, 1, 2, ...
   int64_t Take() { return next_.fetch_add(1, std::memory_order_relaxed); }
 
-  // Called by each of num_threads threads when it takes no more: the last one begins anew, since libllama may run a graph
-  // again without asking about its nodes.
+  // Called by each of num_threads threads when it takes no more: the last one begins anew, since libllama may run a
+  // graph again without asking about its nodes.
   void Leave(int num_threads) {
     if (num_left_.fetch_add(1, std::memory_order_acq_rel) + 1 < num_threads) return;
     num_left_.store(0, std::memory_order_relaxed);

@@ -2,6 +2,8 @@
 #ifndef PITH_HOST_PRODUCT_TEST_UTIL_H_
 #define PITH_HOST_PRODUCT_TEST_UTIL_H_
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -10,8 +12,6 @@
 #include <random>
 #include <thread>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -65,8 +65,9 @@ class Product {
     std::vector<float> row(static_cast<size_t>(width));
     double worst = 0;
     for (int64_t m = 0; m < weights_->ne[1]; ++m) {
-      ggml_get_type_traits(weights_->type)->to_float(
-          static_cast<const char*>(weights_->data) + static_cast<size_t>(m) * weights_->nb[1], row.data(), width);
+      ggml_get_type_traits(weights_->type)
+          ->to_float(static_cast<const char*>(weights_->data) + static_cast<size_t>(m) * weights_->nb[1], row.data(),
+                     width);
       for (int64_t n = 0; n < input_->ne[1]; ++n) {
         const float* in = static_cast<const float*>(input_->data) + n * width;
         double sum = 0;

@@ -17,13 +17,20 @@ constexpr int64_t kRowStep = 4;
 
 std::optional<kernels::WeightFormat> FormatOf(ggml_type type) {
   switch (type) {
-    case GGML_TYPE_Q4_0: return kernels::WeightFormat::kQ4_0;
-    case GGML_TYPE_Q4_1: return kernels::WeightFormat::kQ4_1;
-    case GGML_TYPE_Q5_0: return kernels::WeightFormat::kQ5_0;
-    case GGML_TYPE_Q5_1: return kernels::WeightFormat::kQ5_1;
-    case GGML_TYPE_Q6_K: return kernels::WeightFormat::kQ6_K;
-    case GGML_TYPE_Q8_0: return kernels::WeightFormat::kQ8_0;
-    default: return std::nullopt;
+    case GGML_TYPE_Q4_0:
+      return kernels::WeightFormat::kQ4_0;
+    case GGML_TYPE_Q4_1:
+      return kernels::WeightFormat::kQ4_1;
+    case GGML_TYPE_Q5_0:
+      return kernels::WeightFormat::kQ5_0;
+    case GGML_TYPE_Q5_1:
+      return kernels::WeightFormat::kQ5_1;
+    case GGML_TYPE_Q6_K:
+      return kernels::WeightFormat::kQ6_K;
+    case GGML_TYPE_Q8_0:
+      return kernels::WeightFormat::kQ8_0;
+    default:
+      return std::nullopt;
   }
 }
 

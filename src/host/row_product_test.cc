@@ -1,11 +1,11 @@
 #include "host/row_product.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "host/product_test_util.h"
 
@@ -14,7 +14,8 @@ namespace {
 
 using kernels::RoundedRows;
 
-constexpr ggml_type kTypes[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q6_K};
+constexpr ggml_type kTypes[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0,
+                                GGML_TYPE_Q5_1, GGML_TYPE_Q8_0, GGML_TYPE_Q6_K};
 
 class RowProductTest : public ::testing::Test {
  protected:
@@ -44,7 +45,8 @@ TEST_F(RowProductTest, AnyShape) {
   const auto draw = [&](int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(random); };
   for (int i = 0; i < 30; ++i) {
     const ggml_type type = kTypes[static_cast<size_t>(draw(0, 5))];
-    const int64_t width = ggml_blck_size(type) * draw(1, 9600 / ggml_blck_size(type)), num_outputs = draw(1, 700), num_rows = draw(1, 40);
+    const int64_t width = ggml_blck_size(type) * draw(1, 9600 / ggml_blck_size(type)), num_outputs = draw(1, 700),
+                  num_rows = draw(1, 40);
     SCOPED_TRACE(std::string(ggml_type_name(type)) + " " + std::to_string(width) + " x " + std::to_string(num_outputs) +
                  " x " + std::to_string(num_rows));
     Product product(type, width, num_outputs, num_rows);

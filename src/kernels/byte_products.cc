@@ -36,8 +36,8 @@ struct BlockOf {
   static constexpr size_t kBytes = kCodesAt + (kNibbles ? kWeightBlock / 2 : kWeightBlock);
 };
 
-// 256 weights: low nibbles and two high bits of their codes, scales in 8 bits of 16 weights each, and one in f16 of those:
-// weight = scale * scale16 * (code - kOffset).
+// 256 weights: low nibbles and two high bits of their codes, scales in 8 bits of 16 weights each, and one in f16 of
+// those: weight = scale * scale16 * (code - kOffset).
 struct BlockOfQ6K {
   static constexpr int kOffset = 32;
   static constexpr int kWeights = 256;
@@ -51,12 +51,18 @@ struct BlockOfQ6K {
 template <class Function>
 decltype(auto) WithFormat(WeightFormat format, const Function& function) {
   switch (format) {
-    case WeightFormat::kQ4_0: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4_0>());
-    case WeightFormat::kQ4_1: return function(std::integral_constant<WeightFormat, WeightFormat::kQ4_1>());
-    case WeightFormat::kQ5_0: return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_0>());
-    case WeightFormat::kQ5_1: return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_1>());
-    case WeightFormat::kQ6_K: return function(std::integral_constant<WeightFormat, WeightFormat::kQ6_K>());
-    case WeightFormat::kQ8_0: break;
+    case WeightFormat::kQ4_0:
+      return function(std::integral_constant<WeightFormat, WeightFormat::kQ4_0>());
+    case WeightFormat::kQ4_1:
+      return function(std::integral_constant<WeightFormat, WeightFormat::kQ4_1>());
+    case WeightFormat::kQ5_0:
+      return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_0>());
+    case WeightFormat::kQ5_1:
+      return function(std::integral_constant<WeightFormat, WeightFormat::kQ5_1>());
+    case WeightFormat::kQ6_K:
+      return function(std::integral_constant<WeightFormat, WeightFormat::kQ6_K>());
+    case WeightFormat::kQ8_0:
+      break;
   }
   return function(std::integral_constant<WeightFormat, WeightFormat::kQ8_0>());
 }
@@ -155,9 +161,9 @@ HWY_INLINE __m256 Scales(const uint8_t* block) {
   return _mm256_mul_ps(_mm256_moveldup_ps(both), _mm256_setr_ps(1, kLeast, 1, kLeast, 1, kLeast, 1, kLeast));
 }
 
-// kRows rows of weights times kInputs rows of input. Asks for kRows rows from `ahead` on in the order of addresses, beside
-// the arithmetic: processors of AMD continue by themselves only what goes on in that order, and drop a prefetch that finds
-// no free miss buffer.
+// kRows rows of weights times kInputs rows of input. Asks for kRows rows from `ahead` on in the order of addresses,
+// beside the arithmetic: processors of AMD continue by themselves only what goes on in that order, and drop a prefetch
+// that finds no free miss buffer.
 template <class Block, int kRows, int kInputs>
 HWY_ATTR void MultiplyTile(const uint8_t* weights, size_t row_bytes, int num_blocks, const int8_t* codes,
                            size_t codes_stride, const float* scales, size_t scales_stride, float* output,
@@ -203,10 +209,17 @@ HWY_ATTR void MultiplyTile(const uint8_t* weights, size_t row_bytes, int num_blo
   };
   for (; num_blocks >= 4; num_blocks -= 4) step(std::integral_constant<int, 4>());
   switch (num_blocks) {
-    case 3: step(std::integral_constant<int, 3>()); break;
-    case 2: step(std::integral_constant<int, 2>()); break;
-    case 1: step(std::integral_constant<int, 1>()); break;
-    default: break;
+    case 3:
+      step(std::integral_constant<int, 3>());
+      break;
+    case 2:
+      step(std::integral_constant<int, 2>());
+      break;
+    case 1:
+      step(std::integral_constant<int, 1>());
+      break;
+    default:
+      break;
   }
   for (int n = 0; n < kInputs; ++n) {
     __m256 of_input[kRows];
@@ -220,8 +233,8 @@ HWY_ATTR void MultiplyTile(const uint8_t* weights, size_t row_bytes, int num_blo
   }
 }
 
-// The same for Q6_K, whose width is a multiple of 256. What the offset of codes adds is taken off pairs of products, before
-// scales of 16 weights multiply them.
+// The same for Q6_K, whose width is a multiple of 256. What the offset of codes adds is taken off pairs of products,
+// before scales of 16 weights multiply them.
 template <int kRows, int kInputs>
 HWY_ATTR void MultiplyTileQ6K(const uint8_t* weights, size_t row_bytes, int num_blocks, const int8_t* codes,
                               size_t codes_stride, const float* scales, size_t scales_stride, float* output,
@@ -262,11 +275,11 @@ HWY_ATTR void MultiplyTileQ6K(const uint8_t* weights, size_t row_bytes, int num_
         const uint8_t* block = weights + static_cast<size_t>(r) * row_bytes;
         const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
             block + kHalf * Block::kLowBytes + kBlock % 2 * static_cast<size_t>(kWeightBlock)));
-        const __m256i high = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(block + Block::kHighAt + kHalf * Block::kHighBytes));
+        const __m256i high =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + Block::kHighAt + kHalf * Block::kHighBytes));
         const __m256i nibbles = kBlock < 2 ? low : _mm256_srli_epi16(low, 4);
-        const __m256i two_bits = kBlock < 2 ? _mm256_slli_epi16(high, 4 - 2 * kBlock)
-                                            : _mm256_srli_epi16(high, 2 * kBlock - 4);
+        const __m256i two_bits =
+            kBlock < 2 ? _mm256_slli_epi16(high, 4 - 2 * kBlock) : _mm256_srli_epi16(high, 2 * kBlock - 4);
         const __m256i of_weights = _mm256_or_si256(_mm256_and_si256(nibbles, _mm256_set1_epi8(0x0f)),
                                                    _mm256_and_si256(two_bits, _mm256_set1_epi8(0x30)));
         const __m256i of_lane = _mm256_inserti128_si256(_mm256_set1_epi8(2 * kBlock), _mm_set1_epi8(2 * kBlock + 1), 1);
@@ -305,8 +318,10 @@ HWY_ATTR void MultiplyGroup(const uint8_t* weights, size_t row_bytes, const Roun
     for (int r = 0; r < kRows; r += kTileRows) {
       const size_t at = static_cast<size_t>(r) * row_bytes;
       const auto tile = [] {
-        if constexpr (kFormat == WeightFormat::kQ6_K) return &MultiplyTileQ6K<kTileRows, kInputs>;
-        else return &MultiplyTile<BlockOf<kFormat>, kTileRows, kInputs>;
+        if constexpr (kFormat == WeightFormat::kQ6_K)
+          return &MultiplyTileQ6K<kTileRows, kInputs>;
+        else
+          return &MultiplyTile<BlockOf<kFormat>, kTileRows, kInputs>;
       }();
       tile(weights + at, row_bytes, input.num_blocks(), input.codes(n), input.num_codes(), input.scales(n),
            input.num_scales(), output + static_cast<size_t>(n) * output_stride + r, output_stride, ahead + at);
@@ -344,8 +359,8 @@ HWY_ATTR void MultiplyGroups(const WeightRows& weights, const RoundedRows& input
   }
 }
 
-HWY_ATTR void MultiplyRowsImpl(const WeightRows& weights, const RoundedRows& input, float* output,
-                               size_t output_stride, const std::byte* next) {
+HWY_ATTR void MultiplyRowsImpl(const WeightRows& weights, const RoundedRows& input, float* output, size_t output_stride,
+                               const std::byte* next) {
   // What is asked for ahead must still be in the first-level cache when its turn comes: more was slower.
   constexpr size_t kMostAhead = 4096;
   WithFormat(weights.format, [&](auto format) HWY_ATTR {
@@ -437,8 +452,10 @@ int WeightsInBlock(WeightFormat format) { return format == WeightFormat::kQ6_K ?
 
 size_t WeightBlockBytes(WeightFormat format) {
   return WithFormat(format, [](auto constant) {
-    if constexpr (constant() == WeightFormat::kQ6_K) return BlockOfQ6K::kBytes;
-    else return BlockOf<constant()>::kBytes;
+    if constexpr (constant() == WeightFormat::kQ6_K)
+      return BlockOfQ6K::kBytes;
+    else
+      return BlockOf<constant()>::kBytes;
   });
 }
 

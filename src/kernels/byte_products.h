@@ -1,7 +1,7 @@
 // Products of a few rows with quantised weights as a GGUF file holds them, in bytes.
 //
-// Decoding reads every weight once per step, so that weights are multiplied where they lie: rows of input are rounded to
-// 8 bits with a scale for each 32 of them (libllama's Q8_1), products of bytes are added up as integers.
+// Decoding reads every weight once per step, so that weights are multiplied where they lie: rows of input are rounded
+// to 8 bits with a scale for each 32 of them (libllama's Q8_1), products of bytes are added up as integers.
 #ifndef PITH_KERNELS_BYTE_PRODUCTS_H_
 #define PITH_KERNELS_BYTE_PRODUCTS_H_
 

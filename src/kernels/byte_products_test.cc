@@ -1,13 +1,13 @@
 #include "kernels/byte_products.h"
 
+#include <gtest/gtest.h>
+#include <hwy/base.h>
+
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
-#include <hwy/base.h>
 
 #include "kernels/targets_test_util.h"
 
@@ -150,7 +150,8 @@ TEST_P(ByteProducts, DoNotOverflow) {
       MultiplyRows(weights.rows, rounded, output.data(), 5, nullptr);
       for (int i = 0; i < 5; ++i) {
         double expected = 0;
-        for (int k = 0; k < width; ++k) expected += weights.values[static_cast<size_t>(i * width + k)] * static_cast<double>(x);
+        for (int k = 0; k < width; ++k)
+          expected += weights.values[static_cast<size_t>(i * width + k)] * static_cast<double>(x);
         EXPECT_NEAR(output[static_cast<size_t>(i)], expected, 1e-4 * (1 + std::abs(expected)));
       }
     }

@@ -99,35 +99,47 @@ void SoftmaxStep(const SoftmaxArgs& args) {
   }
 }
 
-template <bool kAll>
-void ObserveRows(const ObserveArgs& args) {
+// Sums alone: a multiply-add for each vector of weights.
+void ObserveSums(const ObserveArgs& args) {
+  const DF df;
+  const float share = 1.0f / static_cast<float>(args.group);
+  VF sums[kPageVectors];
+  for (int v = 0; v < kPageVectors; ++v) sums[v] = hn::LoadU(df, args.sum + v * kLanes);
+  const float* weights = args.weights;
+  for (int row = 0; row < args.num_queries * args.group; ++row, weights += kStepEntries) {
+    const VF factor = hn::Set(df, args.factors[row] * share);
+    for (int v = 0; v < kPageVectors; ++v) sums[v] = hn::MulAdd(hn::LoadU(df, weights + v * kLanes), factor, sums[v]);
+  }
+  for (int v = 0; v < kPageVectors; ++v) hn::StoreU(sums[v], df, args.sum + v * kLanes);
+}
+
+void ObserveAll(const ObserveArgs& args) {
   const DF df;
   const VF share = hn::Set(df, 1.0f / static_cast<float>(args.group));
   for (int slot = 0; slot < kPageEntries; slot += kLanes) {
     const float* weights = args.weights + slot;
     const float* factor = args.factors;
     VF sum = hn::LoadU(df, args.sum + slot);
-    VF squares = kAll ? hn::LoadU(df, args.squares + slot) : sum;
-    VF largest = kAll ? hn::LoadU(df, args.largest + slot) : sum;
+    VF squares = hn::LoadU(df, args.squares + slot);
+    VF largest = hn::LoadU(df, args.largest + slot);
     for (int t = 0; t < args.num_queries; ++t) {
-      VF mean = hn::Zero(df);
+      VF total = hn::Zero(df);
       for (int g = 0; g < args.group; ++g, weights += kStepEntries) {
         const VF p = hn::Mul(hn::LoadU(df, weights), hn::Set(df, *factor++));
-        if (kAll) largest = hn::Max(largest, p);
-        mean = hn::Add(mean, p);
+        largest = hn::Max(largest, p);
+        total = hn::Add(total, p);
       }
-      mean = hn::Mul(mean, share);
+      const VF mean = hn::Mul(total, share);
       sum = hn::Add(sum, mean);
-      if (kAll) squares = hn::MulAdd(mean, mean, squares);
+      squares = hn::MulAdd(mean, mean, squares);
     }
     hn::StoreU(sum, df, args.sum + slot);
-    if (!kAll) continue;
     hn::StoreU(squares, df, args.squares + slot);
     hn::StoreU(largest, df, args.largest + slot);
   }
 }
 
-void Observe(const ObserveArgs& args) { args.squares != nullptr ? ObserveRows<true>(args) : ObserveRows<false>(args); }
+void Observe(const ObserveArgs& args) { args.squares != nullptr ? ObserveAll(args) : ObserveSums(args); }
 
 void SoftmaxRow(float* scores, int64_t count, float sink) {
   const DF df;

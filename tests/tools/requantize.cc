@@ -11,12 +11,9 @@ struct Type {
   std::string_view name;
   llama_ftype ftype;
 };
-constexpr Type kTypes[] = {{"F32", LLAMA_FTYPE_ALL_F32},
-                           {"Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},
-                           {"Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},
-                           {"Q4_1", LLAMA_FTYPE_MOSTLY_Q4_1},
-                           {"IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL},
-                           {"Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M},
+constexpr Type kTypes[] = {{"F32", LLAMA_FTYPE_ALL_F32},          {"Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},
+                           {"Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},     {"Q4_1", LLAMA_FTYPE_MOSTLY_Q4_1},
+                           {"IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL}, {"Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M},
                            {"Q6_K", LLAMA_FTYPE_MOSTLY_Q6_K}};
 
 const Type* FindType(std::string_view name) {

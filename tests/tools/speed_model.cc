@@ -4,6 +4,8 @@
 // those of the published files (llama-quantize keeps the token embedding, which is the output too where none is
 // written, in Q6_K for Q4_0). The tokenizer is that of TOKENIZER.gguf (default: $PITH_DEFAULT_MODEL), filled up with
 // unused tokens. Weights are written as they are made, so that memory does not limit the size.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,8 +18,6 @@
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <unistd.h>
 
 #include "ggml.h"
 #include "gguf.h"
