@@ -113,29 +113,42 @@ void ObserveSums(const ObserveArgs& args) {
   for (int v = 0; v < kPageVectors; ++v) hn::StoreU(sums[v], df, args.sum + v * kLanes);
 }
 
+// A vector's maxima wait for each other, so that several go side by side.
 void ObserveAll(const ObserveArgs& args) {
+  constexpr int kAbreast = HWY_MIN(kPageVectors, 2);
   const DF df;
   const VF share = hn::Set(df, 1.0f / static_cast<float>(args.group));
-  for (int slot = 0; slot < kPageEntries; slot += kLanes) {
+  for (int slot = 0; slot < kPageEntries; slot += kAbreast * kLanes) {
     const float* weights = args.weights + slot;
     const float* factor = args.factors;
-    VF sum = hn::LoadU(df, args.sum + slot);
-    VF squares = hn::LoadU(df, args.squares + slot);
-    VF largest = hn::LoadU(df, args.largest + slot);
-    for (int t = 0; t < args.num_queries; ++t) {
-      VF total = hn::Zero(df);
-      for (int g = 0; g < args.group; ++g, weights += kStepEntries) {
-        const VF p = hn::Mul(hn::LoadU(df, weights), hn::Set(df, *factor++));
-        largest = hn::Max(largest, p);
-        total = hn::Add(total, p);
-      }
-      const VF mean = hn::Mul(total, share);
-      sum = hn::Add(sum, mean);
-      squares = hn::MulAdd(mean, mean, squares);
+    VF sum[kAbreast], squares[kAbreast], largest[kAbreast];
+    for (int v = 0; v < kAbreast; ++v) {
+      sum[v] = hn::LoadU(df, args.sum + slot + v * kLanes);
+      squares[v] = hn::LoadU(df, args.squares + slot + v * kLanes);
+      largest[v] = hn::LoadU(df, args.largest + slot + v * kLanes);
     }
-    hn::StoreU(sum, df, args.sum + slot);
-    hn::StoreU(squares, df, args.squares + slot);
-    hn::StoreU(largest, df, args.largest + slot);
+    for (int t = 0; t < args.num_queries; ++t) {
+      VF total[kAbreast];
+      for (int v = 0; v < kAbreast; ++v) total[v] = hn::Zero(df);
+      for (int g = 0; g < args.group; ++g, weights += kStepEntries) {
+        const VF scale = hn::Set(df, *factor++);
+        for (int v = 0; v < kAbreast; ++v) {
+          const VF p = hn::Mul(hn::LoadU(df, weights + v * kLanes), scale);
+          largest[v] = hn::Max(largest[v], p);
+          total[v] = hn::Add(total[v], p);
+        }
+      }
+      for (int v = 0; v < kAbreast; ++v) {
+        const VF mean = hn::Mul(total[v], share);
+        sum[v] = hn::Add(sum[v], mean);
+        squares[v] = hn::MulAdd(mean, mean, squares[v]);
+      }
+    }
+    for (int v = 0; v < kAbreast; ++v) {
+      hn::StoreU(sum[v], df, args.sum + slot + v * kLanes);
+      hn::StoreU(squares[v], df, args.squares + slot + v * kLanes);
+      hn::StoreU(largest[v], df, args.largest + slot + v * kLanes);
+    }
   }
 }
 

@@ -58,8 +58,10 @@ class Roco final : public Scorer {
     const auto competing = static_cast<int>(order.size());
     if (competing <= budget) return;
     ProtectNewest(spread, newest_);
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return spread[a] < spread[b]; });
     const int feasible = std::max(competing - 1 - static_cast<int>(unstable_ * budget), competing - budget);
+    std::nth_element(order.begin(), order.begin() + feasible, order.end(), [&](size_t a, size_t b) {
+      return spread[a] != spread[b] ? spread[a] < spread[b] : a < b;
+    });
     for (size_t k = 0; k < order.size(); ++k) {
       float& score = rank.scores[order[k]];
       // The newest go last, even where the feasible set is short of others (budgets below 30).
