@@ -386,7 +386,7 @@ int CodeAt(const uint8_t* block, int k) {
 
 float HalfAt(const uint8_t* at) {
   hwy::float16_t value;
-  std::memcpy(&value.bits, at, sizeof value.bits);
+  std::memcpy(&value, at, sizeof value);
   const hn::CappedTag<float, 1> d;
   const hn::Rebind<hwy::float16_t, decltype(d)> d16;
   return hn::GetLane(hn::PromoteTo(d, hn::Load(d16, &value)));
