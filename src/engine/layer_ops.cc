@@ -254,11 +254,11 @@ void LayerOps::Observe(int layer, const RowGroup& group, std::span<const ActiveR
                        .num_queries = rows,
                        .query_positions = {positions_.data() + from, static_cast<size_t>(rows)},
                        .positions = {}};
-      if (!gathered) seen.probabilities = probabilities_[h];
       ObserveBuffers& buffers = observe_buffers_[static_cast<size_t>(team.ith)];
       if (gathered) {
         ObservePages(heads[h], task % parts, parts, seen, recipes, buffers);
       } else {
+        seen.probabilities = probabilities_[h];
         ObserveHead(heads[h], seen, recipes, buffers);
       }
     }

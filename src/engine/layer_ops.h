@@ -29,7 +29,7 @@ namespace pith {
 struct ActiveRecipe {
   Recipe recipe;
   int first_column = 0;
-  int num_columns = 0;   // that the scorer asked for
+  int num_columns = 0;  // that the scorer asked for
   int norm_column = -1;  // of the value norms, -1: it needs none
 };
 
@@ -116,11 +116,11 @@ class LayerOps {
     std::vector<float> columns;
     std::vector<float*> column_pointers;
   };
-  // Gives one observation of a head to all recipes that want it, for one of several stretches of its entries.
-  // Out of what attention gathered: the part-th of num_parts stretches of pages.
+  // Give one observation of a head to all recipes that want it, out of what attention gathered (for the part-th of
+  // num_parts stretches of the head's pages) ...
   void ObservePages(HeadCache& head, size_t part, size_t num_parts, Observation& seen,
                     std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) const;
-  // Out of probabilities.
+  // ... or out of probabilities.
   void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
                    ObserveBuffers& buffers) const;
   void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
