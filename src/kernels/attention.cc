@@ -9,7 +9,8 @@
 //                        in the order of addresses, which is what processors
 //                        continue by themselves.
 //   many rows (prefill)  each page is converted to float32 once per tile, and
-//                        then read by all blocks of rows out of the near caches.
+//                        then read by all blocks of rows out of the near caches;
+//                        or to what the processor's matrix unit reads (UnitProducts).
 #include "kernels/attention.h"
 
 #include <algorithm>
@@ -133,11 +134,119 @@ void Fetch(const std::byte* at, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
 }
 
+// The products of one tile in the matrix unit.
+class UnitProducts {
+ public:
+  UnitProducts(const AttentionTask& task, const Geometry& geometry, const PageKernels& kernels, const Workspace& space)
+      : geometry_(geometry), kernels_(kernels), space_(space.unit), dim_(static_cast<size_t>(task.key_dim)) {
+    static_assert(kTileBlock == kPageEntries && kTileDepth == kPageEntries && kValuePad % kTileBlock == 0);
+  }
+
+  // queries: [rows] of [D].
+  void SetQueries(const float* const* queries, int rows, float scale) {
+    rows_ = static_cast<size_t>(rows);
+    std::memset(space_.queries, 0, 2 * sizeof(uint16_t) * PaddedRows() * space_.depth);
+    for (size_t r = 0; r < rows_; ++r) {
+      uint16_t* high = space_.queries + r * space_.depth;
+      SplitRow(queries[r], dim_, scale, high, high + PaddedRows() * space_.depth);
+    }
+  }
+
+  void Convert(const StepWalker::Step& step) const {
+    for (int p = 0; p < step.num_pages; ++p) {
+      const PageRef& ref = step.refs[p];
+      kernels_.convert_keys(*ref.layout, ref.page, space_.page);
+      PackRight(space_.page, dim_, kPageEntries, kPageEntries, KeysOfPage(p));
+      kernels_.convert_values(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
+      PackRight(space_.page, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
+    }
+  }
+
+  // scores: [rows, kStepEntries]
+  void Score(int num_pages, float* scores) const {
+    TileProduct product = Left(space_.queries, space_.depth);
+    product.group_stride = PackedWords(kTileDepth, kPageEntries);
+    product.groups = static_cast<int>(space_.depth / kTileDepth);
+    product.sum_stride = kStepEntries;
+    for (int p = 0; p < num_pages; ++p) {
+      product.right = KeysOfPage(p);
+      product.sums = scores + p * kPageEntries;
+      MultiplyRows(product, space_.depth);
+    }
+  }
+
+  // acc [rows, acc_stride] += weights [rows, kStepEntries] times the step's values.
+  void Accumulate(int num_pages, const float* weights, float* acc) const {
+    const auto count = static_cast<size_t>(num_pages) * kPageEntries;
+    const size_t plane = PaddedRows() * kStepEntries;
+    for (size_t r = 0; r < rows_; ++r) {
+      uint16_t* high = space_.weights + r * kStepEntries;
+      SplitRow(weights + r * kStepEntries, count, 1.0f, high, high + plane);
+    }
+    std::memset(space_.weights + rows_ * kStepEntries, 0, sizeof(uint16_t) * (plane - rows_ * kStepEntries));
+    std::memset(space_.weights + plane + rows_ * kStepEntries, 0, sizeof(uint16_t) * (plane - rows_ * kStepEntries));
+    TileProduct product = Left(space_.weights, kStepEntries);
+    product.group_stride = PackedWords(kPageEntries, geometry_.acc_stride);
+    product.groups = num_pages;
+    product.sum_stride = geometry_.acc_stride;
+    product.add = true;
+    for (size_t column = 0; column < geometry_.acc_stride; column += kTileBlock) {
+      product.right = space_.values + PackedWords(kTileDepth, column);
+      product.sums = acc + column;
+      MultiplyRows(product, kStepEntries);
+    }
+  }
+
+ private:
+  size_t PaddedRows() const { return RoundUp(rows_, kTileBlock); }
+  uint32_t* KeysOfPage(int p) const { return space_.keys + static_cast<size_t>(p) * PackedWords(dim_, kPageEntries); }
+  uint32_t* ValuesOfPage(int p) const {
+    return space_.values + static_cast<size_t>(p) * PackedWords(kPageEntries, geometry_.acc_stride);
+  }
+
+  // planes: [2][PaddedRows()][stride]
+  TileProduct Left(const uint16_t* planes, size_t stride) const {
+    TileProduct product = {};
+    product.high = planes;
+    product.low = planes + PaddedRows() * stride;
+    product.left_stride = stride;
+    return product;
+  }
+
+  // All rows of a product, in blocks. What a last block has beyond the rows goes elsewhere.
+  void MultiplyRows(TileProduct product, size_t stride) const {
+    const size_t whole = rows_ / kTileBlock * kTileBlock;
+    for (size_t r = 0; r < whole; r += kTileBlock) {
+      geometry_.unit->multiply(product);
+      product.high += kTileBlock * stride;
+      product.low += kTileBlock * stride;
+      product.sums += kTileBlock * product.sum_stride;
+    }
+    if (whole == rows_) return;
+    alignas(64) float block[kTileBlock][kTileBlock] = {};
+    float* const sums = product.sums;
+    for (size_t r = 0; product.add && r < rows_ - whole; ++r) {
+      std::memcpy(block[r], sums + r * product.sum_stride, sizeof(block[r]));
+    }
+    const size_t sum_stride = product.sum_stride;
+    product.sums = block[0];
+    product.sum_stride = kTileBlock;
+    geometry_.unit->multiply(product);
+    for (size_t r = 0; r < rows_ - whole; ++r) std::memcpy(sums + r * sum_stride, block[r], sizeof(block[r]));
+  }
+
+  const Geometry& geometry_;
+  const PageKernels& kernels_;
+  const UnitSpace& space_;
+  const size_t dim_;
+  size_t rows_ = 0;
+};
+
 // One thread at work on one task.
 class Worker {
  public:
   Worker(const AttentionTask& task, const Geometry& geometry, const PageKernels& kernels, const Workspace& space)
-      : task_(task), geometry_(geometry), kernels_(kernels), space_(space) {}
+      : task_(task), geometry_(geometry), kernels_(kernels), space_(space), unit_(task, geometry, kernels, space) {}
 
   bool filter() const { return !geometry_.direct || task_.mask != MaskKind::kCausal; }
 
@@ -154,6 +263,7 @@ class Worker {
     tile_ = &tile;
     acc_ = *acc;
     acc_.seen.num_steps = 0;
+    if (with_unit()) geometry_.unit->begin();
     Prepare();
     StepWalker walker(kernels_, task_.heads[tile.head], tile, filter(), geometry_.step_pages, share);
     StepWalker::Step step = walker.Next(), beginning;
@@ -162,19 +272,28 @@ class Worker {
       if (next.num_pages == 0) beginning = BeginningAfter(tile, share);
       const Lookahead lookahead(step, next.num_pages > 0 ? next : beginning, fetched_);
       scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(acc_.seen.num_steps) : space_.scores;
-      if (!geometry_.direct) Convert(step);
-      Score(step, lookahead);
+      if (with_unit()) {
+        unit_.Convert(step);
+        unit_.Score(step.num_pages, scores_);
+      } else {
+        if (!geometry_.direct) Convert(step);
+        Score(step, lookahead);
+      }
       walker.Classify(&step);
       Softmax(step);
       if (task_.observed != nullptr) Remember(step);
-      Accumulate(step, lookahead);
+      Rescale();
+      with_unit() ? unit_.Accumulate(step.num_pages, weights_, acc_.values) : Accumulate(step, lookahead);
       fetched_ = lookahead.FetchesAll();
       step = next;
     }
     acc->seen.num_steps = acc_.seen.num_steps;
+    if (with_unit()) geometry_.unit->end();
   }
 
  private:
+  bool with_unit() const { return geometry_.unit != nullptr; }
+
   // Rows are cut into blocks of nearly equal size.
   int BlockBegin(int block) const { return space_.block_begins[block]; }
 
@@ -196,22 +315,8 @@ class Worker {
   // Packs the tile's queries and resets its accumulator.
   void Prepare() {
     const int rows = tile_->num_rows();
-    const auto dim = static_cast<size_t>(task_.key_dim);
-    const float scale = QueryScale(task_);
-    num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
-    for (int block = 0; block <= num_blocks_; ++block) space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
-    for (int block = 0; block < num_blocks_; ++block) {
-      const int begin = BlockBegin(block);
-      const int block_rows = BlockBegin(block + 1) - begin;
-      float* packed = space_.queries + static_cast<size_t>(begin) * dim;
-      for (int r = 0; r < block_rows; ++r) {
-        const int row = tile_->begin + begin + r;
-        const float* query = QueryOfRow(task_, tile_->head, row);
-        space_.query_rows[begin + r] = query;
-        for (size_t d = 0; d < dim; ++d)
-          packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
-      }
-    }
+    for (int r = 0; r < rows; ++r) space_.query_rows[r] = QueryOfRow(task_, tile_->head, tile_->begin + r);
+    with_unit() ? unit_.SetQueries(space_.query_rows, rows, QueryScale(task_)) : PackQueries(rows);
     for (int r = 0; r < rows; ++r) {
       const int row = tile_->begin + r;
       const int32_t position = task_.query_positions[row / geometry_.group];
@@ -222,6 +327,23 @@ class Worker {
       acc_.sum[r] = 0.0f;
     }
     std::memset(acc_.values, 0, sizeof(float) * static_cast<size_t>(rows) * geometry_.acc_stride);
+  }
+
+  void PackQueries(int rows) {
+    const auto dim = static_cast<size_t>(task_.key_dim);
+    const float scale = QueryScale(task_);
+    num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
+    for (int block = 0; block <= num_blocks_; ++block) space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
+    for (int block = 0; block < num_blocks_; ++block) {
+      const int begin = BlockBegin(block);
+      const int block_rows = BlockBegin(block + 1) - begin;
+      float* packed = space_.queries + static_cast<size_t>(begin) * dim;
+      for (int r = 0; r < block_rows; ++r) {
+        const float* query = space_.query_rows[begin + r];
+        for (size_t d = 0; d < dim; ++d)
+          packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
+      }
+    }
   }
 
   float* KeysAt(int p) const { return space_.keys + static_cast<size_t>(p * kPageEntries * task_.key_dim); }
@@ -315,12 +437,16 @@ class Worker {
     }
   }
 
-  void Accumulate(const StepWalker::Step& step, const Lookahead& lookahead) {
+  // What was accumulated under former maxima.
+  void Rescale() {
     for (int r = 0; r < tile_->num_rows(); ++r) {
       if (space_.alpha[r] == 1.0f) continue;
       kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride,
                      space_.alpha[r]);
     }
+  }
+
+  void Accumulate(const StepWalker::Step& step, const Lookahead& lookahead) {
     AccumulateArgs args = {};
     args.value_dim = static_cast<size_t>(task_.value_dim);
     args.acc_stride = geometry_.acc_stride;
@@ -362,6 +488,7 @@ class Worker {
   const Geometry& geometry_;
   const PageKernels& kernels_;
   const Workspace& space_;
+  UnitProducts unit_;
   const Tile* tile_ = nullptr;
   int num_blocks_ = 0;
   Accumulator acc_;

@@ -123,6 +123,8 @@ void ReadValues(const PageLayout& layout, const std::byte* page, int count, floa
 
 // Name of the SIMD target in use ("AVX3_ZEN4", "AVX2", ...). PITH_FORCE_TARGET picks one.
 const char* TargetName();
+// "AMX" where attention of many rows runs in the processor's matrix unit, or null.
+const char* MatrixUnitName();
 
 }  // namespace pith::kernels
 

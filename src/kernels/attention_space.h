@@ -10,6 +10,7 @@
 #include "kernels/attention_plan.h"
 #include "kernels/observed_steps.h"
 #include "kernels/page_kernels.h"
+#include "kernels/tile_products.h"
 
 namespace pith::kernels {
 
@@ -18,11 +19,12 @@ inline constexpr int kMaxDirectRows = 16;
 
 constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// How a task is cut up; a function of its shapes alone.
+// How a task is cut up; a function of its shapes and of the machine.
 struct Geometry {
   int group = 0;      // G
   int head_rows = 0;  // T * G
   bool direct = false;
+  const TileUnit* unit = nullptr;  // what multiplies, unless vectors do
   int tile_rows = 0;
   int num_tiles = 0;  // per kv head
   int step_pages = 0;
@@ -33,9 +35,10 @@ struct Geometry {
     group = task.num_heads / task.num_kv_heads;
     head_rows = task.num_queries * group;
     direct = head_rows <= kMaxDirectRows;
+    if (!direct) unit = GetTileUnit();
     // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
     const bool wide = task.key_dim + task.value_dim > 320;
-    tile_rows = direct ? std::max(head_rows, 1) : wide ? 48 : 96;
+    tile_rows = direct ? std::max(head_rows, 1) : !wide ? 96 : unit != nullptr ? 64 : 48;
     // The query heads of a group are observed together.
     if (task.observed != nullptr && !direct) tile_rows = std::max(tile_rows / group, 1) * group;
     num_tiles = (head_rows + tile_rows - 1) / tile_rows;
@@ -52,6 +55,16 @@ struct Geometry {
   }
 };
 
+// What the matrix unit reads.
+struct UnitSpace {
+  size_t depth;       // channels of a key, with zeros up to a whole number of steps
+  uint16_t* queries;  // [2 planes][rows][depth]; rows up to a whole number of blocks
+  uint16_t* weights;  // [2 planes][rows][kStepEntries]
+  float* page;        // keys [D, P] or values [P, acc_stride] on their way
+  uint32_t* keys;     // [step_pages] of PackedWords(depth, P)
+  uint32_t* values;   // [step_pages] of PackedWords(P, acc_stride)
+};
+
 // Running results of a tile's rows.
 struct Accumulator {
   float* values = nullptr;  // [rows, acc_stride]
@@ -63,14 +76,15 @@ struct Accumulator {
 // One thread's memory. The partial results are read by other threads after the barrier.
 struct Workspace {
   int32_t* item_pages;  // [items] pages that some row of the item sees
-  float* queries;       // blocks of [D, R]
+  float* queries;       // blocks of [D, R], unless with a unit
   const float** query_rows;  // [rows] of [D], before scaling
   int* block_begins;    // [blocks + 1] rows
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
   RowRule* rules;       // [rows]
-  float* keys;          // [step_pages, D, P], unless direct
-  float* values;        // [step_pages * P, acc_stride], unless direct
+  float* keys;          // [step_pages, D, P], unless direct or with a unit
+  float* values;        // [step_pages * P, acc_stride], likewise
+  UnitSpace unit;
   float* factors;       // [2][rows], where tiles are observed
   float* observed;      // ObservedSums
   Accumulator whole;
@@ -81,9 +95,10 @@ struct Workspace {
     size_t at = 0;
     const auto rows = static_cast<size_t>(geometry.tile_rows);
     const auto dim = static_cast<size_t>(task.key_dim);
-    const size_t step = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages) * kPageEntries;
+    const size_t pages = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages);
+    const size_t step = geometry.unit == nullptr ? pages * kPageEntries : 0;
     Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
-    Take(base, &at, rows * dim, &queries);
+    Take(base, &at, geometry.unit == nullptr ? rows * dim : 0, &queries);
     Take(base, &at, rows, &query_rows);
     Take(base, &at, rows + 1, &block_begins);
     Take(base, &at, rows * kStepEntries, &scores);
@@ -91,6 +106,7 @@ struct Workspace {
     Take(base, &at, rows, &rules);
     Take(base, &at, step * dim, &keys);
     Take(base, &at, step * geometry.acc_stride, &values);
+    if (geometry.unit != nullptr) TakeUnitSpace(base, &at, geometry, dim);
     for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
       Take(base, &at, rows * geometry.acc_stride, &acc->values);
       Take(base, &at, rows, &acc->max);
@@ -106,6 +122,17 @@ struct Workspace {
   }
 
  private:
+  void TakeUnitSpace(std::byte* base, size_t* at, const Geometry& geometry, size_t dim) {
+    const size_t rows = RoundUp(static_cast<size_t>(geometry.tile_rows), kTileBlock);
+    const auto pages = static_cast<size_t>(geometry.step_pages);
+    unit.depth = RoundUp(dim, kTileDepth);
+    Take(base, at, 2 * rows * unit.depth, &unit.queries);
+    Take(base, at, 2 * rows * kStepEntries, &unit.weights);
+    Take(base, at, kPageEntries * std::max(dim, geometry.acc_stride), &unit.page);
+    Take(base, at, pages * PackedWords(dim, kPageEntries), &unit.keys);
+    Take(base, at, pages * PackedWords(kPageEntries, geometry.acc_stride), &unit.values);
+  }
+
   // base may be null when only the size is asked for.
   template <typename T>
   static void Take(std::byte* base, size_t* at, size_t count, T** result) {

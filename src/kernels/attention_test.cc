@@ -13,6 +13,7 @@
 #include "kernels/attention_reference.h"
 #include "kernels/attention_test_util.h"
 #include "kernels/targets_test_util.h"
+#include "kernels/tile_products.h"
 
 namespace pith::kernels {
 namespace {
@@ -22,6 +23,8 @@ namespace {
 constexpr float kTolerance = 3e-5f;
 // Of pages in groups, where queries and weights are rounded to 16 bits (group_dot-inl.h).
 constexpr float kGroupTolerance = 5e-4f;
+// In the matrix unit, where they keep 16 significant bits and logits of 30 are exponents.
+constexpr float kUnitTolerance = 2e-4f;
 
 float ToleranceOf(const TestTask& test) {
   for (int h = 0; h < test.task.num_kv_heads; ++h) {
@@ -415,6 +418,68 @@ TEST_P(AttentionTest, QueriesOfEightBitsWouldBeSeen) {
       if (!std::isnan(exact[i])) error = std::max(error, std::abs(exact[i] - test.output[i]));
     }
     EXPECT_GT(error, 2 * kGroupTolerance);
+  }
+}
+
+// Many rows in the matrix unit: this machine's, where it has one, and the same arithmetic in plain C++.
+class UnitTest : public testing::TestWithParam<const TileUnit*> {
+ protected:
+  void SetUp() override { SetTileUnitForTest(GetParam()); }
+  void TearDown() override { SetTileUnitForTest(unit_); }
+
+ private:
+  const TileUnit* const unit_ = GetTileUnit();
+};
+
+std::vector<const TileUnit*> Units() {
+  std::vector<const TileUnit*> units = {&PlainTileUnit()};
+  if (HardwareTileUnit() != nullptr) units.push_back(HardwareTileUnit());
+  return units;
+}
+
+INSTANTIATE_TEST_SUITE_P(Units, UnitTest, testing::ValuesIn(Units()),
+                         [](const testing::TestParamInfo<const TileUnit*>& unit) { return std::string(unit.param->name); });
+
+TEST_P(UnitTest, MatchesReference) {
+  float worst = 0;
+  for (uint32_t seed = 0; seed < 40; ++seed) {
+    std::mt19937 random(3000 + seed);
+    TestShape shape = RandomShape(&random);
+    const bool wide = shape.key_dim * shape.num_kv_heads * shape.group > 2000;
+    shape.num_queries = OneOf(&random, {1, 11, wide ? 17 : 33, wide ? 18 : 130});
+    TestTask test(shape, seed);
+    const Extras extras(&test, &random);
+    const int threads = OneOf(&random, {1, 2, 3, 4});
+    const float error = seed % 4 == 0 ? ObservedErrorOf(&test, threads, true) : ErrorOf(&test, threads);
+    EXPECT_LT(error, std::max(ToleranceOf(test), kUnitTolerance)) << "seed " << seed << ": " << Describe(test.task, threads);
+    worst = std::max(worst, error);
+  }
+  RecordProperty("worst_error", testing::PrintToString(worst));
+}
+
+TEST_P(UnitTest, CorruptedEntryIsSeen) {
+  TestTask test(MediumShape(40), 5);
+  EXPECT_LT(ErrorOf(&test, 2), kUnitTolerance);
+  test.Run(2);
+  const std::vector<float> output = test.output;
+  for (float& value : test.entries(0)[100].value) value += 1.0f;
+  test.Rebuild();
+  ReferenceAttention(test.task);
+  float error = 0;
+  for (size_t i = 0; i < output.size(); ++i) {
+    if (!std::isnan(output[i])) error = std::max(error, std::abs(output[i] - test.output[i]));
+  }
+  EXPECT_GT(error, 20 * kUnitTolerance);
+}
+
+TEST_P(UnitTest, PartsFixTheBitsOnAnyThreads) {
+  TestTask test(MediumShape(70), 15);
+  test.Run(4);
+  const std::vector<float> output = test.output;
+  test.task.num_parts = 4;
+  for (int threads = 1; threads <= 4; ++threads) {
+    test.Run(threads);
+    ASSERT_EQ(std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()), 0) << threads;
   }
 }
 

@@ -60,6 +60,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "kernels/attention.h"
 #include "kernels/target.h"
+#include "kernels/tile_products.h"
 #if HWY_ARCH_X86
 #include <immintrin.h>
 #endif
@@ -78,6 +79,24 @@ double MultiplyAddF32(int rounds) {
   ApplyForcedTarget();
   return HWY_DYNAMIC_DISPATCH(MultiplyAddImpl)(rounds);
 }
+
+namespace {
+
+// A product whose factors stay in the nearest cache. Three operations of the unit count for each of its products.
+double DotTiles(const TileUnit& unit, int rounds) {
+  constexpr int kGroups = 4;
+  alignas(64) static const uint16_t left[kTileBlock * kTileDepth * kGroups] = {};
+  alignas(64) static const uint32_t right[PackedWords(kTileDepth, kTileBlock) * kGroups] = {};
+  alignas(64) float sums[kTileBlock * kTileBlock] = {};
+  unit.begin();
+  for (int i = 0; i < rounds; ++i) {
+    unit.multiply({left, left, kTileDepth * kGroups, right, PackedWords(kTileDepth, kTileBlock), kGroups, sums, kTileBlock, true});
+  }
+  unit.end();
+  return 2.0 * 3.0 * kTileBlock * kTileBlock * kTileDepth * kGroups * rounds;
+}
+
+}  // namespace
 
 #if HWY_ARCH_X86
 namespace {
@@ -102,6 +121,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) double DotBf16Av
 
 double DotBf16(int rounds) {
   ApplyForcedTarget();
+  if (const TileUnit* unit = GetTileUnit(); unit != nullptr) return DotTiles(*unit, rounds);
   const bool wide = std::strncmp(TargetName(), "AVX3", 4) == 0;
   return wide && __builtin_cpu_supports("avx512bf16") != 0 ? DotBf16Avx512(rounds) : 0;
 }

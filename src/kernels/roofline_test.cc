@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <vector>
+#include "kernels/tile_products.h"
 
 namespace pith::kernels {
 namespace {
@@ -21,6 +21,14 @@ TEST(Roofline, OperationsGrowWithTheRounds) {
   EXPECT_GT(MultiplyAddF32(10), 0);
   EXPECT_EQ(MultiplyAddF32(1000), 100 * MultiplyAddF32(10));
   EXPECT_EQ(DotBf16(1000), 100 * DotBf16(10));
+}
+
+TEST(Roofline, OfAMatrixUnit) {
+  const TileUnit* const unit = GetTileUnit();
+  SetTileUnitForTest(&PlainTileUnit());
+  EXPECT_GT(DotBf16(1), 0);
+  EXPECT_EQ(DotBf16(3), 3 * DotBf16(1));
+  SetTileUnitForTest(unit);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/page_kernels.h"
+#include "kernels/tile_products.h"
 
 namespace pith::kernels {
 namespace {
@@ -35,5 +36,6 @@ void ApplyForcedTarget() {
 }
 
 const char* TargetName() { return GetPageKernels().target_name; }
+const char* MatrixUnitName() { return GetTileUnit() == nullptr ? nullptr : GetTileUnit()->name; }
 
 }  // namespace pith::kernels

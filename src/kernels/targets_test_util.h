@@ -9,6 +9,7 @@
 #include <hwy/targets.h>
 
 #include "kernels/attention.h"
+#include "kernels/tile_products.h"
 
 namespace pith::kernels {
 
@@ -26,9 +27,16 @@ class TargetTest : public ::testing::TestWithParam<int64_t> {
  protected:
   void SetUp() override {
     UseTarget(GetParam());
+    SetTileUnitForTest(nullptr);
     ASSERT_STREQ(TargetName(), hwy::TargetName(GetParam()));
   }
-  void TearDown() override { UseTarget(0); }
+  void TearDown() override {
+    UseTarget(0);
+    SetTileUnitForTest(unit_);
+  }
+
+ private:
+  const TileUnit* const unit_ = GetTileUnit();
 };
 
 }  // namespace pith::kernels
