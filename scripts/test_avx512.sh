@@ -56,7 +56,7 @@ END
 grub-mkrescue -o "$work/disc.iso" "$disc" >"$work/grub.log" 2>&1 || die "grub-mkrescue failed: $work/grub.log"
 cat >"$work/bochsrc" <<END
 cpu: model=${PITH_BOCHS_CPU:-tigerlake}, count=1, ips=50000000, reset_on_triple_fault=0
-memory: guest=512, host=512
+memory: guest=1024, host=1024
 romimage: file=${PITH_BOCHS_BIOS:-/usr/share/bochs/BIOS-bochs-latest}
 vgaromimage: file=${PITH_BOCHS_VGABIOS:-/usr/share/bochs/VGABIOS-lgpl-latest}
 ata0-master: type=cdrom, path="$work/disc.iso", status=inserted

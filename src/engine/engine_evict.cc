@@ -92,16 +92,12 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
     for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
   }
   Status result;
-  if (policy.merge() != nullptr) {
-    team.Sync();
-    double& threshold = target.merge_thresholds[static_cast<size_t>(global_index_[static_cast<size_t>(layer)])];
-    merger_.Run(heads, kept, *policy.merge(), &threshold, team);
-    if (team.ith == 0) {
-      result = merger_.status();
+  ops_->loops().Lead(team, [&] {
+    if (policy.merge() != nullptr) {
+      double& threshold = target.merge_thresholds[static_cast<size_t>(global_index_[static_cast<size_t>(layer)])];
+      result = merger_.Run(heads, kept, *policy.merge(), &threshold);
       ForgetValueNorms(heads);
     }
-  }
-  ops_->loops().Lead(team, [&] {
     if (!result) return;
     std::vector<Status> kept_well(heads.size());
     ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = heads[h].Keep(kept[h]); });

@@ -5,7 +5,6 @@
 #include <span>
 #include <vector>
 
-#include "base/team.h"
 #include "cache/kv_cache.h"
 #include "pith/types.h"
 #include "policy/merge.h"
@@ -15,14 +14,11 @@ namespace pith {
 
 class Merger {
  public:
-  // All threads, with the same arguments, before the entries that are not kept are dropped: adds them to
-  // kept ones. threshold: the layer's, NaN before its first eviction; updated. Complete for all members
-  // on return. status(): kOutOfBudget where a shared page could not be copied; then entries of that head
-  // from that page on are as they were.
-  void Run(std::span<HeadCache> heads, const KeptHeads& kept, const MergeOptions& options, double* threshold,
-           const Team& team);
+  // Before the entries that are not kept are dropped: adds them to kept ones. threshold: the layer's, NaN before its
+  // first eviction; updated. kOutOfBudget where a shared page could not be copied; then entries of that head from that
+  // page on are as they were.
+  Status Run(std::span<HeadCache> heads, const KeptHeads& kept, const MergeOptions& options, double* threshold);
 
-  const Status& status() const { return status_; }
   int64_t num_merged() const { return num_merged_; }  // since creation
 
  private:
@@ -31,9 +27,11 @@ class Merger {
     std::vector<int32_t> changed;
     Status status;
   };
+  // [n, Dv], of which only the rows that merging reads are filled.
+  static void ReadMergedValues(const HeadCache& head, const MergePlan& plan, std::vector<float>& values);
+
   std::vector<Buffers> buffers_;  // [kv heads]
   std::vector<MergePlan> plans_;
-  Status status_;
   int64_t num_merged_ = 0;
 };
 

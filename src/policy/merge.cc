@@ -4,7 +4,9 @@
 #include <cmath>
 #include <memory>
 #include <new>
+#include <numeric>
 
+#include "base/parallel.h"
 #include "kernels/row_table.h"
 
 namespace pith {
@@ -14,11 +16,20 @@ struct FreeAligned {
   void operator()(float* at) const { ::operator delete[](at, std::align_val_t{64}); }
 };
 
+// Sums in several lanes, which compilers turn into vectors.
 void Normalise(const float* row, int dim, float* unit) {
-  double sum = 0;
-  for (int c = 0; c < dim; ++c) sum += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+  constexpr int kLanes = 8;
+  double sums[kLanes] = {};
+  int c = 0;
+  for (; c + kLanes <= dim; c += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums[lane] += static_cast<double>(row[c + lane]) * static_cast<double>(row[c + lane]);
+    }
+  }
+  double sum = std::accumulate(sums, sums + kLanes, 0.0);
+  for (; c < dim; ++c) sum += static_cast<double>(row[c]) * static_cast<double>(row[c]);
   const double factor = 1 / (std::sqrt(sum) + 1e-12);  // the reference has no guard against zero keys
-  for (int c = 0; c < dim; ++c) unit[c] = static_cast<float>(row[c] * factor);
+  for (int d = 0; d < dim; ++d) unit[d] = static_cast<float>(row[d] * factor);
 }
 
 // Adds weight * row(e) to row(c) for one kind of rows, [n, dim].
@@ -50,15 +61,20 @@ void FindNearest(const float* keys, int num_entries, int dim, std::span<const in
   plan.similarity.assign(plan.evicted.size(), -INFINITY);
   const std::unique_ptr<float[], FreeAligned> table(
       new (std::align_val_t{64}) float[kernels::TableFloats(num_kept, dim)]);
-  std::vector<float> unit(width);
-  for (int k = 0; k < num_kept; ++k) {
-    Normalise(keys + static_cast<size_t>(kept[static_cast<size_t>(k)]) * width, dim, unit.data());
-    kernels::StoreRow(unit.data(), dim, k, table.get());
-  }
-  constexpr size_t kAtOnce = 12;
-  std::vector<float> queries(kAtOnce * width), cosines(kAtOnce * kept.size());
-  for (size_t first = 0; first < plan.evicted.size(); first += kAtOnce) {
-    const size_t count = std::min(kAtOnce, plan.evicted.size() - first);
+  // Rows that one task normalises, or compares.
+  constexpr int kStretch = 128, kAtOnce = 12;
+  const auto stretches = [](size_t count, int stretch) { return (count + static_cast<size_t>(stretch) - 1) / static_cast<size_t>(stretch); };
+  ParallelFor(stretches(kept.size(), kStretch), [&](size_t i) {
+    std::vector<float> unit(width);
+    const int begin = static_cast<int>(i) * kStretch;
+    for (int k = begin; k < std::min(begin + kStretch, num_kept); ++k) {
+      Normalise(keys + static_cast<size_t>(kept[static_cast<size_t>(k)]) * width, dim, unit.data());
+      kernels::StoreRow(unit.data(), dim, k, table.get());
+    }
+  });
+  ParallelFor(stretches(plan.evicted.size(), kAtOnce), [&](size_t i) {
+    std::vector<float> queries(kAtOnce * width), cosines(kAtOnce * kept.size());
+    const size_t first = i * kAtOnce, count = std::min<size_t>(kAtOnce, plan.evicted.size() - first);
     for (size_t r = 0; r < count; ++r) {
       Normalise(keys + static_cast<size_t>(plan.evicted[first + r]) * width, dim, queries.data() + r * width);
     }
@@ -69,7 +85,7 @@ void FindNearest(const float* keys, int num_entries, int dim, std::span<const in
       plan.target[first + r] = kept[static_cast<size_t>(best - row)];
       plan.similarity[first + r] = *best;
     }
-  }
+  });
 }
 
 double NextThreshold(const MergeOptions& options, double before, std::span<const MergePlan> heads) {
