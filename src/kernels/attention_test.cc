@@ -248,23 +248,28 @@ TestShape MediumShape(int num_queries) {
   return shape;
 }
 
+// Of the output, from the reference over entries one of which is another.
+float ErrorOfCorrupted(const TestShape& shape) {
+  TestTask test(shape, 5);
+  test.Run(2);
+  const std::vector<float> output = test.output;
+  for (float& value : test.entries(0)[100].value) value += 1.0f;
+  test.Rebuild();
+  ReferenceAttention(test.task);
+  float error = 0;
+  for (size_t i = 0; i < output.size(); ++i) {
+    if (!std::isnan(output[i])) error = std::max(error, std::abs(output[i] - test.output[i]));
+  }
+  return error;
+}
+
 // The comparison must see one wrong entry among hundreds.
 TEST_P(AttentionTest, CorruptedEntryIsSeen) {
   for (const auto& [num_queries, format] :
        {std::pair{1, KvFormat::kQ8}, {40, KvFormat::kQ8}, {1, KvFormat::kQ4}, {40, KvFormat::kQ4}, {3, KvFormat::kBf16}}) {
     TestShape shape = MediumShape(num_queries);
     shape.other = format;
-    TestTask test(shape, 5);
-    test.Run(2);
-    const std::vector<float> output = test.output;
-    for (float& value : test.entries(0)[100].value) value += 1.0f;
-    test.Rebuild();
-    ReferenceAttention(test.task);
-    float error = 0;
-    for (size_t i = 0; i < output.size(); ++i) {
-      if (!std::isnan(output[i])) error = std::max(error, std::abs(output[i] - test.output[i]));
-    }
-    EXPECT_GT(error, 20 * kTolerance);
+    EXPECT_GT(ErrorOfCorrupted(shape), 20 * kTolerance);
   }
 }
 
@@ -431,14 +436,7 @@ class UnitTest : public testing::TestWithParam<const TileUnit*> {
   const TileUnit* const unit_ = GetTileUnit();
 };
 
-std::vector<const TileUnit*> Units() {
-  std::vector<const TileUnit*> units = {&PlainTileUnit()};
-  if (HardwareTileUnit() != nullptr) units.push_back(HardwareTileUnit());
-  return units;
-}
-
-INSTANTIATE_TEST_SUITE_P(Units, UnitTest, testing::ValuesIn(Units()),
-                         [](const testing::TestParamInfo<const TileUnit*>& unit) { return std::string(unit.param->name); });
+INSTANTIATE_TEST_SUITE_P(Units, UnitTest, testing::ValuesIn(TileUnits()), UnitName);
 
 TEST_P(UnitTest, MatchesReference) {
   float worst = 0;
@@ -460,16 +458,7 @@ TEST_P(UnitTest, MatchesReference) {
 TEST_P(UnitTest, CorruptedEntryIsSeen) {
   TestTask test(MediumShape(40), 5);
   EXPECT_LT(ErrorOf(&test, 2), kUnitTolerance);
-  test.Run(2);
-  const std::vector<float> output = test.output;
-  for (float& value : test.entries(0)[100].value) value += 1.0f;
-  test.Rebuild();
-  ReferenceAttention(test.task);
-  float error = 0;
-  for (size_t i = 0; i < output.size(); ++i) {
-    if (!std::isnan(output[i])) error = std::max(error, std::abs(output[i] - test.output[i]));
-  }
-  EXPECT_GT(error, 20 * kUnitTolerance);
+  EXPECT_GT(ErrorOfCorrupted(MediumShape(40)), 20 * kUnitTolerance);
 }
 
 TEST_P(UnitTest, PartsFixTheBitsOnAnyThreads) {

@@ -3,6 +3,7 @@
 #define PITH_KERNELS_TARGETS_TEST_UTIL_H_
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -22,6 +23,14 @@ inline void UseTarget(int64_t target) {
   hwy::SetSupportedTargetsForTest(target);
   hwy::GetChosenTarget().DeInit();
 }
+
+// The matrix units that can be tested here.
+inline std::vector<const TileUnit*> TileUnits() {
+  std::vector<const TileUnit*> units = {&PlainTileUnit()};
+  if (HardwareTileUnit() != nullptr) units.push_back(HardwareTileUnit());
+  return units;
+}
+inline std::string UnitName(const testing::TestParamInfo<const TileUnit*>& unit) { return unit.param->name; }
 
 class TargetTest : public ::testing::TestWithParam<int64_t> {
  protected:

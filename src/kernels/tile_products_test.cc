@@ -76,16 +76,9 @@ TEST_P(SplitTest, RightFactorsArePackedInPairsOfRows) {
   }
 }
 
-std::vector<const TileUnit*> Units() {
-  std::vector<const TileUnit*> units = {&PlainTileUnit()};
-  if (HardwareTileUnit() != nullptr) units.push_back(HardwareTileUnit());
-  return units;
-}
-
 class MultiplyTest : public testing::TestWithParam<const TileUnit*> {};
 
-INSTANTIATE_TEST_SUITE_P(Units, MultiplyTest, testing::ValuesIn(Units()),
-                         [](const testing::TestParamInfo<const TileUnit*>& unit) { return std::string(unit.param->name); });
+INSTANTIATE_TEST_SUITE_P(Units, MultiplyTest, testing::ValuesIn(TileUnits()), UnitName);
 
 // Largest error of [32, 32 groups] times [32 groups, 32], relative to the product of the factors' lengths.
 double ErrorOf(const TileUnit& unit, int groups, bool add, bool low_halves) {
