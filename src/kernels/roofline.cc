@@ -96,11 +96,7 @@ double DotTiles(const TileUnit& unit, int rounds) {
   return 2.0 * 3.0 * kTileBlock * kTileBlock * kTileDepth * kGroups * rounds;
 }
 
-}  // namespace
-
 #if HWY_ARCH_X86
-namespace {
-
 constexpr int kChains = 12;
 
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) double DotBf16Avx512(int rounds) {
@@ -117,17 +113,19 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) double DotBf16Av
   return 4.0 * kChains * 16.0 * rounds;
 }
 
+#endif
+
 }  // namespace
 
 double DotBf16(int rounds) {
   ApplyForcedTarget();
   if (const TileUnit* unit = GetTileUnit(); unit != nullptr) return DotTiles(*unit, rounds);
+#if HWY_ARCH_X86
   const bool wide = std::strncmp(TargetName(), "AVX3", 4) == 0;
-  return wide && __builtin_cpu_supports("avx512bf16") != 0 ? DotBf16Avx512(rounds) : 0;
-}
-#else
-double DotBf16(int) { return 0; }
+  if (wide && __builtin_cpu_supports("avx512bf16") != 0) return DotBf16Avx512(rounds);
 #endif
+  return 0;
+}
 
 }  // namespace pith::kernels
 #endif  // HWY_ONCE

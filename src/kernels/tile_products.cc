@@ -19,19 +19,13 @@ using DU = hn::RebindToUnsigned<DF>;
 using VF = hn::Vec<DF>;
 using VU = hn::Vec<DU>;
 
-struct Halves {
-  VU high, low;  // bf16 in the upper 16 bits; the others are 0
-};
-
-// Rounds to nearest. A NaN as arithmetic makes it stays one.
-HWY_INLINE Halves Split(VF x) {
+// Into bf16 in the upper 16 bits of words whose others are 0. Rounds to nearest. A NaN as arithmetic makes it stays one.
+HWY_INLINE void Split(VF x, VU* high, VU* low) {
   const DU du;
   const VU half = hn::Set(du, 0x8000u), mask = hn::Set(du, 0xFFFF0000u);
-  Halves halves;
-  halves.high = hn::And(hn::Add(hn::BitCast(du, x), half), mask);
-  const VF rest = hn::Sub(x, hn::BitCast(DF(), halves.high));
-  halves.low = hn::And(hn::Add(hn::BitCast(du, rest), half), mask);
-  return halves;
+  *high = hn::And(hn::Add(hn::BitCast(du, x), half), mask);
+  const VF rest = hn::Sub(x, hn::BitCast(DF(), *high));
+  *low = hn::And(hn::Add(hn::BitCast(du, rest), half), mask);
 }
 
 HWY_ATTR void SplitRowImpl(const float* from, size_t count, float scale, uint16_t* high, uint16_t* low) {
@@ -40,9 +34,10 @@ HWY_ATTR void SplitRowImpl(const float* from, size_t count, float scale, uint16_
   const size_t lanes = hn::Lanes(df);
   const VF factor = hn::Set(df, scale);
   const auto split = [&](const float* at, uint16_t* to_high, uint16_t* to_low) HWY_ATTR {
-    const Halves halves = Split(hn::Mul(hn::LoadU(df, at), factor));
-    hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(halves.high)), d16, to_high);
-    hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(halves.low)), d16, to_low);
+    VU upper, lower;
+    Split(hn::Mul(hn::LoadU(df, at), factor), &upper, &lower);
+    hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(upper)), d16, to_high);
+    hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(lower)), d16, to_low);
   };
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) split(from + i, high + i, low + i);
@@ -65,11 +60,12 @@ HWY_ATTR void PackRightImpl(const float* from, size_t rows, size_t columns, size
         const size_t row = group + 2 * pair;
         for (size_t c = 0; c < kTileColumns; c += hn::Lanes(df)) {
           const float* at = from + row * stride + column + c;
-          const Halves even = Split(row < rows ? hn::LoadU(df, at) : hn::Zero(df));
-          const Halves odd = Split(row + 1 < rows ? hn::LoadU(df, at + stride) : hn::Zero(df));
+          VU even_high, even_low, odd_high, odd_low;
+          Split(row < rows ? hn::LoadU(df, at) : hn::Zero(df), &even_high, &even_low);
+          Split(row + 1 < rows ? hn::LoadU(df, at + stride) : hn::Zero(df), &odd_high, &odd_low);
           uint32_t* word = to + pair * kTileColumns + c;
-          hn::StoreU(hn::Or(hn::ShiftRight<16>(even.high), odd.high), du, word);
-          hn::StoreU(hn::Or(hn::ShiftRight<16>(even.low), odd.low), du, word + kPlane);
+          hn::StoreU(hn::Or(hn::ShiftRight<16>(even_high), odd_high), du, word);
+          hn::StoreU(hn::Or(hn::ShiftRight<16>(even_low), odd_low), du, word + kPlane);
         }
       }
     }
