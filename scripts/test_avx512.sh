@@ -13,7 +13,7 @@ source "$root/scripts/common.sh"
 
 program=${1:-$root/build/release/tests/pith_kernels_tests}
 shift || true
-bochs=${PITH_BOCHS:-bochs}
+bochs=${PITH_BOCHS:-bochs} cpu=${PITH_BOCHS_CPU:-corei7_icelake_u}
 for tool in "$bochs" grub-mkrescue xorriso mformat busybox cpio; do
   command -v "$tool" >/dev/null || die "$tool is missing; the head of this script says what to install."
 done
@@ -21,12 +21,11 @@ done
 
 work=$root/build/avx512
 mkdir -p "$work/kernel"
-kernel=$(find "$work/kernel" -name 'vmlinuz-*' | head -1)
-if [[ -z $kernel ]]; then
+find_kernel() { find "$work/kernel" -name 'vmlinuz-*' | head -1; }
+if [[ -z $(find_kernel) ]]; then
   say "fetching Debian's kernel"
   package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
   (cd "$work" && apt-get download -qq "$package" && dpkg -x "$package"_*.deb kernel && rm -f "$package"_*.deb)
-  kernel=$(find "$work/kernel" -name 'vmlinuz-*' | head -1)
 fi
 
 disc=$work/disc files=$work/files serial=$work/serial
@@ -38,14 +37,14 @@ ldd "$program" | grep -o '/[^ ]*' | while read -r library; do install -D "$libra
 printf '#!/bin/busybox sh\n' >"$files/init"
 {
   printf 'busybox mount -t proc proc /proc; busybox mount -t sysfs sys /sys; busybox mount -t devtmpfs dev /dev\n'
-  printf 'busybox grep -q avx512 /proc/cpuinfo || { echo "Linux finds no AVX-512 here"; echo "exit status 1"; }\n'
-  printf '/program'
+  printf 'busybox grep -q avx512 /proc/cpuinfo || echo "Linux finds no AVX-512 here"\n'
+  printf 'busybox grep -q avx512 /proc/cpuinfo && /program'
   for argument in "$@"; do printf ' %q' "$argument"; done
   printf '\necho "exit status $?"\nwhile true; do busybox sleep 1000; done\n'
 } >>"$files/init"
 chmod +x "$files/init"
 (cd "$files" && find . | cpio -o -H newc --quiet | gzip -1) >"$disc/boot/files"
-cp "$kernel" "$disc/boot/kernel"
+cp "$(find_kernel)" "$disc/boot/kernel"
 # The emulator reports neither fast copies nor the sizes of compact register files as Linux wants them.
 cat >"$disc/boot/grub/grub.cfg" <<'END'
 set timeout=0
@@ -56,7 +55,7 @@ menuentry pith {
 END
 grub-mkrescue -o "$work/disc.iso" "$disc" >"$work/grub.log" 2>&1 || die "grub-mkrescue failed: $work/grub.log"
 cat >"$work/bochsrc" <<END
-cpu: model=${PITH_BOCHS_CPU:-corei7_icelake_u}, count=1, ips=50000000, reset_on_triple_fault=0
+cpu: model=$cpu, count=1, ips=50000000, reset_on_triple_fault=0
 memory: guest=1024, host=1024
 romimage: file=${PITH_BOCHS_BIOS:-/usr/share/bochs/BIOS-bochs-latest}
 vgaromimage: file=${PITH_BOCHS_VGABIOS:-/usr/share/bochs/VGABIOS-lgpl-latest}
@@ -69,7 +68,7 @@ panic: action=fatal
 END
 # Debian's fails without a sound card, and others without sound know no such line.
 [[ $bochs != bochs ]] || echo "sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy" >>"$work/bochsrc"
-say "booting an emulated ${PITH_BOCHS_CPU:-corei7_icelake_u}"
+say "booting an emulated $cpu"
 : >"$serial"
 yes c | "$bochs" -q -f "$work/bochsrc" >"$work/bochs.out" 2>&1 &
 emulator=$!

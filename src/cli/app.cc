@@ -29,9 +29,7 @@ constexpr std::string_view kExamples = R"(Examples:
 )";
 
 std::string VersionText() {
-  const char* unit = kernels::MatrixUnitName();
-  return fmt::format("pith {}\nSIMD target: {}{}{}\nlibllama: {}", PITH_VERSION, kernels::TargetName(),
-                     unit == nullptr ? "" : " and ", unit == nullptr ? "" : unit, PITH_LLAMA_VERSION);
+  return fmt::format("pith {}\nSIMD target: {}\nlibllama: {}", PITH_VERSION, kernels::UnitsInUse(), PITH_LLAMA_VERSION);
 }
 
 // CLI11 explains over several lines; the first says it.

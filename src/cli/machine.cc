@@ -77,8 +77,7 @@ MachineInfo DescribeMachine() {
   machine.cores = PhysicalCores();
   struct sysinfo system {};
   if (::sysinfo(&system) == 0) machine.memory_bytes = static_cast<size_t>(system.totalram) * system.mem_unit;
-  machine.simd_target = kernels::TargetName();
-  if (kernels::MatrixUnitName() != nullptr) machine.simd_target += std::string(" and ") + kernels::MatrixUnitName();
+  machine.simd_target = kernels::UnitsInUse();
   machine.pith_version = PITH_VERSION;
   machine.commit = PITH_COMMIT;
   machine.libllama = std::string(PITH_LLAMA_VERSION) + ", " + HostVersion();

@@ -142,10 +142,14 @@ class UnitProducts {
     static_assert(kTileBlock == kPageEntries && kTileDepth == kPageEntries && kValuePad % kTileBlock == 0);
   }
 
-  // queries: [rows] of [D].
+  // queries: [rows] of [D]. What lies beyond them, and beyond the rows of weights to come, becomes 0.
   void SetQueries(const float* const* queries, int rows, float scale) {
     rows_ = static_cast<size_t>(rows);
     std::memset(space_.queries, 0, 2 * sizeof(uint16_t) * PaddedRows() * space_.depth);
+    for (size_t plane = 0; plane < 2; ++plane) {
+      uint16_t* const beyond = space_.weights + (plane * PaddedRows() + rows_) * kStepEntries;
+      std::memset(beyond, 0, sizeof(uint16_t) * (PaddedRows() - rows_) * kStepEntries);
+    }
     for (size_t r = 0; r < rows_; ++r) {
       uint16_t* high = space_.queries + r * space_.depth;
       SplitRow(queries[r], dim_, scale, high, high + PaddedRows() * space_.depth);
@@ -171,7 +175,7 @@ class UnitProducts {
     for (int p = 0; p < num_pages; ++p) {
       product.right = KeysOfPage(p);
       product.sums = scores + p * kPageEntries;
-      MultiplyRows(product, space_.depth);
+      MultiplyRows(product);
     }
   }
 
@@ -183,8 +187,6 @@ class UnitProducts {
       uint16_t* high = space_.weights + r * kStepEntries;
       SplitRow(weights + r * kStepEntries, count, 1.0f, high, high + plane);
     }
-    std::memset(space_.weights + rows_ * kStepEntries, 0, sizeof(uint16_t) * (plane - rows_ * kStepEntries));
-    std::memset(space_.weights + plane + rows_ * kStepEntries, 0, sizeof(uint16_t) * (plane - rows_ * kStepEntries));
     TileProduct product = Left(space_.weights, kStepEntries);
     product.group_stride = PackedWords(kPageEntries, geometry_.acc_stride);
     product.groups = num_pages;
@@ -193,7 +195,7 @@ class UnitProducts {
     for (size_t column = 0; column < geometry_.acc_stride; column += kTileBlock) {
       product.right = space_.values + PackedWords(kTileDepth, column);
       product.sums = acc + column;
-      MultiplyRows(product, kStepEntries);
+      MultiplyRows(product);
     }
   }
 
@@ -214,12 +216,12 @@ class UnitProducts {
   }
 
   // All rows of a product, in blocks. What a last block has beyond the rows goes elsewhere.
-  void MultiplyRows(TileProduct product, size_t stride) const {
+  void MultiplyRows(TileProduct product) const {
     const size_t whole = rows_ / kTileBlock * kTileBlock;
     for (size_t r = 0; r < whole; r += kTileBlock) {
       geometry_.unit->multiply(product);
-      product.high += kTileBlock * stride;
-      product.low += kTileBlock * stride;
+      product.high += kTileBlock * product.left_stride;
+      product.low += kTileBlock * product.left_stride;
       product.sums += kTileBlock * product.sum_stride;
     }
     if (whole == rows_) return;

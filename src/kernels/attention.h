@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "base/team.h"
 #include "kernels/page_layout.h"
@@ -123,8 +124,8 @@ void ReadValues(const PageLayout& layout, const std::byte* page, int count, floa
 
 // Name of the SIMD target in use ("AVX3_ZEN4", "AVX2", ...). PITH_FORCE_TARGET picks one.
 const char* TargetName();
-// "AMX" where attention of many rows runs in the processor's matrix unit, or null.
-const char* MatrixUnitName();
+// The same, and the processor's matrix unit where attention of many rows runs in it: "AVX3_DL and AMX".
+std::string UnitsInUse();
 
 }  // namespace pith::kernels
 

@@ -428,12 +428,7 @@ TEST_P(AttentionTest, QueriesOfEightBitsWouldBeSeen) {
 
 // Many rows in the matrix unit: this machine's, where it has one, and the same arithmetic in plain C++.
 class UnitTest : public testing::TestWithParam<const TileUnit*> {
- protected:
-  void SetUp() override { SetTileUnitForTest(GetParam()); }
-  void TearDown() override { SetTileUnitForTest(unit_); }
-
- private:
-  const TileUnit* const unit_ = GetTileUnit();
+  const TileUnitScope unit_{GetParam()};
 };
 
 INSTANTIATE_TEST_SUITE_P(Units, UnitTest, testing::ValuesIn(TileUnits()), UnitName);

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/tile_products.h"
+#include "kernels/targets_test_util.h"
 
 namespace pith::kernels {
 namespace {
@@ -24,11 +24,9 @@ TEST(Roofline, OperationsGrowWithTheRounds) {
 }
 
 TEST(Roofline, OfAMatrixUnit) {
-  const TileUnit* const unit = GetTileUnit();
-  SetTileUnitForTest(&PlainTileUnit());
+  const TileUnitScope scope(&PlainTileUnit());
   EXPECT_GT(DotBf16(1), 0);
   EXPECT_EQ(DotBf16(3), 3 * DotBf16(1));
-  SetTileUnitForTest(unit);
 }
 
 }  // namespace

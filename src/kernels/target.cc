@@ -29,13 +29,21 @@ bool ForceTarget(const char* name) {
 
 void ApplyForcedTarget() {
   static const bool once = [] {
-    const char* name = std::getenv("PITH_FORCE_TARGET");
-    return name != nullptr && *name != '\0' && ForceTarget(name);
+    const char* name = ForcedTarget();
+    return name != nullptr && ForceTarget(name);
   }();
   (void)once;
 }
 
+const char* ForcedTarget() {
+  const char* name = std::getenv("PITH_FORCE_TARGET");
+  return name != nullptr && *name != '\0' ? name : nullptr;
+}
+
 const char* TargetName() { return GetPageKernels().target_name; }
-const char* MatrixUnitName() { return GetTileUnit() == nullptr ? nullptr : GetTileUnit()->name; }
+std::string UnitsInUse() {
+  const TileUnit* unit = GetTileUnit();
+  return unit == nullptr ? TargetName() : std::string(TargetName()) + " and " + unit->name;
+}
 
 }  // namespace pith::kernels

@@ -7,6 +7,9 @@ namespace pith::kernels {
 // Makes PITH_FORCE_TARGET take effect, once per process. Called before any dispatch.
 void ApplyForcedTarget();
 
+// PITH_FORCE_TARGET, or null where it is not set or empty.
+const char* ForcedTarget();
+
 }  // namespace pith::kernels
 
 #endif  // PITH_KERNELS_TARGET_H_

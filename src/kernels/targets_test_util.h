@@ -32,20 +32,27 @@ inline std::vector<const TileUnit*> TileUnits() {
 }
 inline std::string UnitName(const testing::TestParamInfo<const TileUnit*>& unit) { return unit.param->name; }
 
+// Attention runs in `unit` (null: in none) until the end of the scope.
+class TileUnitScope {
+ public:
+  explicit TileUnitScope(const TileUnit* unit) { SetTileUnitForTest(unit); }
+  TileUnitScope(const TileUnitScope&) = delete;
+  ~TileUnitScope() { SetTileUnitForTest(former_); }
+
+ private:
+  const TileUnit* const former_ = GetTileUnit();
+};
+
 class TargetTest : public ::testing::TestWithParam<int64_t> {
  protected:
   void SetUp() override {
     UseTarget(GetParam());
-    SetTileUnitForTest(nullptr);
     ASSERT_STREQ(TargetName(), hwy::TargetName(GetParam()));
   }
-  void TearDown() override {
-    UseTarget(0);
-    SetTileUnitForTest(unit_);
-  }
+  void TearDown() override { UseTarget(0); }
 
  private:
-  const TileUnit* const unit_ = GetTileUnit();
+  const TileUnitScope no_unit_{nullptr};
 };
 
 }  // namespace pith::kernels

@@ -82,7 +82,6 @@ HWY_AFTER_NAMESPACE();
 
 #include <atomic>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 
 #include "kernels/target.h"
@@ -246,10 +245,7 @@ bool RequestAmx() {
 #endif
 
 std::atomic<const TileUnit*>& UnitInUse() {
-  static std::atomic<const TileUnit*> unit = [] {
-    const char* forced = std::getenv("PITH_FORCE_TARGET");
-    return forced == nullptr || *forced == '\0' ? HardwareTileUnit() : nullptr;
-  }();
+  static std::atomic<const TileUnit*> unit = ForcedTarget() == nullptr ? HardwareTileUnit() : nullptr;
   return unit;
 }
 

@@ -54,7 +54,7 @@ struct TileUnit {
   void (*multiply)(const TileProduct& product);
 };
 
-// The unit in use; null where the processor has none, Linux doesn't grant it, or PITH_FORCE_TARGET names something else.
+// The unit in use; null where the processor has none, Linux doesn't grant it, or PITH_FORCE_TARGET is set.
 const TileUnit* GetTileUnit();
 
 // The same arithmetic in plain C++, for tests on any machine.

@@ -62,19 +62,17 @@ void FindNearest(const float* keys, int num_entries, int dim, std::span<const in
   const std::unique_ptr<float[], FreeAligned> table(
       new (std::align_val_t{64}) float[kernels::TableFloats(num_kept, dim)]);
   // Rows that one task normalises, or compares.
-  constexpr int kStretch = 128, kAtOnce = 12;
-  const auto stretches = [](size_t count, int stretch) { return (count + static_cast<size_t>(stretch) - 1) / static_cast<size_t>(stretch); };
-  ParallelFor(stretches(kept.size(), kStretch), [&](size_t i) {
+  constexpr size_t kStretch = 128, kAtOnce = 12;
+  ParallelStretches(kept.size(), kStretch, [&](size_t begin, size_t end) {
     std::vector<float> unit(width);
-    const int begin = static_cast<int>(i) * kStretch;
-    for (int k = begin; k < std::min(begin + kStretch, num_kept); ++k) {
-      Normalise(keys + static_cast<size_t>(kept[static_cast<size_t>(k)]) * width, dim, unit.data());
-      kernels::StoreRow(unit.data(), dim, k, table.get());
+    for (size_t k = begin; k < end; ++k) {
+      Normalise(keys + static_cast<size_t>(kept[k]) * width, dim, unit.data());
+      kernels::StoreRow(unit.data(), dim, static_cast<int>(k), table.get());
     }
   });
-  ParallelFor(stretches(plan.evicted.size(), kAtOnce), [&](size_t i) {
-    std::vector<float> queries(kAtOnce * width), cosines(kAtOnce * kept.size());
-    const size_t first = i * kAtOnce, count = std::min<size_t>(kAtOnce, plan.evicted.size() - first);
+  ParallelStretches(plan.evicted.size(), kAtOnce, [&](size_t first, size_t end) {
+    const size_t count = end - first;
+    std::vector<float> queries(count * width), cosines(count * kept.size());
     for (size_t r = 0; r < count; ++r) {
       Normalise(keys + static_cast<size_t>(plan.evicted[first + r]) * width, dim, queries.data() + r * width);
     }
