@@ -46,7 +46,7 @@ class SessionFile : public ::testing::Test {
     sample_.cache().Free(sequence.cache_id);
     ASSERT_FALSE(read) << part;
     EXPECT_NE(read.error().message.find(part), std::string::npos) << read.error().message;
-    EXPECT_EQ(sample_.cache().pool().num_used(), 0U) << "pages are lost";
+    EXPECT_EQ(sample_.page_bytes(), 0U) << "pages are lost";
   }
 
   SessionSample sample_;

@@ -28,7 +28,8 @@ uint32_t NumberOf(PageFormat format) {
   return static_cast<uint32_t>(format.key) + 256 * static_cast<uint32_t>(format.value);
 }
 
-LayoutNumbers NumbersOf(const PageLayout& layout, const HeadCache& head) {
+LayoutNumbers NumbersOf(const HeadCache& head) {
+  const PageLayout& layout = head.layout();
   const PageLayout* low = head.low_layout();
   return {NumberOf(layout.format), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
           static_cast<uint32_t>(layout.num_columns), low != nullptr ? NumberOf(low->format) : ~0u};
@@ -63,7 +64,7 @@ Status HeadCache::ExtendLow(size_t num_pages) {
   PITH_CHECK(pages_.empty() && low_.pool != nullptr);
   if (num_pages > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(num_pages));
   while (num_low_ < num_pages) {
-    std::byte* page = low_.pool->Acquire();
+    std::byte* page = low_.pool->Acquire(account());
     if (page == nullptr) return OutOfBudget("the KV budget has no free page left");
     pages_.push_back(page);
     ++num_low_;
@@ -104,8 +105,7 @@ void KvCache::Save(int sequence, ByteWriter& writer) const {
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     writer.Number(static_cast<uint32_t>(layers_[layer].num_kv_heads));
     if (layers_[layer].num_kv_heads == 0) continue;
-    writer.Array(
-        std::span<const uint32_t>(NumbersOf(layers_[layer].layout, head(sequence, static_cast<int>(layer), 0))));
+    writer.Array(std::span<const uint32_t>(NumbersOf(head(sequence, static_cast<int>(layer), 0))));
     for (const HeadCache& head : heads(sequence, static_cast<int>(layer))) head.Save(writer);
   }
 }
@@ -125,7 +125,7 @@ Status KvCache::Restore(int sequence, ByteReader& reader, int32_t end_position) 
     if (num_heads == 0) continue;
     LayoutNumbers numbers{};
     if (!reader.Array(std::span<uint32_t>(numbers))) return Truncated();
-    if (numbers != NumbersOf(layers_[layer].layout, head(sequence, static_cast<int>(layer), 0))) {
+    if (numbers != NumbersOf(head(sequence, static_cast<int>(layer), 0))) {
       return OtherShape("layer " + std::to_string(layer) + " has entries of another format, size or recipe");
     }
     for (HeadCache& head : heads(sequence, static_cast<int>(layer)))

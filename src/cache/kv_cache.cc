@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <set>
 #include <string>
 
 #include "base/check.h"
@@ -35,31 +36,65 @@ Status HeadCache::ReserveTable(size_t num_pages) {
 
 Status HeadCache::Unshare(size_t page_index) {
   const PageStore store = StoreOf(page_index);
-  std::byte* old = pages_[page_index];
-  if (!store.pool->IsShared(old)) return {};
-  std::byte* fresh = store.pool->Acquire();
-  if (fresh == nullptr) return NoPage();
-  std::memcpy(fresh, old, store.layout->page_bytes);
-  pages_[page_index] = fresh;
-  store.pool->Release(old);
+  if (!store.pool->IsShared(pages_[page_index])) return {};
+  PageExchange exchange(account());
+  exchange.GiveUp(store.pool, pages_[page_index]);
+  exchange.Take(store.pool);
+  if (!exchange.Settle()) return NoPage();
+  CopyTo(exchange.Fresh(store.pool), page_index);
+  exchange.Finish();
   return {};
 }
 
+void HeadCache::CopyTo(std::byte* fresh, size_t page_index) {
+  std::memcpy(fresh, pages_[page_index], StoreOf(page_index).layout->page_bytes);
+  pages_[page_index] = fresh;
+}
+
+ExtensionCost HeadCache::PagesToExtend(int count) const {
+  ExtensionCost cost;
+  const size_t needed = PagesFor(num_entries_ + count), present = std::min(needed, pages_.size());
+  cost.num_pages = needed - present + (SharesLastPage(count) ? 1 : 0);
+  cost.bytes = cost.num_pages * (pool_ != nullptr ? pool_->page_cost() : 0);
+  if (needed > pages_.capacity()) cost.bytes += GrownTable(needed) * sizeof(std::byte*);
+  return cost;
+}
+
+bool HeadCache::SharesLastPage(int count) const {
+  return count > 0 && num_entries_ % kP != 0 && pool_->IsShared(pages_[static_cast<size_t>(num_entries_ / kP)]);
+}
+
+size_t HeadCache::GrownTable(size_t num_pages) const { return std::max(num_pages, pages_.capacity() * 2); }
+
 Status HeadCache::Extend(int count) {
-  const size_t before = pages_.size();
   const size_t needed = PagesFor(num_entries_ + count);
-  if (num_entries_ % kP != 0) PITH_RETURN_IF_ERROR(Unshare(before - 1));
-  if (needed > pages_.capacity()) {
-    PITH_RETURN_IF_ERROR(ReserveTable(std::max(needed, pages_.capacity() * 2)));
+  const auto last = static_cast<size_t>(num_entries_ / kP);
+  const bool copies_last = SharesLastPage(count);
+  if (needed > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(GrownTable(needed)));
+  PageExchange exchange(account());
+  if (copies_last) {
+    exchange.GiveUp(pool_, pages_[last]);
+    exchange.Take(pool_);
   }
-  while (pages_.size() < needed) {
-    std::byte* page = pool_->Acquire();
-    if (page == nullptr) {
-      for (; pages_.size() > before; pages_.pop_back()) pool_->Release(pages_.back());
-      return NoPage();
-    }
-    pages_.push_back(page);
+  for (size_t i = pages_.size(); i < needed; ++i) exchange.Take(pool_);
+  if (!exchange.Settle()) return NoPage();
+  if (copies_last) CopyTo(exchange.Fresh(pool_), last);
+  while (pages_.size() < needed) pages_.push_back(exchange.Fresh(pool_));
+  exchange.Finish();
+  return {};
+}
+
+Status HeadCache::Truncate(int num_entries) {
+  PITH_CHECK(num_entries >= 0 && num_entries <= num_entries_);
+  if (num_entries < num_low_entries() && num_entries % kP != 0) {
+    return InvalidArgument("entries within a page in " + low_.layout->format.Name() + " cannot be taken back alone");
   }
+  const size_t num_pages = PagesFor(num_entries);
+  for (; pages_.size() > num_pages; pages_.pop_back()) {
+    StoreOf(pages_.size() - 1).pool->Release(pages_.back(), account());
+  }
+  num_low_ = std::min(num_low_, num_pages);
+  num_entries_ = num_entries;
   return {};
 }
 
@@ -71,7 +106,7 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
   // Pages before the first gap keep their contents, shared or not.
   int first = 0;
   while (first < count && kept[static_cast<size_t>(first)] == first) ++first;
-  const size_t first_page = static_cast<size_t>(first / kP);
+  size_t first_page = static_cast<size_t>(first / kP);
   if (first_page < num_low_) {
     const auto low = std::lower_bound(kept.begin(), kept.end(), num_low_entries()) - kept.begin();
     // The last low page is completed with 16-bit entries where there are enough.
@@ -79,38 +114,30 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
     return Regroup(kept, first_page, completes ? PagesFor(static_cast<int>(low)) : static_cast<size_t>(low / kP));
   }
   const size_t num_pages = PagesFor(count);
+  if (first == count) first_page = num_pages;  // nothing moves
 
-  std::vector<std::byte*> copied;  // originals of shared pages, alive until everything is read
-  for (size_t i = first_page; i < num_pages; ++i) {
-    if (!pool_->IsShared(pages_[i])) continue;
-    std::byte* fresh = pool_->Acquire();
-    if (fresh == nullptr) {
-      for (std::byte* page : copied) pool_->Release(page);
-      return NoPage();
-    }
-    copied.push_back(fresh);
+  // Sources are read through the table before the change, since a destination may be a fresh copy of its page.
+  const std::vector<std::byte*> from(pages_.begin(), pages_.end());
+  std::vector<size_t> copied;
+  PageExchange exchange(account());
+  for (size_t i = first_page; i < from.size(); ++i) {
+    if (i < num_pages && !pool_->IsShared(from[i])) continue;
+    exchange.GiveUp(pool_, from[i]);
+    if (i >= num_pages) continue;
+    copied.push_back(i);
+    exchange.Take(pool_);
   }
-
-  // `from` is the table before the change: sources are read through it, since a
-  // destination page may have been replaced by a fresh copy.
-  std::vector<std::byte*> from(pages_.begin(), pages_.end());
-  size_t next_copy = 0;
-  std::vector<std::byte*> originals;
-  for (size_t i = first_page; i < num_pages; ++i) {
-    if (!pool_->IsShared(pages_[i])) continue;
-    originals.push_back(pages_[i]);
-    pages_[i] = copied[next_copy++];
-    std::memcpy(pages_[i], from[i], layout_->page_bytes);
-  }
+  if (!exchange.Settle()) return NoPage();
+  for (const size_t i : copied) CopyTo(exchange.Fresh(pool_), i);
   for (int to = first; to < count; ++to) {
     const int source = kept[static_cast<size_t>(to)];
     PITH_DCHECK(source >= to && source < num_entries_);
     kernels::CopyEntry(*layout_, pages_[static_cast<size_t>(to / kP)], to % kP, from[static_cast<size_t>(source / kP)],
                        source % kP);
   }
-  for (std::byte* page : originals) pool_->Release(page);
-  for (; pages_.size() > num_pages; pages_.pop_back()) pool_->Release(pages_.back());
+  pages_.resize(num_pages);
   num_entries_ = count;
+  exchange.Finish();
   return {};
 }
 
@@ -119,7 +146,7 @@ int HeadCache::DropPagesBefore(int32_t position) {
   while ((pages + 1) * kP <= static_cast<size_t>(num_entries_)) {
     const PageStore store = StoreOf(pages);
     if (store.layout->positions(static_cast<const std::byte*>(pages_[pages]))[kP - 1] >= position) break;
-    store.pool->Release(pages_[pages++]);
+    store.pool->Release(pages_[pages++], account());
   }
   num_low_ -= std::min(num_low_, pages);
   pages_.erase(pages_.begin(), pages_.begin() + static_cast<std::ptrdiff_t>(pages));
@@ -128,7 +155,7 @@ int HeadCache::DropPagesBefore(int32_t position) {
 }
 
 Status HeadCache::ForkInto(HeadCache& other) const {
-  PITH_CHECK(other.pages_.empty() && other.layout_ == layout_);
+  PITH_CHECK(other.pages_.empty() && other.layout_ == layout_ && other.low_.layout == low_.layout);
   PITH_RETURN_IF_ERROR(other.ReserveTable(std::max<size_t>(pages_.size(), 1)));
   // Slots past num_entries_ (made by Extend, never committed) are not shared.
   const size_t used = PagesFor(num_entries_);
@@ -136,14 +163,13 @@ Status HeadCache::ForkInto(HeadCache& other) const {
     StoreOf(i).pool->AddRef(pages_[i]);
     other.pages_.push_back(pages_[i]);
   }
-  other.low_ = low_;
   other.num_low_ = num_low_;
   other.num_entries_ = num_entries_;
   return {};
 }
 
 void HeadCache::Clear() {
-  for (size_t i = 0; i < pages_.size(); ++i) StoreOf(i).pool->Release(pages_[i]);
+  for (size_t i = 0; i < pages_.size(); ++i) StoreOf(i).pool->Release(pages_[i], account());
   pages_.clear();
   num_entries_ = 0;
   num_low_ = 0;
@@ -239,68 +265,89 @@ Status HeadCache::Verify() const {
   return {};
 }
 
-KvCache::KvCache(Ledger* ledger, std::vector<CacheLayer> layers) : ledger_(ledger), layers_(std::move(layers)) {
+void HeadCache::CountReferences(PageReferences* references) const {
+  for (size_t i = 0; i < pages_.size(); ++i) ++(*references)[{StoreOf(i).pool, pages_[i]}];
+}
+
+KvCache::KvCache(Ledger* ledger, std::vector<CacheLayer> layers)
+    : ledger_(ledger), layers_(std::move(layers)), arena_(ledger) {
   first_head_.push_back(0);
   for (const CacheLayer& layer : layers_) {
     first_head_.push_back(first_head_.back() + static_cast<size_t>(layer.num_kv_heads));
   }
 }
 
-Result<std::unique_ptr<KvCache>> KvCache::Create(Ledger* ledger, std::vector<CacheLayer> layers, size_t num_pages) {
-  size_t page_bytes = 0;
-  for (const CacheLayer& layer : layers) {
-    if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, layer.layout.page_bytes);
-  }
-  std::unique_ptr<KvCache> cache(new KvCache(ledger, std::move(layers)));
-  PITH_ASSIGN_OR_RETURN(cache->pool_, PagePool::Create(ledger, page_bytes, num_pages));
-  return cache;
+std::unique_ptr<KvCache> KvCache::Create(Ledger* ledger, std::vector<CacheLayer> layers) {
+  return std::unique_ptr<KvCache>(new KvCache(ledger, std::move(layers)));
 }
 
-Status KvCache::AddFormat(PageFormat format, size_t num_pages) {
-  for (const auto& low : low_formats_) {
-    if (low->format == format) return {};
+Result<const KvCache::PageClass*> KvCache::FindClass(PageFormat format, int num_columns) {
+  for (const auto& known : classes_) {
+    if (known->format == format && known->num_columns == num_columns) return known.get();
   }
-  auto low = std::make_unique<LowFormat>();
-  low->format = format;
+  auto made = std::make_unique<PageClass>();
+  made->format = format;
+  made->num_columns = num_columns;
   size_t page_bytes = 0;
   for (const CacheLayer& layer : layers_) {
-    const PageLayout& own = layer.layout;
-    low->layouts.push_back(PageLayout::Make(format, own.key_dim, own.value_dim, own.num_columns));
-    if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, low->layouts.back().page_bytes);
+    made->layouts.push_back(PageLayout::Make(format, layer.key_dim, layer.value_dim, layer.global ? num_columns : 0));
+    if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, made->layouts.back().page_bytes);
   }
-  PITH_ASSIGN_OR_RETURN(low->pool, PagePool::Create(ledger_, page_bytes, num_pages));
-  low_formats_.push_back(std::move(low));
+  if (page_bytes > 0) {
+    PITH_ASSIGN_OR_RETURN(made->pool, PagePool::Create(&arena_, page_bytes));
+  }
+  classes_.push_back(std::move(made));
+  return classes_.back().get();
+}
+
+template <class Visit>
+void KvCache::ForEachHead(Sequence& sequence, const Visit& visit) {
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    for (size_t i = first_head_[layer]; i < first_head_[layer + 1]; ++i) visit(layer, sequence.heads[i]);
+  }
+}
+
+Status KvCache::SetLow(int sequence, PageFormat format) {
+  Sequence& own = sequences_.at(sequence);
+  PITH_ASSIGN_OR_RETURN(const PageClass* to, FindClass(format, own.layout.num_columns));
+  PageExchange exchange(own.account());
+  ForEachHead(own, [&](size_t layer, HeadCache& head) { head.OfferLow(to->store(layer), &exchange); });
+  if (!exchange.Settle()) {
+    return OutOfBudget("the KV budget does not hold the compressed entries in " + format.Name());
+  }
+  ForEachHead(own, [&](size_t layer, HeadCache& head) { head.ChangeLow(to->store(layer), &exchange); });
+  exchange.Finish();
+  own.layout.low = format == own.layout.entry ? std::nullopt : std::optional(format);
   return {};
 }
 
-void KvCache::SetLow(int sequence, PageFormat format) {
-  const auto low = std::find_if(low_formats_.begin(), low_formats_.end(), [&](const auto& l) { return l->format == format; });
-  PITH_CHECK(low != low_formats_.end());
-  for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
-      head(sequence, static_cast<int>(layer), h).SetLow({(*low)->pool.get(), &(*low)->layouts[layer]});
-    }
+Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* account) {
+  PITH_ASSIGN_OR_RETURN(const PageClass* entry, FindClass(layout.entry, layout.num_columns));
+  const PageClass* low = nullptr;
+  SequenceLayout settled = layout;
+  if (layout.low == layout.entry) settled.low.reset();
+  if (settled.low) {
+    PITH_ASSIGN_OR_RETURN(low, FindClass(*settled.low, layout.num_columns));
   }
-}
-
-Result<int> KvCache::NewSequence() {
   try {
-    Heads heads{LedgerAllocator<HeadCache>(ledger_)};
+    Heads heads{LedgerAllocator<HeadCache>(account)};
     heads.reserve(num_heads());
-    for (const CacheLayer& layer : layers_) {
-      for (int h = 0; h < layer.num_kv_heads; ++h) heads.emplace_back(pool_.get(), &layer.layout, ledger_);
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+      for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
+        heads.emplace_back(entry->store(layer), low != nullptr ? low->store(layer) : PageStore(), account);
+      }
     }
-    sequences_.emplace(next_sequence_, std::move(heads));
+    sequences_.emplace(next_sequence_, Sequence(settled, std::move(heads)));
   } catch (const std::bad_alloc&) {
     return OutOfBudget("the KV budget does not hold another sequence");
   }
   return next_sequence_++;
 }
 
-Result<int> KvCache::Fork(int sequence) {
-  PITH_ASSIGN_OR_RETURN(const int fork, NewSequence());
-  Heads& to = sequences_.at(fork);
-  const Heads& from = sequences_.at(sequence);
+Result<int> KvCache::Fork(int sequence, MemoryAccount* account) {
+  PITH_ASSIGN_OR_RETURN(const int fork, NewSequence(layout(sequence), account));
+  Heads& to = sequences_.at(fork).heads;
+  const Heads& from = sequences_.at(sequence).heads;
   for (size_t i = 0; i < from.size(); ++i) {
     if (Status status = from[i].ForkInto(to[i]); !status) {
       Free(fork);
@@ -310,24 +357,45 @@ Result<int> KvCache::Fork(int sequence) {
   return fork;
 }
 
-void KvCache::Free(int sequence) { sequences_.erase(sequence); }
+void KvCache::Free(int sequence) {
+  sequences_.erase(sequence);
+  arena_.Trim();
+}
 
-Status KvCache::Verify() const {
-  PITH_RETURN_IF_ERROR(pool_->Verify());
-  size_t num_used = pool_->num_used();
-  for (const auto& low : low_formats_) {
-    PITH_RETURN_IF_ERROR(low->pool->Verify());
-    num_used += low->pool->num_used();
+Status KvCache::VerifyAccounts() const {
+  std::map<const MemoryAccount*, size_t> owned;
+  for (const auto& known : classes_) {
+    if (known->pool != nullptr) PITH_RETURN_IF_ERROR(known->pool->Verify(&owned));
   }
-  std::map<const std::byte*, int> owners;
-  for (const auto& [id, heads] : sequences_) {
-    for (const HeadCache& head : heads) {
-      PITH_RETURN_IF_ERROR(head.Verify());
-      for (const std::byte* page : head.pages()) ++owners[page];
+  std::set<const MemoryAccount*> accounts = {ledger_->common()};
+  for (const auto& [id, sequence] : sequences_) accounts.insert(sequence.account());
+  for (const auto& [account, bytes] : owned) {
+    if (accounts.count(account) == 0) return Corrupt("cache: a page's owner is gone");
+  }
+  for (const MemoryAccount* account : accounts) {
+    if (account->used_bytes(MemoryTag::kPages) != owned[account]) {
+      return Corrupt("cache: an account is charged other bytes than its pages take");
     }
   }
-  if (owners.size() != num_used) return Corrupt("cache: pages in use and pages owned differ");
   if (ledger_->used_bytes() > ledger_->limit_bytes()) return Corrupt("cache: over budget");
+  return {};
+}
+
+Status KvCache::Verify() const {
+  PITH_RETURN_IF_ERROR(VerifyAccounts());
+  PageReferences references;
+  for (const auto& [id, sequence] : sequences_) {
+    for (const HeadCache& head : sequence.heads) {
+      PITH_RETURN_IF_ERROR(head.Verify());
+      head.CountReferences(&references);
+    }
+  }
+  size_t num_used = 0;
+  for (const auto& known : classes_) num_used += known->pool != nullptr ? known->pool->num_used() : 0;
+  if (references.size() != num_used) return Corrupt("cache: pages in use and pages owned differ");
+  for (const auto& [place, count] : references) {
+    if (place.first->num_references(place.second) != count) return Corrupt("cache: a page's references are miscounted");
+  }
   return {};
 }
 

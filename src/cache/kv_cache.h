@@ -1,18 +1,21 @@
 // The ragged, budgeted cache: every (sequence, layer, kv head) holds its own
-// number of entries, in pages of one pool.
+// number of entries, in pages.
 //
 //   sequence ── layer 0 ── kv head 0: [page][page][pa  ]   61 entries
 //            │           └ kv head 1: [page][p   ]         40 entries
 //            └─ layer 1 ── ...
 //
 // Entries of a head are in time order; page i holds entries i*P .. i*P + P-1. A head may keep its
-// older whole pages in a smaller format, as KIVI does (arXiv:2402.02750): entries arrive in the cache's
+// older whole pages in a smaller format, as KIVI does (arXiv:2402.02750): entries arrive in the sequence's
 // own format, and Demote() converts pages that are full.
 //
 //   kv head 0: [q4 page][q4 page][f16 page][f1  ]
 //               `---- low ----´
 //
-// Forks share pages; whoever writes to a shared page first copies it.
+// Formats and columns are the sequence's own; sequences of equal ones take their pages from one pool. Pages and
+// tables are charged to the sequence's account.
+//
+// Forks share pages; whoever writes to a shared page first copies it, for its own account.
 //
 // Threads: different heads may be changed concurrently; sequences are created,
 // forked and freed by one thread while no other touches the cache.
@@ -22,7 +25,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/byte_io.h"
@@ -40,11 +45,21 @@ struct PageStore {
   const PageLayout* layout = nullptr;
 };
 
+// What an extension would charge.
+struct ExtensionCost {
+  size_t num_pages = 0;  // fresh ones, with the copy of a shared last page
+  size_t bytes = 0;      // of these, and of a page table that has to grow
+};
+
+// References by page.
+using PageReferences = std::map<std::pair<const PagePool*, const std::byte*>, uint32_t>;
+
 // The entries of one (sequence, layer, kv head).
 class HeadCache {
  public:
-  HeadCache(PagePool* pool, const PageLayout* layout, Ledger* ledger)
-      : pool_(pool), layout_(layout), pages_(LedgerAllocator<std::byte*>(ledger)) {}
+  // account: of its sequence.
+  HeadCache(PageStore entry, PageStore low, MemoryAccount* account)
+      : pool_(entry.pool), layout_(entry.layout), low_(low), pages_(LedgerAllocator<std::byte*>(account)) {}
   HeadCache(HeadCache&& other) noexcept;
   HeadCache(const HeadCache&) = delete;
   HeadCache& operator=(const HeadCache&) = delete;
@@ -59,7 +74,7 @@ class HeadCache {
   static constexpr int kMaxSegments = 2;
   int Describe(kernels::Segment* segments) const;
 
-  // Of low pages, nullptr without SetLow().
+  // Of low pages, nullptr without a low format.
   const PageLayout* low_layout() const { return low_.layout; }
   int num_low_entries() const { return static_cast<int>(num_low_) * kPageEntries; }
   // Of keys, values and their scales.
@@ -69,24 +84,29 @@ class HeadCache {
   Status ReserveTable(size_t num_pages);
 
   // Makes slots num_entries() .. num_entries() + count - 1 writable (copying a shared
-  // last page). They do not exist until Commit. kOutOfBudget: nothing has changed.
+  // last page). They do not exist until Commit. kOutOfBudget: nothing has changed but, perhaps, the table's room.
   Status Extend(int count);
+  // What Extend(count) needs, so that a step can be refused before it begins.
+  ExtensionCost PagesToExtend(int count) const;
+  // Drops the newest entries, and slots that were never committed. kInvalidArgument: the first `num_entries` end
+  // within a page of the low format; nothing has changed.
+  Status Truncate(int num_entries);
   // [page, slot] of an entry or of a slot made by Extend.
   std::byte* page_of(int entry) { return pages_[static_cast<size_t>(entry / kPageEntries)]; }
   const std::byte* page_of(int entry) const { return pages_[static_cast<size_t>(entry / kPageEntries)]; }
   void Commit(int count) { num_entries_ += count; }
 
-  // Pages that Demote() makes from now on. Only while there are none, or the same again.
-  void SetLow(PageStore low);
   // Converts whole pages to the low format, oldest first, but for the newest `residual` entries; without a low
-  // format nothing happens. kOutOfBudget: some pages may have been converted, all entries are there.
+  // format nothing happens. A page that nobody shares pays for its successor. kOutOfBudget: some pages may have been
+  // converted, all entries are there.
   Status Demote(int residual);
 
   // Keeps only the entries with these ascending indices; pages that fall empty are freed.
   // Survivors in low pages whose keys are in groups are grouped anew on a grid on which their error does not add
   // up (kernels/group_codec.h), but for pages that stay as they are; an incomplete last group goes to the front
   // of the 16-bit entries or is completed with them.
-  // kOutOfBudget: a shared page would have to be copied and none is left; nothing has changed.
+  // Pages that fall empty pay for those that are needed, as copies of shared ones are. kOutOfBudget: that is not
+  // enough; nothing has changed.
   Status Keep(std::span<const int32_t> kept);
 
   // Frees whole pages at the front whose entries are all older than `position`.
@@ -117,6 +137,7 @@ class HeadCache {
   Status Rewrite(std::span<const int32_t> entries, const float* keys, const float* values);
 
   Status Verify() const;
+  void CountReferences(PageReferences* references) const;
 
   // As bytes (src/cache/cache_file.cc). Restore: into an empty head, of a sequence that ends before `end_position`;
   // after an error the head is to be freed. kCorrupt, kOutOfBudget.
@@ -124,10 +145,22 @@ class HeadCache {
   Status Restore(ByteReader& reader, int32_t end_position);
 
  private:
+  friend class KvCache;
+  MemoryAccount* account() const { return pages_.get_allocator().account(); }
+  // Adds to an exchange what ChangeLow() gives up and takes.
+  void OfferLow(PageStore low, PageExchange* exchange) const;
+  // Converts the low pages to another format, to pages taken from the settled exchange, and demotes to it from now
+  // on; to the format of new entries: there are no low pages any more.
+  void ChangeLow(PageStore low, PageExchange* exchange);
   template <class Visit>
   void ForEachPage(size_t num_entries, const Visit& visit) const;
   PageStore StoreOf(size_t page) const { return page < num_low_ ? low_ : PageStore{pool_, layout_}; }
   Status Unshare(size_t page_index);
+  // The page's contents go to `fresh`, which takes its place in the table.
+  void CopyTo(std::byte* fresh, size_t page_index);
+  // Extend(count) writes to a page that others read.
+  bool SharesLastPage(int count) const;
+  size_t GrownTable(size_t num_pages) const;
   Status Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low);
   // Of an empty head, which gets pages in the low format with undefined content.
   Status ExtendLow(size_t num_pages);
@@ -140,31 +173,45 @@ class HeadCache {
   int num_entries_ = 0;
 };
 
-// What a layer's cache looks like.
+// A layer of the model.
 struct CacheLayer {
   int num_kv_heads = 0;  // 0: this layer has no cache of its own
-  PageLayout layout;
+  int key_dim = 0;
+  int value_dim = 0;
+  bool global = false;   // recipes act on it, so that its entries have the sequence's columns
+};
+
+// How a sequence stores its entries.
+struct SequenceLayout {
+  PageFormat entry = {};               // in which entries arrive
+  int num_columns = 0;                 // of each entry of a global layer
+  std::optional<PageFormat> low = {};  // of full pages, if another
+
+  friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };
 
 class KvCache {
  public:
-  // num_pages pages of the largest layer's page size.
-  static Result<std::unique_ptr<KvCache>> Create(Ledger* ledger, std::vector<CacheLayer> layers, size_t num_pages);
+  // The ledger outlives the cache. Nothing is charged yet.
+  static std::unique_ptr<KvCache> Create(Ledger* ledger, std::vector<CacheLayer> layers);
 
-  // Pages for heads that are demoted to `format`, at most num_pages of the largest layer's size.
-  Status AddFormat(PageFormat format, size_t num_pages);
-  // What Demote() converts this sequence's pages to. The format was added.
-  void SetLow(int sequence, PageFormat format);
-
-  Result<int> NewSequence();
-  Result<int> Fork(int sequence);
+  // An empty sequence whose pages and tables `account` pays for; the account outlives it. kOutOfBudget: it does not
+  // hold the sequence's tables. kIo: no address space for pages of this layout.
+  Result<int> NewSequence(const SequenceLayout& layout, MemoryAccount* account);
+  // One that shares all pages, of the same layout. What it writes from now on is its own account's.
+  Result<int> Fork(int sequence, MemoryAccount* account);
   void Free(int sequence);
 
+  // What Demote() converts this sequence's pages to from now on. Pages that are in another low format are converted;
+  // to the entries' own format: there will be no low pages. kOutOfBudget, kIo: nothing has changed.
+  Status SetLow(int sequence, PageFormat format);
+
+  const SequenceLayout& layout(int sequence) const { return sequences_.at(sequence).layout; }
   HeadCache& head(int sequence, int layer, int kv_head) {
-    return sequences_.at(sequence)[first_head_[static_cast<size_t>(layer)] + static_cast<size_t>(kv_head)];
+    return sequences_.at(sequence).heads[first_head_[static_cast<size_t>(layer)] + static_cast<size_t>(kv_head)];
   }
   const HeadCache& head(int sequence, int layer, int kv_head) const {
-    return sequences_.at(sequence)[first_head_[static_cast<size_t>(layer)] + static_cast<size_t>(kv_head)];
+    return sequences_.at(sequence).heads[first_head_[static_cast<size_t>(layer)] + static_cast<size_t>(kv_head)];
   }
   std::span<const HeadCache> heads(int sequence, int layer) const {
     return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
@@ -173,16 +220,18 @@ class KvCache {
     return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
   }
 
-  // All heads of a sequence as bytes, and back into a new one. kInvalidArgument: of a cache with other layers.
+  // All heads of a sequence as bytes, and back into a new one of the same layout. kInvalidArgument: of a cache with
+  // other layers, or a sequence of another layout.
   void Save(int sequence, ByteWriter& writer) const;
   Status Restore(int sequence, ByteReader& reader, int32_t end_position);
 
   const std::vector<CacheLayer>& layers() const { return layers_; }
   size_t num_heads() const { return first_head_.back(); }  // over all layers
-  PagePool& pool() { return *pool_; }
-  const PagePool& pool() const { return *pool_; }
+  // What free pages still keep resident (page_pool.h).
+  size_t idle_bytes() const { return arena_.idle_bytes(); }
 
-  // First broken invariant, or ok. O(pages): tests and debug builds.
+  // First broken invariant, or ok: entries, references, and that each account is charged the pages it owns.
+  // O(pages): tests and debug builds.
   Status Verify() const;
 
   // Bytes of one head's bookkeeping, tables apart.
@@ -191,18 +240,36 @@ class KvCache {
  private:
   KvCache(Ledger* ledger, std::vector<CacheLayer> layers);
 
+  // Pages of one format and number of columns.
+  struct PageClass {
+    PageFormat format;
+    int num_columns = 0;
+    std::vector<PageLayout> layouts;  // [layers]
+    std::unique_ptr<PagePool> pool;   // of the largest layer's page size; null: no layer has entries
+
+    PageStore store(size_t layer) const { return {pool.get(), &layouts[layer]}; }
+  };
   using Heads = LedgerVector<HeadCache>;
+  struct Sequence {
+    Sequence(const SequenceLayout& its_layout, Heads its_heads) : layout(its_layout), heads(std::move(its_heads)) {}
+    MemoryAccount* account() const { return heads.get_allocator().account(); }
+
+    SequenceLayout layout;
+    Heads heads;  // [num_heads()]
+  };
+
+  Result<const PageClass*> FindClass(PageFormat format, int num_columns);
+  // visit(layer, head) for all heads of a sequence.
+  template <class Visit>
+  void ForEachHead(Sequence& sequence, const Visit& visit);
+  Status VerifyAccounts() const;
+
   Ledger* const ledger_;
   const std::vector<CacheLayer> layers_;
   std::vector<size_t> first_head_;  // [layers + 1]
-  std::unique_ptr<PagePool> pool_;
-  struct LowFormat {
-    PageFormat format;
-    std::vector<PageLayout> layouts;  // [layers]
-    std::unique_ptr<PagePool> pool;
-  };
-  std::vector<std::unique_ptr<LowFormat>> low_formats_;
-  std::map<int, Heads> sequences_;
+  PageArena arena_;
+  std::vector<std::unique_ptr<PageClass>> classes_;
+  std::map<int, Sequence> sequences_;
   int next_sequence_ = 0;
 };
 

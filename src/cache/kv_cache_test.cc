@@ -26,8 +26,17 @@ struct Entry {
 };
 using NaiveHead = std::vector<Entry>;
 
-std::vector<CacheLayer> Layers(PageFormat format) {
-  return std::vector<CacheLayer>(kLayers, CacheLayer{kHeads, PageLayout::Make(format, kKeyDim, kValueDim, kColumns)});
+std::vector<CacheLayer> Layers() {
+  return std::vector<CacheLayer>(kLayers, CacheLayer{kHeads, kKeyDim, kValueDim, true});
+}
+
+SequenceLayout LayoutOf(PageFormat entry, std::optional<PageFormat> low = std::nullopt) {
+  return {entry, kColumns, low};
+}
+
+// A ledger of so many f16 pages of Layers(), and bytes for tables.
+constexpr size_t BytesOfPages(size_t num_pages) {
+  return num_pages * (1024 + PagePool::kTableBytesPerPage);
 }
 
 Status AppendOne(HeadCache& head, const Entry& entry) {
@@ -62,17 +71,11 @@ void ExpectEqual(const HeadCache& head, const NaiveHead& naive, float tolerance)
 void RunModelBased(PageFormat format, std::optional<PageFormat> low, float tolerance, uint32_t seed) {
   SCOPED_TRACE(testing::Message() << format.Name() << " " << (low ? low->Name() : "") << " seed " << seed);
   std::mt19937 rng(seed);
-  Ledger ledger(size_t{256} << 10);
-  const std::vector<CacheLayer> layers = Layers(format);
-  const size_t num_pages = 90;
-  auto created = KvCache::Create(&ledger, layers, num_pages);
-  ASSERT_TRUE(created);
-  KvCache& cache = **created;
+  Ledger ledger(BytesOfPages(90) + 4096);
+  const auto created = KvCache::Create(&ledger, Layers());
+  KvCache& cache = *created;
   std::map<int, std::vector<NaiveHead>> naive;  // sequence -> [layers * heads]
   std::map<int, int32_t> next_position;
-  if (low) {
-    ASSERT_TRUE(cache.AddFormat(*low, num_pages));
-  }
   for (int step = 0; step < 400; ++step) {
     const auto pick = [&] {
       return std::next(naive.begin(), static_cast<std::ptrdiff_t>(rng() % naive.size()))->first;
@@ -80,14 +83,13 @@ void RunModelBased(PageFormat format, std::optional<PageFormat> low, float toler
     const auto action = rng() % (low ? 19 : 16);
     if (naive.empty() || action == 0) {
       if (naive.size() >= 4) continue;
-      auto id = cache.NewSequence();
+      auto id = cache.NewSequence(LayoutOf(format, low), ledger.common());
       if (!id) continue;
-      if (low) cache.SetLow(*id, *low);
       naive[*id].resize(kLayers * kHeads);
       next_position[*id] = 0;
     } else if (action == 1 && naive.size() < 4) {
       const int from = pick();
-      auto id = cache.Fork(from);
+      auto id = cache.Fork(from, ledger.common());
       if (!id) continue;
       naive[*id] = naive[from];
       next_position[*id] = next_position[from];
@@ -167,12 +169,9 @@ TEST(KvCacheTest, RandomOperationsAgreeWithANaiveModel) {
 // A low cache takes the bytes that its format says, and its pages come back.
 TEST(KvCacheTest, DemotionFreesBytes) {
   Ledger ledger(size_t{1} << 20);
-  auto cache = KvCache::Create(&ledger, {{1, PageLayout::Make(KvFormat::kF16, 64, 64, 0)}}, 20);
-  ASSERT_TRUE(cache);
-  ASSERT_TRUE((*cache)->AddFormat(KvFormat::kQ4, 20));
-  const int id = *(*cache)->NewSequence();
-  (*cache)->SetLow(id, KvFormat::kQ4);
-  HeadCache& head = (*cache)->head(id, 0, 0);
+  const auto cache = KvCache::Create(&ledger, {{1, 64, 64, true}});
+  const int id = *cache->NewSequence({.low = KvFormat::kQ4}, ledger.common());
+  HeadCache& head = cache->head(id, 0, 0);
   std::mt19937 rng(1);
   std::normal_distribution<float> normal;
   std::vector<float> key(64), value(64);
@@ -186,7 +185,6 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   const size_t before = ledger.used_bytes(MemoryTag::kPages);
   ASSERT_TRUE(head.Demote(0));
   EXPECT_EQ(head.num_low_entries(), 10 * kPageEntries);
-  EXPECT_EQ((*cache)->pool().num_used(), 1u);
   EXPECT_LT(static_cast<double>(ledger.used_bytes(MemoryTag::kPages)), 0.38 * static_cast<double>(before));
   EXPECT_DOUBLE_EQ(head.content_bytes(), 10 * kPageEntries * (128 * 4.5 / 8) + 5 * 256);
   // Every third entry leaves: the rest of the low ones is grouped anew, and the last group is completed.
@@ -196,19 +194,19 @@ TEST(KvCacheTest, DemotionFreesBytes) {
   }
   ASSERT_TRUE(head.Keep(kept));
   EXPECT_EQ(head.num_entries(), static_cast<int>(kept.size()));
-  ASSERT_TRUE((*cache)->Verify());
+  ASSERT_TRUE(cache->Verify());
   head.Clear();
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), 0u);
 }
 
 TEST(HeadCache, ColumnsMayBeWrittenInPlaceOnceAPageIsWritable) {
   Ledger ledger(size_t{1} << 20);
-  const auto cache = *KvCache::Create(&ledger, Layers(KvFormat::kF16), 20);
-  const int id = *cache->NewSequence();
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16), ledger.common());
   HeadCache& head = cache->head(id, 0, 0);
   constexpr int kEntries = 2 * kPageEntries + 5;
   for (int i = 0; i < kEntries; ++i) ASSERT_TRUE(AppendOne(head, {i, 0, 0, static_cast<float>(i)}));
-  const int copy = *cache->Fork(id);
+  const int copy = *cache->Fork(id, ledger.common());
   HeadCache& fork = cache->head(copy, 0, 0);
   EXPECT_EQ(fork.page_of(kPageEntries), head.page_of(kPageEntries));
   ASSERT_TRUE(fork.MakeWritable(kPageEntries + 3));
@@ -226,8 +224,8 @@ TEST(HeadCache, ColumnsMayBeWrittenInPlaceOnceAPageIsWritable) {
 
 TEST(HeadCache, SharedColumnsAreWrittenWithoutACopyAndValuesReadOneByOne) {
   Ledger ledger(size_t{1} << 20);
-  const auto cache = *KvCache::Create(&ledger, {{1, PageLayout::Make(KvFormat::kF16, 8, 4, 1)}}, 20);
-  const int id = *cache->NewSequence();
+  const auto cache = KvCache::Create(&ledger, {{1, 8, 4, true}});
+  const int id = *cache->NewSequence({.num_columns = 1}, ledger.common());
   HeadCache& head = cache->head(id, 0, 0);
   constexpr int kEntries = 2 * kPageEntries + 3;
   for (int32_t p = 0; p < kEntries; ++p) {
@@ -236,17 +234,17 @@ TEST(HeadCache, SharedColumnsAreWrittenWithoutACopyAndValuesReadOneByOne) {
     kernels::WriteEntryF32(head.layout(), head.page_of(p), p % kPageEntries, key.data(), value.data(), p);
     head.Commit(1);
   }
-  HeadCache& fork = cache->head(*cache->Fork(id), 0, 0);
-  const size_t used = cache->pool().num_used();
+  HeadCache& fork = cache->head(*cache->Fork(id, ledger.common()), 0, 0);
+  const size_t used = ledger.used_bytes(MemoryTag::kPages);
   std::vector<float> column(kEntries);
   for (size_t i = 0; i < column.size(); ++i) column[i] = 10.0F + static_cast<float>(i);
   fork.WriteSharedColumn(0, column);
-  EXPECT_EQ(cache->pool().num_used(), used);
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), used);
   std::vector<float> read(kEntries);
   head.ReadColumn(0, read);
   EXPECT_EQ(read, column);
   ASSERT_TRUE(fork.WriteColumn(0, read));  // the control: this one copies
-  EXPECT_GT(cache->pool().num_used(), used);
+  EXPECT_GT(ledger.used_bytes(MemoryTag::kPages), used);
   const int32_t wanted[] = {1, 31, 32, 66};
   std::vector<float> values(4 * 4);
   head.ReadValuesOf(wanted, values.data());
@@ -260,19 +258,15 @@ class SavedCache : public ::testing::Test {
  protected:
   static constexpr int kEntries = 3 * kPageEntries + 5;
 
-  static std::unique_ptr<KvCache> Make(Ledger* ledger, size_t num_pages = 20) {
-    auto cache = KvCache::Create(ledger, {{1, PageLayout::Make(KvFormat::kF16, 64, 64, 1)}}, num_pages);
-    EXPECT_TRUE(cache);
-    EXPECT_TRUE((*cache)->AddFormat(KvFormat::kQ4, num_pages));
-    EXPECT_TRUE((*cache)->AddFormat(KvFormat::kQ2, num_pages));
-    return std::move(*cache);
+  static std::unique_ptr<KvCache> Make(Ledger* ledger) { return KvCache::Create(ledger, {{1, 64, 64, true}}); }
+  static SequenceLayout Layout(std::optional<PageFormat> low, int num_columns = 1) {
+    return {PageFormat(), num_columns, low};
   }
 
   // Two pages in q4, one full and one begun page in f16.
   void SetUp() override {
     const auto cache = Make(&ledger_);
-    const int id = *cache->NewSequence();
-    cache->SetLow(id, KvFormat::kQ4);
+    const int id = *cache->NewSequence(Layout(KvFormat::kQ4), ledger_.common());
     HeadCache& head = cache->head(id, 0, 0);
     for (int32_t p = 0; p < kEntries; ++p) {
       std::vector<float> key(64), value(64);
@@ -298,10 +292,10 @@ class SavedCache : public ::testing::Test {
     return all;
   }
 
-  void ExpectRefused(std::optional<PageFormat> low, size_t num_pages, ErrorCode code, const std::string& part) {
-    const auto cache = Make(&ledger_, num_pages);
-    const int id = *cache->NewSequence();
-    if (low) cache->SetLow(id, *low);
+  void ExpectRefused(const SequenceLayout& layout, size_t account_bytes, ErrorCode code, const std::string& part) {
+    const auto account = MemoryAccount::Open(&ledger_, 0, account_bytes);
+    const auto cache = Make(&ledger_);
+    const int id = *cache->NewSequence(layout, account.get());
     MemoryReader reader(writer_.bytes());
     const Status restored = cache->Restore(id, reader, kEntries);
     ASSERT_FALSE(restored) << part;
@@ -318,8 +312,7 @@ class SavedCache : public ::testing::Test {
 
 TEST_F(SavedCache, LowPagesComeBackAsTheyWere) {
   const auto cache = Make(&ledger_);
-  const int id = *cache->NewSequence();
-  cache->SetLow(id, KvFormat::kQ4);
+  const int id = *cache->NewSequence(Layout(KvFormat::kQ4), ledger_.common());
   MemoryReader reader(writer_.bytes());
   const Status restored = cache->Restore(id, reader, kEntries);
   ASSERT_TRUE(restored) << restored.error().message;
@@ -339,81 +332,88 @@ TEST_F(SavedCache, LowPagesComeBackAsTheyWere) {
 }
 
 TEST_F(SavedCache, OtherFormatsAndDamageAreRefused) {
-  ExpectRefused(std::nullopt, 20, ErrorCode::kInvalidArgument, "another format");
-  ExpectRefused(KvFormat::kQ2, 20, ErrorCode::kInvalidArgument, "another format");
-  ExpectRefused(KvFormat::kQ4, 1, ErrorCode::kOutOfBudget, "no free page");
+  constexpr size_t kEnough = size_t{1} << 20;
+  ExpectRefused(Layout(std::nullopt), kEnough, ErrorCode::kInvalidArgument, "another format");
+  ExpectRefused(Layout(KvFormat::kQ2), kEnough, ErrorCode::kInvalidArgument, "another format");
+  ExpectRefused(Layout(KvFormat::kQ4, 2), kEnough, ErrorCode::kInvalidArgument, "another format");
+  ExpectRefused(Layout(KvFormat::kQ4), size_t{8} << 10, ErrorCode::kOutOfBudget, "no free page");
   const std::vector<std::byte> whole = writer_.bytes();
   writer_.bytes().resize(whole.size() - 1);
-  ExpectRefused(KvFormat::kQ4, 20, ErrorCode::kCorrupt, "ends");
+  ExpectRefused(Layout(KvFormat::kQ4), kEnough, ErrorCode::kCorrupt, "ends");
   // After the number of layers, six numbers of the layer and the head's entries: its low pages.
   writer_.bytes() = whole;
   writer_.bytes()[8 * sizeof(uint32_t)] = std::byte{4};
-  ExpectRefused(KvFormat::kQ4, 20, ErrorCode::kCorrupt, "more low pages");
+  ExpectRefused(Layout(KvFormat::kQ4), kEnough, ErrorCode::kCorrupt, "more low pages");
 }
 
-TEST(KvCacheTest, FullPoolRefusesAndChangesNothing) {
-  Ledger ledger(size_t{64} << 10);
-  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 2);
-  ASSERT_TRUE(cache);
-  auto id = (*cache)->NewSequence();
-  ASSERT_TRUE(id);
-  HeadCache& head = (*cache)->head(*id, 0, 0);
+TEST(KvCacheTest, FullLedgerRefusesAndChangesNothing) {
+  Ledger ledger(BytesOfPages(2) + 2048);
+  const auto cache = KvCache::Create(&ledger, Layers());
+  EXPECT_EQ(ledger.used_bytes(), 0U) << "a cache costs nothing until it is used";
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16), ledger.common());
+  HeadCache& head = cache->head(id, 0, 0);
   ASSERT_TRUE(head.Extend(2 * kPageEntries));
-  const Status full = (*cache)->head(*id, 1, 0).Extend(1);
+  HeadCache& other = cache->head(id, 1, 0);
+  const Status full = other.Extend(2 * kPageEntries);
   ASSERT_FALSE(full);
   EXPECT_EQ(full.error().code, ErrorCode::kOutOfBudget);
-  EXPECT_EQ((*cache)->head(*id, 1, 0).num_entries(), 0);
-  EXPECT_EQ((*cache)->pool().num_used(), 2u);
+  EXPECT_EQ(other.num_entries(), 0);
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), BytesOfPages(2));
+  EXPECT_TRUE(cache->Verify());
 }
 
 TEST(KvCacheTest, ForkSharesUntilWritten) {
   Ledger ledger(size_t{64} << 10);
-  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 8);
-  ASSERT_TRUE(cache);
-  const int id = *(*cache)->NewSequence();
-  for (int32_t p = 0; p < 40; ++p) ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {p, 0.5f, 0.25f, 1}));
-  EXPECT_EQ((*cache)->pool().num_used(), 2u);
-  const int fork = *(*cache)->Fork(id);
-  EXPECT_EQ((*cache)->pool().num_used(), 2u) << "a fork copies nothing";
-  ASSERT_TRUE(AppendOne((*cache)->head(fork, 0, 0), {40, 0.5f, 0.25f, 1}));
-  EXPECT_EQ((*cache)->pool().num_used(), 3u) << "only the page written to is copied";
-  EXPECT_EQ((*cache)->head(id, 0, 0).num_entries(), 40);
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16), ledger.common());
+  for (int32_t p = 0; p < 40; ++p) ASSERT_TRUE(AppendOne(cache->head(id, 0, 0), {p, 0.5f, 0.25f, 1}));
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), BytesOfPages(2));
+  const int fork = *cache->Fork(id, ledger.common());
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), BytesOfPages(2)) << "a fork copies nothing";
+  ASSERT_TRUE(AppendOne(cache->head(fork, 0, 0), {40, 0.5f, 0.25f, 1}));
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), BytesOfPages(3)) << "only the page written to is copied";
+  EXPECT_EQ(cache->head(id, 0, 0).num_entries(), 40);
 }
 
-// A control: Verify must see a cache that is wrong.
+// Controls: Verify must see a cache that is wrong.
 TEST(KvCacheTest, VerifySeesUnorderedPositions) {
   Ledger ledger(size_t{64} << 10);
-  auto cache = KvCache::Create(&ledger, Layers(KvFormat::kF16), 4);
-  ASSERT_TRUE(cache);
-  const int id = *(*cache)->NewSequence();
-  ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {5, 0, 0, 0}));
-  ASSERT_TRUE((*cache)->Verify());
-  ASSERT_TRUE(AppendOne((*cache)->head(id, 0, 0), {4, 0, 0, 0}));
-  EXPECT_FALSE((*cache)->Verify());
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16), ledger.common());
+  ASSERT_TRUE(AppendOne(cache->head(id, 0, 0), {5, 0, 0, 0}));
+  ASSERT_TRUE(cache->Verify());
+  ASSERT_TRUE(AppendOne(cache->head(id, 0, 0), {4, 0, 0, 0}));
+  EXPECT_FALSE(cache->Verify());
 }
 
-TEST(LedgerTest, NeverPassesItsLimit) {
-  Ledger ledger(100);
-  EXPECT_TRUE(ledger.TryCharge(MemoryTag::kPages, 60));
-  EXPECT_FALSE(ledger.TryCharge(MemoryTag::kTables, 41));
-  EXPECT_TRUE(ledger.TryCharge(MemoryTag::kTables, 40));
-  ledger.Release(MemoryTag::kPages, 60);
-  EXPECT_EQ(ledger.used_bytes(), 40u);
-  EXPECT_EQ(ledger.peak_bytes(), 100u);
+TEST(KvCacheTest, VerifySeesBytesThatNoPageTakes) {
+  Ledger ledger(size_t{64} << 10);
+  const auto account = MemoryAccount::Open(&ledger, 0, ledger.limit_bytes());
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16), account.get());
+  ASSERT_TRUE(AppendOne(cache->head(id, 0, 0), {5, 0, 0, 0}));
+  ASSERT_TRUE(cache->Verify());
+  ASSERT_TRUE(account->TryCharge(MemoryTag::kPages, 1));
+  EXPECT_FALSE(cache->Verify());
+  account->Release(MemoryTag::kPages, 1);
+  account->Pass(MemoryTag::kPages, 1, ledger.common());
+  EXPECT_FALSE(cache->Verify()) << "the sum is right, but another pays";
+  ledger.common()->Pass(MemoryTag::kPages, 1, account.get());
+  ASSERT_TRUE(cache->Verify());
+  cache->Free(id);
 }
 
 TEST(KvCache, RewritesEntriesAndLeavesForksAlone) {
   Ledger ledger(size_t{256} << 10);
-  auto created = KvCache::Create(&ledger, Layers(KvFormat::kF16), 40);
-  ASSERT_TRUE(created);
-  KvCache& cache = **created;
-  const int a = *cache.NewSequence();
+  const auto created = KvCache::Create(&ledger, Layers());
+  KvCache& cache = *created;
+  const int a = *cache.NewSequence(LayoutOf(KvFormat::kF16), ledger.common());
   NaiveHead naive;
   for (int i = 0; i < 70; ++i) {
     naive.push_back({i * 2, static_cast<float>(i) / 16, static_cast<float>(-i) / 16, static_cast<float>(i)});
     ASSERT_TRUE(AppendOne(cache.head(a, 0, 0), naive.back()));
   }
-  const int b = *cache.Fork(a);
+  const int b = *cache.Fork(a, ledger.common());
   const NaiveHead before = naive;
   std::vector<float> keys(70 * kKeyDim), values(70 * kValueDim);
   for (const int32_t entry : {0, 33, 69}) {

@@ -56,9 +56,31 @@ void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source>
 
 }  // namespace
 
-void HeadCache::SetLow(PageStore low) {
-  PITH_CHECK(num_low_ == 0 || low.pool == low_.pool);
-  low_ = low;
+void HeadCache::OfferLow(PageStore low, PageExchange* exchange) const {
+  if (low.pool == low_.pool) return;
+  for (size_t i = 0; i < num_low_; ++i) {
+    exchange->GiveUp(low_.pool, pages_[i]);
+    exchange->Take(low.pool);
+  }
+}
+
+void HeadCache::ChangeLow(PageStore low, PageExchange* exchange) {
+  if (low.pool == low_.pool) return;
+  // Pages are encoded from 16 bits.
+  const bool wide = BitsOf(layout_->format.key) == 16 && BitsOf(layout_->format.value) == 16;
+  const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim, layout_->value_dim,
+                                              layout_->num_columns);
+  std::vector<std::byte> staging(num_low_ > 0 ? between.page_bytes : 0);
+  for (size_t i = 0; i < num_low_; ++i) {
+    for (int slot = 0; slot < kP; ++slot) {
+      kernels::ConvertEntry(between, staging.data(), slot, *low_.layout, pages_[i], slot);
+    }
+    pages_[i] = exchange->Fresh(low.pool);
+    kernels::ConvertPage(between, staging.data(), *low.layout, pages_[i]);
+  }
+  const bool as_entries = low.pool == pool_;
+  low_ = as_entries ? PageStore() : low;
+  if (as_entries) num_low_ = 0;
 }
 
 int HeadCache::Describe(kernels::Segment* segments) const {
@@ -76,13 +98,16 @@ double HeadCache::content_bytes() const {
 Status HeadCache::Demote(int residual) {
   if (low_.pool == nullptr) return {};
   while (num_low_entries() + kP + residual <= num_entries_) {
-    std::byte* low = low_.pool->Acquire();
-    if (low == nullptr) return OutOfBudget("the KV budget has no free page left");
     std::byte*& page = pages_[num_low_];
+    PageExchange exchange(account());
+    exchange.GiveUp(pool_, page);
+    exchange.Take(low_.pool);
+    if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
+    std::byte* low = exchange.Fresh(low_.pool);
     kernels::ConvertPage(*layout_, page, *low_.layout, low);
-    pool_->Release(page);
     page = low;
     ++num_low_;
+    exchange.Finish();
   }
   return {};
 }
@@ -94,7 +119,8 @@ Status HeadCache::Regroup(std::span<const int32_t> kept, size_t first_page, size
   // Sources are read through the table before the change.
   const std::vector<std::byte*> from(pages_.begin(), pages_.end());
   std::vector<std::byte*> to(num_pages, nullptr);
-  std::vector<std::pair<PagePool*, std::byte*>> fresh, given_up;
+  std::vector<std::pair<size_t, PagePool*>> fresh;
+  PageExchange exchange(account());
   for (size_t i = 0; i < num_pages; ++i) {
     const bool low = i < num_low;
     const size_t old = low ? i : i - num_low + num_low_;
@@ -105,18 +131,16 @@ Status HeadCache::Regroup(std::span<const int32_t> kept, size_t first_page, size
       to[i] = from[old];
       continue;
     }
-    to[i] = pool->Acquire();
-    if (to[i] == nullptr) {
-      for (const auto& [owner, page] : fresh) owner->Release(page);
-      return OutOfBudget("the KV budget has no free page left");
-    }
-    fresh.emplace_back(pool, to[i]);
+    fresh.emplace_back(i, pool);
+    exchange.Take(pool);
   }
   for (size_t i = 0; i < from.size(); ++i) {
     const size_t now = i < num_low_ ? i : i - num_low_ + num_low;
     const bool stays = now < num_pages && (i < num_low_) == (now < num_low) && to[now] == from[i];
-    if (!stays) given_up.emplace_back(StoreOf(i).pool, from[i]);
+    if (!stays) exchange.GiveUp(StoreOf(i).pool, from[i]);
   }
+  if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
+  for (const auto& [i, pool] : fresh) to[i] = exchange.Fresh(pool);
   // A page is filled beside its place: its old entries may be among its sources.
   std::vector<std::byte> staging(std::max(layout_->page_bytes, low_.layout->page_bytes));
   std::vector<float> keys;
@@ -132,10 +156,10 @@ Status HeadCache::Regroup(std::span<const int32_t> kept, size_t first_page, size
     FillPage(layout, staging.data(), sources, keys);
     std::memcpy(to[i], staging.data(), layout.page_bytes);
   }
-  for (const auto& [pool, page] : given_up) pool->Release(page);
   pages_.assign(to.begin(), to.end());
   num_low_ = num_low;
   num_entries_ = count;
+  exchange.Finish();
   return {};
 }
 

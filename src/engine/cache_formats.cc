@@ -115,20 +115,6 @@ void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, dou
   options->keep_entries = EntriesToKeep(info, options->recipe, num_entries, share);
 }
 
-Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options) {
-  if (formats.low) PITH_RETURN_IF_ERROR(cache.AddFormat(*formats.low, plan.num_low_pages));
-  std::vector<PageFormat> later;
-  if (options.recipe.auto_format) later = ConversionsOf(options.recipe);
-  for (const Recipe& recipe : options.later_recipes) {
-    const std::vector<PageFormat> to = ConversionsOf(recipe);
-    later.insert(later.end(), to.begin(), to.end());
-  }
-  for (const PageFormat format : later) {
-    if (!(format == formats.entry)) PITH_RETURN_IF_ERROR(cache.AddFormat(format, plan.num_pages));
-  }
-  return {};
-}
-
 double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens) {
   double bytes = 0, full = 0;
   for (size_t layer = 0; layer < global_index.size(); ++layer) {

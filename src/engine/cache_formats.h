@@ -60,9 +60,6 @@ int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, 
 // Makes an engine that evicts by blocks keep that share, with the format that it means.
 void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options);
 
-// Gives a cache the pages of the formats that it or a later recipe converts to. kOutOfBudget: no room for their tables.
-Status AddFormats(KvCache& cache, const CacheFormats& formats, const MemoryPlan& plan, const EngineOptions& options);
-
 // Bytes of a sequence's keys and values, over those of num_tokens entries a head in f16; in the layers whose
 // global_index is not negative.
 double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens);

@@ -39,7 +39,7 @@ void EngineImpl::AddRecipe(const Recipe& recipe) {
   reads_again_ = reads_again_ || recipe.policy->repeat() != nullptr;
 }
 
-std::vector<CacheLayer> EngineImpl::BuildLayers() {
+std::vector<PlannedLayer> EngineImpl::BuildLayers() {
   for (const LayerShape& shape : model_->info().layers) {
     const bool global = shape.kind == LayerKind::kGlobal;
     global_index_.push_back(global ? num_global_layers_++ : -1);
@@ -79,7 +79,7 @@ Status EngineImpl::Init() {
     return InvalidArgument(fmt::format("act=merge rewrites keys and values, which a cache in {} cannot do: use f16",
                                        to.empty() ? formats_.low.value_or(formats_.entry).Name() : to.front().Name()));
   }
-  std::vector<CacheLayer> layers = BuildLayers();
+  const std::vector<PlannedLayer> layers = BuildLayers();
   for (const ActiveRecipe& active : active_) PITH_RETURN_IF_ERROR(active.recipe.policy->CheckLayers(num_global_layers_));
   PITH_RETURN_IF_ERROR(CheckRotations());
   style_ = StyleOf(model_->info(), options_);
@@ -94,8 +94,7 @@ Status EngineImpl::Init() {
       !ledger_->TryCharge(MemoryTag::kTables, plan_.moment_bytes)) {
     return OutOfBudget("the KV budget does not hold libllama's block");
   }
-  PITH_ASSIGN_OR_RETURN(cache_, KvCache::Create(ledger_.get(), std::move(layers), plan_.num_pages));
-  PITH_RETURN_IF_ERROR(AddFormats(*cache_, formats_, plan_, options_));
+  cache_ = KvCache::Create(ledger_.get(), CacheLayersOf(model_->info()));
   if (reads_again_) spare_slot_ = num_slots;
   PITH_ASSIGN_OR_RETURN(context_, HostContext::Create(*model_, plan_.block_tokens, num_slots + (reads_again_ ? 1 : 0),
                                                       options_.num_threads, this));
@@ -120,8 +119,7 @@ Result<SequenceId> EngineImpl::NewSequence() {
   const auto slot = std::find(slot_used_.begin(), slot_used_.end(), false);
   if (slot == slot_used_.end()) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
   Sequence sequence;
-  PITH_ASSIGN_OR_RETURN(sequence.cache_id, cache_->NewSequence());
-  if (formats_.low) cache_->SetLow(sequence.cache_id, *formats_.low);
+  PITH_ASSIGN_OR_RETURN(sequence.cache_id, cache_->NewSequence({formats_.entry, num_columns_, formats_.low}, ledger_->common()));
   const size_t share = (plan_.num_pages + plan_.num_low_pages) / (cache_->num_heads() * slot_used_.size());
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
@@ -151,7 +149,7 @@ Result<SequenceId> EngineImpl::Fork(SequenceId id) {
   const auto slot = std::find(slot_used_.begin(), slot_used_.end(), false);
   if (slot == slot_used_.end()) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
   Sequence fork = sequences_.at(id);
-  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(sequences_.at(id).cache_id));
+  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(sequences_.at(id).cache_id, ledger_->common()));
   fork.slot = static_cast<int>(slot - slot_used_.begin());
   fork.output = -1;
   if (reads_again_) fork.tokens.reserve(static_cast<size_t>(options_.num_ctx));

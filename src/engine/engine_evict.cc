@@ -274,8 +274,8 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   if (selects) result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
   for (const Shrink& shrink : shrinks) {
     if (!shrink.format || !result) continue;
-    cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
-    result = DemoteAll(*shrink.sequence);
+    result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
+    if (result) result = DemoteAll(*shrink.sequence);
   }
   times_.policy += SecondsSince(start);
   for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone

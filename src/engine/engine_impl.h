@@ -73,7 +73,7 @@ class EngineImpl final : public Engine, public AttentionSink {
 
  private:
   SessionOwner Owner() const;
-  std::vector<CacheLayer> BuildLayers();
+  std::vector<PlannedLayer> BuildLayers();
   void AddRecipe(const Recipe& recipe);
   // kUnsupported: a recipe must undo the rotation of queries and cannot.
   Status CheckRotations() const;

@@ -36,7 +36,7 @@ Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const RepeatOptions& o
 
 Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> tokens) {
   Sequence fork = source;
-  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(source.cache_id));
+  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(source.cache_id, ledger_->common()));
   fork.slot = spare_slot_;
   fork.tokens.clear();
   context_->CopySlot(source.slot, fork.slot);

@@ -19,10 +19,8 @@ const std::vector<float> kKeys = {1, 0, .9F, .1F, 0, 1, .6F, .8F, .1F, 1, .8F, .
 class MergerTest : public testing::Test {
  protected:
   void SetUp() override {
-    auto created = KvCache::Create(&ledger_, {{kHeads, PageLayout::Make(KvFormat::kF16, kDim, kDim, 1)}}, 20);
-    ASSERT_TRUE(created);
-    cache_ = std::move(*created);
-    sequence_ = *cache_->NewSequence();
+    cache_ = KvCache::Create(&ledger_, {{kHeads, kDim, kDim, true}});
+    sequence_ = *cache_->NewSequence({.num_columns = 1}, ledger_.common());
     for (HeadCache& head : cache_->heads(sequence_, 0)) {
       ASSERT_TRUE(head.Extend(8));
       for (int i = 0; i < 8; ++i) {

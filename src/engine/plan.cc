@@ -36,9 +36,9 @@ struct Shape {
   size_t widest_layer_heads = 0;
 };
 
-size_t LowPageBytes(const std::vector<CacheLayer>& layers, PageFormat format) {
+size_t LowPageBytes(const std::vector<PlannedLayer>& layers, PageFormat format) {
   size_t bytes = 0;
-  for (const CacheLayer& layer : layers) {
+  for (const PlannedLayer& layer : layers) {
     if (layer.num_kv_heads == 0) continue;
     const PageLayout& own = layer.layout;
     bytes = std::max(bytes, PageLayout::Make(format, own.key_dim, own.value_dim, own.num_columns).page_bytes);
@@ -53,7 +53,7 @@ size_t RepeatBytes(const Shape& shape, int num_ctx) {
          shape.all_heads * PagesFor(kLongestInstruction) * shape.page_bytes;
 }
 
-Shape ShapeOf(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EngineOptions& options) {
+Shape ShapeOf(const ModelInfo& info, const std::vector<PlannedLayer>& layers, const EngineOptions& options) {
   const int num_ctx = options.num_ctx;
   Shape shape;
   const PageFormat format = options.recipe.format.value_or(options.format);
@@ -200,7 +200,7 @@ size_t FullTokenBytes(const ModelInfo& info) {
   return bytes;
 }
 
-Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<PlannedLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options) {
   const Shape shape = ShapeOf(info, layers, options);
   EngineOptions wanted = options;
@@ -248,14 +248,26 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLaye
   return plan;
 }
 
-std::vector<CacheLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns) {
-  std::vector<CacheLayer> layers;
+std::vector<PlannedLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns) {
+  std::vector<PlannedLayer> layers;
   for (const LayerShape& shape : info.layers) {
-    CacheLayer layer;
+    PlannedLayer layer;
     if (shape.kind != LayerKind::kNone) {
       const int columns = shape.kind == LayerKind::kGlobal ? num_columns : 0;
       layer.num_kv_heads = shape.num_kv_heads;
       layer.layout = PageLayout::Make(entry_format, shape.key_dim, shape.value_dim, columns);
+    }
+    layers.push_back(layer);
+  }
+  return layers;
+}
+
+std::vector<CacheLayer> CacheLayersOf(const ModelInfo& info) {
+  std::vector<CacheLayer> layers;
+  for (const LayerShape& shape : info.layers) {
+    CacheLayer layer;
+    if (shape.kind != LayerKind::kNone) {
+      layer = {shape.num_kv_heads, shape.key_dim, shape.value_dim, shape.kind == LayerKind::kGlobal};
     }
     layers.push_back(layer);
   }
@@ -281,7 +293,7 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& want
   PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
   const Policy* policy = options.recipe.policy.get();
   const int num_columns = policy != nullptr ? static_cast<int>(PageColumns(*policy).size()) : 0;
-  const std::vector<CacheLayer> layers = LayersOf(info, formats.entry, num_columns);
+  const std::vector<PlannedLayer> layers = LayersOf(info, formats.entry, num_columns);
   const EvictionStyle style = StyleOf(info, options);
   PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, layers, style, options));
   const Shape shape = ShapeOf(info, layers, options);

@@ -13,6 +13,12 @@
 
 namespace pith {
 
+// A layer's heads and the pages of their entries.
+struct PlannedLayer {
+  int num_kv_heads = 0;
+  PageLayout layout;
+};
+
 struct MemoryPlan {
   size_t budget_bytes = 0;
   size_t block_bytes = 0;      // libllama's own KV memory
@@ -45,12 +51,14 @@ size_t FullTokenBytes(const ModelInfo& info);
 QueryMoments::Shape MomentsOf(const ModelInfo& info);
 
 // options.num_ctx must be set. kOutOfBudget: the budget does not hold one block; the message names the least that does.
-Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<CacheLayer>& layers, const EvictionStyle& style,
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<PlannedLayer>& layers, const EvictionStyle& style,
                               const EngineOptions& options);
 
 // What an engine of these options takes for its plan: the layers' pages in the format in which entries arrive, and how
 // its recipe evicts. num_columns: what recipes remember for each entry of a global layer.
-std::vector<CacheLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns);
+std::vector<PlannedLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns);
+// The same as the cache wants them.
+std::vector<CacheLayer> CacheLayersOf(const ModelInfo& info);
 EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options);
 
 // Where the bytes of a budget go, for one sequence. With a low format, what is new waits in pages of f16.

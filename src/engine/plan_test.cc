@@ -16,8 +16,8 @@ ModelInfo SmolInfo() {
   return info;
 }
 
-std::vector<CacheLayer> LayersOf(const ModelInfo& info) {
-  std::vector<CacheLayer> layers;
+std::vector<PlannedLayer> LayersOf(const ModelInfo& info) {
+  std::vector<PlannedLayer> layers;
   for (const LayerShape& shape : info.layers) {
     layers.push_back({shape.num_kv_heads, PageLayout::Make(KvFormat::kF16, shape.key_dim, shape.value_dim, 0)});
   }

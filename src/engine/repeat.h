@@ -48,7 +48,7 @@ class RepeatColumns {
   }
 
  private:
-  explicit RepeatColumns(Ledger* ledger) : values_(LedgerAllocator<float>(ledger)) {}
+  explicit RepeatColumns(Ledger* ledger) : values_(LedgerAllocator<float>(ledger->common())) {}
 
   RepeatOptions options_;
   std::string name_;

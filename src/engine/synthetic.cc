@@ -32,7 +32,7 @@ Status FillHeads(KvCache& cache, int cache_id, int num_entries, int num_position
   uint32_t seed = 1;
   for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
     if (cache.layers()[layer].num_kv_heads == 0) continue;
-    const PageLayout& layout = cache.layers()[layer].layout;
+    const PageLayout& layout = cache.head(cache_id, static_cast<int>(layer), 0).layout();
     const auto key_dim = static_cast<size_t>(layout.key_dim), value_dim = static_cast<size_t>(layout.value_dim);
     const std::vector<uint16_t> keys = RandomRows(key_dim, seed++), values = RandomRows(value_dim, seed++);
     for (HeadCache& head : cache.heads(cache_id, static_cast<int>(layer))) {

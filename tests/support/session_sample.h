@@ -26,26 +26,22 @@ class SessionSample {
  public:
   static constexpr int kContext = 200;
   static constexpr int kVocab = 16;
-  static constexpr size_t kPages = 24;  // of each format; the longest sequence would take 21
 
   SessionSample() : ledger_(size_t{1} << 20) {
     std::vector<CacheLayer> layers(3);
-    layers[0] = {.num_kv_heads = 2, .layout = PageLayout::Make(PageFormat(), 4, 2, 1)};
-    layers[2] = {.num_kv_heads = 1, .layout = PageLayout::Make(PageFormat(), 4, 4, 0)};
-    auto cache = KvCache::Create(&ledger_, std::move(layers), kPages);
-    PITH_CHECK(cache.has_value());
-    cache_ = std::move(*cache);
-    PITH_CHECK(cache_->AddFormat(KvFormat::kQ4, kPages).has_value());
+    layers[0] = {.num_kv_heads = 2, .key_dim = 4, .value_dim = 2, .global = true};
+    layers[2] = {.num_kv_heads = 1, .key_dim = 4, .value_dim = 4};
+    cache_ = KvCache::Create(&ledger_, std::move(layers));
   }
 
   KvCache& cache() { return *cache_; }
+  size_t page_bytes() const { return ledger_.used_bytes(MemoryTag::kPages); }
   SessionOwner& owner() { return owner_; }
 
   // Empty, as the engine makes one to restore into. To be freed with cache().Free(sequence.cache_id).
   Sequence NewSequence() {
     Sequence sequence;
-    sequence.cache_id = *cache_->NewSequence();
-    cache_->SetLow(sequence.cache_id, KvFormat::kQ4);
+    sequence.cache_id = *cache_->NewSequence({PageFormat(), 1, KvFormat::kQ4}, ledger_.common());
     sequence.queries = QueryRing(1, 2, 4, 3);
     sequence.merge_thresholds.assign(1, std::nan(""));
     return sequence;
