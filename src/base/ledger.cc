@@ -28,6 +28,7 @@ std::unique_ptr<MemoryAccount> MemoryAccount::Open(Ledger* ledger, size_t floor_
 }
 
 MemoryAccount::~MemoryAccount() {
+  if (this == ledger_->common()) return;  // ends with the ledger: nobody asks any more
   PITH_CHECK(used_bytes() == 0);
   const std::lock_guard<SpinLock> guard(ledger_->lock_);
   Decrease(ledger_->committed_, committed_bytes());

@@ -54,7 +54,7 @@ class MemoryAccount {
  public:
   // Null: floor > ceiling, or the floor cannot be guaranteed beside what is used and promised already.
   static std::unique_ptr<MemoryAccount> Open(Ledger* ledger, size_t floor_bytes, size_t ceiling_bytes);
-  // All that was charged has been released or passed.
+  // All that was charged has been released or passed, but to the common account.
   ~MemoryAccount();
   MemoryAccount(const MemoryAccount&) = delete;
   MemoryAccount& operator=(const MemoryAccount&) = delete;
