@@ -3,12 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -373,6 +375,144 @@ TEST(KvCacheTest, ForkSharesUntilWritten) {
   ASSERT_TRUE(AppendOne(cache->head(fork, 0, 0), {40, 0.5f, 0.25f, 1}));
   EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), BytesOfPages(3)) << "only the page written to is copied";
   EXPECT_EQ(cache->head(id, 0, 0).num_entries(), 40);
+}
+
+// A full budget, in which heads shrink on as many threads at once: what a head frees pays for the copies and the
+// regrouped pages that it needs, and nobody is refused, whoever is faster.
+void ShrinkInAFullBudget(std::optional<PageFormat> low) {
+  Ledger ledger(size_t{4} << 20);
+  const auto rest = MemoryAccount::Open(&ledger, 0, ledger.limit_bytes());
+  const auto cache = KvCache::Create(&ledger, {{4, kKeyDim, kValueDim, true}});
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16, low), ledger.common());
+  int32_t position = 0;
+  const auto append = [&](int sequence, int count) {
+    for (int i = 0; i < count; ++i, ++position) {
+      for (HeadCache& head : cache->heads(sequence, 0)) ASSERT_TRUE(AppendOne(head, {position, 0.5F, 0.25F, 1}));
+    }
+  };
+  append(id, 2 * kPageEntries);
+  for (HeadCache& head : cache->heads(id, 0)) ASSERT_TRUE(head.Demote(0));
+  const int fork = *cache->Fork(id, ledger.common());  // two pages are shared, four and a bit its own
+  append(fork, 4 * kPageEntries + 7);
+  for (HeadCache& head : cache->heads(fork, 0)) ASSERT_TRUE(head.Demote(kPageEntries));
+  ASSERT_TRUE(rest->TryCharge(MemoryTag::kScratch, ledger.uncommitted_bytes()));
+  std::vector<int32_t> kept;
+  for (int32_t i = 0; i < 6 * kPageEntries + 7; i += 2) kept.push_back(i);
+  std::array<Status, 4> statuses;
+  std::vector<std::thread> threads;
+  for (size_t h = 0; h < 4; ++h) {
+    threads.emplace_back([&, h] { statuses[h] = cache->head(fork, 0, static_cast<int>(h)).Keep(kept); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t h = 0; h < 4; ++h) {
+    ASSERT_TRUE(statuses[h]) << statuses[h].error().message;
+    EXPECT_EQ(cache->head(fork, 0, static_cast<int>(h)).num_entries(), static_cast<int>(kept.size()));
+    EXPECT_EQ(cache->head(id, 0, static_cast<int>(h)).num_entries(), 2 * kPageEntries);
+  }
+  EXPECT_TRUE(cache->Verify());
+  rest->Release(MemoryTag::kScratch, rest->used_bytes());
+}
+
+TEST(KvCacheTest, HeadsShrinkTogetherInAFullBudget) {
+  for (int round = 0; round < 20; ++round) {
+    ShrinkInAFullBudget(std::nullopt);
+    ShrinkInAFullBudget(KvFormat::kQ4);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Demotion, eviction from low pages and another format at once in a budget without a byte to spare.
+TEST(KvCacheTest, OnesOwnPagesChangeFormatInAFullBudget) {
+  Ledger ledger(size_t{4} << 20);
+  const auto account = MemoryAccount::Open(&ledger, 0, ledger.limit_bytes());
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16, KvFormat::kQ4), account.get());
+  HeadCache& head = cache->head(id, 1, 1);
+  NaiveHead naive;
+  for (int32_t p = 0; p < 6 * kPageEntries + 3; ++p) {
+    naive.push_back({p, static_cast<float>(p % 10) / 10, static_cast<float>(p % 7) / 7, static_cast<float>(p)});
+    ASSERT_TRUE(AppendOne(head, naive.back()));
+  }
+  const auto fill = [&] { ASSERT_TRUE(account->SetLimits(0, account->used_bytes())); };
+  fill();
+  ASSERT_TRUE(head.Demote(0));
+  ExpectEqual(head, naive, 0.13F);
+  fill();
+  ASSERT_TRUE(cache->SetLow(id, KvFormat::kQ2)) << "to another format, at the ceiling";
+  EXPECT_EQ(head.num_low_entries(), 6 * kPageEntries);
+  EXPECT_EQ(head.low_layout()->format, PageFormat(KvFormat::kQ2));
+  ExpectEqual(head, naive, 0.6F);
+  fill();
+  const size_t used = account->used_bytes();
+  const Status larger = cache->SetLow(id, KvFormat::kQ8);
+  ASSERT_FALSE(larger);
+  EXPECT_EQ(larger.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_EQ(cache->layout(id).low, PageFormat(KvFormat::kQ2));
+  EXPECT_EQ(account->used_bytes(), used);
+  ExpectEqual(head, naive, 0.6F);
+  std::vector<int32_t> kept;
+  NaiveHead left;
+  for (int32_t i = 1; i < head.num_entries(); i += 2) kept.push_back(i), left.push_back(naive[static_cast<size_t>(i)]);
+  ASSERT_TRUE(head.Keep(kept));
+  ExpectEqual(head, left, 0.8F);
+  ASSERT_TRUE(account->SetLimits(0, ledger.limit_bytes()));
+  ASSERT_TRUE(cache->SetLow(id, KvFormat::kF16));
+  EXPECT_EQ(head.num_low_entries(), 0);
+  EXPECT_FALSE(cache->layout(id).low);
+  ExpectEqual(head, left, 0.8F);
+  EXPECT_TRUE(cache->Verify());
+  cache->Free(id);
+}
+
+TEST(KvCacheTest, WhatASequenceWritesIsItsOwn) {
+  Ledger ledger(size_t{1} << 20);
+  const auto a = MemoryAccount::Open(&ledger, 100000, 200000), b = MemoryAccount::Open(&ledger, 0, BytesOfPages(2) + 1024);
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int first = *cache->NewSequence(LayoutOf(KvFormat::kF16), a.get());
+  for (int32_t p = 0; p < 3 * kPageEntries + 5; ++p) ASSERT_TRUE(AppendOne(cache->head(first, 0, 0), {p, 0, 0, 0}));
+  const int fork = *cache->Fork(first, b.get());
+  EXPECT_EQ(b->used_bytes(MemoryTag::kPages), 0U) << "a fork pays for nothing that it shares";
+  HeadCache& head = cache->head(fork, 0, 0);
+  EXPECT_EQ(head.PagesToExtend(1).num_pages, 1U);
+  EXPECT_EQ(head.PagesToExtend(kPageEntries).num_pages, 2U);
+  EXPECT_GE(head.PagesToExtend(kPageEntries).bytes, BytesOfPages(2));
+  ASSERT_TRUE(head.Extend(1));
+  EXPECT_EQ(b->used_bytes(MemoryTag::kPages), BytesOfPages(1)) << "the copy is the writer's";
+  EXPECT_EQ(a->used_bytes(MemoryTag::kPages), BytesOfPages(4));
+  const Status full = head.Extend(2 * kPageEntries);
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code, ErrorCode::kOutOfBudget);
+  EXPECT_TRUE(cache->head(first, 0, 0).Extend(kPageEntries)) << "another's ceiling is not mine";
+  cache->Free(first);
+  EXPECT_EQ(a->used_bytes(), 0U);
+  EXPECT_EQ(ledger.common()->used_bytes(MemoryTag::kPages), BytesOfPages(3)) << "pages that outlive their owner";
+  EXPECT_TRUE(cache->Verify());
+  cache->Free(fork);
+  EXPECT_EQ(ledger.used_bytes(), 0U);
+}
+
+TEST(KvCacheTest, TruncationTakesBackTheNewest) {
+  Ledger ledger(size_t{1} << 20);
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kF16, KvFormat::kQ4), ledger.common());
+  HeadCache& head = cache->head(id, 0, 0);
+  for (int32_t p = 0; p < 4 * kPageEntries; ++p) ASSERT_TRUE(AppendOne(head, {p, 0, 0, 0}));
+  ASSERT_TRUE(head.Demote(kPageEntries));
+  ASSERT_EQ(head.num_low_entries(), 3 * kPageEntries);
+  const size_t used = ledger.used_bytes(MemoryTag::kPages);
+  ASSERT_TRUE(head.Extend(kPageEntries + 1));
+  ASSERT_TRUE(head.Truncate(head.num_entries()));
+  EXPECT_EQ(ledger.used_bytes(MemoryTag::kPages), used) << "slots of a step that failed";
+  ASSERT_TRUE(head.Truncate(3 * kPageEntries + 1));
+  const Status within = head.Truncate(3 * kPageEntries - 1);
+  ASSERT_FALSE(within);
+  EXPECT_EQ(within.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(head.num_entries(), 3 * kPageEntries + 1);
+  ASSERT_TRUE(head.Truncate(2 * kPageEntries));
+  EXPECT_EQ(head.num_low_entries(), 2 * kPageEntries);
+  EXPECT_TRUE(cache->Verify());
+  ASSERT_TRUE(AppendOne(head, {3 * kPageEntries, 0, 0, 0}));
+  EXPECT_TRUE(cache->Verify());
 }
 
 // Controls: Verify must see a cache that is wrong.

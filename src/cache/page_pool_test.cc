@@ -116,14 +116,14 @@ TEST(PagePoolTest, ExchangesNeverLoseTheirBytes) {
   Ledger ledger(kThreads * (kPageBytes + PagePool::kTableBytesPerPage));
   PageArena arena(&ledger);
   const auto first = MakePool(&arena), second = MakePool(&arena);
-  std::atomic<int> failed{0}, stolen{0}, running{0};
+  std::atomic<int> failed{0}, stolen{0}, started{0}, ended{0};
   std::vector<std::thread> threads;
   for (size_t t = 0; t < kThreads; ++t) {
     threads.emplace_back([&] {
       PagePool *from = first.get(), *to = second.get();
       std::byte* page = from->Acquire(ledger.common());
-      ++running;
-      while (running < static_cast<int>(kThreads)) std::this_thread::yield();
+      ++started;
+      while (started < static_cast<int>(kThreads)) std::this_thread::yield();
       for (int i = 0; i < 5000; ++i) {
         PageExchange exchange(ledger.common());
         exchange.GiveUp(from, page);
@@ -136,21 +136,22 @@ TEST(PagePoolTest, ExchangesNeverLoseTheirBytes) {
         exchange.Finish();
         std::swap(from, to);
       }
+      ++ended;  // before its bytes come free
       from->Release(page, ledger.common());
-      --running;
     });
   }
   std::thread thief([&] {
-    while (running < static_cast<int>(kThreads)) std::this_thread::yield();
-    while (running == static_cast<int>(kThreads)) {
+    while (started < static_cast<int>(kThreads)) std::this_thread::yield();
+    while (ended == 0) {
       if (!ledger.TryCharge(MemoryTag::kScratch, 1)) continue;
-      if (running == static_cast<int>(kThreads)) ++stolen;
+      if (ended == 0) ++stolen;
       ledger.Release(MemoryTag::kScratch, 1);
     }
   });
   for (std::thread& thread : threads) thread.join();
   thief.join();
   EXPECT_EQ(failed, 0);
+  EXPECT_EQ(stolen, 0);
   EXPECT_EQ(first->num_used() + second->num_used(), 0U);
   EXPECT_EQ(ledger.used_bytes(), 0U);
 }

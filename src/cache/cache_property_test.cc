@@ -1,0 +1,312 @@
+// Random operations on sequences of different layouts and accounts against a naive model.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/byte_io.h"
+#include "cache/kv_cache.h"
+
+namespace pith {
+namespace {
+
+constexpr int kP = kPageEntries;
+constexpr int kKeyDim = 8, kValueDim = 4;
+
+// Two global layers of two heads, and a window layer of one.
+const std::vector<CacheLayer>& Layers() {
+  static const std::vector<CacheLayer> layers = {{2, kKeyDim, kValueDim, true}, {0, 0, 0, false}, {1, kKeyDim, kValueDim, false},
+                                                 {2, kKeyDim, kValueDim, true}};
+  return layers;
+}
+
+const std::array<PageFormat, 5> kLowFormats = {PageFormat(KvFormat::kQ8), PageFormat(KvFormat::kQ4), PageFormat(KvFormat::kQ2),
+                                               PageFormat(KvFormat::kQ4, KvFormat::kQ2), PageFormat(KvFormat::kQ8, KvFormat::kQ4)};
+
+struct Entry {
+  int32_t position;
+  float key, value, column;
+};
+
+struct NaiveSequence {
+  SequenceLayout layout;
+  std::vector<std::vector<Entry>> heads;
+  int32_t next_position = 0;
+  float tolerance = 1e-3F;  // what storing may have changed
+  MemoryAccount* account = nullptr;
+};
+
+class Model {
+ public:
+  explicit Model(uint32_t seed) : rng_(seed), ledger_(size_t{70} << 10), cache_(KvCache::Create(&ledger_, Layers())) {
+    for (size_t i = 0; i < 4; ++i) {
+      accounts_.push_back(MemoryAccount::Open(&ledger_, (seed + i) % 3 * 8192, size_t{40 + 30 * (i % 3)} << 10));
+      EXPECT_NE(accounts_.back(), nullptr);
+    }
+  }
+
+  KvCache& cache() { return *cache_; }
+  size_t num_refused() const { return num_refused_; }
+  size_t num_done() const { return num_done_; }
+
+  void Step() {
+    const auto action = rng_() % 24;
+    if (naive_.empty() || action == 0) return New();
+    if (action == 1) return Fork();
+    if (action == 2) return Free();
+    const int id = Pick();
+    if (action == 3) return ChangeLow(id);
+    if (action == 4) return SaveAndRestore(id);
+    if (action == 5) return Limits(id);
+    const int at = static_cast<int>(rng_() % naive_[id].heads.size());
+    if (action < 13) return Append(id, at);
+    if (action < 16) return Keep(id, at);
+    if (action < 19) return Demote(id, at);
+    if (action < 21) return Truncate(id, at);
+    if (action == 21) return Drop(id, at);
+    Write(id, at);
+  }
+
+  void ExpectAgreement() {
+    const Status verified = cache_->Verify();
+    ASSERT_TRUE(verified) << verified.error().message;
+    ASSERT_LE(ledger_.peak_bytes(), ledger_.limit_bytes());
+    size_t used = ledger_.common()->used_bytes();
+    for (const auto& account : accounts_) used += account->used_bytes();
+    ASSERT_EQ(used, ledger_.used_bytes());
+    for (const auto& [id, sequence] : naive_) {
+      ASSERT_EQ(cache_->layout(id), sequence.layout);
+      for (size_t i = 0; i < sequence.heads.size(); ++i) {
+        ExpectEqual(HeadOf(id, static_cast<int>(i)), sequence.heads[i], sequence.tolerance);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+
+  void FreeAll() {
+    while (!naive_.empty()) Free();
+    EXPECT_EQ(ledger_.used_bytes(), 0U);
+  }
+
+ private:
+  // Errors of storing in a format; elements are within 0..1. Half a scale, of whichever grid, and again where pages are
+  // regrouped.
+  static float ErrorOf(PageFormat format) {
+    const int bits = std::min(BitsOf(format.key), BitsOf(format.value));
+    return bits == 2 ? 0.6F : bits == 4 ? 0.13F : bits == 8 ? 2e-2F : 1e-3F;
+  }
+
+  int Pick() { return std::next(naive_.begin(), static_cast<std::ptrdiff_t>(rng_() % naive_.size()))->first; }
+  HeadCache& HeadOf(int id, int at) {
+    constexpr std::array<std::pair<int, int>, 5> kPlaces = {{{0, 0}, {0, 1}, {2, 0}, {3, 0}, {3, 1}}};
+    const auto [layer, head] = kPlaces[static_cast<size_t>(at)];
+    return cache_->head(id, layer, head);
+  }
+  bool Done(const Status& status) {
+    status ? ++num_done_ : ++num_refused_;
+    EXPECT_TRUE(status || status.error().code == ErrorCode::kOutOfBudget) << status.error().message;
+    return status.has_value();
+  }
+  MemoryAccount* AnyAccount() { return accounts_[rng_() % accounts_.size()].get(); }
+
+  void New() {
+    if (naive_.size() >= 6) return;
+    NaiveSequence sequence;
+    sequence.layout.num_columns = static_cast<int>(rng_() % 3);
+    if (rng_() % 4 == 0) sequence.layout.entry = KvFormat::kQ8;
+    if (rng_() % 2 == 0) sequence.layout.low = kLowFormats[rng_() % kLowFormats.size()];
+    if (sequence.layout.low == sequence.layout.entry || sequence.layout.entry == KvFormat::kQ8) sequence.layout.low.reset();
+    sequence.tolerance = ErrorOf(sequence.layout.entry);
+    if (sequence.layout.low) sequence.tolerance += ErrorOf(*sequence.layout.low);
+    sequence.account = AnyAccount();
+    sequence.heads.resize(cache_->num_heads());
+    const auto id = cache_->NewSequence(sequence.layout, sequence.account);
+    if (id) naive_[*id] = sequence;
+  }
+
+  void Fork() {
+    if (naive_.size() >= 6) return;
+    const int from = Pick();
+    MemoryAccount* account = AnyAccount();
+    const auto id = cache_->Fork(from, account);
+    if (!id) return;
+    naive_[*id] = naive_[from];
+    naive_[*id].account = account;
+  }
+
+  void Free() {
+    const int id = Pick();
+    cache_->Free(id);
+    naive_.erase(id);
+  }
+
+  void Append(int id, int at) {
+    NaiveSequence& sequence = naive_[id];
+    HeadCache& head = HeadOf(id, at);
+    const int count = static_cast<int>(rng_() % 70);
+    const ExtensionCost cost = head.PagesToExtend(count);
+    const size_t available = sequence.account->available_bytes();
+    const size_t entries = sequence.heads[static_cast<size_t>(at)].size(), pages = head.pages().size();
+    const Status extended = head.Extend(count);
+    EXPECT_TRUE(extended || cost.bytes > available) << "what was foreseen to fit does not";
+    if (!Done(extended)) {
+      EXPECT_EQ(head.num_entries(), static_cast<int>(entries));
+      EXPECT_EQ(head.pages().size(), pages);
+      return;
+    }
+    if (rng_() % 8 == 0) {  // a step that fails: slots go back, uncommitted
+      EXPECT_TRUE(head.Truncate(head.num_entries()));
+      EXPECT_EQ(head.pages().size(), (entries + kP - 1) / kP);
+      return;
+    }
+    for (int i = 0; i < count; ++i) {
+      const Entry entry{sequence.next_position++, Random(), Random(), static_cast<float>(rng_() % 1000)};
+      const std::vector<float> key(kKeyDim, entry.key), value(kValueDim, entry.value);
+      const int slot = head.num_entries();
+      kernels::WriteEntryF32(head.layout(), head.page_of(slot), slot % kP, key.data(), value.data(), entry.position);
+      for (int c = 0; c < head.layout().num_columns; ++c) {
+        head.layout().column(head.page_of(slot), c)[slot % kP] = entry.column + static_cast<float>(c);
+      }
+      head.Commit(1);
+      sequence.heads[static_cast<size_t>(at)].push_back(entry);
+    }
+  }
+
+  void Keep(int id, int at) {
+    std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
+    const auto of = 2 + rng_() % 5;
+    std::vector<int32_t> kept;
+    std::vector<Entry> left;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (rng_() % of == 0) continue;
+      kept.push_back(static_cast<int32_t>(i));
+      left.push_back(expected[i]);
+    }
+    if (Done(HeadOf(id, at).Keep(kept))) expected = left;
+  }
+
+  void Demote(int id, int at) {
+    HeadCache& head = HeadOf(id, at);
+    const int residual = static_cast<int>(rng_() % 40);
+    if (Done(head.Demote(residual)) && head.low_layout() != nullptr) {
+      EXPECT_LT(head.num_entries() - head.num_low_entries(), kP + residual);
+    }
+  }
+
+  void Truncate(int id, int at) {
+    HeadCache& head = HeadOf(id, at);
+    std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
+    const int left = std::max(0, head.num_entries() - static_cast<int>(rng_() % 50));
+    const Status truncated = head.Truncate(left);
+    EXPECT_EQ(truncated.has_value(), left >= head.num_low_entries() || left % kP == 0);
+    if (truncated) expected.resize(static_cast<size_t>(left));
+  }
+
+  void Drop(int id, int at) {
+    std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
+    if (expected.empty()) return;
+    const int dropped = HeadOf(id, at).DropPagesBefore(expected[expected.size() / 2].position);
+    expected.erase(expected.begin(), expected.begin() + dropped);
+  }
+
+  void Write(int id, int at) {
+    HeadCache& head = HeadOf(id, at);
+    std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
+    if (head.layout().num_columns == 0 || expected.empty()) return;
+    const float number = static_cast<float>(rng_() % 1000);
+    std::vector<float> column(expected.size(), number);
+    if (!Done(head.WriteColumn(0, column))) head.ReadColumn(0, column);  // some pages may have been written
+    for (size_t i = 0; i < column.size(); ++i) expected[i].column = column[i];
+  }
+
+  void ChangeLow(int id) {
+    NaiveSequence& sequence = naive_[id];
+    const PageFormat format = rng_() % 6 == 0 ? sequence.layout.entry : kLowFormats[rng_() % kLowFormats.size()];
+    if (sequence.layout.entry == KvFormat::kQ8 && !(format == sequence.layout.entry)) return;  // pages are encoded from 16 bits
+    const size_t used = sequence.account->used_bytes();
+    if (!Done(cache_->SetLow(id, format))) {
+      EXPECT_EQ(sequence.account->used_bytes(), used);
+      return;
+    }
+    sequence.layout.low = format == sequence.layout.entry ? std::nullopt : std::optional(format);
+    sequence.tolerance += ErrorOf(format);
+  }
+
+  void SaveAndRestore(int id) {
+    MemoryWriter writer;
+    cache_->Save(id, writer);
+    MemoryAccount* account = AnyAccount();
+    const auto copy = cache_->NewSequence(cache_->layout(id), account);
+    if (!copy) return;
+    MemoryReader reader(writer.bytes());
+    if (!Done(cache_->Restore(*copy, reader, 1 << 30))) return cache_->Free(*copy);
+    cache_->Free(id);
+    naive_[*copy] = naive_[id];
+    naive_[*copy].account = account;
+    naive_.erase(id);
+  }
+
+  void Limits(int id) {
+    MemoryAccount* account = naive_[id].account;
+    const size_t floor = rng_() % 4 * 8192;
+    (void)account->SetLimits(floor, floor + (rng_() % 8 << 14));
+  }
+
+  float Random() { return static_cast<float>(rng_() % 1000) / 1000; }
+
+  static void ExpectEqual(const HeadCache& head, const std::vector<Entry>& expected, float tolerance) {
+    const size_t n = expected.size();
+    ASSERT_EQ(head.num_entries(), static_cast<int>(n));
+    std::vector<int32_t> positions(n);
+    std::vector<float> keys(n * kKeyDim), values(n * kValueDim), column(n);
+    head.ReadPositions(positions);
+    head.ReadKeys(keys.data());
+    head.ReadValues(values.data());
+    for (size_t i = 0; i < n; ++i) {
+      ASSERT_EQ(positions[i], expected[i].position);
+      ASSERT_NEAR(keys[i * kKeyDim + 3], expected[i].key, tolerance);
+      ASSERT_NEAR(values[i * kValueDim + 1], expected[i].value, tolerance);
+    }
+    if (head.layout().num_columns == 0) return;
+    head.ReadColumn(0, column);
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(column[i], expected[i].column);
+  }
+
+  std::mt19937 rng_;
+  Ledger ledger_;
+  std::vector<std::unique_ptr<MemoryAccount>> accounts_;
+  std::unique_ptr<KvCache> cache_;
+  std::map<int, NaiveSequence> naive_;
+  size_t num_done_ = 0, num_refused_ = 0;
+};
+
+TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
+  size_t done = 0, refused = 0;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Model model(seed);
+    for (int step = 0; step < 1000; ++step) {
+      model.Step();
+      model.ExpectAgreement();
+      ASSERT_FALSE(testing::Test::HasFailure()) << "step " << step;
+    }
+    model.FreeAll();
+    done += model.num_done();
+    refused += model.num_refused();
+  }
+  // The control: the budget was met, and not all the time.
+  EXPECT_GT(refused, done / 20);
+  EXPECT_GT(done, refused);
+}
+
+}  // namespace
+}  // namespace pith
