@@ -64,7 +64,8 @@ class MemoryAccount {
   [[nodiscard]] bool TryCharge(MemoryTag tag, size_t bytes);
   void Release(MemoryTag tag, size_t bytes);
   // Releases the refunds, of any accounts of this ledger, and charges `bytes` here in one step, in which nobody else
-  // gets the bytes. A change that leaves this account with no more than before is always possible. False: nothing has changed.
+  // gets the bytes. A change that leaves this account with no more than before is always possible. False: nothing
+  // has changed.
   [[nodiscard]] bool TryExchange(MemoryTag tag, std::span<const Refund> refunds, size_t bytes);
   // Charged bytes go over to another account, whatever its limits: of memory that outlives its owner.
   void Pass(MemoryTag tag, size_t bytes, MemoryAccount* to);

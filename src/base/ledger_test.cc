@@ -85,7 +85,7 @@ TEST(MemoryAccountTest, AnExchangeIsPaidByItsRefunds) {
   EXPECT_EQ(ledger.used_bytes(), 100u);
   EXPECT_TRUE(a->TryExchange(MemoryTag::kPages, {&own, 1}, 30)) << "in a full ledger, at the ceiling";
   EXPECT_EQ(a->used_bytes(), 60u);
-  EXPECT_FALSE(a->TryExchange(MemoryTag::kPages, {&others, 1}, 20)) << "the bytes would be there, but not below the ceiling";
+  EXPECT_FALSE(a->TryExchange(MemoryTag::kPages, {&others, 1}, 20)) << "they would be there, but beyond the ceiling";
   EXPECT_EQ(b->used_bytes(), 40u);
   EXPECT_TRUE(a->SetLimits(0, 80));
   EXPECT_TRUE(a->TryExchange(MemoryTag::kPages, {&others, 1}, 20));

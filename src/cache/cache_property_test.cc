@@ -24,13 +24,14 @@ constexpr int kKeyDim = 8, kValueDim = 4;
 
 // Two global layers of two heads, and a window layer of one.
 const std::vector<CacheLayer>& Layers() {
-  static const std::vector<CacheLayer> layers = {{2, kKeyDim, kValueDim, true}, {0, 0, 0, false}, {1, kKeyDim, kValueDim, false},
-                                                 {2, kKeyDim, kValueDim, true}};
+  static const std::vector<CacheLayer> layers = {
+      {2, kKeyDim, kValueDim, true}, {0, 0, 0, false}, {1, kKeyDim, kValueDim, false}, {2, kKeyDim, kValueDim, true}};
   return layers;
 }
 
-const std::array<PageFormat, 5> kLowFormats = {PageFormat(KvFormat::kQ8), PageFormat(KvFormat::kQ4), PageFormat(KvFormat::kQ2),
-                                               PageFormat(KvFormat::kQ4, KvFormat::kQ2), PageFormat(KvFormat::kQ8, KvFormat::kQ4)};
+const std::array<PageFormat, 5> kLowFormats = {KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2,
+                                               PageFormat(KvFormat::kQ4, KvFormat::kQ2),
+                                               PageFormat(KvFormat::kQ8, KvFormat::kQ4)};
 
 struct Entry {
   int32_t position;
@@ -124,7 +125,7 @@ class Model {
     sequence.layout.num_columns = static_cast<int>(rng_() % 3);
     if (rng_() % 4 == 0) sequence.layout.entry = KvFormat::kQ8;
     if (rng_() % 2 == 0) sequence.layout.low = kLowFormats[rng_() % kLowFormats.size()];
-    if (sequence.layout.low == sequence.layout.entry || sequence.layout.entry == KvFormat::kQ8) sequence.layout.low.reset();
+    if (sequence.layout.entry == KvFormat::kQ8) sequence.layout.low.reset();
     sequence.tolerance = ErrorOf(sequence.layout.entry);
     if (sequence.layout.low) sequence.tolerance += ErrorOf(*sequence.layout.low);
     sequence.account = AnyAccount();
@@ -231,7 +232,8 @@ class Model {
   void ChangeLow(int id) {
     NaiveSequence& sequence = naive_[id];
     const PageFormat format = rng_() % 6 == 0 ? sequence.layout.entry : kLowFormats[rng_() % kLowFormats.size()];
-    if (sequence.layout.entry == KvFormat::kQ8 && !(format == sequence.layout.entry)) return;  // pages are encoded from 16 bits
+    // Pages are encoded from 16 bits.
+    if (sequence.layout.entry == KvFormat::kQ8 && !(format == sequence.layout.entry)) return;
     const size_t used = sequence.account->used_bytes();
     if (!Done(cache_->SetLow(id, format))) {
       EXPECT_EQ(sequence.account->used_bytes(), used);

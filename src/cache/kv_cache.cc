@@ -20,7 +20,8 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 }  // namespace
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
-    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), num_low_(other.num_low_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
+    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), num_low_(other.num_low_),
+      pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
   other.num_low_ = 0;
 }
@@ -190,13 +191,15 @@ void HeadCache::ReadPositions(std::span<int32_t> positions) const {
 
 void HeadCache::ReadKeys(float* keys) const {
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count), keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
+    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count),
+                      keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
   });
 }
 
 void HeadCache::ReadValues(float* values) const {
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count), values + static_cast<size_t>(entry) * static_cast<size_t>(layout_->value_dim));
+    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count),
+                        values + static_cast<size_t>(entry) * static_cast<size_t>(layout_->value_dim));
   });
 }
 
@@ -224,7 +227,8 @@ Status HeadCache::WriteColumn(int column, std::span<const float> values) {
   Status status;
   ForEachPage(values.size(), [&](int entry, size_t count) {
     if (status) status = Unshare(static_cast<size_t>(entry / kP));
-    if (status) std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + entry, sizeof(float) * count);
+    if (!status) return;
+    std::memcpy(layout_of(entry).column(page_of(entry), column), values.data() + entry, sizeof(float) * count);
   });
   return status;
 }
@@ -254,7 +258,9 @@ Status HeadCache::Rewrite(std::span<const int32_t> entries, const float* keys, c
 }
 
 Status HeadCache::Verify() const {
-  if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) return Corrupt("cache: a head has fewer pages than entries");
+  if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) {
+    return Corrupt("cache: a head has fewer pages than entries");
+  }
   if (num_low_ > static_cast<size_t>(num_entries_ / kP)) return Corrupt("cache: a low page is not full");
   int32_t last = -1;
   for (int i = 0; i < num_entries_; ++i) {

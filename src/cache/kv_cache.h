@@ -118,15 +118,16 @@ class HeadCache {
 
   void Clear();
 
-  // Reads into contiguous arrays: positions [n], keys [n, D], values [n, Dv], a column [n]. Of positions and columns also
-  // as many as the array holds from `first` on, which begins a page.
+  // Reads into contiguous arrays: positions [n], keys [n, D], values [n, Dv], a column [n]. Of positions and columns
+  // also as many as the array holds from `first` on, which begins a page.
   void ReadPositions(std::span<int32_t> positions) const;
   void ReadKeys(float* keys) const;
   void ReadValues(float* values) const;
   // The values of these ascending entries, [entries, Dv].
   void ReadValuesOf(std::span<const int32_t> entries, float* values) const;
   void ReadColumn(int column, std::span<float> values) const;
-  // Copies the entry's page if it is shared, before columns are written in place. kOutOfBudget if that is impossible.
+  // Copies the entry's page if it is shared, before columns are written in place. kOutOfBudget if that is
+  // impossible.
   Status MakeWritable(int entry) { return Unshare(static_cast<size_t>(entry / kPageEntries)); }
   // Columns of a shared page may not be written: kOutOfBudget if a copy was needed and impossible.
   Status WriteColumn(int column, std::span<const float> values);

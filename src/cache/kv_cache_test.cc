@@ -466,7 +466,8 @@ TEST(KvCacheTest, OnesOwnPagesChangeFormatInAFullBudget) {
 
 TEST(KvCacheTest, WhatASequenceWritesIsItsOwn) {
   Ledger ledger(size_t{1} << 20);
-  const auto a = MemoryAccount::Open(&ledger, 100000, 200000), b = MemoryAccount::Open(&ledger, 0, BytesOfPages(2) + 1024);
+  const auto a = MemoryAccount::Open(&ledger, 100000, 200000);
+  const auto b = MemoryAccount::Open(&ledger, 0, BytesOfPages(2) + 1024);
   const auto cache = KvCache::Create(&ledger, Layers());
   const int first = *cache->NewSequence(LayoutOf(KvFormat::kF16), a.get());
   for (int32_t p = 0; p < 3 * kPageEntries + 5; ++p) ASSERT_TRUE(AppendOne(cache->head(first, 0, 0), {p, 0, 0, 0}));

@@ -68,8 +68,8 @@ void HeadCache::ChangeLow(PageStore low, PageExchange* exchange) {
   if (low.pool == low_.pool) return;
   // Pages are encoded from 16 bits.
   const bool wide = BitsOf(layout_->format.key) == 16 && BitsOf(layout_->format.value) == 16;
-  const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim, layout_->value_dim,
-                                              layout_->num_columns);
+  const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim,
+                                              layout_->value_dim, layout_->num_columns);
   std::vector<std::byte> staging(num_low_ > 0 ? between.page_bytes : 0);
   for (size_t i = 0; i < num_low_; ++i) {
     for (int slot = 0; slot < kP; ++slot) {
