@@ -15,6 +15,12 @@ constexpr int kP = kPageEntries;
 
 size_t PagesFor(int entries) { return static_cast<size_t>((entries + kP - 1) / kP); }
 
+// Pages are encoded from 16-bit keys.
+Status CheckConversion(PageFormat entry, PageFormat low) {
+  if (low == entry || BitsOf(entry.key) == 16) return {};
+  return InvalidArgument("a cache in " + entry.Name() + " cannot be converted to " + low.Name());
+}
+
 tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free page left"); }
 
 }  // namespace
@@ -315,6 +321,7 @@ void KvCache::ForEachHead(Sequence& sequence, const Visit& visit) {
 
 Status KvCache::SetLow(int sequence, PageFormat format) {
   Sequence& own = sequences_.at(sequence);
+  PITH_RETURN_IF_ERROR(CheckConversion(own.layout.entry, format));
   PITH_ASSIGN_OR_RETURN(const PageClass* to, FindClass(format, own.layout.num_columns));
   PageExchange exchange(own.account());
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.OfferLow(to->store(layer), &exchange); });
@@ -333,6 +340,7 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
   SequenceLayout settled = layout;
   if (layout.low == layout.entry) settled.low.reset();
   if (settled.low) {
+    PITH_RETURN_IF_ERROR(CheckConversion(settled.entry, *settled.low));
     PITH_ASSIGN_OR_RETURN(low, FindClass(*settled.low, layout.num_columns));
   }
   try {

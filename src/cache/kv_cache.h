@@ -197,14 +197,16 @@ class KvCache {
   static std::unique_ptr<KvCache> Create(Ledger* ledger, std::vector<CacheLayer> layers);
 
   // An empty sequence whose pages and tables `account` pays for; the account outlives it. kOutOfBudget: it does not
-  // hold the sequence's tables. kIo: no address space for pages of this layout.
+  // hold the sequence's tables. kIo: no address space for pages of this layout. kInvalidArgument: keys of entries are
+  // not in 16 bits, and full pages shall be converted.
   Result<int> NewSequence(const SequenceLayout& layout, MemoryAccount* account);
   // One that shares all pages, of the same layout. What it writes from now on is its own account's.
   Result<int> Fork(int sequence, MemoryAccount* account);
   void Free(int sequence);
 
   // What Demote() converts this sequence's pages to from now on. Pages that are in another low format are converted;
-  // to the entries' own format: there will be no low pages. kOutOfBudget, kIo: nothing has changed.
+  // to the entries' own format: there will be no low pages. kOutOfBudget, kIo, kInvalidArgument (as for
+  // NewSequence()): nothing has changed.
   Status SetLow(int sequence, PageFormat format);
 
   const SequenceLayout& layout(int sequence) const { return sequences_.at(sequence).layout; }

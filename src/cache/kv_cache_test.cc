@@ -464,6 +464,19 @@ TEST(KvCacheTest, OnesOwnPagesChangeFormatInAFullBudget) {
   cache->Free(id);
 }
 
+TEST(KvCacheTest, EightBitEntriesAreNotConverted) {
+  Ledger ledger(size_t{1} << 20);
+  const auto cache = KvCache::Create(&ledger, Layers());
+  const auto made = cache->NewSequence(LayoutOf(KvFormat::kQ8, KvFormat::kQ4), ledger.common());
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().message, "a cache in q8 cannot be converted to q4");
+  const int id = *cache->NewSequence(LayoutOf(KvFormat::kQ8), ledger.common());
+  const Status set = cache->SetLow(id, KvFormat::kQ4);
+  ASSERT_FALSE(set);
+  EXPECT_EQ(set.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(cache->SetLow(id, KvFormat::kQ8)) << "its own format changes nothing";
+}
+
 TEST(KvCacheTest, WhatASequenceWritesIsItsOwn) {
   Ledger ledger(size_t{1} << 20);
   const auto a = MemoryAccount::Open(&ledger, 100000, 200000);
