@@ -47,7 +47,7 @@ const bool registered = [] {
   for (const auto& [name, format] : formats) {
     for (const bool in_memory : {false, true}) {
       const std::string title = std::string("products/") + name + (in_memory ? "/in_memory" : "/in_cache");
-      benchmark::RegisterBenchmark(title.c_str(), Run, format, in_memory)->ArgName("rows")->Arg(1)->Arg(4)->Arg(16);
+      benchmark::RegisterBenchmark(title.c_str(), Run, format, in_memory)->ArgName("rows")->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(16)->Arg(32)->Arg(40);
     }
   }
   return true;
