@@ -177,6 +177,18 @@ HWY_INLINE void StoreSums(const __m256* lanes, float* sums) {
   std::memcpy(sums, all, kCount * sizeof(float));
 }
 
+HWY_INLINE __m256 Whole(__m256 chains) { return chains; }
+HWY_INLINE __m256 Whole(__m128 chains) { return _mm256_zextps128_ps256(chains); }
+
+template <int kRows, int kInputs, class Chains>
+HWY_INLINE void StoreTile(const Chains (&sum)[kRows][kInputs], float* output, size_t output_stride) {
+  for (int n = 0; n < kInputs; ++n) {
+    __m256 of_input[kRows];
+    for (int r = 0; r < kRows; ++r) of_input[r] = Whole(sum[r][n]);
+    StoreSums<kRows>(of_input, output + static_cast<size_t>(n) * output_stride);
+  }
+}
+
 // Scales of kBlocks blocks, then their least weights.
 template <class Block, int kBlocks>
 HWY_INLINE __m256 Scales(const uint8_t* block) {
@@ -264,11 +276,7 @@ HWY_ATTR void MultiplyTile(const uint8_t* weights, size_t row_bytes, int num_blo
     default:
       break;
   }
-  for (int n = 0; n < kInputs; ++n) {
-    __m256 of_input[kRows];
-    for (int r = 0; r < kRows; ++r) of_input[r] = sum[r][n];
-    StoreSums<kRows>(of_input, output + static_cast<size_t>(n) * output_stride);
-  }
+  StoreTile<kRows, kInputs>(sum, output, output_stride);
 }
 
 // The same for Q6_K, whose width is a multiple of 256. What the offset of codes adds is taken off pairs of products,
@@ -340,11 +348,7 @@ HWY_ATTR void MultiplyTileQ6K(const uint8_t* weights, size_t row_bytes, int num_
     half(std::integral_constant<int, 1>());
     weights += Block::kBytes;
   }
-  for (int n = 0; n < kInputs; ++n) {
-    __m256 of_input[kRows];
-    for (int r = 0; r < kRows; ++r) of_input[r] = _mm256_zextps128_ps256(sum[r][n]);
-    StoreSums<kRows>(of_input, output + static_cast<size_t>(n) * output_stride);
-  }
+  StoreTile<kRows, kInputs>(sum, output, output_stride);
 }
 
 // All rows of input in tiles of 2 and 1 times rows of weights.

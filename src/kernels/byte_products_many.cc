@@ -352,12 +352,15 @@ HWY_ATTR void AddLeasts(const Packed& packed, int count, const InputRow& input, 
   const DF df;
   VF sum[kChains];
   for (int chain = 0; chain < kChains; ++chain) sum[chain] = hn::Load(df, sums->of_leasts[chain]);
-  for (int b = 0; b < count; b += kChains) {
-    for (int chain = 0; chain < std::min(kChains, count - b); ++chain) {
-      const VF of_input = hn::Set(df, input.scales[RoundedRows::SumAt(b + chain)]);
-      sum[chain] = hn::MulAdd(hn::Load(df, packed.leasts[b + chain]), of_input, sum[chain]);
-    }
+  const auto add = [&](int b, int chain) HWY_ATTR {
+    const VF of_input = hn::Set(df, input.scales[RoundedRows::SumAt(b) + chain]);
+    sum[chain] = hn::MulAdd(hn::Load(df, packed.leasts[b + chain]), of_input, sum[chain]);
+  };
+  int b = 0;
+  for (; b + kChains <= count; b += kChains) {
+    for (int chain = 0; chain < kChains; ++chain) add(b, chain);
   }
+  for (int chain = 0; chain < count - b; ++chain) add(b, chain);
   for (int chain = 0; chain < kChains; ++chain) hn::Store(sum[chain], df, sums->of_leasts[chain]);
 }
 
