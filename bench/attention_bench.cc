@@ -3,6 +3,7 @@
 //   ceiling/read    bytes/s of reading memory, all threads
 //   ceiling/fma     FLOP/s of independent float32 FMAs, all threads
 //   decode/...      bytes/s of keys and values, one query
+//   sequences/...   the same of several sequences, one call for all or one each
 //   prefill/...     FLOP/s, two per multiplication of the visible part of Q K^T and P V
 //
 // Inputs change from one iteration to the next: out-of-cache cases walk over several caches.
@@ -152,6 +153,27 @@ class Bench {
     benchmark::ClobberMemory();
   }
 
+  // One step of as many sequences as there are caches.
+  void Sequences(bool together) {
+    if (sequences_.empty()) {
+      for (const auto& cache : caches_) {
+        sequences_.push_back(task_);
+        sequences_.back().heads = cache->heads();
+        outputs_.emplace_back(output_.size());
+        sequences_.back().output = outputs_.back().data();
+      }
+      scratch_ = AllocateHuge(AttentionScratchBytes(sequences_, shape_.threads));
+    }
+    pool_.Run([&](const Team& team) {
+      if (together) return RunAttention(sequences_, scratch_.get(), team);
+      for (const AttentionTask& task : sequences_) {
+        RunAttention(task, scratch_.get(), team);
+        team.Sync();
+      }
+    });
+    benchmark::ClobberMemory();
+  }
+
   void Probabilities() {
     Next();
     if (probabilities_.empty()) {
@@ -181,6 +203,8 @@ class Bench {
   Pool pool_;
   std::vector<std::unique_ptr<Cache>> caches_;
   AttentionTask task_;
+  std::vector<AttentionTask> sequences_;
+  std::vector<std::vector<float>> outputs_;
   std::vector<float> queries_, output_, probabilities_;
   std::vector<float*> rows_;
   std::vector<int32_t> positions_;
@@ -195,6 +219,13 @@ void Decode(benchmark::State& state, const BenchShape& shape, bool out_of_cache)
   Bench bench(shape, out_of_cache ? static_cast<int>(kOutOfCacheBytes / one + 1) : 1);
   for (auto _ : state) bench.Attention();
   state.counters["bytes"] = benchmark::Counter(bench.bytes(), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void DecodeSequences(benchmark::State& state, const BenchShape& shape, int num_sequences, bool together) {
+  Bench bench(shape, num_sequences);
+  for (auto _ : state) bench.Sequences(together);
+  state.counters["bytes"] =
+      benchmark::Counter(bench.bytes() * num_sequences, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void Prefill(benchmark::State& state, const BenchShape& shape) {
@@ -304,6 +335,11 @@ void RegisterAll(int threads) {
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
       shape.num_entries = 1024;
       benchmark::RegisterBenchmark(NameOf("decode_cached", shape).c_str(), Decode, shape, false)->UseRealTime();
+      shape.num_entries = 400;
+      for (const bool together : {false, true}) {
+        const std::string name = NameOf("sequences", shape) + "/of:16/" + (together ? "together" : "each");
+        benchmark::RegisterBenchmark(name.c_str(), DecodeSequences, shape, 16, together)->UseRealTime();
+      }
       shape.num_queries = 512;
       shape.num_entries = 4096;
       benchmark::RegisterBenchmark(NameOf("prefill", shape).c_str(), Prefill, shape)->UseRealTime();

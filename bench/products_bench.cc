@@ -1,4 +1,5 @@
-// Products of a few rows with quantised weights: bytes/s of weights, beside ceiling/read of attention_bench.cc.
+// Products of a few rows with quantised weights: bytes/s of weights, beside ceiling/read of attention_bench.cc, and
+// multiply-adds/s. Threads round their input themselves, as round/rows:N shows (values/s).
 //
 //   products/FORMAT/in_cache/rows:N     one small matrix again and again
 //   products/FORMAT/in_memory/rows:N    64 MiB of weights, one thread
@@ -38,7 +39,23 @@ void Run(benchmark::State& state, WeightFormat format, bool in_memory) {
   }
   state.counters["bytes"] = benchmark::Counter(
       static_cast<double>(matrix_bytes) * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["mac"] = benchmark::Counter(static_cast<double>(kWidth) * kRows * num_inputs,
+                                             benchmark::Counter::kIsIterationInvariantRate);
 }
+
+void Round(benchmark::State& state) {
+  const auto num_inputs = static_cast<int>(state.range(0));
+  std::vector<float> input(static_cast<size_t>(kWidth * num_inputs));
+  for (size_t i = 0; i < input.size(); ++i) input[i] = static_cast<float>(i % 17) - 8;
+  RoundedRows rounded;
+  for (auto _ : state) {
+    rounded.Round(input.data(), kWidth, num_inputs, kWidth);
+    benchmark::DoNotOptimize(rounded.codes(0));
+  }
+  state.counters["values"] =
+      benchmark::Counter(static_cast<double>(input.size()), benchmark::Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(Round)->Name("round")->ArgName("rows")->Arg(1)->Arg(16);
 
 const bool registered = [] {
   const std::pair<const char*, WeightFormat> formats[] = {{"q4_0", WeightFormat::kQ4_0}, {"q4_1", WeightFormat::kQ4_1},
@@ -47,7 +64,15 @@ const bool registered = [] {
   for (const auto& [name, format] : formats) {
     for (const bool in_memory : {false, true}) {
       const std::string title = std::string("products/") + name + (in_memory ? "/in_memory" : "/in_cache");
-      benchmark::RegisterBenchmark(title.c_str(), Run, format, in_memory)->ArgName("rows")->Arg(1)->Arg(4)->Arg(16);
+      benchmark::RegisterBenchmark(title.c_str(), Run, format, in_memory)
+          ->ArgName("rows")
+          ->Arg(1)
+          ->Arg(2)
+          ->Arg(4)
+          ->Arg(8)
+          ->Arg(16)
+          ->Arg(32)
+          ->Arg(40);
     }
   }
   return true;

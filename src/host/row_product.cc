@@ -13,7 +13,6 @@ namespace {
 // Rows of weights that are taken at once: enough for memory to be read in order, few enough to share.
 constexpr int64_t kPartBytes = 64 * 1024;
 constexpr int64_t kPartsPerThread = 4;
-constexpr int64_t kRowStep = 4;
 
 std::optional<kernels::WeightFormat> FormatOf(ggml_type type) {
   switch (type) {
@@ -46,7 +45,8 @@ void RowProduct::Run(const ggml_tensor* node, int num_threads, kernels::RoundedR
   const auto row_bytes = static_cast<int64_t>(weights->nb[1]);
   const int64_t num_rows = weights->ne[1];
   const int64_t fair = std::min(kPartBytes / row_bytes, num_rows / (kPartsPerThread * num_threads));
-  const int64_t part_rows = std::max<int64_t>(fair / kRowStep, 1) * kRowStep;
+  const int64_t row_step = kernels::WeightRowsTogether(static_cast<int>(input->ne[1]));
+  const int64_t part_rows = std::max<int64_t>(fair / row_step, 1) * row_step;
   const int64_t num_parts = (num_rows + part_rows - 1) / part_rows;
   const auto rows_at = [&](int64_t part) {
     return static_cast<const std::byte*>(weights->data) + part * part_rows * row_bytes;

@@ -11,20 +11,27 @@
 //   many rows (prefill)  each page is converted to float32 once per tile, and
 //                        then read by all blocks of rows out of the near caches;
 //                        or to what the processor's matrix unit reads (UnitProducts).
+//
+// The tasks of a call go through its phases together, so that the barriers between them are paid once:
+//
+//   compute                whole items, and each part's stretch of items that are cut
+//   -- barrier --
+//   merge, observe         rows of cut items; what a part saw of them becomes probabilities
+//   -- barrier --          if any task is observed
+//   merge what was seen
 #include "kernels/attention.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <optional>
 
 #include "base/check.h"
 #include "kernels/attention_plan.h"
 #include "kernels/attention_space.h"
+#include "kernels/attention_worker.h"
 #include "kernels/observed_steps.h"
 #include "kernels/page_kernels.h"
 
@@ -32,472 +39,6 @@ namespace pith::kernels {
 namespace {
 
 constexpr float kLn2 = 0.69314718055994530942f;
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-
-// The pages of a tile that some row sees, in steps. With `filter` off (few
-// rows, causal) all pages count and their positions are looked at late, after
-// they have been prefetched.
-class StepWalker {
- public:
-  StepWalker(const PageKernels& kernels, const HeadEntries& head, const Tile& tile, bool filter, int step_pages,
-             Share share)
-      : kernels_(kernels),
-        cursor_(head),
-        tile_(tile),
-        filter_(filter),
-        step_pages_(step_pages),
-        left_(share.end - share.begin) {
-    if (!filter_) cursor_.Skip(share.begin);
-    if (filter_) to_skip_ = share.begin;
-  }
-
-  struct Step {
-    int num_pages = 0;
-    PageRef refs[kStepPages];
-    bool masked[kStepPages];
-  };
-
-  Step Next() {
-    Step step;
-    PageRef ref;
-    while (step.num_pages < step_pages_ && left_ > 0 && cursor_.Next(&ref)) {
-      bool masked = false;
-      if (filter_) {
-        const PageVisibility visibility = Visibility(kernels_, tile_, ref);
-        if (visibility == PageVisibility::kHidden) continue;
-        if (to_skip_ > 0) {
-          --to_skip_;
-          continue;
-        }
-        masked = visibility == PageVisibility::kPartly;
-      }
-      step.refs[step.num_pages] = ref;
-      step.masked[step.num_pages++] = masked;
-      --left_;
-    }
-    return step;
-  }
-
-  // Must be called before a step's masked flags are used.
-  void Classify(Step* step) const {
-    if (filter_) return;
-    for (int p = 0; p < step->num_pages; ++p) {
-      step->masked[p] = Visibility(kernels_, tile_, step->refs[p]) != PageVisibility::kWholly;
-    }
-  }
-
- private:
-  const PageKernels& kernels_;
-  PageCursor cursor_;
-  const Tile& tile_;
-  bool filter_;
-  int step_pages_;
-  int left_;
-  int to_skip_ = 0;
-};
-
-Prefetch KeysOf(const PageRef& ref) { return {ref.page + ref.layout->key_offset, ref.layout->key_bytes()}; }
-Prefetch ValuesOf(const PageRef& ref) {
-  return {ref.page + ref.layout->value_offset, ref.layout->value_row_bytes() * static_cast<size_t>(ref.count)};
-}
-
-// What kernels fetch while they go through a step's pages, twice: once for keys, once for values.
-class Lookahead {
- public:
-  // `here` has been fetched already, or not.
-  Lookahead(const StepWalker::Step& here, const StepWalker::Step& next, bool fetched)
-      : here_(here), next_(next), fetched_(fetched) {}
-
-  // With the p-th page's keys, and with its values. Values follow keys in memory.
-  Prefetch WithKeys(int p) const { return fetched_ ? Half(p) : ValuesOf(here_.refs[p]); }
-  Prefetch WithValues(int p) const {
-    if (fetched_) return Half(here_.num_pages + p);
-    if (p >= next_.num_pages) return {};
-    const Prefetch keys = KeysOf(next_.refs[p]), values = ValuesOf(next_.refs[p]);
-    return {keys.at, static_cast<size_t>(values.at - keys.at) + values.bytes};
-  }
-  const StepWalker::Step& next() const { return next_; }
-  bool FetchesAll() const { return next_.num_pages <= here_.num_pages; }
-
- private:
-  Prefetch Half(int i) const {
-    if (i / 2 >= next_.num_pages) return {};
-    return i % 2 == 0 ? KeysOf(next_.refs[i / 2]) : ValuesOf(next_.refs[i / 2]);
-  }
-
-  const StepWalker::Step& here_;
-  const StepWalker::Step& next_;
-  const bool fetched_;
-};
-
-void Fetch(const std::byte* at, size_t bytes) {
-  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
-}
-
-// The products of one tile in the matrix unit.
-class UnitProducts {
- public:
-  UnitProducts(const AttentionTask& task, const Geometry& geometry, const PageKernels& kernels, const Workspace& space)
-      : geometry_(geometry), kernels_(kernels), space_(space.unit), dim_(static_cast<size_t>(task.key_dim)) {
-    static_assert(kTileBlock == kPageEntries && kTileDepth == kPageEntries && kValuePad % kTileBlock == 0);
-  }
-
-  // queries: [rows] of [D]. What lies beyond them, and beyond the rows of weights to come, becomes 0.
-  void SetQueries(const float* const* queries, int rows, float scale) {
-    rows_ = static_cast<size_t>(rows);
-    std::memset(space_.queries, 0, 2 * sizeof(uint16_t) * PaddedRows() * space_.depth);
-    for (size_t plane = 0; plane < 2; ++plane) {
-      uint16_t* const beyond = space_.weights + (plane * PaddedRows() + rows_) * kStepEntries;
-      std::memset(beyond, 0, sizeof(uint16_t) * (PaddedRows() - rows_) * kStepEntries);
-    }
-    for (size_t r = 0; r < rows_; ++r) {
-      uint16_t* high = space_.queries + r * space_.depth;
-      SplitRow(queries[r], dim_, scale, high, high + PaddedRows() * space_.depth);
-    }
-  }
-
-  void Convert(const StepWalker::Step& step) const {
-    for (int p = 0; p < step.num_pages; ++p) {
-      const PageRef& ref = step.refs[p];
-      kernels_.convert_keys(*ref.layout, ref.page, space_.page);
-      PackRight(space_.page, dim_, kPageEntries, kPageEntries, KeysOfPage(p));
-      kernels_.convert_values(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
-      PackRight(space_.page, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
-    }
-  }
-
-  // scores: [rows, kStepEntries]
-  void Score(int num_pages, float* scores) const {
-    TileProduct product = Left(space_.queries, space_.depth);
-    product.group_stride = PackedWords(kTileDepth, kPageEntries);
-    product.groups = static_cast<int>(space_.depth / kTileDepth);
-    product.sum_stride = kStepEntries;
-    for (int p = 0; p < num_pages; ++p) {
-      product.right = KeysOfPage(p);
-      product.sums = scores + p * kPageEntries;
-      MultiplyRows(product);
-    }
-  }
-
-  // acc [rows, acc_stride] += weights [rows, kStepEntries] times the step's values.
-  void Accumulate(int num_pages, const float* weights, float* acc) const {
-    const auto count = static_cast<size_t>(num_pages) * kPageEntries;
-    const size_t plane = PaddedRows() * kStepEntries;
-    for (size_t r = 0; r < rows_; ++r) {
-      uint16_t* high = space_.weights + r * kStepEntries;
-      SplitRow(weights + r * kStepEntries, count, 1.0f, high, high + plane);
-    }
-    TileProduct product = Left(space_.weights, kStepEntries);
-    product.group_stride = PackedWords(kPageEntries, geometry_.acc_stride);
-    product.groups = num_pages;
-    product.sum_stride = geometry_.acc_stride;
-    product.add = true;
-    for (size_t column = 0; column < geometry_.acc_stride; column += kTileBlock) {
-      product.right = space_.values + PackedWords(kTileDepth, column);
-      product.sums = acc + column;
-      MultiplyRows(product);
-    }
-  }
-
- private:
-  size_t PaddedRows() const { return RoundUp(rows_, kTileBlock); }
-  uint32_t* KeysOfPage(int p) const { return space_.keys + static_cast<size_t>(p) * PackedWords(dim_, kPageEntries); }
-  uint32_t* ValuesOfPage(int p) const {
-    return space_.values + static_cast<size_t>(p) * PackedWords(kPageEntries, geometry_.acc_stride);
-  }
-
-  // planes: [2][PaddedRows()][stride]
-  TileProduct Left(const uint16_t* planes, size_t stride) const {
-    TileProduct product = {};
-    product.high = planes;
-    product.low = planes + PaddedRows() * stride;
-    product.left_stride = stride;
-    return product;
-  }
-
-  // All rows of a product, in blocks. What a last block has beyond the rows goes elsewhere.
-  void MultiplyRows(TileProduct product) const {
-    const size_t whole = rows_ / kTileBlock * kTileBlock;
-    for (size_t r = 0; r < whole; r += kTileBlock) {
-      geometry_.unit->multiply(product);
-      product.high += kTileBlock * product.left_stride;
-      product.low += kTileBlock * product.left_stride;
-      product.sums += kTileBlock * product.sum_stride;
-    }
-    if (whole == rows_) return;
-    alignas(64) float block[kTileBlock][kTileBlock] = {};
-    float* const sums = product.sums;
-    for (size_t r = 0; product.add && r < rows_ - whole; ++r) {
-      std::memcpy(block[r], sums + r * product.sum_stride, sizeof(block[r]));
-    }
-    const size_t sum_stride = product.sum_stride;
-    product.sums = block[0];
-    product.sum_stride = kTileBlock;
-    geometry_.unit->multiply(product);
-    for (size_t r = 0; r < rows_ - whole; ++r) std::memcpy(sums + r * sum_stride, block[r], sizeof(block[r]));
-  }
-
-  const Geometry& geometry_;
-  const PageKernels& kernels_;
-  const UnitSpace& space_;
-  const size_t dim_;
-  size_t rows_ = 0;
-};
-
-// One thread at work on one task.
-class Worker {
- public:
-  Worker(const AttentionTask& task, const Geometry& geometry, const PageKernels& kernels, const Workspace& space)
-      : task_(task), geometry_(geometry), kernels_(kernels), space_(space), unit_(task, geometry, kernels, space) {}
-
-  bool filter() const { return !geometry_.direct || task_.mask != MaskKind::kCausal; }
-
-  int CountPages(const Tile& tile) const {
-    const HeadEntries& head = task_.heads[tile.head];
-    if (!filter()) return PageCursor::NumPages(head);
-    int count = 0;
-    PageCursor cursor(head);
-    for (PageRef ref; cursor.Next(&ref);) count += Visibility(kernels_, tile, ref) != PageVisibility::kHidden;
-    return count;
-  }
-
-  void Run(const Tile& tile, Share share, Accumulator* acc) {
-    tile_ = &tile;
-    acc_ = *acc;
-    acc_.seen.num_steps = 0;
-    if (with_unit()) geometry_.unit->begin();
-    Prepare();
-    StepWalker walker(kernels_, task_.heads[tile.head], tile, filter(), geometry_.step_pages, share);
-    StepWalker::Step step = walker.Next(), beginning;
-    while (step.num_pages > 0) {
-      const StepWalker::Step next = walker.Next();
-      if (next.num_pages == 0) beginning = BeginningAfter(tile, share);
-      const Lookahead lookahead(step, next.num_pages > 0 ? next : beginning, fetched_);
-      scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(acc_.seen.num_steps) : space_.scores;
-      if (with_unit()) {
-        unit_.Convert(step);
-        unit_.Score(step.num_pages, scores_);
-      } else {
-        if (!geometry_.direct) Convert(step);
-        Score(step, lookahead);
-      }
-      walker.Classify(&step);
-      Softmax(step);
-      if (task_.observed != nullptr) Remember(step);
-      Rescale();
-      with_unit() ? unit_.Accumulate(step.num_pages, weights_, acc_.values) : Accumulate(step, lookahead);
-      fetched_ = lookahead.FetchesAll();
-      step = next;
-    }
-    acc->seen.num_steps = acc_.seen.num_steps;
-    if (with_unit()) geometry_.unit->end();
-  }
-
- private:
-  bool with_unit() const { return geometry_.unit != nullptr; }
-
-  // Rows are cut into blocks of nearly equal size.
-  int BlockBegin(int block) const { return space_.block_begins[block]; }
-
-  // A block's part of what all blocks fetch together.
-  Prefetch PartOf(const Prefetch& all, int block) const {
-    if (num_blocks_ == 1 || all.bytes == 0) return all;
-    const auto blocks = static_cast<size_t>(num_blocks_), i = static_cast<size_t>(block);
-    const size_t begin = RoundUp(all.bytes * i / blocks, 64), end = RoundUp(all.bytes * (i + 1) / blocks, 64);
-    return {all.at + begin, end - begin};
-  }
-
-  // The step that this thread goes on with in the next head, for few rows.
-  StepWalker::Step BeginningAfter(const Tile& tile, Share share) const {
-    const int next = tile.head + 1;
-    if (filter() || next == task_.num_kv_heads || share.end <= PageCursor::NumPages(task_.heads[tile.head])) return {};
-    return StepWalker(kernels_, task_.heads[next], tile, false, geometry_.step_pages, {0, kStepPages}).Next();
-  }
-
-  // Packs the tile's queries and resets its accumulator.
-  void Prepare() {
-    const int rows = tile_->num_rows();
-    for (int r = 0; r < rows; ++r) space_.query_rows[r] = QueryOfRow(task_, tile_->head, tile_->begin + r);
-    with_unit() ? unit_.SetQueries(space_.query_rows, rows, QueryScale(task_)) : PackQueries(rows);
-    for (int r = 0; r < rows; ++r) {
-      const int row = tile_->begin + r;
-      const int32_t position = task_.query_positions[row / geometry_.group];
-      const int head = tile_->head * geometry_.group + row % geometry_.group;
-      const float slope = task_.alibi_slopes != nullptr ? task_.alibi_slopes[head] * kLog2E : 0.0f;
-      space_.rules[r] = {FirstVisible(task_, position), position, slope};
-      acc_.max[r] = kMinusInf;
-      acc_.sum[r] = 0.0f;
-    }
-    std::memset(acc_.values, 0, sizeof(float) * static_cast<size_t>(rows) * geometry_.acc_stride);
-  }
-
-  void PackQueries(int rows) {
-    const auto dim = static_cast<size_t>(task_.key_dim);
-    const float scale = QueryScale(task_);
-    num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
-    for (int block = 0; block <= num_blocks_; ++block) space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
-    for (int block = 0; block < num_blocks_; ++block) {
-      const int begin = BlockBegin(block);
-      const int block_rows = BlockBegin(block + 1) - begin;
-      float* packed = space_.queries + static_cast<size_t>(begin) * dim;
-      for (int r = 0; r < block_rows; ++r) {
-        const float* query = space_.query_rows[begin + r];
-        for (size_t d = 0; d < dim; ++d)
-          packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
-      }
-    }
-  }
-
-  float* KeysAt(int p) const { return space_.keys + static_cast<size_t>(p * kPageEntries * task_.key_dim); }
-  float* ValuesAt(int p) const { return space_.values + static_cast<size_t>(p * kPageEntries) * geometry_.acc_stride; }
-
-  void Convert(const StepWalker::Step& step) {
-    for (int p = 0; p < step.num_pages; ++p) {
-      const PageRef& ref = step.refs[p];
-      kernels_.convert_keys(*ref.layout, ref.page, KeysAt(p));
-      kernels_.convert_values(*ref.layout, ref.page, ref.count, ValuesAt(p), geometry_.acc_stride);
-    }
-  }
-
-  void Score(const StepWalker::Step& step, const Lookahead& lookahead) {
-    for (int p = 0; p < step.num_pages; ++p) {
-      const PageRef& ref = step.refs[p];
-      ScoreArgs args = {};
-      args.key_dim = static_cast<size_t>(task_.key_dim);
-      args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
-      args.key_scales = ref.page + ref.layout->key_scale_offset;
-      const Source source = geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32;
-      Prefetch prefetch;
-      if (geometry_.direct) {
-        prefetch = lookahead.WithKeys(p);
-        Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
-        // Whoever observes writes to them next.
-        if (task_.observed != nullptr) {
-          Fetch(ref.page + ref.layout->column_offset, sizeof(float) * kPageEntries * static_cast<size_t>(ref.layout->num_columns));
-        }
-        Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
-      }
-      for (int block = 0; block < num_blocks_; ++block) {
-        const int begin = BlockBegin(block);
-        args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
-        args.query_rows = space_.query_rows + begin;
-        args.query_scale = QueryScale(task_);
-        args.scores = scores_ + begin * kStepEntries + p * kPageEntries;
-        args.prefetch = PartOf(prefetch, block);
-        kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
-      }
-    }
-  }
-
-  // What weights of a page are multiplied with, or null.
-  const float* ValueScales(const PageRef& ref) const {
-    if (!geometry_.direct || ref.layout->format.value != KvFormat::kQ8) return nullptr;
-    return reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
-  }
-
-  void Softmax(const StepWalker::Step& step) {
-    StepPage pages[kStepPages];
-    for (int p = 0; p < step.num_pages; ++p) {
-      const PageRef& ref = step.refs[p];
-      pages[p] = {ref.layout->positions(ref.page), task_.observed == nullptr ? ValueScales(ref) : nullptr, ref.count,
-                  step.masked[p]};
-    }
-    SoftmaxArgs args = {};
-    args.scores = scores_;
-    args.rows = tile_->num_rows();
-    args.rules = space_.rules;
-    args.pages = pages;
-    args.num_pages = step.num_pages;
-    args.soft_cap = task_.soft_cap * kLog2E;
-    args.alibi = task_.alibi_slopes != nullptr;
-    args.max = acc_.max;
-    args.sum = acc_.sum;
-    args.alpha = space_.alpha;
-    kernels_.softmax(args);
-  }
-
-  // Leaves the step's weights where they are; those that values need scaled go elsewhere.
-  void Remember(const StepWalker::Step& step) {
-    const int rows = tile_->num_rows();
-    std::memcpy(acc_.seen.MaximaOf(acc_.seen.num_steps), acc_.max, sizeof(float) * static_cast<size_t>(rows));
-    ObservedSteps::Step& seen = acc_.seen.steps[acc_.seen.num_steps++];
-    seen.num_pages = step.num_pages;
-    bool scaled = false;
-    for (int p = 0; p < step.num_pages; ++p) {
-      seen.first_entries[p] = step.refs[p].first_entry;
-      scaled |= ValueScales(step.refs[p]) != nullptr;
-    }
-    if (!scaled) return;
-    weights_ = space_.scores;
-    std::memcpy(weights_, scores_, sizeof(float) * static_cast<size_t>(rows) * kStepEntries);
-    for (int p = 0; p < step.num_pages; ++p) {
-      const float* scales = ValueScales(step.refs[p]);
-      for (int r = 0; r < rows && scales != nullptr; ++r) {
-        float* at = weights_ + r * kStepEntries + p * kPageEntries;
-        for (int j = 0; j < kPageEntries; ++j) at[j] *= scales[j];
-      }
-    }
-  }
-
-  // What was accumulated under former maxima.
-  void Rescale() {
-    for (int r = 0; r < tile_->num_rows(); ++r) {
-      if (space_.alpha[r] == 1.0f) continue;
-      kernels_.scale(acc_.values + static_cast<size_t>(r) * geometry_.acc_stride, geometry_.acc_stride,
-                     space_.alpha[r]);
-    }
-  }
-
-  void Accumulate(const StepWalker::Step& step, const Lookahead& lookahead) {
-    AccumulateArgs args = {};
-    args.value_dim = static_cast<size_t>(task_.value_dim);
-    args.acc_stride = geometry_.acc_stride;
-    if (!geometry_.direct) {
-      args.count = step.num_pages * kPageEntries;
-      args.values = space_.values;
-      args.value_stride = geometry_.acc_stride;
-      AccumulateBlocks(Source::kF32, weights_, args);
-      return;
-    }
-    for (int p = 0; p < step.num_pages; ++p) {
-      const PageRef& ref = step.refs[p];
-      args.count = ref.count;
-      args.values = ref.page + ref.layout->value_offset;
-      const bool grouped = IsGrouped(ref.layout->format.value);
-      args.value_stride = grouped ? ref.layout->value_row_bytes() : args.value_dim;
-      args.value_scales = ref.page + ref.layout->value_scale_offset;
-      args.prefetch = lookahead.WithValues(p);
-      if (p < lookahead.next().num_pages) {
-        const PageRef& after = lookahead.next().refs[p];
-        Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
-      }
-      AccumulateBlocks(SourceOf(ref.layout->format.value), weights_ + p * kPageEntries, args);
-    }
-  }
-
-  void AccumulateBlocks(Source source, const float* weights, AccumulateArgs args) {
-    const Prefetch prefetch = args.prefetch;
-    for (int block = 0; block < num_blocks_; ++block) {
-      const int begin = BlockBegin(block);
-      args.weights = weights + begin * kStepEntries;
-      args.acc = acc_.values + static_cast<size_t>(begin) * geometry_.acc_stride;
-      args.prefetch = PartOf(prefetch, block);
-      kernels_.accumulate[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
-    }
-  }
-
-  const AttentionTask& task_;
-  const Geometry& geometry_;
-  const PageKernels& kernels_;
-  const Workspace& space_;
-  UnitProducts unit_;
-  const Tile* tile_ = nullptr;
-  int num_blocks_ = 0;
-  Accumulator acc_;
-  bool fetched_ = false;  // the step at hand, while the one before it was computed
-  float* scores_ = nullptr;   // of the step at hand: [rows, kStepEntries], weights after the softmax
-  float* weights_ = nullptr;  // what values are multiplied with
-};
 
 // What makes a weight relative to the row's maximum a probability (0: the row sees nothing), and the row's log-sum-exp.
 struct RowEnd {
@@ -548,65 +89,81 @@ class Stopwatch {
   const Clock::time_point start_ = Clock::now();
 };
 
-// All of one RunAttention call on one thread.
+// One part of a task, of `parts.nth` in all, on the thread that has to do it.
 class Run {
  public:
-  Run(const AttentionTask& task, const Geometry& geometry, std::byte* scratch, const Team& team)
+  // work: the thread's Workspace. all_parts: PartSpace of every part.
+  Run(const AttentionTask& task, std::byte* work, std::byte* all_parts, const Team& parts)
       : task_(task),
-        geometry_(geometry),
+        geometry_(task),
         kernels_(GetPageKernels()),
-        scratch_(scratch),
-        team_(team),
-        space_(SpaceOf(team.ith)) {}
+        all_parts_(all_parts),
+        part_bytes_(PartSpace(task, geometry_, nullptr).bytes),
+        team_(parts),
+        work_(task, geometry_, work),
+        part_(SpaceOf(parts.ith)) {}
 
-  void Compute() {
-    Worker worker(task_, geometry_, kernels_, space_);
-    ObservedSums(task_, space_.observed).Clear();
+  // First of all: measures the task's line of work.
+  void Plan() {
+    *part_.total = 0;
     ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
-      span->num_pages = space_.item_pages[item] = worker.CountPages(tile);
-      total_ += span->work();
+      span->num_pages = part_.item_pages[item] = CountPages(tile);
+      *part_.total += span->work();
     });
+    ObservedSums(task_, part_.observed).Clear();
+  }
+
+  // next: what the thread does next, planned, or null; its first pages are fetched at the end of this one.
+  // fetched: whether that happened to this one; changed to whether it happened to the next.
+  void Compute(const Run* next, bool* fetched) {
+    Worker worker(task_, geometry_, kernels_, work_, *fetched);
+    *fetched = false;
     ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
-      span->num_pages = space_.item_pages[item];
-      const Share share = span->ShareOf(team_.ith, team_.nth, total_);
+      span->num_pages = part_.item_pages[item];
+      const Share share = ShareOf(*span);
       if (share.empty()) return;
+      const StepWalker::Step after = After(item, *span, next);
       if (!share.Whole(span->num_pages)) {
-        worker.Run(tile, share, &space_.partial[PartialSlot(share)]);
+        worker.Run(tile, share, after, part_.partial[PartialSlot(share)]);
         return;
       }
-      worker.Run(tile, share, &space_.whole);
+      const Accumulator& whole = work_.whole;
+      worker.Run(tile, share, after, whole);
       for (int r = 0; r < tile.num_rows(); ++r) {
-        const float factor = FinishRow(task_, tile, r, space_.whole.values + static_cast<size_t>(r) * geometry_.acc_stride,
-                                       space_.whole.max[r], space_.whole.sum[r]);
-        if (task_.observed != nullptr) space_.factors[r] = factor;
+        const float* values = whole.values + static_cast<size_t>(r) * geometry_.acc_stride;
+        const float factor = FinishRow(task_, tile, r, values, whole.max[r], whole.sum[r]);
+        if (task_.observed != nullptr) work_.factors[r] = factor;
       }
       if (task_.observed == nullptr) return;
       const Stopwatch watch(task_, team_);
-      AddUp(tile, space_.whole);
+      AddUp(tile, whole);
     });
+    *fetched = geometry_.direct && worker.fetched();
   }
 
-  // After the sync before Merge(): adds up what this thread saw of items that were cut.
+  // After a sync: adds up what this part saw of items that were cut.
   void ObserveCutItems() {
+    if (task_.observed == nullptr) return;
     const Stopwatch watch(task_, team_);
     ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
-      span->num_pages = space_.item_pages[item];
-      const Share share = span->ShareOf(team_.ith, team_.nth, total_);
+      span->num_pages = part_.item_pages[item];
+      const Share share = ShareOf(*span);
       if (share.empty() || share.Whole(span->num_pages)) return;
-      const Accumulator& part = space_.partial[PartialSlot(share)];
-      // This thread's own maxima are where its factors are to start from.
+      const Accumulator& part = part_.partial[PartialSlot(share)];
+      // This part's own maxima are where its factors are to start from.
       for (int r = 0; r < tile.num_rows(); ++r) {
         const RowSum row = SumRow(*span, r);
         const int head = tile.head * geometry_.group + (tile.begin + r) % geometry_.group;
         const float factor = RowEnd(task_, head, row.max, row.sum).factor;
-        space_.factors[r] = part.max[r] == kMinusInf ? 0.0f : factor * std::exp2(part.max[r] - row.max);
+        work_.factors[r] = part.max[r] == kMinusInf ? 0.0f : factor * std::exp2(part.max[r] - row.max);
       }
       AddUp(tile, part);
     });
   }
 
-  // After another sync: this thread's stretch of every head, over what all threads saw.
+  // After another sync: this part's stretch of every head, over what all parts saw.
   void MergeObserved() {
+    if (task_.observed == nullptr) return;
     const Stopwatch watch(task_, team_);
     for (int head = 0; head < task_.num_kv_heads; ++head) {
       const int64_t n = task_.heads[head].num_entries();
@@ -631,9 +188,9 @@ class Run {
     if (team_.nth == 1) return;
     int turn = 0;
     ForEachItem([&](int item, const Tile& tile, ItemSpan* span) {
-      span->num_pages = space_.item_pages[item];
+      span->num_pages = part_.item_pages[item];
       for (int i = 0; i < team_.nth; ++i) {
-        if (span->ShareOf(i, team_.nth, total_).Whole(span->num_pages)) return;
+        if (span->ShareOf(i, team_.nth, *part_.total).Whole(span->num_pages)) return;
       }
       for (int r = 0; r < tile.num_rows(); ++r) {
         if (turn++ % team_.nth == team_.ith) MergeRow(tile, *span, r);
@@ -642,9 +199,48 @@ class Run {
   }
 
  private:
-  Workspace SpaceOf(int ith) const {
-    const Workspace first(task_, geometry_, scratch_);
-    return Workspace(task_, geometry_, scratch_ + static_cast<size_t>(ith) * first.bytes);
+  PartSpace SpaceOf(int part) const {
+    return PartSpace(task_, geometry_, all_parts_ + static_cast<size_t>(part) * part_bytes_);
+  }
+
+  Share ShareOf(const ItemSpan& span) const { return span.ShareOf(team_.ith, team_.nth, *part_.total); }
+
+  int CountPages(const Tile& tile) const {
+    const HeadEntries& head = task_.heads[tile.head];
+    if (!geometry_.filter) return PageCursor::NumPages(head);
+    int count = 0;
+    PageCursor cursor(head);
+    for (PageRef ref; cursor.Next(&ref);) count += Visibility(kernels_, tile, ref) != PageVisibility::kHidden;
+    return count;
+  }
+
+  // The first pages of this part's share of an item, of which only heads are fetched ahead.
+  StepWalker::Step FirstStep(int head, Share share) const {
+    const Tile tile = geometry_.MakeTile(task_, head, 0);
+    return StepWalker(kernels_, task_.heads[head], tile, false, geometry_.step_pages, share).Next();
+  }
+
+  // What the thread reads after its share of an item: the next item's pages, or those of its next run.
+  StepWalker::Step After(int item, const ItemSpan& span, const Run* next) const {
+    if (!geometry_.direct) return {};
+    if (item + 1 < task_.num_kv_heads) {
+      const Share share = ShareOf({span.start + span.work(), span.rows, part_.item_pages[item + 1]});
+      if (!share.empty()) return geometry_.filter ? StepWalker::Step() : FirstStep(item + 1, share);
+    }
+    return next != nullptr ? next->Beginning() : StepWalker::Step();
+  }
+
+  // The first pages that this part reads, where it reads all of them and few rows do.
+  StepWalker::Step Beginning() const {
+    if (geometry_.filter || geometry_.head_rows == 0) return {};
+    ItemSpan span = {0, geometry_.head_rows, 0};
+    for (int head = 0; head < task_.num_kv_heads; ++head) {
+      span.num_pages = part_.item_pages[head];
+      const Share share = ShareOf(span);
+      if (!share.empty()) return FirstStep(head, share);
+      span.start += span.work();
+    }
+    return {};
   }
 
   // visit(item, tile, span) for all items in order; visit sets span->num_pages.
@@ -662,11 +258,11 @@ class Run {
     }
   }
 
-  // visit(partial result) of every thread that has a share in a cut item, in order.
+  // visit(partial result) of every part that has a share in a cut item, in order.
   template <class Visit>
   void ForEachPart(const ItemSpan& span, const Visit& visit) const {
     for (int i = 0; i < team_.nth; ++i) {
-      const Share share = span.ShareOf(i, team_.nth, total_);
+      const Share share = span.ShareOf(i, team_.nth, *part_.total);
       if (!share.empty()) visit(SpaceOf(i).partial[PartialSlot(share)]);
     }
   }
@@ -686,13 +282,13 @@ class Run {
 
   // Factors are relative to the maxima of `acc`.
   void AddUp(const Tile& tile, const Accumulator& acc) const {
-    const ObservedSums sums(task_, space_.observed);
-    acc.seen.AddTo(sums.Head(tile.head), kernels_, tile.num_rows(), geometry_.group, acc.max, space_.factors,
-                   space_.factors + geometry_.tile_rows);
+    const ObservedSums sums(task_, part_.observed);
+    acc.seen.AddTo(sums.Head(tile.head), kernels_, tile.num_rows(), geometry_.group, acc.max, work_.factors,
+                   work_.factors + geometry_.tile_rows);
   }
 
   void MergeRow(const Tile& tile, const ItemSpan& span, int r) {
-    float* merged = space_.whole.values;
+    float* merged = work_.whole.values;
     std::memset(merged, 0, sizeof(float) * geometry_.acc_stride);
     const RowSum row = SumRow(span, r);
     ForEachPart(span, [&](const Accumulator& part) {
@@ -705,40 +301,73 @@ class Run {
   }
 
   const AttentionTask& task_;
-  const Geometry& geometry_;
+  const Geometry geometry_;
   const PageKernels& kernels_;
-  std::byte* const scratch_;
-  const Team team_;
-  Workspace space_;
-  int64_t total_ = 0;
+  std::byte* const all_parts_;
+  const size_t part_bytes_;
+  const Team team_;  // of parts
+  Workspace work_;
+  PartSpace part_;
 };
+
+int NumParts(const AttentionTask& task, int nth) { return std::max(nth, task.num_parts); }
+
+// What one thread needs for any of the tasks.
+size_t WorkBytes(std::span<const AttentionTask> tasks) {
+  size_t bytes = 0;
+  for (const AttentionTask& task : tasks) bytes = std::max(bytes, Workspace(task, Geometry(task), nullptr).bytes);
+  return bytes;
+}
+
+size_t PartsBytes(const AttentionTask& task, int nth) {
+  return PartSpace(task, Geometry(task), nullptr).bytes * static_cast<size_t>(NumParts(task, nth));
+}
+
+// visit(run) for all parts of all tasks that fall to this thread, which does several of a task where there are more
+// parts than threads. scratch: the threads' Workspaces, then the tasks' parts.
+template <class Visit>
+void ForEachRun(std::span<const AttentionTask> tasks, std::byte* scratch, const Team& team, const Visit& visit) {
+  const size_t work_bytes = WorkBytes(tasks);
+  std::byte* const work = scratch + work_bytes * static_cast<size_t>(team.ith);
+  std::byte* parts = scratch + work_bytes * static_cast<size_t>(team.nth);
+  for (const AttentionTask& task : tasks) {
+    const int num_parts = NumParts(task, team.nth);
+    for (int i = team.ith; i < num_parts; i += team.nth) visit(Run(task, work, parts, Team{i, num_parts}));
+    parts += PartsBytes(task, team.nth);
+  }
+}
 
 }  // namespace
 
-size_t AttentionScratchBytes(const AttentionTask& task, int nth) {
-  return Workspace(task, Geometry(task), nullptr).bytes * static_cast<size_t>(std::max(nth, task.num_parts));
+size_t AttentionScratchBytes(std::span<const AttentionTask> tasks, int nth) {
+  size_t bytes = WorkBytes(tasks) * static_cast<size_t>(nth);
+  for (const AttentionTask& task : tasks) bytes += PartsBytes(task, nth);
+  return bytes;
 }
 
-// A thread works for several members of the team where there are more parts than threads.
-void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team) {
+size_t AttentionScratchBytes(const AttentionTask& task, int nth) { return AttentionScratchBytes({&task, 1}, nth); }
+
+void RunAttention(std::span<const AttentionTask> tasks, std::byte* scratch, const Team& team) {
   PITH_DCHECK(reinterpret_cast<uintptr_t>(scratch) % 64 == 0);
-  const Geometry geometry(task);
-  const int parts = std::max(team.nth, task.num_parts);
-  PITH_CHECK((parts + team.nth - 1) / team.nth <= kMaxMembers);
-  std::array<std::optional<Run>, kMaxMembers> members;
-  const auto for_each = [&](const auto& work) {
-    for (int i = team.ith; i < parts; i += team.nth) work(*members[static_cast<size_t>(i / team.nth)]);
-  };
-  for (int i = team.ith; i < parts; i += team.nth) {
-    members[static_cast<size_t>(i / team.nth)].emplace(task, geometry, scratch, Team{i, parts, team.barrier});
-  }
-  for_each([](Run& run) { run.Compute(); });
+  const auto for_each = [&](const auto& visit) { ForEachRun(tasks, scratch, team, visit); };
+  for_each([](Run run) { run.Plan(); });
+  std::optional<Run> current;
+  bool fetched = false;
+  for_each([&](const Run& next) {
+    if (current) current->Compute(&next, &fetched);
+    current.emplace(next);
+  });
+  if (current) current->Compute(nullptr, &fetched);
   team.Sync();
-  for_each([](Run& run) { run.Merge(); });
-  if (task.observed == nullptr) return;
-  for_each([](Run& run) { run.ObserveCutItems(); });
+  for_each([](Run run) { run.Merge(), run.ObserveCutItems(); });
+  const auto is_observed = [](const AttentionTask& task) { return task.observed != nullptr; };
+  if (std::none_of(tasks.begin(), tasks.end(), is_observed)) return;
   team.Sync();
-  for_each([](Run& run) { run.MergeObserved(); });
+  for_each([](Run run) { run.MergeObserved(); });
+}
+
+void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team) {
+  RunAttention({&task, 1}, scratch, team);
 }
 
 }  // namespace pith::kernels

@@ -78,28 +78,39 @@ struct AttentionTask {
   size_t output_head_stride = 0;
   float* log_sum_exp = nullptr;  // [H, T] or null; sinks included; -inf where nothing is seen
   // Into how many equal stretches work is cut, each as if a thread did it: the same number gives the same bits on any
-  // number of threads. 0, or fewer than threads: one for each thread. At most kMaxMembers of them per thread.
+  // number of threads. 0, or fewer than threads: one for each thread.
   int num_parts = 0;
   const EntryAttention* observed = nullptr;  // [num_kv_heads] or null
   double* observe_seconds = nullptr;         // thread 0 adds what gathering took it; or null
 };
 
+// The most parts that a thread is given where bits are not to depend on the number of threads.
 inline constexpr int kMaxMembers = 8;
 
-// Bytes of scratch that RunAttention needs for this task on nth threads.
+// Bytes of scratch that RunAttention needs for these tasks on nth threads, or on fewer.
+size_t AttentionScratchBytes(std::span<const AttentionTask> tasks, int nth);
 size_t AttentionScratchBytes(const AttentionTask& task, int nth);
 
-// Computes task.output (and log_sum_exp if asked for). Called by every member of the team with the same
-// arguments; on return of all members the results are complete (callers sync).
-// Work is split over kv heads, query tiles and ranges of pages by (ith, max(nth, task.num_parts))
-// alone, so that number fixes the result.
+// Computes output (and log_sum_exp if asked for) of all tasks, which need have nothing in common. Called by every
+// member of the team with the same arguments; on return of all members the results are complete (callers sync).
+// The work of a task is split over kv heads, query tiles and ranges of pages by (ith, max(nth, task.num_parts))
+// alone, so that number fixes its result, whatever other tasks there are. One barrier for all tasks together, two
+// if any is observed. Allocates nothing.
 // scratch: 64-byte aligned, shared by the team, AttentionScratchBytes long.
+void RunAttention(std::span<const AttentionTask> tasks, std::byte* scratch, const Team& team);
 void RunAttention(const AttentionTask& task, std::byte* scratch, const Team& team);
 
 // Softmax probabilities of all task queries over the entries of every kv head, in
 // the order of its segments: probabilities[kv head] is [G, T, n] float32 with
 // n = task.heads[kv head].num_entries(); 0 where masked. task.output is not
-// used. Sinks take part in the denominator. The same split and rules as above.
+// used. Sinks take part in the denominator.
+struct ProbabilityTask {
+  const AttentionTask* task = nullptr;
+  float* const* probabilities = nullptr;  // [num_kv_heads]
+};
+
+// The rules of RunAttention, with as many parts as threads; one barrier for all tasks together.
+void RunProbabilities(std::span<const ProbabilityTask> tasks, const Team& team);
 void RunProbabilities(const AttentionTask& task, float* const* probabilities, const Team& team);
 
 // Writes one entry into slot `slot` of a page: its key [D], value [Dv] and position.

@@ -11,12 +11,16 @@
 // So three heads on two threads are balanced, as are causal tiles of growing
 // cost. An item that is cut leaves one partial result per thread, merged in
 // the order of threads: a thread count fixes the result.
+//
+// Every task of a call has a line of its own, cut into its own number of parts,
+// so that its result does not depend on what is beside it.
 #ifndef PITH_KERNELS_ATTENTION_PLAN_H_
 #define PITH_KERNELS_ATTENTION_PLAN_H_
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/attention.h"
 #include "kernels/page_kernels.h"
@@ -96,6 +100,7 @@ inline int32_t FirstVisible(const AttentionTask& task, int32_t position) {
 }
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kMinusInf = -std::numeric_limits<float>::infinity();  // the score of what a row does not see
 
 // What queries are multiplied with: scores are exponents of 2, or what goes into the soft cap.
 inline float QueryScale(const AttentionTask& task) {

@@ -24,6 +24,7 @@ struct Geometry {
   int group = 0;      // G
   int head_rows = 0;  // T * G
   bool direct = false;
+  bool filter = false;  // pages that no row of a tile sees are passed over beforehand
   const TileUnit* unit = nullptr;  // what multiplies, unless vectors do
   int tile_rows = 0;
   int num_tiles = 0;  // per kv head
@@ -35,6 +36,7 @@ struct Geometry {
     group = task.num_heads / task.num_kv_heads;
     head_rows = task.num_queries * group;
     direct = head_rows <= kMaxDirectRows;
+    filter = !direct || task.mask != MaskKind::kCausal;
     if (!direct) unit = GetTileUnit();
     // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
     const bool wide = task.key_dim + task.value_dim > 320;
@@ -73,9 +75,56 @@ struct Accumulator {
   ObservedSteps seen;
 };
 
-// One thread's memory. The partial results are read by other threads after the barrier.
-struct Workspace {
+// Memory that is dealt out in lines of the cache. base may be null when only the size is asked for.
+class Dealer {
+ public:
+  explicit Dealer(std::byte* base) : base_(base) {}
+
+  template <typename T>
+  void Take(size_t count, T** result) {
+    *result = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + taken_);
+    taken_ += RoundUp(count * sizeof(T), 64);
+  }
+
+  void Take(const Geometry& geometry, Accumulator* acc) {
+    const auto rows = static_cast<size_t>(geometry.tile_rows);
+    Take(rows * geometry.acc_stride, &acc->values);
+    Take(rows, &acc->max);
+    Take(rows, &acc->sum);
+    acc->seen.tile_rows = rows;
+    Take(geometry.num_steps * rows * kStepEntries, &acc->seen.weights);
+    Take(geometry.num_steps * rows, &acc->seen.maxima);
+    Take(geometry.num_steps, &acc->seen.steps);
+    Take(1, &acc->seen.num_steps);
+  }
+
+  size_t taken() const { return taken_; }
+
+ private:
+  std::byte* base_;
+  size_t taken_ = 0;
+};
+
+// What one part of a task leaves behind for the next phase, where other threads read it.
+struct PartSpace {
+  int64_t* total;       // [1] work on the task's line
   int32_t* item_pages;  // [items] pages that some row of the item sees
+  float* observed;      // ObservedSums
+  Accumulator partial[2];  // of an item begun by an earlier part, and of one left to a later
+  size_t bytes;
+
+  PartSpace(const AttentionTask& task, const Geometry& geometry, std::byte* base) {
+    Dealer dealer(base);
+    dealer.Take(1, &total);
+    dealer.Take(static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
+    dealer.Take(ObservedSums::Floats(task), &observed);
+    for (Accumulator& acc : partial) dealer.Take(geometry, &acc);
+    bytes = dealer.taken();
+  }
+};
+
+// What a thread needs while it works on an item. One for all tasks and parts that the thread goes through.
+struct Workspace {
   float* queries;       // blocks of [D, R], unless with a unit
   const float** query_rows;  // [rows] of [D], before scaling
   int* block_begins;    // [blocks + 1] rows
@@ -86,58 +135,39 @@ struct Workspace {
   float* values;        // [step_pages * P, acc_stride], likewise
   UnitSpace unit;
   float* factors;       // [2][rows], where tiles are observed
-  float* observed;      // ObservedSums
   Accumulator whole;
-  Accumulator partial[2];  // of an item begun by an earlier thread, and of one left to a later
   size_t bytes;
 
   Workspace(const AttentionTask& task, const Geometry& geometry, std::byte* base) {
-    size_t at = 0;
+    Dealer dealer(base);
     const auto rows = static_cast<size_t>(geometry.tile_rows);
     const auto dim = static_cast<size_t>(task.key_dim);
     const size_t pages = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages);
     const size_t step = geometry.unit == nullptr ? pages * kPageEntries : 0;
-    Take(base, &at, static_cast<size_t>(task.num_kv_heads) * static_cast<size_t>(geometry.num_tiles), &item_pages);
-    Take(base, &at, geometry.unit == nullptr ? rows * dim : 0, &queries);
-    Take(base, &at, rows, &query_rows);
-    Take(base, &at, rows + 1, &block_begins);
-    Take(base, &at, rows * kStepEntries, &scores);
-    Take(base, &at, rows, &alpha);
-    Take(base, &at, rows, &rules);
-    Take(base, &at, step * dim, &keys);
-    Take(base, &at, step * geometry.acc_stride, &values);
-    if (geometry.unit != nullptr) TakeUnitSpace(base, &at, geometry, dim);
-    for (Accumulator* acc : {&whole, &partial[0], &partial[1]}) {
-      Take(base, &at, rows * geometry.acc_stride, &acc->values);
-      Take(base, &at, rows, &acc->max);
-      Take(base, &at, rows, &acc->sum);
-      acc->seen.tile_rows = rows;
-      Take(base, &at, geometry.num_steps * rows * kStepEntries, &acc->seen.weights);
-      Take(base, &at, geometry.num_steps * rows, &acc->seen.maxima);
-      Take(base, &at, geometry.num_steps, &acc->seen.steps);
-    }
-    Take(base, &at, task.observed != nullptr ? 2 * rows : 0, &factors);
-    Take(base, &at, ObservedSums::Floats(task), &observed);
-    bytes = at;
+    dealer.Take(geometry.unit == nullptr ? rows * dim : 0, &queries);
+    dealer.Take(rows, &query_rows);
+    dealer.Take(rows + 1, &block_begins);
+    dealer.Take(rows * kStepEntries, &scores);
+    dealer.Take(rows, &alpha);
+    dealer.Take(rows, &rules);
+    dealer.Take(step * dim, &keys);
+    dealer.Take(step * geometry.acc_stride, &values);
+    if (geometry.unit != nullptr) TakeUnitSpace(geometry, dim, &dealer);
+    dealer.Take(task.observed != nullptr ? 2 * rows : 0, &factors);
+    dealer.Take(geometry, &whole);
+    bytes = dealer.taken();
   }
 
  private:
-  void TakeUnitSpace(std::byte* base, size_t* at, const Geometry& geometry, size_t dim) {
+  void TakeUnitSpace(const Geometry& geometry, size_t dim, Dealer* dealer) {
     const size_t rows = RoundUp(static_cast<size_t>(geometry.tile_rows), kTileBlock);
     const auto pages = static_cast<size_t>(geometry.step_pages);
     unit.depth = RoundUp(dim, kTileDepth);
-    Take(base, at, 2 * rows * unit.depth, &unit.queries);
-    Take(base, at, 2 * rows * kStepEntries, &unit.weights);
-    Take(base, at, kPageEntries * std::max(dim, geometry.acc_stride), &unit.page);
-    Take(base, at, pages * PackedWords(dim, kPageEntries), &unit.keys);
-    Take(base, at, pages * PackedWords(kPageEntries, geometry.acc_stride), &unit.values);
-  }
-
-  // base may be null when only the size is asked for.
-  template <typename T>
-  static void Take(std::byte* base, size_t* at, size_t count, T** result) {
-    *result = base == nullptr ? nullptr : reinterpret_cast<T*>(base + *at);
-    *at += RoundUp(count * sizeof(T), 64);
+    dealer->Take(2 * rows * unit.depth, &unit.queries);
+    dealer->Take(2 * rows * kStepEntries, &unit.weights);
+    dealer->Take(kPageEntries * std::max(dim, geometry.acc_stride), &unit.page);
+    dealer->Take(pages * PackedWords(dim, kPageEntries), &unit.keys);
+    dealer->Take(pages * PackedWords(kPageEntries, geometry.acc_stride), &unit.values);
   }
 };
 

@@ -6,7 +6,9 @@
 #include <hwy/targets.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -382,6 +384,120 @@ TEST_P(AttentionTest, PartsFixTheBitsOnAnyThreads) {
   }
 }
 
+// Random tasks that have nothing in common: few rows and many, observed and not, cut into their own numbers of parts.
+class TestBatch {
+ public:
+  // parts: the least of a task; some are cut into more.
+  TestBatch(uint32_t seed, int parts) {
+    std::mt19937 random(seed);
+    const int count = OneOf(&random, {1, 2, 5, 9});
+    for (int i = 0; i < count; ++i) {
+      tests_.emplace_back(RandomShape(&random), seed * 16 + static_cast<uint32_t>(i));
+      TestTask& test = tests_.back();
+      extras_.emplace_back(&test, &random);
+      if (OneOf(&random, {0, 1}) == 0) test.task.mask = MaskKind::kCausal;
+      test.task.num_parts = parts + OneOf(&random, {0, 0, 2});
+      seen_.emplace_back(test.task);
+      if (OneOf(&random, {0, 1, 2}) == 0) test.task.observed = seen_.back().heads.data();
+    }
+  }
+
+  std::vector<AttentionTask> tasks() {
+    std::vector<AttentionTask> tasks;
+    for (TestTask& test : tests_) tasks.push_back(test.task);
+    return tasks;
+  }
+
+  void RunEach(int threads) {
+    for (TestTask& test : tests_) test.Run(threads);
+  }
+
+  void RunTogether(int threads) {
+    for (TestTask& test : tests_) test.ClearResults();
+    const std::vector<AttentionTask> tasks = this->tasks();
+    const PoisonedBytes scratch(AttentionScratchBytes(tasks, threads));
+    TestTask::OnTeam(threads, [&](const Team& team) { RunAttention(tasks, scratch.get(), team); });
+  }
+
+  // Everything that was computed for one task, as bits.
+  std::vector<uint32_t> ResultsOf(size_t i) const {
+    std::vector<uint32_t> bits;
+    const auto add = [&](const std::vector<float>& values) {
+      for (const float value : values) bits.push_back(std::bit_cast<uint32_t>(value));
+    };
+    add(tests_[i].output);
+    add(tests_[i].log_sum_exp);
+    if (tests_[i].task.observed == nullptr) return bits;
+    for (const auto* stat : {&seen_[i].sum, &seen_[i].squares, &seen_[i].largest}) {
+      for (const std::vector<float>& values : *stat) add(values);
+    }
+    return bits;
+  }
+
+  std::deque<TestTask>& tests() { return tests_; }
+
+ private:
+  std::deque<TestTask> tests_;
+  std::deque<Extras> extras_;
+  std::deque<SeenAttention> seen_;
+};
+
+void ExpectTogetherEqualsAlone(uint32_t seed, int threads) {
+  TestBatch batch(seed, 3);
+  batch.RunEach(threads);
+  std::vector<std::vector<uint32_t>> alone;
+  for (size_t i = 0; i < batch.tests().size(); ++i) alone.push_back(batch.ResultsOf(i));
+  for (const int together : {1, 2, 3}) {
+    batch.RunTogether(together);
+    for (size_t i = 0; i < alone.size(); ++i) {
+      ASSERT_EQ(alone[i], batch.ResultsOf(i)) << "task " << i << " of seed " << seed << " on " << threads << " and "
+                                              << together << ": " << Describe(batch.tests()[i].task, together);
+    }
+  }
+}
+
+TEST_P(AttentionTest, TasksTogetherEqualEachAlone) {
+  for (uint32_t seed = 0; seed < 30; ++seed) ExpectTogetherEqualsAlone(4000 + seed, 1 + static_cast<int>(seed % 3));
+}
+
+// The control of the above: one task's query is another, and only that task's results are.
+TEST_P(AttentionTest, AnotherTaskBesideChangesNothing) {
+  bool seen = false;
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    TestBatch batch(4100 + seed, 2);
+    if (batch.tests().size() < 2) continue;
+    batch.RunTogether(2);
+    std::vector<std::vector<uint32_t>> before;
+    for (size_t i = 0; i < batch.tests().size(); ++i) before.push_back(batch.ResultsOf(i));
+    TestTask& changed = batch.tests()[1];
+    const auto num_queries = static_cast<size_t>(changed.task.num_queries);
+    const std::vector<float> other = changed.Normals(changed.task.query_token_stride * num_queries);
+    changed.task.queries = other.data();
+    batch.RunTogether(2);
+    for (size_t i = 0; i < before.size(); ++i) {
+      if (i == 1) seen |= before[i] != batch.ResultsOf(i);
+      else EXPECT_EQ(before[i], batch.ResultsOf(i)) << i;
+    }
+  }
+  EXPECT_TRUE(seen);
+}
+
+TEST_P(AttentionTest, ProbabilitiesTogetherEqualEachAlone) {
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    const int threads = 1 + static_cast<int>(seed % 3);
+    TestBatch batch(4200 + seed, 0);
+    std::deque<std::vector<std::vector<float>>> buffers;
+    std::deque<std::vector<float*>> pointers;
+    std::vector<ProbabilityTask> wanted;
+    for (TestTask& test : batch.tests()) {
+      pointers.push_back(TestTask::Pointers(&buffers.emplace_back(test.ProbabilityBuffers())));
+      wanted.push_back({&test.task, pointers.back().data()});
+    }
+    TestTask::OnTeam(threads, [&](const Team& team) { RunProbabilities(wanted, team); });
+    for (size_t i = 0; i < wanted.size(); ++i) EXPECT_EQ(batch.tests()[i].Probabilities(threads), buffers[i]) << seed;
+  }
+}
+
 TEST_P(AttentionTest, MoreThreadsThanWork) {
   TestShape shape = MediumShape(1);
   shape.num_kv_heads = 1;
@@ -465,6 +581,10 @@ TEST_P(UnitTest, PartsFixTheBitsOnAnyThreads) {
     test.Run(threads);
     ASSERT_EQ(std::memcmp(output.data(), test.output.data(), sizeof(float) * output.size()), 0) << threads;
   }
+}
+
+TEST_P(UnitTest, TasksTogetherEqualEachAlone) {
+  for (uint32_t seed = 0; seed < 12; ++seed) ExpectTogetherEqualsAlone(4300 + seed, 2);
 }
 
 // Logits of hundreds, where 2^score overflows unless the maximum is subtracted.

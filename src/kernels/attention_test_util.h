@@ -117,10 +117,14 @@ class TestTask {
     return values;
   }
 
-  // Runs attention on `threads` threads into poisoned output.
-  void Run(int threads) {
+  void ClearResults() {
     std::fill(output.begin(), output.end(), std::nanf(""));
     std::fill(log_sum_exp.begin(), log_sum_exp.end(), std::nanf(""));
+  }
+
+  // Runs attention on `threads` threads into poisoned output.
+  void Run(int threads) {
+    ClearResults();
     const PoisonedBytes scratch(AttentionScratchBytes(task, threads));
     OnTeam(threads, [&](const Team& team) { RunAttention(task, scratch.get(), team); });
   }

@@ -2,6 +2,12 @@
 //
 // Decoding reads every weight once per step, so that weights are multiplied where they lie: rows of input are rounded
 // to 8 bits with a scale for each 32 of them (libllama's Q8_1), products of bytes are added up as integers.
+//
+// A block's products are exact. They are added up in float32 in an order that is the same for any number of rows on any
+// processor, so that a row's result does not depend on what is beside it:
+//   c[b % 4] = fma(products of block b, scale of weights * scale of input, c[b % 4])     for b = 0, 1, ...
+//   l[b % 4] = fma(least weight of block b, sum of input, l[b % 4])                      where weights have a least one
+//   ((c[0] + c[1]) + (c[2] + c[3])) + ((l[0] + l[1]) + (l[2] + l[3]))
 #ifndef PITH_KERNELS_BYTE_PRODUCTS_H_
 #define PITH_KERNELS_BYTE_PRODUCTS_H_
 
@@ -30,8 +36,12 @@ class RoundedRows {
   int num_rows() const { return num_rows_; }
   int num_blocks() const { return num_blocks_; }
   const int8_t* codes(int row) const { return codes_.data() + static_cast<size_t>(row) * num_codes(); }
-  // [num_blocks, 2]: what a code is worth, and the sum of the block's codes times that.
+  // For every four blocks what a code is worth [4], and the sum of a block's codes times that [4].
   const float* scales(int row) const { return scales_.data() + static_cast<size_t>(row) * num_scales(); }
+  static constexpr int ScaleAt(int block) { return block / 4 * 8 + block % 4; }
+  static constexpr int SumAt(int block) { return ScaleAt(block) + 4; }
+  // [num_blocks, 2]: sums of 16 codes.
+  const int16_t* sums16(int row) const { return sums16_.data() + static_cast<size_t>(row) * num_scales(); }
   size_t num_codes() const { return static_cast<size_t>(num_blocks_) * kWeightBlock; }
   // Zeros up to a multiple of four blocks.
   size_t num_scales() const { return static_cast<size_t>((num_blocks_ + 3) / 4 * 4) * 2; }
@@ -40,6 +50,7 @@ class RoundedRows {
   int num_rows_ = 0, num_blocks_ = 0;
   std::vector<int8_t> codes_;
   std::vector<float> scales_;
+  std::vector<int16_t> sums16_;
 };
 
 // Rows of a matrix of weights.
@@ -52,6 +63,11 @@ struct WeightRows {
 
 // Whether this machine has instructions that make these products faster than libllama's.
 bool ByteProductsAreFast();
+
+// From this many rows of input on, weights are laid out anew for them (byte_products_many.h).
+inline constexpr int kManyRows = 3;
+// Of how many rows of weights a part is best a multiple.
+inline int WeightRowsTogether(int num_inputs) { return num_inputs < kManyRows ? 4 : 16; }
 
 // output[n * output_stride + i] = weights' row i times input's row n. `next`: weights that will be read after these, or
 // null; they are asked for while the last of these are multiplied.

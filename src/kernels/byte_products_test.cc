@@ -116,9 +116,10 @@ TEST_P(ByteProducts, EqualTheReference) {
             double expected = 0, plain = 0, square = 0;
             for (int k = 0; k < width; ++k) {
               const double weight = weights.values[static_cast<size_t>(i * width + k)];
-              const double in = static_cast<double>(rounded.codes(n)[k]) * rounded.scales(n)[k / kWeightBlock * 2];
+              const double in =
+                  static_cast<double>(rounded.codes(n)[k]) * rounded.scales(n)[RoundedRows::ScaleAt(k / kWeightBlock)];
               const double x = input[static_cast<size_t>(n) * stride + static_cast<size_t>(k)];
-              ASSERT_NEAR(in, x, 0.51 * rounded.scales(n)[k / kWeightBlock * 2]);
+              ASSERT_NEAR(in, x, 0.51 * rounded.scales(n)[RoundedRows::ScaleAt(k / kWeightBlock)]);
               expected += weight * in;
               plain += weight * x;
               square += weight * weight;
@@ -169,21 +170,55 @@ TEST_P(ByteProducts, OfNothingAreNothing) {
   EXPECT_EQ(output, std::vector<float>(3, 0.0F));
 }
 
+// Rows of input drawn once, and their products.
+std::vector<float> Products(const Weights& weights, const float* input, int num_inputs, int width) {
+  RoundedRows rounded;
+  rounded.Round(input, static_cast<size_t>(width), num_inputs, width);
+  std::vector<float> output(static_cast<size_t>(num_inputs * weights.rows.num_rows), 1e9F);
+  MultiplyRows(weights.rows, rounded, output.data(), static_cast<size_t>(weights.rows.num_rows), nullptr);
+  return output;
+}
+
 // A sequence's tokens must not depend on what else is decoded with it.
 TEST_P(ByteProducts, DoNotDependOnOtherRows) {
   std::mt19937 random(6);
   std::normal_distribution<float> normal;
-  const Weights weights = Draw(WeightFormat::kQ4_1, 7, 576, random);
-  std::vector<float> input(15 * 576);
-  for (float& x : input) x = normal(random);
-  RoundedRows rounded;
-  rounded.Round(input.data(), 576, 15, 576);
-  std::vector<float> together(15 * 7), alone(7);
-  MultiplyRows(weights.rows, rounded, together.data(), 7, nullptr);
-  for (size_t n = 0; n < 15; ++n) {
-    rounded.Round(input.data() + n * 576, 576, 1, 576);
-    MultiplyRows(weights.rows, rounded, alone.data(), 7, nullptr);
-    for (size_t i = 0; i < 7; ++i) EXPECT_EQ(together[n * 7 + i], alone[i]) << n << ' ' << i;
+  for (const WeightFormat format : kFormats) {
+    for (const int width : {96, 576, 768, 2304}) {  // more than is packed at once, and no multiple of it
+      if (width % WeightsInBlock(format) != 0) continue;
+      const int num_rows = 1 + static_cast<int>(random() % 40);
+      const Weights weights = Draw(format, num_rows, width, random);
+      std::vector<float> input(static_cast<size_t>(70 * width));
+      for (float& x : input) x = normal(random);
+      std::vector<float> alone;
+      for (int n = 0; n < 70; ++n) {
+        const std::vector<float> row = Products(weights, input.data() + n * width, 1, width);
+        alone.insert(alone.end(), row.begin(), row.end());
+      }
+      for (const int num_inputs : {2, 3, 4, 5, 6, 7, 8, 9, 15, 23, 70}) {
+        const std::vector<float> together = Products(weights, input.data(), num_inputs, width);
+        ASSERT_EQ(std::memcmp(together.data(), alone.data(), together.size() * sizeof(float)), 0)
+            << static_cast<int>(format) << ": " << num_rows << " x " << width << " x " << num_inputs;
+      }
+    }
+  }
+}
+
+// Nor on the processor: blocks are exact, and added up in one order.
+TEST_P(ByteProducts, AreThoseOfEveryTarget) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  for (const WeightFormat format : kFormats) {
+    const Weights weights = Draw(format, 19, 768, random);
+    std::vector<float> input(9 * 768);
+    for (float& x : input) x = normal(random);
+    for (const int num_inputs : {1, 2, 9}) {
+      const std::vector<float> here = Products(weights, input.data(), num_inputs, 768);
+      UseTarget(HWY_SCALAR);
+      const std::vector<float> there = Products(weights, input.data(), num_inputs, 768);
+      UseTarget(GetParam());
+      ASSERT_EQ(here, there) << static_cast<int>(format) << " x " << num_inputs;
+    }
   }
 }
 

@@ -31,7 +31,7 @@ struct ObservedSteps {
   float* weights = nullptr;  // [steps][tile_rows][kStepEntries]
   float* maxima = nullptr;   // [steps][tile_rows]
   Step* steps = nullptr;     // [steps]
-  int num_steps = 0;
+  int* num_steps = nullptr;  // [1]
 
   float* WeightsOf(int step) const { return weights + static_cast<size_t>(step) * tile_rows * kStepEntries; }
   float* MaximaOf(int step) const { return maxima + static_cast<size_t>(step) * tile_rows; }
@@ -40,7 +40,7 @@ struct ObservedSteps {
   // scratch: [rows]. `to` has room for whole pages.
   void AddTo(const EntryAttention& to, const PageKernels& kernels, int rows, int group, const float* max,
              const float* factors, float* scratch) const {
-    for (int s = 0; s < num_steps; ++s) {
+    for (int s = 0; s < *num_steps; ++s) {
       const float* former = MaximaOf(s);
       for (int r = 0; r < rows; ++r) {
         const bool nothing = factors[r] == 0.0f || former[r] == -std::numeric_limits<float>::infinity();

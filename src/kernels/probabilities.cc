@@ -1,7 +1,6 @@
 // Softmax probabilities: scores of all pages, then a softmax over each row.
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "base/check.h"
 #include "kernels/attention.h"
@@ -10,8 +9,6 @@
 
 namespace pith::kernels {
 namespace {
-
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Packed queries of a tile live on the stack: 64 KiB.
 constexpr int kMaxPackedFloats = 16 * 1024;
@@ -165,12 +162,15 @@ class Scorer {
 
 }  // namespace
 
-void RunProbabilities(const AttentionTask& task, float* const* probabilities, const Team& team) {
-  if (task.num_queries == 0) return;
-  Scorer scorer(task, probabilities);
-  scorer.ScoreAll(team);
+void RunProbabilities(std::span<const ProbabilityTask> tasks, const Team& team) {
+  for (const ProbabilityTask& wanted : tasks) Scorer(*wanted.task, wanted.probabilities).ScoreAll(team);
   team.Sync();
-  scorer.NormalizeAll(team);
+  for (const ProbabilityTask& wanted : tasks) Scorer(*wanted.task, wanted.probabilities).NormalizeAll(team);
+}
+
+void RunProbabilities(const AttentionTask& task, float* const* probabilities, const Team& team) {
+  const ProbabilityTask wanted = {&task, probabilities};
+  RunProbabilities({&wanted, 1}, team);
 }
 
 }  // namespace pith::kernels
