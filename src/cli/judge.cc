@@ -103,9 +103,9 @@ Status Judge::ReadContext(Engine& engine, SequenceId sequence, const JudgedTask&
 }
 
 Status Judge::Follow(Engine& engine, std::span<const SequenceId> sequences, const JudgedTask& task) {
-  engine.SetEviction(false);
+  for (const SequenceId id : sequences) engine.SetEviction(id, false);
   const Status status = engine.PrefillTogether(sequences, task.tail, task.first_row, rows_, KeepGoing);
-  engine.SetEviction(true);
+  for (const SequenceId id : sequences) engine.SetEviction(id, true);
   return status;
 }
 

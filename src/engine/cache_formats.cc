@@ -57,17 +57,16 @@ EngineOptions Settled(const ModelInfo& info, EngineOptions options) {
   const double least = *std::exchange(options.recipe.auto_format, std::nullopt);
   const bool user_has_chosen = !(options.format == PageFormat());
   if (user_has_chosen || options.budget_bytes == 0) return options;
-  const int num_columns = static_cast<int>(PageColumns(*options.recipe.policy).size());
   options.recipe.format = AutoFormat(least, [&](PageFormat format) {
     EngineOptions tried = options;
     tried.recipe.format = format;
-    const Result<MemoryPlan> plan = PlanMemory(info, LayersOf(info, FormatsOf(format).entry, num_columns), StyleOf(info, tried), tried);
+    const Result<MemoryPlan> plan = PlanMemory(info, StyleOf(info, tried), tried);
     return plan ? static_cast<double>(plan->keep_entries + plan->slack_entries) / options.num_ctx : 0.0;
   });
   return options;
 }
 
-Result<CacheFormats> SettleFormats(const EngineOptions& options) {
+Result<CacheFormats> SettleFormats(const SequenceOptions& options) {
   PageFormat format = options.format;
   if (const std::optional<PageFormat>& own = options.recipe.format) {
     if (!(format == PageFormat()) && !(format == *own)) {
@@ -134,7 +133,8 @@ void ReadLedger(const Ledger& ledger, KvStats& stats) {
   stats.peak_bytes = ledger.peak_bytes();
   stats.block_bytes = ledger.used_bytes(MemoryTag::kBlock);
   stats.page_bytes = ledger.used_bytes(MemoryTag::kPages);
-  stats.table_bytes = ledger.used_bytes(MemoryTag::kTables);
+  stats.table_bytes = ledger.used_bytes(MemoryTag::kTables) + ledger.used_bytes(MemoryTag::kQueries) +
+                      ledger.used_bytes(MemoryTag::kTokens);
   stats.recurrent_bytes = ledger.used_bytes(MemoryTag::kRecurrent);
 }
 

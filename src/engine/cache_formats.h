@@ -27,9 +27,9 @@ struct CacheFormats {
 // The formats of a cache that shall be in `format`: keys in groups need whole pages, so entries arrive in f16.
 CacheFormats FormatsOf(PageFormat format);
 
-// Those of an engine. The recipe's format, if it has one, is the cache's. kInvalidArgument: the options name
+// Those of a sequence. The recipe's format, if it has one, is the cache's. kInvalidArgument: the options name
 // another, or a later recipe would have to convert what is not f16.
-Result<CacheFormats> SettleFormats(const EngineOptions& options);
+Result<CacheFormats> SettleFormats(const SequenceOptions& options);
 
 // Bytes that keys and values of one token take in `format`, scales included, over all layers.
 double TokenBytes(const ModelInfo& info, PageFormat format);

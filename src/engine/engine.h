@@ -25,26 +25,46 @@ enum class CompressMode : uint8_t {
   kAfter,  // prefill everything, then compress once (as most papers do); the peak is the whole prompt
 };
 
-struct EngineOptions {
-  int num_ctx = 0;            // positions a sequence may reach; 0: the model's trained context
-  size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx plus everything around it
-  int block_tokens = 0;       // prefill block; 0: chosen from the budget (up to 512)
-  int num_threads = 0;        // 0: physical cores
-  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
-  StepClock* clock = nullptr;  // of that, for tests; null: the system's
-  // Of the cache. Formats whose keys are in groups (q4, q2) hold what fills whole pages; newer entries are f16
-  // until they do. A recipe's own format takes the place of f16.
+// One sequence's own: what its cache keeps, in which format, in how many bytes.
+struct SequenceOptions {
+  int num_ctx = 0;            // positions that it may reach; 0: the engine's
+  Recipe recipe;              // ParseRecipe("full") if empty
+  // Formats whose keys are in groups (q4, q2) hold what fills whole pages; newer entries are f16 until they do. A
+  // recipe's own format takes the place of f16.
   PageFormat format;
   CompressMode compress = CompressMode::kBlock;
-  Recipe recipe;              // ParseRecipe("full") if empty
-  int max_sequences = 1;
   uint64_t seed = 0;
-  // Entries per kv head to keep, in place of what the budget would hold (0: from the budget).
+  // Entries per kv head to keep, in place of what the bytes would hold (0: from the bytes).
   int keep_entries = 0;
   // Of each layer at least so many of the last queries are remembered, for AttentionOutputs().
   int keep_queries = 0;
-  // Recipes that will be given to Compress(): their needs are gathered during prefill.
+  // Further recipes for which statistics are gathered while text is read, so that Compress() can use them later.
+  // Others may be given to Compress(), too, unless they need what nobody has noted (every query, a longer window).
   std::vector<Recipe> later_recipes;
+  // Bytes between steps. floor: guaranteed, whatever others do; ceiling: what it may borrow while nobody else claims it.
+  // 0: an equal share of the engine's budget, for both. A sequence whose recipe drops entries gives borrowed bytes back
+  // when they are claimed.
+  size_t floor_bytes = 0;
+  size_t ceiling_bytes = 0;
+};
+
+// For tests: makes steps fail.
+class StepFaults {
+ public:
+  virtual ~StepFaults() = default;
+  // Before a layer takes the rows of a sequence.
+  virtual bool FailsAt(int32_t sequence, int layer) = 0;
+};
+
+// The sequence options are those of NewSequence() without any.
+struct EngineOptions : SequenceOptions {
+  size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx for max_sequences, plus everything around it
+  int block_tokens = 0;       // rows of a step at most; 0: chosen from the budget (up to 512)
+  int num_threads = 0;        // 0: physical cores
+  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
+  StepClock* clock = nullptr;  // of that, for tests; null: the system's
+  StepFaults* faults = nullptr;  // for tests
+  int max_sequences = 1;
 };
 
 struct KvStats {
@@ -53,14 +73,28 @@ struct KvStats {
   size_t peak_bytes = 0;
   size_t block_bytes = 0;     // libllama's own block buffer (in used_bytes)
   size_t page_bytes = 0;      // pages in use
-  size_t table_bytes = 0;
+  size_t table_bytes = 0;     // tables, recent queries, tokens, kept logits
   size_t recurrent_bytes = 0;
+  size_t promised_bytes = 0;  // guaranteed to sequences and steps, and not in use
   int64_t entries = 0;        // over global layers and kv heads, all sequences
   int64_t entries_seen = 0;   // appended to global layers so far
   double kept_fraction = 1;   // entries / entries_seen
-  int keep_entries = 0;       // per kv head, what the budget holds between evictions
+  int keep_entries = 0;       // per kv head, what a share of the budget holds between evictions
   int block_tokens = 0;
-  PageFormat format;          // of full pages
+  PageFormat format;          // of full pages, with the engine's own options
+};
+
+struct SequenceStats {
+  size_t used_bytes = 0;      // pages of its own and what is remembered beside them
+  size_t floor_bytes = 0;
+  size_t ceiling_bytes = 0;
+  int64_t entries = 0;        // as in KvStats
+  int64_t entries_seen = 0;
+  double kept_fraction = 1;
+  int keep_entries = 0;
+  int num_tokens = 0;
+  PageFormat format;
+  std::string recipe;
 };
 
 struct EngineTimes {  // seconds since creation
@@ -70,6 +104,25 @@ struct EngineTimes {  // seconds since creation
 };
 
 using SequenceId = int32_t;
+
+// Tokens that a step appends to one sequence.
+struct StepItem {
+  SequenceId sequence = -1;
+  std::span<const int32_t> tokens;
+  bool pin = false;  // these tokens are never dropped
+  // Logits of every token are appended here, [tokens.size(), vocab]; null: only those of the last one are kept
+  // (Engine::logits()).
+  std::vector<float>* all_logits = nullptr;
+};
+
+// What it would take to read a prompt, and whether it is there.
+struct Admission {
+  size_t steady_bytes = 0;   // that the sequence holds when it has read the prompt
+  size_t step_bytes = 0;     // more while a step runs
+  size_t free_bytes = 0;     // neither in use nor promised, once borrowed bytes are given back
+  bool fits = false;         // now
+  size_t missing_bytes = 0;  // what others would have to free first
+};
 
 // What the owner of a saved sequence wants back with it; the engine does not look at it.
 struct SessionNote {
@@ -96,8 +149,16 @@ class Engine {
   static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<HostModel> model, const EngineOptions& options);
   virtual ~Engine() = default;
 
-  virtual Result<SequenceId> NewSequence() = 0;
-  // A copy that shares pages until one of the two writes.
+  // kOutOfBudget: all places are taken, or the bytes that it asks for are not there. kInvalidArgument, kUnsupported: its
+  // options cannot work with this model.
+  virtual Result<SequenceId> NewSequence(const SequenceOptions& options) = 0;
+  virtual Result<SequenceId> NewSequence() = 0;  // with the engine's own options
+  // What NewSequence() and reading num_tokens tokens would take.
+  virtual Result<Admission> Admit(const SequenceOptions& options, size_t num_tokens) const = 0;
+  // Other bytes for a sequence (SequenceOptions), 0: an equal share. What is too much is dropped at once by a recipe that
+  // drops. kOutOfBudget, and nothing has changed: its entries do not fit, or the floor cannot be had.
+  virtual Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) = 0;
+  // A copy that shares pages until one of the two writes, with a share of the budget of its own.
   virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
   virtual void Free(SequenceId sequence) = 0;
 
@@ -106,7 +167,20 @@ class Engine {
   virtual Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) = 0;
   // A new sequence from such a file, which goes on with the same bits. The model, recipe and format must be the same;
   // budget and context may differ if it fits. kNotFound, kIo, kCorrupt, kInvalidArgument, kOutOfBudget.
+  virtual Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) = 0;
   virtual Result<RestoredSequence> Restore(const std::string& path) = 0;
+  // The same through memory: a sequence that makes room for others and comes back later with the same bits. The first
+  // leaves the sequence as it is; Free() it to have its bytes.
+  virtual Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) = 0;
+  virtual Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) = 0;
+
+  // One pass over the weights for rows of any sequences, prompts and single tokens mixed; evicts as each sequence's recipe
+  // says. At most block_tokens() rows in all, a sequence at most once. statuses [items.size()]: a failure concerns its own
+  // sequence alone, whose state is what it was before, unless the sentence says that it is lost; the others' results are
+  // the same bits as beside a success. kInvalidArgument, kOutOfBudget, kCancelled (Cancel(sequence)), kIo.
+  // Models with recurrent layers take one sequence after the other inside. Allocates nothing for single tokens.
+  virtual void Step(std::span<const StepItem> items, std::span<Status> statuses) = 0;
+  virtual int block_tokens() const = 0;
 
   // Appends tokens in blocks. all_logits: [tokens.size(), vocab] of every position, else none of them is
   // wanted but the last (logits() below). pin: these tokens are never dropped (system prompt).
@@ -118,17 +192,18 @@ class Engine {
   virtual Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
                                  std::vector<float>& logits, const Progress& progress = {}) = 0;
 
-  // True: what Prefill reads from now on is not the end of its prompt. The prefill option of a recipe
+  // True: what the sequence reads from now on is not the end of its prompt. The prefill option of a recipe
   // (prefill=criti) leaves the last segment of a prompt whole, and so must know where that is.
-  virtual void SetPromptContinues(bool on) = 0;
+  virtual void SetPromptContinues(SequenceId sequence, bool on) = 0;
 
   // Appends one token, evicting as the recipe says. Allocates nothing.
   virtual Status Decode(SequenceId sequence, int32_t token) = 0;
 
-  // One token for each of several sequences, sharing the weights' pass.
+  // One token for each of several sequences, sharing the weights' pass. The first failure of any.
   virtual Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) = 0;
 
-  // [vocab], of the last token given to that sequence. Valid until the next call of the engine.
+  // [vocab], of the last token given to that sequence. Valid until the next call of the engine; empty where the last step
+  // was one of others.
   virtual std::span<const float> logits(SequenceId sequence) const = 0;
 
   // For benchmarks: an empty sequence becomes one that has read num_tokens tokens, with made-up entries in its global
@@ -136,13 +211,17 @@ class Engine {
   // kUnsupported: the model has other layers too.
   virtual Status FillForBenchmark(SequenceId sequence, int num_tokens) = 0;
 
-  // No eviction until turned on again (teacher forcing after Compress()).
-  virtual void SetEviction(bool on) = 0;
+  // No eviction of this sequence until turned on again (teacher forcing after Compress()).
+  virtual void SetEviction(SequenceId sequence, bool on) = 0;
 
-  // Compresses a prefilled sequence once: `keep` entries per kv head if it were uniform. Returns the share
+  // Compresses what a sequence has read, once or again: `keep` entries per kv head if it were uniform. Returns the share
   // of entries that stay. Of a recipe with a format, keep_fraction is the share of bytes: so many entries as they
   // hold in that format, those of an incomplete page in f16.
+  // The recipe may be one that the sequence was not made with, unless it needs what nobody has noted: kInvalidArgument.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
+  // The same for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
+  virtual Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,
+                                      int32_t to) = 0;
 
   // The same for several forks of one sequence (which may be among them), whose entries are scored once. Tokens that
   // a fork has read since then stay. Returns the share of the source's entries that each keeps.
@@ -163,14 +242,20 @@ class Engine {
 
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;
+  virtual SequenceStats stats(SequenceId sequence) const = 0;
   virtual EngineTimes times() const = 0;
   virtual int decode_threads() const = 0;  // of the next token
   virtual const HostModel& model() const = 0;
 
-  // What is being read ends with kCancelled, and so does whatever comes until ClearCancel().
+  // What is being read ends with kCancelled, and so does whatever comes until ClearCancel(). Text that a recipe reads
+  // block by block stays up to the last whole block. From any thread.
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   void ClearCancel() { cancelled_.store(false, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  // The running step gives this sequence up within a layer: its item ends with kCancelled, and nothing can be read into
+  // it any more unless the step changed nothing of it; other sequences go on. From any thread; the sequence's owner
+  // frees it.
+  virtual void Cancel(SequenceId sequence) = 0;
 
  protected:
   std::atomic<bool> cancelled_{false};

@@ -1,5 +1,6 @@
-// When entries go, and which: eviction while blocks run, and compression of what was read.
+// When entries go while text is read or written, and which.
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include <fmt/format.h>
@@ -11,62 +12,55 @@ namespace pith {
 // Window layers of models that share caches, and recipes that need every layer's scores.
 void EngineImpl::FinishBlock() {
   for (RowGroup& group : groups_) {
+    if (group.failed()) continue;
     Sequence& sequence = *group.sequence;
-    if (!style_.in_layer) {
-      for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
-        const LayerKind kind = model_->info().layers[layer].kind;
-        if (kind != LayerKind::kWindow && kind != LayerKind::kChunk) continue;
-        for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) {
-          head.DropPagesBefore(sequence.next_position - model_->info().window + 1);
-        }
-      }
+    const EvictionStyle& style = sequence.setup->style;
+    for (size_t layer = 0; layer < cache_->layers().size() && !style.in_layer; ++layer) {
+      const LayerKind kind = model_->info().layers[layer].kind;
+      if (kind == LayerKind::kWindow || kind == LayerKind::kChunk) DropOutOfWindow(group, static_cast<int>(layer));
     }
-    if (!evicts_while_running() || (style_.in_layer && !style_.cascades)) continue;
-    EvictAcrossLayers(sequence);
-    if (!formats_.low || failed_) continue;
-    if (const Status status = DemoteAll(sequence); !status) Fail(Explained(status.error()));
+    if (!sequence.evicts_while_running() || (style.in_layer && !style.cascades)) continue;
+    Status status = EvictAcrossLayers(sequence);
+    if (status && sequence.setup->formats.low) status = DemoteAll(sequence);
+    group.changed = true;
+    if (!status) group.Fail(status.error().code == ErrorCode::kOutOfBudget ? FullError(sequence) : status.error());
   }
 }
 
-void EngineImpl::EvictAcrossLayers(Sequence& sequence) {
-  if (!eviction_on_ || GlobalEntriesOf(sequence) <= MostEntries()) return;
+Status EngineImpl::EvictAcrossLayers(Sequence& sequence) {
+  if (GlobalEntriesOf(sequence) <= MostEntries(sequence)) return {};
   const Clock::time_point start = Clock::now();
-  const Shrink shrink{.sequence = &sequence, .budget = std::nullopt, .format = std::nullopt};
-  const Status status = ScoreAndKeepOnTeam(sequence, active_.front(), SinksOf(active_.front().recipe), {&shrink, 1});
-  if (!status) Fail(status.error());
+  const Status status = EvictAll(sequence);
   times_.policy += SecondsSince(start);
+  return status;
 }
 
-void EngineImpl::DemoteLayer(const Sequence& sequence, int layer, const Team& team) {
-  team.Sync();
-  if (!ops_->Demote(sequence.cache_id, layer, team)) out_of_pages_.store(true, std::memory_order_relaxed);
-  team.Sync();
-  FailIfOutOfPages(team);
+Status EngineImpl::EvictAll(Sequence& sequence) {
+  const Shrink shrink{.sequence = &sequence, .budget = std::nullopt, .format = std::nullopt};
+  const ActiveRecipe& active = sequence.setup->active.front();
+  return ScoreAndKeepOnTeam(sequence, active, {.num_sinks = SinksOf(active.recipe)}, {&shrink, 1});
 }
 
-void EngineImpl::FailIfOutOfPages(const Team& team) {
-  if (team.ith == 0 && out_of_pages_.exchange(false)) Fail(Explained(OutOfBudget("").value()));
+Status EngineImpl::EvictToShare(Sequence& sequence) {
+  if (!sequence.evicts_while_running()) return {};
+  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_) PITH_RETURN_IF_ERROR(EvictAll(sequence));
+  return sequence.setup->formats.low ? DemoteAll(sequence) : Status();
 }
 
 Status EngineImpl::DemoteAll(const Sequence& sequence) {
+  std::atomic<bool> out_of_pages{false};
   context_->RunOnTeam([&](const Team& team) {
     for (size_t layer = 0; layer < global_index_.size(); ++layer) {
-      const bool done = ops_->Demote(sequence.cache_id, static_cast<int>(layer), team);
-      if (!done) out_of_pages_.store(true, std::memory_order_relaxed);
+      if (!ops_->Demote(sequence.cache_id, static_cast<int>(layer), team)) out_of_pages.store(true, std::memory_order_relaxed);
     }
   });
-  if (out_of_pages_.exchange(false)) return OutOfBudget("the KV budget has no free page left");
+  if (out_of_pages.load()) return OutOfBudget("the KV budget has no free page left");
   return {};
-}
-
-double EngineImpl::KeptBytes(SequenceId id) const {
-  const Sequence& sequence = sequences_.at(id);
-  return ContentShare(*cache_, sequence.cache_id, global_index_, sequence.next_position);
 }
 
 int64_t EngineImpl::EntriesOf(const Sequence& sequence, int layer) const {
   int64_t entries = 0;
-  for (const HeadCache& head : cache_->heads(sequence.cache_id, layer)) entries += head.num_entries();
+  for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, layer)) entries += head.num_entries();
   return entries;
 }
 
@@ -78,9 +72,10 @@ int64_t EngineImpl::GlobalEntriesOf(const Sequence& sequence) const {
   return entries;
 }
 
-Budget EngineImpl::BlockBudget(int64_t entries, int heads) const {
+Budget EngineImpl::BlockBudget(const Sequence& sequence, int64_t entries, int heads) const {
   const double mean = static_cast<double>(entries) / heads;
-  return Budget{.keep = plan_.keep_entries, .keep_fraction = std::min(1.0, plan_.keep_entries / std::max(1.0, mean))};
+  const int keep = sequence.share.keep_entries;
+  return Budget{.keep = keep, .keep_fraction = std::min(1.0, keep / std::max(1.0, mean))};
 }
 
 Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
@@ -96,7 +91,7 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
     if (policy.merge() != nullptr) {
       double& threshold = target.merge_thresholds[static_cast<size_t>(global_index_[static_cast<size_t>(layer)])];
       result = merger_.Run(heads, kept, *policy.merge(), &threshold);
-      ForgetValueNorms(heads);
+      ForgetValueNorms(target, heads);
     }
     if (!result) return;
     std::vector<Status> kept_well(heads.size());
@@ -108,8 +103,8 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
 }
 
 // Merging has changed values.
-void EngineImpl::ForgetValueNorms(std::span<HeadCache> heads) {
-  for (const ActiveRecipe& active : active_) {
+void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) {
+  for (const ActiveRecipe& active : sequence.setup->active) {
     if (active.norm_column < 0) continue;
     for (HeadCache& head : heads) {
       head.WriteSharedColumn(active.norm_column, std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
@@ -118,50 +113,55 @@ void EngineImpl::ForgetValueNorms(std::span<HeadCache> heads) {
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
-  if (!style_.in_layer || style_.cascades || !evicts_while_running() || !eviction_on_) return false;
+  const EvictionStyle& style = sequence.setup->style;
+  if (!style.in_layer || style.cascades || !sequence.evicts_while_running()) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-  return EntriesOf(sequence, layer) > static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_kv_heads;
+  return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
 }
 
 void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
   const int layer = call.cache_layer;
   Sequence& sequence = *group.sequence;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-  const ActiveRecipe& active = active_.front();
-  ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active, options_.seed,
-              SinksOf(active.recipe), team, scores_);
+  const ActiveRecipe& active = sequence.setup->active.front();
+  ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active,
+              {.num_sinks = SinksOf(active.recipe)}, team, scores_);
   ops_->loops().Lead(team, [&] {
-    const Budget budget = BlockBudget(EntriesOf(sequence, layer), num_kv_heads);
+    const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
     kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
   });
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
-  if (team.ith == 0 && !status) Fail(status.error());
+  if (team.ith == 0) {
+    group.changed = true;
+    if (!status) group.Fail(FullError(sequence));
+  }
   team.Sync();
 }
 
 void EngineImpl::PrepareCascade(RowGroup& group) {
-  if (!style_.cascades || !eviction_on_ || group.num_rows == 1) return;
-  const int64_t entries = GlobalEntriesOf(*group.sequence) + group.num_rows * num_global_heads_;
-  if (entries <= MostEntries()) return;
+  Sequence& sequence = *group.sequence;
+  if (!sequence.setup->style.cascades || !sequence.evicts || group.num_rows == 1) return;
+  const int64_t entries = GlobalEntriesOf(sequence) + group.num_rows * num_global_heads_;
+  if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
-  cascades_.resize(groups_.size());
-  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(BlockBudget(entries, static_cast<int>(num_global_heads_)));
+  cascades_.resize(std::max(cascades_.size(), groups_.size()));
+  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(BlockBudget(sequence, entries, static_cast<int>(num_global_heads_)));
 }
 
 void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
   const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
   const bool last = global + 1 == num_global_layers_;
   Sequence& sequence = *group.sequence;
-  const ActiveRecipe& active = active_.front();
-  ops_->Score(sequence, layer, global, num_global_layers_, active, options_.seed, SinksOf(active.recipe), team, scores_);
+  const ActiveRecipe& active = sequence.setup->active.front();
+  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team, scores_);
   ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
     cascade.Add(*active.recipe.policy, std::move(scores_));
     const int64_t in_block = static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-    const int64_t waiting = last ? 0 : (style_.layers_in_flight - 1) * in_block;
+    const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
     all_kept_.clear();
-    if (GlobalEntriesOf(sequence) > MostEntries() + waiting) {
-      int64_t left = last ? plan_.keep_entries * num_global_heads_ : MostEntries();
+    if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
+      int64_t left = last ? sequence.share.keep_entries * num_global_heads_ : MostEntries(sequence);
       for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
       all_kept_ = cascade.Shrink(*active.recipe.policy, left);
     }
@@ -169,16 +169,30 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   for (size_t i = 0; i < all_kept_.size(); ++i) {
     const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      if (!heads[h].Keep(all_kept_[i][h])) out_of_pages_.store(true, std::memory_order_relaxed);
+      if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
     }
   }
   team.Sync();
-  FailIfOutOfPages(team);
+  if (team.ith == 0) {
+    group.changed = true;
+    if (group.out_of_pages != 0) group.Fail(FullError(sequence));
+  }
+  team.Sync();
+}
+
+Status EngineImpl::ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                                      std::span<const Shrink> targets) {
+  Status result;
+  context_->RunOnTeam([&](const Team& team) {
+    Status status = ScoreAndKeep(source, active, guard, targets, team);
+    if (team.ith == 0) result = std::move(status);
+  });
+  return result;
 }
 
 // Every member must reach every sync, so thread 0 carries an error to the end.
-Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets,
-                                const Team& team) {
+Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                                std::span<const Shrink> targets, const Team& team) {
   const Policy& policy = *active.recipe.policy;
   Status result;
   if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
@@ -187,8 +201,8 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
     const int global = global_index_[i], layer = static_cast<int>(i);
     if (global < 0) continue;
     LayerScores& scores = all_scores_[static_cast<size_t>(global)];
-    ops_->Score(source, layer, global, num_global_layers_, active, options_.seed, num_sinks, team, scores);
-    const Budget own = BlockBudget(EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
+    ops_->Score(source, layer, global, num_global_layers_, active, guard, team, scores);
+    const Budget own = BlockBudget(source, EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
       ops_->loops().Lead(team, [&] { kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own)); });
@@ -199,7 +213,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
     team.Sync();
   }
   if (policy.layer_local()) return result;
-  const Budget own = BlockBudget(GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
+  const Budget own = BlockBudget(source, GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
     ops_->loops().Lead(team, [&] { all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own)); });
     for (size_t i = 0; i < global_index_.size(); ++i) {
@@ -213,105 +227,9 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, in
   return result;
 }
 
-const ActiveRecipe* EngineImpl::FindRecipe(const Recipe& recipe) const {
-  for (const ActiveRecipe& active : active_) {
-    if (active.recipe.text == recipe.text) return &active;
-  }
-  return nullptr;
-}
-
-Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
-  const CompressTarget target{.sequence = id, .keep_fraction = keep_fraction};
-  PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, CompressForks(id, recipe, {&target, 1}));
-  return kept.front();
-}
-
-Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recipe& recipe,
-                                                      std::span<const CompressTarget> targets) {
-  Sequence& source = sequences_.at(id);
-  const ActiveRecipe* active = FindRecipe(recipe);
-  if (active == nullptr) return InvalidArgument("the recipe " + recipe.text + " was not announced to the engine");
-  std::vector<double> kept(targets.size(), 1.0);
-  const int64_t before = GlobalEntriesOf(source);
-  const bool selects = !active->recipe.policy->keeps_everything();
-  if ((!selects && !Converts(active->recipe, formats_.entry)) || before == 0) return kept;
-  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
-  std::vector<Shrink> shrinks;
-  std::vector<int64_t> newer;
-  for (const CompressTarget& target : targets) {
-    double keep = target.keep_fraction;
-    if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
-    bool in_pages = false;
-    double rest_cost = 1;
-    std::optional<PageFormat> to = WithFormatFor(model_->info(), active->recipe, mean, keep).format;
-    if (to == formats_.entry) to.reset();
-    if (to) {
-      rest_cost = TokenBytes(model_->info(), formats_.entry) / TokenBytes(model_->info(), *to);
-      const double with_rests = EntriesInBytes(model_->info(), *to, true, mean, keep);
-      in_pages = with_rests < mean && active->recipe.policy->ragged();
-      keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
-    }
-    // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
-    shrinks.push_back({&sequences_.at(target.sequence), Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
-                                                               .keep_fraction = keep,
-                                                               .keep_exact = std::max(1.0, mean * keep),
-                                                               .page_entries = in_pages ? kPageEntries : 1,
-                                                               .rest_cost = rest_cost}, to});
-    newer.push_back(GlobalEntriesOf(*shrinks.back().sequence) - before);
-  }
-  if (active->recipe.policy->repeat() != nullptr) {
-    const EngineTimes times = times_;
-    const Clock::time_point began = Clock::now();
-    PITH_RETURN_IF_ERROR(ReadAgain(source, *active));
-    // All of it is the recipe's cost.
-    const double seconds = SecondsSince(began);
-    times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
-  }
-  // The source's entries are what the selections count from, so it goes last.
-  std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
-  const Clock::time_point start = Clock::now();
-  Status result;
-  if (selects) result = ScoreAndKeepOnTeam(source, *active, std::max(active->recipe.num_sinks, 0), shrinks);
-  for (const Shrink& shrink : shrinks) {
-    if (!shrink.format || !result) continue;
-    result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
-    if (result) result = DemoteAll(*shrink.sequence);
-  }
-  times_.policy += SecondsSince(start);
-  for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
-  if (!result) return tl::unexpected<Error>(result.error());
-  for (size_t i = 0; i < targets.size(); ++i) {
-    kept[i] = static_cast<double>(GlobalEntriesOf(sequences_.at(targets[i].sequence)) - newer[i]) / static_cast<double>(before);
-  }
-  return kept;
-}
-
 // The model's layer that is the i-th with a global cache.
 int EngineImpl::LayerOf(int global_layer) const {
   return static_cast<int>(std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin());
-}
-
-Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int global_layer,
-                                                        int num_queries) {
-  Sequence& from = sequences_.at(queries_of);
-  const Sequence& over = sequences_.at(entries_of);
-  if (num_queries < 1 || num_queries > std::min(ring_window_, static_cast<int>(from.next_position))) {
-    return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
-  }
-  const int layer = LayerOf(global_layer);
-  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
-  std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));
-  context_->RunOnTeam([&](const Team& team) {
-    ops_->WindowOutputs(from, over.cache_id, layer, global_layer, num_queries, outputs.data(), team);
-  });
-  return outputs;
-}
-
-std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
-  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id).cache_id, LayerOf(global_layer), kv_head);
-  std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
-  head.ReadPositions(positions);
-  return positions;
 }
 
 }  // namespace pith

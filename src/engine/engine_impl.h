@@ -1,5 +1,6 @@
-// The engine's one implementation, split by purpose: engine.cc runs blocks, engine_evict.cc decides what stays,
-// engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
+// The engine's one implementation, split by purpose: engine.cc makes and ends sequences, engine_step.cc runs blocks,
+// engine_attention.cc what happens in their layers, engine_evict.cc decides what stays, engine_compress.cc shrinks what was
+// read, engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -7,13 +8,14 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "base/ledger.h"
 #include "cache/kv_cache.h"
-#include "engine/cache_formats.h"
 #include "engine/engine.h"
 #include "engine/layer_ops.h"
 #include "engine/merger.h"
@@ -30,11 +32,6 @@ using Clock = std::chrono::steady_clock;
 
 inline double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
-// a recipe may say otherwise.
-inline constexpr int kDefaultSinks = 4;
-inline int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
-
 class EngineImpl final : public Engine, public AttentionSink {
  public:
   EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options) : model_(std::move(model)), options_(options) {}
@@ -42,11 +39,19 @@ class EngineImpl final : public Engine, public AttentionSink {
 
   Status Init();
 
-  Result<SequenceId> NewSequence() override;
+  Result<SequenceId> NewSequence(const SequenceOptions& options) override;
+  Result<SequenceId> NewSequence() override { return AddSequence(default_setup_, options_.floor_bytes, options_.ceiling_bytes); }
+  Result<Admission> Admit(const SequenceOptions& options, size_t num_tokens) const override;
+  Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) override;
   Result<SequenceId> Fork(SequenceId sequence) override;
   void Free(SequenceId sequence) override;
   Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) override;
-  Result<RestoredSequence> Restore(const std::string& path) override;
+  Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) override;
+  Result<RestoredSequence> Restore(const std::string& path) override { return Restore(path, options_); }
+  Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) override;
+  Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) override;
+  void Step(std::span<const StepItem> items, std::span<Status> statuses) override;
+  int block_tokens() const override { return plan_.block_tokens; }
   Status Prefill(SequenceId sequence, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
                  const Progress& progress) override;
   Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
@@ -55,35 +60,91 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
   std::span<const float> logits(SequenceId sequence) const override;
   Status FillForBenchmark(SequenceId sequence, int num_tokens) override;
-  void SetEviction(bool on) override { eviction_on_ = on; }
-  void SetPromptContinues(bool on) override { prompt_continues_ = on; }
+  void SetEviction(SequenceId sequence, bool on) override { sequences_.at(sequence)->evicts = on; }
+  void SetPromptContinues(SequenceId sequence, bool on) override { sequences_.at(sequence)->prompt_continues = on; }
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
+  Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
   double KeptBytes(SequenceId sequence) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer, int num_queries) override;
-  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence).next_position; }
+  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence)->next_position; }
   KvStats stats() const override;
+  SequenceStats stats(SequenceId sequence) const override;
   int decode_threads() const override { return governor_->threads(); }
   EngineTimes times() const override { return times_; }
   const HostModel& model() const override { return *model_; }
+  void Cancel(SequenceId sequence) override;
+  using Engine::Cancel;
 
   void OnAttention(const AttentionCall& call, const Team& team) override;
+  bool ShouldStop() override;
 
  private:
-  SessionOwner Owner() const;
-  std::vector<PlannedLayer> BuildLayers();
-  void AddRecipe(const Recipe& recipe);
-  // kUnsupported: a recipe must undo the rotation of queries and cannot.
-  Status CheckRotations() const;
-  // All threads: full pages of a layer go to the low format.
-  void DemoteLayer(const Sequence& sequence, int layer, const Team& team);
-  Status DemoteAll(const Sequence& sequence);
-  void EvictAcrossLayers(Sequence& sequence);
-  Status RunBlock();
-  Status RunDecodeBlock();
+  // Sequences (engine.cc).
+  using SetupPtr = std::shared_ptr<const SequenceSetup>;
+  Status InitBudget();
+  EngineOptions WithDefaults(const SequenceOptions& options) const;
+  Result<SequenceId> AddSequence(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes);
+  // An account, a slot and what is remembered beside pages; no cache yet. kOutOfBudget.
+  Result<std::unique_ptr<Sequence>> MakeSequence(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes);
+  Status HoldOwnBytes(Sequence& sequence) const;
+  Result<SequenceId> Register(std::unique_ptr<Sequence> sequence);
+  int FreeSlot() const;
+  // Makes borrowed bytes free until so many are: sequences that drop go back to their floors. False: they are not there.
+  bool Reclaim(size_t bytes, const Sequence* except);
+  void PlanOwnShare(Sequence& sequence, size_t bytes) const;
+  // The sequence, or why it cannot be used.
+  Result<Sequence*> Find(SequenceId id) const;
+
+  // Blocks (engine_step.cc).
+  Status CheckItem(const Sequence& sequence, const StepItem& item) const;
+  Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
+  // The pinned tokens and `more` of them fit into what stays.
+  Status CheckPinned(const Sequence& sequence, int64_t more) const;
+  // Rows of one more sequence for the block being built.
+  void AddGroup(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits, int num_sparse_rows);
+  void BeginBlock();
+  // Holds the bytes that the block's rows take; a group that cannot have them is left out with its error.
+  void ReserveBlock();
+  Status ReserveGroup(Sequence& sequence, int num_rows);
+  void ReleaseBlock();
+  void LeaveOutFailed();
+  size_t BytesToExtend(const Sequence& sequence, int num_rows) const;
+  // Runs the groups of the block; their errors are in groups_.
+  void RunBlock();
+  void BeginGroup(RowGroup& group);
   void FinishBlock();
+  void FinishGroup(RowGroup& group);
+  void CopyRows(const RowGroup& group, std::vector<float>& to);
+  void EndItems(std::span<const StepItem> items, std::span<Status> statuses);
+  // Takes back what a failed group's rows have left in the cache, or declares its sequence lost.
+  void RollBack(RowGroup& group);
+  // One block of one sequence.
+  Status RunRows(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits, int num_sparse_rows);
+  // Rows of a block of a prompt that may skip attention work: not those of the prompt's last segment.
+  static int SparseRows(const Sequence& sequence, int count, bool ends);
+  // Those of all threads, whether all of them run now or not.
+  int NumParts(int nth) const { return std::min(std::max(nth, options_.num_threads), nth * kernels::kMaxMembers); }
+  Error FullError(const Sequence& sequence) const;
+  void TakeCancels();
+
+  // Layers (engine_attention.cc).
+  void PrepareLayer(const AttentionCall& call, const Team& team);
+  void ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const;
+  void ActInLayer(const AttentionCall& call, const Team& team);
+  void DropOutOfWindow(RowGroup& group, int layer);
+
+  // Eviction (engine_evict.cc).
+  // All threads: full pages of a layer go to the low format.
+  void DemoteLayer(int layer, const Team& team);
+  Status DemoteAll(const Sequence& sequence);
+  Status EvictAcrossLayers(Sequence& sequence);
+  // By the running recipe, to what its share keeps.
+  Status EvictAll(Sequence& sequence);
+  // Down to what the sequence's share keeps, whatever its schedule says. kOutOfBudget.
+  Status EvictToShare(Sequence& sequence);
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
   bool HoldsTooMuch(const Sequence& sequence, int layer) const;
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
@@ -92,7 +153,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   // All threads, after each global layer of such a block.
   void CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // Of all global layers and heads, before an eviction.
-  int64_t MostEntries() const { return static_cast<int64_t>(plan_.keep_entries + plan_.slack_entries) * num_global_heads_; }
+  int64_t MostEntries(const Sequence& sequence) const { return sequence.most_entries() * num_global_heads_; }
   // One sequence to shrink by the scores of another (or its own). No budget: the running one.
   struct Shrink {
     Sequence* sequence = nullptr;
@@ -100,87 +161,73 @@ class EngineImpl final : public Engine, public AttentionSink {
     std::optional<PageFormat> format;  // that what stays is converted to
   };
   // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
-  Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets, const Team& team);
-  Status ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, int num_sinks, std::span<const Shrink> targets) {
-    Status result;
-    context_->RunOnTeam([&](const Team& team) {
-      Status status = ScoreAndKeep(source, active, num_sinks, targets, team);
-      if (team.ith == 0) result = std::move(status);
-    });
-    return result;
-  }
-  // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
-  // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
-  Status ReadAgain(Sequence& source, const ActiveRecipe& active);
-  Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
-  // One block of one sequence; without all_logits only the last row has some.
-  Status RunRows(Sequence& sequence, std::span<const int32_t> tokens, bool all_logits, int num_sparse_rows);
-  int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
-  Result<int> ChunkOf(const Sequence& sequence, const RepeatOptions& options, int overhead) const;
-  int LayerOf(int global_layer) const;
+  Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets,
+                      const Team& team);
+  Status ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets);
   // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
   // thread 0's, written before a sync. The status is thread 0's too.
   Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept, const Team& team);
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
-  void ForgetValueNorms(std::span<HeadCache> heads);
-  Error Explained(Error error) const;
-  void Fail(const Error& error);
-  // After a sync, all threads: fails where one of them was out of pages.
-  void FailIfOutOfPages(const Team& team);
-  Status CheckRoom(const Sequence& sequence, size_t num_tokens) const;
-  // The pinned tokens and `more` of them fit into what stays.
-  Status CheckPinned(const Sequence& sequence, int64_t more) const;
-  const ActiveRecipe* FindRecipe(const Recipe& recipe) const;
-  Budget BlockBudget(int64_t entries, int heads) const;
-  // Rows of a block of a prompt that may skip attention work: not those of the prompt's last segment.
-  int SparseRows(int count, bool ends) const {
-    if (!options_.recipe.prefill) return 0;
-    const int segment = options_.recipe.prefill->segment;
-    return ends ? (count - 1) / segment * segment : count;
-  }
-  // Those of all threads, whether all of them run now or not.
-  int NumParts(int nth) const { return std::min(std::max(nth, options_.num_threads), nth * kernels::kMaxMembers); }
-  bool evicts_while_running() const { return style_.evicts; }
+  void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads);
+  Budget BlockBudget(const Sequence& sequence, int64_t entries, int heads) const;
+  int LayerOf(int global_layer) const;
+
+  // Compression (engine_compress.cc).
+  Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
+  bool ConvertsAgain(const Sequence& sequence) const;
+  Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
+  Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
+                        bool selects, FlightLoan& loan);
+
+  // Second readings (engine_repeat.cc).
+  // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
+  // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
+  Status ReadAgain(Sequence& source, const ActiveRecipe& active);
+  Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
+  int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
+  Result<int> ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const;
+  // Logits of the last block outlive the next one.
+  void KeepLogits();
+
+  // Sessions (engine_session.cc).
+  SessionOwner Owner(const SequenceSetup& setup) const;
+  // read(owner, sequence, note) fills a new sequence.
+  template <typename Read>
+  Result<RestoredSequence> RestoreFrom(const SequenceOptions& options, const Read& read);
 
   std::shared_ptr<HostModel> model_;
   EngineOptions options_;
   MemoryPlan plan_;
-  EvictionStyle style_;
-  CacheFormats formats_;
-  std::atomic<bool> out_of_pages_{false};  // a thread of the team found none
+  SetupPtr default_setup_;
   std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<MemoryAccount> flight_;  // promised to the rows of the next step
+  size_t flight_bytes_ = 0;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<HostContext> context_;
   std::unique_ptr<LayerOps> ops_;
+  std::optional<ThreadGovernor> governor_;
 
-  std::vector<ActiveRecipe> active_;  // the running recipe first, then those for Compress()
-  int num_columns_ = 0;               // of all of them, in pages
-  std::vector<std::pair<int, float>> column_initials_;
   std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
   int num_global_layers_ = 0;
   int64_t num_global_heads_ = 0;
-  int ring_window_ = 0;
-  uint32_t observed_needs_ = 0;  // of the recipes that observe every query
-  bool counts_moments_ = false;
-  bool reads_again_ = false;  // a recipe may want a second reading, so tokens are remembered
-  int spare_slot_ = -1;       // of the host context, for that reading
-  std::optional<ThreadGovernor> governor_;
-  bool eviction_on_ = true;
-  bool prompt_continues_ = false;
+  int spare_slot_ = -1;               // of the host context, for second readings
 
-  std::map<SequenceId, Sequence> sequences_;
+  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<bool> slot_used_;
   SequenceId next_id_ = 0;
+  std::mutex cancel_mutex_;
+  std::set<SequenceId> cancels_;  // by cancel_mutex_
+  std::atomic<bool> has_cancels_{false};
 
   // The block being run.
   std::vector<int32_t> tokens_, positions_, slots_;
   std::vector<uint8_t> wants_logits_;
   std::vector<RowGroup> groups_;
-  bool prepared_ = false;  // thread 0's word to the others, read after a sync
-  bool evict_now_ = false;
-  bool failed_ = false;
-  Error error_;
+  std::vector<Status> step_statuses_;  // of decoding
+  std::vector<StepItem> step_items_;
+  std::vector<size_t> item_of_group_;
+  bool in_block_ = false;  // libllama's graph runs
   LayerScores scores_;
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others

@@ -24,21 +24,32 @@ int EngineImpl::PrefixOf(const Sequence& sequence, const Recipe& recipe) const {
 }
 
 // Tokens per pass, so that the last position of a pass is one that the model knows.
-Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const RepeatOptions& options, int overhead) const {
+Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const {
   const ModelInfo& info = model_->info();
   const int trained = std::max(info.trained_ctx, sequence.next_position);
   const int last = info.max_positions > 0 ? info.max_positions : trained > sequence.next_position ? trained : INT32_MAX;
-  const int chunk = std::min(options.chunk, last - sequence.next_position - overhead);
+  const int chunk = std::min(active.recipe.policy->repeat()->chunk, last - sequence.next_position - overhead);
   if (chunk >= kLeastChunk) return chunk;
   return Unsupported(fmt::format("{} tokens leave no positions of the model's {} to read them again, which {} needs",
-                                 sequence.next_position, last, active_.front().recipe.text));
+                                 sequence.next_position, last, active.recipe.text));
 }
 
+// On a fork that takes what its source leaves of its bytes.
 Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> tokens) {
-  Sequence fork = source;
-  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(source.cache_id, ledger_->common()));
-  fork.slot = spare_slot_;
-  fork.tokens.clear();
+  Sequence fork;
+  fork.id = source.id;
+  fork.setup = source.setup;
+  fork.share = source.share;
+  fork.ceiling_bytes = fork.planned_bytes = source.ceiling_bytes - std::min(source.ceiling_bytes, source.account->used_bytes());
+  fork.own_account = MemoryAccount::Open(ledger_.get(), 0, fork.ceiling_bytes);
+  if (fork.own_account == nullptr) return OutOfBudget("the KV budget has no room for a second reading");
+  fork.account = fork.own_account.get();
+  fork.next_position = source.next_position;
+  fork.pinned = source.pinned;
+  fork.evicts = false;
+  fork.slot = spare_slot_ >= 0 ? spare_slot_ : FreeSlot();
+  if (fork.slot < 0) return OutOfBudget("a second reading takes a place for a sequence, and all are in use");
+  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(source.cache_id, fork.account));
   context_->CopySlot(source.slot, fork.slot);
   Status status;
   for (size_t at = 0; at < tokens.size() && status; at += static_cast<size_t>(plan_.block_tokens)) {
@@ -46,11 +57,12 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
       status = Cancelled("stopped while reading the prompt again");
       break;
     }
-    status = RunRows(fork, tokens.subspan(at, std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens))), false, 0);
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
+    status = RunRows(fork, tokens.subspan(at, count), count - 1, 0);
   }
   cache_->Free(fork.cache_id);
   context_->ClearSlot(fork.slot);
-  groups_.clear();
+  BeginBlock();
   return status;
 }
 
@@ -64,7 +76,7 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   }
   source.repeat.reset();
   PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
-  PITH_ASSIGN_OR_RETURN(const int chunk, ChunkOf(source, options, prompt.overhead(options.overlap)));
+  PITH_ASSIGN_OR_RETURN(const int chunk, ChunkOf(source, active, prompt.overhead(options.overlap)));
   std::vector<std::vector<int>> entries(static_cast<size_t>(num_global_layers_));
   for (size_t layer = 0; layer < global_index_.size(); ++layer) {
     if (global_index_[layer] < 0) continue;
@@ -73,13 +85,10 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
     }
   }
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<RepeatColumns> columns,
-                        RepeatColumns::Create(ledger_.get(), policy, prefix, entries));
+                        RepeatColumns::Create(source.account, policy, prefix, entries));
   // Blocks end the validity of logits, and the source's may still be wanted.
-  for (auto& [id, sequence] : sequences_) {
-    if (sequence.output < 0) continue;
-    const std::span<const float> row = context_->logits(sequence.output);
-    sequence.restored_logits.assign(row.begin(), row.end());
-  }
+  KeepLogits();
+  (void)source.account->SetLimits(0, source.ceiling_bytes);
   repeat_policy_ = &policy;
   repeat_columns_ = columns.get();
   Status status;
@@ -89,6 +98,7 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   }
   repeat_policy_ = nullptr;
   repeat_columns_ = nullptr;
+  (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);
   if (!status && status.error().code == ErrorCode::kOutOfBudget) {
     return OutOfBudget(fmt::format("the KV budget of {:.2f} MiB holds the prompt but not its second reading in chunks of {} "
                                    "tokens, which {} needs",

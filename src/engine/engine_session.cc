@@ -1,35 +1,66 @@
 // Saving and restoring sequences.
+#include <utility>
+
+#include "base/byte_io.h"
 #include "engine/engine_impl.h"
 #include "engine/session_file.h"
 
 namespace pith {
 
-SessionOwner EngineImpl::Owner() const {
+SessionOwner EngineImpl::Owner(const SequenceSetup& setup) const {
   return {.fingerprint = model_->info().fingerprint,
           .description = model_->info().description,
-          .recipe = active_.front().recipe.text,
-          .num_ctx = options_.num_ctx,
+          .recipe = setup.recipe().text,
+          .num_ctx = setup.options.num_ctx,
           .num_vocab = model_->info().num_vocab,
           .num_global_heads = num_global_heads_};
 }
 
 Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note) {
-  const Sequence& sequence = sequences_.at(id);
-  const bool has_logits = sequence.output >= 0 || !sequence.restored_logits.empty();
-  return SaveSession(path, Owner(), sequence, *cache_, *context_, has_logits ? logits(id) : std::span<const float>(),
-                     note);
+  PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
+  return SaveSession(path, Owner(*sequence->setup), *sequence, *cache_, *context_, logits(id), note);
 }
 
-Result<RestoredSequence> EngineImpl::Restore(const std::string& path) {
+Result<std::vector<std::byte>> EngineImpl::SaveToMemory(SequenceId id, const SessionNote& note) {
+  PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent, context_->SaveSlot(sequence->slot, sequence->next_position));
+  MemoryWriter body, header;
+  WriteSessionBody(body, Owner(*sequence->setup), *sequence, *cache_, recurrent, logits(id), note);
+  Hash64 hash;
+  hash.Add(body.bytes());
+  WriteSessionHeader(header, body.bytes().size(), hash.value());
+  header.Write(body.bytes());
+  return std::move(header.bytes());
+}
+
+template <typename Read>
+Result<RestoredSequence> EngineImpl::RestoreFrom(const SequenceOptions& options, const Read& read) {
   RestoredSequence restored;
-  PITH_ASSIGN_OR_RETURN(restored.sequence, NewSequence());
-  Sequence& sequence = sequences_.at(restored.sequence);
-  Status status = RestoreSession(path, Owner(), *cache_, *context_, sequence, restored.note);
+  PITH_ASSIGN_OR_RETURN(restored.sequence, NewSequence(options));
+  Sequence& sequence = *sequences_.at(restored.sequence);
+  Status status = read(Owner(*sequence.setup), sequence, restored.note);
   if (status) status = CheckPinned(sequence, 0);
   restored.has_logits = !sequence.restored_logits.empty();
   if (status) return restored;
   Free(restored.sequence);
   return tl::unexpected<Error>(status.error());
+}
+
+Result<RestoredSequence> EngineImpl::Restore(const std::string& path, const SequenceOptions& options) {
+  return RestoreFrom(options, [&](const SessionOwner& owner, Sequence& sequence, SessionNote& note) {
+    return RestoreSession(path, owner, *cache_, *context_, sequence, note);
+  });
+}
+
+Result<RestoredSequence> EngineImpl::RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) {
+  return RestoreFrom(options, [&](const SessionOwner& owner, Sequence& sequence, SessionNote& note) -> Status {
+    MemoryReader whole(saved);
+    PITH_RETURN_IF_ERROR(CheckSession(whole));
+    MemoryReader reader(saved.subspan(kSessionHeaderBytes));
+    std::vector<std::byte> recurrent;
+    PITH_RETURN_IF_ERROR(ReadSessionBody(reader, owner, *cache_, sequence, recurrent, note));
+    return context_->RestoreSlot(sequence.slot, sequence.next_position, recurrent);
+  });
 }
 
 }  // namespace pith

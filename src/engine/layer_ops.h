@@ -14,7 +14,6 @@
 #include "base/parallel.h"
 #include "base/team.h"
 #include "cache/kv_cache.h"
-#include "engine/prefill_pruner.h"
 #include "engine/repeat.h"
 #include "engine/scratch.h"
 #include "engine/sequence.h"
@@ -25,21 +24,37 @@
 
 namespace pith {
 
-// A recipe in use, with the place of its columns in every page.
-struct ActiveRecipe {
-  Recipe recipe;
-  int first_column = 0;
-  int num_columns = 0;  // that the scorer asked for
-  int norm_column = -1;  // of the value norms, -1: it needs none
-};
-
-// A run of rows of one block that belong to one sequence.
+// A run of rows of one block that belong to one sequence, and how it fares.
 struct RowGroup {
   Sequence* sequence = nullptr;
   int first_row = 0;
   int num_rows = 0;
-  int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
-  bool cascades = false;  // layers are evicted from while the block is in the next ones
+  int num_sparse_rows = 0;   // first rows that may skip attention work (the prefill option); 0 while decoding
+  int32_t start = 0;         // position of the first row
+  int first_output = 0;      // of the block's logits rows
+  int num_outputs = 0;
+  bool pins = false;         // the rows are never dropped
+  bool began = false;        // the rows are in the block that runs
+  bool cascades = false;     // layers are evicted from while the block is in the next ones
+  bool evicts = false;       // from the layer at hand
+  bool changed = false;      // what the rows did to the sequence cannot be taken back
+  uint8_t out_of_pages = 0;  // a thread of the team found none; by atomic_ref
+  std::optional<Error> error = {};  // nothing more happens to it
+
+  bool failed() const { return error.has_value(); }
+  void Fail(Error with) {
+    if (!error) error = std::move(with);
+  }
+};
+
+// Which entries no recipe may drop: the first ones, pinned ranges, and whatever lies outside [from, to).
+struct EntryGuard {
+  int num_sinks = 0;
+  int32_t from = 0, to = INT32_MAX;
+
+  bool Guards(const Sequence& sequence, int32_t position) const {
+    return position < num_sinks || position < from || position >= to || sequence.IsPinned(position);
+  }
 };
 
 // Where the attention of a second reading goes.
@@ -51,46 +66,48 @@ struct RepeatObserver {
 
 class LayerOps {
  public:
-  // column_initials: columns whose value of a new entry is not 0.
-  // prune: the recipe's prefill option, if it has one.
-  LayerOps(const HostModel& model, KvCache& cache, std::vector<std::pair<int, float>> column_initials,
-           const std::optional<CritiOptions>& prune);
+  LayerOps(const HostModel& model, KvCache& cache);
 
-  // Thread 0, between syncs. Makes room for the group's rows in the layer's heads and describes the
-  // attention over them. kOutOfBudget: nothing has changed. global_layer: -1 where the layer is none.
-  // num_parts: into how many stretches attention is cut, at least one for each thread.
-  // observed: Need bits of what Observe() will want, 0: it will not be called.
-  Status Prepare(const AttentionCall& call, const RowGroup& group, std::span<const int32_t> positions, int global_layer,
-                 uint32_t observed, int num_parts);
+  // Thread 0, between syncs, for each group of a block that is well (a prefix of them may be missing): makes room for the
+  // group's rows in the layer's heads and describes the attention over them. kOutOfBudget: nothing has changed.
+  // index: of the group in its block. global_layer: -1 where the layer is none. num_parts: into how many stretches
+  // attention is cut, at least one for each thread. observed: Need bits of what Observe() will want, 0: it will not be
+  // called.
+  void BeginLayer();
+  Status Prepare(const AttentionCall& call, const RowGroup& group, size_t index, std::span<const int32_t> positions,
+                 int global_layer, uint32_t observed, int num_parts);
+  // Thread 0, after the last group of a layer.
+  void EndPrepare(int num_parts);
   // All threads, after a sync: writes the group's keys and values.
-  void Append(const AttentionCall& call, const RowGroup& group, const Team& team);
-  // All threads, after a sync.
-  void Attend(const Team& team);
+  void Append(const AttentionCall& call, const RowGroup& group, size_t index, const Team& team);
+  // All threads, after a sync: the attention of all prepared groups.
+  void Attend(std::span<const RowGroup> groups, const Team& team);
   // Thread 0's time within Attend() that only Observe() has a use for.
-  double observe_seconds() const { return observe_seconds_; }
-  // All threads: gives what this block's queries paid to the recipes that observe every query.
-  void Observe(int layer, const RowGroup& group, std::span<const ActiveRecipe> recipes, const Team& team);
+  double observe_seconds() const;
+  // All threads: gives what this block's queries paid to the recipes that observe every query, and syncs.
+  void Observe(int layer, std::span<const RowGroup> groups, const Team& team);
   // All threads: the same for the rows of a second reading.
-  void ObserveRepeat(int layer, int global_layer, const RowGroup& group, const RepeatObserver& observer, const Team& team);
+  void ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index, const RepeatObserver& observer,
+                     const Team& team);
   // All threads, their heads: full pages go to the low format. False if one found no room.
   bool Demote(int cache_id, int layer, const Team& team);
   // Thread 0: remembers the last queries.
-  void KeepQueries(const AttentionCall& call, const RowGroup& group, int global_layer);
+  void KeepQueries(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer);
 
   // All threads, after Prepare(): the group's queries as they were before RoPE into the sequence's moments.
-  void AddMoments(const AttentionCall& call, const RowGroup& group, int global_layer, const Team& team);
+  void AddMoments(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer, const Team& team);
 
   // All threads: scores a layer by a recipe. inputs() stays valid until the next call; scores are there for all.
-  // pin: entries that no recipe may drop are marked (sinks and pinned ranges).
-  void Score(Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active, uint64_t seed,
-             int num_sinks, const Team& team, LayerScores& scores);
+  // guard: entries that no recipe may drop are marked.
+  void Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
+             const EntryGuard& guard, const Team& team, LayerScores& scores);
   const LayerInputs& inputs() const { return inputs_; }
   // Of the team that calls all this, between its calls.
   SharedLoops& loops() { return loops_; }
 
   // All threads: attention of the last `window` queries of one sequence over the entries of another cache.
   // output [window, H, Dv].
-  void WindowOutputs(Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
+  void WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
                      const Team& team);
 
  private:
@@ -106,10 +123,26 @@ class LayerOps {
     std::vector<float> chunk;  // probabilities over the chunk of a second reading
   };
 
-  void DescribeHeads(int cache_id, int layer);
-  // All threads: probabilities_ of `rows` rows of task_ from `from` on. heads: those of task_.
-  void FindProbabilities(std::span<const HeadCache> heads, int from, int rows, const Team& team);
-  void PlanObserved(uint32_t needs);
+  // One group's part of the layer at hand.
+  struct GroupWork {
+    kernels::AttentionTask task;
+    std::vector<kernels::Segment> segments;
+    std::vector<kernels::HeadEntries> heads;
+    std::span<const int32_t> positions;  // of the group's rows
+    Scratch observed_buffer;
+    std::vector<kernels::EntryAttention> observed;  // of task
+    double observe_seconds = 0;
+    PrunedCall pruned;
+  };
+
+  static void DescribeHeads(std::span<HeadCache> heads, std::vector<kernels::Segment>& segments,
+                            std::vector<kernels::HeadEntries>& entries);
+  // All threads: probabilities_ of `rows` rows of a task from `from` on. heads: those of the task.
+  void FindProbabilities(const GroupWork& work, std::span<const HeadCache> heads, int from, int rows, const Team& team);
+  static void PlanObserved(GroupWork& work, uint32_t needs);
+  // What attention did not gather is computed row by row.
+  void ObserveRows(int layer, const RowGroup& group, GroupWork& work, const Team& team);
+  void ObserveGathered(int layer, const RowGroup& group, GroupWork& work, const Team& team);
   // Of the stretch of a head that a thread is at.
   struct ObserveBuffers {
     std::vector<int32_t> positions;
@@ -118,36 +151,28 @@ class LayerOps {
   };
   // Give one observation of a head to all recipes that want it, out of what attention gathered (for the part-th of
   // num_parts stretches of the head's pages) ...
-  void ObservePages(HeadCache& head, size_t part, size_t num_parts, Observation& seen,
-                    std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) const;
+  static void ObservePages(HeadCache& head, const kernels::EntryAttention& received, size_t part, size_t num_parts,
+                           Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers);
   // ... or out of probabilities.
-  void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
-                   ObserveBuffers& buffers) const;
-  void ObserveChunk(int head_index, const HeadCache& head, int from, int rows, int layer, int global_layer,
-                    const RepeatObserver& observer);
-  void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active, int num_sinks);
+  static void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers);
+  void ObserveChunk(const GroupWork& work, int head_index, const HeadCache& head, int from, int rows, int layer,
+                    int global_layer, const RepeatObserver& observer);
+  void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active,
+                  const EntryGuard& guard);
   void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
-  void PrepareWindow(Sequence& sequence, int layer, int global_layer, int window);
-  // Those of all gathered heads that are not known yet; they are computed and stay in the pages.
+  void GatherWindowQueries(const LayerShape& shape, int head);
+  void PrepareWindow(const Sequence& sequence, int layer, int global_layer, int window);
+  // Those of all gathered heads that are not known yet; they are computed and stay in the pages (column -1: nowhere).
   void FindValueNorms(int cache_id, int layer, int column);
 
   const HostModel& model_;
   KvCache& cache_;
-  const std::vector<std::pair<int, float>> column_initials_;
 
-  kernels::AttentionTask task_;
-  std::vector<kernels::Segment> segments_;
-  std::vector<kernels::HeadEntries> heads_;
-  std::vector<int32_t> positions_;       // of the group's rows
+  std::vector<std::unique_ptr<GroupWork>> works_;  // of the block's groups
+  std::vector<kernels::AttentionTask> tasks_;      // of those that nothing is pruned from
   Scratch attention_buffer_, moment_buffer_;
   float* moment_scratch_ = nullptr;
   std::byte* attention_scratch_ = nullptr;
-  std::optional<PrefillPruner> pruner_;
-  PrunedCall pruned_;
-
-  Scratch observed_buffer_;
-  std::vector<kernels::EntryAttention> observed_;  // of task_
-  double observe_seconds_ = 0;
 
   // Attention parameters of each layer, as last seen: the window's probabilities need them.
   struct LayerParams {
@@ -168,6 +193,8 @@ class LayerOps {
   std::vector<float> window_rows_;
   std::vector<int32_t> window_positions_;
   kernels::AttentionTask window_task_;
+  std::vector<kernels::Segment> window_segments_;
+  std::vector<kernels::HeadEntries> window_heads_;
   int window_count_ = 0;
 };
 

@@ -13,22 +13,25 @@
 
 namespace pith {
 
-// A layer's heads and the pages of their entries.
-struct PlannedLayer {
-  int num_kv_heads = 0;
-  PageLayout layout;
+// What one sequence keeps of the bytes that are its own between steps.
+struct SharePlan {
+  size_t fixed_bytes = 0;  // tables of heads, moments and recent queries, tokens to be read again
+  int keep_entries = 0;    // C: per kv head after an eviction; 0: the bytes hold nothing
+  int slack_entries = 0;   // a head may grow to C + slack before the next eviction (decode)
 };
 
 struct MemoryPlan {
   size_t budget_bytes = 0;
   size_t block_bytes = 0;      // libllama's own KV memory
   size_t recurrent_bytes = 0;
-  size_t moment_bytes = 0;   // of all sequences' queries, where a recipe reads them
-  size_t num_pages = 0;      // of the format in which entries arrive
+  size_t flight_bytes = 0;   // pages that a step's rows take before they are evicted, of whichever sequences
+  size_t share_bytes = 0;    // of each sequence between steps
+  size_t moment_bytes = 0;   // of all sequences' queries, where a recipe reads them; in the shares
+  size_t num_pages = 0;      // of the format in which entries arrive, all sequences and the block in flight
   size_t num_low_pages = 0;  // of the low format that full pages go to, if there is one
   int block_tokens = 0;
-  int keep_entries = 0;   // C: per kv head after an eviction
-  int slack_entries = 0;  // a head may grow to C + slack before the next eviction (decode)
+  int keep_entries = 0;   // as in SharePlan
+  int slack_entries = 0;
 };
 
 // What the plan needs to know of a recipe.
@@ -50,16 +53,35 @@ size_t FullTokenBytes(const ModelInfo& info);
 // What the moments of a sequence's queries are of.
 QueryMoments::Shape MomentsOf(const ModelInfo& info);
 
-// options.num_ctx must be set. kOutOfBudget: the budget does not hold one block; the message names the least that does.
-Result<MemoryPlan> PlanMemory(const ModelInfo& info, const std::vector<PlannedLayer>& layers, const EvictionStyle& style,
-                              const EngineOptions& options);
+// How the recipe of these options evicts.
+EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options);
 
-// What an engine of these options takes for its plan: the layers' pages in the format in which entries arrive, and how
-// its recipe evicts. num_columns: what recipes remember for each entry of a global layer.
-std::vector<PlannedLayer> LayersOf(const ModelInfo& info, PageFormat entry_format, int num_columns);
-// The same as the cache wants them.
-std::vector<CacheLayer> CacheLayersOf(const ModelInfo& info);
-EvictionStyle StyleOf(const ModelInfo& info, const EngineOptions& options);
+// What pages remember of each entry of a global layer, for the recipe and the later ones.
+int CountColumns(const SequenceOptions& options);
+
+// For max_sequences equal sequences of these options, whose num_ctx must be set. kOutOfBudget: the budget does not hold
+// one block; the message names the least that does.
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style, const EngineOptions& options);
+
+// For one sequence in `bytes` of its own.
+SharePlan PlanShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, size_t bytes);
+// The least bytes with which PlanShare() keeps anything.
+size_t LeastShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options);
+
+// Bytes with which a sequence holds everything of num_tokens tokens.
+size_t ShareFor(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, int num_tokens);
+
+// Pages that a step takes beside what sequences of this kind keep, before the recipe has evicted.
+struct FlightShape {
+  size_t heads = 0;           // whose rows are there at once
+  size_t token_pages = 0;     // more, of each sequence
+  size_t page_cost = 0;       // bytes of a page and its tables
+
+  // num_rows rows of num_sequences sequences.
+  size_t Bytes(int num_rows, int num_sequences) const { return Pages(num_rows, num_sequences) * page_cost; }
+  size_t Pages(int num_rows, int num_sequences) const;
+};
+FlightShape FlightOf(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options);
 
 // Where the bytes of a budget go, for one sequence. With a low format, what is new waits in pages of f16.
 struct BudgetSplit {

@@ -16,14 +16,6 @@ ModelInfo SmolInfo() {
   return info;
 }
 
-std::vector<PlannedLayer> LayersOf(const ModelInfo& info) {
-  std::vector<PlannedLayer> layers;
-  for (const LayerShape& shape : info.layers) {
-    layers.push_back({shape.num_kv_heads, PageLayout::Make(KvFormat::kF16, shape.key_dim, shape.value_dim, 0)});
-  }
-  return layers;
-}
-
 EngineOptions Options(size_t budget_bytes, int block_tokens = 0) {
   EngineOptions options;
   options.num_ctx = 8192;
@@ -46,13 +38,13 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
       for (size_t mib = 4; mib <= 96; mib += 4) {
         const EngineOptions options = Options(mib << 20);
         const EvictionStyle style{.evicts = true, .in_layer = in_layer, .ragged = ragged};
-        const auto plan = PlanMemory(info, LayersOf(info), style, options);
+        const auto plan = PlanMemory(info, style, options);
         if (!plan) {
           EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
           continue;
         }
         EXPECT_LE(PagesAtWorst(*plan, style, 90, 3), plan->num_pages) << mib << " MiB";
-        EXPECT_LE(plan->block_bytes + plan->num_pages * LayersOf(info)[0].layout.page_bytes, options.budget_bytes);
+        EXPECT_LE(plan->block_bytes + plan->num_pages * PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes, options.budget_bytes);
         EXPECT_GT(plan->keep_entries, 0);
       }
     }
@@ -62,7 +54,7 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
 TEST(PlanTest, RefusesABudgetBelowOneBlockAndNamesTheLeast) {
   const ModelInfo info = SmolInfo();
   const EngineOptions options = Options(64 << 10);
-  const auto plan = PlanMemory(info, LayersOf(info), EvictionStyle{}, options);
+  const auto plan = PlanMemory(info, EvictionStyle{}, options);
   ASSERT_FALSE(plan);
   EXPECT_NE(plan.error().message.find("is the least that does"), std::string::npos);
 }
@@ -71,7 +63,7 @@ TEST(PlanTest, MoreBudgetNeverKeepsLess) {
   const ModelInfo info = SmolInfo();
   int last = 0;
   for (size_t mib = 8; mib <= 64; mib += 8) {
-    const auto plan = PlanMemory(info, LayersOf(info), EvictionStyle{}, Options(mib << 20, 64));
+    const auto plan = PlanMemory(info, EvictionStyle{}, Options(mib << 20, 64));
     ASSERT_TRUE(plan);
     EXPECT_GE(plan->keep_entries, last);
     last = plan->keep_entries;
@@ -111,7 +103,6 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
 TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
   const ModelInfo info = SmolInfo();
   EngineOptions options = Options(size_t{20} << 20, 256);
-  const auto layers = LayersOf(info, PageFormat(), 0);
   int keep[3] = {};
   for (int i = 0; i < 3; ++i) {
     options.recipe = *ParseRecipe(std::array{"snapkv", "cake", "pyramidkv"}[static_cast<size_t>(i)]);
@@ -119,7 +110,7 @@ TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
     EXPECT_EQ(style.cascades, i == 1);
     EXPECT_EQ(style.in_layer, i < 2);
     EXPECT_EQ(style.layers_in_flight, i == 1 ? 3 : 1);
-    const MemoryPlan plan = *PlanMemory(info, layers, style, options);
+    const MemoryPlan plan = *PlanMemory(info, style, options);
     EXPECT_LE(PagesAtWorst(plan, style, 90, 3 * static_cast<size_t>(style.layers_in_flight)), plan.num_pages);
     keep[i] = plan.keep_entries;
   }
@@ -139,8 +130,7 @@ TEST(PlanTest, MomentsOfQueriesAreCharged) {
   reading.recipe = *ParseRecipe("expectedattention");
   later.recipe = plain.recipe;
   later.later_recipes = {reading.recipe};
-  const auto layers = LayersOf(info, PageFormat(), 0);
-  const auto plan = [&](const EngineOptions& options) { return *PlanMemory(info, layers, StyleOf(info, options), options); };
+  const auto plan = [&](const EngineOptions& options) { return *PlanMemory(info, StyleOf(info, options), options); };
   // Means, sums and four rows that wait.
   const size_t bytes = size_t{30} * 9 * (64 + 64 * 65 / 2 + 4 * 64) * sizeof(float);
   EXPECT_EQ(plan(plain).moment_bytes, 0U);

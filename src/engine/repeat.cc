@@ -30,9 +30,9 @@ std::vector<ColumnSpec> PageColumns(const Policy& policy) {
   return columns;
 }
 
-Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(Ledger* ledger, const Policy& policy, int prefix,
+Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* account, const Policy& policy, int prefix,
                                                              std::span<const std::vector<int>> entries) {
-  std::shared_ptr<RepeatColumns> made(new RepeatColumns(ledger));
+  std::shared_ptr<RepeatColumns> made(new RepeatColumns(account));
   const std::vector<ColumnSpec> columns = policy.columns();
   made->options_ = *policy.repeat();
   made->name_ = columns.front().name;

@@ -34,7 +34,7 @@ std::vector<ColumnSpec> PageColumns(const Policy& policy);
 class RepeatColumns {
  public:
   // entries [global layers][kv heads]. kOutOfBudget.
-  static Result<std::shared_ptr<RepeatColumns>> Create(Ledger* ledger, const Policy& policy, int prefix,
+  static Result<std::shared_ptr<RepeatColumns>> Create(MemoryAccount* account, const Policy& policy, int prefix,
                                                        std::span<const std::vector<int>> entries);
 
   // True: they are what a second reading for this policy would find again.
@@ -48,7 +48,7 @@ class RepeatColumns {
   }
 
  private:
-  explicit RepeatColumns(Ledger* ledger) : values_(LedgerAllocator<float>(ledger->common())) {}
+  explicit RepeatColumns(MemoryAccount* account) : values_(LedgerAllocator<float>(account)) {}
 
   RepeatOptions options_;
   std::string name_;

@@ -1,64 +1,161 @@
-// What the engine remembers of one sequence beside its cache.
+// What the engine remembers of one sequence beside its pages.
 #ifndef PITH_ENGINE_SEQUENCE_H_
 #define PITH_ENGINE_SEQUENCE_H_
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "base/ledger.h"
+#include "engine/cache_formats.h"
+#include "engine/engine.h"
+#include "engine/plan.h"
+#include "engine/prefill_pruner.h"
 #include "engine/query_moments.h"
+#include "engine/query_ring.h"
 #include "engine/repeat.h"
 
 namespace pith {
 
-// The last w queries of every global layer, after RoPE, for policies that observe a window.
-class QueryRing {
- public:
-  QueryRing() = default;
-  QueryRing(int num_layers, int num_heads, int key_dim, int window)
-      : num_heads_(num_heads), key_dim_(key_dim), window_(window),
-        data_(static_cast<size_t>(num_layers) * static_cast<size_t>(window) * row_floats()) {}
+// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
+// a recipe may say otherwise.
+inline constexpr int kDefaultSinks = 4;
+inline int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
 
-  int window() const { return window_; }
-  std::vector<float>& data() { return data_; }
-  const std::vector<float>& data() const { return data_; }
-  size_t row_floats() const { return static_cast<size_t>(num_heads_) * static_cast<size_t>(key_dim_); }
-  // [H, D] of the query at `position`; valid for the last window() positions.
-  float* row(int layer, int32_t position) {
-    return data_.data() + (static_cast<size_t>(layer) * static_cast<size_t>(window_) + static_cast<size_t>(position % window_)) *
-                              row_floats();
+// A recipe in use, with the place of its columns in the sequence's pages.
+struct ActiveRecipe {
+  Recipe recipe;
+  int first_column = 0;
+  int num_columns = 0;   // that the scorer asked for
+  int norm_column = -1;  // of the value norms, -1: it needs none, or they are computed each time
+};
+
+// Rows of queries that a sequence of these options remembers of each layer.
+int RingWindow(const SequenceOptions& options);
+
+// What follows from a sequence's options: the same for its forks, and fixed.
+struct SequenceSetup {
+  SequenceOptions options;  // settled: num_ctx, recipe and format are those that work
+  EvictionStyle style;
+  FlightShape flight;
+  CacheFormats formats;
+  std::vector<ActiveRecipe> active;  // the running recipe first, then those for Compress()
+  int num_columns = 0;               // of all of them, in pages
+  std::vector<std::pair<int, float>> column_initials;  // columns whose value of a new entry is not 0
+  int ring_window = 0;
+  uint32_t observed_needs = 0;  // of the recipes that observe every query
+  bool counts_moments = false;
+  bool reads_again = false;  // a recipe may want a second reading, so tokens are remembered
+
+  // kInvalidArgument, kUnsupported: the recipes cannot work with each other, the format or the model.
+  static Result<std::shared_ptr<const SequenceSetup>> Make(const ModelInfo& info, const EngineOptions& options);
+
+  const Recipe& recipe() const { return active.front().recipe; }
+  const Policy& policy() const { return *active.front().recipe.policy; }
+  // None of these names.
+  const ActiveRecipe* Find(const Recipe& recipe) const;
+};
+
+// Bytes of the ledger that a sequence holds outside its pages, given back at its end.
+class HeldBytes {
+ public:
+  HeldBytes() = default;
+  HeldBytes(HeldBytes&& other) noexcept { *this = std::move(other); }
+  HeldBytes& operator=(HeldBytes&& other) noexcept {
+    std::swap(account_, other.account_);
+    std::swap(tag_, other.tag_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~HeldBytes() {
+    if (bytes_ > 0) account_->Release(tag_, bytes_);
+  }
+  // False: there are not so many.
+  [[nodiscard]] bool Hold(MemoryAccount* account, MemoryTag tag, size_t bytes) {
+    if (bytes == bytes_ && account == account_) return true;
+    if (bytes > 0 && !account->TryCharge(tag, bytes)) return false;
+    if (bytes_ > 0) account_->Release(tag_, bytes_);
+    account_ = account, tag_ = tag, bytes_ = bytes;
+    return true;
   }
 
  private:
-  int num_heads_ = 0;
-  int key_dim_ = 0;
-  int window_ = 0;
-  std::vector<float> data_;
+  MemoryAccount* account_ = nullptr;
+  MemoryTag tag_ = MemoryTag::kTables;
+  size_t bytes_ = 0;
 };
 
 struct Sequence {
-  int cache_id = 0;
-  int slot = 0;           // of the host context
+  SequenceId id = -1;
+  std::shared_ptr<const SequenceSetup> setup;
+  std::unique_ptr<MemoryAccount> own_account;
+  MemoryAccount* account = nullptr;  // own_account
+  SharePlan share;        // of the bytes it has now
+  size_t planned_bytes = 0;                   // that share was made for
+  size_t floor_bytes = 0, ceiling_bytes = 0;  // between steps
+  int cache_id = -1;
+  int slot = -1;          // of the host context
   int32_t next_position = 0;
   int output = -1;        // index of its logits row in the last block, -1: none
   int64_t entries_seen = 0;
+  bool evicts = true;            // SetEviction()
+  bool prompt_continues = false;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
+  HeldBytes query_bytes, token_bytes, logit_bytes;
   QueryRing queries;
   QueryMoments moments;  // empty where no recipe reads them
   std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
   std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
   std::vector<int32_t> tokens;         // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
+  std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
+  std::optional<Error> lost;              // it cannot go on; every call says so
+
+  // What the running recipe drops while text is read.
+  bool evicts_while_running() const { return setup->style.evicts && evicts; }
+  int most_entries() const { return share.keep_entries + share.slack_entries; }  // per kv head, before an eviction
 
   bool IsPinned(int32_t position) const {
     const auto next = std::upper_bound(pinned.begin(), pinned.end(), position,
                                        [](int32_t at, const auto& range) { return at < range.first; });
     return next != pinned.begin() && position < std::prev(next)->second;
   }
+  // Everything that a sequence with the same setup has read so far; its cache apart.
+  void CopyHistory(const Sequence& from);
+
+  int64_t num_pinned() const {
+    int64_t count = 0;
+    for (const auto& [from, to] : pinned) count += to - from;
+    return count;
+  }
+};
+
+// While it lives, sequences may use the bytes that are kept ready for the rows of steps.
+class FlightLoan {
+ public:
+  FlightLoan(MemoryAccount& flight, size_t bytes) : flight_(flight), bytes_(bytes) { (void)flight_.SetLimits(0, 0); }
+  FlightLoan(const FlightLoan&) = delete;
+  FlightLoan& operator=(const FlightLoan&) = delete;
+  void Lend(Sequence& sequence) {
+    if (!sequence.account->SetLimits(sequence.floor_bytes, sequence.ceiling_bytes + bytes_)) return;
+    borrowers_.push_back(&sequence);
+  }
+  ~FlightLoan() {
+    for (Sequence* sequence : borrowers_) (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->ceiling_bytes);
+    (void)flight_.SetLimits(bytes_, bytes_);
+  }
+
+ private:
+  MemoryAccount& flight_;
+  const size_t bytes_;
+  std::vector<Sequence*> borrowers_;
 };
 
 }  // namespace pith

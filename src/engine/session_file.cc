@@ -159,7 +159,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     return Corrupt("its logits are not as many as the model's vocabulary");
   }
   uint32_t window = 0;
-  std::vector<float> queries;
+  std::vector<uint16_t> queries;
   if (!reader.Number(window) || !ReadArray(reader, queries)) return Truncated();
   if (window != static_cast<uint32_t>(sequence.queries.window()) || queries.size() != sequence.queries.data().size()) {
     return InvalidArgument("its recipes observe another window of queries");

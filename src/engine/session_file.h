@@ -9,7 +9,7 @@
 //     i32 tokens given, i64 entries seen, u64 pinned ranges, each i32 from, i32 to
 //     array of i32 tokens and text: the caller's own note
 //     array of f32 logits of the last token (may be empty)
-//     u32 window, array of f32 queries of the last window positions
+//     u32 window, array of f16 queries of the last window positions
 //     array of f32: moments of all queries; not there where the recipe reads none
 //     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
 //     array of bytes: recurrent state

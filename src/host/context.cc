@@ -381,6 +381,8 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   params.no_perf = true;
   params.cb_eval = Private::OnNode;
   params.cb_eval_user_data = host->private_.get();
+  params.abort_callback = [](void* user_data) { return static_cast<AttentionSink*>(user_data)->ShouldStop(); };
+  params.abort_callback_data = sink;
   self.context.reset(llama_init_from_model(model.handle(), params));
   if (self.context == nullptr) return IoError("libllama cannot make a context for " + model.info().path);
   PITH_RETURN_IF_ERROR(ApplyAdapters(model, self.context.get()));
@@ -429,6 +431,8 @@ Status HostContext::Decode(const BlockRows& rows) {
   if (status == 0 && !complete) {
     return Unsupported("libllama's graph attends in another form in this block than when the model was loaded, which pith cannot take over");
   }
+  constexpr int kAborted = 2;
+  if (status == kAborted) return Cancelled("stopped in the middle of a step");
   if (status != 0) return IoError("libllama could not decode a block (status " + std::to_string(status) + ")");
   return {};
 }

@@ -47,6 +47,9 @@ class AttentionSink {
   virtual ~AttentionSink() = default;
   // Called by every member of ggml's team, for each attention node in graph order.
   virtual void OnAttention(const AttentionCall& call, const Team& team) = 0;
+  // Asked between nodes of a block's graph, on the first thread, others being at the node before: true ends the block
+  // with kCancelled.
+  virtual bool ShouldStop() { return false; }
 };
 
 // Token rows of one block, in the order in which the graph sees them.

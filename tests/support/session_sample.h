@@ -42,7 +42,7 @@ class SessionSample {
   Sequence NewSequence() {
     Sequence sequence;
     sequence.cache_id = *cache_->NewSequence({PageFormat(), 1, KvFormat::kQ4}, ledger_.common());
-    sequence.queries = QueryRing(1, 2, 4, 3);
+    sequence.queries = QueryRing({.num_layers = 1, .num_heads = 2, .key_dim = 4}, 3);
     sequence.merge_thresholds.assign(1, std::nan(""));
     return sequence;
   }
@@ -53,7 +53,7 @@ class SessionSample {
     sequence.next_position = num_tokens;
     sequence.entries_seen = num_tokens * owner_.num_global_heads;
     if (num_tokens > 4) sequence.pinned = {{0, 2}, {3, 4}};
-    for (size_t i = 0; i < sequence.queries.data().size(); ++i) sequence.queries.data()[i] = 0.25F * static_cast<float>(i);
+    for (size_t i = 0; i < sequence.queries.data().size(); ++i) sequence.queries.data()[i] = static_cast<uint16_t>(7 * i);
     for (int h = 0; h < 2; ++h) Fill(sequence, 0, h, h == 0 ? num_tokens : num_tokens / 2, num_tokens);
     Fill(sequence, 2, 0, std::min(num_tokens, 20), num_tokens);
     return sequence;

@@ -1,0 +1,140 @@
+// What happens to the rows of a block in one attention node of libllama's graph, for all sequences together:
+//
+//   thread 0   makes room for each group's rows and describes its attention
+//   all        write keys and values | attend, as one list of work over all groups
+//   all        statistics that recipes want, eviction of what a layer holds too much, conversion of full pages
+//
+// The number of barriers does not depend on the number of groups, save for those that evict. A group that fails is left
+// out from there on: its rows are zeros, which flow through the rest of the graph beside the others' without touching them.
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "engine/engine_impl.h"
+
+namespace pith {
+
+void EngineImpl::PrepareLayer(const AttentionCall& call, const Team& team) {
+  TakeCancels();
+  ops_->BeginLayer();
+  const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    RowGroup& group = groups_[i];
+    if (group.failed()) continue;
+    if (options_.faults != nullptr && options_.faults->FailsAt(group.sequence->id, layer)) {
+      group.Fail({ErrorCode::kIo, "a fault was asked for"});
+      continue;
+    }
+    const bool observes = call.first && global >= 0 && repeat_policy_ == nullptr;
+    const Status status = ops_->Prepare(call, group, i, positions_, global, observes ? group.sequence->setup->observed_needs : 0,
+                                        NumParts(team.nth));
+    if (!status) group.Fail(FullError(*group.sequence));
+    group.evicts = call.first && global >= 0 && repeat_policy_ == nullptr && HoldsTooMuch(*group.sequence, layer);
+  }
+  ops_->EndPrepare(NumParts(team.nth));
+}
+
+// The block goes on without the group: nothing undefined may flow through the rest of its graph.
+void EngineImpl::ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const {
+  if (!group.began) return;
+  const LayerShape& shape = model_->info().layers[static_cast<size_t>(call.cache_layer)];
+  for (int t = team.ith; t < group.num_rows; t += team.nth) {
+    for (int h = 0; h < shape.num_heads; ++h) {
+      std::memset(call.output + static_cast<size_t>(group.first_row + t) * call.output_token_stride +
+                      static_cast<size_t>(h) * call.output_head_stride,
+                  0, sizeof(float) * static_cast<size_t>(shape.value_dim));
+    }
+  }
+}
+
+void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
+  const int global = global_index_[static_cast<size_t>(call.cache_layer)];
+  const Clock::time_point start = Clock::now();
+  if (team.ith == 0) PrepareLayer(call, team);
+  team.Sync();
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    if (groups_[i].failed()) {
+      ClearOutput(call, groups_[i], team);
+    } else if (call.first) {
+      ops_->Append(call, groups_[i], i, team);
+    }
+  }
+  team.Sync();
+  ops_->Attend(groups_, team);
+  for (size_t i = 0; team.ith == 0 && call.first && global >= 0 && repeat_policy_ == nullptr && i < groups_.size(); ++i) {
+    RowGroup& group = groups_[i];
+    if (group.failed()) continue;
+    group.changed = group.changed || group.sequence->queries.window() > 0;
+    ops_->KeepQueries(call, group, i, global);
+  }
+  team.Sync();
+  if (team.ith == 0) {
+    times_.attention += SecondsSince(start) - ops_->observe_seconds();
+    times_.policy += ops_->observe_seconds();
+  }
+  if (call.first) ActInLayer(call, team);
+}
+
+void EngineImpl::DropOutOfWindow(RowGroup& group, int layer) {
+  for (HeadCache& head : cache_->heads(group.sequence->cache_id, layer)) {
+    group.changed = head.DropPagesBefore(group.sequence->next_position - model_->info().window + 1) > 0 || group.changed;
+  }
+}
+
+void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
+  const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
+  if (global < 0) {
+    for (RowGroup& group : groups_) {
+      if (team.ith == 0 && !group.failed() && group.sequence->setup->style.in_layer) DropOutOfWindow(group, layer);
+    }
+    return DemoteLayer(layer, team);
+  }
+  const Clock::time_point start = Clock::now();
+  bool observes = false;
+  for (RowGroup& group : groups_) observes = observes || (!group.failed() && group.sequence->setup->observed_needs != 0);
+  if (repeat_policy_ != nullptr) {
+    if (!groups_.front().failed()) {
+      ops_->ObserveRepeat(layer, global, groups_.front(), 0, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);
+    }
+  } else if (observes) {
+    ops_->Observe(layer, groups_, team);
+  }
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    RowGroup& group = groups_[i];
+    if (group.failed()) continue;
+    const SequenceSetup& setup = *group.sequence->setup;
+    if (repeat_policy_ == nullptr) {
+      if (setup.counts_moments) ops_->AddMoments(call, group, i, global, team);
+      if (team.ith == 0) group.changed = group.changed || setup.observed_needs != 0 || setup.counts_moments;
+    }
+    if (group.evicts) EvictInLayer(call, group, team);
+    if (group.cascades) CascadeInLayer(call, group, team);
+  }
+  DemoteLayer(layer, team);
+  if (team.ith == 0) times_.policy += SecondsSince(start);
+}
+
+// What a recipe that compares layers evicts is evicted before full pages are converted.
+void EngineImpl::DemoteLayer(int layer, const Team& team) {
+  const auto demotes = [](const RowGroup& group) {
+    const SequenceSetup& setup = *group.sequence->setup;
+    return !group.failed() && setup.formats.low && (setup.style.in_layer || !group.sequence->evicts_while_running());
+  };
+  bool any = false;
+  for (const RowGroup& group : groups_) any = any || demotes(group);
+  if (!any) return;
+  team.Sync();
+  for (RowGroup& group : groups_) {
+    if (demotes(group) && !ops_->Demote(group.sequence->cache_id, layer, team)) {
+      std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+    }
+  }
+  team.Sync();
+  if (team.ith != 0) return;
+  for (RowGroup& group : groups_) {
+    group.changed = group.changed || demotes(group);
+    if (group.out_of_pages != 0) group.Fail(FullError(*group.sequence));
+  }
+}
+
+}  // namespace pith

@@ -1,0 +1,184 @@
+// Compression of what was read: once or again, of a sequence, some of its forks, or a part of it.
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "engine/engine_impl.h"
+
+namespace pith {
+// The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was read.
+Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
+  if (const ActiveRecipe* known = sequence.setup->Find(recipe)) return *known;
+  if (recipe.policy == nullptr) return InvalidArgument("there is no recipe to compress with");
+  const SequenceSetup& setup = *sequence.setup;
+  const uint32_t needs = recipe.policy->needs();
+  const auto missing = [&](const char* what) {
+    return InvalidArgument(fmt::format("{} needs {}, which this sequence did not note while it read: name the recipe when the sequence "
+                                       "is made", recipe.text, what));
+  };
+  if (recipe.policy->repeat() == nullptr && !recipe.policy->columns().empty()) return missing("what every query paid");
+  if ((needs & kNeedQueryMoments) != 0 && !setup.counts_moments) return missing("the moments of all queries");
+  if ((needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0 && setup.ring_window < recipe.policy->window() &&
+      setup.ring_window < sequence.next_position) {
+    return missing("a window of recent queries");
+  }
+  if (recipe.policy->repeat() != nullptr && !setup.reads_again) return missing("the tokens of the text");
+  PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
+  const bool is_f16 = cache_->layout(sequence.cache_id).entry == PageFormat() && !cache_->layout(sequence.cache_id).low;
+  if ((recipe.policy->merge() != nullptr || Converts(recipe, setup.formats.entry)) && !is_f16 && !ConvertsAgain(sequence)) {
+    return InvalidArgument(fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text,
+                                       setup.formats.low.value_or(setup.formats.entry).Name()));
+  }
+  return ActiveRecipe{.recipe = recipe, .num_columns = static_cast<int>(recipe.policy->columns().size())};
+}
+
+// Full pages that a former compression has converted may be converted again.
+bool EngineImpl::ConvertsAgain(const Sequence& sequence) const { return sequence.setup->formats == CacheFormats(); }
+
+Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const {
+  if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
+  const PageFormat entry = target.setup->formats.entry;
+  bool in_pages = false;
+  double rest_cost = 1;
+  std::optional<PageFormat> to = WithFormatFor(model_->info(), active.recipe, mean, keep).format;
+  if (to == entry) to.reset();
+  if (to) {
+    rest_cost = TokenBytes(model_->info(), entry) / TokenBytes(model_->info(), *to);
+    const double with_rests = EntriesInBytes(model_->info(), *to, true, mean, keep);
+    in_pages = with_rests < mean && active.recipe.policy->ragged();
+    keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
+  }
+  // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
+  return Shrink{&target, Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
+                                .keep_fraction = keep,
+                                .keep_exact = std::max(1.0, mean * keep),
+                                .page_entries = in_pages ? kPageEntries : 1,
+                                .rest_cost = rest_cost}, to};
+}
+
+Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
+  const CompressTarget target{.sequence = id, .keep_fraction = keep_fraction};
+  PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, CompressForks(id, recipe, {&target, 1}));
+  return kept.front();
+}
+
+Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recipe& recipe,
+                                                      std::span<const CompressTarget> targets) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const source, Find(id));
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*source, recipe));
+  std::vector<double> kept(targets.size(), 1.0);
+  const int64_t before = GlobalEntriesOf(*source);
+  const bool selects = !active.recipe.policy->keeps_everything();
+  if ((!selects && !Converts(active.recipe, source->setup->formats.entry)) || before == 0) return kept;
+  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
+  std::vector<Shrink> shrinks;
+  std::vector<int64_t> newer;
+  FlightLoan loan(*flight_, flight_bytes_);
+  for (const CompressTarget& target : targets) {
+    PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(target.sequence));
+    PITH_ASSIGN_OR_RETURN(const Shrink shrink, ShrinkFor(active, *sequence, mean, target.keep_fraction));
+    shrinks.push_back(shrink);
+    newer.push_back(GlobalEntriesOf(*sequence) - before);
+  }
+  const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0)};
+  PITH_RETURN_IF_ERROR(RunCompression(*source, active, guard, shrinks, selects, loan));
+  for (size_t i = 0; i < targets.size(); ++i) {
+    kept[i] = static_cast<double>(GlobalEntriesOf(*sequences_.at(targets[i].sequence)) - newer[i]) / static_cast<double>(before);
+  }
+  return kept;
+}
+
+Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
+                                  bool selects, FlightLoan& loan) {
+  if (active.recipe.policy->repeat() != nullptr) {
+    const EngineTimes times = times_;
+    const Clock::time_point began = Clock::now();
+    PITH_RETURN_IF_ERROR(ReadAgain(source, active));
+    // All of it is the recipe's cost.
+    const double seconds = SecondsSince(began);
+    times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
+  }
+  for (const Shrink& shrink : shrinks) loan.Lend(*shrink.sequence);
+  // The source's entries are what the selections count from, so it goes last.
+  std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
+  const Clock::time_point start = Clock::now();
+  Status result;
+  if (selects) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
+  for (const Shrink& shrink : shrinks) {
+    if (!shrink.format || !result) continue;
+    result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
+    if (result) result = DemoteAll(*shrink.sequence);
+  }
+  times_.policy += SecondsSince(start);
+  for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
+  return result;
+}
+
+Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*sequence, recipe));
+  if (from < 0 || to > sequence->next_position || from >= to) {
+    return InvalidArgument(fmt::format("positions {} to {} are no part of the sequence's {}", from, to, sequence->next_position));
+  }
+  if (!(keep_fraction > 0 && keep_fraction <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
+  if (Converts(active.recipe, sequence->setup->formats.entry)) {
+    return Unsupported(fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
+  }
+  if (active.recipe.policy->keeps_everything()) return 1.0;
+  const auto count_inside = [&] {
+    int64_t inside = 0;
+    std::vector<int32_t> positions;
+    for (int layer = 0; layer < num_global_layers_; ++layer) {
+      for (const HeadCache& head : std::as_const(*cache_).heads(sequence->cache_id, LayerOf(layer))) {
+        positions.resize(static_cast<size_t>(head.num_entries()));
+        head.ReadPositions(positions);
+        inside += std::ranges::lower_bound(positions, to) - std::ranges::lower_bound(positions, from);
+      }
+    }
+    return inside;
+  };
+  const int64_t before = GlobalEntriesOf(*sequence), inside = count_inside();
+  if (inside == 0) return 1.0;
+  const auto heads = static_cast<double>(num_global_heads_);
+  const double mean = static_cast<double>(before) / heads;
+  const double keep = (static_cast<double>(before - inside) + keep_fraction * static_cast<double>(inside)) / heads;
+  std::vector<Shrink> shrinks = {{sequence, Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
+                                                   .keep_fraction = keep / mean,
+                                                   .keep_exact = std::max(1.0, keep)}, std::nullopt}};
+  FlightLoan loan(*flight_, flight_bytes_);
+  const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};
+  PITH_RETURN_IF_ERROR(RunCompression(*sequence, active, guard, shrinks, true, loan));
+  return static_cast<double>(count_inside()) / static_cast<double>(inside);
+}
+
+double EngineImpl::KeptBytes(SequenceId id) const {
+  const Sequence& sequence = *sequences_.at(id);
+  return ContentShare(*cache_, sequence.cache_id, global_index_, sequence.next_position);
+}
+
+Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int global_layer,
+                                                        int num_queries) {
+  PITH_ASSIGN_OR_RETURN(const Sequence* const from, Find(queries_of));
+  PITH_ASSIGN_OR_RETURN(const Sequence* const over, Find(entries_of));
+  if (num_queries < 1 || num_queries > std::min(from->queries.window(), static_cast<int>(from->next_position))) {
+    return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
+  }
+  if (global_layer < 0 || global_layer >= num_global_layers_) return InvalidArgument(fmt::format("there is no global layer {}", global_layer));
+  const int layer = LayerOf(global_layer);
+  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+  std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));
+  context_->RunOnTeam([&](const Team& team) {
+    ops_->WindowOutputs(*from, over->cache_id, layer, global_layer, num_queries, outputs.data(), team);
+  });
+  return outputs;
+}
+
+std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
+  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id)->cache_id, LayerOf(global_layer), kv_head);
+  std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
+  head.ReadPositions(positions);
+  return positions;
+}
+
+}  // namespace pith
