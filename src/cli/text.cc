@@ -16,6 +16,8 @@
 
 #include <fmt/format.h>
 
+#include "base/atomic_file.h"
+
 namespace pith::cli {
 namespace {
 
@@ -254,16 +256,8 @@ Status RequireUtf8(std::string_view text, std::string_view what) {
 }
 
 Status WriteFile(const std::string& path, std::string_view text) {
-  const std::string partial = path + ".part";
-  std::FILE* file = std::fopen(partial.c_str(), "wb");
-  if (file == nullptr) return IoError(fmt::format("{} could not be written: {}", path, std::strerror(errno)));
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const bool closed = std::fclose(file) == 0;
-  if (!written || !closed || std::rename(partial.c_str(), path.c_str()) != 0) {
-    const int error = errno;
-    std::remove(partial.c_str());
-    return IoError(fmt::format("{} could not be written: {}", path, std::strerror(error)));
-  }
+  if (path != "-") return WriteWholeFile(path, text);
+  std::fwrite(text.data(), 1, text.size(), stdout);
   return {};
 }
 
