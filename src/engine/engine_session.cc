@@ -5,7 +5,7 @@
 namespace pith {
 
 SessionOwner EngineImpl::Owner() const {
-  return {.fingerprint = model_->info().fingerprint,
+  return {.fingerprint = model_->fingerprint(),
           .description = model_->info().description,
           .recipe = active_.front().recipe.text,
           .num_ctx = options_.num_ctx,
