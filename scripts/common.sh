@@ -9,9 +9,12 @@ is_installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | gre
 
 # The same rule as CacheDir() in src/base/paths.cc.
 pith_cache_dir() {
+  local home=${HOME:-}
+  # Never a folder that others can write, who could then choose the model.
+  if [[ -z $home ]]; then home=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6 || true); [[ $home == /* ]] || home=/nonexistent; fi
   if [[ -n ${PITH_CACHE_DIR:-} ]]; then printf '%s' "$PITH_CACHE_DIR"
   elif [[ -n ${XDG_CACHE_HOME:-} ]]; then printf '%s/pith' "$XDG_CACHE_HOME"
-  else printf '%s/.cache/pith' "${HOME:-/tmp}"
+  else printf '%s/.cache/pith' "$home"
   fi
 }
 

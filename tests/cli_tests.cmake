@@ -6,6 +6,12 @@ foreach(class BrokenModels BadUsage Text)
   set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
+# What people and machines give by mistake, on tiny models of the test's own.
+foreach(class Prompts Arguments Files)
+  add_test(NAME cases_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cases_test.py ${class})
+  set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+endforeach()
 foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
   add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
   set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON

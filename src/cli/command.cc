@@ -4,9 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <random>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -27,7 +29,10 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
       ->type_name("FILE");
   if (with_threads) {
     command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
-        ->check(CLI::Range(0, 1024))
+        ->check(CLI::Range(-1, 1024))
+        ->type_name("N");
+    command.add_option("--threads-batch", flags.threads_batch, "-tb: accepted, but prompts are read on the threads of -t")
+        ->check(CLI::Range(-1, 1024))
         ->type_name("N");
     command.add_flag("--fixed-threads", flags.fixed_threads,
                      "Decode on all threads even while another process takes their cores");
@@ -38,7 +43,9 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
                      "-ngl: layers on the GPU, where libllama was built with one (default 0)")
       ->check(CLI::Range(0, 100000))
       ->type_name("N");
-  command.add_option("--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once")->type_name("FILE");
+  command.add_option("--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
   command.add_option("--lora-scaled", flags.lora_scaled, "LoRA adapter with its strength; may be given more than once")
       ->type_name("FILE SCALE")
       ->type_size(2)
@@ -91,6 +98,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
     options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
   }
   options.chat_template = flags.chat_template;
+  if (flags.threads_batch > 0 && flags.threads_batch != flags.num_threads()) {
+    fmt::print(stderr, "pith: prompts are read on the threads of -t, so that -tb changes nothing.\n");
+  }
   if (flags.gpu_layers > 0) {
     fmt::print(stderr, "pith: {}.\n",
                HostModel::SupportsGpu() ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
@@ -102,7 +112,7 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   };
   auto model = HostModel::Load(path, options);
   if (!model && Interrupted()) return Cancelled("stopped while the model was loading");
-  if (!model && flags.path.empty() && model.error().code == ErrorCode::kNotFound) {
+  if (std::error_code error; !model && flags.path.empty() && !std::filesystem::exists(path, error)) {
     return NotFound(fmt::format("the default model is not at {}: run scripts/fetch_model.sh, or name a GGUF file with -m",
                                 path));
   }
@@ -110,9 +120,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
 }
 
 void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
-  command.add_option("-c,--ctx-size", flags.ctx, "Context in tokens: positions a sequence may reach (default: what the "
-                                                 "model was trained for)")
-      ->check(CLI::Range(1, std::numeric_limits<int>::max()))
+  command.add_option("-c,--ctx-size", flags.ctx, "Context in tokens: positions a sequence may reach (default, and 0: what "
+                                                 "the model was trained for)")
+      ->check(CLI::Range(0, std::numeric_limits<int>::max()))
       ->type_name("N");
   command.add_option("--kv-budget", flags.budget,
                      "Memory for the KV cache with everything around it, never exceeded, not even during prefill: a "
@@ -139,6 +149,15 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
                      "room, then compress once")
       ->check(CLI::IsMember({"block", "after"}))
       ->type_name("WHEN");
+  command.add_option("--flash-attn", flags.flash_attention,
+                     "-fa: on, off or auto; accepted, but attention is always pith's own, which reads the cache once")
+      ->expected(0, 1)
+      ->default_str("on")
+      ->check(CLI::IsMember({"on", "off", "auto", "1", "0", "enabled", "disabled"}))
+      ->type_name("WHEN");
+  command.add_option("--parallel", flags.parallel, "-np: accepted, but a command serves one conversation")
+      ->check(CLI::Range(-1, 1024))
+      ->type_name("N");
 }
 
 Result<KvFormat> ParseFormat(std::string_view text) {
@@ -156,6 +175,10 @@ Status CacheFlags::Check() const {
 }
 
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info) {
+  if (flags.flash_attention == "off" || flags.flash_attention == "0" || flags.flash_attention == "disabled") {
+    fmt::print(stderr, "pith: attention is pith's own and reads the cache once, so that -fa off changes nothing.\n");
+  }
+  if (flags.parallel > 1) fmt::print(stderr, "pith: a command serves one conversation, so that -np changes nothing.\n");
   EngineOptions options;
   options.num_ctx = ContextOf(info, flags.ctx);
   options.block_tokens = flags.block;
@@ -246,10 +269,11 @@ Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) 
       "long", "quiet", "winter", "before", "trains", "came",  "through", "with",   "music",   "stones"};
   std::mt19937 random(1);  // NOLINT: a fixed seed is meant
   std::string text;
+  size_t num_words = 0;
   std::vector<int32_t> tokens;
   for (size_t words = count + 16; tokens.size() < count; words *= 2) {
-    while (static_cast<size_t>(std::count(text.begin(), text.end(), ' ')) < words) {
-      for (size_t i = 6 + random() % 12; i > 0; --i) {
+    while (num_words < words) {
+      for (size_t i = 6 + random() % 12; i > 0; --i, ++num_words) {
         text += kWords[random() % std::size(kWords)];
         text += i == 1 ? ". " : " ";
       }

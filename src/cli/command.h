@@ -55,11 +55,12 @@ struct OutputFlags {
 };
 void AddOutputFlags(CLI::App& command, OutputFlags& flags);
 
-// -m -t -ngl --lora --lora-scaled --chat-template -hf
+// -m -t -tb -ngl --lora --lora-scaled --chat-template -hf
 struct ModelFlags {
   std::string path;  // empty: the default model
   std::string hf;
-  int threads = 0;  // 0: physical cores
+  int threads = 0;  // 0, -1: physical cores
+  int threads_batch = 0;
   bool fixed_threads = false;
   bool libllama_products = false;
   int gpu_layers = 0;
@@ -75,7 +76,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads = tru
 // Shows progress and stops at Ctrl-C (kCancelled).
 Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output);
 
-// -c -b --kv-budget --recipe -ctk -ctv --compress
+// -c -b --kv-budget --recipe -ctk -ctv --compress -fa -np
 struct CacheFlags {
   int ctx = 0;
   int block = 0;
@@ -83,6 +84,8 @@ struct CacheFlags {
   std::string recipe = std::string(kDefaultRecipe);
   std::string type_k;
   std::string type_v;
+  std::string flash_attention;
+  int parallel = 0;
   std::string compress;  // empty: block, but after for recipes that can do nothing else
 
   Status Check() const;

@@ -383,8 +383,8 @@ void AddEval(CLI::App& app, Command& chosen) {
   command->add_option("--html-texts", flags->html_texts, "Items of which the report shows what was kept (default 4)")
       ->check(CLI::Range(0, 1000))
       ->type_name("N");
-  command->add_option("-c,--ctx-size", flags->ctx, "Longest task in tokens (default: the model's trained context)")
-      ->check(CLI::Range(1, 1 << 30))
+  command->add_option("-c,--ctx-size", flags->ctx, "Longest task in tokens (default, and 0: the model's trained context)")
+      ->check(CLI::Range(0, 1 << 30))
       ->type_name("N");
   command->add_option("-b,--batch-size,--ubatch-size", flags->block, "Tokens read at once")
       ->check(CLI::Range(1, 65536))

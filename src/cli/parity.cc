@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/logits.h"
 #include "cli/command.h"
 #include "cli/measure.h"
 #include "cli/terminal.h"
@@ -23,7 +24,7 @@ namespace {
 constexpr const char* kExamples = R"(
 The reference is libllama with flash attention off; libllama with flash attention on against it is the noise floor.
 The bounds: on weights without activation quantisation (F32, F16, BF16) a mean KL of at most 1e-5 and top-1 agreement
-of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement.
+of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement. Exit code 1: out of bounds.
 
 Examples:
   pith parity -f book.txt -n 1024
@@ -87,9 +88,12 @@ class Parity {
     other_.clear();
     PITH_RETURN_IF_ERROR(off_->Decode(0, tokens, &reference_));
     PITH_RETURN_IF_ERROR(on_->Decode(0, tokens, &other_));
+    PITH_RETURN_IF_ERROR(CheckLogits(reference_));
+    PITH_RETURN_IF_ERROR(CheckLogits(other_));
     Add(tally_.floor);
     other_.clear();
     PITH_RETURN_IF_ERROR(engine_->Prefill(sequence_, tokens, false, &other_));
+    PITH_RETURN_IF_ERROR(CheckLogits(other_));
     Add(tally_.pith);
     return {};
   }
@@ -99,6 +103,9 @@ class Parity {
     PITH_RETURN_IF_ERROR(off_->Decode(0, std::span(&token, 1)));
     PITH_RETURN_IF_ERROR(on_->Decode(0, std::span(&token, 1)));
     PITH_RETURN_IF_ERROR(engine_->Decode(sequence_, token));
+    for (const std::span<const float> logits : {off_->logits(), on_->logits(), engine_->logits(sequence_)}) {
+      PITH_RETURN_IF_ERROR(CheckLogits(logits));
+    }
     const Difference pith = Compare(off_->logits(), engine_->logits(sequence_));
     const Difference floor = Compare(off_->logits(), on_->logits());
     tally_.pith.Add(pith);
@@ -238,7 +245,8 @@ Result<int> RunParity(ParityFlags& flags) {
   } else {
     PrintText(info, tally, parity->block());
   }
-  return Interrupted() ? kExitInterrupted : kExitOk;
+  if (Interrupted()) return kExitInterrupted;
+  return WithinBounds(tally, info.quantised) ? kExitOk : kExitError;
 }
 
 Status Check(const ParityFlags& flags) {

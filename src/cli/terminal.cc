@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <set>
@@ -14,6 +15,8 @@
 #include <utility>
 
 #include <fmt/format.h>
+
+#include "base/cpu_quota.h"
 
 namespace pith::cli {
 namespace {
@@ -106,7 +109,9 @@ int PhysicalCores() {
     std::string siblings;
     if (file && std::getline(file, siblings)) cores.insert(siblings);
   }
-  return std::max(1, cores.empty() ? num_cpus : static_cast<int>(cores.size()));
+  const int present = std::max(1, cores.empty() ? num_cpus : static_cast<int>(cores.size()));
+  const double quota = CpuQuota();
+  return quota > 0 ? std::min(present, static_cast<int>(std::ceil(quota))) : present;
 }
 
 size_t PeakRssBytes() {
