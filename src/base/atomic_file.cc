@@ -1,6 +1,7 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,8 +10,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace pith {
 namespace {
@@ -53,7 +52,8 @@ Result<Place> Find(const std::string& path) {
   bool by_number = false;
   PITH_ASSIGN_OR_RETURN(std::string target, FollowLinks(path, by_number));
   if (exists && ::access(path.c_str(), W_OK) != 0) return CannotWrite(path, errno);
-  if (exists && (by_number || !S_ISREG(info.st_mode))) return Place{.target = path, .replaced = false, .mode = info.st_mode};
+  if (exists && (by_number || !S_ISREG(info.st_mode)))
+    return Place{.target = path, .replaced = false, .mode = info.st_mode};
   return Place{.target = std::move(target), .replaced = true, .mode = exists ? info.st_mode & 07777 : 0};
 }
 

@@ -12,7 +12,8 @@
 namespace pith {
 
 // What a path leads to is written so:
-//   a regular file, or nothing yet   a new file in the same folder, under a name that nobody can foresee, takes its place
+//   a regular file, or nothing yet   a new file in the same folder, under a name that nobody can foresee, takes its
+//   place
 //                                    once it is on the disk; until then the old one stays whole. Links are followed.
 //   a device, a pipe, a socket       it is opened and written: nothing takes its place
 //   an open file (/dev/stdout, ...)  likewise, behind what is there: others may write it, too

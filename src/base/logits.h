@@ -10,8 +10,8 @@
 
 namespace pith {
 
-// kCorrupt: there are none, one is no number or above every number, or all are -inf: damaged weights, or sums beyond what
-// a float holds. Of as many rows as there are; the last rule is of all rows together.
+// kCorrupt: there are none, one is no number or above every number, or all are -inf: damaged weights, or sums beyond
+// what a float holds. Of as many rows as there are; the last rule is of all rows together.
 inline Status CheckLogits(std::span<const float> logits) {
   // By bits and without a branch: compilers make vectors of it.
   constexpr uint32_t kInfinity = 0x7f800000;
@@ -23,8 +23,9 @@ inline Status CheckLogits(std::span<const float> logits) {
     finite |= static_cast<uint32_t>(size < kInfinity);
   }
   if (bad == 0 && finite != 0) return {};
-  return Corrupt("the model gives logits that are not numbers, so that there is nothing to choose from: its weights may be "
-                 "damaged");
+  return Corrupt(
+      "the model gives logits that are not numbers, so that there is nothing to choose from: its weights may be "
+      "damaged");
 }
 
 }  // namespace pith

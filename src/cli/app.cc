@@ -72,8 +72,8 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
   AddBench(app, chosen);
   AddParity(app, chosen);
   for (const char* command : {"run", "chat"}) {
-    app.get_subcommand(command)->add_flag("-e,--escape", std::string("Backslashes in -p and --system stand for characters: "
-                                                                      "\\n, \\t, \\x41 and so on"));
+    const std::string help = "Backslashes in -p and --system stand for characters: \\n, \\t, \\x41 and so on";
+    app.get_subcommand(command)->add_flag("-e,--escape", help);
   }
   Result<std::vector<std::string>> read = ReadArguments(app, argc, argv);
   if (!read) {

@@ -1,11 +1,11 @@
 #include "cli/arguments.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
 #include <string_view>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "base/escaped.h"
 
@@ -97,8 +97,9 @@ std::string Joined(int argc, const char* const* argv) {
   std::string text;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    const bool plain = !argument.empty() && argument.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                                                       "0123456789-_./=,:%+") == std::string::npos;
+    const bool plain = !argument.empty() && argument.find_first_not_of(
+                                                "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                                "0123456789-_./=,:%+") == std::string::npos;
     text += plain ? " " + argument : " '" + Escaped(argument, 200) + "'";
   }
   return text;
@@ -112,8 +113,9 @@ tl::unexpected<Error> NoCommand(const CLI::App& app, int argc, const char* const
                                        Joined(argc, argv)));
   }
   if (first.ends_with(".gguf")) {
-    return InvalidArgument(fmt::format("say what to do with {}, such as \"pith chat -m {}\" or \"pith run -m {} -p TEXT\"",
-                                       Escaped(first, 200), Escaped(first, 200), Escaped(first, 200)));
+    return InvalidArgument(
+        fmt::format("say what to do with {}, such as \"pith chat -m {}\" or \"pith run -m {} -p TEXT\"",
+                    Escaped(first, 200), Escaped(first, 200), Escaped(first, 200)));
   }
   std::string names;
   for (const CLI::App* command : app.get_subcommands({})) names += (names.empty() ? "" : ", ") + command->get_name();
@@ -183,7 +185,8 @@ class Reader {
     if (text && escapes_) value = Unescape(value);
     if (TakesNumber(option)) {
       std::string number = Decimal(value);
-      if (number.empty()) return InvalidArgument(fmt::format("{} takes a decimal number, not \"{}\"", name, Escaped(value)));
+      if (number.empty())
+        return InvalidArgument(fmt::format("{} takes a decimal number, not \"{}\"", name, Escaped(value)));
       value = std::move(number);
     }
     arguments_.push_back(std::move(value));
@@ -218,8 +221,8 @@ Result<std::vector<std::string>> ReadArguments(const CLI::App& app, int argc, co
 }
 
 std::string Unescape(std::string_view text) {
-  constexpr std::pair<char, char> kCharacters[] = {{'n', '\n'}, {'r', '\r'},   {'t', '\t'}, {'a', '\a'},
-                                                   {'b', '\b'}, {'f', '\f'},   {'v', '\v'}, {'e', '\x1b'},
+  constexpr std::pair<char, char> kCharacters[] = {{'n', '\n'}, {'r', '\r'},  {'t', '\t'},  {'a', '\a'},
+                                                   {'b', '\b'}, {'f', '\f'},  {'v', '\v'},  {'e', '\x1b'},
                                                    {'0', '\0'}, {'\\', '\\'}, {'\'', '\''}, {'"', '"'}};
   const auto digit = [](char c) {
     const char lower = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));

@@ -1,9 +1,9 @@
 #include "cli/arguments.h"
 
+#include <gtest/gtest.h>
+
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "cli/command.h"
 
@@ -18,7 +18,7 @@ Words Read(std::vector<const char*> arguments) {
   AddRun(app, chosen);
   AddInfo(app, chosen);
   AddBench(app, chosen);
-  app.get_subcommand("run")->add_flag("-e,--escape", std::string());
+  app.get_subcommand("run")->add_flag("-e,--escape");
   arguments.insert(arguments.begin(), "pith");
   const auto read = ReadArguments(app, static_cast<int>(arguments.size()), arguments.data());
   return read ? *read : Words{"refused: " + read.error().message};
@@ -28,7 +28,8 @@ TEST(Arguments, LlamaCppsNames) {
   EXPECT_EQ(Read({"run", "-ub", "64", "-ngl=3", "-ctk", "q8_0", "-c", "100"}),
             (Words{"run", "--ubatch-size", "64", "--gpu-layers", "3", "--cache-type-k", "q8_0", "-c", "100"}));
   EXPECT_EQ(Read({"run", "-fa", "on", "-tb", "4", "-np", "2", "-sys", "Be brief.", "-no-cnv"}),
-            (Words{"run", "--flash-attn", "on", "--threads-batch", "4", "--parallel", "2", "--system", "Be brief.", "--raw"}));
+            (Words{"run", "--flash-attn", "on", "--threads-batch", "4", "--parallel", "2", "--system", "Be brief.",
+                   "--raw"}));
   EXPECT_EQ(Read({"run", "-fa", "-p", "x"}), (Words{"run", "--flash-attn", "-p", "x"}));
   EXPECT_EQ(Read({"run", "-hf", "x/y"}), (Words{"run", "--hf-repo", "x/y"}));
   EXPECT_EQ(Read({"run", "-dev", "0"}), (Words{"refused: pith run has no option -dev"}));
@@ -37,7 +38,8 @@ TEST(Arguments, LlamaCppsNames) {
 TEST(Arguments, ValuesAreNotNames) {
   EXPECT_EQ(Read({"run", "-p", "-ub"}), (Words{"run", "-p", "-ub"}));
   EXPECT_EQ(Read({"run", "--prompt=-ngl", "-n", "-1"}), (Words{"run", "--prompt", "-ngl", "-n", "-1"}));
-  EXPECT_EQ(Read({"run", "--lora-scaled", "-fa", "2", "-p", ""}), (Words{"run", "--lora-scaled", "-fa", "2", "-p", ""}));
+  EXPECT_EQ(Read({"run", "--lora-scaled", "-fa", "2", "-p", ""}),
+            (Words{"run", "--lora-scaled", "-fa", "2", "-p", ""}));
   EXPECT_EQ(Read({"run", "-f", "-", "-n5"}), (Words{"run", "-f", "-", "-n", "5"}));
   EXPECT_EQ(Read({"info", "--", "-ub"}), (Words{"info", "--", "-ub"}));
   EXPECT_EQ(Read({"bench", "--compare", "-ub", "-fa"}), (Words{"bench", "--compare", "-ub", "-fa"}));

@@ -24,7 +24,8 @@ namespace {
 constexpr const char* kExamples = R"(
 The reference is libllama with flash attention off; libllama with flash attention on against it is the noise floor.
 The bounds: on weights without activation quantisation (F32, F16, BF16) a mean KL of at most 1e-5 and top-1 agreement
-of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement. Exit code 1: out of bounds.
+of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement. Out of bounds, the exit
+code is 1.
 
 Examples:
   pith parity -f book.txt -n 1024

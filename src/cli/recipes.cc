@@ -77,8 +77,8 @@ void PrintShort() {
   size_t width = 0;
   for (const RecipeInfo& recipe : recipes) width = std::max(width, recipe.name.size());
   for (const RecipeInfo& recipe : recipes) fmt::print("{:<{}}  {}\n", recipe.name, width, recipe.summary);
-  fmt::print("\nWithout --recipe it is {}. \"pith recipes NAME\" says more of one, \"pith recipes --long\" of all and their stages.\n",
-             kDefaultRecipe);
+  fmt::print("\nWithout --recipe it is {}. \"pith recipes NAME\" says more of one, \"pith recipes --long\" of all and their "
+             "stages.\n", kDefaultRecipe);
 }
 
 void PrintLong() {
@@ -123,9 +123,10 @@ void AddRecipes(CLI::App& app, Command& chosen) {
         return InvalidArgument("choose one of NAME, --long, --json and --markdown");
       }
       const std::vector<RecipeInfo> known = ListRecipes();
-      const bool found = std::ranges::any_of(known, [&](const RecipeInfo& recipe) { return recipe.name == flags->name; });
-      if (!flags->name.empty() && !found) {
-        return InvalidArgument(fmt::format("there is no recipe \"{}\"; \"pith recipes\" lists them", Escaped(flags->name)));
+      const auto is_named = [&](const RecipeInfo& recipe) { return recipe.name == flags->name; };
+      if (!flags->name.empty() && std::ranges::none_of(known, is_named)) {
+        return InvalidArgument(
+            fmt::format("there is no recipe \"{}\"; \"pith recipes\" lists them", Escaped(flags->name)));
       }
       return {};
     };

@@ -184,6 +184,20 @@ bool PageHasNan(const PageLayout& layout, const std::byte* page) {
          AnyNan(page + layout.column_offset, layout.page_bytes - layout.column_offset, kInfinity);
 }
 
+Status CheckPages(KvCache& cache, int sequence) {
+  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
+    if (cache.layers()[layer].num_kv_heads == 0) continue;
+    for (const HeadCache& head : cache.heads(sequence, static_cast<int>(layer))) {
+      for (int at = 0; at < head.num_entries(); at += kPageEntries) {
+        if (PageHasNan(head.layout_of(at), head.page_of(at))) {
+          return Corrupt("keys or values in its cache are not numbers");
+        }
+      }
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence,
@@ -225,14 +239,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     return Corrupt("its merge thresholds are not one per layer");
   sequence.merge_thresholds = thresholds;
   PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position));
-  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
-    if (cache.layers()[layer].num_kv_heads == 0) continue;
-    for (const HeadCache& head : cache.heads(sequence.cache_id, static_cast<int>(layer))) {
-      for (int at = 0; at < head.num_entries(); at += kPageEntries) {
-        if (PageHasNan(head.layout_of(at), head.page_of(at))) return Corrupt("keys or values in its cache are not numbers");
-      }
-    }
-  }
+  PITH_RETURN_IF_ERROR(CheckPages(cache, sequence.cache_id));
   if (reader.left() != 0) return Corrupt(fmt::format("{} bytes follow its end", reader.left()));
   return {};
 }
@@ -245,15 +252,18 @@ uint32_t PageLayoutStamp() {
     const auto wide = static_cast<uint64_t>(number);
     hash.Add(std::as_bytes(std::span(&wide, 1)));
   };
-  for (const size_t number : {size_t{kMeaning}, size_t{kPageEntries}, size_t{kGroupElements}, kSessionHeaderBytes}) add(number);
+  for (const size_t number : {size_t{kMeaning}, size_t{kPageEntries}, size_t{kGroupElements}, kSessionHeaderBytes}) {
+    add(number);
+  }
   for (int key = 0; key < kNumKvFormats; ++key) {
     for (int value = 0; value < kNumKvFormats; ++value) {
       const PageFormat format(static_cast<KvFormat>(key), static_cast<KvFormat>(value));
       // Sizes that no two parts share, and that fill no part's last 64 bytes.
       const PageLayout layout = PageLayout::Make(format, 72, 40, 3);
-      for (const size_t number : {layout.key_offset, layout.value_offset, layout.key_scale_offset, layout.value_scale_offset,
-                                  layout.position_offset, layout.column_offset, layout.page_bytes, layout.key_bytes(),
-                                  layout.value_row_bytes()}) {
+      for (const size_t number :
+           {layout.key_offset, layout.value_offset, layout.key_scale_offset, layout.value_scale_offset,
+            layout.position_offset, layout.column_offset, layout.page_bytes, layout.key_bytes(),
+            layout.value_row_bytes()}) {
         add(number);
       }
     }

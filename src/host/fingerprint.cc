@@ -1,6 +1,7 @@
 #include "host/fingerprint.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,8 +11,6 @@
 #include <cstddef>
 #include <cstring>
 #include <vector>
-
-#include <fmt/format.h>
 
 namespace pith {
 namespace {

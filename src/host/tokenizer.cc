@@ -1,13 +1,12 @@
 #include "host/tokenizer.h"
 
+#include <fmt/format.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <climits>
 #include <exception>
 #include <string>
-
-#include <fmt/format.h>
 
 #include "host/llama_util.h"
 
@@ -26,8 +25,11 @@ size_t ValidUtf8Prefix(std::string_view text) {
   size_t i = 0;
   while (i < text.size()) {
     const auto byte = static_cast<unsigned char>(text[i]);
-    const size_t length = byte < 0x80 ? 1 : byte >= 0xc2 && byte < 0xe0 ? 2 : byte >= 0xe0 && byte < 0xf0 ? 3
-                          : byte >= 0xf0 && byte < 0xf5 ? 4 : 0;
+    const size_t length = byte < 0x80                   ? 1
+                          : byte >= 0xc2 && byte < 0xe0 ? 2
+                          : byte >= 0xe0 && byte < 0xf0 ? 3
+                          : byte >= 0xf0 && byte < 0xf5 ? 4
+                                                        : 0;
     if (length == 0 || i + length > text.size()) return i;
     uint32_t code = length == 1 ? byte : byte & (0xffu >> (length + 1));
     for (size_t k = 1; k < length; ++k) {
@@ -72,9 +74,9 @@ void Run(Call& call) {
   try {
     call.tokens.resize(call.text.size() / 3 + 16);
     for (int attempt = 0; attempt < 2 && !call.done; ++attempt) {
-      const int32_t count = llama_tokenize(call.vocab, call.text.data(), static_cast<int32_t>(call.text.size()),
-                                           call.tokens.data(), static_cast<int32_t>(call.tokens.size()),
-                                           call.add_special, call.parse_special);
+      const int32_t count =
+          llama_tokenize(call.vocab, call.text.data(), static_cast<int32_t>(call.text.size()), call.tokens.data(),
+                         static_cast<int32_t>(call.tokens.size()), call.add_special, call.parse_special);
       if (count == INT32_MIN) return;
       call.tokens.resize(static_cast<size_t>(count < 0 ? -static_cast<int64_t>(count) : count));
       call.done = count >= 0;
@@ -126,6 +128,7 @@ Result<std::vector<int32_t>> TokenizeText(const llama_vocab* vocab, std::string_
   if (const size_t valid = ValidUtf8Prefix(text); valid != text.size()) {
     return InvalidArgument(fmt::format("the text is not valid UTF-8 (byte {})", valid));
   }
+  if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) return Unsupported("this model has no tokenizer");
   if (text.size() > INT_MAX / 2) return InvalidArgument("the text is too long to tokenize");
   Call call{.vocab = vocab, .text = text, .add_special = add_special, .parse_special = parse_special, .tokens = {}};
   // Only byte-pair tokenizers split by expressions.
@@ -134,8 +137,10 @@ Result<std::vector<int32_t>> TokenizeText(const llama_vocab* vocab, std::string_
   if (reach <= kShortReach) {
     Run(call);
   } else if (reach > (kMostStack - kStackBase) / kStackPerCharacter) {
-    return InvalidArgument(fmt::format("the text has a run of {} characters without a change between blanks and other "
-                                       "characters, more than this model's tokenizer can take", reach));
+    return InvalidArgument(
+        fmt::format("the text has a run of {} characters without a change between blanks and other "
+                    "characters, more than this model's tokenizer can take",
+                    reach));
   } else {
     PITH_RETURN_IF_ERROR(RunWithStack(call, kStackBase + reach * kStackPerCharacter));
   }

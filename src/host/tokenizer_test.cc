@@ -37,7 +37,8 @@ Model MakeVocabulary(const std::string& pre, bool add_eos = false) {
   const char* merges[] = {"A A", "t h", "- -"};
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> file(gguf_init_empty(), &gguf_free);
   gguf_set_val_str(file.get(), "general.architecture", "llama");
-  for (const char* key : {"context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"}) {
+  for (const char* key :
+       {"context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"}) {
     gguf_set_val_u32(file.get(), (std::string("llama.") + key).c_str(), 32);
   }
   gguf_set_val_f32(file.get(), "llama.attention.layer_norm_rms_epsilon", 1e-5F);
@@ -75,14 +76,17 @@ std::string TextOf(const llama_vocab* vocab, const std::vector<int32_t>& tokens)
   return text;
 }
 
-constexpr const char* kParts[] = {"A", "a", "ACGT", "aB", " ", "\t", "\n", " \n", "-", ".", "'s", "1", "\u00e9", "\u4e2d",
-                                  "\u3042", "\u3002", "\u3000", "\u0301", "a b "};
+constexpr const char* kParts[] = {"A",  "a", "ACGT",   "aB",     " ",      "\t",     "\n",     " \n",    "-",   ".",
+                                  "'s", "1", "\u00e9", "\u4e2d", "\u3042", "\u3002", "\u3000", "\u0301", "a b "};
 
 // Of every family of expressions, runs for which a thread's usual 8 MiB of stack are too few.
 TEST(Tokenizer, LongRunsAreTokens) {
-  for (const char* pre : {"default", "llama-bpe", "gpt-2", "deepseek-llm", "deepseek-coder", "deepseek-v3", "youtu",
-                          "falcon", "jais-2", "poro-chat", "tekken", "smollm", "exaone-moe", "chameleon", "gpt-4o",
-                          "granite-embed-multi-97m", "tiny_aya", "bailingmoe", "seed-coder", "minimax-m2", "afmoe"}) {
+  for (const char* pre : {"default",        "llama-bpe",   "gpt-2",      "deepseek-llm",
+                          "deepseek-coder", "deepseek-v3", "youtu",      "falcon",
+                          "jais-2",         "poro-chat",   "tekken",     "smollm",
+                          "exaone-moe",     "chameleon",   "gpt-4o",     "granite-embed-multi-97m",
+                          "tiny_aya",       "bailingmoe",  "seed-coder", "minimax-m2",
+                          "afmoe"}) {
     const Model model = MakeVocabulary(pre);
     ASSERT_NE(model, nullptr);
     const llama_vocab* vocab = llama_model_get_vocab(model.get());
@@ -125,7 +129,8 @@ TEST(Tokenizer, NoEndBehindATextThatGoesOn) {
 TEST(Tokenizer, RefusesWhatIsNoText) {
   const Model model = MakeVocabulary("tekken");
   const llama_vocab* vocab = llama_model_get_vocab(model.get());
-  EXPECT_NE(TokenizeText(vocab, "tekken", "caf\xe9", true, true).error().message.find("UTF-8 (byte 3)"), std::string::npos);
+  EXPECT_NE(TokenizeText(vocab, "tekken", "caf\xe9", true, true).error().message.find("UTF-8 (byte 3)"),
+            std::string::npos);
   const auto long_run = TokenizeText(vocab, "tekken", std::string(3'000'000, 'a'), true, true);
   ASSERT_FALSE(long_run);
   EXPECT_NE(long_run.error().message.find("run of 3000001 characters"), std::string::npos) << long_run.error().message;
