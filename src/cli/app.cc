@@ -108,7 +108,7 @@ int Main(int argc, const char* const* argv) {
   } catch (const std::bad_alloc&) {
     Complain(Error{ErrorCode::kIo, "the machine has no memory left for this"});
   } catch (const std::exception& e) {
-    Complain(Error{ErrorCode::kIo, e.what()});
+    if (std::ferror(stdout) == 0 || FlushOutput()) Complain(Error{ErrorCode::kIo, e.what()});
   }
   return kExitError;
 }

@@ -152,8 +152,7 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
   command.add_option("--flash-attn", flags.flash_attention,
                      "-fa: on, off or auto; accepted, but attention is always pith's own, which reads the cache once")
       ->expected(0, 1)
-      ->default_str("on")
-      ->check(CLI::IsMember({"on", "off", "auto", "1", "0", "enabled", "disabled"}))
+      ->check(CLI::IsMember({"on", "off", "auto", "1", "0", "true", "false"}))  // "true": without a value
       ->type_name("WHEN");
   command.add_option("--parallel", flags.parallel, "-np: accepted, but a command serves one conversation")
       ->check(CLI::Range(-1, 1024))
@@ -175,7 +174,7 @@ Status CacheFlags::Check() const {
 }
 
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info) {
-  if (flags.flash_attention == "off" || flags.flash_attention == "0" || flags.flash_attention == "disabled") {
+  if (flags.flash_attention == "off" || flags.flash_attention == "0" || flags.flash_attention == "false") {
     fmt::print(stderr, "pith: attention is pith's own and reads the cache once, so that -fa off changes nothing.\n");
   }
   if (flags.parallel > 1) fmt::print(stderr, "pith: a command serves one conversation, so that -np changes nothing.\n");
