@@ -295,6 +295,7 @@ Result<int> Compare(const BenchFlags& flags) {
 
 Result<int> RunBench(BenchFlags& flags) {
   if (!flags.compare.empty()) return Compare(flags);
+  PITH_RETURN_IF_ERROR(CheckOutput(flags.save));
   if (!flags.file.empty()) PITH_RETURN_IF_ERROR(ReadFile(flags.file));
   PITH_ASSIGN_OR_RETURN(const std::vector<int> threads, ThreadCounts(flags));
   flags.model.threads = threads.front();

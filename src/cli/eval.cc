@@ -230,6 +230,7 @@ class Evaluation {
   explicit Evaluation(const EvalFlags& flags) : flags_(flags) {}
 
   Status Load() {
+    for (const std::string& path : {flags_.output_file, flags_.html_file}) PITH_RETURN_IF_ERROR(CheckOutput(path));
     PITH_ASSIGN_OR_RETURN(tasks_, ChooseTasks(flags_, fingerprint_));
     PITH_ASSIGN_OR_RETURN(options_, MakeJudgeOptions(flags_));
     PITH_ASSIGN_OR_RETURN(model_, LoadModel(flags_.model, flags_.output));

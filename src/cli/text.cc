@@ -255,6 +255,10 @@ Status RequireUtf8(std::string_view text, std::string_view what) {
                                      static_cast<unsigned>(static_cast<unsigned char>(text[at]))));
 }
 
+Status CheckOutput(const std::string& path) {
+  return path.empty() || path == "-" ? Status() : CheckWritable(path);
+}
+
 Status WriteFile(const std::string& path, std::string_view text) {
   if (path != "-") return WriteWholeFile(path, text);
   std::fwrite(text.data(), 1, text.size(), stdout);

@@ -59,6 +59,9 @@ Result<std::string> ReadFile(const std::string& path);
 // kInvalidArgument when `text` is not UTF-8; `what` begins the sentence.
 Status RequireUtf8(std::string_view text, std::string_view what);
 
+// Whether WriteFile() could, said before hours of work; empty: nothing is to be written.
+Status CheckOutput(const std::string& path);
+
 // Writes a whole file, all of it or nothing (base/atomic_file.h), or to standard output for "-".
 Status WriteFile(const std::string& path, std::string_view text);
 
