@@ -18,6 +18,8 @@ namespace {
 constexpr std::pair<std::string_view, std::string_view> kLongNames[] = {
     {"-ub", "--ubatch-size"},   {"-ngl", "--gpu-layers"}, {"-ctk", "--cache-type-k"},
     {"-ctv", "--cache-type-v"}, {"-hf", "--hf-repo"},     {"-hfr", "--hf-repo"},
+    {"-sys", "--system"},       {"-l", "--logit-bias"},   {"-sysf", "--system-prompt-file"},
+    {"-jf", "--json-schema-file"},
 };
 
 constexpr std::string_view kExamples = R"(Examples:

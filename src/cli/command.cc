@@ -178,39 +178,6 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   return options;
 }
 
-void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
-  command.add_option("--temp", flags.options.temperature, "Temperature, 0 for greedy (default 0.8)")->type_name("T");
-  command.add_option("--top-k", flags.options.top_k, "Sample among the K likeliest tokens, 0 for all (default 40)")
-      ->type_name("K");
-  command.add_option("--top-p", flags.options.top_p, "Sample within this probability mass (default 0.95)")
-      ->type_name("P");
-  command.add_option("--min-p", flags.options.min_p, "Least probability relative to the likeliest (default 0.05)")
-      ->type_name("P");
-  command.add_option("-s,--seed", flags.seed,
-                     "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
-      ->type_name("SEED");
-  command.add_flag("--ignore-eos", flags.options.ignore_eos, "Generate up to -n tokens, whatever the model thinks");
-}
-
-Status SamplerFlags::Check() const {
-  if (!std::isfinite(options.temperature) || options.temperature < 0 || options.temperature > 100) {
-    return InvalidArgument("--temp takes a number from 0 to 100");
-  }
-  if (options.top_k < 0) return InvalidArgument("--top-k takes a whole number from 0");
-  if (!(options.top_p >= 0 && options.top_p <= 1)) return InvalidArgument("--top-p takes a number from 0 to 1");
-  if (!(options.min_p >= 0 && options.min_p <= 1)) return InvalidArgument("--min-p takes a number from 0 to 1");
-  if (seed < -1 || seed > std::numeric_limits<uint32_t>::max()) {
-    return InvalidArgument("--seed takes a whole number from 0 to 4294967295, or -1");
-  }
-  return {};
-}
-
-SamplerOptions SamplerFlags::Make() {
-  if (seed < 0) seed = std::random_device{}();
-  options.seed = static_cast<uint32_t>(seed);
-  return options;
-}
-
 bool HoldsCache(const LayerShape& layer) { return layer.kind != LayerKind::kNone && layer.num_kv_heads > 0; }
 
 size_t BytesPerToken(const ModelInfo& info, KvFormat format) {

@@ -92,16 +92,6 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags);
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
 Result<KvFormat> ParseFormat(std::string_view text);
 
-// --temp --top-k --top-p --min-p -s
-struct SamplerFlags {
-  SamplerOptions options;
-  int64_t seed = 0;  // < 0: from the system
-
-  Status Check() const;
-  SamplerOptions Make();  // fixes the seed
-};
-void AddSamplerFlags(CLI::App& command, SamplerFlags& flags);
-
 // Sizes of one model's cache.
 bool HoldsCache(const LayerShape& layer);
 // Keys and values of one token in all layers with a cache.

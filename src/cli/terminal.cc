@@ -21,6 +21,7 @@ namespace {
 std::atomic<int> g_interrupts{0};
 std::atomic<Engine*> g_engine{nullptr};
 std::atomic<bool> g_exit_at_once{false};
+std::atomic<void (*)()> g_undo{nullptr};
 static_assert(std::atomic<Engine*>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 // Only what is allowed in a signal handler: lock-free atomics, write, _exit.
@@ -28,6 +29,7 @@ void OnInterrupt(int) {
   if (g_exit_at_once.load() || g_interrupts.fetch_add(1) > 0) {
     constexpr char kNewline = '\n';
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, &kNewline, 1);
+    if (auto* undo = g_undo.load()) undo();
     ::_exit(kExitInterrupted);
   }
   if (Engine* engine = g_engine.load()) engine->Cancel();
@@ -60,6 +62,8 @@ CancelOnInterrupt::CancelOnInterrupt(Engine& engine) {
   if (Interrupted()) engine.Cancel();
 }
 CancelOnInterrupt::~CancelOnInterrupt() { g_engine.store(nullptr); }
+
+void OnExitBySignal(void (*undo)()) { g_undo.store(undo); }
 
 ExitOnInterrupt::ExitOnInterrupt() { g_exit_at_once.store(true); }
 ExitOnInterrupt::~ExitOnInterrupt() { g_exit_at_once.store(false); }

@@ -37,6 +37,9 @@ class ExitOnInterrupt {
   ExitOnInterrupt& operator=(const ExitOnInterrupt&) = delete;
 };
 
+// `undo` runs in the signal handler before an interrupt ends the program, and so may only do what is allowed there.
+void OnExitBySignal(void (*undo)());
+
 // One line on standard error, redrawn at most ten times a second and not before
 // a second has passed; gone when the object is.
 class ProgressLine {

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/utf8.h"
 #include "pith/types.h"
 
 namespace pith::cli {
@@ -35,22 +36,6 @@ Result<std::vector<int>> ParseIntegers(std::string_view text, std::string_view f
 // Recipes between ';' or ','. A ',' before "name=value" belongs to the recipe's
 // parameters, unless the name is that of a stage: "a:x=1,y=2,b" -> "a:x=1,y=2", "b".
 std::vector<std::string> SplitRecipes(std::string_view text);
-
-// Offset of the first byte that is not UTF-8, or npos.
-size_t FindInvalidUtf8(std::string_view text);
-
-// Cuts a stream of bytes into whole characters. What can never become UTF-8
-// turns into U+FFFD, so that the output is always valid.
-class Utf8Stream {
- public:
-  // Whole characters that are complete now.
-  std::string Push(std::string_view bytes);
-  // What is left at the end, as U+FFFD.
-  std::string Flush();
-
- private:
-  std::string pending_;  // at most 3 bytes between calls
-};
 
 // A file's contents, or standard input for "-". kNotFound, kIo, kInvalidArgument
 // when it is a folder.

@@ -1,4 +1,4 @@
-// libllama as the host: weights, graph, tokenizer, chat template and samplers.
+// libllama as the host: weights, graph, tokenizer and chat template; samplers are in sampler.h.
 //
 // This folder is the only one that includes llama.h or ggml.h.
 #ifndef PITH_HOST_MODEL_H_
@@ -87,15 +87,6 @@ struct ChatMessage {
   std::string content;
 };
 
-struct SamplerOptions {
-  float temperature = 0.8f;  // <= 0: greedy
-  int top_k = 40;
-  float top_p = 0.95f;
-  float min_p = 0.05f;
-  uint32_t seed = 0;
-  bool ignore_eos = false;  // never samples a token that ends the generation
-};
-
 // A loaded GGUF. Thread-safe once loaded.
 class HostModel {
  public:
@@ -141,18 +132,6 @@ class HostModel {
   llama_model* model_ = nullptr;
   ModelInfo info_;
   bool own_products_ = true;
-  struct Private;
-  std::unique_ptr<Private> private_;
-};
-
-// Sampling by libllama's samplers. Not thread-safe.
-class HostSampler {
- public:
-  HostSampler(const HostModel& model, const SamplerOptions& options);
-  ~HostSampler();
-  int32_t Sample(std::span<const float> logits);
-
- private:
   struct Private;
   std::unique_ptr<Private> private_;
 };

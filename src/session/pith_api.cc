@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "host/model.h"
+#include "host/sampler.h"
 #include "policy/policy.h"
 
 namespace pith {
@@ -92,7 +93,7 @@ Result<Generation> Session::Generate(std::string_view prompt, const GenerateOpti
   sampling.top_p = options.top_p;
   sampling.min_p = options.min_p;
   sampling.seed = static_cast<uint32_t>(state_->seed);
-  HostSampler sampler(model, sampling);
+  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, HostSampler::Create(model, sampling));
 
   Generation generation;
   generation.prompt_tokens = static_cast<int>(tokens.size());
@@ -104,7 +105,7 @@ Result<Generation> Session::Generate(std::string_view prompt, const GenerateOpti
   };
   while (generation.tokens < options.max_tokens && !stopped) {
     if (engine.cancelled()) return MakeError(ErrorCode::kCancelled, "stopped while generating");
-    const int32_t token = sampler.Sample(engine.logits(sequence));
+    PITH_ASSIGN_OR_RETURN(const int32_t token, sampler->Sample(engine.logits(sequence)));
     if (model.IsEndOfGeneration(token)) {
       generation.ended = true;
       break;
