@@ -169,8 +169,7 @@ class Sampling(ChatCase):
         for flags in (("--repeat-penalty", "5"), ("--presence-penalty", "30"), ("--frequency-penalty", "30"),
                       ("--dry-multiplier", "100", "--dry-allowed-length", "0", "--dry-sequence-breaker", "~")):
             with self.subTest(flags=flags):
-                self.assertNotEqual(self.generate("--repeat-penalty", "1", *flags)["token_ids"],
-                                    self.generate("--repeat-penalty", "1")["token_ids"])
+                self.assertNotEqual(self.generate(*flags)["token_ids"], plain)
 
     def test_every_sampler_changes_something(self):
         def ids(*flags):

@@ -14,17 +14,18 @@
 namespace pith::cli {
 namespace {
 
-// One flag for one member of SamplerOptions.
+// One flag for one member of SamplerOptions. The parser is gone when overrides are asked for.
 class Adder {
  public:
   Adder(CLI::App& command, SamplerFlags& flags) : command_(command), flags_(flags) {}
 
   template <typename T>
   void operator()(const char* names, T SamplerOptions::*member, const char* type, const std::string& help) {
-    CLI::Option* option = command_.add_option(names, flags_.given.*member, help)->type_name(type);
-    flags_.overrides.push_back([option, member, &flags = flags_](SamplerOptions& options) {
-      if (option->count() > 0) options.*member = flags.given.*member;
-    });
+    const std::function<void(const T&)> take = [member, &flags = flags_](const T& value) {
+      flags.given.*member = value;
+      flags.overrides.push_back([member, value](SamplerOptions& options) { options.*member = value; });
+    };
+    command_.add_option_function<T>(names, take, help)->type_name(type)->allow_extra_args(false);
   }
 
  private:
@@ -86,9 +87,7 @@ void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
   command.add_option("--grammar-file", flags.grammar_file, "The same from a file")->type_name("FILE");
   command.add_option("-j,--json-schema", flags.json_schema, "The answer is JSON of this schema ({} for any)")->type_name("SCHEMA");
   command.add_option("--json-schema-file", flags.json_schema_file, "-jf: the same from a file")->type_name("FILE");
-  CLI::Option* ignore = command.add_flag("--ignore-eos", flags.given.ignore_eos,
-                                         "Generate up to -n tokens, whatever the model thinks");
-  flags.overrides.push_back([ignore](SamplerOptions& options) { options.ignore_eos = ignore->count() > 0; });
+  command.add_flag("--ignore-eos", flags.given.ignore_eos, "Generate up to -n tokens, whatever the model thinks");
 }
 
 Result<std::pair<int32_t, float>> ParseLogitBias(const std::string& text) {
@@ -121,6 +120,7 @@ Status SamplerFlags::Check() const {
 Result<SamplerOptions> SamplerFlags::Make(const HostModel& model, int num_ctx) {
   SamplerOptions options = SamplingDefaults(model);
   for (const auto& override_by : overrides) override_by(options);
+  options.ignore_eos = given.ignore_eos;
   for (const std::string& text : logit_bias) {
     PITH_ASSIGN_OR_RETURN(const auto bias, ParseLogitBias(text));
     options.logit_bias.push_back(bias);
