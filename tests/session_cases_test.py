@@ -69,8 +69,8 @@ class Conversations(ChatCase):
     def test_a_template_that_rewrites_answers(self):
         """Later turns read what they read with a template that rewrites nothing."""
         text = b"Hello\nThanks\nBye\n"
-        plain = self.chat(text, "--chat-template", CHATML)
-        rewritten = self.chat(text, "--chat-template", REWRITES)
+        plain = self.chat(text, "--chat-template", CHATML, "--ignore-eos")
+        rewritten = self.chat(text, "--chat-template", REWRITES, "--ignore-eos")
         self.assertEqual(self.reads(plain)[1:], self.reads(rewritten)[1:])
         self.assertLess(self.reads(plain)[0], self.reads(rewritten)[0])
 
@@ -108,7 +108,7 @@ class Conversations(ChatCase):
 
     def test_session_files_that_cannot_be_written(self):
         for command in (("run", "-p", "Hi", "-n", "2"), ("chat",)):
-            for path in ("/nonexistent/s", self.folder):
+            for path in ("/nonexistent/s", self.folder, "/etc/hostname/s"):
                 done = pith(*command, *model_flags(), "--prompt-cache", path, text=b"Hi\n")
                 self.assert_sentence(done, path, codes=(1,))
                 self.assertNotIn("read (", done.stderr.decode())
@@ -162,6 +162,28 @@ class Sampling(ChatCase):
         self.assertEqual(broken.returncode, 1)
         self.assertIn(b"pith: the grammar is not valid GBNF", broken.stderr)
 
+    def test_logprobs(self):
+        answer = self.generate("--logprobs", "3")
+        self.assertEqual([one["token"] for one in answer["logprobs"]], answer["token_ids"])
+        for one in answer["logprobs"]:
+            self.assertEqual(len(one["top"]), 3)
+            self.assertLessEqual(sum(2.718281828 ** other["logprob"] for other in one["top"]), 1.001)
+            self.assertGreaterEqual(one["top"][0]["logprob"], one["logprob"])
+        self.assertNotIn("logprobs", self.generate())
+
+    def test_json_schema(self):
+        schema = '{"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}'
+        done = pith("run", *model_flags(), "-p", "How old is Ann?", "-n", "60", "--temp", "0", "-c", "512", "--json",
+                    "--json-schema", schema)
+        if b"without the converter" in done.stderr:
+            self.skipTest("this libllama lacks the converter")
+        answer = self.json_of(done)
+        if answer["stop"] == "end":
+            self.assertIsInstance(json.loads(answer["text"])["age"], int)
+        else:
+            self.assertRegex(answer["text"], r'\A\{\s*"age"')
+        self.assert_sentence(pith("run", *model_flags(), "-p", "x", "-j", "{"), "JSON schema", codes=(1,))
+
     def test_logit_bias_and_penalties(self):
         plain = self.generate()["token_ids"]
         self.assertNotIn(plain[0], self.generate("--logit-bias", f"{plain[0]}-inf")["token_ids"])
@@ -178,15 +200,28 @@ class Sampling(ChatCase):
         plain = ids()
         self.assertEqual(ids(), plain)
         for flags in (("-s", "7"), ("--typical", "0.3"), ("--top-n-sigma", "0.5"), ("--xtc-probability", "1"),
-                      ("--mirostat", "1"), ("--mirostat", "2"), ("--dynatemp-range", "1.4"), ("--top-k", "2")):
+                      ("--mirostat", "1"), ("--mirostat", "2"), ("--dynatemp-range", "1.4"), ("--top-k", "2"), ("--samplers", "top-k;temp")):
             with self.subTest(flags=flags):
                 self.assertNotEqual(ids(*flags), plain)
                 self.assertEqual(ids(*flags), ids(*flags))
         self.assertNotEqual(ids("-s", "-1"), ids("-s", "-1"))
 
+    def test_defaults_are_the_makers(self):
+        """SmolLM2's temperature of 0.2 and top-p of 0.9, unless a flag says otherwise."""
+        if "smollm2" not in os.path.basename(info()["path"]).lower():
+            self.skipTest("another model")
+
+        def ids(*flags):
+            return self.json_of(pith("run", *model_flags(), "--json", "--raw", "-p", "The", "-n", "24", "-c", "512",
+                                     "--ignore-eos", *flags))["token_ids"]
+        self.assertEqual(ids(), ids("--temp", "0.2", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.05",
+                                    "--repeat-penalty", "1.1", "--repeat-last-n", "256"))
+        self.assertNotEqual(ids("--temp", "0.8"), ids())
+        self.assertIn(b"0.2", pith("run", "--help").stdout)
+
     def test_bad_values(self):
         for flags in (("--logit-bias", "12"), ("--logit-bias", "x+1"), ("--mirostat", "3"), ("--typical", "2"),
-                      ("--repeat-penalty", "0"), ("--grammar", "a", "--grammar-file", "b"), ("--xtc-probability", "-1")):
+                      ("--repeat-penalty", "0"), ("--grammar", "a", "--grammar-file", "b"), ("--xtc-probability", "-1"), ("--samplers", "top_k;nosuch")):
             with self.subTest(flags=flags):
                 self.assert_sentence(pith("run", "-p", "x", *flags), codes=(2,))
         self.assert_sentence(pith("run", *model_flags(), "-p", "x", "-l", "99999999+1"), "vocabulary", codes=(1,))

@@ -3,6 +3,7 @@
 // The cache holds the conversation; each turn reads only what is new (session/conversation.h).
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include <fmt/format.h>
@@ -75,7 +76,7 @@ class Chat {
         ClearInterrupt();
       }
     }
-    return kExitOk;
+    return unsaved_ ? kExitError : kExitOk;
   }
 
  private:
@@ -84,23 +85,28 @@ class Chat {
     if (flags_.prompt_cache.empty()) return {};
     PITH_ASSIGN_OR_RETURN(auto restored, sequence_->Restore(flags_.prompt_cache));
     if (!restored) return {};
-    const Status status = conversation_.Restore(restored->note.text, std::move(restored->note.tokens));
+    const Status status =
+        conversation_.Restore(restored->note.text, std::move(restored->note.tokens), sequence_->num_tokens());
     if (status) return {};
     return MakeError(status.error().code,
                      fmt::format("the session {} cannot be used: {}", flags_.prompt_cache, status.error().message));
   }
 
-  // The tokens that the cache does not have yet go along.
-  Status Save() {
-    if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return {};
-    return sequence_->Save(flags_.prompt_cache, {.tokens = {conversation_.pending().begin(), conversation_.pending().end()},
-                                                 .text = conversation_.Save()});
+  // The tokens that the cache does not have yet go along. A conversation goes on where its file cannot be written.
+  void Save() {
+    if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return;
+    const std::span<const int32_t> pending = conversation_.pending();
+    const Status saved = sequence_->Save(flags_.prompt_cache, {.tokens = {pending.begin(), pending.end()},
+                                                               .text = conversation_.Save()});
+    unsaved_ = !saved;
+    if (!saved) Complain(saved.error());
   }
 
   Status Reset() {
     PITH_RETURN_IF_ERROR(sequence_->Reset());
     conversation_.Reset();
-    return Save();
+    Save();
+    return {};
   }
 
   bool Fits() const {
@@ -160,8 +166,8 @@ class Chat {
     Generator generator(text_, SampleBy(*sampler_), {.max_tokens = flags_.max_tokens, .stops = flags_.text.stops});
     const Result<GenerationResult> written = Generate(*sequence_, std::move(generator),
                                                 {.num_ctx = num_ctx_, .on_text = PrintText, .interrupted = Interrupted});
-    PrintText("\n");
     if (!written) return WithAdvice(written.error());
+    PrintText("\n");
     const GenerationResult& answer = *written;
     conversation_.Answered(answer.text, answer.unfed);
     const std::string cut = CutNote(answer, flags_.max_tokens);
@@ -170,7 +176,8 @@ class Chat {
                answer.decode_tps(), cut.empty() ? "" : ", ", cut, KvLine(sequence_->engine().stats(), recipe_));
     if (answer.stop == StopReason::kCallback) return IoError("standard output takes no more text");
     if (answer.stop == StopReason::kBudget) return WithAdvice({ErrorCode::kOutOfBudget, answer.stop_message});
-    return Save();
+    Save();
+    return {};
   }
 
   ChatFlags& flags_;
@@ -181,6 +188,7 @@ class Chat {
   int num_ctx_;
   std::unique_ptr<HostSampler> sampler_;
   Conversation conversation_;
+  bool unsaved_ = false;  // the last writing of the session file failed
 };
 
 Status Check(const ChatFlags& flags) {

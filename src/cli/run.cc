@@ -41,6 +41,7 @@ struct RunFlags {
   std::string prompt;
   std::string file;
   int max_tokens = 256;
+  int logprobs = -1;  // of how many tokens beside the chosen one; -1: none
   double keep = 0;  // 0: not given
   bool raw = false;
   std::string prompt_cache;
@@ -58,6 +59,7 @@ Status Check(const RunFlags& flags) {
     return InvalidArgument(flags.has_prompt ? "give the prompt with -p or with -f, not with both"
                                             : "a prompt is missing: give a text with -p or a file with -f");
   }
+  if (flags.logprobs >= 0 && !flags.output.json) return InvalidArgument("--logprobs goes into the result of --json");
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.raw && !(flags.text.system.empty() && flags.text.system_file.empty())) {
     return InvalidArgument("--system needs the chat template that --raw turns off");
@@ -97,9 +99,25 @@ struct Outcome {
   size_t cached_tokens = 0;  // of the prompt, restored from --prompt-cache
   double prefill_seconds = 0;
   uint32_t seed = 0;
+  Status saved;  // of --prompt-cache: the answer is given even so
   bool templated = false;
   bool prefilled = false;
 };
+
+// [{"token", "logprob", "top": [{"token", "logprob"}]}], of each token of the text
+nlohmann::ordered_json LogprobsJson(const std::vector<TokenLogprobs>& logprobs) {
+  const auto entry = [](const TokenLogprob& one) {
+    return nlohmann::ordered_json{{"token", one.token}, {"logprob", one.logprob}};
+  };
+  auto list = nlohmann::ordered_json::array();
+  for (const TokenLogprobs& token : logprobs) {
+    nlohmann::ordered_json json = entry(token.chosen);
+    json["top"] = nlohmann::ordered_json::array();
+    for (const TokenLogprob& other : token.top) json["top"].push_back(entry(other));
+    list.push_back(std::move(json));
+  }
+  return list;
+}
 
 nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
                                   const Recipe& recipe) {
@@ -130,8 +148,9 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
 
 Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engine, const Recipe& recipe) {
   if (flags.output.json) {
-    PrintJson(ResultJson(outcome, engine, recipe)
-                  .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    nlohmann::ordered_json json = ResultJson(outcome, engine, recipe);
+    if (flags.logprobs >= 0) json["logprobs"] = LogprobsJson(outcome.generation.logprobs);
+    PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
     return {};
   }
   std::fputs("\n", stdout);
@@ -211,17 +230,22 @@ Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& co
   }
   outcome.prefilled = true;
   const bool saves = !flags.prompt_cache.empty() && !flags.prompt_cache_ro;
-  if (saves && !flags.prompt_cache_all && has_unread) PITH_RETURN_IF_ERROR(SaveSequence(flags, sequence, tokens, {}));
+  if (saves && !flags.prompt_cache_all && has_unread) outcome.saved = SaveSequence(flags, sequence, tokens, {});
   GenerateHooks hooks{.num_ctx = options.num_ctx, .on_text = {}, .interrupted = Interrupted};
   if (!flags.output.json) hooks.on_text = PrintText;
   Result<GenerationResult> generation = Generate(sequence, std::move(generator), hooks);
   if (!generation) return WithAdvice(generation.error());
   outcome.generation = std::move(*generation);
-  if (saves && flags.prompt_cache_all) return SaveSequence(flags, sequence, tokens, outcome.generation.tokens);
+  if (saves && flags.prompt_cache_all) outcome.saved = SaveSequence(flags, sequence, tokens, outcome.generation.tokens);
   return {};
 }
 
-int ExitCode(const GenerationResult& generation) {
+int ExitCode(const Outcome& outcome) {
+  const GenerationResult& generation = outcome.generation;
+  if (!outcome.saved) {
+    Complain(outcome.saved.error());
+    return kExitError;
+  }
   switch (generation.stop) {
     case StopReason::kInterrupted: return kExitInterrupted;
     case StopReason::kBudget:
@@ -271,10 +295,10 @@ Result<int> Run(RunFlags& flags) {
   const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : outcome.prompt_tokens + static_cast<size_t>(flags.max_tokens);
   WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
-  Generator generator(text, SampleBy(*sampler), {.max_tokens = flags.max_tokens, .stops = flags.text.stops});
+  Generator generator(text, SampleBy(*sampler), {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
   PITH_RETURN_IF_ERROR(Produce(flags, *sequence, conversation, options, std::move(generator), outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
-  return ExitCode(outcome.generation);
+  return ExitCode(outcome);
 }
 
 }  // namespace
@@ -289,6 +313,10 @@ void AddRun(CLI::App& app, Command& chosen) {
           ->type_name("FILE");
   command->add_option("-n,--predict,--n-predict", flags->max_tokens,
                       "Tokens to generate (default 256; -1: until the model ends or the context is full)")
+      ->type_name("N");
+  command->add_option("--logprobs", flags->logprobs,
+                      "With --json: log probabilities of each token and of the N likeliest, before sampling")
+      ->check(CLI::Range(0, 1000))
       ->type_name("N");
   command->add_option("--keep", flags->keep,
                       "Share of the prompt's entries that stays with --compress after (default 0.3)")

@@ -35,9 +35,10 @@ class Adder {
 
 void AddPenaltyFlags(Adder& add) {
   add("--repeat-penalty", &SamplerOptions::repeat_penalty, "F",
-      "Logits of recent tokens are divided by this, 1 for off (default: the model's own, else 1)");
+      "Logits of recent tokens are divided by this, 1 for off (default: the model's own, 1.1 for SmolLM2, else 1)");
   add("--repeat-last-n", &SamplerOptions::repeat_last_n, "N",
-      "Tokens of the answer that penalties look back on; 0: off, -1: the context (default 64)");
+      "Tokens of the answer that penalties look back on; 0: off, -1: the context (default: the model's own, 256 for "
+      "SmolLM2, else 64)");
   add("--presence-penalty", &SamplerOptions::presence_penalty, "F", "Taken from logits of recent tokens (default 0)");
   add("--frequency-penalty", &SamplerOptions::frequency_penalty, "F",
       "Taken from logits of recent tokens for each time (default 0)");
@@ -76,6 +77,10 @@ void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
   Adder add(command, flags);
   AddShapeFlags(add);
   AddPenaltyFlags(add);
+  command.add_option("--samplers", flags.sequence,
+                     "Samplers in their order between semicolons (default penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;"
+                     "xtc;temperature, or the model's own)")
+      ->type_name("NAMES");
   command.add_option("-s,--seed", flags.seed,
                      "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
       ->type_name("SEED");
@@ -108,6 +113,7 @@ Result<std::pair<int32_t, float>> ParseLogitBias(const std::string& text) {
 Status SamplerFlags::Check() const {
   PITH_RETURN_IF_ERROR(CheckSampling(given));
   for (const std::string& text : logit_bias) PITH_RETURN_IF_ERROR(ParseLogitBias(text));
+  PITH_RETURN_IF_ERROR(ParseSequence(sequence));
   const int num_grammars = int{!given.grammar.empty()} + int{!grammar_file.empty()} + int{!json_schema.empty()} +
                            int{!json_schema_file.empty()};
   if (num_grammars > 1) return InvalidArgument("an answer keeps to one grammar or schema: give one of them");
@@ -121,6 +127,9 @@ Result<SamplerOptions> SamplerFlags::Make(const HostModel& model, int num_ctx) {
   SamplerOptions options = SamplingDefaults(model);
   for (const auto& override_by : overrides) override_by(options);
   options.ignore_eos = given.ignore_eos;
+  if (!sequence.empty()) {
+    PITH_ASSIGN_OR_RETURN(options.sequence, ParseSequence(sequence));
+  }
   for (const std::string& text : logit_bias) {
     PITH_ASSIGN_OR_RETURN(const auto bias, ParseLogitBias(text));
     options.logit_bias.push_back(bias);

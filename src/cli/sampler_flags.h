@@ -19,6 +19,7 @@ struct SamplerFlags {
   SamplerOptions given;  // of flags that were given; the others have no meaning here
   int64_t seed = 0;      // < 0: from the system
   std::vector<std::string> logit_bias;
+  std::string sequence;
   std::string grammar_file;
   std::string json_schema;
   std::string json_schema_file;

@@ -1,6 +1,5 @@
 #include "cli/terminal.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -9,8 +8,6 @@
 #include <atomic>
 #include <cstdio>
 #include <fstream>
-#include <set>
-#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -93,24 +90,6 @@ void ProgressLine::Update(double done, double total, std::string_view note) {
   const std::string text = terminal_ ? fmt::format("\r{}\x1b[K", line) : fmt::format("{}\n", line);
   std::fputs(text.c_str(), stderr);
   std::fflush(stderr);
-}
-
-int PhysicalCores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-  std::set<std::string> cores;  // the list of siblings names a core
-  int num_cpus = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    ++num_cpus;
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    std::string siblings;
-    if (file && std::getline(file, siblings)) cores.insert(siblings);
-  }
-  return std::max(1, cores.empty() ? num_cpus : static_cast<int>(cores.size()));
 }
 
 size_t PeakRssBytes() {

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/cores.h"
 #include "engine/engine.h"
 
 namespace pith::cli {
@@ -73,8 +74,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// Cores that this process may use, hyper-threads counted once. At least 1.
-int PhysicalCores();
 size_t PeakRssBytes();
 size_t CurrentRssBytes();
 

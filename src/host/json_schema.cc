@@ -1,6 +1,7 @@
 #include "host/json_schema.h"
 
 #include <exception>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -10,6 +11,27 @@
 #if __has_include("json-schema-to-grammar.h")
 #include "json-schema-to-grammar.h"
 #define PITH_HAS_JSON_SCHEMA 1
+
+// The converter takes these from llama.cpp's common.cpp, which needs all of its tools around it.
+std::string string_repeat(const std::string& text, size_t count) {
+  std::string result;
+  for (; count > 0; --count) result += text;
+  return result;
+}
+std::string string_join(const std::vector<std::string>& parts, const std::string& between) {
+  std::string result;
+  for (size_t i = 0; i < parts.size(); ++i) result += (i == 0 ? "" : between) + parts[i];
+  return result;
+}
+std::vector<std::string> string_split(const std::string& text, const std::string& between) {
+  std::vector<std::string> parts;
+  size_t from = 0;
+  for (size_t at = 0; (at = text.find(between, from)) != std::string::npos; from = at + between.size()) {
+    parts.push_back(text.substr(from, at - from));
+  }
+  parts.push_back(text.substr(from));
+  return parts;
+}
 #endif
 
 namespace pith {

@@ -5,11 +5,12 @@
 #include <charconv>
 #include <cmath>
 #include <exception>
+#include <iterator>
 #include <limits>
-#include <optional>
 #include <string_view>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/check.h"
 #include "host/llama_util.h"
@@ -32,8 +33,8 @@ void TakeNumber(const HostModel& model, llama_model_meta_key key, T& value) {
   if (error == std::errc() && end != text.data()) value = number;
 }
 
-// The model card of SmolLM2 says temperature 0.2 and top-p 0.9. With these the smallest one falls into loops now and
-// then (scripts/first_questions.py), which a mild penalty ends.
+// The model card of SmolLM2 says temperature 0.2 and top-p 0.9. With these the smallest one falls into loops, of whole
+// paragraphs, too (scripts/first_questions.py), which a mild penalty ends that looks back far enough.
 bool IsSmolLm2(const HostModel& model) {
   std::string name = Metadata(model, "general.basename") + " " + Metadata(model, "general.name");
   std::ranges::transform(name, name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -55,6 +56,7 @@ SamplerOptions SamplingDefaults(const HostModel& model) {
     options.temperature = 0.2f;
     options.top_p = 0.9f;
     options.repeat_penalty = 1.1f;
+    options.repeat_last_n = 256;
   }
   TakeNumber(model, LLAMA_MODEL_META_KEY_SAMPLING_TEMP, options.temperature);
   TakeNumber(model, LLAMA_MODEL_META_KEY_SAMPLING_TOP_K, options.top_k);
@@ -67,7 +69,36 @@ SamplerOptions SamplingDefaults(const HostModel& model) {
   TakeNumber(model, LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT, options.mirostat);
   TakeNumber(model, LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_TAU, options.mirostat_tau);
   TakeNumber(model, LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA, options.mirostat_eta);
+  const std::string sequence = Metadata(model, llama_model_meta_key_str(LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE));
+  if (auto parsed = ParseSequence(sequence); parsed && !parsed->empty()) options.sequence = std::move(*parsed);
   return CheckSampling(options) ? options : SamplerOptions();
+}
+
+Result<std::vector<std::string>> ParseSequence(const std::string& text) {
+  // As llama.cpp writes them, with a dash or without anything in place of "_", too.
+  const std::vector<std::string> known = SamplerOptions().sequence;
+  const std::pair<std::string_view, std::string_view> others[] = {
+      {"nucleus", "top_p"}, {"temp", "temperature"}, {"typ", "typ_p"}, {"typical", "typ_p"}};
+  std::vector<std::string> sequence;
+  for (size_t from = 0; from < text.size();) {
+    const size_t end = std::min(text.find(';', from), text.size());
+    std::string name = text.substr(from, end - from);
+    from = end + 1;
+    std::ranges::transform(name, name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const auto is_meant = [&name](std::string one) {
+      if (name == one) return true;
+      std::string dashed = one;
+      std::ranges::replace(dashed, '_', '-');
+      std::erase(one, '_');
+      return name == dashed || name == one;
+    };
+    const auto other = std::ranges::find(others, std::string_view(name), &std::pair<std::string_view, std::string_view>::first);
+    if (other != std::end(others)) name = other->second;
+    const auto found = std::ranges::find_if(known, is_meant);
+    if (found == known.end()) return InvalidArgument(fmt::format("\"{}\" is no sampler; llama.cpp's are {}", name, fmt::join(known, ", ")));
+    sequence.push_back(*found);
+  }
+  return sequence;
 }
 
 Status CheckSampling(const SamplerOptions& options) {
@@ -105,10 +136,10 @@ Status CheckSampling(const SamplerOptions& options) {
 
 struct HostSampler::Private {
   LlamaSamplerPtr bias;       // null: none
-  LlamaSamplerPtr penalties;  // likewise
+  LlamaSamplerPtr penalties;  // where they come first; likewise
   LlamaSamplerPtr grammar;
   LlamaSamplerPtr chain;      // the rest, which selects
-  llama_sampler* dry = nullptr;  // in the chain
+  std::vector<llama_sampler*> restarted;     // those of the chain that a new generation begins anew
   std::vector<llama_token_data> candidates;  // [vocab], reused
   std::vector<llama_token_data> seen;        // of the tokens in `recent`, each once
   std::vector<int32_t> recent;               // ring of the tokens that penalties look back on
@@ -117,7 +148,7 @@ struct HostSampler::Private {
 
   Status MakeBias(const HostModel& model, const SamplerOptions& options);
   Status MakeGrammar(const HostModel& model, const SamplerOptions& options);
-  void MakePenalties(const HostModel& model, const SamplerOptions& options);
+  static llama_sampler* Make(const std::string& name, const HostModel& model, const SamplerOptions& options);
   void MakeChain(const HostModel& model, const SamplerOptions& options);
 
   llama_token_data_array Candidates(std::span<const float> logits);
@@ -159,17 +190,36 @@ Status HostSampler::Private::MakeGrammar(const HostModel& model, const SamplerOp
   return InvalidArgument("the grammar is not valid GBNF with a rule \"root\"");
 }
 
-void HostSampler::Private::MakePenalties(const HostModel& model, const SamplerOptions& options) {
-  const int last_n = LookBack(options.repeat_last_n, options);
-  const bool is_on = options.repeat_penalty != 1 || options.presence_penalty != 0 || options.frequency_penalty != 0;
-  if (!is_on || last_n == 0) return;
-  penalties.reset(llama_sampler_init_penalties(model.info().num_vocab, last_n, options.repeat_penalty,
-                                               options.frequency_penalty, options.presence_penalty));
-  num_recent_max = static_cast<size_t>(last_n);
+// Null: it would do nothing.
+llama_sampler* HostSampler::Private::Make(const std::string& name, const HostModel& model, const SamplerOptions& options) {
+  if (name == "penalties") {
+    const bool is_on = options.repeat_penalty != 1 || options.presence_penalty != 0 || options.frequency_penalty != 0;
+    const int last_n = LookBack(options.repeat_last_n, options);
+    if (!is_on || last_n == 0) return nullptr;
+    return llama_sampler_init_penalties(model.info().num_vocab, last_n, options.repeat_penalty, options.frequency_penalty,
+                                        options.presence_penalty);
+  }
+  if (name == "dry") {
+    const int last_n = LookBack(options.dry_last_n, options);
+    if (options.dry_multiplier == 0 || options.dry_base < 1 || last_n == 0) return nullptr;
+    std::vector<const char*> breakers;
+    for (const std::string& breaker : options.dry_breakers) breakers.push_back(breaker.c_str());
+    return llama_sampler_init_dry(llama_model_get_vocab(model.handle()), options.dry_multiplier, options.dry_base,
+                                  options.dry_allowed_length, last_n, breakers.data(), breakers.size());
+  }
+  if (name == "top_n_sigma") return options.top_n_sigma > 0 ? llama_sampler_init_top_n_sigma(options.top_n_sigma) : nullptr;
+  if (name == "top_k") return options.top_k > 0 ? llama_sampler_init_top_k(options.top_k) : nullptr;
+  if (name == "typ_p") return options.typical_p < 1 ? llama_sampler_init_typical(options.typical_p, 1) : nullptr;
+  if (name == "top_p") return options.top_p < 1 ? llama_sampler_init_top_p(options.top_p, 1) : nullptr;
+  if (name == "min_p") return options.min_p > 0 ? llama_sampler_init_min_p(options.min_p, 1) : nullptr;
+  if (name == "xtc") {
+    if (options.xtc_probability <= 0) return nullptr;
+    return llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, 1, options.seed);
+  }
+  return llama_sampler_init_temp_ext(options.temperature, options.dynatemp_range, options.dynatemp_exponent);
 }
 
 void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOptions& options) {
-  const llama_vocab* vocab = llama_model_get_vocab(model.handle());
   chain.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
   const auto add = [this](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
   if (options.mirostat > 0 && options.temperature > 0) {
@@ -179,33 +229,22 @@ void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOption
                               : llama_sampler_init_mirostat_v2(options.seed, options.mirostat_tau, options.mirostat_eta));
     return;
   }
-  if (options.dry_multiplier != 0 && options.dry_base >= 1 && LookBack(options.dry_last_n, options) != 0) {
-    std::vector<const char*> breakers;
-    for (const std::string& breaker : options.dry_breakers) breakers.push_back(breaker.c_str());
-    dry = llama_sampler_init_dry(vocab, options.dry_multiplier, options.dry_base, options.dry_allowed_length,
-                                 LookBack(options.dry_last_n, options), breakers.data(), breakers.size());
-    add(dry);
+  // Of the others only two may take away the likeliest token.
+  const bool is_greedy = options.temperature <= 0 && options.typical_p >= 1 && options.xtc_probability <= 0;
+  for (const std::string& name : options.sequence) {
+    const bool looks_back = name == "penalties" || name == "dry";
+    if (is_greedy && !looks_back) continue;
+    llama_sampler* sampler = Make(name, model, options);
+    if (sampler == nullptr) continue;
+    if (name == "penalties" && llama_sampler_chain_n(chain.get()) == 0) {
+      penalties.reset(sampler);
+      num_recent_max = static_cast<size_t>(LookBack(options.repeat_last_n, options));
+      continue;
+    }
+    add(sampler);
+    if (looks_back) restarted.push_back(sampler);
   }
-  // Of these only two may take away the likeliest token.
-  const bool cuts_top = options.typical_p < 1 || options.xtc_probability > 0;
-  if (options.temperature <= 0 && !cuts_top) {
-    add(llama_sampler_init_greedy());
-    return;
-  }
-  if (options.top_n_sigma > 0) add(llama_sampler_init_top_n_sigma(options.top_n_sigma));
-  if (options.top_k > 0) add(llama_sampler_init_top_k(options.top_k));
-  if (options.typical_p < 1) add(llama_sampler_init_typical(options.typical_p, 1));
-  if (options.top_p < 1) add(llama_sampler_init_top_p(options.top_p, 1));
-  if (options.min_p > 0) add(llama_sampler_init_min_p(options.min_p, 1));
-  if (options.xtc_probability > 0) {
-    add(llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, 1, options.seed));
-  }
-  if (options.dynatemp_range > 0) {
-    add(llama_sampler_init_temp_ext(options.temperature, options.dynatemp_range, options.dynatemp_exponent));
-  } else {
-    add(llama_sampler_init_temp(options.temperature));
-  }
-  add(llama_sampler_init_dist(options.seed));
+  add(is_greedy ? llama_sampler_init_greedy() : llama_sampler_init_dist(options.seed));
 }
 
 HostSampler::HostSampler() : private_(std::make_unique<Private>()) {}
@@ -217,7 +256,6 @@ Result<std::unique_ptr<HostSampler>> HostSampler::Create(const HostModel& model,
   Private& made = *sampler->private_;
   PITH_RETURN_IF_ERROR(made.MakeBias(model, options));
   PITH_RETURN_IF_ERROR(made.MakeGrammar(model, options));
-  made.MakePenalties(model, options);
   made.MakeChain(model, options);
   made.candidates.resize(static_cast<size_t>(model.info().num_vocab));
   return sampler;
@@ -295,7 +333,7 @@ Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
 void HostSampler::StartOver() {
   if (private_->grammar) llama_sampler_reset(private_->grammar.get());
   if (private_->penalties) llama_sampler_reset(private_->penalties.get());
-  if (private_->dry != nullptr) llama_sampler_reset(private_->dry);
+  for (llama_sampler* sampler : private_->restarted) llama_sampler_reset(sampler);
   private_->recent.clear();
   private_->next_recent = 0;
 }

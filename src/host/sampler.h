@@ -37,6 +37,10 @@ struct SamplerOptions {
   int dry_last_n = 64;             // as repeat_last_n
   std::vector<std::string> dry_breakers = {"\n", ":", "\"", "*"};
   int repeat_context = 4096;       // what -1 means
+  // What changes the distribution, in this order: penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc,
+  // temperature. Those that are missing do nothing.
+  std::vector<std::string> sequence = {"penalties", "dry",   "top_n_sigma", "top_k",      "typ_p",
+                                       "top_p",     "min_p", "xtc",         "temperature"};
   int mirostat = 0;                // 1, 2: instead of all that cuts the distribution
   float mirostat_tau = 5;
   float mirostat_eta = 0.1f;
@@ -50,6 +54,9 @@ struct SamplerOptions {
 // else those that its makers recommend, where pith knows them.
 SamplerOptions SamplingDefaults(const HostModel& model);
 
+// "penalties;top-k;temp" as SamplerOptions::sequence. kInvalidArgument: a name that is none.
+Result<std::vector<std::string>> ParseSequence(const std::string& text);
+
 // kInvalidArgument, with the flag's name as llama.cpp has it: a value outside its range.
 Status CheckSampling(const SamplerOptions& options);
 
@@ -60,7 +67,7 @@ class HostSampler {
   static Result<std::unique_ptr<HostSampler>> Create(const HostModel& model, const SamplerOptions& options);
   ~HostSampler();
 
-  // [vocab] of numbers (session/logits.h). kUnsupported: the grammar allows no token.
+  // [vocab] of numbers (base/logits.h). kUnsupported: the grammar allows no token.
   Result<int32_t> Sample(std::span<const float> logits);
   // A new generation: penalties, grammar and mirostat begin anew, random numbers go on.
   void StartOver();

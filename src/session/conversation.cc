@@ -210,7 +210,7 @@ std::string Conversation::Save() const {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-Status Conversation::Restore(const std::string& text, std::vector<int32_t> pending) {
+Status Conversation::Restore(const std::string& text, std::vector<int32_t> pending, int num_read) {
   const auto foreign = [] { return Corrupt("it holds no conversation of \"pith chat\""); };
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_array()) return foreign();
@@ -221,20 +221,17 @@ Status Conversation::Restore(const std::string& text, std::vector<int32_t> pendi
     if (!whole) return foreign();
     messages.push_back({entry["role"].get<std::string>(), entry["content"].get<std::string>()});
   }
-  if (messages.empty()) {  // of a conversation that was reset
-    if (!pending.empty()) return foreign();
-    Reset();
-    return {};
+  if (!messages.empty()) {  // else of a conversation that was reset, or that was never one of messages
+    const std::string system = messages.front().role == "system" ? messages.front().content : std::string();
+    if (!options_.system.empty() && system != options_.system) {
+      return InvalidArgument("its conversation has another system message");
+    }
+    options_.system = system;
   }
-  const std::string system = messages.front().role == "system" ? messages.front().content : std::string();
-  if (!options_.system.empty() && system != options_.system) {
-    return InvalidArgument("its conversation has another system message");
-  }
-  options_.system = system;
+  begun_ = num_read > 0 || !pending.empty();
   messages_ = std::move(messages);
   pending_ = std::move(pending);
   num_pinned_ = 0;
-  begun_ = true;
   return {};
 }
 

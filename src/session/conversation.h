@@ -68,9 +68,9 @@ class Conversation {
 
   // Messages as JSON: [{"role": "user", "content": "..."}, ...]; what is queued is saved apart (pending()).
   std::string Save() const;
-  // For a sequence that has read all but `pending`. kCorrupt: the text is none of Save()'s; kInvalidArgument: it has
-  // another system message than the options. The conversation is as before after an error.
-  Status Restore(const std::string& text, std::vector<int32_t> pending);
+  // For a sequence that has read all but `pending`, num_read tokens. kCorrupt: the text is none of Save()'s;
+  // kInvalidArgument: it has another system message than the options. The conversation is as before after an error.
+  Status Restore(const std::string& text, std::vector<int32_t> pending, int num_read);
 
  private:
   struct Rendered;

@@ -239,18 +239,18 @@ TEST(Conversation, GoesOnFromItsFile) {
   Read(conversation, sequence, model);
   conversation.Answered("Hello", 'o');
   Conversation restored(model, {});
-  ASSERT_TRUE(restored.Restore(conversation.Save(), {'o'}));
+  ASSERT_TRUE(restored.Restore(conversation.Save(), {'o'}, 9));
   ASSERT_TRUE(restored.Say("Bye"));
   ASSERT_TRUE(conversation.Say("Bye"));
   EXPECT_TRUE(std::ranges::equal(restored.pending(), conversation.pending()));
 
   Conversation reset(model, {.system = "Be rude."});
-  EXPECT_EQ(reset.Restore(conversation.Save(), {}).error().code, ErrorCode::kInvalidArgument);
-  ASSERT_TRUE(reset.Restore("[]", {})) << "a conversation that was reset is saved so";
+  EXPECT_EQ(reset.Restore(conversation.Save(), {}, 9).error().code, ErrorCode::kInvalidArgument);
+  ASSERT_TRUE(reset.Restore("[]", {}, 0)) << "a conversation that was reset is saved so";
   ASSERT_TRUE(reset.Say("Hi"));
   EXPECT_TRUE(model.TextOf(reset.pending()).starts_with("<s><|im_start|>system\nBe rude."));
   for (const char* broken : {"", "{}", "[1]", "[{\"role\": 1, \"content\": \"\"}]", "[{\"role\": \"user\"}]"}) {
-    EXPECT_EQ(reset.Restore(broken, {}).error().code, ErrorCode::kCorrupt) << broken;
+    EXPECT_EQ(reset.Restore(broken, {}, 9).error().code, ErrorCode::kCorrupt) << broken;
   }
 }
 

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <utility>
 
+#include "base/logits.h"
+
 namespace pith {
 namespace {
 

@@ -18,7 +18,7 @@
 #include "host/sampler.h"
 #include "pith/stop_reason.h"
 #include "pith/types.h"
-#include "session/logits.h"
+#include "session/logprobs.h"
 #include "session/stop_filter.h"
 #include "session/text_model.h"
 #include "session/token_sequence.h"

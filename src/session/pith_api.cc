@@ -1,29 +1,61 @@
-// include/pith/pith.h over the engine.
+// include/pith/pith.h over this layer.
 #include <pith/pith.h>
 
 #include <algorithm>
+#include <memory>
 #include <utility>
-#include <vector>
 
+#include <fmt/format.h>
+
+#include "base/cores.h"
 #include "engine/engine.h"
 #include "host/model.h"
 #include "host/sampler.h"
 #include "policy/policy.h"
+#include "session/conversation.h"
+#include "session/generator.h"
+#include "session/text_model.h"
+#include "session/token_sequence.h"
 
 namespace pith {
 namespace {
 
-// Length of the prefix of `text` that ends on a whole UTF-8 character. Bytes
-// that can never become one count as whole, so that nothing is held back for ever.
-size_t WholeCharacters(std::string_view text) {
-  constexpr size_t kLongest = 4;
-  for (size_t back = 1; back <= std::min(kLongest - 1, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xC0) == 0x80) continue;  // a continuation: look further back
-    const size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
-    return length > back ? text.size() - back : text.size();
-  }
-  return text.size();
+// Of the draw-th generation. splitmix64, whose outputs for neighbouring inputs have nothing in common.
+uint32_t SeedOf(uint64_t seed, uint64_t draw) {
+  uint64_t x = seed + (draw + 1) * 0x9e3779b97f4a7c15;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  constexpr uint32_t kRandomInLibllama = 0xffffffff;
+  const auto mixed = static_cast<uint32_t>((x ^ x >> 31) >> 32);
+  return mixed == kRandomInLibllama ? 0 : mixed;
+}
+
+int ContextOf(const ModelInfo& info, int requested) {
+  if (requested > 0) return requested;
+  return info.max_positions > 0 ? std::min(info.trained_ctx, info.max_positions) : info.trained_ctx;
+}
+
+// Of a session and its forks.
+struct Shared {
+  std::shared_ptr<HostModel> model;
+  std::shared_ptr<Engine> engine;
+  std::unique_ptr<HostText> text;
+  int num_ctx = 0;
+  uint64_t seed = 0;
+  uint64_t num_draws = 0;  // generations so far
+};
+
+Result<std::unique_ptr<HostSampler>> MakeSampler(Shared& shared, const GenerateOptions& options) {
+  SamplerOptions sampling = SamplingDefaults(*shared.model);
+  sampling.temperature = options.temperature.value_or(sampling.temperature);
+  sampling.top_k = options.top_k.value_or(sampling.top_k);
+  sampling.top_p = options.top_p.value_or(sampling.top_p);
+  sampling.min_p = options.min_p.value_or(sampling.min_p);
+  sampling.repeat_penalty = options.repeat_penalty.value_or(sampling.repeat_penalty);
+  sampling.grammar = options.grammar;
+  sampling.repeat_context = shared.num_ctx;
+  sampling.seed = SeedOf(shared.seed, shared.num_draws++);
+  return HostSampler::Create(*shared.model, sampling);
 }
 
 }  // namespace
@@ -31,13 +63,31 @@ size_t WholeCharacters(std::string_view text) {
 const char* Version() { return PITH_VERSION; }
 
 struct Session::State {
-  std::shared_ptr<HostModel> model;
-  std::shared_ptr<Engine> engine;  // of a session and its forks
-  SequenceId sequence = -1;        // -1: none yet
-  uint64_t seed = 0;
+  std::shared_ptr<Shared> shared;
+  std::unique_ptr<EngineSequence> sequence;
+  Conversation conversation;
 
-  ~State() {
-    if (engine != nullptr) engine->Free(sequence);
+  // Queues the prompt, or leaves all as it was.
+  Status Queue(std::string_view prompt, bool chat) {
+    Conversation before = conversation;
+    Status status = chat ? conversation.Say(std::string(prompt)) : conversation.Append(prompt);
+    const size_t num_new = conversation.pending().size();
+    const auto num_read = static_cast<size_t>(sequence->num_tokens());
+    if (status && num_new == before.pending().size()) status = InvalidArgument("the prompt holds no token.");
+    if (status && num_read + num_new > static_cast<size_t>(shared->num_ctx)) {
+      status = InvalidArgument(fmt::format("the prompt's {} tokens do not fit into what is left of the context of {}: {} are "
+                                           "taken.", num_new, shared->num_ctx, num_read));
+    }
+    if (!status) conversation = std::move(before);
+    return status;
+  }
+
+  void Take(const GenerationResult& result, bool chat) {
+    if (chat) {
+      conversation.Answered(result.text, result.unfed);
+    } else {
+      conversation.Continued(result.unfed);
+    }
   }
 };
 
@@ -51,109 +101,82 @@ Result<Session> Session::Open(const std::string& gguf_path, const SessionOptions
     return InvalidArgument("num_ctx and num_threads must not be negative.");
   }
   if (options.max_conversations < 1) return InvalidArgument("max_conversations must be at least 1.");
-  auto state = std::make_unique<State>();
   EngineOptions engine_options;
-  engine_options.num_ctx = options.num_ctx;
+  PITH_ASSIGN_OR_RETURN(engine_options.recipe, ParseRecipe(options.recipe));
+  HostModelOptions model_options;
+  model_options.num_threads = options.num_threads > 0 ? options.num_threads : PhysicalCores();
+  auto shared = std::make_shared<Shared>();
+  PITH_ASSIGN_OR_RETURN(shared->model, HostModel::Load(gguf_path, model_options));
+  shared->text = std::make_unique<HostText>(shared->model);
+  shared->num_ctx = ContextOf(shared->model->info(), options.num_ctx);
+  shared->seed = options.seed;
+  engine_options.num_ctx = shared->num_ctx;
   engine_options.budget_bytes = options.kv_budget_bytes;
-  engine_options.num_threads = options.num_threads;
+  engine_options.num_threads = model_options.num_threads;
   engine_options.seed = options.seed;
   engine_options.max_sequences = options.max_conversations;
-  PITH_ASSIGN_OR_RETURN(engine_options.recipe, ParseRecipe(options.recipe));
-
-  HostModelOptions model_options;
-  if (options.num_threads > 0) model_options.num_threads = options.num_threads;
-  PITH_ASSIGN_OR_RETURN(state->model, HostModel::Load(gguf_path, model_options));
-  PITH_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(state->model, engine_options));
-  state->engine = std::move(engine);
-  PITH_ASSIGN_OR_RETURN(state->sequence, state->engine->NewSequence());
-  state->seed = options.seed;
-  return Session(std::move(state));
+  PITH_ASSIGN_OR_RETURN(shared->engine, Engine::Create(shared->model, engine_options));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(shared->engine));
+  Conversation conversation(*shared->text, {.system = options.system});
+  return Session(std::unique_ptr<State>(new State{std::move(shared), std::move(sequence), std::move(conversation)}));
 }
 
 Result<Generation> Session::Generate(std::string_view prompt, const GenerateOptions& options,
                                      const TextCallback& on_text) {
-  HostModel& model = *state_->model;
-  Engine& engine = *state_->engine;
-  const SequenceId sequence = state_->sequence;
+  Shared& shared = *state_->shared;
+  Engine& engine = *shared.engine;
   engine.ClearCancel();
-
-  std::string text(prompt);
-  if (options.chat) {
-    const ChatMessage message{"user", text};
-    PITH_ASSIGN_OR_RETURN(text, model.ApplyChatTemplate({&message, 1}, true));
-  }
-  const bool first = engine.num_tokens(sequence) == 0;
-  PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model.Tokenize(text, first, options.chat));
-  if (tokens.empty()) return InvalidArgument("the prompt holds no token.");
-  PITH_RETURN_IF_ERROR(engine.Prefill(sequence, tokens));
-
-  SamplerOptions sampling;
-  sampling.temperature = options.temperature;
-  sampling.top_k = options.top_k;
-  sampling.top_p = options.top_p;
-  sampling.min_p = options.min_p;
-  sampling.seed = static_cast<uint32_t>(state_->seed);
-  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, HostSampler::Create(model, sampling));
+  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, MakeSampler(shared, options));
+  PITH_RETURN_IF_ERROR(state_->Queue(prompt, options.chat));
 
   Generation generation;
-  generation.prompt_tokens = static_cast<int>(tokens.size());
-  size_t sent = 0;  // bytes of generation.text given to the callback
-  bool stopped = false;
-  const auto send = [&](size_t end) {
-    if (on_text && end > sent) stopped = !on_text(std::string_view(generation.text).substr(sent, end - sent));
-    sent = end;
-  };
-  while (generation.tokens < options.max_tokens && !stopped) {
-    if (engine.cancelled()) return MakeError(ErrorCode::kCancelled, "stopped while generating");
-    PITH_ASSIGN_OR_RETURN(const int32_t token, sampler->Sample(engine.logits(sequence)));
-    if (model.IsEndOfGeneration(token)) {
-      generation.ended = true;
-      break;
-    }
-    ++generation.tokens;
-    generation.text += model.Piece(token);
-    send(WholeCharacters(generation.text));
-    // The last token, too: the conversation may go on after it.
-    PITH_RETURN_IF_ERROR(engine.Decode(sequence, token));
-  }
-  if (!stopped) send(generation.text.size());
+  generation.prompt_tokens = static_cast<int>(state_->conversation.pending().size());
+  PITH_RETURN_IF_ERROR(state_->conversation.Feed(*state_->sequence));
+  GenerateHooks hooks{.num_ctx = shared.num_ctx, .on_text = on_text, .interrupted = [&engine] { return engine.cancelled(); }};
+  Generator generator(*shared.text, SampleBy(*sampler), {.max_tokens = std::max(0, options.max_tokens), .stops = options.stops});
+  PITH_ASSIGN_OR_RETURN(GenerationResult result, pith::Generate(*state_->sequence, std::move(generator), hooks));
+  state_->Take(result, options.chat);
+  if (result.stop == StopReason::kInterrupted) return MakeError(ErrorCode::kCancelled, "stopped while generating");
+  generation.tokens = static_cast<int>(result.tokens.size());
+  generation.text = std::move(result.text);
+  generation.stop = result.stop;
+  generation.stop_message = std::move(result.stop_message);
+  generation.ended = result.stop == StopReason::kEnd;
   return generation;
 }
 
 Status Session::Reset() {
-  state_->engine->Free(state_->sequence);
-  PITH_ASSIGN_OR_RETURN(state_->sequence, state_->engine->NewSequence());
-  return {};
+  state_->conversation.Reset();
+  return state_->sequence->Reset();
 }
 
 Result<Session> Session::Fork() const {
-  auto state = std::make_unique<State>();
-  state->model = state_->model;
-  state->seed = state_->seed;
-  PITH_ASSIGN_OR_RETURN(state->sequence, state_->engine->Fork(state_->sequence));
-  state->engine = state_->engine;
-  return Session(std::move(state));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, state_->sequence->Fork());
+  return Session(std::unique_ptr<State>(new State{state_->shared, std::move(sequence), state_->conversation}));
 }
 
 Status Session::Save(const std::string& path) const {
-  return state_->engine->Save(state_->sequence, path, SessionNote());
+  const std::span<const int32_t> pending = state_->conversation.pending();
+  return state_->sequence->Save(path, {.tokens = {pending.begin(), pending.end()}, .text = state_->conversation.Save()});
 }
 
 Status Session::Restore(const std::string& path) {
-  state_->engine->Free(state_->sequence);  // its place may be the only one
-  const Result<RestoredSequence> restored = state_->engine->Restore(path);
-  if (restored) {
-    state_->sequence = restored->sequence;
-    return {};
-  }
-  PITH_ASSIGN_OR_RETURN(state_->sequence, state_->engine->NewSequence());
-  return tl::unexpected<Error>(restored.error());
+  state_->conversation.Reset();
+  PITH_ASSIGN_OR_RETURN(auto restored, state_->sequence->Restore(path));
+  if (!restored) return NotFound(fmt::format("there is no session in {}", path));
+  // "pith run" notes all tokens and no messages.
+  SessionNote& note = restored->note;
+  if (note.text.empty()) note = {.tokens = {}, .text = "[]"};
+  const Status status =
+      state_->conversation.Restore(note.text, std::move(note.tokens), state_->sequence->num_tokens());
+  if (!status) PITH_RETURN_IF_ERROR(state_->sequence->Reset());
+  return status;
 }
 
-void Session::Cancel() { state_->engine->Cancel(); }
+void Session::Cancel() { state_->shared->engine->Cancel(); }
 
 SessionStats Session::stats() const {
-  const KvStats kv = state_->engine->stats();
+  const KvStats kv = state_->shared->engine->stats();
   SessionStats stats;
   stats.kv_budget_bytes = kv.budget_bytes;
   stats.kv_used_bytes = kv.used_bytes;
@@ -161,7 +184,7 @@ SessionStats Session::stats() const {
   stats.kv_block_bytes = kv.block_bytes;
   stats.kv_entries = kv.entries;
   stats.kept_fraction = kv.kept_fraction;
-  stats.num_tokens = state_->engine->num_tokens(state_->sequence);
+  stats.num_tokens = state_->sequence->num_tokens();
   return stats;
 }
 

@@ -1,18 +1,12 @@
-// Logits before they are sampled from: whether they are numbers at all, and their log probabilities.
-#ifndef PITH_SESSION_LOGITS_H_
-#define PITH_SESSION_LOGITS_H_
+// Log probabilities of logits, before they are sampled from.
+#ifndef PITH_SESSION_LOGPROBS_H_
+#define PITH_SESSION_LOGPROBS_H_
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "pith/types.h"
-
 namespace pith {
-
-// kCorrupt: there are none, one is no number or above every number, or all are -inf: damaged weights, or sums beyond
-// what a float holds.
-Status CheckLogits(std::span<const float> logits);
 
 struct TokenLogprob {
   int32_t token = -1;
@@ -29,4 +23,4 @@ TokenLogprobs LogprobsOf(std::span<const float> logits, int32_t chosen, int num_
 
 }  // namespace pith
 
-#endif  // PITH_SESSION_LOGITS_H_
+#endif  // PITH_SESSION_LOGPROBS_H_

@@ -1,27 +1,10 @@
-#include "session/logits.h"
+#include "session/logprobs.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numeric>
 
 namespace pith {
-
-Status CheckLogits(std::span<const float> logits) {
-  // By bits and without a branch: compilers make vectors of it.
-  constexpr uint32_t kInfinity = 0x7f800000;
-  uint32_t bad = 0;
-  uint32_t finite = 0;
-  for (const float logit : logits) {
-    const auto bits = std::bit_cast<uint32_t>(logit);
-    const uint32_t size = bits & 0x7fffffff;
-    bad |= static_cast<uint32_t>(size > kInfinity) | static_cast<uint32_t>(bits == kInfinity);
-    finite |= static_cast<uint32_t>(size < kInfinity);
-  }
-  if (bad == 0 && finite != 0) return {};
-  return Corrupt("the model gives logits that are not numbers, so that there is nothing to choose from: its weights may be "
-                 "damaged");
-}
 
 TokenLogprobs LogprobsOf(std::span<const float> logits, int32_t chosen, int num_top) {
   const float largest = *std::ranges::max_element(logits);
