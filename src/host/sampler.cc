@@ -273,8 +273,8 @@ void HostSampler::Private::Penalise(llama_token_data_array& array) {
   seen.clear();
   for (const int32_t token : recent) seen.push_back(array.data[token]);
   std::ranges::sort(seen, {}, &llama_token_data::id);
-  const auto repeated = std::ranges::unique(seen, {}, &llama_token_data::id);
-  seen.erase(repeated.begin(), repeated.end());
+  const auto is_same = [](const llama_token_data& a, const llama_token_data& b) { return a.id == b.id; };
+  seen.erase(std::unique(seen.begin(), seen.end(), is_same), seen.end());
   llama_token_data_array few{seen.data(), seen.size(), -1, false};
   llama_sampler_apply(penalties.get(), &few);
   for (const llama_token_data& one : seen) array.data[one.id].logit = one.logit;
