@@ -17,9 +17,14 @@ if(NOT PITH_SANITIZE)
   set_tests_properties(SlowSpeed PROPERTIES
     LABELS slow RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 endif()
-add_test(NAME SlowMutations COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
-set_tests_properties(SlowMutations PROPERTIES LABELS slow TIMEOUT 1800 RUN_SERIAL ON
-  ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")
+math(EXPR last_part "${PITH_TEST_PARTS} - 1")
+foreach(part RANGE ${last_part})
+  add_test(NAME "SlowMutations#${part}"
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
+  set_tests_properties("SlowMutations#${part}" PROPERTIES LABELS slow TIMEOUT 1800
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>;\
+PITH_MUTATION_PART=${part}/${PITH_TEST_PARTS}")
+endforeach()
 add_test(NAME SpeedModel COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_model_test.py
   $<TARGET_FILE:speed_model> $<TARGET_FILE:pith>)
 set_tests_properties(SpeedModel PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")

@@ -1,11 +1,12 @@
 #include "cli/app.h"
 
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <exception>
 #include <string_view>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "cli/command.h"
 #include "cli/terminal.h"

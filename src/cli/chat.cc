@@ -3,15 +3,15 @@
 // The cache holds the conversation; each turn feeds only what is new, which is
 // the end of the answer before it (that the model never saw as input), the new
 // message and the opening of the next answer.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
 #include <memory>
-#include <utility>
-
-#include <unistd.h>
-
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/command.h"
 #include "cli/generate.h"

@@ -10,8 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/options.h"
 #include "cli/text.h"
 #include "engine/engine.h"
 #include "host/model.h"

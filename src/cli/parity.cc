@@ -252,28 +252,22 @@ Status Check(const ParityFlags& flags) {
 
 void AddParity(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ParityFlags>();
-  CLI::App* command = app.add_subcommand("parity", "Compare logits with plain libllama on the same tokens");
-  command->footer(kExamples);
-  command->add_option("-f,--file", flags->file, "Text to read")->required()->type_name("FILE");
-  command->add_option("-n,--tokens", flags->num_tokens,
-                      fmt::format("Tokens of the text (default: all, at most {})", kDefaultTokens))
-      ->check(CLI::Range(1, 100'000'000))
-      ->type_name("N");
-  command->add_option("-b,--block", flags->block,
-                      "Tokens read at once (default 256; fewer where the vocabulary is large)")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
-  command->add_flag("--uneven", flags->uneven, "Blocks of uneven sizes, from 1 to that of --block");
-  command->add_option("--decode", flags->decode, "Last tokens that are decoded one by one (default 64)")
-      ->check(CLI::Range(0, 100'000'000))
-      ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2")
-      ->type_name("TYPE");
-  command->add_flag("--ignore-history", flags->ignore_history,
-                    "The control: pith forgets everything before each block, which must show");
+  CLI::App* command = AddCommand(app, "parity", "Compare logits with plain libllama on the same tokens", kExamples);
+  Require(AddOption(*command, "-f,--file", flags->file, "Text to read", "FILE"));
+  AddNumber(*command, "-n,--tokens", flags->num_tokens, 1, 100'000'000,
+            fmt::format("Tokens of the text (default: all, at most {})", kDefaultTokens), "N");
+  AddNumber(*command, "-b,--block", flags->block, 1, 65536,
+            "Tokens read at once (default 256; fewer where the vocabulary is large)", "N");
+  AddFlag(*command, "--uneven", flags->uneven, "Blocks of uneven sizes, from 1 to that of --block");
+  AddNumber(*command, "--decode", flags->decode, 0, 100'000'000, "Last tokens that are decoded one by one (default 64)",
+            "N");
+  AddOption(*command, "--cache-type-k", flags->format,
+            "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+  AddFlag(*command, "--ignore-history", flags->ignore_history,
+          "The control: pith forgets everything before each block, which must show");
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
-  command->callback([flags, &chosen] {
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunParity(*flags); };
   });

@@ -87,11 +87,10 @@ Result<int> RunRecipes(const RecipesFlags& flags) {
 
 void AddRecipes(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<RecipesFlags>();
-  CLI::App* command = app.add_subcommand("recipes", "List what may decide which entries stay");
-  command->footer(kExamples);
-  command->add_flag("--json", flags->json, "Print one JSON object");
-  command->add_flag("--markdown", flags->markdown, "Print the page docs/recipes/README.md");
-  command->callback([flags, &chosen] {
+  CLI::App* command = AddCommand(app, "recipes", "List what may decide which entries stay", kExamples);
+  AddFlag(*command, "--json", flags->json, "Print one JSON object");
+  AddFlag(*command, "--markdown", flags->markdown, "Print the page docs/recipes/README.md");
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags]() -> Status {
       if (flags->json && flags->markdown) return InvalidArgument("choose one of --json and --markdown");
       return {};
