@@ -229,6 +229,27 @@ class Text(Case):
 KV_FIELDS = {"budget_bytes", "peak_bytes", "block_bytes", "entries", "recipe", "kept_fraction"}
 
 
+class Waits(Case):
+    """How long threads spin before they sleep, as the OpenMP runtime prints it when it starts."""
+
+    def spins(self, **env):
+        cleared = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        done = subprocess.run([BINARY, "--version"], capture_output=True, timeout=TIMEOUT,
+                              env={**cleared, "OMP_DISPLAY_ENV": "verbose", **env})
+        self.assertEqual(done.returncode, 0)
+        shown = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr.decode())
+        if not shown:
+            self.skipTest("this OpenMP runtime does not say")
+        return int(shown[-1])
+
+    def test_a_short_while(self):
+        self.assertEqual(self.spins(), 10000)
+
+    def test_the_users_word_counts(self):
+        self.assertEqual(self.spins(GOMP_SPINCOUNT="77"), 77)
+        self.assertGreater(self.spins(OMP_WAIT_POLICY="active"), 10000)
+
+
 class Run(ModelCase):
     def run_json(self, *arguments):
         result = self.json_of(pith("run", *model_flags(), "--json", "--temp", "0", *arguments))

@@ -1,7 +1,7 @@
 # End-to-end tests of the program, one ctest entry per class of cli_test.py.
 # Those that need a model skip themselves where there is none.
 find_package(Python3 COMPONENTS Interpreter REQUIRED)
-foreach(class BrokenModels BadUsage Text)
+foreach(class BrokenModels BadUsage Text Waits)
   add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
   set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
