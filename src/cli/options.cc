@@ -46,7 +46,7 @@ CLI::Option* AddOption(CLI::App& command, const std::string& names, uint64_t& va
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::vector<std::string>& values,
                        const std::string& help, const std::string& type) {
-  return command.add_option(names, values, help)->type_name(type);
+  return command.add_option(names, values, help)->type_name(type)->allow_extra_args(false);
 }
 
 CLI::Option* AddTuple(CLI::App& command, const std::string& names, std::vector<std::string>& values, int count,

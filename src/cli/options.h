@@ -34,7 +34,7 @@ CLI::Option* AddOption(CLI::App& command, const std::string& names, int64_t& val
                        const std::string& type);
 CLI::Option* AddOption(CLI::App& command, const std::string& names, uint64_t& value, const std::string& help,
                        const std::string& type);
-// May be given more than once.
+// May be given more than once, with one value each time.
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::vector<std::string>& values,
                        const std::string& help, const std::string& type);
 // The same with `count` values each time, one behind the other in `values`.
