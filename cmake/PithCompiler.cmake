@@ -13,7 +13,7 @@ endif()
 # 105329, 105651), and says so of headers that were precompiled; clang keeps its counterparts of these warnings.
 set(_misjudged "")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  set(_misjudged -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds)
+  set(_misjudged -Wno-restrict -Wno-stringop-overflow -Wno-stringop-overread -Wno-array-bounds)
 endif()
 add_library(pith_warnings INTERFACE)
 target_compile_options(pith_warnings INTERFACE
