@@ -7,7 +7,7 @@ include(CMakePackageConfigHelpers)
 set(empty ${PROJECT_BINARY_DIR}/libpith.cc)
 file(CONFIGURE OUTPUT ${empty} CONTENT "// All code of libpith comes from the layers' archives.\n")
 add_library(libpith SHARED ${empty})
-target_link_libraries(libpith PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,pith_engine> INTERFACE tl::expected)
+target_link_libraries(libpith PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,pith_session> INTERFACE tl::expected)
 target_compile_features(libpith INTERFACE cxx_std_20)
 target_include_directories(libpith INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)

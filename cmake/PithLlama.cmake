@@ -5,6 +5,9 @@
 # The libraries are imported by hand: ggml's own package file asks for the
 # OpenMP runtime of whichever compiler builds pith, and the libraries were
 # linked against that of GCC.
+#
+# PITH_LLAMA_LATER: the headers and archives may come while pith is built. ./pith lets both builds run at once.
+option(PITH_LLAMA_LATER "Configure although PITH_LLAMA_PREFIX is not complete yet" OFF)
 
 set(_pith_llama_prefix "${PITH_LLAMA_PREFIX}")
 if(NOT _pith_llama_prefix)
@@ -34,7 +37,7 @@ target_include_directories(pith_llama SYSTEM INTERFACE ${_pith_llama_prefix}/inc
 set(PITH_LLAMA_ARCHIVES "")
 foreach(_name llama-jinja llama ggml ggml-cpu ggml-base)
   set(_file ${_pith_llama_prefix}/lib/lib${_name}.a)
-  if(NOT EXISTS ${_file})
+  if(NOT EXISTS ${_file} AND NOT PITH_LLAMA_LATER)
     message(FATAL_ERROR "${_file} does not exist; remove ${_pith_llama_prefix} and configure again.")
   endif()
   target_link_libraries(pith_llama INTERFACE ${_file})

@@ -1,26 +1,12 @@
 # pith_add_tests(<target> <libraries> [LABEL label] SOURCES files...)
 #
-# One GoogleTest executable, one ctest entry per test. A test carries one label:
-# golden, slow or model when its suite's name starts with Golden, Slow or Model,
-# else LABEL, else unit.
-include(GoogleTest)
-
-function(pith_discover target label filter)
-  string(MAKE_C_IDENTIFIER "${target}_${filter}" list)
-  # Tests that run a model use all processors; beside others they would crawl.
-  if(label STREQUAL unit)
-    set(serial OFF)
-  else()
-    set(serial ON)
-  endif()
-  gtest_discover_tests(${target}
-    TEST_FILTER "${filter}"
-    TEST_LIST ${list}
-    DISCOVERY_MODE PRE_TEST
-    DISCOVERY_TIMEOUT 60
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
-    PROPERTIES LABELS ${label} TIMEOUT 900 RUN_SERIAL ${serial})
-endfunction()
+# One GoogleTest executable. A suite whose name starts with Golden, Slow or Model carries the label golden, slow or
+# model, every other LABEL, else unit. Suites become ctest entries as PithSuites.cmake says.
+#
+# PITH_ONE_THREAD_SUITES (regular expression): model and slow suites of one thread, which may run side by side.
+# PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
+# runs one, another for each commit.
+set(PITH_TEST_PARTS 4)
 
 function(pith_add_tests target libraries)
   cmake_parse_arguments(arg "" "LABEL" "SOURCES" ${ARGN})
@@ -33,9 +19,23 @@ function(pith_add_tests target libraries)
   add_executable(${target} ${arg_SOURCES})
   target_link_libraries(${target} PRIVATE ${libraries} pith_warnings GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE PITH_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  # Programs are compiled with -fPIE, which headers for the layers' -fPIC do not fit.
+  if(target STREQUAL pith_base_tests)
+    target_precompile_headers(${target} PRIVATE ${PITH_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>)
+  else()
+    target_precompile_headers(${target} REUSE_FROM pith_base_tests)
+  endif()
 
-  pith_discover(${target} golden "Golden*:*/Golden*")
-  pith_discover(${target} slow "Slow*:*/Slow*")
-  pith_discover(${target} model "Model*:*/Model*")
-  pith_discover(${target} ${arg_LABEL} "-Golden*:*/Golden*:Slow*:*/Slow*:Model*:*/Model*")
+  set(script ${CMAKE_CURRENT_BINARY_DIR}/${target}_suites.cmake)
+  file(GENERATE OUTPUT ${script} CONTENT "set(target ${target})
+set(program [==[$<TARGET_FILE:${target}>]==])
+set(own_label ${arg_LABEL})
+set(parts ${PITH_TEST_PARTS})
+set(one_thread [==[${PITH_ONE_THREAD_SUITES}]==])
+set(parted [==[${PITH_PARTED_SUITES}]==])
+set(source_dir [==[${PROJECT_SOURCE_DIR}]==])
+set(reports [==[${PROJECT_BINARY_DIR}/suites]==])
+include([==[${PROJECT_SOURCE_DIR}/cmake/PithSuites.cmake]==])
+")
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${script})
 endfunction()

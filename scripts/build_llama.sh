@@ -7,8 +7,10 @@
 #
 # The source is the PyPI package llama-cpp-python. The result lies in the cache
 # folder under a key of everything it depends on: version, flags, compiler and
-# CPU features (the build is native, so another CPU gets another build). It is
-# built beside its place and renamed into it at the end.
+# CPU features (the build is native, so another CPU gets another build). The
+# headers are put there as soon as they are unpacked, so that pith can be
+# compiled meanwhile; the archives are built beside their place and renamed into
+# it at the end.
 #
 # PITH_LLAMA_SDIST names an sdist already on this machine; PITH_JOBS bounds the compiler jobs; PITH_GGML_FLAGS are further
 # flags for CMake, such as "-DGGML_NATIVE=OFF" (AVX2 at most) or "-DGGML_CUDA=ON".
@@ -100,13 +102,23 @@ message=$(tar -xzf "$sdist" -C "$work" --no-same-owner --exclude='*/llama.cpp/mo
   --exclude='*/llama.cpp/docs/*' --exclude='*/llama.cpp/tools/*' --exclude='*/llama.cpp/tests/*' 2>&1 9>&-) ||
   die "libllama's source could not be unpacked: $(tail -n 2 <<<"$message" | head -n 1)"
 
+# Both folders come whole: what an interrupted build left is replaced.
+put_headers() {
+  mkdir -p "$prefix" "$work/include/jinja"
+  cp "$source"/include/*.h "$source"/ggml/include/*.h "$work/include/"
+  cp "$source"/common/jinja/*.h "$work/include/jinja/"
+  rm -rf "$prefix/include"
+  mv -T "$work/include" "$prefix/include"
+}
+put_headers || die "$prefix could not be put in place."
+
 log=$root/build.log
 fail() {
   if disk_full "$root" "$log"; then die "the disk of $root is full; libllama was not built."; fi
   tail -n 20 "$log" >&2
   die "libllama could not be built; the compiler's last lines are above, all of them in $log."
 }
-say "building libllama once for this machine (a few minutes)"
+[[ -n ${PITH_PROGRESS:-} ]] || say "building libllama once for this machine (a few minutes)"
 launcher=()
 if command -v ccache >/dev/null; then
   launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
@@ -122,16 +134,16 @@ cmake --install "$work/build" >>"$log" 2>&1 9>&- || fail
 
 build_jinja() {
   local common=$source/common objects=$work/jinja file
-  mkdir -p "$objects" "$work/prefix/include/jinja"
+  mkdir -p "$objects"
   for file in "${kJinjaFiles[@]}"; do
-    ${launcher[0]:+ccache} "$kCompiler" "${jinja_flags[@]}" -I"$common" -I"$source/vendor" -I"$work/prefix/include" \
+    ${launcher[0]:+ccache} "$kCompiler" "${jinja_flags[@]}" -I"$common" -I"$source/vendor" -I"$prefix/include" \
       -c "$common/$file" -o "$objects/$(basename "$file" .cpp).o" || return
   done
   ar rcs "$work/prefix/lib/libllama-jinja.a" "$objects"/*.o || return
-  cp "$common"/jinja/*.h "$work/prefix/include/jinja/"
 }
 build_jinja >>"$log" 2>&1 9>&- || fail
 
-cp "$source/LICENSE" "$work/prefix/LICENSE" 2>/dev/null || true
-mv -T "$work/prefix" "$prefix" || die "$prefix could not be put in place."
+cp "$source/LICENSE" "$prefix/LICENSE" 2>/dev/null || true
+rm -rf "$prefix/lib"
+mv -T "$work/prefix/lib" "$prefix/lib" || die "$prefix could not be put in place."
 echo "$prefix"

@@ -1,7 +1,12 @@
 # Sourced by ./pith and the scripts beside this file: messages, the cache folder, downloads.
 # Everything said here goes to standard error.
 
-say() { printf 'pith: %s\n' "$*" >&2; }
+# PITH_PROGRESS=lines keeps what runs beside something else from redrawing the terminal's last line.
+redraws() { [[ -t 2 && ${PITH_PROGRESS:-} != lines ]]; }
+say() {
+  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+  printf 'pith: %s\n' "$*" >&2
+}
 die() { printf 'pith: error: %s\n' "$*" >&2; exit 1; }
 
 # Whether a Debian package is installed, for one architecture or several.
@@ -9,9 +14,12 @@ is_installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | gre
 
 # The same rule as CacheDir() in src/base/paths.cc.
 pith_cache_dir() {
+  local home=${HOME:-}
+  # Never a folder that others can write, who could then choose the model.
+  if [[ -z $home ]]; then home=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6 || true); [[ $home == /* ]] || home=/nonexistent; fi
   if [[ -n ${PITH_CACHE_DIR:-} ]]; then printf '%s' "$PITH_CACHE_DIR"
   elif [[ -n ${XDG_CACHE_HOME:-} ]]; then printf '%s/pith' "$XDG_CACHE_HOME"
-  else printf '%s/.cache/pith' "${HOME:-/tmp}"
+  else printf '%s/.cache/pith' "$home"
   fi
 }
 
@@ -51,7 +59,7 @@ pip_download() {
   python=$(python_with_pip) || exit 1
   mkdir -p "$folder/tmp"
   say "fetching $what ($mb MB)"
-  if [[ -t 2 ]]; then
+  if redraws; then
     while sleep 0.5; do
       printf '\rpith: %3d%% ' $((100 * $(du -sm "$folder" 2>/dev/null | cut -f1) / (mb + 1) % 101)) >&2
     done &
@@ -84,10 +92,11 @@ check_sha256() {
     die "$(basename "$1") does not have the expected SHA-256; the download is damaged or was replaced."
 }
 
-# Compiler jobs: one per processor, fewer where memory is short (1.5 GiB each); PITH_JOBS decides otherwise.
+# build_jobs [BUILDS]: compiler jobs of each of BUILDS builds that run at once: one per processor, fewer where memory
+# is short (1.5 GiB each); PITH_JOBS decides otherwise.
 build_jobs() {
   local by_memory by_cpu
-  by_memory=$(awk '/MemAvailable/ { print int($2 / 1572864) }' /proc/meminfo)
+  by_memory=$(awk -v builds="${1:-1}" '/MemAvailable/ { print int($2 / 1572864 / builds) }' /proc/meminfo)
   by_cpu=$(nproc)
   ((by_memory >= 1)) || by_memory=1
   printf '%s' "${PITH_JOBS:-$((by_cpu < by_memory ? by_cpu : by_memory))}"
@@ -101,12 +110,12 @@ show_progress() {
     printf '%s\n' "$line" >&3
     [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]] || continue
     percent=$((100 * BASH_REMATCH[1] / BASH_REMATCH[2]))
-    if [[ -t 2 ]]; then
+    if redraws; then
       printf '\rpith: %s %3d%% (%d of %d)' "$1" $percent "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" >&2
     elif ((percent / 20 > shown)); then
       shown=$((percent / 20))
       say "$1 $percent%"
     fi
   done 3>>"$2"
-  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+  if redraws; then printf '\r\033[K' >&2; fi
 }

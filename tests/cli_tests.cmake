@@ -6,9 +6,20 @@ foreach(class BrokenModels BadUsage Text)
   set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
+# What people and machines give by mistake, on tiny models of the test's own.
+foreach(class Prompts Arguments Files)
+  add_test(NAME cases_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cases_test.py ${class})
+  set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+endforeach()
 foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
   add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
   set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
+endforeach()
+foreach(class Conversations Sampling Terminal)
+  add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
+  set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
 endforeach()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.
@@ -17,9 +28,14 @@ if(NOT PITH_SANITIZE)
   set_tests_properties(SlowSpeed PROPERTIES
     LABELS slow RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 endif()
-add_test(NAME SlowMutations COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
-set_tests_properties(SlowMutations PROPERTIES LABELS slow TIMEOUT 1800 RUN_SERIAL ON
-  ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")
+math(EXPR last_part "${PITH_TEST_PARTS} - 1")
+foreach(part RANGE ${last_part})
+  add_test(NAME "SlowMutations#${part}"
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)
+  set_tests_properties("SlowMutations#${part}" PROPERTIES LABELS slow TIMEOUT 1800
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>;\
+PITH_MUTATION_PART=${part}/${PITH_TEST_PARTS}")
+endforeach()
 add_test(NAME SpeedModel COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_model_test.py
   $<TARGET_FILE:speed_model> $<TARGET_FILE:pith>)
 set_tests_properties(SpeedModel PROPERTIES LABELS model TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")

@@ -8,8 +8,8 @@ damaged in the same way, but for their weights: of the one copy on disk only wha
 
 A run may take 10 s of processor time. Where it took longer by the clock, it is run once more: a busy machine is no
 fault of the file, a wait that repeats itself is one.
-PITH_MUTATIONS is the number in all, PITH_MUTATION_SEED begins another series; a failure prints what repeats it, and
-PITH_MUTATION_KEEP names a folder for the files that failed.
+PITH_MUTATIONS is the number in all, PITH_MUTATION_PART=K/N takes the part K of N of them, PITH_MUTATION_SEED begins
+another series; a failure prints what repeats it, and PITH_MUTATION_KEEP names a folder for the files that failed.
 """
 import concurrent.futures
 import multiprocessing
@@ -31,6 +31,7 @@ BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
 MAKER = os.environ.get("PITH_RANDOM_MODEL", "build/release/tests/random_model")
 MUTATIONS = int(os.environ.get("PITH_MUTATIONS", "500"))
 SEED = int(os.environ.get("PITH_MUTATION_SEED", "1"))
+PART, PARTS = (int(number) for number in os.environ.get("PITH_MUTATION_PART", "0/1").split("/"))
 KEEP = os.environ.get("PITH_MUTATION_KEEP", "")
 FILES = []
 
@@ -156,7 +157,7 @@ class Mutations(unittest.TestCase):
                 valid = outcome_of(arguments(path))
                 self.assertEqual(valid.code, 0, f"{name}, undamaged: {valid.error}")
                 most_bytes[command] = valid.rss_bytes + 2 * len(data) + NOISE_BYTES
-            for i in range(base_idx, MUTATIONS, len(bases)):
+            for i in range(base_idx + PART * len(bases), MUTATIONS, PARTS * len(bases)):
                 mutated, what = gguf.mutate(data, layout, random.Random(SEED * 1000003 + i),
                                               weights=not FILES)
                 path = self.mutated.hold(mutated)
@@ -171,11 +172,13 @@ class Mutations(unittest.TestCase):
                         shutil.copy(path, os.path.join(KEEP, f"{name}-{SEED}-{i}.gguf"))
                     with self.subTest(model=name, mutation=i, seed=SEED, what=what, command=command):
                         self.assertIsNone(fault, outcome.error[-2000:])
-        print(f"{MUTATIONS} mutations, {len(COMMANDS)} commands each: {refused} refused, {ran} loaded and ran; "
+        num_mutations = (refused + ran) // len(COMMANDS)
+        print(f"{num_mutations} mutations, {len(COMMANDS)} commands each: {refused} refused, {ran} loaded and ran; "
               f"slowest {slowest:.2f} s of processor time, {slowest_wall:.2f} s by the clock")
         # The mutator must neither miss nor leave nothing to load.
-        self.assertGreater(refused, MUTATIONS * len(COMMANDS) // 4)
-        self.assertGreater(ran, MUTATIONS * len(COMMANDS) // 20)
+        self.assertGreaterEqual(num_mutations, MUTATIONS // PARTS)
+        self.assertGreater(refused, num_mutations * len(COMMANDS) // 4)
+        self.assertGreater(ran, num_mutations * len(COMMANDS) // 20)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 // The reader of saved sessions on bytes: what it accepts comes back as it was, what it must not accept is refused. Its
 // fuzz target begins with the same samples; PITH_UPDATE_CORPUS=1 writes them to fuzz/corpus/session_fuzz.
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -106,13 +110,46 @@ TEST_F(SessionFile, CountsOfEntriesThatNoSequenceHasAreRefused) {
   ExpectRefused(With(body, kNumPinned, uint64_t{1} << 61), "ends too early");
 }
 
+TEST_F(SessionFile, OtherLayoutsOfPagesAreRefused) {
+  Bytes file = SessionSample::File(BodyOf(3));
+  file[12] ^= std::byte{1};
+  MemoryReader reader(file);
+  const Status status = CheckSession(reader);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(status.error().message.find("laid out"), std::string::npos) << status.error().message;
+}
+
+// Wherever numbers lie: what is not one there does not come back as if it were.
+TEST_F(SessionFile, NumbersThatAreNoneAreRefused) {
+  const float nan = std::nanf("");
+  const uint16_t nan16 = 0x7e00;
+  const Sequence sequence = sample_.Filled(40);
+  const HeadCache& head = sample_.cache().head(sequence.cache_id, 2, 0);
+  const PageLayout layout = head.layout_of(0);
+  const Bytes body = sample_.Body(sequence);
+  const Bytes page(head.page_of(0), head.page_of(0) + layout.key_bytes());
+  const auto at = static_cast<size_t>(std::search(body.begin(), body.end(), page.begin(), page.end()) - body.begin());
+  sample_.cache().Free(sequence.cache_id);
+  ASSERT_LT(at, body.size()) << "the page is not in the body";
+  ExpectRefused(With(body, at + 6, nan16), "not numbers");
+  ExpectRefused(With(body, at + layout.value_offset + 2, nan16), "not numbers");
+  const std::vector<float> logits(SessionSample::kVocab, 0.5F);
+  const auto bytes = std::as_bytes(std::span(logits));
+  const auto logits_at = static_cast<size_t>(std::search(body.begin(), body.end(), bytes.begin(), bytes.end()) - body.begin());
+  ASSERT_LT(logits_at, body.size());
+  ExpectRefused(With(body, logits_at + 8, nan), "logits are not numbers");
+  ExpectRefused(With(body, logits_at + 8, std::numeric_limits<float>::infinity()), "logits are not numbers");
+  const size_t queries_at = logits_at + bytes.size() + 4 + 8;
+  ExpectRefused(With(body, queries_at + 4, nan), "queries are not numbers");
+}
+
 TEST_F(SessionFile, TheSumCoversEveryByte) {
   const Bytes file = SessionSample::File(BodyOf(3));
   MemoryReader whole(file);
   const Status status = CheckSession(whole);
   ASSERT_TRUE(status) << status.error().message;
   for (size_t at = 0; at < file.size(); ++at) {
-    if (at >= 12 && at < 16) continue;  // reserved
     Bytes damaged = file;
     damaged[at] ^= std::byte{4};
     MemoryReader reader(damaged);

@@ -13,9 +13,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include <pith/stop_reason.h>
 #include <pith/types.h>
 
 #if defined(__GNUC__)
@@ -38,25 +41,34 @@ struct SessionOptions {
   int num_ctx = 0;      // positions the conversation may reach; 0: the model's trained context
   int num_threads = 0;  // 0: physical cores
   uint64_t seed = 0;    // of sampling and of recipes that draw
+  // System message of conversations in chat form, never dropped by the recipe. Empty: the template's own, if it has one.
+  std::string system = {};
   // Conversations at once, forks included, which share the budget.
   int max_conversations = 1;
 };
 
 struct GenerateOptions {
   int max_tokens = 128;
-  float temperature = 0.8f;  // 0: always the most probable token
-  int top_k = 40;
-  float top_p = 0.95f;
-  float min_p = 0.05f;
+  // Where these are not given: what the model's file or its makers recommend, else 0.8, 40, 0.95, 0.05 and 1.
+  std::optional<float> temperature = {};  // 0: always the most probable token
+  std::optional<int> top_k = {};
+  std::optional<float> top_p = {};
+  std::optional<float> min_p = {};
+  std::optional<float> repeat_penalty = {};
+  std::vector<std::string> stops = {};  // the text ends before the first of these
+  std::string grammar = {};             // GBNF that the text keeps to
+  bool ignore_eos = false;              // the model may not end the text
   // The prompt is one message of a user; the model's chat template is put around it.
   bool chat = false;
 };
 
 struct Generation {
-  std::string text;
+  std::string text;  // valid UTF-8
   int prompt_tokens = 0;
   int tokens = 0;
-  bool ended = false;  // the model ended it: neither max_tokens nor the callback did
+  bool ended = false;  // the model ended it: stop is StopReason::kEnd
+  StopReason stop = StopReason::kEnd;
+  std::string stop_message = {};  // kBudget: what there is no room for
 };
 
 struct SessionStats {
@@ -83,8 +95,10 @@ class PITH_EXPORT Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  // Appends the prompt to the conversation and continues it. After an error
-  // the conversation is as far as it came; Reset() begins anew.
+  // Appends the prompt to the conversation and continues it; a text is there with its reason also where the context or
+  // the budget ends. Each call draws its own random numbers, which seed and the order of calls fix over a session and
+  // its forks. kInvalidArgument: options, or a prompt that is empty or longer than what is left of the context; the
+  // conversation is then as it was. After other errors it is as far as it came; Reset() begins anew.
   Result<Generation> Generate(std::string_view prompt, const GenerateOptions& options = {},
                               const TextCallback& on_text = {});
 

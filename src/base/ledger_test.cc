@@ -119,10 +119,14 @@ TEST(MemoryAccountTest, ConcurrentChargesAreNeverRefusedSpuriously) {
   constexpr size_t kThreads = 4, kFloor = 1000;
   Ledger ledger(kThreads * kFloor);
   std::atomic<int> refused{0};
+  // All floors are promised before anybody goes beyond his own.
+  std::vector<std::unique_ptr<MemoryAccount>> accounts;
+  for (size_t t = 0; t < kThreads; ++t) accounts.push_back(MemoryAccount::Open(&ledger, kFloor, 2 * kFloor));
   std::vector<std::thread> threads;
   for (size_t t = 0; t < kThreads; ++t) {
+    ASSERT_NE(accounts[t], nullptr);
     threads.emplace_back([&, t] {
-      const auto account = MemoryAccount::Open(&ledger, kFloor, 2 * kFloor);
+      MemoryAccount* const account = accounts[t].get();
       std::mt19937 rng(static_cast<uint32_t>(t));
       size_t held = 0;
       for (int i = 0; i < 20000; ++i) {
@@ -143,6 +147,7 @@ TEST(MemoryAccountTest, ConcurrentChargesAreNeverRefusedSpuriously) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+  accounts.clear();
   EXPECT_EQ(refused, 0);
   EXPECT_EQ(ledger.used_bytes(), 0u);
   EXPECT_EQ(ledger.uncommitted_bytes(), ledger.limit_bytes());

@@ -6,8 +6,9 @@
 
 namespace pith {
 
-// $PITH_CACHE_DIR, else $XDG_CACHE_HOME/pith, else ~/.cache/pith. The same rule
-// as in scripts/common.sh. The folder need not exist.
+// $PITH_CACHE_DIR, else $XDG_CACHE_HOME/pith, else ~/.cache/pith, where ~ is $HOME or
+// the user's home of the password database. The same rule as in scripts/common.sh. The
+// folder need not exist.
 std::string CacheDir();
 
 // The model for commands without -m: $PITH_DEFAULT_MODEL, else the file that

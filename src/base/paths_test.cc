@@ -2,7 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <pwd.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string>
 
 namespace pith {
@@ -30,6 +35,24 @@ TEST_F(PathsTest, AnEmptyVariableCountsAsUnset) {
   setenv("PITH_CACHE_DIR", "", 1);
   setenv("XDG_CACHE_HOME", "", 1);
   EXPECT_EQ(CacheDir(), "/home/ada/.cache/pith");
+}
+
+// A folder that everybody can write is no place for models.
+TEST_F(PathsTest, WithoutHomeThePasswordDatabaseSays) {
+  for (const bool empty : {false, true}) {
+    unsetenv("HOME");
+    if (empty) setenv("HOME", "", 1);
+    const passwd* entry = getpwuid(getuid());
+    EXPECT_EQ(CacheDir(), std::string(entry != nullptr ? entry->pw_dir : "/nonexistent") + "/.cache/pith");
+    EXPECT_FALSE(CacheDir().starts_with("/tmp"));
+    // As the scripts have it.
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> script(
+        popen("bash -c '. " PITH_SOURCE_DIR "/scripts/common.sh; pith_cache_dir'", "r"), &pclose);
+    char line[4096] = "";
+    ASSERT_NE(script, nullptr);
+    ASSERT_NE(std::fgets(line, sizeof line, script.get()), nullptr);
+    EXPECT_EQ(CacheDir(), line);
+  }
 }
 
 TEST_F(PathsTest, DefaultModelCanBeReplaced) {

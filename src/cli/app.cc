@@ -1,12 +1,19 @@
 #include "cli/app.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "cli/arguments.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "host/trial.h"
@@ -14,11 +21,6 @@
 
 namespace pith::cli {
 namespace {
-
-constexpr std::pair<std::string_view, std::string_view> kLongNames[] = {
-    {"-ub", "--ubatch-size"},   {"-ngl", "--gpu-layers"}, {"-ctk", "--cache-type-k"},
-    {"-ctv", "--cache-type-v"}, {"-hf", "--hf-repo"},     {"-hfr", "--hf-repo"},
-};
 
 constexpr std::string_view kExamples = R"(Examples:
   pith run -p "Why is the sky blue?"
@@ -48,6 +50,16 @@ int Execute(const Command& command) {
   return Interrupted() && code.error().code == ErrorCode::kCancelled ? kExitInterrupted : kExitError;
 }
 
+// False, after a sentence: what was written to standard output did not arrive.
+bool FlushOutput() {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  const std::string reason = errno != 0 ? fmt::format(": {}", std::strerror(errno)) : "";
+  if (flushed && std::ferror(stdout) == 0) return true;
+  Complain(Error{ErrorCode::kIo, fmt::format("not all of the output could be written{}", reason)});
+  return false;
+}
+
 int Parse(int argc, const char* const* argv, Command& chosen) {
   CLI::App app("pith runs GGUF models inside a fixed KV-cache budget.", "pith");
   app.footer(std::string(kExamples));
@@ -60,8 +72,16 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
   AddEval(app, chosen);
   AddBench(app, chosen);
   AddParity(app, chosen);
-  std::vector<std::string> arguments = NormaliseArguments(argc, argv);
-  if (arguments.empty()) arguments.emplace_back("--help");
+  for (const char* command : {"run", "chat"}) {
+    const std::string help = "Backslashes in -p and --system stand for characters: \\n, \\t, \\x41 and so on";
+    app.get_subcommand(command)->add_flag("-e,--escape", help);
+  }
+  Result<std::vector<std::string>> read = ReadArguments(app, argc, argv);
+  if (!read) {
+    Complain(Error{ErrorCode::kInvalidArgument, read.error().message});
+    return kExitUsage;
+  }
+  std::vector<std::string> arguments = std::move(*read);
   std::reverse(arguments.begin(), arguments.end());  // the parser takes them from the back
   try {
     app.parse(std::move(arguments));
@@ -78,33 +98,18 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
 
 }  // namespace
 
-std::vector<std::string> NormaliseArguments(int argc, const char* const* argv) {
-  std::vector<std::string> arguments;
-  for (int i = 1; i < argc; ++i) {
-    std::string argument = argv[i];
-    for (const auto& [from, to] : kLongNames) {
-      if (argument == from) {
-        argument = to;
-      } else if (argument.starts_with(from) && argument.size() > from.size() && argument[from.size()] == '=') {
-        argument = std::string(to) + argument.substr(from.size());
-      }
-    }
-    arguments.push_back(std::move(argument));
-  }
-  return arguments;
-}
-
 int Main(int argc, const char* const* argv) {
   InstallInterruptHandler();
   ExitOnGgmlAbort();
   try {
     Command chosen;
-    const int code = Parse(argc, argv, chosen);
-    return code >= 0 ? code : Execute(chosen);
+    const int parsed = Parse(argc, argv, chosen);
+    const int code = parsed >= 0 ? parsed : Execute(chosen);
+    return FlushOutput() || code != kExitOk ? code : kExitError;
   } catch (const std::bad_alloc&) {
     Complain(Error{ErrorCode::kIo, "the machine has no memory left for this"});
   } catch (const std::exception& e) {
-    Complain(Error{ErrorCode::kIo, e.what()});
+    if (std::ferror(stdout) == 0 || FlushOutput()) Complain(Error{ErrorCode::kIo, e.what()});
   }
   return kExitError;
 }

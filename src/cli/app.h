@@ -2,18 +2,11 @@
 #ifndef PITH_CLI_APP_H_
 #define PITH_CLI_APP_H_
 
-#include <string>
-#include <vector>
-
 namespace pith::cli {
 
 // 0: ok, 1: an error at run time, 2: bad usage, 130: stopped by Ctrl-C. An error
 // is one sentence on standard error.
 int Main(int argc, const char* const* argv);
-
-// llama.cpp's flags of one dash and several letters, which the parser does not
-// know, become their long names: -ub -ngl -ctk -ctv -hf.
-std::vector<std::string> NormaliseArguments(int argc, const char* const* argv);
 
 }  // namespace pith::cli
 

@@ -1,5 +1,6 @@
 #include "cli/app.h"
 
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -7,18 +8,6 @@
 
 namespace pith::cli {
 namespace {
-
-std::vector<std::string> Normalise(std::vector<const char*> arguments) {
-  arguments.insert(arguments.begin(), "pith");
-  return NormaliseArguments(static_cast<int>(arguments.size()), arguments.data());
-}
-
-TEST(App, LlamaCppsShortFlags) {
-  EXPECT_EQ(Normalise({"run", "-ub", "64", "-ngl=3", "-ctk", "q8_0", "-c", "100"}),
-            (std::vector<std::string>{"run", "--ubatch-size", "64", "--gpu-layers=3", "--cache-type-k", "q8_0", "-c",
-                                      "100"}));
-  EXPECT_EQ(Normalise({"-hf", "x/y"}), (std::vector<std::string>{"--hf-repo", "x/y"}));
-}
 
 struct Usage {
   std::vector<const char*> arguments;
@@ -40,7 +29,22 @@ TEST(App, BadUsage) {
       {{"run", "-p", "x", "--recipe", "knorm format=q3"}, "format=q3 is none of"},
       {{"run", "-p", "x", "-n", "-2"}, "-n takes"},
       {{"run", "-p", "x", "-n", "many"}, "pith: "},
-      {{"run", "-p", "x", "-c", "0"}, "pith: "},
+      {{"run", "-p", "x", "-c", "-1"}, "pith: "},
+      {{"run", "-p", "x", "-n", ""}, "-n has an empty value"},
+      {{"run", "-p", "x", "-m", ""}, "-m has an empty value"},
+      {{"run", "-p", "x", "--temp", ""}, "--temp has an empty value"},
+      {{"run", "-p", "x", "--temp="}, "--temp has an empty value"},
+      {{"run", "-p", "x", "--kv-budget="}, "--kv-budget has an empty value"},
+      {{"run", "-p", "x", "--lora-scaled", "a", ""}, "--lora-scaled has an empty value"},
+      {{"bench", "--ctx", ""}, "--ctx has an empty value"},
+      {{"info", ""}, "an empty argument"},
+      {{"run", "-p", "x", "-n", "0x10"}, "-n takes a decimal number"},
+      {{"run", "-p", "x", "--temp", "nan"}, "--temp takes a decimal number"},
+      {{"run", "-p", "x", "-xyz", "2"}, "no option -xyz"},
+      {{"run", "-p", "x", "-mmodel.gguf"}, "no option -mmodel.gguf"},
+      {{"-p", "hi there"}, "pith run -p 'hi there'"},
+      {{"model.gguf"}, "pith chat -m model.gguf"},
+      {{"fly"}, "choose one of run, chat"},
       {{"run", "-p", "x", "--temp", "-1"}, "--temp takes"},
       {{"run", "-p", "x", "--raw", "--system", "y"}, "--system needs"},
       {{"run", "-p", "x", "-hf", "org/name"}, "downloads no models"},

@@ -295,6 +295,7 @@ Result<int> Compare(const BenchFlags& flags) {
 
 Result<int> RunBench(BenchFlags& flags) {
   if (!flags.compare.empty()) return Compare(flags);
+  PITH_RETURN_IF_ERROR(CheckOutput(flags.save));
   if (!flags.file.empty()) PITH_RETURN_IF_ERROR(ReadFile(flags.file));
   PITH_ASSIGN_OR_RETURN(const std::vector<int> threads, ThreadCounts(flags));
   flags.model.threads = threads.front();
@@ -336,76 +337,54 @@ Status Check(const BenchFlags& flags) {
 }
 
 void AddCaseOptions(CLI::App& command, BenchFlags& flags) {
-  command.add_option("--ctx,-c", flags.ctx, "Contexts in tokens (default 512,4000)")->type_name("N,...");
-  command
-      .add_option("--tail", flags.tail,
-                  "Tokens at the end of the context whose prefill is timed by itself (default: its second half; with "
-                  "--fill synthetic 512, since no others are read); 0: none")
-      ->check(CLI::Range(0, 100'000'000))
-      ->type_name("N");
-  command
-      .add_option("--fill", flags.fill,
-                  "What the context holds: real text that is read (default), or synthetic entries")
-      ->check(CLI::IsMember({"real", "synthetic"}))
-      ->type_name("WHAT");
-  command.add_option("-n,--predict", flags.num_decoded, "Tokens to decode (default 32)")
-      ->check(CLI::Range(1, 1'000'000))
-      ->type_name("N");
-  command.add_option("--repeat,-r", flags.repeat, "Repetitions, of which the median is shown (default 5)")
-      ->check(CLI::Range(1, 1000))
-      ->type_name("N");
-  command.add_option("-f,--file", flags.file, "Text to read (default: made-up sentences)")->type_name("FILE");
-  command.add_option("-b,--batch-size,--ubatch-size", flags.block, "Tokens read at once by all engines (default 512)")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
+  AddOption(command, "--ctx,-c", flags.ctx, "Contexts in tokens (default 512,4000)", "N,...");
+  AddNumber(command, "--tail", flags.tail, 0, 100'000'000,
+            "Tokens at the end of the context whose prefill is timed by itself (default: its second half; with "
+            "--fill synthetic 512, since no others are read); 0: none",
+            "N");
+  AddChoice(command, "--fill", flags.fill, {"real", "synthetic"},
+            "What the context holds: real text that is read (default), or synthetic entries", "WHAT");
+  AddNumber(command, "-n,--predict", flags.num_decoded, 1, 1'000'000, "Tokens to decode (default 32)", "N");
+  AddNumber(command, "--repeat,-r", flags.repeat, 1, 1000, "Repetitions, of which the median is shown (default 5)",
+            "N");
+  AddOption(command, "-f,--file", flags.file, "Text to read (default: made-up sentences)", "FILE");
+  AddNumber(command, "-b,--batch-size,--ubatch-size", flags.block, 1, 65536,
+            "Tokens read at once by all engines (default 512)", "N");
 }
 
 void AddConfigOptions(CLI::App& command, BenchFlags& flags) {
-  command.add_option("--recipes", flags.recipes, fmt::format("Recipes (default {})", kDefaultRecipe))
-      ->type_name("R,...");
-  command
-      .add_option("--keep", flags.keep,
-                  "Kept fractions of the context (default 1.0,0.1); 1.0 is the full cache, one row for all recipes")
-      ->type_name("F,...");
-  command
-      .add_option("--cache-type-k", flags.key_formats,
-                  "-ctk: cache formats, of libllama too where it has them (default f16)")
-      ->type_name("TYPE,...");
-  command.add_option("--cache-type-v", flags.value_formats, "-ctv: formats of values; must be those of the keys")
-      ->type_name("TYPE,...");
-  command.add_option("-t,--threads", flags.threads, "Thread counts (default: this machine's physical cores)")
-      ->type_name("N,...");
-  command.add_option("--batch", flags.batches, "Sequences decoded at once, each with the whole context (default 1)")
-      ->type_name("N,...");
-  command
-      .add_option(
-          "--kv-budget", flags.budget,
-          "Cache memory of each engine: as many of the --batch sequences run as fit. A size such as 64MiB, or a "
-          "percentage of one sequence's full f16 cache, such as 320%")
-      ->type_name("SIZE|PERCENT");
-  command
-      .add_option("--flash-attn", flags.flash_attention,
-                  "libllama with flash attention on, off, both (default), or none: no libllama")
-      ->check(CLI::IsMember({"on", "off", "both", "none"}))
-      ->type_name("WHICH");
+  AddOption(command, "--recipes", flags.recipes, fmt::format("Recipes (default {})", kDefaultRecipe), "R,...");
+  AddOption(command, "--keep", flags.keep,
+            "Kept fractions of the context (default 1.0,0.1); 1.0 is the full cache, one row for all recipes", "F,...");
+  AddOption(command, "--cache-type-k", flags.key_formats,
+            "-ctk: cache formats, of libllama too where it has them (default f16)", "TYPE,...");
+  AddOption(command, "--cache-type-v", flags.value_formats, "-ctv: formats of values; must be those of the keys",
+            "TYPE,...");
+  AddOption(command, "-t,--threads", flags.threads, "Thread counts (default: this machine's physical cores)", "N,...");
+  AddOption(command, "--batch", flags.batches, "Sequences decoded at once, each with the whole context (default 1)",
+            "N,...");
+  AddOption(command, "--kv-budget", flags.budget,
+            "Cache memory of each engine: as many of the --batch sequences run as fit. A size such as 64MiB, or a "
+            "percentage of one sequence's full f16 cache, such as 320%",
+            "SIZE|PERCENT");
+  AddChoice(command, "--flash-attn", flags.flash_attention, {"on", "off", "both", "none"},
+            "libllama with flash attention on, off, both (default), or none: no libllama", "WHICH");
 }
 
 }  // namespace
 
 void AddBench(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* command = app.add_subcommand("bench", "Measure speed and memory beside libllama");
-  command->footer(kExamples);
+  CLI::App* command = AddCommand(app, "bench", "Measure speed and memory beside libllama", kExamples);
   AddCaseOptions(*command, *flags);
   AddConfigOptions(*command, *flags);
   AddModelFlags(*command, flags->model, /*with_threads=*/false);
   AddOutputFlags(*command, flags->output);
-  command->add_flag("--md", flags->markdown, "Print a Markdown table (default)");
-  command->add_option("-o,--output", flags->save, "Write the JSON of the run to this file too")->type_name("FILE");
-  command->add_option("--compare", flags->compare, "Compare two such files, second against first, and measure nothing")
-      ->expected(2)
-      ->type_name("FILE FILE");
-  command->callback([flags, &chosen] {
+  AddFlag(*command, "--md", flags->markdown, "Print a Markdown table (default)");
+  AddOption(*command, "-o,--output", flags->save, "Write the JSON of the run to this file too", "FILE");
+  AddTuple(*command, "--compare", flags->compare, 2,
+           "Compare two such files, second against first, and measure nothing", "FILE FILE");
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunBench(*flags); };
   });

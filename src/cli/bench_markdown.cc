@@ -1,6 +1,7 @@
 // The tables of pith bench. They are made of the JSON of a run, so that a file
 // of results says as much as the run itself did.
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <map>

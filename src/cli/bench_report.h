@@ -3,7 +3,7 @@
 #define PITH_CLI_BENCH_REPORT_H_
 
 #include <cstddef>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>

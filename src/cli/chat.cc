@@ -1,29 +1,29 @@
 // pith chat: several turns over the model's chat template.
 //
-// The cache holds the conversation; each turn feeds only what is new, which is
-// the end of the answer before it (that the model never saw as input), the new
-// message and the opening of the next answer.
+// The cache holds the conversation; each turn reads only what is new (session/conversation.h).
 #include <cstdio>
-#include <iostream>
 #include <memory>
+#include <span>
 #include <utility>
 
-#include <unistd.h>
-
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "cli/command.h"
 #include "cli/generate.h"
+#include "cli/line_input.h"
+#include "cli/sampler_flags.h"
 #include "cli/terminal.h"
+#include "session/conversation.h"
+#include "session/generator.h"
+#include "session/token_sequence.h"
 
 namespace pith::cli {
 namespace {
 
 constexpr const char* kExamples = R"(
-Each line is a message; it may also come from a pipe. Ctrl-C stops an answer, and ends the program between answers.
-Commands: /stats (what the cache holds), /reset (forget the conversation), /exit.
-The system message is pinned: no recipe drops it.
+Enter sends a message. Pasted lines are one message, and a backslash at the end of a line (or Alt+Enter) goes on with the
+next one. From a pipe each line is a message. Ctrl-C stops an answer, and ends the program between answers. Commands: /stats (what the cache holds), /reset (forget the conversation), /exit.
+The system message is pinned: no recipe drops it. /reset empties the session file, too.
 
 Examples:
   pith chat
@@ -36,275 +36,159 @@ struct ChatFlags {
   ModelFlags model;
   CacheFlags cache;
   SamplerFlags sampler;
+  PromptFlags text;
   OutputFlags output;
-  std::string system;
   int max_tokens = 512;
   std::string prompt_cache;
   bool prompt_cache_ro = false;
 };
 
-// The conversation as text, and how much of it the cache has.
-class Conversation {
- public:
-  Conversation(const HostModel& model, std::string system) : model_(model), system_(std::move(system)) {}
-
-  struct NewText {
-    std::string head;  // up to the first message: pinned
-    std::string all;   // head included
-  };
-
-  // What must be fed before the answer to `message`.
-  Result<NewText> Say(std::string message) {
-    const bool first = !started_;
-    if (first) {
-      messages_.clear();
-      if (!system_.empty()) messages_.push_back({"system", system_});
-      PITH_ASSIGN_OR_RETURN(turn_end_, TurnEnd());
-    }
-    std::string before;
-    if (!first) {
-      PITH_ASSIGN_OR_RETURN(before, model_.ApplyChatTemplate(messages_, false));
-    }
-    messages_.push_back({"user", message});
-    PITH_ASSIGN_OR_RETURN(const std::string after, model_.ApplyChatTemplate(messages_, true));
-    started_ = true;
-    if (first) {
-      NewText text{{}, after};
-      const size_t at = system_.empty() ? std::string::npos : after.rfind(message);
-      if (at != std::string::npos) text.head = after.substr(0, at);
-      return text;
-    }
-    if (after.starts_with(before)) return NewText{{}, turn_end_ + after.substr(before.size())};
-    // A template that rewrites what was said before: the new message by itself.
-    const ChatMessage alone{"user", std::move(message)};
-    PITH_ASSIGN_OR_RETURN(const std::string text, model_.ApplyChatTemplate(std::span(&alone, 1), true));
-    return NewText{{}, turn_end_ + text};
-  }
-
-  void Answered(std::string answer) { messages_.push_back({"assistant", std::move(answer)}); }
-
-  void Reset() {
-    messages_.clear();
-    started_ = false;
-  }
-
-  // All messages as JSON: [{"role": "user", "content": "..."}, ...]
-  std::string Save() const {
-    auto json = nlohmann::json::array();
-    for (const ChatMessage& message : messages_) json.push_back({{"role", message.role}, {"content", message.content}});
-    return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  }
-
-  Status Restore(const std::string& text) {
-    const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
-    if (!json.is_array() || json.empty()) return Corrupt("it holds no conversation of \"pith chat\"");
-    std::vector<ChatMessage> messages;
-    for (const nlohmann::json& entry : json) {
-      const bool whole = entry.is_object() && entry.contains("role") && entry["role"].is_string() &&
-                         entry.contains("content") && entry["content"].is_string();
-      if (!whole) return Corrupt("it holds no conversation of \"pith chat\"");
-      messages.push_back({entry["role"].get<std::string>(), entry["content"].get<std::string>()});
-    }
-    const std::string system = messages.front().role == "system" ? messages.front().content : std::string();
-    if (!system_.empty() && system != system_) return InvalidArgument("its conversation has another system message");
-    PITH_ASSIGN_OR_RETURN(turn_end_, TurnEnd());
-    messages_ = std::move(messages);
-    system_ = system;
-    started_ = true;
-    return {};
-  }
-
- private:
-  // What the template puts after an answer.
-  Result<std::string> TurnEnd() const {
-    constexpr std::string_view kMark = "pith7answer";
-    const ChatMessage turns[] = {{"user", "a"}, {"assistant", std::string(kMark)}};
-    PITH_ASSIGN_OR_RETURN(const std::string text, model_.ApplyChatTemplate(turns, false));
-    const size_t at = text.rfind(kMark);
-    return at == std::string::npos ? std::string() : text.substr(at + kMark.size());
-  }
-
-  const HostModel& model_;
-  std::string system_;
-  std::vector<ChatMessage> messages_;
-  std::string turn_end_;
-  bool started_ = false;
-};
-
 class Chat {
  public:
-  Chat(ChatFlags& flags, std::shared_ptr<HostModel> model, std::unique_ptr<Engine> engine,
-       const EngineOptions& options, const SamplerOptions& sampling)
+  Chat(ChatFlags& flags, std::shared_ptr<HostModel> model, std::unique_ptr<EngineSequence> sequence,
+       const EngineOptions& options, std::unique_ptr<HostSampler> sampler)
       : flags_(flags),
         model_(std::move(model)),
-        engine_(std::move(engine)),
+        text_(model_),
+        sequence_(std::move(sequence)),
         recipe_(options.recipe),
         num_ctx_(options.num_ctx),
-        sampler_(*model_, sampling),
-        conversation_(*model_, flags.system) {}
+        sampler_(std::move(sampler)),
+        conversation_(text_, {.system = flags.text.system, .control_tokens = !flags.text.no_special}) {}
 
-  Result<int> Loop() {
+  Result<int> Loop(MessageReader& reader) {
     PITH_RETURN_IF_ERROR(Begin());
-    const bool terminal = ::isatty(STDIN_FILENO) != 0;
-    if (terminal) fmt::print(stderr, "{}; /stats, /reset, /exit\n", model_->info().description);
-    std::string line;
-    while (ReadLine(terminal, line)) {
-      if (line.ends_with('\r')) line.pop_back();
-      if (line.find_first_not_of(" \t") == std::string::npos) continue;
-      if (line == "/exit" || line == "/quit") break;
-      if (line == "/stats") {
-        fmt::print(stderr, "{}\n", KvLine(engine_->stats(), recipe_));
-        continue;
-      }
-      if (line == "/reset") {
+    if (reader.is_terminal()) fmt::print(stderr, "{}; /stats, /reset, /exit\n", model_->info().description);
+    std::string message;
+    while (reader.Read(message)) {
+      if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
+      if (message == "/exit" || message == "/quit") break;
+      if (message == "/stats") {
+        fmt::print(stderr, "{}\n", KvLine(sequence_->engine().stats(), recipe_));
+      } else if (message == "/reset") {
         PITH_RETURN_IF_ERROR(Reset());
-        continue;
+      } else if (message.starts_with('/') && message.find_first_of(" \n") == std::string::npos) {
+        fmt::print(stderr, "{} is no command; there are /stats, /reset and /exit\n", message);
+      } else {
+        PITH_RETURN_IF_ERROR(Turn(message));
+        // In a pipe nobody is there to go on with: an interrupt ends everything.
+        if (Interrupted() && !reader.is_terminal()) return kExitInterrupted;
+        ClearInterrupt();
       }
-      if (line.starts_with('/') && line.find(' ') == std::string::npos) {
-        fmt::print(stderr, "{} is no command; there are /stats, /reset and /exit\n", line);
-        continue;
-      }
-      PITH_RETURN_IF_ERROR(Turn(line));
-      // In a pipe nobody is there to go on with: an interrupt ends everything.
-      if (Interrupted() && !terminal) return kExitInterrupted;
-      ClearInterrupt();
     }
-    return kExitOk;
+    return unsaved_ ? kExitError : kExitOk;
   }
 
  private:
-  static bool ReadLine(bool terminal, std::string& line) {
-    const ExitOnInterrupt exit;
-    if (terminal) {
-      std::fputs("> ", stderr);
-      std::fflush(stderr);
-    }
-    return static_cast<bool>(std::getline(std::cin, line));
-  }
-
   // The conversation of --prompt-cache, or a new one.
   Status Begin() {
-    if (!flags_.prompt_cache.empty()) {
-      Result<RestoredSequence> restored = engine_->Restore(flags_.prompt_cache);
-      if (restored) {
-        sequence_ = restored->sequence;
-        pending_ = std::move(restored->note.tokens);
-        started_ = true;
-        const Status status = conversation_.Restore(restored->note.text);
-        if (status) return {};
-        return MakeError(status.error().code,
-                         fmt::format("the session {} cannot be used: {}", flags_.prompt_cache, status.error().message));
-      }
-      if (restored.error().code != ErrorCode::kNotFound) return tl::unexpected<Error>(restored.error());
-    }
-    PITH_ASSIGN_OR_RETURN(sequence_, engine_->NewSequence());
-    return {};
+    if (flags_.prompt_cache.empty()) return {};
+    PITH_ASSIGN_OR_RETURN(auto restored, sequence_->Restore(flags_.prompt_cache));
+    if (!restored) return {};
+    const Status status =
+        conversation_.Restore(restored->note.text, std::move(restored->note.tokens), sequence_->num_tokens());
+    if (status) return {};
+    return MakeError(status.error().code,
+                     fmt::format("the session {} cannot be used: {}", flags_.prompt_cache, status.error().message));
   }
 
-  // The tokens that the cache does not have yet go along.
-  Status Save() {
-    if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return {};
-    return engine_->Save(sequence_, flags_.prompt_cache, {.tokens = pending_, .text = conversation_.Save()});
+  // The tokens that the cache does not have yet go along. A conversation goes on where its file cannot be written.
+  void Save() {
+    if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return;
+    const std::span<const int32_t> pending = conversation_.pending();
+    const Status saved = sequence_->Save(flags_.prompt_cache, {.tokens = {pending.begin(), pending.end()},
+                                                               .text = conversation_.Save()});
+    unsaved_ = !saved;
+    if (!saved) Complain(saved.error());
   }
 
   Status Reset() {
-    engine_->Free(sequence_);
-    PITH_ASSIGN_OR_RETURN(sequence_, engine_->NewSequence());
+    PITH_RETURN_IF_ERROR(sequence_->Reset());
     conversation_.Reset();
-    pending_.clear();
-    started_ = false;
+    Save();
     return {};
   }
 
-  // Feeds pending_; an interrupt leaves what it did not reach there.
-  Status Feed(size_t num_pinned) {
-    const auto feed = [this](size_t count, bool pin) -> Status {
-      ProgressLine progress("reading", flags_.output.progress);
-      const int before = engine_->num_tokens(sequence_);
-      const Status status = engine_->Prefill(sequence_, std::span(pending_).first(count), pin, nullptr,
-                                             [&progress](size_t done, size_t total) {
-                                               progress.Update(static_cast<double>(done), static_cast<double>(total));
-                                               return !Interrupted();
-                                             });
-      const auto fed = status ? count : static_cast<size_t>(engine_->num_tokens(sequence_) - before);
-      pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(fed));
-      return status;
-    };
-    if (num_pinned > 0) PITH_RETURN_IF_ERROR(feed(num_pinned, true));
-    return feed(pending_.size(), false);
+  bool Fits() const {
+    const auto read = static_cast<size_t>(sequence_->num_tokens());
+    return read + conversation_.pending().size() < static_cast<size_t>(num_ctx_);
+  }
+
+  // Queues a message; one that does not fit begins a new conversation. False: it cannot be answered, and it is said why.
+  Result<bool> Say(const std::string& message) {
+    Conversation before = conversation_;
+    Status said = RequireUtf8(message, "this message");
+    if (said) said = conversation_.Say(message);
+    if (!said) {
+      Complain(said.error());
+      return false;
+    }
+    if (!Fits()) {
+      Conversation alone = conversation_;
+      PITH_RETURN_IF_ERROR(alone.Restart());
+      if (alone.pending().size() >= static_cast<size_t>(num_ctx_)) {
+        fmt::print(stderr, "this message does not fit into the context of {} tokens (-c gives more room)\n", num_ctx_);
+        conversation_ = std::move(before);
+        return false;
+      }
+      fmt::print(stderr, "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
+                         "room)\n",
+                 num_ctx_);
+      PITH_RETURN_IF_ERROR(sequence_->Reset());
+      conversation_ = std::move(alone);
+    }
+    if (const std::string note = conversation_.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
+    return true;
+  }
+
+  Status Feed() {
+    ProgressLine progress("reading", flags_.output.progress);
+    return conversation_.Feed(*sequence_, [&progress](size_t done, size_t total) {
+      progress.Update(static_cast<double>(done), static_cast<double>(total));
+      return !Interrupted();
+    });
   }
 
   Status Turn(const std::string& message) {
-    if (const Status valid = RequireUtf8(message, "this line"); !valid) {
-      Complain(valid.error());
-      return {};
-    }
-    PITH_ASSIGN_OR_RETURN(const Conversation::NewText text, conversation_.Say(message));
-    size_t num_pinned = 0;
-    PITH_RETURN_IF_ERROR(Tokenize(text, num_pinned));
-    if (static_cast<size_t>(engine_->num_tokens(sequence_)) + pending_.size() >= static_cast<size_t>(num_ctx_)) {
-      fmt::print(stderr, "this does not fit into what is left of the context of {} tokens: the conversation starts "
-                         "anew (-c gives more room)\n",
-                 num_ctx_);
-      return Reset();
-    }
-    const size_t fed = pending_.size();
+    const CancelOnInterrupt cancel(sequence_->engine());
+    PITH_ASSIGN_OR_RETURN(const bool said, Say(message));
+    if (!said) return {};
+    const size_t fed = conversation_.pending().size();
     const Stopwatch watch;
-    if (const Status status = Feed(num_pinned); !status) {
+    if (const Status status = Feed(); !status) {
       if (!Interrupted()) return WithAdvice(status.error());
-      conversation_.Answered("");
+      conversation_.Answered({}, std::nullopt);
       std::fputs("\n", stderr);
       return {};
     }
     const double prefill_seconds = watch.seconds();
-    const Result<Generation> written = Generate(*engine_, sequence_, sampler_, flags_.max_tokens, num_ctx_,
-                                                [](std::string_view piece) {
-                                                  std::fwrite(piece.data(), 1, piece.size(), stdout);
-                                                  std::fflush(stdout);
-                                                });
-    std::fputs("\n", stdout);
-    std::fflush(stdout);
+    sampler_->StartOver();
+    Generator generator(text_, SampleBy(*sampler_), {.max_tokens = flags_.max_tokens, .stops = flags_.text.stops});
+    const Result<GenerationResult> written = Generate(*sequence_, std::move(generator),
+                                                {.num_ctx = num_ctx_, .on_text = PrintText, .interrupted = Interrupted});
     if (!written) return WithAdvice(written.error());
-    const Generation& answer = *written;
-    // The last token of an answer that was cut off has not been fed yet.
-    const bool cut = answer.stop != StopReason::kEnd && !answer.tokens.empty();
-    if (cut) pending_.push_back(answer.tokens.back());
-    conversation_.Answered(answer.text);
-    fmt::print(stderr, "[{} read ({:.1f}/s), {} written ({:.1f}/s); {}]\n", fed,
+    PrintText("\n");
+    const GenerationResult& answer = *written;
+    conversation_.Answered(answer.text, answer.unfed);
+    const std::string cut = CutNote(answer, flags_.max_tokens);
+    fmt::print(stderr, "[{} read ({:.1f}/s), {} written ({:.1f}/s){}{}; {}]\n", fed,
                prefill_seconds > 0 ? static_cast<double>(fed) / prefill_seconds : 0.0, answer.tokens.size(),
-               answer.decode_tps(), KvLine(engine_->stats(), recipe_));
-    return Save();
-  }
-
-  // Appends the text's tokens to pending_. The pinned ones are those that the
-  // head alone gives, as far as the whole text begins with them.
-  Status Tokenize(const Conversation::NewText& text, size_t& num_pinned) {
-    if (started_) {
-      PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model_->Tokenize(text.all, false, true));
-      pending_.insert(pending_.end(), tokens.begin(), tokens.end());
-      return {};
-    }
-    PITH_ASSIGN_OR_RETURN(pending_, TokenizePrompt(*model_, text.all));
-    if (!text.head.empty()) {
-      PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> head, TokenizePrompt(*model_, text.head));
-      while (num_pinned < head.size() && num_pinned + 1 < pending_.size() && head[num_pinned] == pending_[num_pinned]) {
-        ++num_pinned;
-      }
-    }
-    started_ = true;
+               answer.decode_tps(), cut.empty() ? "" : ", ", cut, KvLine(sequence_->engine().stats(), recipe_));
+    if (answer.stop == StopReason::kCallback) return IoError("standard output takes no more text");
+    if (answer.stop == StopReason::kBudget) return WithAdvice({ErrorCode::kOutOfBudget, answer.stop_message});
+    Save();
     return {};
   }
 
   ChatFlags& flags_;
   std::shared_ptr<HostModel> model_;
-  std::unique_ptr<Engine> engine_;
+  HostText text_;
+  std::unique_ptr<EngineSequence> sequence_;
   Recipe recipe_;
   int num_ctx_;
-  HostSampler sampler_;
+  std::unique_ptr<HostSampler> sampler_;
   Conversation conversation_;
-  SequenceId sequence_ = 0;
-  std::vector<int32_t> pending_;  // not yet in the cache
-  bool started_ = false;
+  bool unsaved_ = false;  // the last writing of the session file failed
 };
 
 Status Check(const ChatFlags& flags) {
@@ -320,43 +204,45 @@ Status Check(const ChatFlags& flags) {
   if (flags.prompt_cache_ro && flags.prompt_cache.empty()) {
     return InvalidArgument("--prompt-cache-ro needs --prompt-cache FILE");
   }
-  return RequireUtf8(flags.system, "the system prompt");
+  return {};
 }
 
 Result<int> RunChat(ChatFlags& flags) {
+  PITH_RETURN_IF_ERROR(flags.text.ReadFiles(flags.model));
+  if (!flags.prompt_cache.empty() && !flags.prompt_cache_ro) PITH_RETURN_IF_ERROR(CheckSessionPath(flags.prompt_cache));
+  MessageReader reader("> ");  // before the model is loaded: what is typed meanwhile is not lost
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   if (!model->has_chat_template()) {
     return Unsupported("this model has no chat template; \"pith run --raw\" continues texts with it");
   }
-  const SamplerOptions sampling = flags.sampler.Make();
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
+  PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
   options.seed = sampling.seed;
-  PITH_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model, options));
+  PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   WarnBeyondTraining(model->info(), static_cast<size_t>(options.num_ctx));
-  return Chat(flags, std::move(model), std::move(engine), options, sampling).Loop();
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
+  return Chat(flags, std::move(model), std::move(sequence), options, std::move(sampler)).Loop(reader);
 }
 
 }  // namespace
 
 void AddChat(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ChatFlags>();
-  CLI::App* command = app.add_subcommand("chat", "Talk to a model over several turns");
-  command->footer(kExamples);
-  command->add_option("--system,--system-prompt", flags->system, "System message, pinned in the cache")
-      ->type_name("TEXT");
-  command->add_option("-n,--predict,--n-predict", flags->max_tokens,
-                      "Tokens an answer may have (default 512; -1: no limit)")
-      ->type_name("N");
-  command->add_option("--prompt-cache", flags->prompt_cache,
-                      "File that keeps the conversation with its cache: written after each answer, taken up at the start "
-                      "(same model, recipe and format)")
-      ->type_name("FILE");
-  command->add_flag("--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  CLI::App* command = AddCommand(app, "chat", "Talk to a model over several turns", kExamples);
+  AddOption(*command, "-n,--predict,--n-predict", flags->max_tokens,
+            "Tokens an answer may have (default 512; -1: no limit)", "N");
+  AddOption(*command, "--prompt-cache", flags->prompt_cache,
+            "File that keeps the conversation with its cache: written after each answer, taken up at the start "
+            "(same model, recipe and format)",
+            "FILE");
+  AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
   AddSamplerFlags(*command, flags->sampler);
-  command->add_flag("--progress", flags->output.progress, "Show progress even where standard error is no terminal");
-  command->callback([flags, &chosen] {
+  AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunChat(*flags); };
   });

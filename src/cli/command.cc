@@ -4,9 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <random>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,35 +20,32 @@
 namespace pith::cli {
 
 void AddOutputFlags(CLI::App& command, OutputFlags& flags) {
-  command.add_flag("--json", flags.json, "Print one JSON object on standard output and nothing else");
-  command.add_flag("--progress", flags.progress, "Show progress even where standard error is no terminal");
+  AddFlag(command, "--json", flags.json, "Print one JSON object on standard output and nothing else");
+  AddFlag(command, "--progress", flags.progress, "Show progress even where standard error is no terminal");
 }
 
 void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
-  command.add_option("-m,--model", flags.path, "GGUF file (default: SmolLM2-135M-Instruct, which ships with pith)")
-      ->type_name("FILE");
+  AddOption(command, "-m,--model", flags.path, "GGUF file (default: SmolLM2-135M-Instruct, which ships with pith)",
+            "FILE");
   if (with_threads) {
-    command.add_option("-t,--threads", flags.threads, "Threads (default: this machine's physical cores)")
-        ->check(CLI::Range(0, 1024))
-        ->type_name("N");
-    command.add_flag("--fixed-threads", flags.fixed_threads,
-                     "Decode on all threads even while another process takes their cores");
+    AddNumber(command, "-t,--threads", flags.threads, -1, 1024, "Threads (default: this machine's physical cores)",
+              "N");
+    AddNumber(command, "--threads-batch", flags.threads_batch, -1, 1024,
+              "-tb: accepted, but prompts are read on the threads of -t", "N");
+    AddFlag(command, "--fixed-threads", flags.fixed_threads,
+            "Decode on all threads even while another process takes their cores");
   }
-  command.add_flag("--libllama-products", flags.libllama_products,
-                   "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");
-  command.add_option("--gpu-layers,--n-gpu-layers", flags.gpu_layers,
-                     "-ngl: layers on the GPU, where libllama was built with one (default 0)")
-      ->check(CLI::Range(0, 100000))
-      ->type_name("N");
-  command.add_option("--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once")->type_name("FILE");
-  command.add_option("--lora-scaled", flags.lora_scaled, "LoRA adapter with its strength; may be given more than once")
-      ->type_name("FILE SCALE")
-      ->type_size(2)
-      ->allow_extra_args(false);
-  command.add_option("--chat-template", flags.chat_template,
-                     "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or Jinja")
-      ->type_name("NAME|TEXT");
-  command.add_option("--hf-repo", flags.hf, "")->group("");
+  AddFlag(command, "--libllama-products", flags.libllama_products,
+          "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");
+  AddNumber(command, "--gpu-layers,--n-gpu-layers", flags.gpu_layers, 0, 100000,
+            "-ngl: layers on the GPU, where libllama was built with one (default 0)", "N");
+  AddOption(command, "--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once", "FILE");
+  AddTuple(command, "--lora-scaled", flags.lora_scaled, 2,
+           "LoRA adapter with its strength; may be given more than once", "FILE SCALE");
+  AddOption(command, "--chat-template", flags.chat_template,
+            "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or Jinja",
+            "NAME|TEXT");
+  Hide(AddOption(command, "--hf-repo", flags.hf, "", "TEXT"));
 }
 
 namespace {
@@ -91,6 +90,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
     options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
   }
   options.chat_template = flags.chat_template;
+  if (flags.threads_batch > 0 && flags.threads_batch != flags.num_threads()) {
+    fmt::print(stderr, "pith: prompts are read on the threads of -t, so that -tb changes nothing.\n");
+  }
   if (flags.gpu_layers > 0) {
     fmt::print(stderr, "pith: {}.\n",
                HostModel::SupportsGpu() ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
@@ -102,7 +104,7 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   };
   auto model = HostModel::Load(path, options);
   if (!model && Interrupted()) return Cancelled("stopped while the model was loading");
-  if (!model && flags.path.empty() && model.error().code == ErrorCode::kNotFound) {
+  if (std::error_code error; !model && flags.path.empty() && !std::filesystem::exists(path, error)) {
     return NotFound(fmt::format("the default model is not at {}: run scripts/fetch_model.sh, or name a GGUF file with -m",
                                 path));
   }
@@ -110,35 +112,38 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
 }
 
 void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
-  command.add_option("-c,--ctx-size", flags.ctx, "Context in tokens: positions a sequence may reach (default: what the "
-                                                 "model was trained for)")
-      ->check(CLI::Range(1, std::numeric_limits<int>::max()))
-      ->type_name("N");
-  command.add_option("--kv-budget", flags.budget,
-                     "Memory for the KV cache with everything around it, never exceeded, not even during prefill: a "
-                     "size such as 64MiB, or a percentage of the full f16 cache of the context -c. Default: the full "
-                     "cache of the context or 256MiB, whichever is smaller, so that short contexts lose nothing and "
-                     "long ones do not fill the machine")
-      ->type_name("SIZE|PERCENT");
-  command.add_option("--recipe", flags.recipe,
-                     fmt::format("What stays when the budget is full; \"pith recipes\" lists them (default {})",
-                                 kDefaultRecipe))
-      ->type_name("RECIPE");
-  command.add_option("-b,--batch-size,--ubatch-size", flags.block,
-                     "-ub: tokens read at once; the budget pays for this block buffer too (default: chosen from the "
-                     "budget, up to 512)")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
-  command.add_option("--cache-type-k", flags.type_k, "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0 or q2")
-      ->type_name("TYPE");
-  command.add_option("--cache-type-v", flags.type_v, "-ctv: format of values, likewise")
-      ->type_name("TYPE");
-  command.add_option("--compress", flags.compress,
-                     "block: evict after every block, so that the peak is the budget (default but for recipes that "
-                     "read the prompt again, such as kvzip); after: read the whole prompt, for which the budget must have "
-                     "room, then compress once")
-      ->check(CLI::IsMember({"block", "after"}))
-      ->type_name("WHEN");
+  AddNumber(command, "-c,--ctx-size", flags.ctx, 0, std::numeric_limits<int>::max(),
+            "Context in tokens: positions a sequence may reach (default, and 0: what "
+            "the model was trained for)",
+            "N");
+  AddOption(command, "--kv-budget", flags.budget,
+            "Memory for the KV cache with everything around it, never exceeded, not even during prefill: a "
+            "size such as 64MiB, or a percentage of the full f16 cache of the context -c. Default: the full "
+            "cache of the context or 256MiB, whichever is smaller, so that short contexts lose nothing and "
+            "long ones do not fill the machine",
+            "SIZE|PERCENT");
+  AddOption(command, "--recipe", flags.recipe,
+            fmt::format("What stays when the budget is full; \"pith recipes\" lists them (default {})", kDefaultRecipe),
+            "RECIPE");
+  AddNumber(command, "-b,--batch-size,--ubatch-size", flags.block, 1, 65536,
+            "-ub: tokens read at once; the budget pays for this block buffer too (default: chosen from the "
+            "budget, up to 512)",
+            "N");
+  AddOption(command, "--cache-type-k", flags.type_k, "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0 or q2",
+            "TYPE");
+  AddOption(command, "--cache-type-v", flags.type_v, "-ctv: format of values, likewise", "TYPE");
+  AddChoice(command, "--compress", flags.compress, {"block", "after"},
+            "block: evict after every block, so that the peak is the budget (default but for recipes that "
+            "read the prompt again, such as kvzip); after: read the whole prompt, for which the budget must have "
+            "room, then compress once",
+            "WHEN");
+  MayBeBare(
+      AddChoice(command, "--flash-attn", flags.flash_attention, {"on", "off", "auto", "1", "0", "enabled", "disabled"},
+                "-fa: on, off or auto; accepted, but attention is always pith's own, which reads the cache once",
+                "WHEN"),
+      "on");
+  AddNumber(command, "--parallel", flags.parallel, -1, 1024, "-np: accepted, but a command serves one conversation",
+            "N");
 }
 
 Result<KvFormat> ParseFormat(std::string_view text) {
@@ -156,6 +161,10 @@ Status CacheFlags::Check() const {
 }
 
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info) {
+  if (flags.flash_attention == "off" || flags.flash_attention == "0" || flags.flash_attention == "disabled") {
+    fmt::print(stderr, "pith: attention is pith's own and reads the cache once, so that -fa off changes nothing.\n");
+  }
+  if (flags.parallel > 1) fmt::print(stderr, "pith: a command serves one conversation, so that -np changes nothing.\n");
   EngineOptions options;
   options.num_ctx = ContextOf(info, flags.ctx);
   options.block_tokens = flags.block;
@@ -175,39 +184,6 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
   options.budget_bytes = budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
   options.budget_bytes = std::max<size_t>(options.budget_bytes, 1);
-  return options;
-}
-
-void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
-  command.add_option("--temp", flags.options.temperature, "Temperature, 0 for greedy (default 0.8)")->type_name("T");
-  command.add_option("--top-k", flags.options.top_k, "Sample among the K likeliest tokens, 0 for all (default 40)")
-      ->type_name("K");
-  command.add_option("--top-p", flags.options.top_p, "Sample within this probability mass (default 0.95)")
-      ->type_name("P");
-  command.add_option("--min-p", flags.options.min_p, "Least probability relative to the likeliest (default 0.05)")
-      ->type_name("P");
-  command.add_option("-s,--seed", flags.seed,
-                     "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
-      ->type_name("SEED");
-  command.add_flag("--ignore-eos", flags.options.ignore_eos, "Generate up to -n tokens, whatever the model thinks");
-}
-
-Status SamplerFlags::Check() const {
-  if (!std::isfinite(options.temperature) || options.temperature < 0 || options.temperature > 100) {
-    return InvalidArgument("--temp takes a number from 0 to 100");
-  }
-  if (options.top_k < 0) return InvalidArgument("--top-k takes a whole number from 0");
-  if (!(options.top_p >= 0 && options.top_p <= 1)) return InvalidArgument("--top-p takes a number from 0 to 1");
-  if (!(options.min_p >= 0 && options.min_p <= 1)) return InvalidArgument("--min-p takes a number from 0 to 1");
-  if (seed < -1 || seed > std::numeric_limits<uint32_t>::max()) {
-    return InvalidArgument("--seed takes a whole number from 0 to 4294967295, or -1");
-  }
-  return {};
-}
-
-SamplerOptions SamplerFlags::Make() {
-  if (seed < 0) seed = std::random_device{}();
-  options.seed = static_cast<uint32_t>(seed);
   return options;
 }
 
@@ -246,10 +222,11 @@ Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) 
       "long", "quiet", "winter", "before", "trains", "came",  "through", "with",   "music",   "stones"};
   std::mt19937 random(1);  // NOLINT: a fixed seed is meant
   std::string text;
+  size_t num_words = 0;
   std::vector<int32_t> tokens;
   for (size_t words = count + 16; tokens.size() < count; words *= 2) {
-    while (static_cast<size_t>(std::count(text.begin(), text.end(), ' ')) < words) {
-      for (size_t i = 6 + random() % 12; i > 0; --i) {
+    while (num_words < words) {
+      for (size_t i = 6 + random() % 12; i > 0; --i, ++num_words) {
         text += kWords[random() % std::size(kWords)];
         text += i == 1 ? ". " : " ";
       }

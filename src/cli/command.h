@@ -10,8 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
+#include "cli/options.h"
 #include "cli/text.h"
 #include "engine/engine.h"
 #include "host/model.h"
@@ -55,11 +54,12 @@ struct OutputFlags {
 };
 void AddOutputFlags(CLI::App& command, OutputFlags& flags);
 
-// -m -t -ngl --lora --lora-scaled --chat-template -hf
+// -m -t -tb -ngl --lora --lora-scaled --chat-template -hf
 struct ModelFlags {
   std::string path;  // empty: the default model
   std::string hf;
-  int threads = 0;  // 0: physical cores
+  int threads = 0;  // 0, -1: physical cores
+  int threads_batch = 0;
   bool fixed_threads = false;
   bool libllama_products = false;
   int gpu_layers = 0;
@@ -75,7 +75,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads = tru
 // Shows progress and stops at Ctrl-C (kCancelled).
 Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output);
 
-// -c -b --kv-budget --recipe -ctk -ctv --compress
+// -c -b --kv-budget --recipe -ctk -ctv --compress -fa -np
 struct CacheFlags {
   int ctx = 0;
   int block = 0;
@@ -83,6 +83,8 @@ struct CacheFlags {
   std::string recipe = std::string(kDefaultRecipe);
   std::string type_k;
   std::string type_v;
+  std::string flash_attention;
+  int parallel = 0;
   std::string compress;  // empty: block, but after for recipes that can do nothing else
 
   Status Check() const;
@@ -91,16 +93,6 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags);
 // Fails only where Check() does, or when the context is longer than 2^31 bytes can say.
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
 Result<KvFormat> ParseFormat(std::string_view text);
-
-// --temp --top-k --top-p --min-p -s
-struct SamplerFlags {
-  SamplerOptions options;
-  int64_t seed = 0;  // < 0: from the system
-
-  Status Check() const;
-  SamplerOptions Make();  // fixes the seed
-};
-void AddSamplerFlags(CLI::App& command, SamplerFlags& flags);
 
 // Sizes of one model's cache.
 bool HoldsCache(const LayerShape& layer);

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/logits.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "engine/cache_formats.h"
@@ -74,7 +75,7 @@ Status DecodeJudge::DecodeChunk(Engine& engine, SequenceId sequence, std::span<c
     const std::span<const float> row = engine.logits(sequence);
     rows_.insert(rows_.end(), row.begin(), row.end());
   }
-  return {};
+  return CheckLogits(rows_);
 }
 
 Status DecodeJudge::Walk(const DecodeTask& task, Engine* budgeted, EvalRow& row) {
@@ -97,6 +98,7 @@ Status DecodeJudge::Walk(const DecodeTask& task, Engine* budgeted, EvalRow& row)
     const std::span<const int32_t> tokens = std::span(task.script).subspan(at, end - at);
     const std::span<const int32_t> next = std::span(task.script).subspan(at + 1, end - at);
     PITH_RETURN_IF_ERROR(engine_->PrefillTogether({&full, 1}, tokens, 0, full_rows_, KeepGoing));
+    PITH_RETURN_IF_ERROR(CheckLogits(full_rows_));
     if (budgeted != nullptr) PITH_RETURN_IF_ERROR(DecodeChunk(*budgeted, sequence, tokens));
     at = end;
     if (part == 1) continue;  // the question is given, nothing of it is measured

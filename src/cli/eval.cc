@@ -230,6 +230,7 @@ class Evaluation {
   explicit Evaluation(const EvalFlags& flags) : flags_(flags) {}
 
   Status Load() {
+    for (const std::string& path : {flags_.output_file, flags_.html_file}) PITH_RETURN_IF_ERROR(CheckOutput(path));
     PITH_ASSIGN_OR_RETURN(tasks_, ChooseTasks(flags_, fingerprint_));
     PITH_ASSIGN_OR_RETURN(options_, MakeJudgeOptions(flags_));
     PITH_ASSIGN_OR_RETURN(model_, LoadModel(flags_.model, flags_.output));
@@ -337,64 +338,53 @@ Result<int> RunEval(const EvalFlags& flags) {
 }
 
 void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
-  command.add_option("--tasks", flags.tasks, "Tasks as JSON lines (default: a small set of pith's own)")->type_name("FILE");
-  command.add_option("--recipes", flags.recipes, "Recipes, between commas or semicolons; the full cache is always judged too")
-      ->type_name("R,...");
-  command.add_option("--keep", flags.keep, "Kept fractions (default 0.5,0.2,0.1)")->type_name("F,...");
-  command.add_option("--mode", flags.mode,
-                     "agnostic (default): compress before the question; aware: after it; decode: evict while text is "
-                     "generated")
-      ->check(CLI::IsMember({"agnostic", "aware", "decode"}))
-      ->type_name("MODE");
-  command.add_option("--lengths", flags.lengths, "Only tasks of these lengths")->type_name("N,...");
-  command.add_option("--kinds", flags.kinds, "Only tasks of these kinds (their field \"task\")")->type_name("KIND,...");
-  command.add_option("--limit", flags.limit, "Only the first so many tasks")->check(CLI::Range(0, 1 << 30))->type_name("N");
-  command.add_option("--compress", flags.compress,
-                     "after (default): read everything, then compress once; block: evict after every block")
-      ->check(CLI::IsMember({"after", "block"}))
-      ->type_name("WHEN");
-  command.add_option("--pins", flags.pins,
-                     "off (default), on or both: whether a task's instruction (pinned_text) is kept whatever the recipe")
-      ->check(CLI::IsMember({"off", "on", "both"}))
-      ->type_name("WHEN");
-  CLI::Option* perturbation = command.add_flag("--perturbation", flags.perturbation,
-                   "Measure the output of attention in place of answers: its relative error in every head, and in how "
-                   "many heads a recipe has less of it than the first recipe");
-  command.add_option("--queries", flags.queries, "Last queries that --perturbation compares (default 32)")
-      ->check(CLI::Range(1, 4096))
-      ->needs(perturbation)
-      ->type_name("N");
-  command.add_flag("--reference", flags.reference, "A row for libllama's own attention, too");
+  AddOption(command, "--tasks", flags.tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
+  AddOption(command, "--recipes", flags.recipes,
+            "Recipes, between commas or semicolons; the full cache is always judged too", "R,...");
+  AddOption(command, "--keep", flags.keep, "Kept fractions (default 0.5,0.2,0.1)", "F,...");
+  AddChoice(command, "--mode", flags.mode, {"agnostic", "aware", "decode"},
+            "agnostic (default): compress before the question; aware: after it; decode: evict while text is "
+            "generated",
+            "MODE");
+  AddOption(command, "--lengths", flags.lengths, "Only tasks of these lengths", "N,...");
+  AddOption(command, "--kinds", flags.kinds, "Only tasks of these kinds (their field \"task\")", "KIND,...");
+  AddNumber(command, "--limit", flags.limit, 0, 1 << 30, "Only the first so many tasks", "N");
+  AddChoice(command, "--compress", flags.compress, {"after", "block"},
+            "after (default): read everything, then compress once; block: evict after every block", "WHEN");
+  AddChoice(command, "--pins", flags.pins, {"off", "on", "both"},
+            "off (default), on or both: whether a task's instruction (pinned_text) is kept whatever the recipe",
+            "WHEN");
+  CLI::Option* perturbation =
+      AddFlag(command, "--perturbation", flags.perturbation,
+              "Measure the output of attention in place of answers: its relative error in every head, and in how "
+              "many heads a recipe has less of it than the first recipe");
+  Needs(AddNumber(command, "--queries", flags.queries, 1, 4096,
+                  "Last queries that --perturbation compares (default 32)", "N"),
+        perturbation);
+  AddFlag(command, "--reference", flags.reference, "A row for libllama's own attention, too");
 }
 
 }  // namespace
 
 void AddEval(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<EvalFlags>();
-  CLI::App* command = app.add_subcommand("eval", "Judge recipes on tasks with known answers");
-  command->footer(kExamples);
+  CLI::App* command = AddCommand(app, "eval", "Judge recipes on tasks with known answers", kExamples);
   AddWhatFlags(*command, *flags);
-  command->add_option("--output", flags->output_file, "Write the JSON here too")->type_name("FILE");
-  command->add_option("--resume", flags->resume_file,
-                      "Add each row to this file when it is finished, and leave out those that it holds already")
-      ->type_name("FILE");
-  command->add_option("--html", flags->html_file, "Write a report with plots, one page that needs no network")
-      ->type_name("FILE");
-  command->add_option("--html-texts", flags->html_texts, "Items of which the report shows what was kept (default 4)")
-      ->check(CLI::Range(0, 1000))
-      ->type_name("N");
-  command->add_option("-c,--ctx-size", flags->ctx, "Longest task in tokens (default: the model's trained context)")
-      ->check(CLI::Range(1, 1 << 30))
-      ->type_name("N");
-  command->add_option("-b,--batch-size,--ubatch-size", flags->block, "Tokens read at once")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2")
-      ->type_name("TYPE");
-  command->add_option("-s,--seed", flags->seed, "Seed of random choices (default 0)")->type_name("SEED");
+  AddOption(*command, "--output", flags->output_file, "Write the JSON here too", "FILE");
+  AddOption(*command, "--resume", flags->resume_file,
+            "Add each row to this file when it is finished, and leave out those that it holds already", "FILE");
+  AddOption(*command, "--html", flags->html_file, "Write a report with plots, one page that needs no network", "FILE");
+  AddNumber(*command, "--html-texts", flags->html_texts, 0, 1000,
+            "Items of which the report shows what was kept (default 4)", "N");
+  AddNumber(*command, "-c,--ctx-size", flags->ctx, 0, 1 << 30,
+            "Longest task in tokens (default, and 0: the model's trained context)", "N");
+  AddNumber(*command, "-b,--batch-size,--ubatch-size", flags->block, 1, 65536, "Tokens read at once", "N");
+  AddOption(*command, "--cache-type-k", flags->format,
+            "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+  AddOption(*command, "-s,--seed", flags->seed, "Seed of random choices (default 0)", "SEED");
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
-  command->callback([flags, &chosen] {
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunEval(*flags); };
   });

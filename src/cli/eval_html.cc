@@ -1,5 +1,7 @@
 #include "cli/eval_html.h"
 
+#include <nlohmann/json.hpp>
+
 #include <string_view>
 
 #include "base/check.h"

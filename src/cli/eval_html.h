@@ -2,9 +2,8 @@
 #ifndef PITH_CLI_EVAL_HTML_H_
 #define PITH_CLI_EVAL_HTML_H_
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
-
-#include <nlohmann/json.hpp>
 
 namespace pith::cli {
 

@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -61,7 +62,8 @@ Result<std::unique_ptr<EvalLog>> EvalLog::Open(const std::string& path, const or
   ordered_json header = {{"pith_eval", 1}};
   header.update(run);
   struct stat status {};
-  const bool exists = ::stat(path.c_str(), &status) == 0;
+  // A device or a pipe holds no rows, and cannot be cut.
+  const bool exists = ::stat(path.c_str(), &status) == 0 && (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode));
   size_t whole = 0;
   if (exists) {
     PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
@@ -71,7 +73,7 @@ Result<std::unique_ptr<EvalLog>> EvalLog::Open(const std::string& path, const or
       return Corrupt(fmt::format("{} is not a file that --resume has written", path));
     }
   }
-  log->file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  log->file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOCTTY | O_CLOEXEC, 0644);
   if (log->file_ < 0) return IoError(fmt::format("cannot write {}: {}", path, std::strerror(errno)));
   if (exists && ::ftruncate(log->file_, static_cast<off_t>(whole)) != 0) {
     return IoError(fmt::format("cannot write {}: {}", path, std::strerror(errno)));

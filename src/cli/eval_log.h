@@ -6,12 +6,11 @@
 #define PITH_CLI_EVAL_LOG_H_
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <set>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "cli/eval_row.h"
 #include "pith/types.h"

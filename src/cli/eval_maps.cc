@@ -1,5 +1,7 @@
 #include "cli/eval_maps.h"
 
+#include <nlohmann/json.hpp>
+
 #include <algorithm>
 #include <numeric>
 

@@ -3,12 +3,11 @@
 #define PITH_CLI_EVAL_ROW_H_
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "pith/types.h"
 

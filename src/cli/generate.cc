@@ -1,82 +1,30 @@
 #include "cli/generate.h"
 
 #include <algorithm>
-#include <utility>
+#include <cstdio>
 
 #include <fmt/format.h>
 
-#include "cli/terminal.h"
 #include "cli/text.h"
 
 namespace pith::cli {
 
-const char* StopReasonName(StopReason reason) {
-  switch (reason) {
-    case StopReason::kEnd: return "end";
-    case StopReason::kLength: return "length";
-    case StopReason::kContext: return "context";
+bool PrintText(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  return std::fflush(stdout) == 0 && written;
+}
+
+std::string CutNote(const GenerationResult& answer, int max_tokens) {
+  switch (answer.stop) {
+    case StopReason::kLength: return fmt::format("cut after {} tokens (-n gives more)", max_tokens);
+    case StopReason::kContext: return "cut, since the context is full (-c gives more)";
+    case StopReason::kBudget: return fmt::format("cut: {}", answer.stop_message);
     case StopReason::kInterrupted: return "interrupted";
+    case StopReason::kCallback: return "cut, since nothing more could be written";
+    case StopReason::kEnd:
+    case StopReason::kStopString: return {};
   }
-  return "";
-}
-
-double Generation::decode_tps() const {
-  // The first token needs no decoding.
-  return tokens.size() < 2 || seconds <= 0 ? 0 : static_cast<double>(tokens.size() - 1) / seconds;
-}
-
-Result<Generation> Generate(Engine& engine, SequenceId sequence, HostSampler& sampler, int max_tokens, int num_ctx,
-                            const TextSink& sink) {
-  Generation result;
-  Utf8Stream utf8;
-  const auto emit = [&result, &sink](const std::string& text) {
-    if (text.empty()) return;
-    result.text += text;
-    if (sink) sink(text);
-  };
-  Stopwatch first;
-  Stopwatch rest;
-  for (;;) {
-    if (Interrupted()) {
-      result.stop = StopReason::kInterrupted;
-      break;
-    }
-    if (max_tokens >= 0 && result.tokens.size() >= static_cast<size_t>(max_tokens)) {
-      result.stop = StopReason::kLength;
-      break;
-    }
-    const int32_t token = sampler.Sample(engine.logits(sequence));
-    if (result.tokens.empty()) {
-      result.first_token_seconds = first.seconds();
-      rest = Stopwatch();
-    }
-    if (engine.model().IsEndOfGeneration(token)) break;
-    result.tokens.push_back(token);
-    emit(utf8.Push(engine.model().Piece(token)));
-    const bool last = max_tokens >= 0 && result.tokens.size() >= static_cast<size_t>(max_tokens);
-    if (last) continue;
-    if (engine.num_tokens(sequence) >= num_ctx) {
-      result.stop = StopReason::kContext;
-      break;
-    }
-    if (const Status status = engine.Decode(sequence, token); !status) {
-      if (!Interrupted()) return tl::unexpected<Error>(status.error());
-      result.stop = StopReason::kInterrupted;
-      break;
-    }
-  }
-  result.seconds = rest.seconds();
-  emit(utf8.Flush());
-  return result;
-}
-
-Result<std::vector<int32_t>> TokenizePrompt(const HostModel& model, std::string_view text) {
-  PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.Tokenize(text, true, true));
-  const auto added = model.Tokenize("", true, true);  // what the tokenizer adds by itself
-  if (added && !added->empty() && tokens.size() >= 2 && tokens[0] == added->front() && tokens[1] == added->front()) {
-    tokens.erase(tokens.begin());
-  }
-  return tokens;
+  return {};
 }
 
 nlohmann::ordered_json KvJson(const KvStats& stats, const Recipe& recipe) {

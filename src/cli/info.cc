@@ -231,14 +231,13 @@ Result<int> RunInfo(InfoFlags& flags) {
 
 void AddInfo(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<InfoFlags>();
-  CLI::App* command = app.add_subcommand("info", "Show a model's shapes and what its KV cache costs");
-  command->footer(kExamples);
-  command->add_option("MODEL", flags->file, "GGUF file, as with -m");
+  CLI::App* command = AddCommand(app, "info", "Show a model's shapes and what its KV cache costs", kExamples);
+  AddOption(*command, "MODEL", flags->file, "GGUF file, as with -m", "TEXT");
   AddModelFlags(*command, flags->model);
   flags->cache.budget = "256MiB";
   AddCacheFlags(*command, flags->cache);
   AddOutputFlags(*command, flags->output);
-  command->callback([flags, &chosen] {
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags]() -> Status {
       PITH_RETURN_IF_ERROR(flags->model.Check());
       if (!flags->file.empty() && !flags->model.path.empty()) {

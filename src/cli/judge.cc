@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/logits.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "engine/cache_formats.h"
@@ -106,7 +107,7 @@ Status Judge::Follow(Engine& engine, std::span<const SequenceId> sequences, cons
   for (const SequenceId id : sequences) engine.SetEviction(id, false);
   const Status status = engine.PrefillTogether(sequences, task.tail, task.first_row, rows_, KeepGoing);
   for (const SequenceId id : sequences) engine.SetEviction(id, true);
-  return status;
+  return status ? CheckLogits(rows_) : status;
 }
 
 void Judge::Measure(size_t i, const JudgedTask& task, EvalRow& row) const {
@@ -126,6 +127,7 @@ Status Judge::RunPlain(const JudgedTask& task, const RowSink& sink) {
   rows_.clear();
   PITH_RETURN_IF_ERROR(plain_->Decode(0, task.tail, &rows_));
   rows_.erase(rows_.begin(), rows_.begin() + static_cast<std::ptrdiff_t>(task.first_row) * model_->info().num_vocab);
+  PITH_RETURN_IF_ERROR(CheckLogits(rows_));
   Measure(0, task, row);
   return sink.add(std::move(row));
 }

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/logits.h"
 #include "cli/command.h"
 #include "cli/measure.h"
 #include "cli/terminal.h"
@@ -23,7 +24,8 @@ namespace {
 constexpr const char* kExamples = R"(
 The reference is libllama with flash attention off; libllama with flash attention on against it is the noise floor.
 The bounds: on weights without activation quantisation (F32, F16, BF16) a mean KL of at most 1e-5 and top-1 agreement
-of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement.
+of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement. Out of bounds, the exit
+code is 1.
 
 Examples:
   pith parity -f book.txt -n 1024
@@ -87,9 +89,12 @@ class Parity {
     other_.clear();
     PITH_RETURN_IF_ERROR(off_->Decode(0, tokens, &reference_));
     PITH_RETURN_IF_ERROR(on_->Decode(0, tokens, &other_));
+    PITH_RETURN_IF_ERROR(CheckLogits(reference_));
+    PITH_RETURN_IF_ERROR(CheckLogits(other_));
     Add(tally_.floor);
     other_.clear();
     PITH_RETURN_IF_ERROR(engine_->Prefill(sequence_, tokens, false, &other_));
+    PITH_RETURN_IF_ERROR(CheckLogits(other_));
     Add(tally_.pith);
     return {};
   }
@@ -99,6 +104,9 @@ class Parity {
     PITH_RETURN_IF_ERROR(off_->Decode(0, std::span(&token, 1)));
     PITH_RETURN_IF_ERROR(on_->Decode(0, std::span(&token, 1)));
     PITH_RETURN_IF_ERROR(engine_->Decode(sequence_, token));
+    for (const std::span<const float> logits : {off_->logits(), on_->logits(), engine_->logits(sequence_)}) {
+      PITH_RETURN_IF_ERROR(CheckLogits(logits));
+    }
     const Difference pith = Compare(off_->logits(), engine_->logits(sequence_));
     const Difference floor = Compare(off_->logits(), on_->logits());
     tally_.pith.Add(pith);
@@ -238,7 +246,8 @@ Result<int> RunParity(ParityFlags& flags) {
   } else {
     PrintText(info, tally, parity->block());
   }
-  return Interrupted() ? kExitInterrupted : kExitOk;
+  if (Interrupted()) return kExitInterrupted;
+  return WithinBounds(tally, info.quantised) ? kExitOk : kExitError;
 }
 
 Status Check(const ParityFlags& flags) {
@@ -252,28 +261,22 @@ Status Check(const ParityFlags& flags) {
 
 void AddParity(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ParityFlags>();
-  CLI::App* command = app.add_subcommand("parity", "Compare logits with plain libllama on the same tokens");
-  command->footer(kExamples);
-  command->add_option("-f,--file", flags->file, "Text to read")->required()->type_name("FILE");
-  command->add_option("-n,--tokens", flags->num_tokens,
-                      fmt::format("Tokens of the text (default: all, at most {})", kDefaultTokens))
-      ->check(CLI::Range(1, 100'000'000))
-      ->type_name("N");
-  command->add_option("-b,--block", flags->block,
-                      "Tokens read at once (default 256; fewer where the vocabulary is large)")
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N");
-  command->add_flag("--uneven", flags->uneven, "Blocks of uneven sizes, from 1 to that of --block");
-  command->add_option("--decode", flags->decode, "Last tokens that are decoded one by one (default 64)")
-      ->check(CLI::Range(0, 100'000'000))
-      ->type_name("N");
-  command->add_option("--cache-type-k", flags->format, "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2")
-      ->type_name("TYPE");
-  command->add_flag("--ignore-history", flags->ignore_history,
-                    "The control: pith forgets everything before each block, which must show");
+  CLI::App* command = AddCommand(app, "parity", "Compare logits with plain libllama on the same tokens", kExamples);
+  Require(AddOption(*command, "-f,--file", flags->file, "Text to read", "FILE"));
+  AddNumber(*command, "-n,--tokens", flags->num_tokens, 1, 100'000'000,
+            fmt::format("Tokens of the text (default: all, at most {})", kDefaultTokens), "N");
+  AddNumber(*command, "-b,--block", flags->block, 1, 65536,
+            "Tokens read at once (default 256; fewer where the vocabulary is large)", "N");
+  AddFlag(*command, "--uneven", flags->uneven, "Blocks of uneven sizes, from 1 to that of --block");
+  AddNumber(*command, "--decode", flags->decode, 0, 100'000'000, "Last tokens that are decoded one by one (default 64)",
+            "N");
+  AddOption(*command, "--cache-type-k", flags->format,
+            "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+  AddFlag(*command, "--ignore-history", flags->ignore_history,
+          "The control: pith forgets everything before each block, which must show");
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
-  command->callback([flags, &chosen] {
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunParity(*flags); };
   });

@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
+#include "base/logits.h"
 #include "base/check.h"
 #include "cli/terminal.h"
 
@@ -139,6 +141,7 @@ Status Perturbation::Run(const JudgedTask& task) {
   PITH_ASSIGN_OR_RETURN(const SequenceId followed, engine.Fork(base));
   const SequenceHold hold_followed(engine, followed);
   PITH_RETURN_IF_ERROR(engine.Prefill(followed, task.tail, false, nullptr, KeepGoing));
+  PITH_RETURN_IF_ERROR(CheckLogits(engine.logits(followed)));
   PITH_ASSIGN_OR_RETURN(const Asked observed, Ask(base, static_cast<int>(task.compressed.size())));
   PITH_ASSIGN_OR_RETURN(const Asked later, Ask(followed, static_cast<int>(task.tail.size())));
   for (size_t i = 0; i < options_.recipes.size(); ++i) {

@@ -2,10 +2,13 @@
 #include <algorithm>
 #include <cctype>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/escaped.h"
 #include "cli/command.h"
 
 namespace pith::cli {
@@ -18,10 +21,14 @@ Examples:
   pith run --recipe snapkv ...
   pith run --recipe snapkv:window=64,pool=7 ...
   pith run --recipe "score=snapkv agg=max alloc=ada:alpha=0.2" ...
+  pith recipes snapkv
+  pith recipes --long
   pith recipes --json
 )";
 
 struct RecipesFlags {
+  std::string name;
+  bool all = false;
   bool json = false;
   bool markdown = false;
 };
@@ -54,17 +61,28 @@ void PrintField(const char* name, const std::string& value) {
   if (!value.empty()) fmt::print("    {:<11}{}\n", name, value);
 }
 
-void PrintText() {
-  for (const RecipeInfo& recipe : ListRecipes()) {
-    fmt::print("{}{}\n", recipe.name, recipe.summary.empty() ? "" : ": " + recipe.summary);
-    PrintField("paper", recipe.paper);
-    PrintField("stages", recipe.stages);
-    PrintField("needs", recipe.needs);
-    PrintField("cost", recipe.cost);
-    PrintField("when", recipe.when);
-    PrintField("good for", recipe.good_for);
-    PrintField("parameters", recipe.parameters);
-  }
+void PrintOne(const RecipeInfo& recipe) {
+  fmt::print("{}{}\n", recipe.name, recipe.summary.empty() ? "" : ": " + recipe.summary);
+  PrintField("paper", recipe.paper);
+  PrintField("stages", recipe.stages);
+  PrintField("needs", recipe.needs);
+  PrintField("cost", recipe.cost);
+  PrintField("when", recipe.when);
+  PrintField("good for", recipe.good_for);
+  PrintField("parameters", recipe.parameters);
+}
+
+void PrintShort() {
+  const std::vector<RecipeInfo> recipes = ListRecipes();
+  size_t width = 0;
+  for (const RecipeInfo& recipe : recipes) width = std::max(width, recipe.name.size());
+  for (const RecipeInfo& recipe : recipes) fmt::print("{:<{}}  {}\n", recipe.name, width, recipe.summary);
+  fmt::print("\nWithout --recipe it is {}. \"pith recipes NAME\" says more of one, \"pith recipes --long\" of all and their "
+             "stages.\n", kDefaultRecipe);
+}
+
+void PrintLong() {
+  for (const RecipeInfo& recipe : ListRecipes()) PrintOne(recipe);
   fmt::print("\nStages, to mix freely:\n");
   for (const StageListing& stage : ListStages()) {
     fmt::print("  {:<28}{}{}\n", stage.kind + "=" + stage.name, stage.summary,
@@ -77,8 +95,14 @@ Result<int> RunRecipes(const RecipesFlags& flags) {
     PrintJson(ToJson().dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
   } else if (flags.markdown) {
     fmt::print("{}", RecipesMarkdown());
+  } else if (flags.all) {
+    PrintLong();
+  } else if (!flags.name.empty()) {
+    for (const RecipeInfo& recipe : ListRecipes()) {
+      if (recipe.name == flags.name) PrintOne(recipe);
+    }
   } else {
-    PrintText();
+    PrintShort();
   }
   return kExitOk;
 }
@@ -87,13 +111,22 @@ Result<int> RunRecipes(const RecipesFlags& flags) {
 
 void AddRecipes(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<RecipesFlags>();
-  CLI::App* command = app.add_subcommand("recipes", "List what may decide which entries stay");
-  command->footer(kExamples);
-  command->add_flag("--json", flags->json, "Print one JSON object");
-  command->add_flag("--markdown", flags->markdown, "Print the page docs/recipes/README.md");
-  command->callback([flags, &chosen] {
+  CLI::App* command = AddCommand(app, "recipes", "List what may decide which entries stay", kExamples);
+  AddOption(*command, "NAME", flags->name, "Say all of this one", "TEXT");
+  AddFlag(*command, "--long", flags->all, "Say all of every recipe and stage");
+  AddFlag(*command, "--json", flags->json, "Print one JSON object");
+  AddFlag(*command, "--markdown", flags->markdown, "Print the page docs/recipes/README.md");
+  OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags]() -> Status {
-      if (flags->json && flags->markdown) return InvalidArgument("choose one of --json and --markdown");
+      if (flags->json + flags->markdown + flags->all + !flags->name.empty() > 1) {
+        return InvalidArgument("choose one of NAME, --long, --json and --markdown");
+      }
+      const std::vector<RecipeInfo> known = ListRecipes();
+      const auto is_named = [&](const RecipeInfo& recipe) { return recipe.name == flags->name; };
+      if (!flags->name.empty() && std::ranges::none_of(known, is_named)) {
+        return InvalidArgument(
+            fmt::format("there is no recipe \"{}\"; \"pith recipes\" lists them", Escaped(flags->name)));
+      }
       return {};
     };
     chosen.run = [flags] { return RunRecipes(*flags); };

@@ -9,7 +9,11 @@
 
 #include "cli/command.h"
 #include "cli/generate.h"
+#include "cli/sampler_flags.h"
 #include "cli/terminal.h"
+#include "session/conversation.h"
+#include "session/generator.h"
+#include "session/token_sequence.h"
 
 namespace pith::cli {
 namespace {
@@ -32,11 +36,12 @@ struct RunFlags {
   ModelFlags model;
   CacheFlags cache;
   SamplerFlags sampler;
+  PromptFlags text;
   OutputFlags output;
   std::string prompt;
   std::string file;
-  std::string system;
   int max_tokens = 256;
+  int logprobs = -1;  // of how many tokens beside the chosen one; -1: none
   double keep = 0;  // 0: not given
   bool raw = false;
   std::string prompt_cache;
@@ -54,8 +59,9 @@ Status Check(const RunFlags& flags) {
     return InvalidArgument(flags.has_prompt ? "give the prompt with -p or with -f, not with both"
                                             : "a prompt is missing: give a text with -p or a file with -f");
   }
+  if (flags.logprobs >= 0 && !flags.output.json) return InvalidArgument("--logprobs goes into the result of --json");
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
-  if (flags.raw && !flags.system.empty()) {
+  if (flags.raw && !(flags.text.system.empty() && flags.text.system_file.empty())) {
     return InvalidArgument("--system needs the chat template that --raw turns off");
   }
   if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1)) return InvalidArgument("--keep takes a share between 0 and 1");
@@ -77,38 +83,52 @@ Status Check(const RunFlags& flags) {
   return {};
 }
 
-// The text as the model gets it.
-Result<std::string> PromptText(const RunFlags& flags, const std::string& prompt, const HostModel& model,
-                               bool& templated) {
+// Queues the prompt as the model gets it.
+Status Say(const RunFlags& flags, const std::string& prompt, const HostModel& model, Conversation& conversation,
+           bool& templated) {
   templated = !flags.raw && model.has_chat_template();
-  if (!templated) {
-    if (!flags.system.empty()) return Unsupported("this model has no chat template, so that --system has no place");
-    return prompt;
-  }
-  std::vector<ChatMessage> messages;
-  if (!flags.system.empty()) messages.push_back({"system", flags.system});
-  messages.push_back({"user", prompt});
-  return model.ApplyChatTemplate(messages, true);
+  if (templated) return conversation.Say(prompt);
+  if (!flags.text.system.empty()) return Unsupported("this model has no chat template, so that --system has no place");
+  return conversation.Append(prompt);
 }
 
 struct Outcome {
-  Generation generation;
+  GenerationResult generation;
   size_t prompt_tokens = 0;
+  size_t pinned_tokens = 0;  // of the prompt: the system message and what stands before it
   size_t cached_tokens = 0;  // of the prompt, restored from --prompt-cache
   double prefill_seconds = 0;
+  uint32_t seed = 0;
+  Status saved;  // of --prompt-cache: the answer is given even so
   bool templated = false;
   bool prefilled = false;
 };
 
-nlohmann::ordered_json ResultJson(const RunFlags& flags, const Outcome& outcome, const Engine& engine,
+// [{"token", "logprob", "top": [{"token", "logprob"}]}], of each token of the text
+nlohmann::ordered_json LogprobsJson(const std::vector<TokenLogprobs>& logprobs) {
+  const auto entry = [](const TokenLogprob& one) {
+    return nlohmann::ordered_json{{"token", one.token}, {"logprob", one.logprob}};
+  };
+  auto list = nlohmann::ordered_json::array();
+  for (const TokenLogprobs& token : logprobs) {
+    nlohmann::ordered_json json = entry(token.chosen);
+    json["top"] = nlohmann::ordered_json::array();
+    for (const TokenLogprob& other : token.top) json["top"].push_back(entry(other));
+    list.push_back(std::move(json));
+  }
+  return list;
+}
+
+nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
                                   const Recipe& recipe) {
-  const Generation& generation = outcome.generation;
+  const GenerationResult& generation = outcome.generation;
   const EngineTimes times = engine.times();
   const double total = std::max(times.total, 1e-9);
   return {{"text", generation.text},
           {"tokens", generation.tokens.size()},
           {"prompt_tokens", outcome.prompt_tokens},
           {"cached_tokens", outcome.cached_tokens},
+          {"pinned_tokens", outcome.pinned_tokens},
           {"kv", KvJson(engine.stats(), recipe)},
           {"timings",
            {{"prefill_tps", outcome.prefilled && outcome.prefill_seconds > 0
@@ -121,15 +141,16 @@ nlohmann::ordered_json ResultJson(const RunFlags& flags, const Outcome& outcome,
           {"token_ids", generation.tokens},
           {"stop", StopReasonName(generation.stop)},
           {"chat_template", outcome.templated},
-          {"seed", flags.sampler.options.seed},
+          {"seed", outcome.seed},
           {"model", engine.model().info().description},
           {"rss_peak_bytes", PeakRssBytes()}};
 }
 
 Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engine, const Recipe& recipe) {
   if (flags.output.json) {
-    PrintJson(ResultJson(flags, outcome, engine, recipe)
-                  .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    nlohmann::ordered_json json = ResultJson(outcome, engine, recipe);
+    if (flags.logprobs >= 0) json["logprobs"] = LogprobsJson(outcome.generation.logprobs);
+    PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
     return {};
   }
   std::fputs("\n", stdout);
@@ -147,61 +168,60 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   return {};
 }
 
-// A sequence to go on from: that of --prompt-cache as far as it is the prompt's beginning, else a new one.
-Result<SequenceId> Begin(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, Outcome& outcome) {
-  if (flags.prompt_cache.empty()) return engine.NewSequence();
-  const Result<RestoredSequence> restored = engine.Restore(flags.prompt_cache);
-  if (!restored) {
-    if (restored.error().code == ErrorCode::kNotFound) return engine.NewSequence();
-    return tl::unexpected<Error>(restored.error());
-  }
+// What --prompt-cache holds, as far as it is the prompt's beginning: that need not be read again.
+Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, EngineSequence& sequence, Outcome& outcome) {
+  if (flags.prompt_cache.empty()) return {};
+  PITH_ASSIGN_OR_RETURN(const auto restored, sequence.Restore(flags.prompt_cache));
+  if (!restored) return {};
   if (!restored->note.text.empty()) {
     return InvalidArgument(fmt::format("the session {} holds a conversation of \"pith chat\"", flags.prompt_cache));
   }
   const std::vector<int32_t>& read = restored->note.tokens;
-  const bool whole = read.size() == static_cast<size_t>(engine.num_tokens(restored->sequence));
+  const bool whole = read.size() == static_cast<size_t>(sequence.num_tokens());
   const bool prefix = whole && read.size() <= tokens.size() && std::equal(read.begin(), read.end(), tokens.begin());
   if (prefix && (read.size() < tokens.size() || restored->has_logits)) {
     outcome.cached_tokens = read.size();
-    return restored->sequence;
+    return {};
   }
   fmt::print(stderr, "pith: the prompt does not begin with what {} holds: it is read anew.\n", flags.prompt_cache);
-  engine.Free(restored->sequence);
-  return engine.NewSequence();
+  return sequence.Reset();
 }
 
-Status SaveSequence(const RunFlags& flags, Engine& engine, SequenceId sequence, const std::vector<int32_t>& tokens,
+Status SaveSequence(const RunFlags& flags, const EngineSequence& sequence, const std::vector<int32_t>& tokens,
                     const std::vector<int32_t>& generated) {
   SessionNote note{.tokens = tokens, .text = {}};
-  const auto num_fed = static_cast<size_t>(engine.num_tokens(sequence)) - tokens.size();
+  const auto num_fed = static_cast<size_t>(sequence.num_tokens()) - tokens.size();
   note.tokens.insert(note.tokens.end(), generated.begin(), generated.begin() + static_cast<std::ptrdiff_t>(num_fed));
-  return engine.Save(sequence, flags.prompt_cache, note);
+  return sequence.Save(flags.prompt_cache, note);
 }
 
 // Once the prompt is whole: what --compress after asks for.
-Status CompressPrompt(const RunFlags& flags, Engine& engine, SequenceId sequence, const EngineOptions& options) {
+Status CompressPrompt(const RunFlags& flags, const EngineSequence& sequence, const EngineOptions& options) {
   if (options.compress != CompressMode::kAfter) return {};
-  const Result<double> kept = engine.Compress(sequence, options.recipe, flags.keep > 0 ? flags.keep : kDefaultKeep);
+  const Result<double> kept =
+      sequence.engine().Compress(sequence.id(), options.recipe, flags.keep > 0 ? flags.keep : kDefaultKeep);
   if (!kept) return tl::unexpected<Error>(kept.error());
   return {};
 }
 
 // Prefill and generation; an interrupt is a result, not an error.
-Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>& tokens, const EngineOptions& options,
-               HostSampler& sampler, Outcome& outcome) {
-  const CancelOnInterrupt cancel(engine);
-  PITH_ASSIGN_OR_RETURN(const SequenceId sequence, Begin(flags, engine, tokens, outcome));
-  const std::span<const int32_t> unread = std::span(tokens).subspan(outcome.cached_tokens);
+Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation, const EngineOptions& options,
+               Generator generator, Outcome& outcome) {
+  const CancelOnInterrupt cancel(sequence.engine());
+  const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
+  PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
+  conversation.AlreadyRead(outcome.cached_tokens);
+  const bool has_unread = !conversation.pending().empty();
   const Stopwatch watch;
   Status status;
-  if (!unread.empty()) {
+  if (has_unread) {
     ProgressLine progress("reading the prompt", flags.output.progress);
-    status = engine.Prefill(sequence, unread, false, nullptr, [&progress](size_t done, size_t total) {
+    status = conversation.Feed(sequence, [&progress](size_t done, size_t total) {
       progress.Update(static_cast<double>(done), static_cast<double>(total));
       return !Interrupted();
     });
   }
-  if (status) status = CompressPrompt(flags, engine, sequence, options);
+  if (status) status = CompressPrompt(flags, sequence, options);
   outcome.prefill_seconds = watch.seconds();
   if (!status) {
     if (!Interrupted()) return WithAdvice(status.error());
@@ -210,84 +230,106 @@ Status Produce(const RunFlags& flags, Engine& engine, const std::vector<int32_t>
   }
   outcome.prefilled = true;
   const bool saves = !flags.prompt_cache.empty() && !flags.prompt_cache_ro;
-  if (saves && !flags.prompt_cache_all && !unread.empty()) PITH_RETURN_IF_ERROR(SaveSequence(flags, engine, sequence, tokens, {}));
-  TextSink sink;
-  if (!flags.output.json) {
-    sink = [](std::string_view text) {
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
-    };
-  }
-  Result<Generation> generation = Generate(engine, sequence, sampler, flags.max_tokens, options.num_ctx, sink);
+  if (saves && !flags.prompt_cache_all && has_unread) outcome.saved = SaveSequence(flags, sequence, tokens, {});
+  GenerateHooks hooks{.num_ctx = options.num_ctx, .on_text = {}, .interrupted = Interrupted};
+  if (!flags.output.json) hooks.on_text = PrintText;
+  Result<GenerationResult> generation = Generate(sequence, std::move(generator), hooks);
   if (!generation) return WithAdvice(generation.error());
   outcome.generation = std::move(*generation);
-  if (saves && flags.prompt_cache_all) return SaveSequence(flags, engine, sequence, tokens, outcome.generation.tokens);
+  if (saves && flags.prompt_cache_all) outcome.saved = SaveSequence(flags, sequence, tokens, outcome.generation.tokens);
   return {};
 }
 
-Result<int> Run(RunFlags& flags) {
+int ExitCode(const Outcome& outcome) {
+  const GenerationResult& generation = outcome.generation;
+  if (!outcome.saved) {
+    Complain(outcome.saved.error());
+    return kExitError;
+  }
+  switch (generation.stop) {
+    case StopReason::kInterrupted: return kExitInterrupted;
+    case StopReason::kBudget:
+      Complain(WithAdvice({ErrorCode::kOutOfBudget, generation.stop_message}).value());
+      return kExitError;
+    case StopReason::kCallback:
+      Complain({ErrorCode::kIo, "standard output takes no more text"});
+      return kExitError;
+    default: return kExitOk;
+  }
+}
+
+Result<std::string> ReadPrompt(const RunFlags& flags) {
   std::string prompt = flags.prompt;
   if (flags.has_file) {
     PITH_ASSIGN_OR_RETURN(prompt, ReadFile(flags.file));
   }
   PITH_RETURN_IF_ERROR(RequireUtf8(prompt, flags.has_file ? flags.file : "the prompt"));
-  PITH_RETURN_IF_ERROR(RequireUtf8(flags.system, "the system prompt"));
   if (prompt.empty()) return InvalidArgument("the prompt is empty: there is nothing to go on from");
+  return prompt;
+}
+
+Result<int> Run(RunFlags& flags) {
+  PITH_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(flags));
+  PITH_RETURN_IF_ERROR(flags.text.ReadFiles(flags.model));
+  if (!flags.prompt_cache.empty() && !flags.prompt_cache_ro) PITH_RETURN_IF_ERROR(CheckSessionPath(flags.prompt_cache));
 
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   Outcome outcome;
-  PITH_ASSIGN_OR_RETURN(const std::string text, PromptText(flags, prompt, *model, outcome.templated));
-  PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, TokenizePrompt(*model, text));
-  if (tokens.empty()) return InvalidArgument("the prompt gives no tokens: there is nothing to go on from");
-  outcome.prompt_tokens = tokens.size();
-  const SamplerOptions sampling = flags.sampler.Make();
+  const HostText text(model);
+  Conversation conversation(text, {.system = flags.text.system, .control_tokens = !flags.text.no_special});
+  PITH_RETURN_IF_ERROR(Say(flags, prompt, *model, conversation, outcome.templated));
+  outcome.prompt_tokens = conversation.pending().size();
+  outcome.pinned_tokens = conversation.num_pinned();
+  if (outcome.prompt_tokens == 0) return InvalidArgument("the prompt gives no tokens: there is nothing to go on from");
+  if (const std::string note = conversation.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
-  options.seed = sampling.seed;
-  if (tokens.size() >= static_cast<size_t>(options.num_ctx)) {
+  if (outcome.prompt_tokens >= static_cast<size_t>(options.num_ctx)) {
     return InvalidArgument(
-        fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c", tokens.size(),
+        fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c", outcome.prompt_tokens,
                     options.num_ctx));
   }
-  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model, options));
-  const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : tokens.size() + static_cast<size_t>(flags.max_tokens);
+  PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
+  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
+  options.seed = outcome.seed = sampling.seed;
+  PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
+  const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : outcome.prompt_tokens + static_cast<size_t>(flags.max_tokens);
   WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
-  HostSampler sampler(*model, sampling);
-  PITH_RETURN_IF_ERROR(Produce(flags, *engine, tokens, options, sampler, outcome));
+  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
+  Generator generator(text, SampleBy(*sampler), {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
+  PITH_RETURN_IF_ERROR(Produce(flags, *sequence, conversation, options, std::move(generator), outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
-  return outcome.generation.stop == StopReason::kInterrupted ? kExitInterrupted : kExitOk;
+  return ExitCode(outcome);
 }
 
 }  // namespace
 
 void AddRun(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* command = app.add_subcommand("run", "Generate once from a prompt, streaming the text");
-  command->footer(kExamples);
-  CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "Prompt")->type_name("TEXT");
+  CLI::App* command = AddCommand(app, "run", "Generate once from a prompt, streaming the text", kExamples);
+  CLI::Option* prompt = AddOption(*command, "-p,--prompt", flags->prompt, "Prompt", "TEXT");
   CLI::Option* file =
-      command->add_option("-f,--file", flags->file, "Prompt from a file, or from standard input for -")
-          ->type_name("FILE");
-  command->add_option("-n,--predict,--n-predict", flags->max_tokens,
-                      "Tokens to generate (default 256; -1: until the model ends or the context is full)")
-      ->type_name("N");
-  command->add_option("--keep", flags->keep,
-                      "Share of the prompt's entries that stays with --compress after (default 0.3)")
-      ->type_name("SHARE");
-  command->add_option("--system,--system-prompt", flags->system, "System message")->type_name("TEXT");
-  command->add_option("--prompt-cache", flags->prompt_cache,
-                      "File that keeps the read prompt with its cache: written after reading, and taken up where a later "
-                      "prompt begins with it (same model, recipe and format)")
-      ->type_name("FILE");
-  command->add_flag("--prompt-cache-all", flags->prompt_cache_all, "Keep the generated text in that file too");
-  command->add_flag("--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
-  command->add_flag("--raw,--no-chat", flags->raw, "No chat template: the model gets the text as it is");
+      AddOption(*command, "-f,--file", flags->file, "Prompt from a file, or from standard input for -", "FILE");
+  AddOption(*command, "-n,--predict,--n-predict", flags->max_tokens,
+            "Tokens to generate (default 256; -1: until the model ends or the context is full)", "N");
+  AddNumber(*command, "--logprobs", flags->logprobs, 0, 1000,
+            "With --json: log probabilities of each token and of the N likeliest, before sampling", "N");
+  AddOption(*command, "--keep", flags->keep,
+            "Share of the prompt's entries that stays with --compress after (default 0.3)", "SHARE");
+  AddOption(*command, "--prompt-cache", flags->prompt_cache,
+            "File that keeps the read prompt with its cache: written after reading, and taken up where a later "
+            "prompt begins with it (same model, recipe and format)",
+            "FILE");
+  AddFlag(*command, "--prompt-cache-all", flags->prompt_cache_all, "Keep the generated text in that file too");
+  AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  AddFlag(*command, "--raw,--no-chat", flags->raw, "No chat template: the model gets the text as it is");
+  AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
   AddSamplerFlags(*command, flags->sampler);
   AddOutputFlags(*command, flags->output);
-  command->callback([flags, prompt, file, &chosen] {
-    flags->has_prompt = prompt->count() > 0;
-    flags->has_file = file->count() > 0;
+  OnCommand(*command, [flags, prompt, file, &chosen] {
+    flags->has_prompt = Count(prompt) > 0;
+    flags->has_file = Count(file) > 0;
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return Run(*flags); };
   });

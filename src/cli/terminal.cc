@@ -1,6 +1,5 @@
 #include "cli/terminal.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -9,11 +8,10 @@
 #include <atomic>
 #include <cstdio>
 #include <fstream>
-#include <set>
-#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
+
 
 namespace pith::cli {
 namespace {
@@ -21,6 +19,7 @@ namespace {
 std::atomic<int> g_interrupts{0};
 std::atomic<Engine*> g_engine{nullptr};
 std::atomic<bool> g_exit_at_once{false};
+std::atomic<void (*)()> g_undo{nullptr};
 static_assert(std::atomic<Engine*>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 // Only what is allowed in a signal handler: lock-free atomics, write, _exit.
@@ -28,6 +27,7 @@ void OnInterrupt(int) {
   if (g_exit_at_once.load() || g_interrupts.fetch_add(1) > 0) {
     constexpr char kNewline = '\n';
     [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, &kNewline, 1);
+    if (auto* undo = g_undo.load()) undo();
     ::_exit(kExitInterrupted);
   }
   if (Engine* engine = g_engine.load()) engine->Cancel();
@@ -61,6 +61,8 @@ CancelOnInterrupt::CancelOnInterrupt(Engine& engine) {
 }
 CancelOnInterrupt::~CancelOnInterrupt() { g_engine.store(nullptr); }
 
+void OnExitBySignal(void (*undo)()) { g_undo.store(undo); }
+
 ExitOnInterrupt::ExitOnInterrupt() { g_exit_at_once.store(true); }
 ExitOnInterrupt::~ExitOnInterrupt() { g_exit_at_once.store(false); }
 
@@ -89,24 +91,6 @@ void ProgressLine::Update(double done, double total, std::string_view note) {
   const std::string text = terminal_ ? fmt::format("\r{}\x1b[K", line) : fmt::format("{}\n", line);
   std::fputs(text.c_str(), stderr);
   std::fflush(stderr);
-}
-
-int PhysicalCores() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-  std::set<std::string> cores;  // the list of siblings names a core
-  int num_cpus = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    ++num_cpus;
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    std::string siblings;
-    if (file && std::getline(file, siblings)) cores.insert(siblings);
-  }
-  return std::max(1, cores.empty() ? num_cpus : static_cast<int>(cores.size()));
 }
 
 size_t PeakRssBytes() {

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/cores.h"
 #include "engine/engine.h"
 
 namespace pith::cli {
@@ -36,6 +37,9 @@ class ExitOnInterrupt {
   ExitOnInterrupt(const ExitOnInterrupt&) = delete;
   ExitOnInterrupt& operator=(const ExitOnInterrupt&) = delete;
 };
+
+// `undo` runs in the signal handler before an interrupt ends the program, and so may only do what is allowed there.
+void OnExitBySignal(void (*undo)());
 
 // One line on standard error, redrawn at most ten times a second and not before
 // a second has passed; gone when the object is.
@@ -70,8 +74,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// Cores that this process may use, hyper-threads counted once. At least 1.
-int PhysicalCores();
 size_t PeakRssBytes();
 size_t CurrentRssBytes();
 

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/utf8.h"
 #include "pith/types.h"
 
 namespace pith::cli {
@@ -36,22 +37,6 @@ Result<std::vector<int>> ParseIntegers(std::string_view text, std::string_view f
 // parameters, unless the name is that of a stage: "a:x=1,y=2,b" -> "a:x=1,y=2", "b".
 std::vector<std::string> SplitRecipes(std::string_view text);
 
-// Offset of the first byte that is not UTF-8, or npos.
-size_t FindInvalidUtf8(std::string_view text);
-
-// Cuts a stream of bytes into whole characters. What can never become UTF-8
-// turns into U+FFFD, so that the output is always valid.
-class Utf8Stream {
- public:
-  // Whole characters that are complete now.
-  std::string Push(std::string_view bytes);
-  // What is left at the end, as U+FFFD.
-  std::string Flush();
-
- private:
-  std::string pending_;  // at most 3 bytes between calls
-};
-
 // A file's contents, or standard input for "-". kNotFound, kIo, kInvalidArgument
 // when it is a folder.
 Result<std::string> ReadFile(const std::string& path);
@@ -59,7 +44,10 @@ Result<std::string> ReadFile(const std::string& path);
 // kInvalidArgument when `text` is not UTF-8; `what` begins the sentence.
 Status RequireUtf8(std::string_view text, std::string_view what);
 
-// Writes a whole file: all of it or nothing.
+// Whether WriteFile() could, said before hours of work; empty: nothing is to be written.
+Status CheckOutput(const std::string& path);
+
+// Writes a whole file, all of it or nothing (base/atomic_file.h), or to standard output for "-".
 Status WriteFile(const std::string& path, std::string_view text);
 
 }  // namespace pith::cli

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "base/check.h"
+#include "base/cores.h"
 #include "engine/engine_impl.h"
 #include "engine/synthetic.h"
 
@@ -55,7 +56,7 @@ Status EngineImpl::Init() {
     return InvalidArgument(fmt::format("the positions of this model end after {} tokens, so that a context of {} cannot be reached",
                                        last, options_.num_ctx));
   }
-  if (options_.num_threads <= 0) options_.num_threads = 1;
+  if (options_.num_threads <= 0) options_.num_threads = PhysicalCores();
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   options_.max_sequences = std::max(options_.max_sequences, 1);
   governor_.emplace(options_.num_threads, options_.adapt_threads);

@@ -115,6 +115,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   // Runs the groups of the block; their errors are in groups_.
   void RunBlock();
   void BeginGroup(RowGroup& group);
+  Status CheckHostBytes();
   void FinishBlock();
   void FinishGroup(RowGroup& group);
   void CopyRows(const RowGroup& group, std::vector<float>& to);

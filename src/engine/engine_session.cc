@@ -8,7 +8,7 @@
 namespace pith {
 
 SessionOwner EngineImpl::Owner(const SequenceSetup& setup) const {
-  return {.fingerprint = model_->info().fingerprint,
+  return {.fingerprint = model_->fingerprint(),
           .description = model_->info().description,
           .recipe = setup.recipe().text,
           .num_ctx = setup.options.num_ctx,

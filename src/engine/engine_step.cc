@@ -209,9 +209,10 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    const Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
     in_block_ = false;
     TakeCancels();
+    if (status) status = CheckHostBytes();
     for (RowGroup& group : groups_) {
       if (!status) group.Fail(status.error());
     }
@@ -227,6 +228,21 @@ void EngineImpl::RunBlock() {
   }
   ReleaseBlock();
   times_.total += SecondsSince(start);
+}
+
+// What libllama took for a block is known when it ran; more than was planned is charged then.
+Status EngineImpl::CheckHostBytes() {
+  const auto charge = [this](MemoryTag tag, size_t actual, size_t& planned) {
+    if (actual <= planned) return true;
+    if (!ledger_->TryCharge(tag, actual - planned)) return false;
+    planned = actual;
+    return true;
+  };
+  if (charge(MemoryTag::kBlock, context_->block_bytes(), plan_.block_bytes) &&
+      charge(MemoryTag::kRecurrent, context_->recurrent_bytes(), plan_.recurrent_bytes)) {
+    return {};
+  }
+  return OutOfBudget("libllama's own memory for a block of this model is larger than planned, and the KV budget does not hold it");
 }
 
 void EngineImpl::BeginGroup(RowGroup& group) {

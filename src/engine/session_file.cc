@@ -1,23 +1,29 @@
 #include "engine/session_file.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/escaped.h"
+#include "base/logits.h"
 
 namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr size_t kBufferBytes = 64 * 1024;
 
@@ -26,24 +32,23 @@ struct FileCloser {
 };
 using File = std::unique_ptr<std::FILE, FileCloser>;
 
-class FileWriter final : public ByteWriter {
+// Errors stay with the stream.
+class StreamWriter final : public ByteWriter {
  public:
-  explicit FileWriter(std::FILE* file) : file_(file) {}
+  explicit StreamWriter(std::FILE* stream) : stream_(stream) {}  // nullptr: the sum alone
   void Write(std::span<const std::byte> bytes) override {
     hash_.Add(bytes);
     num_bytes_ += bytes.size();
     // An empty span may have no address, which fwrite must not get.
-    ok_ = ok_ && (bytes.empty() || std::fwrite(bytes.data(), 1, bytes.size(), file_) == bytes.size());
+    if (stream_ != nullptr && !bytes.empty()) std::fwrite(bytes.data(), 1, bytes.size(), stream_);
   }
-  bool ok() const { return ok_; }
   uint64_t num_bytes() const { return num_bytes_; }
   uint64_t hash() const { return hash_.value(); }
 
  private:
-  std::FILE* file_;
+  std::FILE* stream_;
   Hash64 hash_;
   uint64_t num_bytes_ = 0;
-  bool ok_ = true;
 };
 
 class FileReader final : public ByteReader {
@@ -94,6 +99,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
 
 namespace {
 
+tl::unexpected<Error> NamelessOwner() { return IoError("the model's files can no longer be read to compare them"); }
 tl::unexpected<Error> Truncated() { return Corrupt("it ends too early"); }
 
 template <typename Container>
@@ -106,9 +112,10 @@ Status ReadOwner(ByteReader& reader, const SessionOwner& owner) {
   uint64_t fingerprint = 0;
   std::string description, recipe;
   if (!reader.Number(fingerprint) || !ReadArray(reader, description) || !ReadArray(reader, recipe)) return Truncated();
+  if (owner.fingerprint == 0) return NamelessOwner();
   if (fingerprint != owner.fingerprint) {
-    return InvalidArgument(
-        fmt::format("it was saved with another model ({}) or with other adapters", Escaped(description)));
+    return InvalidArgument(fmt::format("it was saved with another model ({}), other weights or other adapters",
+                                       Escaped(description)));
   }
   if (recipe != owner.recipe) {
     return InvalidArgument(fmt::format("it was saved with the recipe {}, not {}", Escaped(recipe, 200), owner.recipe));
@@ -141,6 +148,56 @@ Status ReadPlace(ByteReader& reader, const SessionOwner& owner, Sequence& sequen
   return {};
 }
 
+// Neither NaN nor infinite: float32, or bits of f16.
+template <typename T>
+bool AreNumbers(const std::vector<T>& values) {
+  return std::all_of(values.begin(), values.end(), [](T value) {
+    if constexpr (std::is_same_v<T, uint16_t>) return (value & 0x7c00) != 0x7c00;
+    else return std::isfinite(value);
+  });
+}
+
+template <typename T>
+bool AnyNan(const std::byte* part, size_t bytes, T infinity) {
+  bool any = false;
+  for (size_t at = 0; at + sizeof(T) <= bytes; at += sizeof(T)) {
+    T bits;
+    std::memcpy(&bits, part + at, sizeof bits);
+    any |= static_cast<T>(bits & (std::numeric_limits<T>::max() >> 1)) > infinity;
+  }
+  return any;
+}
+
+// Slots that no entry fills yet are zero. An infinity may be what a key is in 16 bits, or a score of what must stay.
+bool PageHasNan(const PageLayout& layout, const std::byte* page) {
+  const auto has = [page](KvFormat format, size_t offset, size_t bytes) {
+    if (BitsOf(format) < 16) return false;
+    return AnyNan<uint16_t>(page + offset, bytes, format == KvFormat::kBf16 ? 0x7f80 : 0x7c00);
+  };
+  constexpr uint32_t kInfinity = 0x7f800000;
+  return has(layout.format.key, layout.key_offset, layout.key_bytes()) ||
+         has(layout.format.value, layout.value_offset, layout.value_row_bytes() * kPageEntries) ||
+         (layout.format.key == KvFormat::kQ8 &&
+          AnyNan(page + layout.key_scale_offset, layout.key_scale_bytes(), kInfinity)) ||
+         (layout.format.value == KvFormat::kQ8 &&
+          AnyNan(page + layout.value_scale_offset, layout.value_scale_bytes(), kInfinity)) ||
+         AnyNan(page + layout.column_offset, layout.page_bytes - layout.column_offset, kInfinity);
+}
+
+Status CheckPages(KvCache& cache, int sequence) {
+  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
+    if (cache.layers()[layer].num_kv_heads == 0) continue;
+    for (const HeadCache& head : cache.heads(sequence, static_cast<int>(layer))) {
+      for (int at = 0; at < head.num_entries(); at += kPageEntries) {
+        if (PageHasNan(head.layout_of(at), head.page_of(at))) {
+          return Corrupt("keys or values in its cache are not numbers");
+        }
+      }
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence,
@@ -158,17 +215,22 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
   if (!sequence.restored_logits.empty() && sequence.restored_logits.size() != static_cast<size_t>(owner.num_vocab)) {
     return Corrupt("its logits are not as many as the model's vocabulary");
   }
+  if (!sequence.restored_logits.empty() && !CheckLogits(sequence.restored_logits)) {
+    return Corrupt("its logits are not numbers");
+  }
   uint32_t window = 0;
   std::vector<uint16_t> queries;
   if (!reader.Number(window) || !ReadArray(reader, queries)) return Truncated();
   if (window != static_cast<uint32_t>(sequence.queries.window()) || queries.size() != sequence.queries.data().size()) {
     return InvalidArgument("its recipes observe another window of queries");
   }
+  if (!AreNumbers(queries)) return Corrupt("its queries are not numbers");
   std::copy(queries.begin(), queries.end(), sequence.queries.data().begin());
   if (!sequence.moments.empty()) {
     std::vector<float> moments;
     if (!ReadArray(reader, moments)) return Truncated();
     if (moments.size() != sequence.moments.data().size()) return Corrupt("its moments of queries are not the model's");
+    if (!AreNumbers(moments)) return Corrupt("its moments of queries are not numbers");
     std::ranges::copy(moments, sequence.moments.data().begin());
   }
   std::vector<double> thresholds;
@@ -177,22 +239,42 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     return Corrupt("its merge thresholds are not one per layer");
   sequence.merge_thresholds = thresholds;
   PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position));
+  PITH_RETURN_IF_ERROR(CheckPages(cache, sequence.cache_id));
   if (reader.left() != 0) return Corrupt(fmt::format("{} bytes follow its end", reader.left()));
   return {};
 }
 
-namespace {
-
-Status CannotWrite(const std::string& path) {
-  return IoError(fmt::format("the session could not be written to {}: {}", path, std::strerror(errno)));
+uint32_t PageLayoutStamp() {
+  // To be raised where bytes of a page change their meaning but not their place.
+  constexpr uint64_t kMeaning = 1;
+  Hash64 hash;
+  const auto add = [&hash](size_t number) {
+    const auto wide = static_cast<uint64_t>(number);
+    hash.Add(std::as_bytes(std::span(&wide, 1)));
+  };
+  for (const size_t number : {size_t{kMeaning}, size_t{kPageEntries}, size_t{kGroupElements}, kSessionHeaderBytes}) {
+    add(number);
+  }
+  for (int key = 0; key < kNumKvFormats; ++key) {
+    for (int value = 0; value < kNumKvFormats; ++value) {
+      const PageFormat format(static_cast<KvFormat>(key), static_cast<KvFormat>(value));
+      // Sizes that no two parts share, and that fill no part's last 64 bytes.
+      const PageLayout layout = PageLayout::Make(format, 72, 40, 3);
+      for (const size_t number :
+           {layout.key_offset, layout.value_offset, layout.key_scale_offset, layout.value_scale_offset,
+            layout.position_offset, layout.column_offset, layout.page_bytes, layout.key_bytes(),
+            layout.value_row_bytes()}) {
+        add(number);
+      }
+    }
+  }
+  return static_cast<uint32_t>(hash.value() ^ hash.value() >> 32);
 }
-
-}  // namespace
 
 void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_hash) {
   writer.Array(std::span<const char>(kMagic));
   writer.Number(kVersion);
-  writer.Number(uint32_t{0});
+  writer.Number(PageLayoutStamp());
   writer.Number(body_bytes);
   writer.Number(body_hash);
 }
@@ -200,12 +282,15 @@ void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_h
 Status CheckSession(ByteReader& reader) {
   std::array<char, kMagic.size()> magic{};
   if (!reader.Array(std::span<char>(magic)) || magic != kMagic) return Corrupt("it is no saved session");
-  uint32_t version = 0, reserved = 0;
+  uint32_t version = 0, stamp = 0;
   uint64_t body_bytes = 0, sum = 0;
-  if (!reader.Number(version) || !reader.Number(reserved) || !reader.Number(body_bytes) || !reader.Number(sum))
+  if (!reader.Number(version) || !reader.Number(stamp) || !reader.Number(body_bytes) || !reader.Number(sum))
     return Truncated();
   if (version != kVersion)
     return Unsupported(fmt::format("it has version {}, and only version {} can be read", version, kVersion));
+  if (stamp != PageLayoutStamp()) {
+    return Unsupported("its pages are laid out as another version of pith has them");
+  }
   if (body_bytes != reader.left()) {
     return Corrupt(fmt::format("it should have {} bytes after its header and has {}", body_bytes, reader.left()));
   }
@@ -223,25 +308,30 @@ Status CheckSession(ByteReader& reader) {
 
 Status SaveSession(const std::string& path, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
                    const HostContext& context, std::span<const float> logits, const SessionNote& note) {
+  if (owner.fingerprint == 0) return NamelessOwner();
   PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
                         context.SaveSlot(sequence.slot, sequence.next_position));
-  // Under another name first: an older file stays whole until this one is.
-  const std::string fresh = fmt::format("{}.{}", path, ::getpid());
-  File file(std::fopen(fresh.c_str(), "wb"));
-  if (file == nullptr) return CannotWrite(path);
-  const std::array<std::byte, kSessionHeaderBytes> room{};
-  FileWriter writer(file.get());
-  bool ok = std::fwrite(room.data(), 1, room.size(), file.get()) == room.size();
-  WriteSessionBody(writer, owner, sequence, cache, recurrent, logits, note);
-  ok = ok && writer.ok() && std::fseek(file.get(), 0, SEEK_SET) == 0;
-  FileWriter header(file.get());
-  WriteSessionHeader(header, writer.num_bytes(), writer.hash());
-  ok = ok && header.ok() && std::fflush(file.get()) == 0;
-  file.reset();
-  if (ok && std::rename(fresh.c_str(), path.c_str()) == 0) return {};
-  const Status failed = CannotWrite(path);
-  std::remove(fresh.c_str());
-  return failed;
+  const auto write_body = [&](ByteWriter& writer) {
+    WriteSessionBody(writer, owner, sequence, cache, recurrent, logits, note);
+  };
+  PITH_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Open(path));
+  StreamWriter body(file.stream());
+  if (file.replaces()) {
+    const std::array<std::byte, kSessionHeaderBytes> room{};
+    std::fwrite(room.data(), 1, room.size(), file.stream());
+    write_body(body);
+    if (std::fseek(file.stream(), 0, SEEK_SET) != 0) {
+      return IoError(fmt::format("the session could not be written to {}: {}", path, std::strerror(errno)));
+    }
+    StreamWriter header(file.stream());
+    WriteSessionHeader(header, body.num_bytes(), body.hash());
+  } else {  // what cannot be gone back in
+    StreamWriter sum(nullptr);
+    write_body(sum);
+    WriteSessionHeader(body, sum.num_bytes(), sum.hash());
+    write_body(body);
+  }
+  return file.Commit();
 }
 
 Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCache& cache, HostContext& context,
@@ -251,19 +341,24 @@ Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCach
     return MakeError(status.error().code,
                      fmt::format("the session {} cannot be used: {}", path, status.error().message));
   };
-  File file(std::fopen(path.c_str(), "rb"));
+  // Not to wait at a named pipe.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  File file(fd < 0 ? nullptr : ::fdopen(fd, "rb"));
   if (file == nullptr) {
     return errno == ENOENT ? Status(NotFound("there is no session " + path)) : named(IoError(std::strerror(errno)));
   }
-  if (std::fseek(file.get(), 0, SEEK_END) != 0) return named(IoError("it could not be read"));
-  const long file_bytes = std::ftell(file.get());
-  if (file_bytes < 0 || std::fseek(file.get(), 0, SEEK_SET) != 0) return named(IoError("it could not be read"));
-  FileReader whole(file.get(), static_cast<uint64_t>(file_bytes));
+  struct stat info {};
+  if (::fstat(::fileno(file.get()), &info) != 0) return named(IoError(std::strerror(errno)));
+  if (S_ISDIR(info.st_mode)) return named(InvalidArgument("it is a folder"));
+  // As `touch` and `mktemp` leave it, or a device that keeps nothing: a place to write to.
+  const auto file_bytes = static_cast<uint64_t>(S_ISREG(info.st_mode) ? info.st_size : 0);
+  if (file_bytes == 0) return NotFound("there is no session yet in " + path);
+  FileReader whole(file.get(), file_bytes);
   PITH_RETURN_IF_ERROR(named(CheckSession(whole)));
   if (std::fseek(file.get(), static_cast<long>(kSessionHeaderBytes), SEEK_SET) != 0) {
     return named(IoError("it could not be read"));
   }
-  FileReader reader(file.get(), static_cast<uint64_t>(file_bytes) - kSessionHeaderBytes);
+  FileReader reader(file.get(), file_bytes - kSessionHeaderBytes);
   std::vector<std::byte> recurrent;
   PITH_RETURN_IF_ERROR(named(ReadSessionBody(reader, owner, cache, sequence, recurrent, note)));
   return named(context.RestoreSlot(sequence.slot, sequence.next_position, recurrent));

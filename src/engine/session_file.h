@@ -1,11 +1,11 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    1
-//   u32 0
+//   u32 version    2
+//   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 FNV-1a of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
-//     u64 fingerprint of the model, text description, text recipe
+//     u64 fingerprint of the model's contents, text description, text recipe
 //     i32 tokens given, i64 entries seen, u64 pinned ranges, each i32 from, i32 to
 //     array of i32 tokens and text: the caller's own note
 //     array of f32 logits of the last token (may be empty)
@@ -37,7 +37,7 @@ namespace pith {
 
 // What a saved sequence must agree with.
 struct SessionOwner {
-  uint64_t fingerprint = 0;
+  uint64_t fingerprint = 0;  // HostModel::fingerprint(); 0 is refused
   std::string description;
   std::string recipe;
   int num_ctx = 0;
@@ -50,15 +50,19 @@ Status SaveSession(const std::string& path, const SessionOwner& owner, const Seq
                    const HostContext& context, std::span<const float> logits, const SessionNote& note);
 
 // Into `sequence`, which has an empty cache, a slot and a query ring of its own. After an error it is to be freed.
-// kNotFound, kIo, kCorrupt, kInvalidArgument (of another model, recipe, format or context), kOutOfBudget.
+// kNotFound (no such file, or an empty one), kIo, kCorrupt (NaN and infinities, too), kUnsupported (another version or
+// layout), kInvalidArgument (of another model, recipe, format or context), kOutOfBudget.
 Status RestoreSession(const std::string& path, const SessionOwner& owner, KvCache& cache, HostContext& context,
                       Sequence& sequence, SessionNote& note);
 
 // The parts of a file, for the two functions above and for tests. Neither needs a model.
 inline constexpr size_t kSessionHeaderBytes = 32;
 
+// Differs where a page's parts lie elsewhere: of all formats, from PageLayout::Make().
+uint32_t PageLayoutStamp();
+
 void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_hash);
-// Header and body, which is read for its sum. kCorrupt, kUnsupported (another version), kIo.
+// Header and body, which is read for its sum. kCorrupt, kUnsupported (another version or layout), kIo.
 Status CheckSession(ByteReader& reader);
 
 void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,

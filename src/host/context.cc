@@ -107,6 +107,7 @@ struct HostContext::Private {
   std::set<const void*> buffers_dropped;          // libllama's cache buffers whose pages were given back
   std::map<std::string, size_t> block_tensors;  // name -> bytes
   std::map<std::string, size_t> recurrent_tensors;
+  std::set<std::string> unwritten_tensors;  // of block_tensors: their rows go to row_buffers
 
   // A one-node graph that runs a function on the same threads.
   std::vector<std::byte> graph_memory;
@@ -244,6 +245,7 @@ void HostContext::Private::TakeOverStore(ggml_tensor* node, int layer, char kind
   const size_t needed = static_cast<size_t>(root->ne[0] * node->src[0]->ne[1]);
   if (rows.size() < needed) rows.resize(needed);
   DropPages(root);
+  if (!unwritten_tensors.contains(root->name)) unwritten_tensors.insert(root->name);
   Become(node, entry, OnStore);
 }
 
@@ -485,7 +487,8 @@ Status HostContext::RestoreSlot(int slot, int32_t num_tokens, std::span<const st
 
 size_t HostContext::block_bytes() const {
   size_t bytes = 0;
-  for (const auto& [name, size] : private_->block_tensors) bytes += size;
+  for (const auto& [name, size] : private_->block_tensors) bytes += private_->unwritten_tensors.contains(name) ? 0 : size;
+  for (const std::vector<ggml_fp16_t>& rows : private_->row_buffers) bytes += rows.size() * sizeof(ggml_fp16_t);
   return bytes;
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -16,10 +15,12 @@
 #include "ggml-cpu.h"
 #include "host/block_product.h"
 #include "host/chat_template.h"
+#include "host/fingerprint.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
 #include "host/output_projection.h"
 #include "host/probe.h"
+#include "host/tokenizer.h"
 #include "host/trial.h"
 #include "host/tried_files.h"
 #include "kernels/byte_products.h"
@@ -59,27 +60,6 @@ std::string Metadata(const llama_model* model, const char* key) {
   return length < 0 ? std::string() : std::string(buffer);
 }
 
-// Length of a valid UTF-8 prefix; text.size() if all of it is valid.
-size_t ValidUtf8Prefix(std::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    const size_t length = byte < 0x80 ? 1 : byte >= 0xc2 && byte < 0xe0 ? 2 : byte >= 0xe0 && byte < 0xf0 ? 3
-                          : byte >= 0xf0 && byte < 0xf5 ? 4 : 0;
-    if (length == 0 || i + length > text.size()) return i;
-    uint32_t code = length == 1 ? byte : byte & (0xffu >> (length + 1));
-    for (size_t k = 1; k < length; ++k) {
-      const auto next = static_cast<unsigned char>(text[i + k]);
-      if ((next & 0xc0) != 0x80) return i;
-      code = code << 6 | (next & 0x3f);
-    }
-    const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
-    if (overlong || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return i;
-    i += length;
-  }
-  return i;
-}
-
 bool KnowsTemplate(const std::string& text) {
   const llama_chat_message message{"user", "x"};
   return llama_chat_apply_template(text.c_str(), &message, 1, true, nullptr, 0) >= 0;
@@ -108,22 +88,13 @@ Status RefuseUnhostable(const llama_model* model, const std::string& architectur
   return {};
 }
 
-// Of what libllama has read of the metadata (arrays apart) and of the files' sizes.
-uint64_t Fingerprint(const llama_model* model, const std::vector<std::string>& paths, const HostModelOptions& options) {
-  Hash64 hash;
+// Of what libllama has read of the metadata (arrays apart).
+void AddMetadata(const llama_model* model, Hash64& hash) {
   char buffer[1024];
   for (int32_t i = 0; i < llama_model_meta_count(model); ++i) {
     if (llama_model_meta_key_by_index(model, i, buffer, sizeof buffer) >= 0) hash.Add(std::string_view(buffer));
     if (llama_model_meta_val_str_by_index(model, i, buffer, sizeof buffer) >= 0) hash.Add(std::string_view(buffer));
   }
-  for (const auto* list : {&paths, &options.lora_paths}) {
-    for (const std::string& path : *list) {
-      std::error_code error;
-      hash.Add(fmt::format("|{}", std::filesystem::file_size(path, error)));
-    }
-  }
-  for (const float scale : options.lora_scales) hash.Add(fmt::format("*{}", scale));
-  return hash.value();
 }
 
 void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info) {
@@ -157,6 +128,9 @@ struct HostModel::Private {
   std::string chat_template;
   std::optional<ChatTemplate> jinja;  // of the text above, where it is Jinja
   OutputProjections projections;
+  std::vector<std::string> lora_paths;
+  std::once_flag fingerprint_once;
+  uint64_t fingerprint = 0;
 };
 
 HostModel::~HostModel() {
@@ -233,9 +207,23 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   host->ReadChatTemplate();
   if (is_trial) host->TryChatTemplate();
   host->own_products_ = options.own_products;
-  host->info_.fingerprint = Fingerprint(host->model_, paths, options);
+  host->private_->lora_paths = options.lora_paths;
   host->info_.part_paths = std::move(paths);
   return host;
+}
+
+uint64_t HostModel::fingerprint() const {
+  std::call_once(private_->fingerprint_once, [this] {
+    std::vector<std::string> paths = info_.part_paths;
+    paths.insert(paths.end(), private_->lora_paths.begin(), private_->lora_paths.end());
+    const Result<uint64_t> contents = ContentFingerprint(paths);
+    if (!contents) return;
+    Hash64 hash;
+    AddMetadata(model_, hash);
+    hash.Add(fmt::format("|{}|{}|{}", *contents, info_.part_paths.size(), fmt::join(private_->scales, "*")));
+    private_->fingerprint = std::max<uint64_t>(hash.value(), 1);
+  });
+  return private_->fingerprint;
 }
 
 bool HostModel::float_products() const { return own_products_ && info_.quantised && BlockProduct::IsBuilt(); }
@@ -246,22 +234,8 @@ std::span<llama_adapter_lora* const> HostModel::adapters() const { return privat
 std::span<const float> HostModel::adapter_scales() const { return private_->scales; }
 
 Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add_special, bool parse_special) const {
-  if (const size_t valid = ValidUtf8Prefix(text); valid != text.size()) {
-    return InvalidArgument("the text is not valid UTF-8 (byte " + std::to_string(valid) + ")");
-  }
-  const llama_vocab* vocab = llama_model_get_vocab(model_);
-  std::vector<int32_t> tokens(text.size() / 3 + 16);
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const int32_t count = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                         static_cast<int32_t>(tokens.size()), add_special, parse_special);
-    if (count >= 0) {
-      tokens.resize(static_cast<size_t>(count));
-      return tokens;
-    }
-    if (count == INT32_MIN) break;
-    tokens.resize(static_cast<size_t>(-static_cast<int64_t>(count)));
-  }
-  return InvalidArgument("the text is too long to tokenize");
+  return TokenizeText(llama_model_get_vocab(model_), Metadata(model_, "tokenizer.ggml.pre"), text, add_special,
+                      parse_special);
 }
 
 std::string HostModel::Piece(int32_t token) const {
@@ -313,9 +287,23 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
     Result<std::string> text = private_->jinja->Apply(messages, add_assistant);
     if (text || !KnowsTemplate(private_->chat_template)) return text;
   }
+  // libllama's templates end at a NUL: a byte that UTF-8 never has stands for it meanwhile.
+  constexpr char kForNul = '\xff';
+  std::vector<ChatMessage> safe(messages.begin(), messages.end());
+  const auto has = [&safe](char byte) {
+    return std::any_of(safe.begin(), safe.end(), [byte](const ChatMessage& message) {
+      return message.role.find(byte) != std::string::npos || message.content.find(byte) != std::string::npos;
+    });
+  };
+  const bool has_nul = has('\0');
+  if (has_nul && has(kForNul)) return InvalidArgument("the messages are not valid UTF-8");
+  for (ChatMessage& message : safe) {
+    std::replace(message.role.begin(), message.role.end(), '\0', kForNul);
+    std::replace(message.content.begin(), message.content.end(), '\0', kForNul);
+  }
   std::vector<llama_chat_message> chat;
   size_t bytes = 256;
-  for (const ChatMessage& message : messages) {
+  for (const ChatMessage& message : safe) {
     chat.push_back({message.role.c_str(), message.content.c_str()});
     bytes += message.role.size() + 2 * message.content.size() + 64;
   }
@@ -329,7 +317,9 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
     }
     const bool fits = static_cast<size_t>(length) <= text.size();
     text.resize(static_cast<size_t>(length));
-    if (fits) return text;
+    if (!fits) continue;
+    if (has_nul) std::replace(text.begin(), text.end(), kForNul, '\0');
+    return text;
   }
   return Unsupported("the chat template of " + info_.path + " could not be applied");
 }

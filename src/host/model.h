@@ -1,4 +1,4 @@
-// libllama as the host: weights, graph, tokenizer, chat template and samplers.
+// libllama as the host: weights, graph, tokenizer and chat template; samplers are in sampler.h.
 //
 // This folder is the only one that includes llama.h or ggml.h.
 #ifndef PITH_HOST_MODEL_H_
@@ -53,7 +53,6 @@ struct ModelInfo {
   int window = 0;           // sliding window in tokens, 0: none
   size_t file_bytes = 0;
   uint64_t num_params = 0;
-  uint64_t fingerprint = 0;  // of the file's metadata and sizes, adapters included: tells models apart, not forgeries
   bool hybrid = false;      // recurrent layers beside attention
   bool quantised = false;   // weights whose products quantise activations
   size_t recurrent_bytes = 0;  // per sequence
@@ -87,15 +86,6 @@ struct ChatMessage {
   std::string content;
 };
 
-struct SamplerOptions {
-  float temperature = 0.8f;  // <= 0: greedy
-  int top_k = 40;
-  float top_p = 0.95f;
-  float min_p = 0.05f;
-  uint32_t seed = 0;
-  bool ignore_eos = false;  // never samples a token that ends the generation
-};
-
 // A loaded GGUF. Thread-safe once loaded.
 class HostModel {
  public:
@@ -106,7 +96,12 @@ class HostModel {
 
   const ModelInfo& info() const { return info_; }
 
-  // Special tokens in `text` are parsed if parse_special. kInvalidArgument on invalid UTF-8.
+  // Of the metadata, the files' contents (host/fingerprint.h) and the adapters with their strengths: what a session must
+  // agree with. The first call reads the files. 0: one can no longer be read.
+  uint64_t fingerprint() const;
+
+  // Special tokens in `text` are parsed if parse_special; add_special puts BOS in front where the file says so, but no
+  // EOS behind a text that goes on. kInvalidArgument: TokenizeText().
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
@@ -141,18 +136,6 @@ class HostModel {
   llama_model* model_ = nullptr;
   ModelInfo info_;
   bool own_products_ = true;
-  struct Private;
-  std::unique_ptr<Private> private_;
-};
-
-// Sampling by libllama's samplers. Not thread-safe.
-class HostSampler {
- public:
-  HostSampler(const HostModel& model, const SamplerOptions& options);
-  ~HostSampler();
-  int32_t Sample(std::span<const float> logits);
-
- private:
   struct Private;
   std::unique_ptr<Private> private_;
 };

@@ -13,7 +13,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <string_view>
@@ -105,17 +107,21 @@ size_t DataBytes() {
   _exit(0);
 }
 
-// Reads until the child closes its end. False: the caller does not want to wait.
-bool Collect(int fd, const std::function<bool()>& keep_waiting, std::string& report) {
+enum class Waited : uint8_t { kToTheEnd, kNotWanted, kTooLong };
+
+// Reads until the child closes its end.
+Waited Collect(int fd, const TrialLimits& limits, const std::function<bool()>& keep_waiting, std::string& report) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(limits.wall_seconds);
   for (;;) {
     pollfd ready{.fd = fd, .events = POLLIN, .revents = 0};
     const int count = ::poll(&ready, 1, kPollMs);
-    if (keep_waiting && !keep_waiting()) return false;
+    if (keep_waiting && !keep_waiting()) return Waited::kNotWanted;
+    if (count == 0 && limits.wall_seconds > 0 && std::chrono::steady_clock::now() > end) return Waited::kTooLong;
     if (count == 0 || (count < 0 && errno == EINTR)) continue;
     char buffer[kMostReport];
     const ssize_t length = ::read(fd, buffer, sizeof buffer);
     if (length < 0 && errno == EINTR) continue;
-    if (length <= 0) return true;
+    if (length <= 0) return Waited::kToTheEnd;
     report.append(buffer, static_cast<size_t>(length));
   }
 }
@@ -134,8 +140,8 @@ std::string Death(int status, const TrialLimits& limits) {
 TrialLimits LimitsForFile(size_t file_bytes) {
   constexpr size_t kAroundAnyModel = size_t{512} << 20;
   constexpr size_t kBytesPerSecond = size_t{50} << 20;
-  return {.memory_bytes = 2 * file_bytes + kAroundAnyModel,
-          .cpu_seconds = 5 + static_cast<int>(file_bytes / kBytesPerSecond)};
+  const int seconds = 5 + static_cast<int>(file_bytes / kBytesPerSecond);
+  return {.memory_bytes = 2 * file_bytes + kAroundAnyModel, .cpu_seconds = seconds, .wall_seconds = 30 + 5 * seconds};
 }
 
 Status TryInChild(const std::string& what, const TrialLimits& limits, const std::function<Status()>& work,
@@ -157,13 +163,17 @@ Status TryInChild(const std::string& what, const TrialLimits& limits, const std:
   }
   ::close(ends[1]);
   std::string report;
-  const bool waited = Collect(ends[0], keep_waiting, report);
+  const Waited waited = Collect(ends[0], limits, keep_waiting, report);
   ::close(ends[0]);
-  if (!waited) ::kill(pid, SIGKILL);
+  if (waited != Waited::kToTheEnd) ::kill(pid, SIGKILL);
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
-  if (!waited) return Cancelled(what + ": stopped");
+  if (waited == Waited::kNotWanted) return Cancelled(what + ": stopped");
+  if (waited == Waited::kTooLong) {
+    return IoError(fmt::format("{}: nothing came of it within {} s, as where the disk hangs or another thread held a lock "
+                               "when the trial began", what, limits.wall_seconds));
+  }
   if (report.empty()) return Corrupt(fmt::format("{}: {}", what, Death(status, limits)));
   if (report[0] == kSucceeded) return {};
   if (report[0] == kAborted) return Corrupt(fmt::format("{}: libllama aborts ({})", what, report.substr(1)));

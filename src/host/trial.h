@@ -13,9 +13,11 @@ namespace pith {
 struct TrialLimits {
   size_t memory_bytes = 0;  // beyond what this process has now
   int cpu_seconds = 0;
+  int wall_seconds = 0;  // 0: without an end. Of a child that waits and computes nothing
 };
 
-// What a file of that size may take: twice its bytes and what libllama needs around any model; the time to read it.
+// What a file of that size may take: twice its bytes and what libllama needs around any model; the time to read it, also
+// from a slow disk.
 TrialLimits LimitsForFile(size_t file_bytes);
 
 // Runs `work` in a forked child under the limits and returns its status, so that an abort, a crash, a leak or an
@@ -23,7 +25,8 @@ TrialLimits LimitsForFile(size_t file_bytes);
 // times a second; false ends the child (kCancelled). Nothing that `work` does remains but its status.
 //
 // Other threads do not exist in the child: `work` must neither wait for them nor use thread pools that they belong to.
-// kIo: no child can be made.
+// Where one of them held a lock just then, such as that of malloc, the child waits for it until its time is over.
+// kIo: no child can be made, or its time is over.
 Status TryInChild(const std::string& what, const TrialLimits& limits, const std::function<Status()>& work,
                   const std::function<bool()>& keep_waiting);
 

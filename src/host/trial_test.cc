@@ -6,6 +6,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -70,6 +71,32 @@ TEST(Trial, MemoryIsLimited) {
   };
   EXPECT_TRUE(Try([&] { return allocate(size_t{32} << 20); }));
   EXPECT_FALSE(Try([&] { return allocate(size_t{128} << 20); }));
+}
+
+// A lock that another thread holds at the fork is never given back in the child.
+TEST(Trial, AChildThatWaitsForEverIsEnded) {
+  std::timed_mutex lock;
+  std::atomic<bool> held = false, done = false;
+  std::thread other([&] {
+    const std::scoped_lock hold(lock);
+    held = true;
+    while (!done) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  while (!held) std::this_thread::yield();
+  TrialLimits limits = kLimits;
+  limits.wall_seconds = 1;
+  const Status status = TryInChild(
+      "the trial", limits,
+      [&lock]() -> Status {
+        lock.lock();
+        return {};
+      },
+      {});
+  done = true;
+  other.join();
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kIo);
+  EXPECT_NE(status.error().message.find("within 1 s"), std::string::npos) << status.error().message;
 }
 
 TEST(Trial, CanBeCancelled) {

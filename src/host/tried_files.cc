@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/paths.h"
 #include "ggml.h"
 
@@ -57,13 +57,8 @@ void RememberTried(const std::string& key) {
   if (lines.size() > kMostLines) lines.erase(lines.begin(), lines.end() - kMostLines);
   std::error_code error;
   std::filesystem::create_directories(CacheDir(), error);
-  // Whole or not at all, whoever else writes at the same time.
-  const std::string path = NotesPath(), fresh = fmt::format("{}.{}", path, ::getpid());
-  std::ofstream file(fresh);
-  file << fmt::format("{}\n", fmt::join(lines, "\n"));
-  file.close();
-  if (file) std::filesystem::rename(fresh, path, error);
-  if (!file || error) std::filesystem::remove(fresh, error);
+  // Whole or not at all, whoever else writes at the same time. Without the note a file is tried again.
+  (void)WriteWholeFile(NotesPath(), fmt::format("{}\n", fmt::join(lines, "\n")));
 }
 
 }  // namespace pith

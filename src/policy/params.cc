@@ -54,7 +54,8 @@ std::string DescribeParams(const std::vector<ParamSpec>& specs) {
   for (const ParamSpec& spec : specs) {
     if (!text.empty()) text += ", ";
     if (spec.kind == ParamSpec::Kind::kChoice) {
-      text += fmt::format("{}={} ({})", spec.name, SplitWords(spec.choices, '|').front(), spec.choices);
+      text += fmt::format("{}={} ({})", spec.name, SplitWords(spec.choices, '|')[static_cast<size_t>(spec.initial)],
+                          spec.choices);
     } else if (spec.kind == ParamSpec::Kind::kText) {
       text += fmt::format("{}=TEXT", spec.name);
     } else {

@@ -1,0 +1,239 @@
+// What a recipe wants to know of a layer's entries, and its scores of them.
+#include "engine/layer_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "host/halves.h"
+#include "kernels/triangles.h"
+
+namespace pith {
+namespace {
+
+// New entries whose value norms are one task.
+constexpr size_t kNormStretch = 64;
+
+}  // namespace
+
+void LayerOps::GatherMoments(const Sequence& sequence, int layer, int global_layer, int head_index) {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const int group = shape.num_heads / shape.num_kv_heads;
+  const size_t dim = static_cast<size_t>(shape.key_dim), triangle = kernels::TriangleSize(shape.key_dim);
+  buffers.query_means.resize(static_cast<size_t>(group) * dim);
+  buffers.query_covariances.resize(static_cast<size_t>(group) * triangle);
+  for (int g = 0; g < group; ++g) {
+    const int head = head_index * group + g;
+    std::copy_n(sequence.moments.mean(global_layer, head), dim, buffers.query_means.data() + static_cast<size_t>(g) * dim);
+    sequence.moments.Covariance(global_layer, head, sequence.next_position - kUncountedQueries, shape.key_dim,
+                                buffers.query_covariances.data() + static_cast<size_t>(g) * triangle);
+  }
+  head_inputs_[static_cast<size_t>(head_index)].query_means = buffers.query_means.data();
+  head_inputs_[static_cast<size_t>(head_index)].query_covariances = buffers.query_covariances.data();
+}
+
+void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_layer, int window) {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const LayerParams& params = params_[static_cast<size_t>(layer)];
+  const int rows = std::min({window, sequence.queries.window(), static_cast<int>(sequence.next_position)});
+  window_count_ = rows;
+  if (rows == 0) return;
+  const size_t row_size = sequence.queries.row_size();
+  window_rows_.resize(static_cast<size_t>(rows) * row_size);
+  window_positions_.resize(static_cast<size_t>(rows));
+  for (int t = 0; t < rows; ++t) {
+    const int32_t position = sequence.next_position - rows + t;
+    window_positions_[static_cast<size_t>(t)] = position;
+    ToFloats(sequence.queries.row(global_layer, position), row_size, window_rows_.data() + static_cast<size_t>(t) * row_size);
+  }
+  kernels::AttentionTask& task = window_task_;
+  task = kernels::AttentionTask{};
+  task.num_queries = rows;
+  task.num_heads = shape.num_heads;
+  task.num_kv_heads = shape.num_kv_heads;
+  task.key_dim = shape.key_dim;
+  task.value_dim = shape.value_dim;
+  task.queries = window_rows_.data();
+  task.query_token_stride = row_size;
+  task.query_head_stride = static_cast<size_t>(shape.key_dim);
+  task.query_positions = window_positions_.data();
+  task.heads = window_heads_.data();
+  task.scale = params.scale;
+  task.soft_cap = params.soft_cap;
+  task.sinks = params.sinks;
+  task.alibi_slopes = params.alibi_slopes;
+  const int group = shape.num_heads / shape.num_kv_heads;
+  size_t total = 0;
+  for (int h = 0; h < shape.num_kv_heads; ++h) total += static_cast<size_t>(group * rows * window_heads_[static_cast<size_t>(h)].num_entries());
+  float* at = probability_buffer_.Floats(total);
+  for (int h = 0; h < shape.num_kv_heads; ++h) {
+    probabilities_[static_cast<size_t>(h)] = at;
+    at += static_cast<size_t>(group * rows * window_heads_[static_cast<size_t>(h)].num_entries());
+  }
+}
+
+void LayerOps::WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
+                             const Team& team) {
+  if (team.ith == 0) {
+    const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+    DescribeHeads(cache_.heads(cache_id, layer), window_segments_, window_heads_);
+    PrepareWindow(queries_of, layer, global_layer, window);
+    window_task_.output = output;
+    window_task_.output_token_stride = static_cast<size_t>(shape.num_heads * shape.value_dim);
+    window_task_.output_head_stride = static_cast<size_t>(shape.value_dim);
+    attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(window_task_, team.nth));
+  }
+  team.Sync();
+  kernels::RunAttention(window_task_, attention_scratch_, team);
+  team.Sync();
+}
+
+void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer, int head_index, const ActiveRecipe& active,
+                          const EntryGuard& guard) {
+  HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const uint32_t needs = active.recipe.policy->needs();
+  const size_t n = static_cast<size_t>(head.num_entries());
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  HeadInputs& inputs = head_inputs_[static_cast<size_t>(head_index)];
+  inputs = HeadInputs{};
+  inputs.num_entries = static_cast<int>(n);
+  buffers.positions.resize(n);
+  head.ReadPositions(buffers.positions);
+  inputs.positions = buffers.positions;
+  buffers.pinned.assign(n, 0);
+  for (size_t i = 0; i < n; ++i) {
+    buffers.pinned[i] = guard.Guards(sequence, buffers.positions[i]);
+  }
+  inputs.pinned = buffers.pinned;
+  if (needs & kNeedKeys) {
+    buffers.keys.resize(n * static_cast<size_t>(shape.key_dim));
+    head.ReadKeys(buffers.keys.data());
+    inputs.keys = buffers.keys.data();
+  }
+  if (needs & kNeedValues) {
+    buffers.values.resize(n * static_cast<size_t>(shape.value_dim));
+    head.ReadValues(buffers.values.data());
+    inputs.values = buffers.values.data();
+  }
+  if (needs & kNeedValueNorms) {
+    buffers.value_norms.assign(n, kUnknownNorm);
+    if (active.norm_column >= 0) head.ReadColumn(active.norm_column, buffers.value_norms);
+    inputs.value_norms = buffers.value_norms.data();
+  }
+  if ((needs & kNeedWindowProbs) && window_count_ > 0) inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
+  if ((needs & kNeedWindowQueries) && window_count_ > 0) GatherWindowQueries(shape, head_index);
+  if (needs & kNeedQueryMoments) GatherMoments(sequence, layer, global_layer, head_index);
+  const auto num_columns = static_cast<size_t>(active.num_columns);
+  buffers.columns.resize(n * num_columns);
+  buffers.column_pointers.resize(num_columns);
+  for (size_t c = 0; c < num_columns; ++c) {
+    buffers.column_pointers[c] = buffers.columns.data() + c * n;
+    const std::span<float> column(buffers.column_pointers[c], n);
+    if (sequence.repeat && active.recipe.policy->repeat() != nullptr) {
+      std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)), column.begin());
+    } else {
+      head.ReadColumn(active.first_column + static_cast<int>(c), column);
+    }
+  }
+  inputs.columns = buffers.column_pointers;
+}
+
+void LayerOps::GatherWindowQueries(const LayerShape& shape, int head_index) {
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const size_t dim = static_cast<size_t>(shape.key_dim), rows = static_cast<size_t>(window_count_);
+  const size_t group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
+  buffers.window_queries.resize(group * rows * dim);
+  for (size_t g = 0; g < group; ++g) {
+    for (size_t t = 0; t < rows; ++t) {
+      std::memcpy(buffers.window_queries.data() + (g * rows + t) * dim,
+                  window_rows_.data() + t * window_task_.query_token_stride + (static_cast<size_t>(head_index) * group + g) * dim,
+                  dim * sizeof(float));
+    }
+  }
+  head_inputs_[static_cast<size_t>(head_index)].window_queries = buffers.window_queries.data();
+}
+
+// A value's norm is the same for as long as it lives, and the projection by far the dearest part of an eviction.
+void LayerOps::FindValueNorms(int cache_id, int layer, int column) {
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const auto dim = static_cast<size_t>(shape.value_dim), num_heads = static_cast<size_t>(shape.num_kv_heads);
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  std::vector<std::pair<size_t, size_t>> stretches;  // head and first of its new entries
+  for (size_t h = 0; h < num_heads; ++h) {
+    HeadBuffers& buffers = buffers_[h];
+    buffers.new_entries.clear();
+    for (size_t i = 0; i < buffers.value_norms.size(); ++i) {
+      if (buffers.value_norms[i] == kUnknownNorm) buffers.new_entries.push_back(static_cast<int32_t>(i));
+    }
+    for (size_t i = 0; i < buffers.new_entries.size(); i += kNormStretch) stretches.emplace_back(h, i);
+  }
+  if (stretches.empty()) return;
+  const std::span<const kernels::PackedProjection> projections = projections_.Of(layer);
+  for (HeadBuffers& buffers : std::span(buffers_).first(num_heads)) {
+    buffers.new_values.resize(buffers.new_entries.size() * dim);
+    buffers.new_norms.resize(buffers.new_entries.size());
+  }
+  ParallelFor(stretches.size(), [&](size_t i) {
+    const auto [h, from] = stretches[i];
+    HeadBuffers& buffers = buffers_[h];
+    const size_t count = std::min(kNormStretch, buffers.new_entries.size() - from);
+    float* const values = buffers.new_values.data() + from * dim;
+    heads[h].ReadValuesOf(std::span(buffers.new_entries).subspan(from, count), values);
+    if (!projections.empty()) {
+      return kernels::ProjectedNorms(values, static_cast<int>(count), projections[h], buffers.new_norms.data() + from);
+    }
+    // No projection by that name: the norm of the value itself is what is left of the idea.
+    for (size_t j = 0; j < count; ++j) {
+      buffers.new_norms[from + j] = std::accumulate(values + j * dim, values + (j + 1) * dim, 0.0F,
+                                                    [](float sum, float x) { return sum + std::abs(x); });
+    }
+  });
+  ParallelFor(num_heads, [&](size_t h) {
+    HeadBuffers& buffers = buffers_[h];
+    for (size_t i = 0; i < buffers.new_entries.size(); ++i) {
+      buffers.value_norms[static_cast<size_t>(buffers.new_entries[i])] = buffers.new_norms[i];
+    }
+    if (column >= 0 && !buffers.new_entries.empty()) heads[h].WriteSharedColumn(column, buffers.value_norms);
+  });
+}
+
+void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
+                     const EntryGuard& guard, const Team& team, LayerScores& scores) {
+  const Policy& policy = *active.recipe.policy;
+  const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
+  const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
+  if (team.ith == 0) {
+    DescribeHeads(cache_.heads(sequence.cache_id, layer), window_segments_, window_heads_);
+    window_count_ = 0;
+    if (windowed) PrepareWindow(sequence, layer, global_layer, policy.window());
+  }
+  team.Sync();
+  if (windowed && window_count_ > 0 && (policy.needs() & kNeedWindowProbs)) {
+    kernels::RunProbabilities(window_task_, probabilities_.data(), team);
+    team.Sync();
+  }
+  loops_.Lead(team, [&] {
+    ParallelFor(static_cast<size_t>(shape.num_kv_heads), [&](size_t h) {
+      GatherHead(sequence, layer, global_layer, static_cast<int>(h), active, guard);
+    });
+    if (policy.needs() & kNeedValueNorms) FindValueNorms(sequence.cache_id, layer, active.norm_column);
+    inputs_ = LayerInputs{.layer = global_layer,
+                          .num_layers = num_global_layers,
+                          .group = shape.num_heads / shape.num_kv_heads,
+                          .key_dim = shape.key_dim,
+                          .value_dim = shape.value_dim,
+                          .window = window_count_,
+                          .seed = sequence.setup->options.seed,
+                          .next_position = sequence.next_position,
+                          .attention_scale = params_[static_cast<size_t>(layer)].scale,
+                          .rotation = shape.rotation ? &*shape.rotation : nullptr,
+                          .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
+    policy.Score(inputs_, scores);
+  });
+}
+
+}  // namespace pith

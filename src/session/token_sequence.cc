@@ -1,0 +1,95 @@
+#include "session/token_sequence.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace pith {
+namespace {
+
+constexpr SequenceId kNone = -1;
+
+tl::unexpected<Error> NoSequence() { return MakeError(ErrorCode::kOutOfBudget, "the conversation has lost its place"); }
+
+}  // namespace
+
+Result<std::unique_ptr<EngineSequence>> EngineSequence::Create(std::shared_ptr<Engine> engine) {
+  PITH_ASSIGN_OR_RETURN(const SequenceId id, engine->NewSequence());
+  return std::unique_ptr<EngineSequence>(new EngineSequence(std::move(engine), id));
+}
+
+EngineSequence::~EngineSequence() { Free(); }
+
+void EngineSequence::Free() {
+  if (id_ != kNone) engine_->Free(id_);
+  id_ = kNone;
+}
+
+Status EngineSequence::Feed(std::span<const int32_t> tokens, bool pin, const Progress& progress) {
+  if (id_ == kNone) return NoSequence();
+  return engine_->Prefill(id_, tokens, pin, nullptr, progress);
+}
+
+Status EngineSequence::Decode(int32_t token) { return id_ == kNone ? Status(NoSequence()) : engine_->Decode(id_, token); }
+
+std::span<const float> EngineSequence::logits() const {
+  return id_ == kNone ? std::span<const float>() : engine_->logits(id_);
+}
+
+int EngineSequence::num_tokens() const { return id_ == kNone ? 0 : engine_->num_tokens(id_); }
+
+Status EngineSequence::Reset() {
+  Free();
+  PITH_ASSIGN_OR_RETURN(id_, engine_->NewSequence());
+  return {};
+}
+
+Result<std::unique_ptr<EngineSequence>> EngineSequence::Fork() const {
+  if (id_ == kNone) return NoSequence();
+  PITH_ASSIGN_OR_RETURN(const SequenceId id, engine_->Fork(id_));
+  return std::unique_ptr<EngineSequence>(new EngineSequence(engine_, id));
+}
+
+Status EngineSequence::Save(const std::string& path, const SessionNote& note) const {
+  return id_ == kNone ? Status(NoSequence()) : engine_->Save(id_, path, note);
+}
+
+Result<std::optional<EngineSequence::Restored>> EngineSequence::Restore(const std::string& path) {
+  struct stat info {};
+  const bool empty = ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0;
+  Free();  // its place may be the only one
+  if (!empty) {
+    Result<RestoredSequence> restored = engine_->Restore(path);
+    if (restored) {
+      id_ = restored->sequence;
+      return Restored{std::move(restored->note), restored->has_logits};
+    }
+    if (restored.error().code != ErrorCode::kNotFound) {
+      PITH_RETURN_IF_ERROR(Reset());
+      return tl::unexpected<Error>(restored.error());
+    }
+  }
+  PITH_RETURN_IF_ERROR(Reset());
+  return std::optional<Restored>();
+}
+
+Status CheckSessionPath(const std::string& path) {
+  const auto refused = [&path](const char* reason) {
+    return IoError(fmt::format("the session file {} could not be written: {}", path, reason));
+  };
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0) {
+    if (S_ISDIR(info.st_mode)) return refused("it is a folder");
+    return ::access(path.c_str(), W_OK) == 0 ? Status() : refused(std::strerror(errno));
+  }
+  if (errno != ENOENT) return refused(std::strerror(errno));
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  return ::access(folder.c_str(), W_OK | X_OK) == 0 ? Status() : refused(std::strerror(errno));
+}
+
+}  // namespace pith

@@ -1,0 +1,74 @@
+// One sequence as this layer sees it: tokens in, logits out.
+#ifndef PITH_SESSION_TOKEN_SEQUENCE_H_
+#define PITH_SESSION_TOKEN_SEQUENCE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "engine/engine.h"
+#include "pith/types.h"
+
+namespace pith {
+
+class TokenSequence {
+ public:
+  virtual ~TokenSequence() = default;
+
+  // Appends tokens in blocks; pin: no recipe drops them. After an error num_tokens() says how far it came.
+  virtual Status Feed(std::span<const int32_t> tokens, bool pin, const Progress& progress) = 0;
+  // Appends one sampled token.
+  virtual Status Decode(int32_t token) = 0;
+  // [vocab], of the last token. Valid until the next call.
+  virtual std::span<const float> logits() const = 0;
+  virtual int num_tokens() const = 0;
+};
+
+// A sequence of an engine, freed with this object.
+class EngineSequence final : public TokenSequence {
+ public:
+  // kOutOfBudget: the engine has no place for another one.
+  static Result<std::unique_ptr<EngineSequence>> Create(std::shared_ptr<Engine> engine);
+  ~EngineSequence() override;
+  EngineSequence(const EngineSequence&) = delete;
+  EngineSequence& operator=(const EngineSequence&) = delete;
+
+  Status Feed(std::span<const int32_t> tokens, bool pin, const Progress& progress) override;
+  Status Decode(int32_t token) override;
+  std::span<const float> logits() const override;
+  int num_tokens() const override;
+
+  // Forgets all that was read. After an error there is no sequence left, and every call fails until the next Reset().
+  Status Reset();
+  // A copy that shares its entries until one of the two changes.
+  Result<std::unique_ptr<EngineSequence>> Fork() const;
+
+  Status Save(const std::string& path, const SessionNote& note) const;
+  struct Restored {
+    SessionNote note;
+    bool has_logits = false;  // logits() works at once
+  };
+  // Takes what the file holds in place of what was read so far. Nothing, and an empty sequence, where the file is
+  // missing or empty. Otherwise Engine::Restore()'s errors, after which the sequence is empty, too.
+  Result<std::optional<Restored>> Restore(const std::string& path);
+
+  SequenceId id() const { return id_; }
+  Engine& engine() const { return *engine_; }
+
+ private:
+  EngineSequence(std::shared_ptr<Engine> engine, SequenceId id) : engine_(std::move(engine)), id_(id) {}
+  void Free();
+
+  std::shared_ptr<Engine> engine_;
+  SequenceId id_;
+};
+
+// kIo: a session could not be written to this path. Writes nothing: made to be known before a long prompt is read.
+Status CheckSessionPath(const std::string& path);
+
+}  // namespace pith
+
+#endif  // PITH_SESSION_TOKEN_SEQUENCE_H_

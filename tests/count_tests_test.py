@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""scripts/count_tests.py, which decides what ./pith test says at its end, on made-up reports."""
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "scripts", "count_tests.py")
+
+SUITE = """<?xml version="1.0"?>
+<testsuites tests="4" failures="1"><testsuite name="A">
+  <testcase name="Good" status="run" result="completed" classname="A" />
+  <testcase name="Bad" status="run" result="completed" classname="A"><failure message="x" /></testcase>
+  <testcase name="Left" status="run" result="skipped" classname="A"><skipped message="x" /></testcase>
+  <testcase name="Other" status="notrun" result="suppressed" classname="A" />
+</testsuite></testsuites>"""
+GOOD = """<testsuites><testsuite name="A">
+  <testcase name="One" status="run" result="completed" /><testcase name="Two" status="run" result="completed" />
+</testsuite></testsuites>"""
+
+
+class CountTests(unittest.TestCase):
+    def count(self, entries, suites):
+        """Counts for entries {name: status} of which suites {name: XML} wrote a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            report = os.path.join(folder, "report.xml")
+            with open(report, "w") as file:
+                file.write("<testsuite>")
+                for name, status in entries.items():
+                    inside = "<failure/>" if status == "fail" else "<skipped/>" if status == "notrun" else ""
+                    file.write(f'<testcase name="{name}" status="{status}">{inside}</testcase>')
+                file.write("</testsuite>")
+            os.mkdir(os.path.join(folder, "suites"))
+            for name, text in suites.items():
+                with open(os.path.join(folder, "suites", name + ".xml"), "w") as file:
+                    file.write(text)
+            done = subprocess.run([sys.executable, SCRIPT, report, os.path.join(folder, "suites")],
+                                  capture_output=True, text=True, check=True)
+            return tuple(int(number) for number in done.stdout.split())
+
+    def test_entries_without_a_suite(self):
+        self.assertEqual(self.count({"a": "run", "b": "fail", "c": "notrun", "d": "disabled"}, {}), (1, 1, 2))
+
+    def test_each_test_of_a_suite_counts(self):
+        self.assertEqual(self.count({"a": "run", "Every/B": "run"}, {"Every.B": GOOD}), (3, 0, 0))
+        self.assertEqual(self.count({"a": "fail"}, {"a": SUITE}), (1, 1, 1))
+
+    def test_an_entry_that_failed_at_its_end(self):
+        self.assertEqual(self.count({"a": "fail"}, {"a": GOOD}), (2, 1, 0))
+
+    def test_a_suite_that_crashed(self):
+        self.assertEqual(self.count({"a": "fail", "b": "run"}, {"b": GOOD}), (2, 1, 0))
+
+
+if __name__ == "__main__":
+    unittest.main()
