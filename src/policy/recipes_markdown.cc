@@ -21,7 +21,7 @@ std::string Cell(const std::string& text) {
 
 constexpr std::string_view kIntroduction = R"(# Recipes
 
-Generated from the registry: run `PITH_UPDATE_DOCS=1 ctest -R RecipesDocs` after a change. `pith recipes --long` prints the same.
+Generated from the registry: after a change, `pith recipes --markdown > docs/recipes/README.md`. `pith recipes --long` prints the same.
 
 A recipe decides which entries of the KV cache stay. It is text in one of three forms:
 
