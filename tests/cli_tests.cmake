@@ -17,11 +17,14 @@ foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
   set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
 endforeach()
-foreach(class Conversations Sampling Terminal)
-  add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
-  set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
-    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
-endforeach()
+# Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
+if(NOT PITH_SANITIZE)
+  foreach(class Conversations Sampling Terminal)
+    add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
+    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
+  endforeach()
+endif()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.
 if(NOT PITH_SANITIZE)
   add_test(NAME SlowSpeed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_test.py $<TARGET_FILE:pith>)

@@ -1,4 +1,6 @@
 // Many sequences in one engine, each with its own recipe, format and bytes: what one does must not be seen by another.
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,8 +12,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "engine/engine.h"
 #include "host/model.h"
@@ -110,8 +110,10 @@ struct Kind {
   const char* recipe;
   PageFormat format;
 };
-const Kind kKinds[] = {{"full", {}},          {"snapkv", {}},           {"h2o", KvFormat::kQ8}, {"keydiff format=q4", {}},
-                       {"adakv", {}},         {"expectedattention", {}}, {"cake", {}},           {"full", KvFormat::kQ4}};
+const Kind kKinds[] = {{"full", {}},           {"snapkv", {}},
+                       {"h2o", KvFormat::kQ8}, {"keydiff format=q4", {}},
+                       {"adakv", {}},          {"expectedattention", {}},
+                       {"cake", {}},           {"full", KvFormat::kQ4}};
 constexpr size_t kNumKinds = std::size(kKinds);
 constexpr size_t kShare = size_t{9} << 19;
 
@@ -142,7 +144,8 @@ TEST(ModelSequences, EightKindsMixedAreWhatEachIsAlone) {
     size_t rows = 0;
     for (size_t k = 0; k < kNumKinds; ++k) {
       if (left(k) == 0 || random() % 3 == 0) continue;
-      const size_t count = std::min({left(k), static_cast<size_t>(random() % 2 == 0 ? 1 + random() % 40 : 1), 64 - rows});
+      const size_t count =
+          std::min({left(k), static_cast<size_t>(random() % 2 == 0 ? 1 + random() % 40 : 1), 64 - rows});
       if (count == 0) continue;
       items.push_back({.sequence = ids[k], .tokens = std::span(texts[k]).subspan(read[k], count)});
       of.push_back(k);
@@ -188,10 +191,12 @@ TEST(ModelSequences, EightKindsMixedAreWhatEachIsAlone) {
     const SequenceId id = *alone->NewSequence(options);
     std::vector<float> logits;
     size_t at = 0;
-    for (const size_t count : pieces[k]) logits = StepOne(*alone, id, std::span(texts[k]).subspan(at, count)), at += count;
+    for (const size_t count : pieces[k])
+      logits = StepOne(*alone, id, std::span(texts[k]).subspan(at, count)), at += count;
     EXPECT_GT(Common(kept[k], Positions(*alone, id)), 0.9);
     // Few bits make more of the last bit of a product.
-    const bool few_bits = kKinds[k].format == PageFormat(KvFormat::kQ4) || std::string(kKinds[k].recipe).ends_with("q4");
+    const bool few_bits =
+        kKinds[k].format == PageFormat(KvFormat::kQ4) || std::string(kKinds[k].recipe).ends_with("q4");
     EXPECT_LT(Kl(logits, last[k]), few_bits ? 0.2 : 0.05);
     swapped = std::max(swapped, Kl(logits, last[(k + 1) % kNumKinds]));
   }
@@ -436,9 +441,14 @@ TEST(ModelSequences, BadItemsAreRefusedOneByOne) {
   auto engine = Make(Many(3, size_t{30} << 20));
   const std::vector<int32_t> text = Tokens(120, 1), wrong = {-1}, unknown = {1 << 28};
   const SequenceId a = *engine->NewSequence(With("full")), b = *engine->NewSequence(With("snapkv"));
-  const StepItem items[] = {{a, std::span(text).first(30)}, {77, std::span(text).first(1)}, {b, {}},
-                            {b, wrong},                     {b, unknown},                   {a, std::span(text).first(1)},
-                            {b, std::span(text).first(60)}, {b, std::span(text).first(20)}};
+  const StepItem items[] = {{a, std::span(text).first(30)},
+                            {77, std::span(text).first(1)},
+                            {b, {}},
+                            {b, wrong},
+                            {b, unknown},
+                            {a, std::span(text).first(1)},
+                            {b, std::span(text).first(60)},
+                            {b, std::span(text).first(20)}};
   std::vector<Status> statuses(std::size(items));
   engine->Step(items, statuses);
   EXPECT_TRUE(statuses[0]);

@@ -204,7 +204,7 @@ class SlowSessionFiles : public ::testing::Test {
 };
 
 TEST_F(SlowSessionFiles, DamageIsRefused) {
-  ExpectRefused("", ErrorCode::kCorrupt, "no saved session");
+  ExpectRefused("", ErrorCode::kNotFound, "there is no session yet");
   ExpectRefused("GGUF and more than forty bytes of something else", ErrorCode::kCorrupt, "no saved session");
   for (const size_t length : {20ul, 40ul, bytes_.size() / 2, bytes_.size() - 1}) {
     ExpectRefused(bytes_.substr(0, length), ErrorCode::kCorrupt, path_);

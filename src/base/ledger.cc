@@ -17,8 +17,7 @@ void Decrease(std::atomic<size_t>& number, size_t by) { number.store(number.load
 }  // namespace
 
 const char* MemoryTagName(MemoryTag tag) {
-  constexpr const char* kNames[kNumMemoryTags] = {"block",   "pages",  "tables", "recurrent",
-                                                  "queries", "tokens", "scratch"};
+  constexpr const char* kNames[kNumMemoryTags] = {"block", "pages", "tables", "recurrent", "queries", "tokens"};
   return kNames[static_cast<size_t>(tag)];
 }
 

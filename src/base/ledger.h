@@ -31,7 +31,6 @@ enum class MemoryTag : uint8_t {
   kRecurrent,  // recurrent state of hybrid models, held by libllama
   kQueries,    // rings of recent queries, moments of queries
   kTokens,     // token lists, logits that are kept
-  kScratch,    // what recipes and conversions need while they run
   kNumTags,
 };
 

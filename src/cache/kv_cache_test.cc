@@ -395,7 +395,7 @@ void ShrinkInAFullBudget(std::optional<PageFormat> low) {
   const int fork = *cache->Fork(id, ledger.common());  // two pages are shared, four and a bit its own
   append(fork, 4 * kPageEntries + 7);
   for (HeadCache& head : cache->heads(fork, 0)) ASSERT_TRUE(head.Demote(kPageEntries));
-  ASSERT_TRUE(rest->TryCharge(MemoryTag::kScratch, ledger.uncommitted_bytes()));
+  ASSERT_TRUE(rest->TryCharge(MemoryTag::kTokens, ledger.uncommitted_bytes()));
   std::vector<int32_t> kept;
   for (int32_t i = 0; i < 6 * kPageEntries + 7; i += 2) kept.push_back(i);
   std::array<Status, 4> statuses;
@@ -410,7 +410,7 @@ void ShrinkInAFullBudget(std::optional<PageFormat> low) {
     EXPECT_EQ(cache->head(id, 0, static_cast<int>(h)).num_entries(), 2 * kPageEntries);
   }
   EXPECT_TRUE(cache->Verify());
-  rest->Release(MemoryTag::kScratch, rest->used_bytes());
+  rest->Release(MemoryTag::kTokens, rest->used_bytes());
 }
 
 TEST(KvCacheTest, HeadsShrinkTogetherInAFullBudget) {

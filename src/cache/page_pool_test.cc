@@ -143,9 +143,9 @@ TEST(PagePoolTest, ExchangesNeverLoseTheirBytes) {
   std::thread thief([&] {
     while (started < static_cast<int>(kThreads)) std::this_thread::yield();
     while (ended == 0) {
-      if (!ledger.TryCharge(MemoryTag::kScratch, 1)) continue;
+      if (!ledger.TryCharge(MemoryTag::kTokens, 1)) continue;
       if (ended == 0) ++stolen;
-      ledger.Release(MemoryTag::kScratch, 1);
+      ledger.Release(MemoryTag::kTokens, 1);
     }
   });
   for (std::thread& thread : threads) thread.join();
@@ -183,6 +183,7 @@ TEST(PagePoolTest, CopiesOfOnesOwnSharedPagesFitBelowTheCeiling) {
   pool->Release(page, ledger.common());
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 size_t ResidentBytes() {
   std::FILE* file = std::fopen("/proc/self/statm", "r");
   size_t total = 0, resident = 0;
@@ -191,7 +192,6 @@ size_t ResidentBytes() {
   return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // Two classes of pages fill the whole budget in turn, with holes left at random, again and again.
 TEST(PageArenaTest, ResidentBytesStayWithinTheBudget) {
   constexpr size_t kLimit = size_t{64} << 20, kSlack = size_t{10} << 20;

@@ -1,12 +1,12 @@
 // Sequences: how they come, what they may take, how they end.
 #include "engine/engine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "base/check.h"
 #include "base/cores.h"
@@ -53,8 +53,9 @@ Status EngineImpl::Init() {
   const int last = info.max_positions;
   if (options_.num_ctx <= 0) options_.num_ctx = last > 0 ? std::min(last, info.trained_ctx) : info.trained_ctx;
   if (last > 0 && options_.num_ctx > last) {
-    return InvalidArgument(fmt::format("the positions of this model end after {} tokens, so that a context of {} cannot be reached",
-                                       last, options_.num_ctx));
+    return InvalidArgument(
+        fmt::format("the positions of this model end after {} tokens, so that a context of {} cannot be reached", last,
+                    options_.num_ctx));
   }
   if (options_.num_threads <= 0) options_.num_threads = PhysicalCores();
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
@@ -101,7 +102,8 @@ EngineOptions EngineImpl::WithDefaults(const SequenceOptions& options) const {
   merged.budget_bytes = plan_.budget_bytes;
   if (options.ceiling_bytes > 0) {
     merged.max_sequences = 1;
-    merged.budget_bytes = std::min(plan_.budget_bytes, plan_.block_bytes + plan_.recurrent_bytes + flight_bytes_ + options.ceiling_bytes);
+    merged.budget_bytes =
+        std::min(plan_.budget_bytes, plan_.block_bytes + plan_.recurrent_bytes + flight_bytes_ + options.ceiling_bytes);
   }
   return merged;
 }
@@ -132,7 +134,8 @@ Result<SequenceId> EngineImpl::AddSequence(const SetupPtr& setup, size_t floor_b
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> sequence, MakeSequence(setup, floor_bytes, ceiling_bytes));
   SequenceLayout layout{.entry = setup->formats.entry, .num_columns = setup->num_columns, .low = setup->formats.low};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, cache_->NewSequence(layout, sequence->account));
-  const size_t page_bytes = std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / cache_->num_heads(), 1);
+  const size_t page_bytes =
+      std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / cache_->num_heads(), 1);
   const size_t pages = sequence->ceiling_bytes / page_bytes / cache_->num_heads();
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
@@ -151,26 +154,32 @@ Result<SequenceId> EngineImpl::Register(std::unique_ptr<Sequence> sequence) {
   return next_id_++;
 }
 
-Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes) {
+Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup, size_t floor_bytes,
+                                                           size_t ceiling_bytes) {
   auto sequence = std::make_unique<Sequence>();
   sequence->setup = setup;
   sequence->slot = FreeSlot();
-  if (sequence->slot < 0) return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
+  if (sequence->slot < 0)
+    return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
   const size_t least = LeastShare(model_->info(), setup->style, setup->options);
   size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(plan_.share_bytes, floor_bytes);
   if (ceiling < least) {
-    return OutOfBudget(fmt::format("{:.2f} MiB do not hold a sequence with the recipe {}; {:.2f} MiB are the least that does",
-                                   Mib(ceiling), setup->recipe().text, Mib(least) + 0.005));
+    return OutOfBudget(
+        fmt::format("{:.2f} MiB do not hold a sequence with the recipe {}; {:.2f} MiB are the least that does",
+                    Mib(ceiling), setup->recipe().text, Mib(least) + 0.005));
   }
-  const size_t floor = std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
+  const size_t floor =
+      std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
   const size_t flight = std::max(flight_bytes_, setup->flight.Bytes(plan_.block_tokens, options_.max_sequences));
   const size_t needed = floor + flight - flight_bytes_;
   const bool is_there = Reclaim(needed, nullptr) && flight_->SetLimits(flight, flight);
   if (is_there) flight_bytes_ = flight;
   if (is_there) sequence->own_account = MemoryAccount::Open(ledger_.get(), floor, ceiling);
   if (sequence->own_account == nullptr) {
-    return OutOfBudget(fmt::format("another sequence takes {:.2f} MiB, and {:.2f} of the KV budget's {:.2f} MiB are not promised "
-                                   "to others", Mib(needed), Mib(ledger_->uncommitted_bytes()), Mib(plan_.budget_bytes)));
+    return OutOfBudget(
+        fmt::format("another sequence takes {:.2f} MiB, and {:.2f} of the KV budget's {:.2f} MiB are not promised "
+                    "to others",
+                    Mib(needed), Mib(ledger_->uncommitted_bytes()), Mib(plan_.budget_bytes)));
   }
   sequence->account = sequence->own_account.get();
   sequence->floor_bytes = floor;
@@ -186,7 +195,8 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
   const QueryMoments::Shape shape = MomentsOf(model_->info());
   const size_t moments = setup.counts_moments ? QueryMoments::Bytes(shape) : 0;
   const size_t tokens = setup.reads_again ? static_cast<size_t>(setup.options.num_ctx) * sizeof(int32_t) : 0;
-  if (!sequence.query_bytes.Hold(sequence.account, MemoryTag::kQueries, QueryRing::Bytes(shape, setup.ring_window) + moments) ||
+  if (!sequence.query_bytes.Hold(sequence.account, MemoryTag::kQueries,
+                                 QueryRing::Bytes(shape, setup.ring_window) + moments) ||
       !sequence.token_bytes.Hold(sequence.account, MemoryTag::kTokens, tokens)) {
     return OutOfBudget(fmt::format("{:.2f} MiB do not hold what the recipe {} remembers of queries and tokens",
                                    Mib(sequence.account->ceiling_bytes()), setup.recipe().text));
@@ -214,14 +224,16 @@ bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
 Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_tokens) const {
   PITH_ASSIGN_OR_RETURN(const SetupPtr setup, SequenceSetup::Make(model_->info(), WithDefaults(options)));
   if (num_tokens > static_cast<size_t>(setup->options.num_ctx)) {
-    return InvalidArgument(fmt::format("{} tokens do not fit into a context of {}: raise it with -c", num_tokens, setup->options.num_ctx));
+    return InvalidArgument(
+        fmt::format("{} tokens do not fit into a context of {}: raise it with -c", num_tokens, setup->options.num_ctx));
   }
   const ModelInfo& info = model_->info();
   Admission admission;
   admission.step_bytes = setup->flight.Bytes(std::min(static_cast<int>(num_tokens), plan_.block_tokens), 1);
   const size_t ceiling = options.ceiling_bytes > 0 ? options.ceiling_bytes : plan_.share_bytes;
   const size_t whole = ShareFor(info, setup->style, setup->options, static_cast<int>(num_tokens));
-  admission.steady_bytes = setup->style.evicts ? std::min(whole, std::max(ceiling, LeastShare(info, setup->style, setup->options))) : whole;
+  admission.steady_bytes =
+      setup->style.evicts ? std::min(whole, std::max(ceiling, LeastShare(info, setup->style, setup->options))) : whole;
   size_t borrowed = 0;
   for (const auto& [id, sequence] : sequences_) {
     const size_t used = sequence->account->used_bytes();
@@ -230,7 +242,8 @@ Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_t
   admission.free_bytes = ledger_->uncommitted_bytes() + borrowed;
   const size_t more_flight = std::max(flight_bytes_, admission.step_bytes) - flight_bytes_;
   const size_t needed = admission.steady_bytes + more_flight;
-  admission.fits = needed <= admission.free_bytes && FreeSlot() >= 0 && admission.steady_bytes <= std::max(ceiling, plan_.share_bytes);
+  admission.fits = needed <= admission.free_bytes && FreeSlot() >= 0 &&
+                   admission.steady_bytes <= std::max(ceiling, plan_.share_bytes);
   admission.missing_bytes = needed > admission.free_bytes ? needed - admission.free_bytes : 0;
   return admission;
 }
@@ -242,8 +255,8 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
   const size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(plan_.share_bytes, floor_bytes);
   const size_t floor = std::max(least, floor_bytes > 0 ? floor_bytes : std::min(plan_.share_bytes, ceiling));
   if (ceiling < least) {
-    return OutOfBudget(fmt::format("{:.2f} MiB do not hold this sequence; {:.2f} MiB are the least that does", Mib(ceiling),
-                                   Mib(least) + 0.005));
+    return OutOfBudget(fmt::format("{:.2f} MiB do not hold this sequence; {:.2f} MiB are the least that does",
+                                   Mib(ceiling), Mib(least) + 0.005));
   }
   const size_t used = sequence->account->used_bytes();
   if (used > ceiling && !sequence->evicts_while_running()) {
@@ -251,7 +264,8 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
   }
   const size_t committed = std::max(used, sequence->floor_bytes);
   if (floor > committed && !Reclaim(floor - committed, sequence)) {
-    return OutOfBudget(fmt::format("{:.2f} MiB of the KV budget are not promised to others", Mib(ledger_->uncommitted_bytes())));
+    return OutOfBudget(
+        fmt::format("{:.2f} MiB of the KV budget are not promised to others", Mib(ledger_->uncommitted_bytes())));
   }
   const SharePlan before = sequence->share;
   PlanOwnShare(*sequence, ceiling);
@@ -261,12 +275,14 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
     return sequence->evicts_while_running() ? EvictToShare(*sequence) : Status();
   }
   sequence->share = before;
-  return OutOfBudget(fmt::format("{:.2f} MiB do not hold the sequence's pinned tokens, or are promised to others", Mib(ceiling)));
+  return OutOfBudget(
+      fmt::format("{:.2f} MiB do not hold the sequence's pinned tokens, or are promised to others", Mib(ceiling)));
 }
 
 Result<SequenceId> EngineImpl::Fork(SequenceId id) {
   PITH_ASSIGN_OR_RETURN(const Sequence* const source, Find(id));
-  PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> fork, MakeSequence(source->setup, source->floor_bytes, source->ceiling_bytes));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> fork,
+                        MakeSequence(source->setup, source->floor_bytes, source->ceiling_bytes));
   PITH_ASSIGN_OR_RETURN(fork->cache_id, cache_->Fork(source->cache_id, fork->account));
   fork->CopyHistory(*source);
   context_->CopySlot(source->slot, fork->slot);
@@ -286,7 +302,8 @@ void EngineImpl::Free(SequenceId id) {
   // What it leaves may be borrowed again.
   for (const auto& [other, lender] : sequences_) {
     if (lender->account->ceiling_bytes() >= lender->ceiling_bytes) continue;
-    if (lender->account->SetLimits(lender->floor_bytes, lender->ceiling_bytes)) PlanOwnShare(*lender, lender->ceiling_bytes);
+    if (lender->account->SetLimits(lender->floor_bytes, lender->ceiling_bytes))
+      PlanOwnShare(*lender, lender->ceiling_bytes);
   }
 }
 
@@ -303,8 +320,10 @@ Status EngineImpl::FillForBenchmark(SequenceId id, int num_tokens) {
   if (num_global_layers_ != model_->info().num_layers) {
     return Unsupported("a synthetic cache is made for models whose layers all attend over everything");
   }
-  const int kept = sequence->evicts_while_running() ? sequence->share.keep_entries + sequence->share.slack_entries / 2 : num_tokens;
-  PITH_RETURN_IF_ERROR(FillHeads(*cache_, sequence->cache_id, std::min(num_tokens, kept), num_tokens, sequence->setup->column_initials));
+  const int kept =
+      sequence->evicts_while_running() ? sequence->share.keep_entries + sequence->share.slack_entries / 2 : num_tokens;
+  PITH_RETURN_IF_ERROR(
+      FillHeads(*cache_, sequence->cache_id, std::min(num_tokens, kept), num_tokens, sequence->setup->column_initials));
   sequence->next_position = num_tokens;
   sequence->entries_seen = num_tokens * num_global_heads_;
   return {};
@@ -317,7 +336,8 @@ KvStats EngineImpl::stats() const {
     stats.entries += GlobalEntriesOf(*sequence);
     stats.entries_seen += sequence->entries_seen;
   }
-  if (stats.entries_seen > 0) stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
+  if (stats.entries_seen > 0)
+    stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
   stats.promised_bytes = ledger_->limit_bytes() - ledger_->used_bytes() - ledger_->uncommitted_bytes();
   stats.keep_entries = plan_.keep_entries;
   stats.block_tokens = plan_.block_tokens;
@@ -333,7 +353,8 @@ SequenceStats EngineImpl::stats(SequenceId id) const {
   stats.ceiling_bytes = sequence.ceiling_bytes;
   stats.entries = GlobalEntriesOf(sequence);
   stats.entries_seen = sequence.entries_seen;
-  if (stats.entries_seen > 0) stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
+  if (stats.entries_seen > 0)
+    stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
   stats.keep_entries = sequence.share.keep_entries;
   stats.num_tokens = sequence.next_position;
   stats.format = sequence.setup->formats.low.value_or(sequence.setup->formats.entry);

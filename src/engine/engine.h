@@ -174,11 +174,13 @@ class Engine {
   virtual Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) = 0;
   virtual Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) = 0;
 
-  // One pass over the weights for rows of any sequences, prompts and single tokens mixed; evicts as each sequence's recipe
-  // says. At most block_tokens() rows in all, a sequence at most once. statuses [items.size()]: a failure concerns its own
-  // sequence alone, whose state is what it was before, unless the sentence says that it is lost; the others' results are
-  // the same bits as beside a success. kInvalidArgument, kOutOfBudget, kCancelled (Cancel(sequence)), kIo.
-  // Models with recurrent layers take one sequence after the other inside. Allocates nothing for single tokens.
+  // One pass over the weights for rows of any sequences, prompts and single tokens mixed; evicts as each sequence's
+  // recipe says. At most block_tokens() rows in all, a sequence at most once. statuses [items.size()]: a failure
+  // concerns its own sequence alone, whose state is what it was before, unless the sentence says that it is lost. What
+  // fails within a layer changes no bit of the others; what is refused before leaves fewer rows, and products of up to
+  // 40 rows are computed in another way than those of more. kInvalidArgument, kOutOfBudget, kCancelled
+  // (Cancel(sequence)), kIo. Models with recurrent layers take one sequence after the other inside. Allocates nothing
+  // for single tokens.
   virtual void Step(std::span<const StepItem> items, std::span<Status> statuses) = 0;
   virtual int block_tokens() const = 0;
 

@@ -5,7 +5,8 @@
 //   all        statistics that recipes want, eviction of what a layer holds too much, conversion of full pages
 //
 // The number of barriers does not depend on the number of groups, save for those that evict. A group that fails is left
-// out from there on: its rows are zeros, which flow through the rest of the graph beside the others' without touching them.
+// out from there on: its rows are zeros, which flow through the rest of the graph beside the others' without touching
+// them.
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -26,8 +27,8 @@ void EngineImpl::PrepareLayer(const AttentionCall& call, const Team& team) {
       continue;
     }
     const bool observes = call.first && global >= 0 && repeat_policy_ == nullptr;
-    const Status status = ops_->Prepare(call, group, i, positions_, global, observes ? group.sequence->setup->observed_needs : 0,
-                                        NumParts(team.nth));
+    const Status status = ops_->Prepare(call, group, i, positions_, global,
+                                        observes ? group.sequence->setup->observed_needs : 0, NumParts(team.nth));
     if (!status) group.Fail(FullError(*group.sequence));
     group.evicts = call.first && global >= 0 && repeat_policy_ == nullptr && HoldsTooMuch(*group.sequence, layer);
   }
@@ -61,7 +62,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
   }
   team.Sync();
   ops_->Attend(groups_, team);
-  for (size_t i = 0; team.ith == 0 && call.first && global >= 0 && repeat_policy_ == nullptr && i < groups_.size(); ++i) {
+  for (size_t i = 0; team.ith == 0 && call.first && global >= 0 && repeat_policy_ == nullptr && i < groups_.size();
+       ++i) {
     RowGroup& group = groups_[i];
     if (group.failed()) continue;
     group.changed = group.changed || group.sequence->queries.window() > 0;
@@ -77,7 +79,8 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
 
 void EngineImpl::DropOutOfWindow(RowGroup& group, int layer) {
   for (HeadCache& head : cache_->heads(group.sequence->cache_id, layer)) {
-    group.changed = head.DropPagesBefore(group.sequence->next_position - model_->info().window + 1) > 0 || group.changed;
+    group.changed =
+        head.DropPagesBefore(group.sequence->next_position - model_->info().window + 1) > 0 || group.changed;
   }
 }
 
@@ -91,7 +94,8 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
   }
   const Clock::time_point start = Clock::now();
   bool observes = false;
-  for (RowGroup& group : groups_) observes = observes || (!group.failed() && group.sequence->setup->observed_needs != 0);
+  for (RowGroup& group : groups_)
+    observes = observes || (!group.failed() && group.sequence->setup->observed_needs != 0);
   if (repeat_policy_ != nullptr) {
     if (!groups_.front().failed()) {
       ops_->ObserveRepeat(layer, global, groups_.front(), 0, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);

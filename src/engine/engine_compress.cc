@@ -1,8 +1,8 @@
 // Compression of what was read: once or again, of a sequence, some of its forks, or a part of it.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "engine/engine_impl.h"
 
@@ -14,8 +14,10 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   const SequenceSetup& setup = *sequence.setup;
   const uint32_t needs = recipe.policy->needs();
   const auto missing = [&](const char* what) {
-    return InvalidArgument(fmt::format("{} needs {}, which this sequence did not note while it read: name the recipe when the sequence "
-                                       "is made", recipe.text, what));
+    return InvalidArgument(
+        fmt::format("{} needs {}, which this sequence did not note while it read: name the recipe when the sequence "
+                    "is made",
+                    recipe.text, what));
   };
   if (recipe.policy->repeat() == nullptr && !recipe.policy->columns().empty()) return missing("what every query paid");
   if ((needs & kNeedQueryMoments) != 0 && !setup.counts_moments) return missing("the moments of all queries");
@@ -26,7 +28,8 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   if (recipe.policy->repeat() != nullptr && !setup.reads_again) return missing("the tokens of the text");
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
   const bool is_f16 = cache_->layout(sequence.cache_id).entry == PageFormat() && !cache_->layout(sequence.cache_id).low;
-  if ((recipe.policy->merge() != nullptr || Converts(recipe, setup.formats.entry)) && !is_f16 && !ConvertsAgain(sequence)) {
+  if ((recipe.policy->merge() != nullptr || Converts(recipe, setup.formats.entry)) && !is_f16 &&
+      !ConvertsAgain(sequence)) {
     return InvalidArgument(fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text,
                                        setup.formats.low.value_or(setup.formats.entry).Name()));
   }
@@ -36,7 +39,8 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
 // Full pages that a former compression has converted may be converted again.
 bool EngineImpl::ConvertsAgain(const Sequence& sequence) const { return sequence.setup->formats == CacheFormats(); }
 
-Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const {
+Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean,
+                                                 double keep) const {
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
   const PageFormat entry = target.setup->formats.entry;
   bool in_pages = false;
@@ -50,11 +54,13 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
     keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
   }
   // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
-  return Shrink{&target, Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
-                                .keep_fraction = keep,
-                                .keep_exact = std::max(1.0, mean * keep),
-                                .page_entries = in_pages ? kPageEntries : 1,
-                                .rest_cost = rest_cost}, to};
+  return Shrink{&target,
+                Budget{.keep = std::max(1, static_cast<int>(mean * keep + 1e-9)),
+                       .keep_fraction = keep,
+                       .keep_exact = std::max(1.0, mean * keep),
+                       .page_entries = in_pages ? kPageEntries : 1,
+                       .rest_cost = rest_cost},
+                to};
 }
 
 Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
@@ -84,13 +90,14 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0)};
   PITH_RETURN_IF_ERROR(RunCompression(*source, active, guard, shrinks, selects, loan));
   for (size_t i = 0; i < targets.size(); ++i) {
-    kept[i] = static_cast<double>(GlobalEntriesOf(*sequences_.at(targets[i].sequence)) - newer[i]) / static_cast<double>(before);
+    kept[i] = static_cast<double>(GlobalEntriesOf(*sequences_.at(targets[i].sequence)) - newer[i]) /
+              static_cast<double>(before);
   }
   return kept;
 }
 
-Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
-                                  bool selects, FlightLoan& loan) {
+Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                                  std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
   if (active.recipe.policy->repeat() != nullptr) {
     const EngineTimes times = times_;
     const Clock::time_point began = Clock::now();
@@ -101,7 +108,8 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
   }
   for (const Shrink& shrink : shrinks) loan.Lend(*shrink.sequence);
   // The source's entries are what the selections count from, so it goes last.
-  std::stable_partition(shrinks.begin(), shrinks.end(), [&source](const Shrink& shrink) { return shrink.sequence != &source; });
+  std::stable_partition(shrinks.begin(), shrinks.end(),
+                        [&source](const Shrink& shrink) { return shrink.sequence != &source; });
   const Clock::time_point start = Clock::now();
   Status result;
   if (selects) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
@@ -115,15 +123,19 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
   return result;
 }
 
-Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to) {
+Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from,
+                                        int32_t to) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
   PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*sequence, recipe));
   if (from < 0 || to > sequence->next_position || from >= to) {
-    return InvalidArgument(fmt::format("positions {} to {} are no part of the sequence's {}", from, to, sequence->next_position));
+    return InvalidArgument(
+        fmt::format("positions {} to {} are no part of the sequence's {}", from, to, sequence->next_position));
   }
-  if (!(keep_fraction > 0 && keep_fraction <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
+  if (!(keep_fraction > 0 && keep_fraction <= 1))
+    return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
   if (Converts(active.recipe, sequence->setup->formats.entry)) {
-    return Unsupported(fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
+    return Unsupported(
+        fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
   if (active.recipe.policy->keeps_everything()) return 1.0;
   const auto count_inside = [&] {
@@ -143,9 +155,11 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
   const auto heads = static_cast<double>(num_global_heads_);
   const double mean = static_cast<double>(before) / heads;
   const double keep = (static_cast<double>(before - inside) + keep_fraction * static_cast<double>(inside)) / heads;
-  std::vector<Shrink> shrinks = {{sequence, Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
-                                                   .keep_fraction = keep / mean,
-                                                   .keep_exact = std::max(1.0, keep)}, std::nullopt}};
+  std::vector<Shrink> shrinks = {{sequence,
+                                  Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
+                                         .keep_fraction = keep / mean,
+                                         .keep_exact = std::max(1.0, keep)},
+                                  std::nullopt}};
   FlightLoan loan(*flight_, flight_bytes_);
   const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};
   PITH_RETURN_IF_ERROR(RunCompression(*sequence, active, guard, shrinks, true, loan));
@@ -164,7 +178,8 @@ Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, S
   if (num_queries < 1 || num_queries > std::min(from->queries.window(), static_cast<int>(from->next_position))) {
     return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
   }
-  if (global_layer < 0 || global_layer >= num_global_layers_) return InvalidArgument(fmt::format("there is no global layer {}", global_layer));
+  if (global_layer < 0 || global_layer >= num_global_layers_)
+    return InvalidArgument(fmt::format("there is no global layer {}", global_layer));
   const int layer = LayerOf(global_layer);
   const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
   std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));

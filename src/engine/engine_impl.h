@@ -1,6 +1,6 @@
 // The engine's one implementation, split by purpose: engine.cc makes and ends sequences, engine_step.cc runs blocks,
-// engine_attention.cc what happens in their layers, engine_evict.cc decides what stays, engine_compress.cc shrinks what was
-// read, engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
+// engine_attention.cc what happens in their layers, engine_evict.cc decides what stays, engine_compress.cc shrinks what
+// was read, engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -30,17 +30,22 @@ namespace pith {
 
 using Clock = std::chrono::steady_clock;
 
-inline double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+inline double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 class EngineImpl final : public Engine, public AttentionSink {
  public:
-  EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options) : model_(std::move(model)), options_(options) {}
+  EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options)
+      : model_(std::move(model)), options_(options) {}
   ~EngineImpl() override;
 
   Status Init();
 
   Result<SequenceId> NewSequence(const SequenceOptions& options) override;
-  Result<SequenceId> NewSequence() override { return AddSequence(default_setup_, options_.floor_bytes, options_.ceiling_bytes); }
+  Result<SequenceId> NewSequence() override {
+    return AddSequence(default_setup_, options_.floor_bytes, options_.ceiling_bytes);
+  }
   Result<Admission> Admit(const SequenceOptions& options, size_t num_tokens) const override;
   Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) override;
   Result<SequenceId> Fork(SequenceId sequence) override;
@@ -63,12 +68,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   void SetEviction(SequenceId sequence, bool on) override { sequences_.at(sequence)->evicts = on; }
   void SetPromptContinues(SequenceId sequence, bool on) override { sequences_.at(sequence)->prompt_continues = on; }
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
-  Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to) override;
+  Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,
+                              int32_t to) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
   double KeptBytes(SequenceId sequence) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
-  Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer, int num_queries) override;
+  Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
+                                              int num_queries) override;
   int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence)->next_position; }
   KvStats stats() const override;
   SequenceStats stats(SequenceId sequence) const override;
@@ -92,7 +99,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status HoldOwnBytes(Sequence& sequence) const;
   Result<SequenceId> Register(std::unique_ptr<Sequence> sequence);
   int FreeSlot() const;
-  // Makes borrowed bytes free until so many are: sequences that drop go back to their floors. False: they are not there.
+  // Makes borrowed bytes free until so many are: sequences that drop go back to their floors. False: they are not
+  // there.
   bool Reclaim(size_t bytes, const Sequence* except);
   void PlanOwnShare(Sequence& sequence, size_t bytes) const;
   // The sequence, or why it cannot be used.
@@ -162,12 +170,14 @@ class EngineImpl final : public Engine, public AttentionSink {
     std::optional<PageFormat> format;  // that what stays is converted to
   };
   // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
-  Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets,
-                      const Team& team);
-  Status ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets);
+  Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                      std::span<const Shrink> targets, const Team& team);
+  Status ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                            std::span<const Shrink> targets);
   // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
   // thread 0's, written before a sync. The status is thread 0's too.
-  Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept, const Team& team);
+  Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
+                   const Team& team);
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads);
@@ -178,8 +188,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
   bool ConvertsAgain(const Sequence& sequence) const;
   Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
-  Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
-                        bool selects, FlightLoan& loan);
+  Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                        std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan);
 
   // Second readings (engine_repeat.cc).
   // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
@@ -209,10 +219,10 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::unique_ptr<LayerOps> ops_;
   std::optional<ThreadGovernor> governor_;
 
-  std::vector<int> global_index_;     // of each layer among the global ones, -1: not global
+  std::vector<int> global_index_;  // of each layer among the global ones, -1: not global
   int num_global_layers_ = 0;
   int64_t num_global_heads_ = 0;
-  int spare_slot_ = -1;               // of the host context, for second readings
+  int spare_slot_ = -1;  // of the host context, for second readings
 
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<bool> slot_used_;

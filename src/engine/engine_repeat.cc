@@ -1,8 +1,8 @@
 // The second reading of a prompt (engine/repeat.h).
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "engine/engine_impl.h"
 
@@ -40,7 +40,8 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
   fork.id = source.id;
   fork.setup = source.setup;
   fork.share = source.share;
-  fork.ceiling_bytes = fork.planned_bytes = source.ceiling_bytes - std::min(source.ceiling_bytes, source.account->used_bytes());
+  fork.ceiling_bytes = fork.planned_bytes =
+      source.ceiling_bytes - std::min(source.ceiling_bytes, source.account->used_bytes());
   fork.own_account = MemoryAccount::Open(ledger_.get(), 0, fork.ceiling_bytes);
   if (fork.own_account == nullptr) return OutOfBudget("the KV budget has no room for a second reading");
   fork.account = fork.own_account.get();
@@ -72,7 +73,8 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   const int prefix = PrefixOf(source, active.recipe);
   if (source.repeat && source.repeat->Serves(policy, prefix)) return {};
   if (source.tokens.size() != static_cast<size_t>(source.next_position)) {
-    return Unsupported(fmt::format("{} reads the prompt again, and the tokens of this sequence are not known", active.recipe.text));
+    return Unsupported(
+        fmt::format("{} reads the prompt again, and the tokens of this sequence are not known", active.recipe.text));
   }
   source.repeat.reset();
   PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
@@ -93,17 +95,21 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   repeat_columns_ = columns.get();
   Status status;
   for (int from = prefix; from < source.next_position && status; from += chunk) {
-    repeat_pass_ = {.prefix_end = prefix, .from = from, .to = std::min(from + chunk, source.next_position), .start = source.next_position};
+    repeat_pass_ = {.prefix_end = prefix,
+                    .from = from,
+                    .to = std::min(from + chunk, source.next_position),
+                    .start = source.next_position};
     status = RunPass(source, prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix));
   }
   repeat_policy_ = nullptr;
   repeat_columns_ = nullptr;
   (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);
   if (!status && status.error().code == ErrorCode::kOutOfBudget) {
-    return OutOfBudget(fmt::format("the KV budget of {:.2f} MiB holds the prompt but not its second reading in chunks of {} "
-                                   "tokens, which {} needs",
-                                   static_cast<double>(plan_.budget_bytes) / (1 << 20),
-                                   std::min(chunk, source.next_position - prefix), active.recipe.text));
+    return OutOfBudget(
+        fmt::format("the KV budget of {:.2f} MiB holds the prompt but not its second reading in chunks of {} "
+                    "tokens, which {} needs",
+                    static_cast<double>(plan_.budget_bytes) / (1 << 20), std::min(chunk, source.next_position - prefix),
+                    active.recipe.text));
   }
   if (status) source.repeat = columns;
   return status;

@@ -23,7 +23,8 @@ Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNot
 
 Result<std::vector<std::byte>> EngineImpl::SaveToMemory(SequenceId id, const SessionNote& note) {
   PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
-  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent, context_->SaveSlot(sequence->slot, sequence->next_position));
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
+                        context_->SaveSlot(sequence->slot, sequence->next_position));
   MemoryWriter body, header;
   WriteSessionBody(body, Owner(*sequence->setup), *sequence, *cache_, recurrent, logits(id), note);
   Hash64 hash;
@@ -52,7 +53,8 @@ Result<RestoredSequence> EngineImpl::Restore(const std::string& path, const Sequ
   });
 }
 
-Result<RestoredSequence> EngineImpl::RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) {
+Result<RestoredSequence> EngineImpl::RestoreFromMemory(std::span<const std::byte> saved,
+                                                       const SequenceOptions& options) {
   return RestoreFrom(options, [&](const SessionOwner& owner, Sequence& sequence, SessionNote& note) -> Status {
     MemoryReader whole(saved);
     PITH_RETURN_IF_ERROR(CheckSession(whole));

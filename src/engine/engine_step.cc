@@ -5,12 +5,12 @@
 //   run        libllama's graph, with OnAttention() in every layer (engine_attention.cc)
 //   finish     eviction by recipes that compare layers; logits
 //   roll back  a group that failed in the graph: its rows are cut off again, or its sequence is lost
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <ctime>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "base/check.h"
 #include "base/own_code.h"
@@ -43,9 +43,7 @@ int EntriesBefore(const HeadCache& head, int32_t position) {
   return count;
 }
 
-Status StatusOf(const RowGroup& group) {
-  return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status();
-}
+Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
 }  // namespace
 
@@ -88,7 +86,8 @@ int EngineImpl::SparseRows(const Sequence& sequence, int count, bool ends) {
   return ends ? (count - 1) / prefill->segment * prefill->segment : count;
 }
 
-void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits, int num_sparse_rows) {
+void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits,
+                          int num_sparse_rows) {
   const auto count = static_cast<int>(tokens.size());
   groups_.push_back(RowGroup{.sequence = &sequence,
                              .first_row = static_cast<int>(tokens_.size()),
@@ -104,7 +103,9 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
   }
 }
 
-void EngineImpl::BeginBlock() { tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear(); }
+void EngineImpl::BeginBlock() {
+  tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
+}
 
 size_t EngineImpl::BytesToExtend(const Sequence& sequence, int num_rows) const {
   size_t bytes = 0;
@@ -171,7 +172,10 @@ void EngineImpl::LeaveOutFailed() {
   for (RowGroup& group : groups_) {
     if (group.failed()) continue;
     const auto from = static_cast<size_t>(group.first_row), count = static_cast<size_t>(group.num_rows);
-    const auto move = [&](auto& rows) { std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(from), count, rows.begin() + static_cast<std::ptrdiff_t>(to)); };
+    const auto move = [&](auto& rows) {
+      std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(from), count,
+                  rows.begin() + static_cast<std::ptrdiff_t>(to));
+    };
     move(tokens_), move(positions_), move(slots_), move(wants_logits_);
     group.first_row = static_cast<int>(to);
     to += count;
@@ -183,7 +187,8 @@ void EngineImpl::TakeCancels() {
   if (!has_cancels_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(cancel_mutex_);
   for (RowGroup& group : groups_) {
-    if (!group.failed() && cancels_.contains(group.sequence->id)) group.Fail({ErrorCode::kCancelled, "stopped in the middle of a step"});
+    if (!group.failed() && cancels_.contains(group.sequence->id))
+      group.Fail({ErrorCode::kCancelled, "stopped in the middle of a step"});
   }
 }
 
@@ -191,9 +196,8 @@ void EngineImpl::TakeCancels() {
 bool EngineImpl::ShouldStop() {
   if (!in_block_ || !(has_cancels_.load(std::memory_order_acquire) || groups_.front().failed())) return false;
   const std::lock_guard lock(cancel_mutex_);
-  return std::ranges::all_of(groups_, [this](const RowGroup& group) {
-    return group.failed() || cancels_.contains(group.sequence->id);
-  });
+  return std::ranges::all_of(
+      groups_, [this](const RowGroup& group) { return group.failed() || cancels_.contains(group.sequence->id); });
 }
 
 void EngineImpl::RunBlock() {
@@ -222,7 +226,8 @@ void EngineImpl::RunBlock() {
       const bool ran = group.first_row < static_cast<int>(tokens_.size()) && group.began;
       if (!ran) continue;
       group.first_output = output;
-      output += static_cast<int>(std::count(wants_logits_.begin() + group.first_row, wants_logits_.begin() + group.first_row + group.num_rows, 1));
+      output += static_cast<int>(std::count(wants_logits_.begin() + group.first_row,
+                                            wants_logits_.begin() + group.first_row + group.num_rows, 1));
       group.failed() ? RollBack(group) : FinishGroup(group);
     }
   }
@@ -242,7 +247,8 @@ Status EngineImpl::CheckHostBytes() {
       charge(MemoryTag::kRecurrent, context_->recurrent_bytes(), plan_.recurrent_bytes)) {
     return {};
   }
-  return OutOfBudget("libllama's own memory for a block of this model is larger than planned, and the KV budget does not hold it");
+  return OutOfBudget(
+      "libllama's own memory for a block of this model is larger than planned, and the KV budget does not hold it");
 }
 
 void EngineImpl::BeginGroup(RowGroup& group) {
@@ -260,7 +266,8 @@ void EngineImpl::BeginGroup(RowGroup& group) {
 void EngineImpl::FinishGroup(RowGroup& group) {
   Sequence& sequence = *group.sequence;
   const bool has_last = wants_logits_[static_cast<size_t>(group.first_row + group.num_rows - 1)] != 0;
-  const auto wanted = std::count(wants_logits_.begin() + group.first_row, wants_logits_.begin() + group.first_row + group.num_rows, 1);
+  const auto wanted =
+      std::count(wants_logits_.begin() + group.first_row, wants_logits_.begin() + group.first_row + group.num_rows, 1);
   sequence.output = has_last ? group.first_output + static_cast<int>(wanted) - 1 : -1;
   sequence.entries_seen += static_cast<int64_t>(group.num_rows) * num_global_heads_;
   if (!sequence.setup->reads_again || repeat_policy_ != nullptr) return;
@@ -281,12 +288,14 @@ void EngineImpl::RollBack(RowGroup& group) {
   sequence.next_position = group.start;
   if (group.pins) sequence.pinned.pop_back();
   if (whole) return;
-  sequence.lost = Error{group.error->code, fmt::format("this sequence is lost, since a step broke off within its layers ({}): free it",
-                                                       group.error->message)};
+  sequence.lost = Error{group.error->code,
+                        fmt::format("this sequence is lost, since a step broke off within its layers ({}): free it",
+                                    group.error->message)};
   group.error = sequence.lost;
 }
 
-Status EngineImpl::RunRows(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits, int num_sparse_rows) {
+Status EngineImpl::RunRows(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits,
+                           int num_sparse_rows) {
   BeginBlock();
   AddGroup(sequence, tokens, first_logits, num_sparse_rows);
   RunBlock();
@@ -319,7 +328,8 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     if (std::ranges::any_of(groups_, [&](const RowGroup& group) { return group.sequence == *sequence; }) ||
-        std::ranges::any_of(items.first(i), [&](const StepItem& other) { return other.sequence == items[i].sequence; })) {
+        std::ranges::any_of(items.first(i),
+                            [&](const StepItem& other) { return other.sequence == items[i].sequence; })) {
       statuses[i] = InvalidArgument("a sequence can be in a step only once");
       continue;
     }
@@ -397,7 +407,8 @@ Status EngineImpl::PrefillTogether(std::span<const SequenceId> ids, std::span<co
         PITH_RETURN_IF_ERROR(StatusOf(groups_[s]));
         for (size_t i = skipped; i < count; ++i) {
           const std::span<const float> row = context_->logits(groups_[s].first_output + static_cast<int>(i - skipped));
-          std::copy_n(row.begin(), vocab, logits.begin() + static_cast<std::ptrdiff_t>(((from + s) * rows + at + i - first_row) * vocab));
+          std::copy_n(row.begin(), vocab,
+                      logits.begin() + static_cast<std::ptrdiff_t>(((from + s) * rows + at + i - first_row) * vocab));
         }
       }
       if (progress && !progress(at + count, tokens.size())) return Cancelled("stopped while reading the prompt");

@@ -1,9 +1,9 @@
 // What the queries of a block paid, for recipes that observe them as they come.
-#include "engine/layer_ops.h"
-
 #include <algorithm>
 #include <numeric>
 #include <utility>
+
+#include "engine/layer_ops.h"
 
 namespace pith {
 namespace {
@@ -26,7 +26,8 @@ void LayerOps::PlanObserved(GroupWork& work, uint32_t needs) {
   work.observed.resize(num_heads);
   for (size_t h = 0; h < num_heads; ++h) {
     const auto n = static_cast<size_t>(work.heads[h].num_entries());
-    work.observed[h] = {at, (needs & kNeedSquares) != 0 ? at + n : nullptr, (needs & kNeedLargest) != 0 ? at + 2 * n : nullptr};
+    work.observed[h] = {at, (needs & kNeedSquares) != 0 ? at + n : nullptr,
+                        (needs & kNeedLargest) != 0 ? at + 2 * n : nullptr};
     at += 3 * n;
   }
   work.task.observed = work.observed.data();
@@ -39,11 +40,13 @@ double LayerOps::observe_seconds() const {
   return seconds;
 }
 
-void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer, const Team& team) {
+void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer,
+                          const Team& team) {
   const kernels::AttentionTask& task = works_[index]->task;
   const std::span<const int32_t> positions = works_[index]->positions;
   const Rotation& rotation = *model_.info().layers[static_cast<size_t>(call.cache_layer)].rotation;
-  const int first = std::clamp(kUncountedQueries - positions.front(), 0, group.num_rows), count = group.num_rows - first;
+  const int first = std::clamp(kUncountedQueries - positions.front(), 0, group.num_rows),
+            count = group.num_rows - first;
   const auto dim = static_cast<size_t>(task.key_dim), factors = 2 * rotation.pairs.size();
   if (team.ith == 0) {
     const size_t rows = static_cast<size_t>(team.nth * kObservedRows) * dim;
@@ -53,7 +56,8 @@ void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size
   float* rows = moment_scratch_ + static_cast<size_t>(team.ith * kObservedRows) * dim;
   float* turns = moment_scratch_ + static_cast<size_t>(team.nth * kObservedRows) * dim;
   const auto turn = [&](int t) { return std::span(turns + static_cast<size_t>(t) * factors, factors); };
-  for (int t = first + team.ith; t < group.num_rows; t += team.nth) rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
+  for (int t = first + team.ith; t < group.num_rows; t += team.nth)
+    rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
   team.Sync();
   for (int h = team.ith; h < task.num_heads; h += team.nth) {
     for (int from = 0; from < count; from += kObservedRows) {
@@ -72,7 +76,8 @@ void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size
   team.Sync();
 }
 
-void LayerOps::FindProbabilities(const GroupWork& work, std::span<const HeadCache> heads, int from, int rows, const Team& team) {
+void LayerOps::FindProbabilities(const GroupWork& work, std::span<const HeadCache> heads, int from, int rows,
+                                 const Team& team) {
   if (team.ith == 0) {
     const kernels::AttentionTask& task = work.task;
     const int heads_per_group = task.num_heads / task.num_kv_heads;
@@ -97,16 +102,19 @@ void LayerOps::Observe(int layer, std::span<const RowGroup> groups, const Team& 
   for (size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].failed() || groups[i].sequence->setup->observed_needs == 0) continue;
     GroupWork& work = *works_[i];
-    work.task.observed != nullptr ? ObserveGathered(layer, groups[i], work, team) : ObserveRows(layer, groups[i], work, team);
+    work.task.observed != nullptr ? ObserveGathered(layer, groups[i], work, team)
+                                  : ObserveRows(layer, groups[i], work, team);
   }
   team.Sync();
 }
 
 void LayerOps::ObserveGathered(int layer, const RowGroup& group, GroupWork& work, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
-  // Where heads cannot be shared out evenly, stretches of them are: what a query does to one entry does not hang on others.
+  // Where heads cannot be shared out evenly, stretches of them are: what a query does to one entry does not hang on
+  // others.
   const size_t parts = heads.size() % static_cast<size_t>(team.nth) != 0 ? static_cast<size_t>(team.nth) : 1;
-  for (size_t task = static_cast<size_t>(team.ith); task < heads.size() * parts; task += static_cast<size_t>(team.nth)) {
+  for (size_t task = static_cast<size_t>(team.ith); task < heads.size() * parts;
+       task += static_cast<size_t>(team.nth)) {
     const size_t h = task / parts;
     Observation seen{.layer = layer,
                      .kv_head = static_cast<int>(h),
@@ -145,7 +153,9 @@ void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& rece
   const auto num_pages = (static_cast<size_t>(all) + kP - 1) / kP;
   const int begin = static_cast<int>(num_pages * part / num_parts) * kP;
   const int end = std::min(all, static_cast<int>(num_pages * (part + 1) / num_parts) * kP);
-  const auto from = [](const float* statistic, int first) { return statistic == nullptr ? nullptr : statistic + first; };
+  const auto from = [](const float* statistic, int first) {
+    return statistic == nullptr ? nullptr : statistic + first;
+  };
   for (const ActiveRecipe& active : recipes) {
     const Policy& policy = *active.recipe.policy;
     if ((policy.needs() & kNeedEveryQuery) == 0) continue;
@@ -198,8 +208,8 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
   }
 }
 
-void LayerOps::ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index, const RepeatObserver& observer,
-                             const Team& team) {
+void LayerOps::ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index,
+                             const RepeatObserver& observer, const Team& team) {
   const GroupWork& work = *works_[index];
   const std::span<const HeadCache> heads = std::as_const(cache_).heads(group.sequence->cache_id, layer);
   for (int from = 0; from < group.num_rows; from += kObservedRows) {
@@ -220,34 +230,40 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
   buffers.positions.resize(n);
   head.ReadPositions(buffers.positions);
   const auto index_of = [&](int32_t position) {
-    return static_cast<size_t>(std::lower_bound(buffers.positions.begin(), buffers.positions.end(), position) - buffers.positions.begin());
+    return static_cast<size_t>(std::lower_bound(buffers.positions.begin(), buffers.positions.end(), position) -
+                               buffers.positions.begin());
   };
   const RepeatPass& pass = observer.pass;
-  const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to), own = index_of(pass.start);
+  const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to),
+               own = index_of(pass.start);
   if (begin == end) return;
   const int group = work.task.num_heads / work.task.num_kv_heads;
   const auto num_rows = static_cast<size_t>(group * rows);
   buffers.chunk.resize(num_rows * (end - begin));
   for (size_t row = 0; row < num_rows; ++row) {
     const float* from_row = probabilities_[static_cast<size_t>(head_index)] + row * n;
-    const double mass = std::accumulate(from_row, from_row + prefix, 0.0) + std::accumulate(from_row + begin, from_row + end, 0.0) +
+    const double mass = std::accumulate(from_row, from_row + prefix, 0.0) +
+                        std::accumulate(from_row + begin, from_row + end, 0.0) +
                         std::accumulate(from_row + own, from_row + n, 0.0);
     const auto scale = static_cast<float>(mass > 0 ? 1 / mass : 0);
-    std::transform(from_row + begin, from_row + end, buffers.chunk.data() + row * (end - begin), [scale](float p) { return p * scale; });
+    std::transform(from_row + begin, from_row + end, buffers.chunk.data() + row * (end - begin),
+                   [scale](float p) { return p * scale; });
   }
   buffers.column_pointers.clear();
   for (size_t c = 0; c < observer.policy.columns().size(); ++c) {
-    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() + begin);
+    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() +
+                                      begin);
   }
-  observer.policy.Observe(Observation{.layer = layer,
-                                      .kv_head = head_index,
-                                      .group = group,
-                                      .num_queries = rows,
-                                      .num_entries = static_cast<int>(end - begin),
-                                      .probabilities = buffers.chunk.data(),
-                                      .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
-                                      .positions = std::span(buffers.positions).subspan(begin, end - begin)},
-                          buffers.column_pointers);
+  observer.policy.Observe(
+      Observation{.layer = layer,
+                  .kv_head = head_index,
+                  .group = group,
+                  .num_queries = rows,
+                  .num_entries = static_cast<int>(end - begin),
+                  .probabilities = buffers.chunk.data(),
+                  .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
+                  .positions = std::span(buffers.positions).subspan(begin, end - begin)},
+      buffers.column_pointers);
 }
 
 }  // namespace pith

@@ -36,8 +36,8 @@ void LayerOps::BeginLayer() {
   for (const auto& work : works_) work->observe_seconds = 0;
 }
 
-Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_t index, std::span<const int32_t> positions,
-                         int global_layer, uint32_t observed, int num_parts) {
+Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_t index,
+                         std::span<const int32_t> positions, int global_layer, uint32_t observed, int num_parts) {
   const int layer = call.cache_layer;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   params_[static_cast<size_t>(layer)] = {call.scale, call.soft_cap, call.sinks, call.alibi_slopes};
@@ -113,13 +113,15 @@ void LayerOps::Append(const AttentionCall& call, const RowGroup& group, size_t i
       const int slot = at % kP, count = std::min(kP - slot, end - at);
       if (item % team.nth == team.ith) {
         const size_t row = static_cast<size_t>(group.first_row + at - begin);
-        kernels::WriteEntriesF16(head.layout(), head.page_of(at), slot, count,
-                                 call.keys + row * call.key_token_stride + static_cast<size_t>(h) * call.key_head_stride,
-                                 call.key_token_stride,
-                                 call.values + row * call.value_token_stride + static_cast<size_t>(h) * call.value_head_stride,
-                                 call.value_token_stride, positions.data() + (at - begin));
+        kernels::WriteEntriesF16(
+            head.layout(), head.page_of(at), slot, count,
+            call.keys + row * call.key_token_stride + static_cast<size_t>(h) * call.key_head_stride,
+            call.key_token_stride,
+            call.values + row * call.value_token_stride + static_cast<size_t>(h) * call.value_head_stride,
+            call.value_token_stride, positions.data() + (at - begin));
         for (const auto& [column, initial] : group.sequence->setup->column_initials) {
-          if (column < head.layout().num_columns) std::fill_n(head.layout().column(head.page_of(at), column) + slot, count, initial);
+          if (column < head.layout().num_columns)
+            std::fill_n(head.layout().column(head.page_of(at), column) + slot, count, initial);
         }
       }
       at += count;

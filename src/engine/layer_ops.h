@@ -29,16 +29,16 @@ struct RowGroup {
   Sequence* sequence = nullptr;
   int first_row = 0;
   int num_rows = 0;
-  int num_sparse_rows = 0;   // first rows that may skip attention work (the prefill option); 0 while decoding
-  int32_t start = 0;         // position of the first row
-  int first_output = 0;      // of the block's logits rows
+  int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
+  int32_t start = 0;        // position of the first row
+  int first_output = 0;     // of the block's logits rows
   int num_outputs = 0;
-  bool pins = false;         // the rows are never dropped
-  bool began = false;        // the rows are in the block that runs
-  bool cascades = false;     // layers are evicted from while the block is in the next ones
-  bool evicts = false;       // from the layer at hand
-  bool changed = false;      // what the rows did to the sequence cannot be taken back
-  uint8_t out_of_pages = 0;  // a thread of the team found none; by atomic_ref
+  bool pins = false;                // the rows are never dropped
+  bool began = false;               // the rows are in the block that runs
+  bool cascades = false;            // layers are evicted from while the block is in the next ones
+  bool evicts = false;              // from the layer at hand
+  bool changed = false;             // what the rows did to the sequence cannot be taken back
+  uint8_t out_of_pages = 0;         // a thread of the team found none; by atomic_ref
   std::optional<Error> error = {};  // nothing more happens to it
 
   bool failed() const { return error.has_value(); }
@@ -68,8 +68,8 @@ class LayerOps {
  public:
   LayerOps(const HostModel& model, KvCache& cache);
 
-  // Thread 0, between syncs, for each group of a block that is well (a prefix of them may be missing): makes room for the
-  // group's rows in the layer's heads and describes the attention over them. kOutOfBudget: nothing has changed.
+  // Thread 0, between syncs, for each group of a block that is well (a prefix of them may be missing): makes room for
+  // the group's rows in the layer's heads and describes the attention over them. kOutOfBudget: nothing has changed.
   // index: of the group in its block. global_layer: -1 where the layer is none. num_parts: into how many stretches
   // attention is cut, at least one for each thread. observed: Need bits of what Observe() will want, 0: it will not be
   // called.
@@ -154,7 +154,8 @@ class LayerOps {
   static void ObservePages(HeadCache& head, const kernels::EntryAttention& received, size_t part, size_t num_parts,
                            Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers);
   // ... or out of probabilities.
-  static void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers);
+  static void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
+                          ObserveBuffers& buffers);
   void ObserveChunk(const GroupWork& work, int head_index, const HeadCache& head, int from, int rows, int layer,
                     int global_layer, const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active,

@@ -1,12 +1,11 @@
 // What a recipe wants to know of a layer's entries, and its scores of them.
-#include "engine/layer_ops.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 #include <utility>
 
+#include "engine/layer_ops.h"
 #include "host/halves.h"
 #include "kernels/triangles.h"
 
@@ -27,7 +26,8 @@ void LayerOps::GatherMoments(const Sequence& sequence, int layer, int global_lay
   buffers.query_covariances.resize(static_cast<size_t>(group) * triangle);
   for (int g = 0; g < group; ++g) {
     const int head = head_index * group + g;
-    std::copy_n(sequence.moments.mean(global_layer, head), dim, buffers.query_means.data() + static_cast<size_t>(g) * dim);
+    std::copy_n(sequence.moments.mean(global_layer, head), dim,
+                buffers.query_means.data() + static_cast<size_t>(g) * dim);
     sequence.moments.Covariance(global_layer, head, sequence.next_position - kUncountedQueries, shape.key_dim,
                                 buffers.query_covariances.data() + static_cast<size_t>(g) * triangle);
   }
@@ -47,7 +47,8 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   for (int t = 0; t < rows; ++t) {
     const int32_t position = sequence.next_position - rows + t;
     window_positions_[static_cast<size_t>(t)] = position;
-    ToFloats(sequence.queries.row(global_layer, position), row_size, window_rows_.data() + static_cast<size_t>(t) * row_size);
+    ToFloats(sequence.queries.row(global_layer, position), row_size,
+             window_rows_.data() + static_cast<size_t>(t) * row_size);
   }
   kernels::AttentionTask& task = window_task_;
   task = kernels::AttentionTask{};
@@ -67,7 +68,8 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   task.alibi_slopes = params.alibi_slopes;
   const int group = shape.num_heads / shape.num_kv_heads;
   size_t total = 0;
-  for (int h = 0; h < shape.num_kv_heads; ++h) total += static_cast<size_t>(group * rows * window_heads_[static_cast<size_t>(h)].num_entries());
+  for (int h = 0; h < shape.num_kv_heads; ++h)
+    total += static_cast<size_t>(group * rows * window_heads_[static_cast<size_t>(h)].num_entries());
   float* at = probability_buffer_.Floats(total);
   for (int h = 0; h < shape.num_kv_heads; ++h) {
     probabilities_[static_cast<size_t>(h)] = at;
@@ -75,8 +77,8 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   }
 }
 
-void LayerOps::WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
-                             const Team& team) {
+void LayerOps::WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window,
+                             float* output, const Team& team) {
   if (team.ith == 0) {
     const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
     DescribeHeads(cache_.heads(cache_id, layer), window_segments_, window_heads_);
@@ -91,8 +93,8 @@ void LayerOps::WindowOutputs(const Sequence& queries_of, int cache_id, int layer
   team.Sync();
 }
 
-void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer, int head_index, const ActiveRecipe& active,
-                          const EntryGuard& guard) {
+void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer, int head_index,
+                          const ActiveRecipe& active, const EntryGuard& guard) {
   HeadCache& head = cache_.head(sequence.cache_id, layer, head_index);
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const uint32_t needs = active.recipe.policy->needs();
@@ -124,7 +126,8 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     if (active.norm_column >= 0) head.ReadColumn(active.norm_column, buffers.value_norms);
     inputs.value_norms = buffers.value_norms.data();
   }
-  if ((needs & kNeedWindowProbs) && window_count_ > 0) inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
+  if ((needs & kNeedWindowProbs) && window_count_ > 0)
+    inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
   if ((needs & kNeedWindowQueries) && window_count_ > 0) GatherWindowQueries(shape, head_index);
   if (needs & kNeedQueryMoments) GatherMoments(sequence, layer, global_layer, head_index);
   const auto num_columns = static_cast<size_t>(active.num_columns);
@@ -150,7 +153,8 @@ void LayerOps::GatherWindowQueries(const LayerShape& shape, int head_index) {
   for (size_t g = 0; g < group; ++g) {
     for (size_t t = 0; t < rows; ++t) {
       std::memcpy(buffers.window_queries.data() + (g * rows + t) * dim,
-                  window_rows_.data() + t * window_task_.query_token_stride + (static_cast<size_t>(head_index) * group + g) * dim,
+                  window_rows_.data() + t * window_task_.query_token_stride +
+                      (static_cast<size_t>(head_index) * group + g) * dim,
                   dim * sizeof(float));
     }
   }
@@ -201,8 +205,8 @@ void LayerOps::FindValueNorms(int cache_id, int layer, int column) {
   });
 }
 
-void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
-                     const EntryGuard& guard, const Team& team, LayerScores& scores) {
+void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers,
+                     const ActiveRecipe& active, const EntryGuard& guard, const Team& team, LayerScores& scores) {
   const Policy& policy = *active.recipe.policy;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
@@ -217,9 +221,8 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
     team.Sync();
   }
   loops_.Lead(team, [&] {
-    ParallelFor(static_cast<size_t>(shape.num_kv_heads), [&](size_t h) {
-      GatherHead(sequence, layer, global_layer, static_cast<int>(h), active, guard);
-    });
+    ParallelFor(static_cast<size_t>(shape.num_kv_heads),
+                [&](size_t h) { GatherHead(sequence, layer, global_layer, static_cast<int>(h), active, guard); });
     if (policy.needs() & kNeedValueNorms) FindValueNorms(sequence.cache_id, layer, active.norm_column);
     inputs_ = LayerInputs{.layer = global_layer,
                           .num_layers = num_global_layers,

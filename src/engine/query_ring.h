@@ -35,7 +35,8 @@ class QueryRing {
     return static_cast<size_t>(shape.num_heads) * static_cast<size_t>(shape.key_dim);
   }
   size_t Offset(int layer, int32_t position) const {
-    return (static_cast<size_t>(layer) * static_cast<size_t>(window_) + static_cast<size_t>(position % window_)) * row_size_;
+    return (static_cast<size_t>(layer) * static_cast<size_t>(window_) + static_cast<size_t>(position % window_)) *
+           row_size_;
   }
 
   size_t row_size_ = 0;

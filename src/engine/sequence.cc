@@ -26,8 +26,10 @@ Status CheckRotations(const ModelInfo& info, const Recipe& recipe) {
   if ((recipe.policy->needs() & kNeedQueryMoments) == 0) return {};
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal || layer.rotation) continue;
-    return Unsupported(fmt::format("{} foresees queries by undoing their rotation (RoPE), which {} models apply in a form that "
-                                   "cannot be undone", recipe.text, info.architecture));
+    return Unsupported(
+        fmt::format("{} foresees queries by undoing their rotation (RoPE), which {} models apply in a form that "
+                    "cannot be undone",
+                    recipe.text, info.architecture));
   }
   return {};
 }
@@ -69,10 +71,13 @@ Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo
   AddRecipe(settled.recipe, *setup);
   for (const Recipe& recipe : settled.later_recipes) AddRecipe(recipe, *setup);
   if (settled.compress == CompressMode::kBlock && settled.recipe.policy->repeat() != nullptr) {
-    return InvalidArgument(fmt::format("{} reads the whole prompt again before it drops anything, so it cannot evict after each "
-                                       "block: use it with --compress after", settled.recipe.text));
+    return InvalidArgument(
+        fmt::format("{} reads the whole prompt again before it drops anything, so it cannot evict after each "
+                    "block: use it with --compress after",
+                    settled.recipe.text));
   }
-  for (const ActiveRecipe& active : setup->active) PITH_RETURN_IF_ERROR(CheckRecipe(info, active.recipe, setup->formats));
+  for (const ActiveRecipe& active : setup->active)
+    PITH_RETURN_IF_ERROR(CheckRecipe(info, active.recipe, setup->formats));
   setup->style = StyleOf(info, settled);
   setup->flight = FlightOf(info, setup->style, settled);
   setup->ring_window = RingWindow(settled);

@@ -46,8 +46,8 @@ struct SequenceSetup {
   EvictionStyle style;
   FlightShape flight;
   CacheFormats formats;
-  std::vector<ActiveRecipe> active;  // the running recipe first, then those for Compress()
-  int num_columns = 0;               // of all of them, in pages
+  std::vector<ActiveRecipe> active;                    // the running recipe first, then those for Compress()
+  int num_columns = 0;                                 // of all of them, in pages
   std::vector<std::pair<int, float>> column_initials;  // columns whose value of a new entry is not 0
   int ring_window = 0;
   uint32_t observed_needs = 0;  // of the recipes that observe every query
@@ -96,24 +96,24 @@ struct Sequence {
   SequenceId id = -1;
   std::shared_ptr<const SequenceSetup> setup;
   std::unique_ptr<MemoryAccount> own_account;
-  MemoryAccount* account = nullptr;  // own_account
-  SharePlan share;        // of the bytes it has now
+  MemoryAccount* account = nullptr;           // own_account
+  SharePlan share;                            // of the bytes it has now
   size_t planned_bytes = 0;                   // that share was made for
   size_t floor_bytes = 0, ceiling_bytes = 0;  // between steps
   int cache_id = -1;
-  int slot = -1;          // of the host context
+  int slot = -1;  // of the host context
   int32_t next_position = 0;
-  int output = -1;        // index of its logits row in the last block, -1: none
+  int output = -1;  // index of its logits row in the last block, -1: none
   int64_t entries_seen = 0;
-  bool evicts = true;            // SetEviction()
+  bool evicts = true;  // SetEviction()
   bool prompt_continues = false;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   HeldBytes query_bytes, token_bytes, logit_bytes;
   QueryRing queries;
-  QueryMoments moments;  // empty where no recipe reads them
-  std::vector<double> merge_thresholds;  // act=merge: of each global layer, NaN before its first eviction
-  std::vector<float> restored_logits;  // [vocab] of the last token, of a restored sequence until its next block
-  std::vector<int32_t> tokens;         // all that was read, where a recipe reads it again; else empty
+  QueryMoments moments;                   // empty where no recipe reads them
+  std::vector<double> merge_thresholds;   // act=merge: of each global layer, NaN before its first eviction
+  std::vector<float> restored_logits;     // [vocab] of the last token, of a restored sequence until its next block
+  std::vector<int32_t> tokens;            // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
   std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
   std::optional<Error> lost;              // it cannot go on; every call says so
@@ -148,7 +148,8 @@ class FlightLoan {
     borrowers_.push_back(&sequence);
   }
   ~FlightLoan() {
-    for (Sequence* sequence : borrowers_) (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->ceiling_bytes);
+    for (Sequence* sequence : borrowers_)
+      (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->ceiling_bytes);
     (void)flight_.SetLimits(bytes_, bytes_);
   }
 
