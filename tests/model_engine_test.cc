@@ -17,10 +17,12 @@
 #include "engine/value_projections.h"
 #include "host/model.h"
 #include "tests/support/default_model.h"
+#include "tests/support/kl.h"
 
 namespace pith {
 namespace {
 
+using testing::Kl;
 using testing::kThreads;
 
 std::shared_ptr<HostModel> Model() { return testing::DefaultModel(); }
@@ -55,17 +57,6 @@ std::unique_ptr<Engine> Make(const EngineOptions& options) {
   auto engine = Engine::Create(Model(), options);
   EXPECT_TRUE(engine) << engine.error().message;
   return engine ? std::move(*engine) : nullptr;
-}
-
-double Kl(std::span<const float> p, std::span<const float> q) {
-  const double max_p = *std::max_element(p.begin(), p.end()), max_q = *std::max_element(q.begin(), q.end());
-  double sum_p = 0, sum_q = 0, kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) sum_p += std::exp(p[i] - max_p), sum_q += std::exp(q[i] - max_q);
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double lp = p[i] - max_p - std::log(sum_p), lq = q[i] - max_q - std::log(sum_q);
-    kl += std::exp(lp) * (lp - lq);
-  }
-  return kl;
 }
 
 double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {

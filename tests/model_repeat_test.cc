@@ -11,9 +11,12 @@
 
 #include "engine/engine.h"
 #include "tests/support/default_model.h"
+#include "tests/support/kl.h"
 
 namespace pith {
 namespace {
+
+using testing::Kl;
 
 std::vector<int32_t> Tokenize(const std::string& text) {
   const auto tokens = testing::DefaultModel()->Tokenize(text, false, true);
@@ -46,19 +49,6 @@ std::unique_ptr<Engine> Make(const EngineOptions& options) {
   auto engine = Engine::Create(testing::DefaultModel(), options);
   EXPECT_TRUE(engine) << engine.error().message;
   return engine ? std::move(*engine) : nullptr;
-}
-
-double Kl(std::span<const float> p, std::span<const float> q) {
-  const auto log_sum = [](std::span<const float> row) {
-    const double most = *std::max_element(row.begin(), row.end());
-    double sum = 0;
-    for (const float x : row) sum += std::exp(x - most);
-    return most + std::log(sum);
-  };
-  const double sum_p = log_sum(p), sum_q = log_sum(q);
-  double kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) kl += std::exp(p[i] - sum_p) * (p[i] - sum_p - (q[i] - sum_q));
-  return kl;
 }
 
 double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {

@@ -16,10 +16,12 @@
 #include "engine/engine.h"
 #include "host/model.h"
 #include "tests/support/default_model.h"
+#include "tests/support/kl.h"
 
 namespace pith {
 namespace {
 
+using testing::Kl;
 using testing::kThreads;
 
 std::shared_ptr<HostModel> Model() { return testing::DefaultModel(); }
@@ -63,17 +65,6 @@ SequenceOptions With(const std::string& recipe, PageFormat format = {}) {
   options.format = format;
   options.seed = 5;
   return options;
-}
-
-double Kl(std::span<const float> p, std::span<const float> q) {
-  const double max_p = *std::max_element(p.begin(), p.end()), max_q = *std::max_element(q.begin(), q.end());
-  double sum_p = 0, sum_q = 0, kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) sum_p += std::exp(p[i] - max_p), sum_q += std::exp(q[i] - max_q);
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double lp = p[i] - max_p - std::log(sum_p), lq = q[i] - max_q - std::log(sum_q);
-    kl += std::exp(lp) * (lp - lq);
-  }
-  return kl;
 }
 
 // One item of a step, and the logits after it.
@@ -396,6 +387,10 @@ TEST(ModelSequences, CompressionMayBeRepeatedAndPartial) {
     bytes = engine->stats(id).used_bytes;
     for (const float logit : StepOne(*engine, id, std::span(text).first(1))) ASSERT_TRUE(std::isfinite(logit));
   }
+  const auto merged = engine->Compress(id, *ParseRecipe("score=keydiff act=merge"), 0.5);
+  ASSERT_FALSE(merged) << "entries of few bits cannot be rewritten";
+  EXPECT_NE(merged.error().message.find("needs an f16 cache, and this one is q4/q2"), std::string::npos)
+      << merged.error().message;
   const auto refused = engine->Compress(id, *ParseRecipe("h2o"), 0.5);
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().message.find("name the recipe when the sequence is made"), std::string::npos);

@@ -299,6 +299,7 @@ void EngineImpl::Free(SequenceId id) {
   sequences_.erase(found);
   const std::lock_guard lock(cancel_mutex_);
   cancels_.erase(id);
+  has_cancels_.store(!cancels_.empty(), std::memory_order_release);
   // What it leaves may be borrowed again.
   for (const auto& [other, lender] : sequences_) {
     if (lender->account->ceiling_bytes() >= lender->ceiling_bytes) continue;

@@ -7,10 +7,30 @@
 #include "engine/engine_impl.h"
 
 namespace pith {
+// Merging rewrites entries of 16 bits; what is converted comes from there, too, or was converted by a former
+// compression.
+Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) const {
+  const SequenceSetup& setup = *sequence.setup;
+  const SequenceLayout& layout = cache_->layout(sequence.cache_id);
+  const PageFormat full = layout.low.value_or(layout.entry);
+  const bool merges = recipe.policy->merge() != nullptr, converts = Converts(recipe, setup.formats.entry);
+  if ((merges && !(full == PageFormat())) || (converts && !(setup.formats == CacheFormats()))) {
+    return InvalidArgument(
+        fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text, full.Name()));
+  }
+  if (converts && setup.style.evicts && setup.policy().merge() != nullptr) {
+    return InvalidArgument(
+        fmt::format("{} converts pages into which the sequence's own recipe {} could not merge any more", recipe.text,
+                    setup.recipe().text));
+  }
+  return {};
+}
+
 // The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was read.
 Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
-  if (const ActiveRecipe* known = sequence.setup->Find(recipe)) return *known;
   if (recipe.policy == nullptr) return InvalidArgument("there is no recipe to compress with");
+  PITH_RETURN_IF_ERROR(CheckFormat(sequence, recipe));
+  if (const ActiveRecipe* known = sequence.setup->Find(recipe)) return *known;
   const SequenceSetup& setup = *sequence.setup;
   const uint32_t needs = recipe.policy->needs();
   const auto missing = [&](const char* what) {
@@ -27,17 +47,8 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   }
   if (recipe.policy->repeat() != nullptr && !setup.reads_again) return missing("the tokens of the text");
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
-  const bool is_f16 = cache_->layout(sequence.cache_id).entry == PageFormat() && !cache_->layout(sequence.cache_id).low;
-  if ((recipe.policy->merge() != nullptr || Converts(recipe, setup.formats.entry)) && !is_f16 &&
-      !ConvertsAgain(sequence)) {
-    return InvalidArgument(fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text,
-                                       setup.formats.low.value_or(setup.formats.entry).Name()));
-  }
   return ActiveRecipe{.recipe = recipe, .num_columns = static_cast<int>(recipe.policy->columns().size())};
 }
-
-// Full pages that a former compression has converted may be converted again.
-bool EngineImpl::ConvertsAgain(const Sequence& sequence) const { return sequence.setup->formats == CacheFormats(); }
 
 Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean,
                                                  double keep) const {

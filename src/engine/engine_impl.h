@@ -186,7 +186,8 @@ class EngineImpl final : public Engine, public AttentionSink {
 
   // Compression (engine_compress.cc).
   Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
-  bool ConvertsAgain(const Sequence& sequence) const;
+  // kInvalidArgument: the recipe cannot work on what the sequence is stored in.
+  Status CheckFormat(const Sequence& sequence, const Recipe& recipe) const;
   Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
   Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                         std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan);

@@ -223,8 +223,7 @@ void EngineImpl::RunBlock() {
     if (status) FinishBlock();
     int output = 0;
     for (RowGroup& group : groups_) {
-      const bool ran = group.first_row < static_cast<int>(tokens_.size()) && group.began;
-      if (!ran) continue;
+      if (!group.began) continue;
       group.first_output = output;
       output += static_cast<int>(std::count(wants_logits_.begin() + group.first_row,
                                             wants_logits_.begin() + group.first_row + group.num_rows, 1));
