@@ -128,8 +128,12 @@ TEST_F(SessionFile, NumbersThatAreNoneAreRefused) {
   const HeadCache& head = sample_.cache().head(sequence.cache_id, 2, 0);
   const PageLayout layout = head.layout_of(0);
   const Bytes body = sample_.Body(sequence);
-  const Bytes page(head.page_of(0), head.page_of(0) + layout.key_bytes());
-  const auto at = static_cast<size_t>(std::search(body.begin(), body.end(), page.begin(), page.end()) - body.begin());
+  // As it is written: slots of the page that hold no entry may be anything in memory.
+  MemoryWriter saved;
+  head.Save(saved);
+  const auto page = saved.bytes().begin() + 2 * sizeof(uint32_t);
+  const auto at = static_cast<size_t>(
+      std::search(body.begin(), body.end(), page, page + static_cast<std::ptrdiff_t>(layout.key_bytes())) - body.begin());
   sample_.cache().Free(sequence.cache_id);
   ASSERT_LT(at, body.size()) << "the page is not in the body";
   ExpectRefused(With(body, at + 6, nan16), "not numbers");
@@ -157,20 +161,35 @@ TEST_F(SessionFile, TheSumCoversEveryByte) {
   }
 }
 
+// The corpus is of today's form: each file is taken, and what it holds is written as the same bytes again. (Not compared
+// with what is made here: codes of few bits are rounded in another way on processors of another kind.)
 TEST_F(SessionFile, TheFuzzTargetBeginsWithSuchFiles) {
   const std::filesystem::path folder = PITH_SOURCE_DIR "/fuzz/corpus/session_fuzz";
   const bool update = std::getenv("PITH_UPDATE_CORPUS") != nullptr;
+  const auto header_bytes = static_cast<std::ptrdiff_t>(SessionSample::File({}).size());
   for (const int num_tokens : {0, 3, 40, 100}) {
-    const Bytes file = SessionSample::File(BodyOf(num_tokens));
-    const std::string text(reinterpret_cast<const char*>(file.data()), file.size());
     const std::filesystem::path path = folder / fmt::format("tokens{}", num_tokens);
     if (update) {
+      const Bytes file = SessionSample::File(BodyOf(num_tokens));
       std::filesystem::create_directories(folder);
-      std::ofstream(path, std::ios::binary) << text;
+      std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(file.data()),
+                                                  static_cast<std::streamsize>(file.size()));
     }
     std::ifstream stored(path, std::ios::binary);
-    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(stored), {}), text)
-        << path << ": PITH_UPDATE_CORPUS=1 writes it again";
+    const std::string text(std::istreambuf_iterator<char>(stored), {});
+    const auto bytes = std::as_bytes(std::span(text));
+    const std::string advice = path.string() + ": PITH_UPDATE_CORPUS=1 writes it again";
+    MemoryReader whole(bytes);
+    const Status status = CheckSession(whole);
+    ASSERT_TRUE(status) << advice << ": " << status.error().message;
+    const Bytes body(bytes.begin() + header_bytes, bytes.end());
+    Sequence sequence = sample_.NewSequence();
+    SessionNote note;
+    const Status read = sample_.Read(body, sequence, note);
+    ASSERT_TRUE(read) << advice << ": " << read.error().message;
+    EXPECT_EQ(sequence.next_position, num_tokens) << advice;
+    EXPECT_EQ(sample_.Body(sequence), body) << advice;
+    sample_.cache().Free(sequence.cache_id);
   }
 }
 
