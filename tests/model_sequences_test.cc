@@ -212,7 +212,7 @@ TEST(ModelSequences, AFailureInAnyLayerConcernsItsOwnSequence) {
     for (int layer = -1; layer < 30; layer = layer < 0 ? 0 : layer + (layer % 7 == 0 ? 1 : 6)) {
       SCOPED_TRACE(layer);
       FailsOnce faults;
-      EngineOptions options = Many(3, size_t{40} << 20);
+      EngineOptions options = Many(3, size_t{48} << 20);
       options.faults = &faults;
       auto engine = Make(options);
       SequenceId ids[3];

@@ -124,7 +124,7 @@ class Conversations(ChatCase):
     def test_a_prompt_that_begins_alike_reads_the_rest(self):
         path = self.path("begun")
         story = "Ann met Bob at the old mill and they spoke of rain. " * 12
-        run = ("--raw", "-n", "8", "--temp", "0", "--recipe", "full", "--prompt-cache", path)
+        run = ("--raw", "-n", "8", "--recipe", "full", "--prompt-cache", path)
         self.run_json("-p", story + "Then came the flood, and the bridge was gone.", *run)
         other = ("-p", story + "At night they counted the stars.")
         again = self.run_json(*other, *run)

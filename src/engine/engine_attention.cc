@@ -7,6 +7,7 @@
 // The number of barriers does not depend on the number of groups, save for those that evict. A group that fails is left
 // out from there on: its rows are zeros, which flow through the rest of the graph beside the others' without touching
 // them.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -118,6 +119,14 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
   if (team.ith == 0) times_.policy += SecondsSince(start);
 }
 
+// Pages of the rows themselves are cut off again where they fail, and a page that they complete shows in Truncate().
+bool EngineImpl::DemotesOld(const RowGroup& group, int layer) const {
+  if (cache_->layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return false;
+  return std::ranges::any_of(std::as_const(*cache_).heads(group.sequence->cache_id, layer), [&](const HeadCache& head) {
+    return head.num_entries() - group.num_rows - head.num_low_entries() >= kPageEntries;
+  });
+}
+
 // What a recipe that compares layers evicts is evicted before full pages are converted.
 void EngineImpl::DemoteLayer(int layer, const Team& team) {
   const auto demotes = [](const RowGroup& group) {
@@ -127,6 +136,9 @@ void EngineImpl::DemoteLayer(int layer, const Team& team) {
   bool any = false;
   for (const RowGroup& group : groups_) any = any || demotes(group);
   if (!any) return;
+  for (RowGroup& group : groups_) {
+    if (team.ith == 0 && demotes(group)) group.changed = group.changed || DemotesOld(group, layer);
+  }
   team.Sync();
   for (RowGroup& group : groups_) {
     if (demotes(group) && !ops_->Demote(group.sequence->cache_id, layer, team)) {
@@ -136,7 +148,6 @@ void EngineImpl::DemoteLayer(int layer, const Team& team) {
   team.Sync();
   if (team.ith != 0) return;
   for (RowGroup& group : groups_) {
-    group.changed = group.changed || demotes(group);
     if (group.out_of_pages != 0) group.Fail(FullError(*group.sequence));
   }
 }

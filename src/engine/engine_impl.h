@@ -167,6 +167,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const;
   void ActInLayer(const AttentionCall& call, const Team& team);
   void DropOutOfWindow(RowGroup& group, int layer);
+  // Demote() would convert pages of entries that were there before the group's rows.
+  bool DemotesOld(const RowGroup& group, int layer) const;
 
   // Eviction (engine_evict.cc).
   // All threads: full pages of a layer go to the low format.
