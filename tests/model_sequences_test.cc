@@ -205,14 +205,14 @@ class FailsOnce final : public StepFaults {
 // Three sequences, one of which fails in some layer: the others' bits are those of a step in which nothing failed.
 TEST(ModelSequences, AFailureInAnyLayerConcernsItsOwnSequence) {
   const std::vector<int32_t> texts[] = {Tokens(90, 1), Tokens(90, 2), Tokens(90, 3)};
-  for (const char* recipe : {"full", "snapkv", "h2o"}) {
+  for (const char* recipe : {"full", "snapkv"}) {
     SCOPED_TRACE(recipe);
     std::vector<float> expected[3];
     std::vector<float> after;  // of the victim, in a next step
     for (int layer = -1; layer < 30; layer = layer < 0 ? 0 : layer + (layer % 7 == 0 ? 1 : 6)) {
       SCOPED_TRACE(layer);
       FailsOnce faults;
-      EngineOptions options = Many(3, size_t{48} << 20);
+      EngineOptions options = Many(3, size_t{40} << 20);
       options.faults = &faults;
       auto engine = Make(options);
       SequenceId ids[3];
@@ -241,19 +241,11 @@ TEST(ModelSequences, AFailureInAnyLayerConcernsItsOwnSequence) {
         continue;
       }
       ASSERT_FALSE(statuses[1]);
-      if (std::string(recipe) != "h2o" || layer == 0) {
-        // As it was: the same tokens give the same, now that nothing fails.
-        EXPECT_EQ(engine->num_tokens(ids[1]), 60);
-        const std::vector<float> again = StepOne(*engine, ids[1], items[1].tokens);
-        if (after.empty()) after = again;
-        EXPECT_EQ(after, again);
-      } else {
-        EXPECT_NE(statuses[1].error().message.find("is lost"), std::string::npos) << statuses[1].error().message;
-        const StepItem more{ids[1], std::span(texts[1]).first(1)};
-        Status refused;
-        engine->Step({&more, 1}, {&refused, 1});
-        EXPECT_FALSE(refused);
-      }
+      // As it was: the same tokens give the same, now that nothing fails.
+      EXPECT_EQ(engine->num_tokens(ids[1]), 60);
+      const std::vector<float> again = StepOne(*engine, ids[1], items[1].tokens);
+      if (after.empty()) after = again;
+      EXPECT_EQ(after, again);
       engine->Free(ids[1]);
       EXPECT_LE(engine->stats().used_bytes, used);
       ASSERT_TRUE(engine->NewSequence(With("snapkv"))) << "its place and bytes are free again";

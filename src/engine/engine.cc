@@ -215,7 +215,7 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
   const size_t tokens = setup.reads_again ? static_cast<size_t>(setup.options.num_ctx) * sizeof(int32_t) : 0;
   if (!sequence.query_bytes.Hold(sequence.account, MemoryTag::kQueries,
                                  QueryRing::Bytes(shape, setup.ring_window) + moments) ||
-      !sequence.token_bytes.Hold(sequence.account, MemoryTag::kTokens, tokens)) {
+      !sequence.token_bytes.Hold(sequence.account, MemoryTag::kTokens, tokens) || !sequence.HoldScratch()) {
     return OutOfBudget(fmt::format("{:.2f} MiB do not hold what the recipe {} remembers of queries and tokens",
                                    Mib(sequence.account->ceiling_bytes()), setup.recipe().text));
   }
@@ -233,6 +233,7 @@ bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
     if (sequence.get() == except || sequence->account->used_bytes() <= sequence->floor_bytes) continue;
     if (!sequence->evicts_while_running()) continue;
     PlanOwnShare(*sequence, sequence->floor_bytes);
+    (void)sequence->HoldScratch();
     (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->floor_bytes);
     (void)EvictToShare(*sequence);
   }
@@ -286,13 +287,17 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
         fmt::format("{:.2f} MiB of the KV budget are not promised to others", Mib(ledger_->uncommitted_bytes())));
   }
   const SharePlan before = sequence->share;
+  const size_t planned = sequence->planned_bytes;
   PlanOwnShare(*sequence, ceiling);
   if (CheckPinned(*sequence, 0) && sequence->account->SetLimits(floor, ceiling)) {
     sequence->floor_bytes = floor;
     sequence->ceiling_bytes = ceiling;
-    return sequence->evicts_while_running() ? EvictToShare(*sequence) : Status();
+    (void)sequence->HoldScratch();
+    const Status status = EvictToShare(*sequence);
+    return status && !sequence->HoldScratch() ? Status(tl::unexpected<Error>(FullError(*sequence))) : status;
   }
   sequence->share = before;
+  sequence->planned_bytes = planned;
   return OutOfBudget(
       fmt::format("{:.2f} MiB do not hold the sequence's pinned tokens, or are promised to others", Mib(ceiling)));
 }
@@ -321,8 +326,9 @@ void EngineImpl::Free(SequenceId id) {
   // What it leaves may be borrowed again.
   for (const auto& [other, lender] : sequences_) {
     if (lender->account->ceiling_bytes() >= lender->ceiling_bytes) continue;
-    if (lender->account->SetLimits(lender->floor_bytes, lender->ceiling_bytes))
-      PlanOwnShare(*lender, lender->ceiling_bytes);
+    if (!lender->account->SetLimits(lender->floor_bytes, lender->ceiling_bytes)) continue;
+    PlanOwnShare(*lender, lender->ceiling_bytes);
+    if (!lender->HoldScratch()) PlanOwnShare(*lender, lender->floor_bytes);
   }
 }
 

@@ -125,6 +125,7 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
   if (!evicts) return tl::unexpected<Error>(FullError(sequence));
   // What it had borrowed is not there any more.
   PlanOwnShare(sequence, sequence.floor_bytes);
+  (void)sequence.HoldScratch();
   PITH_RETURN_IF_ERROR(EvictToShare(sequence));
   const size_t guaranteed = sequence.floor_bytes + sequence.setup->flight.Bytes(num_rows, 1);
   if (account.SetLimits(guaranteed, guaranteed)) return {};

@@ -19,6 +19,8 @@ constexpr std::array<int, 5> kBlockSizes = {512, 256, 128, 64, 32};
 constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*);
 // A cascade shrinks the layers about so often per block: each time costs a selection over all of them.
 constexpr int kCascadeSteps = 8;
+// Of what recipes compute with while they judge a layer, so much is not charged.
+constexpr size_t kFreeScratchBytes = size_t{12} << 20;
 // Spare page-table room of each head, so that decoding does not allocate.
 constexpr size_t kSpareTableBytesPerHead = 16 * sizeof(std::byte*);
 
@@ -35,6 +37,9 @@ struct Shape {
   size_t moment_bytes = 0;       // in own_bytes
   size_t later_bytes = 0;        // of what later recipes need beside
   size_t widest_layer_heads = 0;
+  size_t scratch_bytes = 0;        // of queries that recipes observe, while one layer is judged
+  size_t scratch_entry_bytes = 0;  // and for each entry of its heads
+  int num_ctx = 0;
 
   size_t page_cost() const { return page_bytes + kTableBytesPerPage; }
   size_t low_page_cost() const { return low_page_bytes + kTableBytesPerPage; }
@@ -65,6 +70,24 @@ template <typename Wanted>
 bool AnyRecipe(const SequenceOptions& options, const Wanted& wanted) {
   const auto has = [&](const Recipe& recipe) { return recipe.policy != nullptr && wanted(*recipe.policy); };
   return has(options.recipe) || std::ranges::any_of(options.later_recipes, has);
+}
+
+// What the recipe that takes most computes with while it judges a layer: probabilities of its window, and copies.
+void AddScratch(const ModelInfo& info, const Recipe& recipe, int num_ctx, Shape& shape) {
+  if (recipe.policy == nullptr) return;
+  const uint32_t needs = recipe.policy->needs();
+  const bool windowed = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
+  const size_t window = windowed ? static_cast<size_t>(std::min(recipe.policy->window(), num_ctx)) : 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind != LayerKind::kGlobal) continue;
+    const auto heads = static_cast<size_t>(layer.num_heads), kv_heads = static_cast<size_t>(layer.num_kv_heads);
+    const auto key_dim = static_cast<size_t>(layer.key_dim), value_dim = static_cast<size_t>(layer.value_dim);
+    size_t entry = (needs & kNeedWindowProbs) != 0 ? heads * window : 0;
+    if ((needs & kNeedKeys) != 0) entry += kv_heads * key_dim;
+    if ((needs & (kNeedValues | kNeedValueNorms)) != 0) entry += kv_heads * value_dim;
+    shape.scratch_entry_bytes = std::max(shape.scratch_entry_bytes, entry * sizeof(float));
+    shape.scratch_bytes = std::max(shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float));
+  }
 }
 
 Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
@@ -100,6 +123,9 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
     shape.own_bytes += shape.moment_bytes;
   }
   shape.own_bytes += QueryRing::Bytes(MomentsOf(info), RingWindow(options));
+  shape.num_ctx = num_ctx;
+  AddScratch(info, options.recipe, num_ctx, shape);
+  for (const Recipe& recipe : options.later_recipes) AddScratch(info, recipe, num_ctx, shape);
   for (const Recipe& recipe : options.later_recipes) {
     size_t page_bytes = 0;
     for (const PageFormat to : ConversionsOf(recipe)) {
@@ -141,7 +167,15 @@ SharePages DividePages(const Shape& shape, size_t bytes) {
   return {arriving, (bytes - arriving * shape.page_cost()) / shape.low_page_cost()};
 }
 
-SharePlan PlanShareOf(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
+// Scratch that is charged, of a sequence with so many entries per head between evictions.
+size_t ScratchBytes(const Shape& shape, int entries) {
+  const auto most = static_cast<size_t>(std::min(entries + kBlockSizes.front(), shape.num_ctx));
+  const size_t bytes = shape.scratch_bytes + most * shape.scratch_entry_bytes;
+  return bytes - std::min(bytes, kFreeScratchBytes);
+}
+
+// Of bytes that are the pages' and the tables' alone.
+SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
   SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
   const SharePages pages = DividePages(shape, bytes);
   const size_t full = shape.low_page_bytes == 0 ? pages.arriving : pages.low;
@@ -154,13 +188,28 @@ SharePlan PlanShareOf(const Shape& shape, const EvictionStyle& style, const Sequ
     plan.keep_entries = options.keep_entries;
     plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
   }
+  plan.scratch_bytes = ScratchBytes(shape, plan.keep_entries + plan.slack_entries);
   return plan;
+}
+
+SharePlan PlanShareOf(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
+  SharePlan plan = PlanPages(shape, style, options, bytes);
+  if (plan.scratch_bytes == 0) return plan;
+  // The more entries, the more scratch: what is left for pages is found by halving.
+  size_t least = 0, most = bytes;
+  while (most - least > shape.page_cost()) {
+    const size_t middle = least + (most - least) / 2;
+    plan = PlanPages(shape, style, options, middle);
+    middle + plan.scratch_bytes <= bytes ? least = middle : most = middle;
+  }
+  return PlanPages(shape, style, options, least);
 }
 
 size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
   const size_t pages = shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1) + 1;
-  return shape.fixed_bytes() + (shape.low_page_bytes == 0 ? pages * shape.page_cost()
-                                                          : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
+  return shape.fixed_bytes() + ScratchBytes(shape, 2 * kP) +
+         (shape.low_page_bytes == 0 ? pages * shape.page_cost()
+                                    : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
 }
 
 // What a plan has before shares: the block's own bytes and those of its rows in flight.
@@ -188,7 +237,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   SequenceOptions free = options;
   free.keep_entries = 0;
   const SharePlan share = PlanShareOf(shape, style, free, plan.share_bytes);
-  const SharePages pages = DividePages(shape, plan.share_bytes);
+  const SharePages pages = DividePages(shape, plan.share_bytes - std::min(plan.share_bytes, share.scratch_bytes));
   plan.num_pages = plan.flight_bytes / shape.page_cost() + sequences * pages.arriving;
   plan.num_low_pages = sequences * pages.low;
   plan.keep_entries = share.keep_entries;
@@ -207,7 +256,7 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const Eviction
   const size_t pages = shape.low_page_bytes == 0 ? kept * shape.page_cost()
                                                  : kept * shape.low_page_cost() + shape.all_heads * shape.page_cost();
   return plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
-         sequences * (shape.fixed_bytes() + shape.later_bytes + pages);
+         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, options.num_ctx) + pages);
 }
 
 }  // namespace
@@ -276,10 +325,15 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
     plan = CommonPlan(info, shape, style, options, smallest);
     const size_t least = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
                          static_cast<size_t>(std::max(options.max_sequences, 1)) * LeastShareOf(shape, style);
+    const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP);
     return OutOfBudget(fmt::format("a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is "
-                                   "the least that does",
-                                   static_cast<double>(wanted.budget_bytes) / (1 << 20), smallest,
-                                   std::max(0.01, static_cast<double>(least) / (1 << 20) + 0.005)));
+                                   "the least that does{}",
+                                   mib(wanted.budget_bytes), smallest, std::max(0.01, mib(least) + 0.005),
+                                   window < least / 2 ? ""
+                                                      : fmt::format(", {:.2f} of them for the window of {} queries that the "
+                                                                    "recipe looks at",
+                                                                    mib(window), RingWindow(options))));
   }
   if (options.keep_entries > 0) {
     if (!unlimited && options.keep_entries > plan.keep_entries) {
@@ -302,8 +356,8 @@ size_t LeastShare(const ModelInfo& info, const EvictionStyle& style, const Seque
 size_t ShareFor(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, int num_tokens) {
   const Shape shape = ShapeOf(info, options);
   const size_t pages = shape.window_pages + shape.global_heads * (PagesFor(num_tokens) + (style.ragged ? 1 : 0));
-  return shape.fixed_bytes() + (shape.low_page_bytes == 0 ? pages * shape.page_cost()
-                                                          : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
+  return shape.fixed_bytes() + ScratchBytes(shape, num_tokens) +
+         (shape.low_page_bytes == 0 ? pages * shape.page_cost() : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
 }
 
 // Each further sequence may begin two pages in each head.
@@ -344,7 +398,7 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& want
   split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
   split.block_bytes = plan.block_bytes;
   split.recurrent_bytes = plan.recurrent_bytes;
-  split.table_bytes = shape.fixed_bytes() + (plan.num_pages + plan.num_low_pages) * kTableBytesPerPage;
+  split.table_bytes = shape.fixed_bytes() + ScratchBytes(shape, plan.keep_entries + plan.slack_entries) + (plan.num_pages + plan.num_low_pages) * kTableBytesPerPage;
   const size_t in_flight = plan.flight_bytes / shape.page_cost();
   split.in_flight_bytes = (low ? plan.num_pages : in_flight) * shape.page_bytes;
   split.window_bytes = shape.window_pages * page_bytes;

@@ -80,6 +80,11 @@ class HeldBytes {
   // False: there are not so many.
   [[nodiscard]] bool Hold(MemoryAccount* account, MemoryTag tag, size_t bytes) {
     if (bytes == bytes_ && account == account_) return true;
+    if (bytes < bytes_ && account == account_ && tag == tag_) {
+      account_->Release(tag_, bytes_ - bytes);
+      bytes_ = bytes;
+      return true;
+    }
     if (bytes > 0 && !account->TryCharge(tag, bytes)) return false;
     if (bytes_ > 0) account_->Release(tag_, bytes_);
     account_ = account, tag_ = tag, bytes_ = bytes;
@@ -108,7 +113,7 @@ struct Sequence {
   bool evicts = true;  // SetEviction()
   bool prompt_continues = false;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
-  HeldBytes query_bytes, token_bytes, logit_bytes;
+  HeldBytes query_bytes, token_bytes, logit_bytes, scratch_bytes;
   QueryRing queries;
   int32_t queries_from = 0;  // those of positions before are not in the ring any more
   QueryMoments moments;                   // empty where no recipe reads them
@@ -119,6 +124,8 @@ struct Sequence {
   std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
   std::optional<Error> lost;              // it cannot go on; every call says so
 
+  // What share says, in the account.
+  [[nodiscard]] bool HoldScratch() { return scratch_bytes.Hold(account, MemoryTag::kQueries, share.scratch_bytes); }
   // What the running recipe drops while text is read.
   bool evicts_while_running() const { return setup->style.evicts && evicts; }
   int most_entries() const { return share.keep_entries + share.slack_entries; }  // per kv head, before an eviction

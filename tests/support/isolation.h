@@ -85,7 +85,7 @@ class Isolation {
       ASSERT_TRUE(read) << read.error().message;
     }
     RunStep(kNobody, -1, &expected_);
-    RunStep(kNobody, -1, nullptr);  // now all buffers are there
+    for (size_t victim = 0; victim < kNum; ++victim) RunStep(victim, layers.back(), nullptr);  // all buffers are there
     const size_t used = engine_->stats().used_bytes, resident = ResidentBytes();
     for (size_t victim = 0; victim < kNum; ++victim) {
       for (const int layer : layers) {
