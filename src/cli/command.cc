@@ -33,7 +33,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
     AddNumber(command, "--threads-batch", flags.threads_batch, -1, 1024,
               "-tb: accepted, but prompts are read on the threads of -t", "N");
     AddFlag(command, "--fixed-threads", flags.fixed_threads,
-            "Decode on all threads even while another process takes their cores");
+            "Compute on all threads even while other processes take their cores");
   }
   AddFlag(command, "--libllama-products", flags.libllama_products,
           "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");

@@ -1,4 +1,4 @@
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 
 #include <gtest/gtest.h>
 
@@ -41,7 +41,7 @@ class Machine {
 
 TEST(ThreadGovernor, ChangesNothingWhereNothingDisturbs) {
   for (const int threads : {1, 2, 16}) {
-    ThreadGovernor governor(threads);
+    ThreadGovernor governor(threads, 1, kTokenPace);
     Machine machine;
     machine.cores = 16;
     machine.Run(governor, 2000);
@@ -50,7 +50,7 @@ TEST(ThreadGovernor, ChangesNothingWhereNothingDisturbs) {
 }
 
 TEST(ThreadGovernor, LeavesACoreToABusyProcess) {
-  ThreadGovernor governor(2), fixed(2, false);
+  ThreadGovernor governor(2, 1, kTokenPace), fixed(2, 2, kTokenPace);
   Machine machine, same;
   machine.others = same.others = 1;
   const double adaptive = machine.Run(governor, 1000), steady = same.Run(fixed, 1000);
@@ -58,7 +58,7 @@ TEST(ThreadGovernor, LeavesACoreToABusyProcess) {
   EXPECT_GT(machine.steps_on(1), 950);
   EXPECT_LT(adaptive, 0.6 * steady);
   // Within a few windows.
-  ThreadGovernor fresh(2);
+  ThreadGovernor fresh(2, 1, kTokenPace);
   Machine first;
   first.others = 1;
   first.Run(fresh, 20);
@@ -66,7 +66,7 @@ TEST(ThreadGovernor, LeavesACoreToABusyProcess) {
 }
 
 TEST(ThreadGovernor, ComesBackWhenTheProcessIsGone) {
-  ThreadGovernor governor(2);
+  ThreadGovernor governor(2, 1, kTokenPace);
   Machine machine;
   machine.others = 1;
   machine.Run(governor, 3000);  // pauses have become long
@@ -82,7 +82,7 @@ TEST(ThreadGovernor, ComesBackWhenTheProcessIsGone) {
 }
 
 TEST(ThreadGovernor, GivesUpMoreThanOneThread) {
-  ThreadGovernor governor(8);
+  ThreadGovernor governor(8, 1, kTokenPace);
   Machine machine;
   machine.cores = 8;
   machine.others = 3;
@@ -92,7 +92,7 @@ TEST(ThreadGovernor, GivesUpMoreThanOneThread) {
 
 // Threads that sleep while they wait look crowded, and fewer of them are slower.
 TEST(ThreadGovernor, LosesLittleWhereFewerThreadsDoNotHelp) {
-  ThreadGovernor governor(2);
+  ThreadGovernor governor(2, 1, kTokenPace);
   int fewer = 0;
   for (int i = 0; i < 5000; ++i) {
     const int threads = governor.threads();
@@ -106,12 +106,32 @@ TEST(ThreadGovernor, LosesLittleWhereFewerThreadsDoNotHelp) {
 
 // One slow step, as an eviction is, changes nothing.
 TEST(ThreadGovernor, ASlowStepIsNoReason) {
-  ThreadGovernor governor(2);
+  ThreadGovernor governor(2, 1, kTokenPace);
   for (int i = 0; i < 500; ++i) {
     ASSERT_EQ(governor.threads(), 2);
     const double wall = i % 50 == 0 ? 0.08 : 0.008;
     governor.Step(wall, wall * 2);
   }
+}
+
+// Blocks of a prompt among short ones, of which each row costs more: only a busy process makes them fewer.
+TEST(ThreadGovernor, ComparesBlocksBySize) {
+  std::mt19937 random(3);
+  const auto fewer = [&random](double share_of_cpu) {
+    ThreadGovernor governor(2, 1, kBlockPace);
+    int count = 0;
+    for (int i = 0; i < 400; ++i) {
+      const size_t rows = random() % 3 == 0 ? 512 : 1 + random() % 40;
+      const int threads = governor.threads();
+      count += threads == 1;
+      const double alone = 1e-3 * WorkOf(rows) / threads;
+      const double wall = threads == 2 && share_of_cpu < 1 ? 4 * alone : alone;
+      governor.Step(wall, wall * threads * (threads == 2 ? share_of_cpu : 1), WorkOf(rows));
+    }
+    return count;
+  };
+  EXPECT_EQ(fewer(1), 0);
+  EXPECT_GT(fewer(0.5), 350);
 }
 
 }  // namespace
