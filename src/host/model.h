@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/rotation.h"
 #include "pith/types.h"
-#include "policy/rotation.h"
 
 struct llama_adapter_lora;
 struct llama_model;
