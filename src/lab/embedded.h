@@ -10,6 +10,8 @@ namespace pith {
 std::string_view OwnTasks();
 // The page of `pith eval --html`, with one place for the data.
 std::string_view ReportPage();
+// The page of `pith sim --html`, likewise.
+std::string_view SimPage();
 
 }  // namespace pith
 

@@ -2,43 +2,16 @@
 
 #include <nlohmann/json.hpp>
 
-#include <string_view>
-
-#include "base/check.h"
 #include "lab/embedded.h"
+#include "lab/html_page.h"
 
 namespace pith {
-namespace {
 
-using nlohmann::ordered_json;
-
-constexpr std::string_view kPlace = "/*DATA*/";
-
-// JSON that is also harmless inside <script>: no tag, no comment and no line separator can begin.
-std::string ForScript(const ordered_json& json) {
-  const std::string plain = json.dump(-1, ' ', /*ensure_ascii=*/true, ordered_json::error_handler_t::replace);
-  std::string safe;
-  for (const char c : plain) {
-    switch (c) {
-      case '<': safe += "\\u003c"; break;
-      case '>': safe += "\\u003e"; break;
-      case '&': safe += "\\u0026"; break;
-      default: safe += c;
-    }
-  }
-  return safe;
-}
-
-}  // namespace
-
-std::string ReportHtml(const ordered_json& results, const ordered_json& maps) {
-  ordered_json data = results;
+std::string ReportHtml(const nlohmann::ordered_json& results, const nlohmann::ordered_json& maps) {
+  nlohmann::ordered_json data = results;
   data.erase("items");  // the page draws means; rows are in the JSON
   data["maps"] = maps;
-  const std::string_view page = ReportPage();
-  const size_t place = page.find(kPlace);
-  PITH_CHECK(place != std::string_view::npos);
-  return std::string(page.substr(0, place)) + ForScript(data) + std::string(page.substr(place + kPlace.size()));
+  return FillPage(ReportPage(), data);
 }
 
 }  // namespace pith
