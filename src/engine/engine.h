@@ -65,6 +65,9 @@ struct EngineOptions : SequenceOptions {
   StepClock* clock = nullptr;  // of that, for tests; null: the system's
   StepFaults* faults = nullptr;  // for tests
   int max_sequences = 1;
+  // Places for more sequences, which no step has rows of beside max_sequences others: prefixes that wait to be taken up
+  // again. They get no share, but live in the bytes that their owner gives them (SetBudget()).
+  int resting_sequences = 0;
 };
 
 struct KvStats {
@@ -248,6 +251,8 @@ class Engine {
   virtual EngineTimes times() const = 0;
   virtual int decode_threads() const = 0;  // of the next token
   virtual const HostModel& model() const = 0;
+  // Those of Create(), with what was left open filled in, but for the budget and the block (stats(), block_tokens()).
+  virtual const EngineOptions& options() const = 0;
 
   // What is being read ends with kCancelled, and so does whatever comes until ClearCancel(). Text that a recipe reads
   // block by block stays up to the last whole block. From any thread.

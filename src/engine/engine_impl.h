@@ -82,6 +82,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int decode_threads() const override { return governor_->threads(); }
   EngineTimes times() const override { return times_; }
   const HostModel& model() const override { return *model_; }
+  const EngineOptions& options() const override { return options_; }
   void Cancel(SequenceId sequence) override;
   using Engine::Cancel;
 
