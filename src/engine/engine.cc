@@ -120,11 +120,29 @@ int EngineImpl::FreeSlot() const {
   return slot == slot_used_.end() ? -1 : static_cast<int>(slot - slot_used_.begin());
 }
 
-Result<Sequence*> EngineImpl::Find(SequenceId id) const {
+Sequence* EngineImpl::Lookup(SequenceId id) const {
   const auto found = sequences_.find(id);
-  if (found == sequences_.end()) return InvalidArgument(fmt::format("there is no sequence {}", id));
-  if (found->second->lost) return tl::unexpected<Error>(*found->second->lost);
-  return found->second.get();
+  return found == sequences_.end() ? nullptr : found->second.get();
+}
+
+Result<Sequence*> EngineImpl::Find(SequenceId id) const {
+  Sequence* const sequence = Lookup(id);
+  if (sequence == nullptr) return InvalidArgument(fmt::format("there is no sequence {}", id));
+  if (sequence->lost) return tl::unexpected<Error>(*sequence->lost);
+  return sequence;
+}
+
+void EngineImpl::SetEviction(SequenceId id, bool on) {
+  if (Sequence* const sequence = Lookup(id)) sequence->evicts = on;
+}
+
+void EngineImpl::SetPromptContinues(SequenceId id, bool on) {
+  if (Sequence* const sequence = Lookup(id)) sequence->prompt_continues = on;
+}
+
+int EngineImpl::num_tokens(SequenceId id) const {
+  const Sequence* const sequence = Lookup(id);
+  return sequence != nullptr ? sequence->next_position : 0;
 }
 
 void EngineImpl::PlanOwnShare(Sequence& sequence, size_t bytes) const {
@@ -354,8 +372,10 @@ KvStats EngineImpl::stats() const {
 }
 
 SequenceStats EngineImpl::stats(SequenceId id) const {
-  const Sequence& sequence = *sequences_.at(id);
   SequenceStats stats;
+  const Sequence* const found = Lookup(id);
+  if (found == nullptr) return stats;
+  const Sequence& sequence = *found;
   stats.used_bytes = sequence.account->used_bytes();
   stats.floor_bytes = sequence.floor_bytes;
   stats.ceiling_bytes = sequence.ceiling_bytes;
