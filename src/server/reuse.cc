@@ -36,8 +36,9 @@ size_t SchedulerImpl::Savings(const Job& job, const PrefixKey& key, std::span<co
     common -= common % static_cast<size_t>(engine_->block_tokens());
   }
   if (common < tokens.size()) {
-    (void)sequence;
-    return 0;
+    const auto target = static_cast<size_t>(engine_->RewindTarget(sequence, static_cast<int>(common)));
+    if (options_.deterministic_reuse && target != common) return 0;
+    common = target;
   }
   if (common < kLeastShared) return 0;
   // What may be dropped must be the same.
@@ -101,7 +102,7 @@ SequenceId SchedulerImpl::ForkLive(Job& job, const Job& source, size_t cached) {
   Result<SequenceId> fork = ForkFor(from, engine_->stats(from));
   if (!fork) return -1;
   Status status;
-  (void)cached;
+  if (engine_->num_tokens(*fork) > static_cast<int>(cached)) status = engine_->Rewind(*fork, static_cast<int>(cached));
   if (status) status = GiveBudget(job, *fork);
   if (status) return *fork;
   engine_->Free(*fork);
@@ -119,6 +120,7 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   const bool forked = sequence >= 0;
   if (!forked) sequence = held.sequence;
   Status status;
+  if (lost > 0) status = engine_->Rewind(sequence, static_cast<int>(cached));
   if (status && !forked) held.tokens.resize(cached), held.num_prompt_tokens = std::min(held.num_prompt_tokens, cached);
   if (status) status = GiveBudget(job, sequence);
   const bool in_its_slot = held.slot >= 0 && slots_[static_cast<size_t>(held.slot)] == nullptr;
