@@ -48,6 +48,7 @@ void AddParity(CLI::App& app, Command& chosen);
 void AddEval(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
+void AddServe(CLI::App& app, Command& chosen);
 
 // --json, --progress
 struct OutputFlags {

@@ -81,9 +81,18 @@ struct HostModelOptions {
   bool try_in_child = true;
 };
 
+struct ChatToolCall {
+  std::string id;
+  std::string name;
+  std::string arguments;  // a JSON object
+};
+
 struct ChatMessage {
   std::string role;
   std::string content;
+  std::vector<ChatToolCall> tool_calls = {};  // that the assistant made in it
+  std::string tool_call_id = {};              // of the call that a message of the role "tool" answers
+  std::string name = {};                      // of that tool; may be empty
 };
 
 // A loaded GGUF. Thread-safe once loaded.
@@ -107,7 +116,12 @@ class HostModel {
   bool IsEndOfGeneration(int32_t token) const;
   // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual
   // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these messages.
-  Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const;
+  // tools: a JSON array as OpenAI's API has it, empty for none; templates that know no tools leave them out.
+  Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant,
+                                        const std::string& tools = {}) const;
+  const std::string& chat_template() const;  // its text or name; empty if there is none
+  std::string bos_text() const;              // of the token that begins a text; empty if there is none
+  std::string eos_text() const;              // of the one that ends it
   bool has_chat_template() const;
   bool knows_chat_template() const;  // and it can be read
 
