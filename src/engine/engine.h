@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -61,10 +61,13 @@ struct EngineOptions : SequenceOptions {
   size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx for max_sequences, plus everything around it
   int block_tokens = 0;       // rows of a step at most; 0: chosen from the budget (up to 512)
   int num_threads = 0;        // 0: physical cores
-  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
+  bool adapt_threads = true;  // fewer while other processes take cores (base/thread_governor.h); no result changes
   StepClock* clock = nullptr;  // of that, for tests; null: the system's
   StepFaults* faults = nullptr;  // for tests
   int max_sequences = 1;
+  // Places for more sequences, which no step has rows of beside max_sequences others: prefixes that wait to be taken up
+  // again. They get no share, but live in the bytes that their owner gives them (SetBudget()).
+  int resting_sequences = 0;
 };
 
 struct KvStats {
@@ -258,6 +261,8 @@ class Engine {
   virtual EngineTimes times() const = 0;
   virtual int decode_threads() const = 0;  // of the next token
   virtual const HostModel& model() const = 0;
+  // Those of Create(), with what was left open filled in, but for the budget and the block (stats(), block_tokens()).
+  virtual const EngineOptions& options() const = 0;
 
   // What is being read ends with kCancelled, and so does whatever comes until ClearCancel(). Text that a recipe reads
   // block by block stays up to the last whole block. From any thread.

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "host/grammar_bounds.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -180,6 +181,7 @@ Status HostSampler::Private::MakeBias(const HostModel& model, const SamplerOptio
 
 Status HostSampler::Private::MakeGrammar(const HostModel& model, const SamplerOptions& options) {
   if (options.grammar.empty()) return {};
+  PITH_RETURN_IF_ERROR(CheckGrammarBounds(options.grammar));
   try {
     grammar.reset(llama_sampler_init_grammar(llama_model_get_vocab(model.handle()), options.grammar.c_str(), "root"));
   } catch (const std::exception&) {
