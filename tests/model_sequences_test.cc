@@ -15,6 +15,7 @@
 
 #include "engine/engine.h"
 #include "host/model.h"
+#include "host/sampler.h"
 #include "tests/support/default_model.h"
 #include "tests/support/kl.h"
 
@@ -452,6 +453,73 @@ TEST(ModelSequences, BadItemsAreRefusedOneByOne) {
   const std::vector<SequenceId> many(100, a);
   const std::vector<int32_t> tokens(100, 5);
   EXPECT_FALSE(engine->DecodeBatch(many, tokens));
+}
+
+// What callers may get wrong gets an answer.
+TEST(ModelSequences, NamesAndCountsThatAreWrongAreAnswered) {
+  auto engine = Make(Many(2, size_t{30} << 20));
+  const std::vector<int32_t> text = Tokens(20, 1);
+  const SequenceId id = *engine->NewSequence(With("full"));
+  for (const SequenceId none : {-1, 1, 77}) {
+    EXPECT_EQ(engine->num_tokens(none), 0);
+    EXPECT_TRUE(engine->logits(none).empty());
+    EXPECT_EQ(engine->stats(none).used_bytes, 0U);
+    EXPECT_EQ(engine->KeptBytes(none), 0);
+    EXPECT_TRUE(engine->EntryPositions(none, 0, 0).empty());
+    engine->SetEviction(none, false);
+    engine->SetPromptContinues(none, true);
+    engine->Cancel(none);
+    engine->Free(none);
+    EXPECT_FALSE(engine->Fork(none));
+    EXPECT_FALSE(engine->SetBudget(none, 0, 0));
+    EXPECT_FALSE(engine->Prefill(none, text));
+    EXPECT_FALSE(engine->Decode(none, 5));
+    EXPECT_FALSE(engine->SaveToMemory(none, {}));
+    EXPECT_FALSE(engine->Compress(none, *ParseRecipe("keydiff"), 0.5));
+    EXPECT_FALSE(engine->FillForBenchmark(none, 10));
+    EXPECT_FALSE(engine->AttentionOutputs(id, none, 0, 1));
+  }
+  EXPECT_TRUE(engine->EntryPositions(id, 30, 0).empty());
+  EXPECT_TRUE(engine->EntryPositions(id, 0, 3).empty());
+  EXPECT_TRUE(engine->EntryPositions(id, -1, -1).empty());
+  EXPECT_FALSE(engine->FillForBenchmark(id, -10));
+  const StepItem items[] = {{id, text}, {id, text}};
+  Status few;
+  engine->Step(items, {&few, 1});
+  ASSERT_FALSE(few);
+  EXPECT_EQ(engine->num_tokens(id), 0);
+  engine->Step(std::span(items).first(1), {});
+  EXPECT_EQ(engine->num_tokens(id), 0);
+  const SequenceId ids[] = {id};
+  EXPECT_FALSE(engine->DecodeBatch(ids, text));
+
+  const auto plain = PlainContext::Create(*Model(), {.num_ctx = 64, .block_tokens = 32, .num_threads = 1, .max_sequences = 2});
+  ASSERT_TRUE(plain) << plain.error().message;
+  EXPECT_TRUE((*plain)->logits().empty());
+  EXPECT_FALSE((*plain)->Decode(2, text));
+  EXPECT_FALSE((*plain)->Decode(-1, text));
+  EXPECT_FALSE((*plain)->DecodeBatch(std::span(text).first(3)));
+  EXPECT_FALSE((*plain)->FillForBenchmark(0, 10)) << "it was not made for that";
+  EXPECT_TRUE((*plain)->Decode(1, text));
+  EXPECT_FALSE((*plain)->logits().empty());
+  const auto sampler = HostSampler::Create(*Model(), {});
+  ASSERT_TRUE(sampler);
+  EXPECT_FALSE((*sampler)->Sample({}));
+  EXPECT_FALSE((*sampler)->Sample((*plain)->logits().first(7)));
+}
+
+// Equal shares leave nothing over, and a recipe with more columns takes more for its rows in flight: its share is
+// smaller then.
+TEST(ModelSequences, TheLastPlaceIsThereForAnyRecipe) {
+  for (const char* recipe : {"h2o", "expectedattention", "layer_defensivekv"}) {
+    SCOPED_TRACE(recipe);
+    auto engine = Make(Many(3, size_t{40} << 20));
+    for (int i = 0; i < 2; ++i) ASSERT_TRUE(engine->NewSequence(With("keydiff")));
+    const auto last = engine->NewSequence(With(recipe));
+    ASSERT_TRUE(last) << last.error().message;
+    EXPECT_FALSE(StepOne(*engine, *last, Tokens(40, 1)).empty());
+    EXPECT_LE(engine->stats().peak_bytes, engine->stats().budget_bytes);
+  }
 }
 
 }  // namespace

@@ -197,10 +197,16 @@ Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup
         fmt::format("{:.2f} MiB do not hold a sequence with the recipe {}; {:.2f} MiB are the least that does",
                     Mib(ceiling), setup->recipe().text, Mib(least) + 0.005));
   }
-  const size_t floor =
+  size_t floor =
       std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
   const size_t flight = std::max(flight_bytes_, setup->flight.Bytes(plan_.block_tokens, options_.max_sequences));
-  const size_t needed = floor + flight - flight_bytes_;
+  const size_t more_flight = flight - flight_bytes_;
+  if (!Reclaim(floor + more_flight, nullptr) && floor_bytes == 0) {
+    // Nobody has asked for just so many: what equal shares have not left for its rows in flight is less in its own.
+    floor = std::max(least, floor - std::min(floor, more_flight));
+    if (ceiling_bytes == 0) ceiling = floor;
+  }
+  const size_t needed = floor + more_flight;
   const bool is_there = Reclaim(needed, nullptr) && flight_->SetLimits(flight, flight);
   if (is_there) flight_bytes_ = flight;
   if (is_there) sequence->own_account = MemoryAccount::Open(ledger_.get(), floor, ceiling);
@@ -301,11 +307,12 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
   const size_t planned = sequence->planned_bytes;
   PlanOwnShare(*sequence, ceiling);
   if (CheckPinned(*sequence, 0) && sequence->account->SetLimits(floor, ceiling)) {
+    (void)sequence->HoldScratch();
     sequence->floor_bytes = floor;
     sequence->ceiling_bytes = ceiling;
-    (void)sequence->HoldScratch();
-    const Status status = EvictToShare(*sequence);
-    return status && !sequence->HoldScratch() ? Status(tl::unexpected<Error>(FullError(*sequence))) : status;
+    // With the share that it had, what it holds is not too much: it goes on as if nobody had asked.
+    const bool shrinks = sequence->share.keep_entries < before.keep_entries;
+    return shrinks && sequence->evicts_while_running() ? EvictToShare(*sequence) : Status();
   }
   sequence->share = before;
   sequence->planned_bytes = planned;
