@@ -324,6 +324,28 @@ TEST(ModelSequences, AdmissionSaysWhatAPromptTakes) {
   EXPECT_FALSE(engine->NewSequence(With("snapkv")));
 }
 
+// In full pages of few bits as in f16.
+TEST(ModelSequences, AdmittedBytesHoldThePrompt) {
+  const std::vector<int32_t> text = Tokens(330, 1);
+  for (const PageFormat format : {PageFormat(), PageFormat(KvFormat::kQ8), PageFormat(KvFormat::kQ4)}) {
+    SCOPED_TRACE(format.Name());
+    auto engine = Make(Many(2, size_t{40} << 20));
+    SequenceOptions options = With("full", format);
+    const auto admission = engine->Admit(options, text.size());
+    ASSERT_TRUE(admission) << admission.error().message;
+    options.floor_bytes = options.ceiling_bytes = admission->steady_bytes;
+    const auto id = engine->NewSequence(options);
+    ASSERT_TRUE(id) << id.error().message;
+    const Status read = engine->Prefill(*id, text);
+    ASSERT_TRUE(read) << read.error().message;
+    EXPECT_LE(engine->stats(*id).used_bytes, admission->steady_bytes);
+    Status more;
+    for (int i = 0; i < 100 && more; ++i) more = engine->Decode(*id, text[static_cast<size_t>(i)]);
+    EXPECT_FALSE(more) << "no more than these bytes";
+    EXPECT_LE(engine->stats(*id).used_bytes, admission->steady_bytes);
+  }
+}
+
 TEST(ModelSequences, MemoryAndBackGivesTheSameBits) {
   const std::vector<int32_t> text = Tokens(300, 4);
   for (const char* recipe : {"snapkv", "h2o format=q8", "full format=q4"}) {

@@ -19,6 +19,9 @@ namespace {
 // libllama knows 256, of which second readings and recurrent states take one each.
 constexpr int kMostSequences = 254;
 
+// What kernels have room for on their stacks.
+constexpr int kMostChannels = 1024;
+
 double Mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 std::vector<CacheLayer> LayersOf(const ModelInfo& info) {
@@ -49,6 +52,10 @@ EngineImpl::~EngineImpl() {
 Status EngineImpl::Init() {
   const ModelInfo& info = model_->info();
   for (const LayerShape& shape : info.layers) {
+    if (shape.kind != LayerKind::kNone && std::max(shape.key_dim, shape.value_dim) > kMostChannels) {
+      return Unsupported(fmt::format("this model's heads have {} channels, and pith takes {} at most",
+                                     std::max(shape.key_dim, shape.value_dim), kMostChannels));
+    }
     const bool global = shape.kind == LayerKind::kGlobal;
     global_index_.push_back(global ? num_global_layers_++ : -1);
     if (global) num_global_heads_ += shape.num_kv_heads;

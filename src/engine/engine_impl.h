@@ -144,6 +144,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void ReleaseBlock();
   void LeaveOutFailed();
   size_t BytesToExtend(const Sequence& sequence, int num_rows) const;
+  // Of a sequence that converts full pages: what it will hold more when the rows are read, at most.
+  size_t BytesToKeep(const Sequence& sequence, int num_rows) const;
   // Runs the groups of the block; their errors are in groups_.
   void RunBlock();
   void BeginGroup(RowGroup& group);

@@ -93,6 +93,24 @@ size_t EngineImpl::BytesToExtend(const Sequence& sequence, int num_rows) const {
   return bytes;
 }
 
+size_t EngineImpl::BytesToKeep(const Sequence& sequence, int num_rows) const {
+  size_t low_page = 0, low_pages = 0, pages = 0, pages_before = 0;
+  for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
+    if (cache_->layers()[layer].num_kv_heads == 0) continue;
+    for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, static_cast<int>(layer))) {
+      const auto entries = static_cast<size_t>(head.num_entries() + num_rows), low = entries / kPageEntries;
+      const auto low_before = static_cast<size_t>(head.num_low_entries() / kPageEntries);
+      low_page = std::max(low_page, head.low_layout()->page_bytes);
+      low_pages += low - std::min(low, low_before);
+      pages += entries % kPageEntries != 0;
+      pages_before += head.pages().size() - low_before;
+    }
+  }
+  const size_t page_cost = sequence.setup->flight.page_cost;
+  return low_pages * (low_page + PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*)) +
+         (pages - std::min(pages, pages_before)) * page_cost;
+}
+
 // The rows' bytes become part of what their sequences are guaranteed until the block ends.
 Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
   MemoryAccount& account = *sequence.account;
@@ -103,6 +121,12 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += sequence.setup->flight.Bytes(num_rows, 1);
     most = std::min(most, std::max(ceiling, used) - used);
+  } else if (sequence.setup->formats.low && sequence.setup->style.in_layer) {
+    // Each layer converts its full pages before the next one takes its rows.
+    const size_t kept = BytesToKeep(sequence, num_rows);
+    if (used + kept > ceiling) return tl::unexpected<Error>(FullError(sequence));
+    most = std::min(most, kept + sequence.setup->flight.Bytes(num_rows, 1));
+    ceiling = std::max(ceiling, used + most);
   } else if (used + most > ceiling) {
     return tl::unexpected<Error>(FullError(sequence));
   }
