@@ -21,6 +21,8 @@ constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(
 constexpr int kCascadeSteps = 8;
 // Of what recipes compute with while they judge a layer, so much is not charged.
 constexpr size_t kFreeScratchBytes = size_t{12} << 20;
+// Of an entry, while layers that are compared wait for each other.
+constexpr size_t kWaitingNumbers = 5;
 // Spare page-table room of each head, so that decoding does not allocate.
 constexpr size_t kSpareTableBytesPerHead = 16 * sizeof(std::byte*);
 
@@ -85,6 +87,8 @@ void AddScratch(const ModelInfo& info, const Recipe& recipe, int num_ctx, Shape&
     size_t entry = (needs & kNeedWindowProbs) != 0 ? heads * window : 0;
     if ((needs & kNeedKeys) != 0) entry += kv_heads * key_dim;
     if ((needs & (kNeedValues | kNeedValueNorms)) != 0) entry += kv_heads * value_dim;
+    // Scores, shares and indices of all layers wait for the last one.
+    if (!recipe.policy->layer_local()) entry += kWaitingNumbers * shape.global_heads;
     shape.scratch_entry_bytes = std::max(shape.scratch_entry_bytes, entry * sizeof(float));
     shape.scratch_bytes = std::max(shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float));
   }
