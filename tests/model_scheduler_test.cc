@@ -136,7 +136,7 @@ struct Server {
   std::unique_ptr<Scheduler> scheduler;
 };
 
-struct Setup {
+struct ServerSetup {
   std::string recipe = "full";
   size_t budget_bytes = size_t{16} << 20;
   int num_ctx = 512;
@@ -145,7 +145,7 @@ struct Setup {
   SchedulerOptions options = {};
 };
 
-Server Make(const Setup& setup) {
+Server Make(const ServerSetup& setup) {
   Server server;
   EngineOptions options;
   options.num_ctx = setup.num_ctx;
@@ -241,7 +241,7 @@ TEST(ModelScheduler, OneRequestIsWhatTheEngineSaysAlone) {
 }
 
 TEST(ModelScheduler, ManyRequestsWithCancelsEachAsAlone) {
-  Setup setup;
+  ServerSetup setup;
   setup.options.max_running = 5;
   setup.budget_bytes = size_t{5} << 20;
   Server server = Make(setup);
@@ -291,7 +291,7 @@ TEST(ModelScheduler, ManyRequestsWithCancelsEachAsAlone) {
 }
 
 TEST(ModelScheduler, EvictingRequestsShareABudgetThatHoldsFewOfThem) {
-  Setup setup;
+  ServerSetup setup;
   setup.recipe = "snapkv:window=8";
   setup.options.max_running = 4;
   setup.budget_bytes = size_t{2} << 20;
@@ -321,7 +321,7 @@ TEST(ModelScheduler, EvictingRequestsShareABudgetThatHoldsFewOfThem) {
 }
 
 TEST(ModelScheduler, SeveralChoicesReadThePromptOnce) {
-  Setup setup;
+  ServerSetup setup;
   setup.options.max_running = 4;
   Server server = Make(setup);
   Request request = Greedy(Prompt(100, 1), 25);
@@ -355,7 +355,7 @@ TEST(ModelScheduler, SeveralChoicesReadThePromptOnce) {
 }
 
 TEST(ModelScheduler, BadRequestsAreRefusedOrFailAlone) {
-  Setup setup;
+  ServerSetup setup;
   setup.num_ctx = 200;
   Server server = Make(setup);
   auto sink = std::make_shared<Collector>();
@@ -402,7 +402,7 @@ TEST(ModelScheduler, BadRequestsAreRefusedOrFailAlone) {
 }
 
 TEST(ModelScheduler, AFullQueueRefusesAndDrainLetsRunningOnesEnd) {
-  Setup setup;
+  ServerSetup setup;
   setup.options.max_running = 1;
   setup.options.max_waiting = 2;
   Server server = Make(setup);
@@ -434,7 +434,7 @@ TEST(ModelScheduler, AFullQueueRefusesAndDrainLetsRunningOnesEnd) {
 TEST(ModelScheduler, ANextTurnReadsOnlyWhatIsNew) {
   for (const char* recipe : {"full", "snapkv:window=8"}) {
     SCOPED_TRACE(recipe);
-    Setup setup;
+    ServerSetup setup;
     setup.recipe = recipe;
     setup.budget_bytes = std::string(recipe) == "full" ? size_t{16} << 20 : size_t{2} << 20;
     setup.options.max_running = 2;

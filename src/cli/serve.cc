@@ -11,10 +11,10 @@
 
 #include <fmt/format.h>
 
+#include "base/text.h"
 #include "cli/command.h"
 #include "cli/sampler_flags.h"
 #include "cli/terminal.h"
-#include "cli/text.h"
 #include "server/scheduler.h"
 #include "server/server.h"
 
