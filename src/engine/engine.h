@@ -163,8 +163,8 @@ class Engine {
   virtual Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) = 0;
   // A copy that shares pages until one of the two writes, with a share of the budget of its own.
   virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
-  // Back to the first num_tokens tokens that it has read: the sequence is as if it had never read more, but for the bytes
-  // of blocks of another size. logits() is empty until it reads again, unless it stays where it is. 0 empties any
+  // Back to the first num_tokens tokens that it has read: the sequence is as if it had never read more, but for rounding
+  // in blocks of other sizes. logits() is empty until it reads again, unless it stays where it is. 0 empties any
   // sequence. kInvalidArgument: it has not read so many. kUnsupported, with the reason, and nothing has changed: what
   // was read since then dropped, merged, converted or weighed entries that it would have to have back.
   virtual Status Rewind(SequenceId sequence, int num_tokens) = 0;
@@ -242,7 +242,8 @@ class Engine {
   virtual Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                                     std::span<const CompressTarget> targets) = 0;
 
-  // Positions of the entries that one kv head holds, ascending; none where there is no such head. `layer` counts the layers with a global cache.
+  // Positions of the entries that one kv head holds, ascending; none where there is no such head. `layer` counts the
+  // layers with a global cache.
   virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
 
   // What the last num_queries tokens that `queries_of` has read get from attention over the entries of `entries_of`,

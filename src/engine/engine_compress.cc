@@ -34,8 +34,9 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   const uint32_t needs = recipe.policy->needs();
   const int window = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? recipe.policy->window() : 0;
   if (!sequence.Knows(std::min(window, setup.ring_window))) {
-    return Unsupported(fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back",
-                                   recipe.text, window, sequence.known_queries()));
+    return Unsupported(
+        fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back", recipe.text,
+                    window, sequence.known_queries()));
   }
   if (const ActiveRecipe* known = setup.Find(recipe)) return *known;
   const auto missing = [&](const char* what) {

@@ -48,7 +48,8 @@ void EngineImpl::LimitByRecipe(const Sequence& sequence, RewindRange& range) con
   if (std::ranges::any_of(sequence.merge_thresholds, [](double threshold) { return !std::isnan(threshold); })) {
     nothing("its recipe has merged entries");
   }
-  if (cache_->layout(sequence.cache_id).low != (setup.formats.low == setup.formats.entry ? std::nullopt : setup.formats.low)) {
+  const SequenceLayout& layout = cache_->layout(sequence.cache_id);
+  if (!(layout.low.value_or(layout.entry) == setup.formats.low.value_or(setup.formats.entry))) {
     nothing("its entries were converted");
   }
   // Without an eviction before the window is full again, nobody asks for what was overwritten.

@@ -332,13 +332,14 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
                          static_cast<size_t>(std::max(options.max_sequences, 1)) * LeastShareOf(shape, style);
     const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
     const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP);
-    return OutOfBudget(fmt::format("a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is "
-                                   "the least that does{}",
-                                   mib(wanted.budget_bytes), smallest, std::max(0.01, mib(least) + 0.005),
-                                   window < least / 2 ? ""
-                                                      : fmt::format(", {:.2f} of them for the window of {} queries that the "
-                                                                    "recipe looks at",
-                                                                    mib(window), RingWindow(options))));
+    const std::string of_window =
+        window < least / 2 ? ""
+                           : fmt::format(", {:.2f} of them for the window of {} queries that the recipe looks at",
+                                         mib(window), RingWindow(options));
+    return OutOfBudget(fmt::format(
+        "a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is the least that "
+        "does{}",
+        mib(wanted.budget_bytes), smallest, std::max(0.01, mib(least) + 0.005), of_window));
   }
   if (options.keep_entries > 0) {
     if (!unlimited && options.keep_entries > plan.keep_entries) {
@@ -362,7 +363,8 @@ size_t ShareFor(const ModelInfo& info, const EvictionStyle& style, const Sequenc
   const Shape shape = ShapeOf(info, options);
   const size_t pages = shape.window_pages + shape.global_heads * (PagesFor(num_tokens) + (style.ragged ? 1 : 0));
   return shape.fixed_bytes() + ScratchBytes(shape, num_tokens) +
-         (shape.low_page_bytes == 0 ? pages * shape.page_cost() : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
+         (shape.low_page_bytes == 0 ? pages * shape.page_cost()
+                                    : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
 }
 
 // Each further sequence may begin two pages in each head.
@@ -403,7 +405,8 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& want
   split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
   split.block_bytes = plan.block_bytes;
   split.recurrent_bytes = plan.recurrent_bytes;
-  split.table_bytes = shape.fixed_bytes() + ScratchBytes(shape, plan.keep_entries + plan.slack_entries) + (plan.num_pages + plan.num_low_pages) * kTableBytesPerPage;
+  split.table_bytes = shape.fixed_bytes() + ScratchBytes(shape, plan.keep_entries + plan.slack_entries) +
+                      (plan.num_pages + plan.num_low_pages) * kTableBytesPerPage;
   const size_t in_flight = plan.flight_bytes / shape.page_cost();
   split.in_flight_bytes = (low ? plan.num_pages : in_flight) * shape.page_bytes;
   split.window_bytes = shape.window_pages * page_bytes;
