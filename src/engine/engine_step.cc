@@ -12,7 +12,6 @@
 #include <ctime>
 #include <utility>
 
-#include "base/check.h"
 #include "base/own_code.h"
 #include "engine/engine_impl.h"
 
@@ -31,17 +30,6 @@ class SystemClock final : public StepClock {
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
   }
 };
-
-// Entries at positions below this one, of a head whose newest ones are at or above it.
-int EntriesBefore(const HeadCache& head, int32_t position) {
-  int count = head.num_entries();
-  while (count > 0) {
-    const int last = count - 1;
-    if (head.layout_of(last).positions(head.page_of(last))[last % kPageEntries] < position) break;
-    --count;
-  }
-  return count;
-}
 
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
@@ -284,6 +272,7 @@ void EngineImpl::RollBack(RowGroup& group) {
       whole = whole && head.Truncate(EntriesBefore(head, group.start)).has_value();
     }
   }
+  if (group.notes_queries) sequence.ForgetQueriesOf(group.num_rows);
   sequence.next_position = group.start;
   if (group.pins) sequence.pinned.pop_back();
   if (whole) return;
@@ -309,7 +298,10 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
 }
 
 void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuses) {
-  PITH_CHECK(statuses.size() == items.size());
+  if (statuses.size() != items.size()) {
+    for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
+    return;
+  }
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
@@ -444,9 +436,10 @@ Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const 
 }
 
 std::span<const float> EngineImpl::logits(SequenceId id) const {
-  const Sequence& sequence = *sequences_.at(id);
-  if (!sequence.restored_logits.empty()) return sequence.restored_logits;
-  return sequence.output >= 0 ? context_->logits(sequence.output) : std::span<const float>();
+  const Sequence* const sequence = Lookup(id);
+  if (sequence == nullptr) return {};
+  if (!sequence->restored_logits.empty()) return sequence->restored_logits;
+  return sequence->output >= 0 ? context_->logits(sequence->output) : std::span<const float>();
 }
 
 // Logits of the last block outlive the next one.

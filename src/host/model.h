@@ -187,7 +187,7 @@ class PlainContext {
   // For benchmarks: an empty sequence gets the made-up keys and values of num_tokens tokens through libllama's state
   // API (plain_fill.cc). kUnsupported: the model has other than global attention layers.
   Status FillForBenchmark(int sequence, int num_tokens);
-  std::span<const float> logits() const;  // of the last token
+  std::span<const float> logits() const;  // of the last token; empty before the first
   void Clear();
 
  private:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "base/check.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -26,6 +25,11 @@ Status CheckPosition(const ModelInfo& info, int32_t position) {
 }
 
 namespace {
+
+Status CheckSequence(int sequence, size_t num_sequences) {
+  if (sequence >= 0 && static_cast<size_t>(sequence) < num_sequences) return {};
+  return InvalidArgument("this context of libllama has no sequence " + std::to_string(sequence));
+}
 
 // GGML_TYPE_COUNT: no such type.
 ggml_type CacheType(const std::string& name) {
@@ -71,7 +75,8 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
 
 Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::vector<float>* all_logits) {
   Private& self = *private_;
-  int32_t& position = self.next_position.at(static_cast<size_t>(sequence));
+  PITH_RETURN_IF_ERROR(CheckSequence(sequence, self.next_position.size()));
+  int32_t& position = self.next_position[static_cast<size_t>(sequence)];
   PITH_RETURN_IF_ERROR(CheckPosition(self.info, position + static_cast<int32_t>(tokens.size()) - 1));
   for (size_t at = 0; at < tokens.size();) {
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(self.options.block_tokens));
@@ -92,7 +97,10 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
 
 Status PlainContext::DecodeBatch(std::span<const int32_t> tokens) {
   Private& self = *private_;
-  PITH_CHECK(tokens.size() <= self.next_position.size());
+  if (tokens.size() > self.next_position.size()) {
+    return InvalidArgument("a batch of " + std::to_string(tokens.size()) + " sequences is more than the " +
+                           std::to_string(self.next_position.size()) + " of this context of libllama");
+  }
   self.batch->Clear();
   for (size_t i = 0; i < tokens.size(); ++i) {
     PITH_RETURN_IF_ERROR(CheckPosition(self.info, self.next_position[i]));
@@ -104,7 +112,7 @@ Status PlainContext::DecodeBatch(std::span<const int32_t> tokens) {
 
 std::span<const float> PlainContext::logits() const {
   const float* row = llama_get_logits_ith(private_->context.get(), -1);
-  PITH_CHECK(row != nullptr);
+  if (row == nullptr) return {};
   return {row, static_cast<size_t>(private_->info.num_vocab)};
 }
 

@@ -28,13 +28,16 @@ using RequestId = uint64_t;
 struct SchedulerOptions {
   int max_running = 8;         // sequences that are read or decode at once
   int max_waiting = 256;       // requests in the queue; more are refused (kBusy)
-  // Of the rows of a step that decodes run beside, the share that prompts may have, (0, 1]: 1 reads prompts as fast as
-  // it goes, less keeps the gaps between tokens short.
-  double prompt_share = 0.5;
+  // Of the engine's time, the share that prompts have while others decode, (0, 1]: 1 reads prompts as fast as it goes,
+  // less keeps the gaps between tokens short (server/step_plan.h).
+  double prompt_share = 0.65;
   int max_retained = 64;       // prefixes kept after their requests; 0: none
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
 };
+
+// Sets how many sequences the engine must hold for such a scheduler.
+void ReserveSequences(const SchedulerOptions& options, EngineOptions* engine);
 
 // One prompt, read once, and one or more texts that go on from it.
 struct Request {
