@@ -52,13 +52,16 @@ class Server:
     """One program on a free port."""
 
     def __init__(self, *flags, env=None):
-        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", "-c", "2048", "-np", "4", "--temp", "0", *flags],
+        if "-np" not in flags:
+            flags = ("-np", "4", *flags)
+        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", "-c", "2048", "--temp", "0", *flags],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
         line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
         if not found:
-            self.process.kill()
-            raise RuntimeError(f"the server said {line!r} {self.process.stderr.read()!r}")
+            said = self.process.stderr.read()
+            self.process.communicate()
+            raise RuntimeError(f"the server said {line!r} {said!r}")
         self.port = int(found.group(1))
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -390,7 +393,7 @@ class OpenAi(WithClients):
         import openai
         return openai.OpenAI(base_url=self.server.url + "/v1", api_key="none", max_retries=0)
 
-    def ask(self, text="Name a colour.", **more):
+    def ask(self, text="Tell me a long story about a river.", **more):
         more = {"max_tokens": 12, "temperature": 0, **more}
         return self.client().chat.completions.create(model="any", messages=[{"role": "user", "content": text}], **more)
 
@@ -495,7 +498,7 @@ class OpenAi(WithClients):
                                          text={"format": {"type": "json_schema", "name": "a", "schema": schema}})
         self.assertEqual(list(json.loads(formed.output_text)), ["ok"])
         self.assertEqual(formed.status, "completed")
-        stream = list(client.responses.create(model="any", input="Name a colour.", max_output_tokens=12, stream=True))
+        stream = list(client.responses.create(model="any", input="Tell me a long story.", max_output_tokens=12, stream=True))
         self.assertEqual([e.sequence_number for e in stream], list(range(len(stream))))
         self.assertEqual((stream[0].type, stream[-1].type), ("response.created", "response.incomplete"))
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
@@ -528,22 +531,22 @@ class OpenAi(WithClients):
 
 
 class AnthropicClient(WithClients):
-    def ask(self, text="Name a colour.", **more):
+    def ask(self, text="Tell me a long story about a river.", **more):
         import anthropic
         client = anthropic.Anthropic(base_url=self.server.url, api_key="none", max_retries=0)
         more = {"max_tokens": 12, **more}
         return client.messages.create(model="any", messages=[{"role": "user", "content": text}], **more)
 
     def test_messages(self):
-        whole = self.ask(system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}])
+        whole = self.ask(system=[{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}])
         self.assertEqual((whole.stop_reason, whole.usage.output_tokens), ("max_tokens", 12))
-        stopped = self.ask(stop_sequences=[whole.content[0].text[5:8]], system="Be brief.")
-        self.assertEqual((stopped.stop_reason, stopped.stop_sequence), ("stop_sequence", whole.content[0].text[5:8]))
+        stopped = self.ask(stop_sequences=["e", "a"])
+        self.assertEqual((stopped.stop_reason, stopped.stop_sequence in ("e", "a")), ("stop_sequence", True))
 
     def test_stream_and_count(self):
         import anthropic
         client = anthropic.Anthropic(base_url=self.server.url, api_key="none", max_retries=0)
-        messages = [{"role": "user", "content": "Name a colour."}]
+        messages = [{"role": "user", "content": "Tell me a long story about a river."}]
         with client.messages.stream(model="any", max_tokens=12, messages=messages) as stream:
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
@@ -566,6 +569,8 @@ class AnthropicClient(WithClients):
 
 
 class OllamaClient(WithClients):
+    flags = ("--max-retained", "0")  # a prefix that is taken up is computed in other batches
+
     def client(self):
         import ollama
         return ollama.Client(host=self.server.url)
@@ -573,10 +578,10 @@ class OllamaClient(WithClients):
     def test_generate_and_chat(self):
         client = self.client()
         name = client.list().models[0].model
-        whole = client.generate(model=name, prompt="Name a colour.", options={"num_predict": 8, "temperature": 0})
+        whole = client.generate(model=name, prompt="Tell me a long story about a river.", options={"num_predict": 8, "temperature": 0})
         self.assertEqual((whole.done, whole.done_reason, whole.eval_count), (True, "length", 8))
         self.assertGreater(whole.total_duration, 10**6)
-        parts = list(client.generate(model=name, prompt="Name a colour.", options={"num_predict": 8, "temperature": 0}, stream=True))
+        parts = list(client.generate(model=name, prompt="Tell me a long story about a river.", options={"num_predict": 8, "temperature": 0}, stream=True))
         self.assertEqual("".join(part.response for part in parts), whole.response)
         self.assertTrue(parts[-1].context)
         talk = client.chat(model=name, messages=[{"role": "user", "content": "Hi"}], options={"num_predict": 4})

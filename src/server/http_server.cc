@@ -39,6 +39,8 @@ constexpr size_t kReadAhead = size_t{64} << 10;
 // closing on unread bytes would take the answer from it.
 constexpr double kLingerSeconds = 2;
 constexpr size_t kLingerBytes = size_t{64} << 20;
+// Connections that are told at the same time that there are too many; more are closed without a word.
+constexpr size_t kMostRefused = 64;
 
 class Connection;
 
@@ -51,6 +53,7 @@ struct Shared {
   std::optional<asio::thread_pool> workers;
   std::unordered_map<uint64_t, std::weak_ptr<Connection>> connections;  // by their numbers
   uint64_t num_accepted = 0;
+  int num_served = 0;  // of them, those that were not refused
   std::atomic<int> queued{0};
   bool stopping = false;
 };
@@ -111,13 +114,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
       : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {}
   ~Connection() {
     // Perhaps on another thread, where an answer was the last to know it.
-    asio::post(shared_->io, [shared = shared_, id = id_] { shared->connections.erase(id); });
+    asio::post(shared_->io, [shared = shared_, id = id_, was_served = is_served_] {
+      shared->connections.erase(id);
+      if (was_served) --shared->num_served;
+    });
   }
 
   asio::io_context& io() { return shared_->io; }
   uint64_t id() const { return id_; }
 
   void Start() {
+    is_served_ = true;
+    ++shared_->num_served;
     error_code ignored;
     socket_.set_option(tcp::no_delay(true), ignored);
     socket_.set_option(asio::socket_base::keep_alive(true), ignored);
@@ -176,6 +184,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (gone_) return;
     gone_ = true;
     const std::shared_ptr<Connection> self = shared_from_this();
+    if (std::exchange(is_served_, false)) --shared_->num_served;
     if (exchange_) {
       exchange_->Leave();
       exchange_->Over();
@@ -432,7 +441,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   uint64_t deadline_ = 0;
   int version_ = 11;
   bool keep_alive_ = true, is_head_ = false, chunked_ = false;
-  bool idle_ = false, watching_ = false, writing_ = false, complete_ = false;
+  bool is_served_ = false, idle_ = false, watching_ = false, writing_ = false, complete_ = false;
   bool saw_end_ = false, lingering_ = false, gone_ = false;
 };
 
@@ -554,7 +563,9 @@ class Server final : public HttpServer {
         });
         return;
       }
-      const bool full = shared_->connections.size() >= static_cast<size_t>(shared_->options.limits.connections);
+      const int most = shared_->options.limits.connections;
+      if (shared_->connections.size() >= static_cast<size_t>(most) + kMostRefused) return Accept();  // closes it
+      const bool full = shared_->num_served >= most;
       const auto connection = std::make_shared<Connection>(shared_, std::move(socket));
       shared_->connections.emplace(connection->id(), connection);
       full ? connection->Refuse(503, "the server has as many connections as it takes") : connection->Start();
