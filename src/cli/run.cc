@@ -7,10 +7,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/sampler_flags.h"
 #include "cli/terminal.h"
+#include "lab/machine.h"
 #include "session/conversation.h"
 #include "session/generator.h"
 #include "session/token_sequence.h"

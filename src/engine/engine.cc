@@ -63,12 +63,16 @@ Status EngineImpl::Init() {
   if (options_.num_threads <= 0) options_.num_threads = PhysicalCores();
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   options_.max_sequences = std::max(options_.max_sequences, 1);
+  // One thread does at most kMaxMembers threads' parts of attention.
+  const int most = options_.num_threads;
+  const int least = options_.adapt_threads ? std::max(1, (most + kernels::kMaxMembers - 1) / kernels::kMaxMembers) : most;
+  token_governor_.emplace(most, least, kTokenPace);
+  block_governor_.emplace(most, least, kBlockPace);
   options_.resting_sequences = std::max(options_.resting_sequences, 0);
   const int num_slots = options_.max_sequences + options_.resting_sequences;
   if (num_slots > kMostSequences) {
     return InvalidArgument(fmt::format("an engine holds {} sequences at most, not {}", kMostSequences, num_slots));
   }
-  governor_.emplace(options_.num_threads, options_.adapt_threads);
   PITH_ASSIGN_OR_RETURN(default_setup_, SequenceSetup::Make(info, options_));
   static_cast<SequenceOptions&>(options_) = default_setup_->options;
   PITH_RETURN_IF_ERROR(InitBudget());

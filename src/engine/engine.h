@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -61,7 +61,7 @@ struct EngineOptions : SequenceOptions {
   size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx for max_sequences, plus everything around it
   int block_tokens = 0;       // rows of a step at most; 0: chosen from the budget (up to 512)
   int num_threads = 0;        // 0: physical cores
-  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
+  bool adapt_threads = true;  // fewer while other processes take cores (base/thread_governor.h); no result changes
   StepClock* clock = nullptr;  // of that, for tests; null: the system's
   StepFaults* faults = nullptr;  // for tests
   int max_sequences = 1;

@@ -22,7 +22,7 @@
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "engine/session_file.h"
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 #include "host/context.h"
 #include "policy/cascade.h"
 
@@ -87,7 +87,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int num_tokens(SequenceId sequence) const override;
   KvStats stats() const override;
   SequenceStats stats(SequenceId sequence) const override;
-  int decode_threads() const override { return governor_->threads(); }
+  int decode_threads() const override { return token_governor_->threads(); }
   EngineTimes times() const override { return times_; }
   const HostModel& model() const override { return *model_; }
   const EngineOptions& options() const override { return options_; }
@@ -242,7 +242,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<HostContext> context_;
   std::unique_ptr<LayerOps> ops_;
-  std::optional<ThreadGovernor> governor_;
+  std::optional<ThreadGovernor> token_governor_, block_governor_;  // of steps with one row per sequence; of others
 
   std::vector<int> global_index_;  // of each layer among the global ones, -1: not global
   int num_global_layers_ = 0;

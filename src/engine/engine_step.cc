@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <ctime>
 #include <utility>
 
 #include "base/own_code.h"
@@ -18,18 +17,6 @@
 namespace pith {
 namespace {
 
-class SystemClock final : public StepClock {
- public:
-  double Wall() override { return Read(CLOCK_MONOTONIC); }
-  double Cpu() override { return Read(CLOCK_PROCESS_CPUTIME_ID); }
-
- private:
-  static double Read(clockid_t id) {
-    timespec now = {};
-    clock_gettime(id, &now);
-    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-  }
-};
 
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
@@ -190,6 +177,11 @@ bool EngineImpl::ShouldStop() {
 
 void EngineImpl::RunBlock() {
   const Clock::time_point start = Clock::now();
+  StepClock& clock = options_.clock != nullptr ? *options_.clock : SystemStepClock();
+  const size_t rows = tokens_.size();
+  ThreadGovernor& governor = rows == groups_.size() ? *token_governor_ : *block_governor_;
+  context_->SetThreads(governor.threads());
+  const double wall = clock.Wall(), cpu = clock.Cpu();
   for (auto& [id, sequence] : sequences_) sequence->output = -1;
   TakeCancels();
   ReserveBlock();
@@ -219,6 +211,8 @@ void EngineImpl::RunBlock() {
     }
   }
   ReleaseBlock();
+  governor.Step(clock.Wall() - wall, clock.Cpu() - cpu, WorkOf(rows));
+  context_->SetThreads(options_.num_threads);
   times_.total += SecondsSince(start);
 }
 
@@ -417,20 +411,14 @@ Status EngineImpl::Decode(SequenceId id, int32_t token) {
 Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const int32_t> tokens) {
   const OwnCode own(true);
   if (ids.size() != tokens.size()) return InvalidArgument("each sequence of a batch takes one token");
-  static SystemClock system;
-  StepClock& clock = options_.clock != nullptr ? *options_.clock : system;
   step_items_.clear();
   for (size_t i = 0; i < ids.size(); ++i) step_items_.push_back({.sequence = ids[i], .tokens = tokens.subspan(i, 1)});
   step_statuses_.resize(ids.size());
-  context_->SetThreads(governor_->threads());
-  const double wall = clock.Wall(), cpu = clock.Cpu();
   for (size_t from = 0; from < ids.size(); from += static_cast<size_t>(plan_.block_tokens)) {
     const size_t count = std::min(ids.size() - from, static_cast<size_t>(plan_.block_tokens));
     if (from > 0) KeepLogits();
     Step(std::span(step_items_).subspan(from, count), std::span(step_statuses_).subspan(from, count));
   }
-  governor_->Step(clock.Wall() - wall, clock.Cpu() - cpu);
-  context_->SetThreads(options_.num_threads);
   const auto failed = std::ranges::find_if(step_statuses_, [](const Status& status) { return !status; });
   return failed == step_statuses_.end() ? Status() : *failed;
 }

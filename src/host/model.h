@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/rotation.h"
 #include "pith/types.h"
-#include "policy/rotation.h"
 
 struct llama_adapter_lora;
 struct llama_model;
@@ -158,6 +158,7 @@ struct PlainOptions {
   int num_ctx = 0;  // tokens of each sequence
   int block_tokens = 512;
   int num_threads = 1;
+  bool adapt_threads = true;  // fewer while other processes take cores (base/thread_governor.h)
   int max_sequences = 1;
   bool flash_attention = true;
   std::string cache_type = "f16";  // ggml's name, of keys and values

@@ -42,6 +42,16 @@ ggml_type CacheType(const std::string& name) {
 
 }  // namespace
 
+int PlainContext::Private::Run(size_t rows) {
+  ThreadGovernor& governor = rows <= static_cast<size_t>(options.max_sequences) ? *token_governor : *block_governor;
+  StepClock& clock = SystemStepClock();
+  llama_set_n_threads(context.get(), governor.threads(), governor.threads());
+  const double wall = clock.Wall(), cpu = clock.Cpu();
+  const int code = llama_decode(context.get(), batch->get());
+  governor.Step(clock.Wall() - wall, clock.Cpu() - cpu, WorkOf(rows));
+  return code;
+}
+
 PlainContext::~PlainContext() = default;
 
 Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& model, const PlainOptions& options) {
@@ -69,6 +79,9 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
   PITH_RETURN_IF_ERROR(ApplyAdapters(model, self.context.get()));
   self.batch = std::make_unique<Batch>(std::max(options.block_tokens, options.max_sequences));
   self.info = model.info();
+  const int least = options.adapt_threads ? 1 : options.num_threads;
+  self.token_governor.emplace(options.num_threads, least, kTokenPace);
+  self.block_governor.emplace(options.num_threads, least, kBlockPace);
   self.next_position.assign(static_cast<size_t>(options.max_sequences), 0);
   return plain;
 }
@@ -85,7 +98,7 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
       self.batch->Add(tokens[at + i], position++, sequence, all_logits != nullptr || at + i + 1 == tokens.size());
     }
     at += count;
-    if (llama_decode(self.context.get(), self.batch->get()) != 0) return IoError("libllama could not decode a block");
+    if (self.Run(count) != 0) return IoError("libllama could not decode a block");
     if (all_logits == nullptr) continue;
     for (size_t i = 0; i < count; ++i) {
       const float* row = llama_get_logits_ith(self.context.get(), static_cast<int32_t>(i));
@@ -106,7 +119,7 @@ Status PlainContext::DecodeBatch(std::span<const int32_t> tokens) {
     PITH_RETURN_IF_ERROR(CheckPosition(self.info, self.next_position[i]));
     self.batch->Add(tokens[i], self.next_position[i]++, static_cast<int32_t>(i), true);
   }
-  if (llama_decode(self.context.get(), self.batch->get()) != 0) return IoError("libllama could not decode a batch");
+  if (self.Run(tokens.size()) != 0) return IoError("libllama could not decode a batch");
   return {};
 }
 
