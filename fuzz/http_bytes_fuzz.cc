@@ -28,12 +28,15 @@ std::unique_ptr<HttpServer> Serve() {
   return HttpServer::Create(
              options,
              [](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
-               if (request.Parameter("stream").empty()) return exchange->Send({.status = 200, .body = request.path + request.body});
+               if (request.Parameter("stream").empty())
+                 return exchange->Send({.status = 200, .body = request.path + request.body});
                exchange->BeginStream("text/plain");
                exchange->Write(request.body);
                exchange->EndStream();
              },
-             [](int status, const std::string& message, const std::string&) { return HttpResponse{.status = status, .body = message}; })
+             [](int status, const std::string& message, const std::string&) {
+               return HttpResponse{.status = status, .body = message};
+             })
       .value();
 }
 

@@ -9,9 +9,21 @@
 #include "server/server_test_util.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  constexpr const char* kPaths[] = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
-                                    "/api/generate", "/api/chat", "/api/show", "/completion", "/tokenize", "/detokenize",
-                                    "/apply-template", "/slots/1?action=save", "/slots/1?action=restore", "/v1/embeddings"};
+  constexpr const char* kPaths[] = {"/v1/chat/completions",
+                                    "/v1/completions",
+                                    "/v1/responses",
+                                    "/v1/messages",
+                                    "/v1/messages/count_tokens",
+                                    "/api/generate",
+                                    "/api/chat",
+                                    "/api/show",
+                                    "/completion",
+                                    "/tokenize",
+                                    "/detokenize",
+                                    "/apply-template",
+                                    "/slots/1?action=save",
+                                    "/slots/1?action=restore",
+                                    "/v1/embeddings"};
   if (size == 0) return 0;
   static pith::testing::FakeServer server;
   server.scheduler->requests.clear();

@@ -27,7 +27,7 @@ if(NOT PITH_SANITIZE)
 endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)
-  foreach(class Manners Llama Slots OpenAi AnthropicClient OllamaClient)
+  foreach(class Manners Llama Slots OpenAi AnthropicClient OllamaClient LangChain)
     add_test(NAME serve_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/serve_test.py ${class})
     set_tests_properties(serve_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")

@@ -20,7 +20,7 @@ import time
 import unittest
 
 BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
-CLIENTS = ["openai==2.45.0", "anthropic==0.97.0", "ollama==0.6.1"]
+CLIENTS = ["openai", "anthropic", "ollama", "langchain-openai"]
 KEY = "sk-test-key"
 WEATHER = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Bonn"]}}, "required": ["city"]}
 
@@ -33,14 +33,14 @@ def default_model():
 def use_clients():
     """Makes the clients importable; None, or why they are not."""
     try:
-        import anthropic, ollama, openai  # noqa: F401, E401
+        import anthropic, langchain_openai, ollama, openai  # noqa: F401, E401
         return None
     except ImportError:
         pass
     folder = os.path.join(os.path.dirname(os.path.abspath(BINARY)), "serve-clients")
     if not os.path.exists(folder + "/done"):
         done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder] +
-                              [name.split("==")[0] for name in CLIENTS], capture_output=True, text=True)
+                              CLIENTS, capture_output=True, text=True)
         if done.returncode != 0:
             return "the clients cannot be installed: " + (done.stderr.strip().splitlines() or ["?"])[-1]
         open(folder + "/done", "w").close()
@@ -599,6 +599,27 @@ class OllamaClient(WithClients):
         self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "a"})[0], 501)
         status, _, body = self.server.post("/api/show", {"model": "none"})
         self.assertEqual((status, isinstance(body["error"], str)), (404, True))
+
+
+class LangChain(WithClients):
+    def model(self, **more):
+        from langchain_openai import ChatOpenAI
+        return ChatOpenAI(model="any", base_url=self.server.url + "/v1", api_key="none", max_tokens=60, temperature=0, max_retries=0, **more)
+
+    def test_invoke_and_stream(self):
+        answer = self.model().invoke("Name a colour.")
+        self.assertTrue(answer.content)
+        self.assertGreater(answer.usage_metadata["input_tokens"], 10)
+        self.assertTrue("".join(part.content for part in self.model().stream("Name a colour.")))
+
+    def test_tools_and_structures(self):
+        weather = {"title": "weather", "description": "Weather of a city", **WEATHER}
+        answer = self.model().bind_tools([weather], tool_choice="weather").invoke("Weather in Paris?")
+        self.assertEqual(answer.tool_calls[0]["name"], "weather")
+        self.assertIn(answer.tool_calls[0]["args"]["city"], ("Paris", "Bonn"))
+        for method in ("json_schema", "function_calling"):
+            formed = self.model().with_structured_output(weather, method=method).invoke("Weather in Paris?")
+            self.assertIn(formed["city"], ("Paris", "Bonn"), method)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 
 #include "base/cores.h"
 #include "base/escaped.h"
+#include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "evict/read_trace.h"

@@ -19,11 +19,11 @@ namespace {
 
 constexpr size_t kLongestGrammar = size_t{256} << 10;
 constexpr int kDeepestGroup = 64;
-constexpr uint64_t kMostTimes = 2000;   // libllama's own bound of one repetition, and of those inside each other
-constexpr uint64_t kMostRules = 200000; // that all repetitions of a grammar make
+constexpr uint64_t kMostTimes = 2000;    // libllama's own bound of one repetition, and of those inside each other
+constexpr uint64_t kMostRules = 200000;  // that all repetitions of a grammar make
 constexpr size_t kLongestSchema = size_t{256} << 10;
 constexpr size_t kDeepestSchema = 48;
-constexpr size_t kMostNodes = 2000;     // of a schema with its alternatives written out
+constexpr size_t kMostNodes = 2000;      // of a schema with its alternatives written out
 constexpr size_t kMostProperties = 256;  // of one object: the converter writes rules for every pair of optional ones
 constexpr size_t kLongestName = 256;
 constexpr double kMostInteger = 9e15;
@@ -45,7 +45,9 @@ class GrammarScan {
         elements += last;
       } else if (c == '(') {
         groups.push_back(elements);
-        if (groups.size() > kDeepestGroup) return InvalidArgument(fmt::format("the grammar has more than {} parentheses inside each other", kDeepestGroup));
+        if (groups.size() > kDeepestGroup)
+          return InvalidArgument(
+              fmt::format("the grammar has more than {} parentheses inside each other", kDeepestGroup));
         elements = 0;
         ++at_;
       } else if (c == ')') {
@@ -60,7 +62,8 @@ class GrammarScan {
         rules += times * last;
         elements += times * last;
         last *= std::max<uint64_t>(times, 1);
-        if (rules > kMostRules || last > kMostRules) return InvalidArgument("the grammar's repetitions make more rules than a request may have");
+        if (rules > kMostRules || last > kMostRules)
+          return InvalidArgument("the grammar's repetitions make more rules than a request may have");
       } else {
         if (IsName(c)) {
           while (at_ < text_.size() && IsName(text_[at_])) ++at_;
@@ -121,7 +124,9 @@ class SchemaScan {
   Status Run() { return Visit(root_, 1, 0); }
 
  private:
-  tl::unexpected<Error> Bad(const std::string& what) const { return InvalidArgument("the JSON schema cannot be used: " + what); }
+  tl::unexpected<Error> Bad(const std::string& what) const {
+    return InvalidArgument("the JSON schema cannot be used: " + what);
+  }
 
   // Everything that nests counts, whatever its keyword, with the alternatives that it is written out for.
   Status Visit(const Json& node, size_t copies, size_t depth) {
@@ -135,7 +140,8 @@ class SchemaScan {
     PITH_RETURN_IF_ERROR(CheckNode(node));
     const auto type = node.find("type");
     if (type != node.end() && type->is_array()) copies *= std::clamp<size_t>(type->size(), 1, 8);
-    if (node.size() > kMostProperties) return Bad(fmt::format("an object of it has more than {} members", kMostProperties));
+    if (node.size() > kMostProperties)
+      return Bad(fmt::format("an object of it has more than {} members", kMostProperties));
     for (const auto& [key, value] : node.items()) {
       if (key.size() > kLongestName) return Bad(fmt::format("a name in it is longer than {} bytes", kLongestName));
       PITH_RETURN_IF_ERROR(Visit(value, copies, depth + 1));
@@ -150,15 +156,19 @@ class SchemaScan {
   }
 
   Status CheckNode(const Json& node) {
-    for (const auto& [low, high] : {std::pair("minItems", "maxItems"), {"minLength", "maxLength"}, {"minimum", "maximum"},
-                                    {"exclusiveMinimum", "exclusiveMaximum"}, {"minProperties", "maxProperties"}}) {
+    for (const auto& [low, high] : {std::pair("minItems", "maxItems"),
+                                    {"minLength", "maxLength"},
+                                    {"minimum", "maximum"},
+                                    {"exclusiveMinimum", "exclusiveMaximum"},
+                                    {"minProperties", "maxProperties"}}) {
       PITH_RETURN_IF_ERROR(CheckPair(node, low, high));
     }
     if (const auto pattern = node.find("pattern"); pattern != node.end() && pattern->is_string()) {
       const auto& text = pattern->get_ref<const std::string&>();
       if (text.size() > 1000) return Bad("a pattern in it is longer than 1000 bytes");
     }
-    if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string()) return CheckRef(ref->get<std::string>());
+    if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string())
+      return CheckRef(ref->get<std::string>());
     return {};
   }
 

@@ -59,14 +59,8 @@ struct Shared {
 };
 
 std::string_view Reason(int status) {
-  switch (status) {
-    case 499: return "Client Closed Request";
-    case 529: return "Overloaded";
-    default: {
-      const auto text = http::obsolete_reason(static_cast<http::status>(status));
-      return {text.data(), text.size()};
-    }
-  }
+  const auto text = http::obsolete_reason(static_cast<http::status>(status));
+  return {text.data(), text.size()};
 }
 
 std::string DateNow() {
@@ -146,7 +140,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // ---- the answer, on the connections' thread
 
   void SendNow(HttpResponse response) {
-    response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
+    if (response.status != 204) response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
     PutHead(response.status, response.type, response.headers);
     if (!is_head_) out_ += response.body;
     Complete();
@@ -155,7 +149,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void BeginStreamNow(const std::string& type) {
     chunked_ = version_ >= 11;
     if (!chunked_) keep_alive_ = false;
-    std::vector<std::pair<std::string, std::string>> headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+    std::vector<std::pair<std::string, std::string>> headers = {{"Cache-Control", "no-cache"},
+                                                                {"X-Accel-Buffering", "no"}};
     if (chunked_) headers.emplace_back("Transfer-Encoding", "chunked");
     PutHead(200, type, headers);
     Flush();
@@ -196,7 +191,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   bool saw_end() const { return saw_end_; }
-
   void CloseIfIdle() {
     keep_alive_ = false;
     if (idle_) Gone();
@@ -275,7 +269,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const auto length = parser_->content_length();
     if (length && *length > shared_->options.limits.body_bytes) return OnReadError(http::error::body_limit);
     const auto expect = head[http::field::expect];
-    if (!expect.empty() && !boost::beast::iequals(expect, "100-continue")) return Fail(417, "no such expectation can be met");
+    if (!expect.empty() && !boost::beast::iequals(expect, "100-continue"))
+      return Fail(417, "no such expectation can be met");
     SetDeadline(shared_->options.limits.body_seconds, &Connection::OnTooSlow);
     if (expect.empty() || parser_->is_done()) return ReadBody();
     static const std::string kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -361,8 +356,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // ---- writing
 
   void PutHead(int status, const std::string& type, const std::vector<std::pair<std::string, std::string>>& headers) {
-    out_ += fmt::format("HTTP/1.1 {} {}\r\nServer: pith\r\nDate: {}\r\nContent-Type: {}\r\n", status, Reason(status), DateNow(),
-                        type);
+    out_ += fmt::format("HTTP/1.1 {} {}\r\nServer: pith\r\nDate: {}\r\nContent-Type: {}\r\n", status, Reason(status),
+                        DateNow(), type);
     for (const auto& [name, value] : headers) out_ += fmt::format("{}: {}\r\n", name, value);
     out_ += keep_alive_ && !shared_->stopping ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
   }
@@ -453,7 +448,8 @@ void Exchange::InOrder(Task task) {
 }
 
 void Exchange::Send(HttpResponse response) {
-  InOrder([response = std::move(response)](Connection& connection) mutable { connection.SendNow(std::move(response)); });
+  InOrder(
+      [response = std::move(response)](Connection& connection) mutable { connection.SendNow(std::move(response)); });
 }
 void Exchange::BeginStream(std::string type) {
   InOrder([type = std::move(type)](Connection& connection) { connection.BeginStreamNow(type); });
@@ -494,13 +490,15 @@ class Server final : public HttpServer {
     error_code error;
     tcp::resolver resolver(shared_->io);
     const auto found = resolver.resolve(options.host, std::to_string(options.port), tcp::resolver::passive, error);
-    if (error || found.empty()) return InvalidArgument(fmt::format("{} is no address to listen at: {}", options.host, error.message()));
+    if (error || found.empty())
+      return InvalidArgument(fmt::format("{} is no address to listen at: {}", options.host, error.message()));
     const tcp::endpoint endpoint = *found.begin();
     acceptor_.open(endpoint.protocol(), error);
     if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
     if (!error) acceptor_.bind(endpoint, error);
     if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
-    if (error) return IoError(fmt::format("{}:{} cannot be listened at: {}", options.host, options.port, error.message()));
+    if (error)
+      return IoError(fmt::format("{}:{} cannot be listened at: {}", options.host, options.port, error.message()));
     port_ = acceptor_.local_endpoint(error).port();
     shared_->workers.emplace(static_cast<size_t>(options.num_workers));
     Accept();
@@ -524,9 +522,7 @@ class Server final : public HttpServer {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     // Those that are left hear that their client is gone, so that nothing runs on for them.
-    asio::post(shared_->io, [this] {
-      ForEach(&Connection::Gone);
-    });
+    asio::post(shared_->io, [this] { ForEach(&Connection::Gone); });
     shared_->workers->join();
     work_.reset();
     thread_.join();

@@ -32,7 +32,9 @@ class Socket {
   Socket(const Socket&) = delete;
   Socket& operator=(const Socket&) = delete;
 
-  void Send(const std::string& bytes) { EXPECT_EQ(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size())); }
+  void Send(const std::string& bytes) {
+    EXPECT_EQ(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
+  }
   void Close() {
     if (fd_ >= 0) ::close(fd_);
     fd_ = -1;
@@ -65,7 +67,8 @@ std::unique_ptr<HttpServer> Serve(HttpHandler handler, const HttpLimits& limits 
 }
 
 void Echo(HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
-  exchange->Send({.status = 200, .body = request.method + " " + request.path + " " + request.body, .type = "text/plain"});
+  exchange->Send(
+      {.status = 200, .body = request.method + " " + request.path + " " + request.body, .type = "text/plain"});
 }
 
 TEST(HttpServer, AnswersAndKeepsConnections) {
@@ -73,15 +76,19 @@ TEST(HttpServer, AnswersAndKeepsConnections) {
   Socket socket(server->port());
   socket.Send("GET /a%20b?c=d HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_NE(socket.Read("GET /a b ").find("Connection: keep-alive"), std::string::npos);
-  socket.Send("POST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiGET /three HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  socket.Send(
+      "POST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiGET /three HTTP/1.1\r\nHost: x\r\nConnection: "
+      "close\r\n\r\n");
   const std::string rest = socket.Read();
   EXPECT_NE(rest.find("POST /two hi"), std::string::npos);
   EXPECT_NE(rest.find("GET /three "), std::string::npos);
 }
 
 TEST(HttpServer, LimitsOfSizeAndTime) {
-  const auto server = Serve(Echo, {.header_bytes = 1000, .body_bytes = 100, .header_seconds = 0.2, .body_seconds = 0.2, .idle_seconds = 0.3});
-  Socket large(server->port()), header(server->port()), slow(server->port()), half(server->port()), idle(server->port());
+  const auto server = Serve(
+      Echo, {.header_bytes = 1000, .body_bytes = 100, .header_seconds = 0.2, .body_seconds = 0.2, .idle_seconds = 0.3});
+  Socket large(server->port()), header(server->port()), slow(server->port()), half(server->port()),
+      idle(server->port());
   large.Send("POST /large HTTP/1.1\r\nContent-Length: 50000000000\r\n\r\n");
   EXPECT_TRUE(large.Read().starts_with("HTTP/1.1 413 "));
   header.Send("GET / HTTP/1.1\r\nA: " + std::string(2000, 'a') + "\r\n\r\n");

@@ -40,7 +40,8 @@ std::string TextOf(const FakeServer& server, const std::vector<int32_t>& tokens)
 
 TEST(OpenAiProtocol, AChat) {
   FakeServer server;
-  const auto exchange = server.Handle("POST", "/v1/chat/completions", With(R"("max_tokens":4,"temperature":0,"seed":5,"kv_budget":"1KiB")"));
+  const auto exchange = server.Handle("POST", "/v1/chat/completions",
+                                      With(R"("max_tokens":4,"temperature":0,"seed":5,"kv_budget":"1KiB")"));
   ASSERT_EQ(exchange->status, 200) << exchange->body;
   const Json body = Body(*exchange);
   EXPECT_EQ(body["choices"][0]["message"]["content"], "Hell");
@@ -58,23 +59,27 @@ TEST(OpenAiProtocol, AChat) {
 
 TEST(OpenAiProtocol, TheSystemMessageIsPinned) {
   FakeServer server;
-  const std::string messages = R"("messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":"Hi"}])";
+  const std::string messages =
+      R"("messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":"Hi"}])";
   server.Handle("POST", "/v1/chat/completions", "{" + messages + "}");
   server.Handle("POST", "/v1/chat/completions", "{" + messages + R"(,"pin":false})");
   const auto& requests = server.scheduler->requests;
-  const std::vector<int32_t> pinned(requests[0].prompt.begin(), requests[0].prompt.begin() + static_cast<int>(requests[0].num_pinned));
+  const std::vector<int32_t> pinned(requests[0].prompt.begin(),
+                                    requests[0].prompt.begin() + static_cast<int>(requests[0].num_pinned));
   EXPECT_EQ(TextOf(server, pinned), "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n");
   EXPECT_EQ(requests[1].num_pinned, 0u);
 }
 
 TEST(OpenAiProtocol, AStreamEndsWithUsageAndCache) {
   FakeServer server;
-  const auto exchange = server.Handle("POST", "/v1/chat/completions", With(R"("stream":true,"n":2,"stream_options":{"include_usage":true})"));
+  const auto exchange = server.Handle("POST", "/v1/chat/completions",
+                                      With(R"("stream":true,"n":2,"stream_options":{"include_usage":true})"));
   const std::vector<Json> parts = Parts(exchange->body);
   std::string texts[2];
   for (const Json& part : parts) {
     EXPECT_TRUE(part.contains("usage"));
-    for (const Json& choice : part["choices"]) texts[choice["index"].get<int>()] += choice["delta"].value("content", "");
+    for (const Json& choice : part["choices"])
+      texts[choice["index"].get<int>()] += choice["delta"].value("content", "");
   }
   EXPECT_EQ(texts[0], "Hello");
   EXPECT_EQ(texts[1], "Hello");
@@ -88,11 +93,13 @@ TEST(OpenAiProtocol, AStreamEndsWithUsageAndCache) {
 
 TEST(OpenAiProtocol, LogprobsAndStops) {
   FakeServer server;
-  const Json body = Body(*server.Handle("POST", "/v1/chat/completions", With(R"("logprobs":true,"top_logprobs":2,"stop":"lo")")));
+  const Json body =
+      Body(*server.Handle("POST", "/v1/chat/completions", With(R"("logprobs":true,"top_logprobs":2,"stop":"lo")")));
   EXPECT_EQ(body["choices"][0]["message"]["content"], "Hel");
   EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
   EXPECT_EQ(body["choices"][0]["logprobs"]["content"][0]["top_logprobs"].size(), 2u);
-  const Json echo = Body(*server.Handle("POST", "/v1/completions", R"({"prompt":"ab","echo":true,"logprobs":1,"max_tokens":2})"));
+  const Json echo =
+      Body(*server.Handle("POST", "/v1/completions", R"({"prompt":"ab","echo":true,"logprobs":1,"max_tokens":2})"));
   EXPECT_EQ(echo["choices"][0]["text"], "abHe");
   EXPECT_EQ(echo["choices"][0]["logprobs"]["tokens"], Json::parse(R"(["<s>","a","b","H","e"])"));
   EXPECT_TRUE(echo["choices"][0]["logprobs"]["token_logprobs"][1].is_null());
@@ -132,18 +139,22 @@ TEST(OpenAiProtocol, ToolsReachAModelWhoseTemplateKnowsNone) {
 
 TEST(OpenAiProtocol, WrongRequestsAreTheClients) {
   FakeServer server;
-  for (const std::string more :
-       {R"("temperature":3)", R"("temperature":"a")", R"("top_logprobs":2)", R"("stop":[""])", R"("stop":{})", R"("n":0)", R"("n":1.5)",
-        R"("max_tokens":1e30)", R"("logit_bias":{"300":1})", R"("logit_bias":{"a":1})", R"("tool_choice":"required")", R"("tools":[{}])",
-        R"("tools":[{"type":"function","function":{"name":"a b"}}])", R"("response_format":{"type":"xml"})",
-        R"("response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
-        R"("kv_budget":0)", R"("recipe":"none such")", R"("id_slot":7)", R"("messages":[])"}) {
+  for (
+      const std::string more :
+      {R"("temperature":3)", R"("temperature":"a")", R"("top_logprobs":2)", R"("stop":[""])", R"("stop":{})",
+       R"("n":0)", R"("n":1.5)", R"("max_tokens":1e30)", R"("logit_bias":{"300":1})", R"("logit_bias":{"a":1})",
+       R"("tool_choice":"required")", R"("tools":[{}])", R"("tools":[{"type":"function","function":{"name":"a b"}}])",
+       R"("response_format":{"type":"xml"})",
+       R"("response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
+       R"("kv_budget":0)", R"("recipe":"none such")", R"("id_slot":7)", R"("messages":[])"}) {
     const auto exchange = server.Handle("POST", "/v1/chat/completions", With(more));
     EXPECT_EQ(exchange->status, 400) << more;
     EXPECT_EQ(Body(*exchange)["error"]["type"], "invalid_request_error") << more;
   }
   EXPECT_TRUE(server.scheduler->requests.empty());
-  EXPECT_EQ(server.Handle("POST", "/v1/chat/completions", With(R"("temperature":null,"n":null,"stop":null,"other":1)"))->status, 200);
+  EXPECT_EQ(server.Handle("POST", "/v1/chat/completions", With(R"("temperature":null,"n":null,"stop":null,"other":1)"))
+                ->status,
+            200);
 }
 
 TEST(OpenAiProtocol, TheSchedulersErrors) {
@@ -182,7 +193,8 @@ TEST(OpenAiProtocol, Responses) {
 
 TEST(AnthropicProtocol, MessagesStreamsAndErrors) {
   FakeServer server;
-  const std::string ask = R"({"model":"m","max_tokens":9,"system":[{"type":"text","text":"S","cache_control":{"type":"ephemeral"}}],
+  const std::string ask =
+      R"({"model":"m","max_tokens":9,"system":[{"type":"text","text":"S","cache_control":{"type":"ephemeral"}}],
       "messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"stop_sequences":["lo"])";
   const Json body = Body(*server.Handle("POST", "/v1/messages?beta=true", ask + "}"));
   EXPECT_EQ(body["stop_reason"], "stop_sequence");
@@ -193,8 +205,10 @@ TEST(AnthropicProtocol, MessagesStreamsAndErrors) {
   EXPECT_EQ(parts.front()["type"], "message_start");
   EXPECT_EQ(parts[parts.size() - 2]["delta"]["stop_sequence"], "lo");
   EXPECT_EQ(parts.back()["type"], "message_stop");
-  for (const char* wrong : {R"({"messages":[{"role":"user","content":"a"}]})", R"({"max_tokens":0,"messages":[{"role":"user","content":"a"}]})",
-                            R"({"max_tokens":5,"messages":[]})", R"({"max_tokens":5,"messages":[{"role":"user","content":[{"type":"image"}]}]})"}) {
+  for (const char* wrong :
+       {R"({"messages":[{"role":"user","content":"a"}]})",
+        R"({"max_tokens":0,"messages":[{"role":"user","content":"a"}]})", R"({"max_tokens":5,"messages":[]})",
+        R"({"max_tokens":5,"messages":[{"role":"user","content":[{"type":"image"}]}]})"}) {
     const auto exchange = server.Handle("POST", "/v1/messages", wrong);
     EXPECT_EQ(exchange->status, 400) << wrong;
     EXPECT_EQ(Body(*exchange)["type"], "error");
@@ -205,7 +219,8 @@ TEST(AnthropicProtocol, MessagesStreamsAndErrors) {
 TEST(AnthropicProtocol, ToolResultsAndCalls) {
   FakeServer server;
   server.scheduler->text = "<tool_call>\n{\"name\": \"w\", \"arguments\": {}}\n</tool_call>";
-  const Json body = Body(*server.Handle("POST", "/v1/messages", R"({"max_tokens":200,"tools":[{"name":"w","input_schema":{"type":"object"}}],
+  const Json body = Body(*server.Handle("POST", "/v1/messages",
+                                        R"({"max_tokens":200,"tools":[{"name":"w","input_schema":{"type":"object"}}],
       "tool_choice":{"type":"any"},"messages":[{"role":"user","content":"a"},
       {"role":"assistant","content":[{"type":"tool_use","id":"t1","name":"w","input":{"q":1}}]},
       {"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":"42"}]}]})"));
@@ -218,12 +233,15 @@ TEST(AnthropicProtocol, ToolResultsAndCalls) {
 
 TEST(OllamaProtocol, GenerateAndChat) {
   FakeServer server;
-  const std::vector<Json> lines = Parts(server.Handle("POST", "/api/generate", R"({"model":"m","prompt":"Hi","options":{"num_predict":4,"stop":["z"]}})")->body);
+  const std::vector<Json> lines = Parts(
+      server.Handle("POST", "/api/generate", R"({"model":"m","prompt":"Hi","options":{"num_predict":4,"stop":["z"]}})")
+          ->body);
   EXPECT_EQ(lines[0]["response"], "Hel");
   EXPECT_EQ(lines.back()["done_reason"], "length");
   EXPECT_EQ(lines.back()["prompt_eval_duration"], 500000000);
   EXPECT_TRUE(lines.back().contains("context"));
-  const Json chat = Body(*server.Handle("POST", "/api/chat", R"({"model":"m","stream":false,"messages":[{"role":"user","content":"Hi"}]})"));
+  const Json chat = Body(*server.Handle("POST", "/api/chat",
+                                        R"({"model":"m","stream":false,"messages":[{"role":"user","content":"Hi"}]})"));
   EXPECT_EQ(chat["message"]["content"], "Hello");
   EXPECT_EQ(Body(*server.Handle("POST", "/api/generate", R"({"model":"m"})"))["done_reason"], "load");
   EXPECT_EQ(Body(*server.Handle("POST", "/api/generate", R"({"model":"m","keep_alive":0})"))["done_reason"], "unload");
@@ -242,7 +260,9 @@ TEST(LlamaProtocol, TokensSlotsAndNames) {
   EXPECT_EQ(Body(*server.Handle("POST", "/slots/1?action=erase"))["n_erased"], 7);
   EXPECT_EQ(server.Handle("POST", "/slots/9?action=erase")->status, 404);
   for (const char* name : {"../a", "/a", "a/b", ".", "..", "", "a\\u0000b", "a\\\\b"}) {
-    EXPECT_EQ(server.Handle("POST", "/slots/1?action=save", std::string(R"({"filename":")") + name + "\"}")->status, 400) << name;
+    EXPECT_EQ(server.Handle("POST", "/slots/1?action=save", std::string(R"({"filename":")") + name + "\"}")->status,
+              400)
+        << name;
   }
   EXPECT_EQ(server.scheduler->files, std::vector<std::string>{"a"});
 }

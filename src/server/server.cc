@@ -105,14 +105,17 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
     if (!Matches(route, path)) continue;
     if (method == route.method) {
       const std::string_view coding = call.request.Header("Content-Encoding");
-      if (!coding.empty() && coding != "identity") return call.Fail(415, "the request's body must come without a content coding");
+      if (!coding.empty() && coding != "identity")
+        return call.Fail(415, "the request's body must come without a content coding");
       return route.handle(call);
     }
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ",
+                           route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
   }
   if (allowed.empty()) return call.Fail(404, fmt::format("there is nothing at {}", Escaped(path, 200)));
-  HttpResponse response = method == "OPTIONS" ? HttpResponse{.status = 204}
-                                              : ErrorResponse(call.dialect, 405, fmt::format("{} takes {}", path, allowed));
+  HttpResponse response = method == "OPTIONS"
+                              ? HttpResponse{.status = 204}
+                              : ErrorResponse(call.dialect, 405, fmt::format("{} takes {}", path, allowed));
   response.headers.emplace_back("Allow", allowed + ", OPTIONS");
   call.exchange->Send(std::move(response));
 }
@@ -126,7 +129,8 @@ struct Server::Private {
 Server::Server() : private_(std::make_unique<Private>()) {}
 Server::~Server() = default;
 
-Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, ServedModel model, std::shared_ptr<Scheduler> scheduler) {
+Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, ServedModel model,
+                                               std::shared_ptr<Scheduler> scheduler) {
   std::unique_ptr<Server> server(new Server());
   Private& own = *server->private_;
   own.context.model = std::move(model);

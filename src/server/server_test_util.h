@@ -1,4 +1,5 @@
-// A scheduler that plays a script and an exchange that remembers, for tests of the protocols without a model or a socket.
+// A scheduler that plays a script and an exchange that remembers, for tests of the protocols without a model or a
+// socket.
 #ifndef PITH_SERVER_SERVER_TEST_UTIL_H_
 #define PITH_SERVER_SERVER_TEST_UTIL_H_
 
@@ -58,8 +59,12 @@ class FakeScheduler final : public server::Scheduler {
   std::optional<Error> refusal;  // of Submit
   std::optional<Error> failure;  // told to the sink
   int cached_tokens = 2;
-  server::CacheReport cache{.budget_bytes = 1000, .used_bytes = 400, .kept_fraction = 0.5, .evicted_tokens = 3,
-                            .evicted_spans = {{4, 7}}, .recipe = "pith"};
+  server::CacheReport cache{.budget_bytes = 1000,
+                            .used_bytes = 400,
+                            .kept_fraction = 0.5,
+                            .evicted_tokens = 3,
+                            .evicted_spans = {{4, 7}},
+                            .recipe = "pith"};
   server::SchedulerStats statistics;
   std::vector<server::Request> requests;
   std::vector<server::RequestId> cancelled;
@@ -117,8 +122,10 @@ class FakeExchange final : public server::HttpExchange {
     if (!over_) task();
   }
   void OnLeave(std::function<void()> callback) override {
-    if (over_) callback();
-    else leaves.push_back(std::move(callback));
+    if (over_)
+      callback();
+    else
+      leaves.push_back(std::move(callback));
   }
   bool over() const { return over_; }
   std::string Header(const std::string& name) const {
@@ -160,7 +167,11 @@ struct FakeServer {
 
   std::shared_ptr<FakeExchange> Handle(std::string method, std::string path, std::string body = "",
                                        std::vector<std::pair<std::string, std::string>> headers = {}) {
-    server::HttpRequest request{.method = std::move(method), .path = std::move(path), .query = {}, .body = std::move(body), .headers = std::move(headers)};
+    server::HttpRequest request{.method = std::move(method),
+                                .path = std::move(path),
+                                .query = {},
+                                .body = std::move(body),
+                                .headers = std::move(headers)};
     if (const size_t at = request.path.find('?'); at != std::string::npos) {
       request.query = request.path.substr(at + 1);
       request.path.resize(at);
