@@ -52,9 +52,10 @@ class Server:
     """One program on a free port."""
 
     def __init__(self, *flags, env=None):
-        if "-np" not in flags:
-            flags = ("-np", "4", *flags)
-        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", "-c", "2048", "--temp", "0", *flags],
+        for name, value in (("-np", "4"), ("-c", "2048")):
+            if name not in flags:
+                flags = (name, value, *flags)
+        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", "--temp", "0", *flags],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
         line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", line)

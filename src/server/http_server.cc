@@ -4,6 +4,7 @@
 #include <chrono>
 #include <ctime>
 #include <exception>
+#include <future>
 #include <optional>
 #include <thread>
 #include <unordered_map>
@@ -518,7 +519,7 @@ class Server final : public HttpServer {
       ForEach(&Connection::CloseIfIdle);
     });
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-    while (std::chrono::steady_clock::now() < end && NumConnections() > 0) {
+    while (std::chrono::steady_clock::now() < end && NumServed() > 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     // Those that are left hear that their client is gone, so that nothing runs on for them.
@@ -536,17 +537,11 @@ class Server final : public HttpServer {
     }
   }
 
-  // Asked on the connections' thread, whose list it is.
-  size_t NumConnections() {
-    std::atomic<size_t> count{0};
-    std::atomic<bool> done{false};
-    asio::post(shared_->io, [this, &count, &done] {
-      count = shared_->connections.size();
-      done = true;
-      done.notify_one();
-    });
-    done.wait(false);
-    return count;
+  // Asked on the connections' thread, which counts them.
+  int NumServed() {
+    const auto count = std::make_shared<std::promise<int>>();
+    asio::post(shared_->io, [this, count] { count->set_value(shared_->num_served); });
+    return count->get_future().get();
   }
 
   void Accept() {

@@ -187,7 +187,9 @@ TEST(HttpServer, StoppingWaitsForAnswers) {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
     kept->Send({.status = 200, .body = "done"});
   });
+  const auto start = std::chrono::steady_clock::now();
   server->Stop(5);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));  // as soon as it was given
   answer.join();
   EXPECT_TRUE(socket.Read().ends_with("done"));
   EXPECT_EQ(idle.Read(), "");
