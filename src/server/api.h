@@ -50,6 +50,8 @@ void LlamaTokenize(Call& call);
 void LlamaDetokenize(Call& call);
 void LlamaApplyTemplate(Call& call);
 void LlamaCompletion(Call& call);
+// page.cc
+void Page(Call& call);
 // metrics.cc
 void Metrics(Call& call);
 // What this model cannot do: 501.

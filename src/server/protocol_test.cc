@@ -270,6 +270,7 @@ TEST(LlamaProtocol, TokensSlotsAndNames) {
 TEST(Routes, MethodsKeysAndNames) {
   FakeServer server;
   EXPECT_EQ(server.Handle("GET", "/nowhere")->status, 404);
+  EXPECT_TRUE(server.Handle("GET", "/")->body.starts_with("<!doctype html>"));
   auto exchange = server.Handle("GET", "/v1/responses");
   EXPECT_EQ(exchange->status, 405);
   EXPECT_EQ(exchange->Header("Allow"), "POST, OPTIONS");

@@ -14,17 +14,18 @@ namespace {
 
 struct Route {
   const char* method;
-  std::string_view path;  // with '/' at its end: and anything behind it
+  std::string_view path;  // with '*' at its end: anything may stand there
   void (*handle)(Call&);
 };
 
 constexpr Route kRoutes[] = {
+    {"GET", "/", Page},
     {"GET", "/health", LlamaHealth},
     {"GET", "/v1/health", LlamaHealth},
     {"GET", "/metrics", Metrics},
     {"GET", "/props", LlamaProps},
     {"GET", "/slots", LlamaSlots},
-    {"POST", "/slots/", LlamaSlotAction},
+    {"POST", "/slots/*", LlamaSlotAction},
     {"POST", "/tokenize", LlamaTokenize},
     {"POST", "/detokenize", LlamaDetokenize},
     {"POST", "/apply-template", LlamaApplyTemplate},
@@ -32,7 +33,7 @@ constexpr Route kRoutes[] = {
     {"POST", "/completions", LlamaCompletion},
     {"GET", "/models", OpenAiModels},
     {"GET", "/v1/models", OpenAiModels},
-    {"GET", "/v1/models/", OpenAiModel},
+    {"GET", "/v1/models/*", OpenAiModel},
     {"POST", "/chat/completions", OpenAiChat},
     {"POST", "/v1/chat/completions", OpenAiChat},
     {"POST", "/v1/completions", OpenAiCompletions},
@@ -53,8 +54,8 @@ constexpr Route kRoutes[] = {
 };
 
 bool Matches(const Route& route, std::string_view path) {
-  if (!route.path.ends_with('/')) return path == route.path;
-  return path.size() > route.path.size() && path.starts_with(route.path);
+  if (!route.path.ends_with('*')) return path == route.path;
+  return path.size() >= route.path.size() && path.starts_with(route.path.substr(0, route.path.size() - 1));
 }
 
 // Takes as long whatever the texts are, but for the length of what was given.
