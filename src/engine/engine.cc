@@ -301,7 +301,9 @@ Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_b
   if (CheckPinned(*sequence, 0) && sequence->account->SetLimits(floor, ceiling)) {
     sequence->floor_bytes = floor;
     sequence->ceiling_bytes = ceiling;
-    return sequence->evicts_while_running() ? EvictToShare(*sequence) : Status();
+    // With the share that it had, what it holds is not too much: it goes on as if nobody had asked.
+    const bool shrinks = sequence->share.keep_entries < before.keep_entries;
+    return shrinks && sequence->evicts_while_running() ? EvictToShare(*sequence) : Status();
   }
   sequence->share = before;
   return OutOfBudget(

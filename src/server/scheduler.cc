@@ -282,7 +282,7 @@ void SchedulerImpl::Publish() {
       slot.processing = true;
       slot.request = job->id;
       slot.prompt_tokens = job->usage.prompt_tokens;
-      slot.prompt_done = static_cast<int>(job->prompt_done);
+      slot.prompt_done = std::min(static_cast<int>(job->prompt_done), slot.prompt_tokens);
       slot.completion_tokens = static_cast<int>(choice.generator->result().tokens.size());
       if (choice.sequence < 0) continue;
       slot.kv_bytes = engine_->stats(choice.sequence).used_bytes;

@@ -120,6 +120,7 @@ struct SchedulerStats {
   int retained_sequences = 0;
   int waiting = 0;
   uint64_t requests = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
+  uint64_t preempted = 0;         // times that a running request made room and began to read again later
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, decode_steps = 0;
   double prompt_seconds = 0, decode_seconds = 0;
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe
