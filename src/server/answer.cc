@@ -233,9 +233,17 @@ HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, con
 Json KvJson(const CacheReport& cache) {
   Json spans = Json::array();
   for (const auto& [from, to] : cache.evicted_spans) spans.push_back(Json::array({from, to}));
-  return {{"budget_bytes", cache.budget_bytes},   {"used_bytes", cache.used_bytes},
-          {"kept_fraction", cache.kept_fraction}, {"evicted_tokens", cache.evicted_tokens},
-          {"evicted_spans", std::move(spans)},    {"recipe", cache.recipe}};
+  Json kv = {{"budget_bytes", cache.budget_bytes},
+             {"used_bytes", cache.used_bytes},
+             {"kept_fraction", cache.kept_fraction},
+             {"evicted_tokens", cache.evicted_tokens},
+             {"evicted_spans", std::move(spans)},
+             {"recipe", cache.recipe}};
+  if (cache.held_heads.empty()) return kv;
+  Json map = Json::array();
+  for (const uint16_t heads : cache.held_heads) map.push_back(100 * heads / std::max(cache.num_heads, 1));
+  kv["map"] = std::move(map);
+  return kv;
 }
 
 Json TimingsJson(const AnswerTotals& totals) {

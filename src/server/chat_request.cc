@@ -233,6 +233,7 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   }
   reader.Text("session", request.session);
   reader.Bool("pin", request.pin);
+  reader.Bool("kv_map", request.base.reports_positions);
   reader.Text("prompt_cache_key", request.base.cache_key);
   if (!request.session.empty()) request.base.cache_key = request.session;
   reader.Bool("cache_prompt", request.base.reuse_prefix);

@@ -276,6 +276,7 @@ void SchedulerImpl::Publish() {
   now.kv = engine_->stats();
   for (size_t i = 0; i < slots_.size(); ++i) now.slots.push_back({.id = static_cast<int>(i)});
   for (const JobPtr& job : running_) {
+    if (job->finished) continue;
     for (const Choice& choice : job->choices) {
       if (choice.slot < 0) continue;
       SlotState& slot = now.slots[static_cast<size_t>(choice.slot)];

@@ -76,6 +76,7 @@ struct Job {
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
   bool generates = false;    // `text` is read
   bool told = false;         // that it has started
+  bool finished = false;     // its sink is about to hear so
   std::optional<Error> failure;  // of sampling
   RequestUsage usage;
   CacheReport cache;

@@ -300,6 +300,8 @@ void SchedulerImpl::FinishJob(Job& job) {
                            .prompt = SecondsBetween(job.started, job.first_logits),
                            .generation = SecondsBetween(job.first_logits, now)};
   ++counters_.finished;
+  job.finished = true;
+  Publish();  // who asks after the answer finds it finished
   Tell(job, [&](RequestSink& sink) { sink.Finished(job.usage, times, job.cache); });
   Remove(job);
 }
@@ -310,21 +312,22 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
   const SequenceStats stats = engine_->stats(choice.sequence);
   CacheReport& report = job.cache;
   report = {.budget_bytes = stats.ceiling_bytes, .used_bytes = stats.used_bytes, .kept_fraction = stats.kept_fraction,
-            .evicted_spans = {}, .recipe = stats.recipe};
+            .evicted_spans = {}, .held_heads = {}, .recipe = stats.recipe};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
     evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);
   }
-  if (dropped <= 0) return;
-  std::vector<uint8_t> held(static_cast<size_t>(stats.num_tokens), 0);
+  if (dropped <= 0 && !job.request.reports_positions) return;
+  std::vector<uint16_t> held(static_cast<size_t>(stats.num_tokens), 0);
   int global = 0;
   for (const LayerShape& layer : engine_->model().info().layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
     for (int head = 0; head < layer.num_kv_heads; ++head) {
       for (const int32_t position : engine_->EntryPositions(choice.sequence, global, head)) {
-        held[static_cast<size_t>(position)] = 1;
+        ++held[static_cast<size_t>(position)];
       }
     }
+    report.num_heads += layer.num_kv_heads;
     ++global;
   }
   if (global == 0) return;
@@ -337,6 +340,7 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
     }
     at = end + 1;
   }
+  if (job.request.reports_positions) report.held_heads = std::move(held);
 }
 
 }  // namespace pith::server
