@@ -173,7 +173,9 @@ Result<int> Serve(ServeFlags& flags) {
   PITH_ASSIGN_OR_RETURN(
       const std::unique_ptr<server::Server> serving,
       server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(served), scheduler));
-  fmt::print("pith serves {} at http://{}:{}\n", model->info().description, flags.host, serving->port());
+  const bool is_v6 = flags.host.find(':') != std::string::npos;
+  fmt::print("pith serves {} at http://{}{}{}:{}\n", model->info().description, is_v6 ? "[" : "", flags.host,
+             is_v6 ? "]" : "", serving->port());
   std::fflush(stdout);
   while (!Interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   serving->Drain(flags.drain_seconds);

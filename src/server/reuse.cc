@@ -20,7 +20,9 @@
 namespace pith::server {
 namespace {
 
-constexpr size_t kLeastShared = 8;  // tokens; less is not worth the trouble
+// Tokens; less is not worth the trouble. A short prompt that is read anew each time also gives the same text each time,
+// which rows that are read in other batches do not.
+constexpr size_t kLeastShared = 48;
 // A part that is lost is left to others if it is longer, and more than a quarter of the whole.
 constexpr size_t kLeastKept = 64;
 

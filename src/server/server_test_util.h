@@ -64,6 +64,7 @@ class FakeScheduler final : public server::Scheduler {
                             .kept_fraction = 0.5,
                             .evicted_tokens = 3,
                             .evicted_spans = {{4, 7}},
+                            .held_heads = {},
                             .recipe = "pith"};
   server::SchedulerStats statistics;
   std::vector<server::Request> requests;
