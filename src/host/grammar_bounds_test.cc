@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 namespace pith {
@@ -32,6 +33,23 @@ TEST(GrammarBounds, RepetitionsOfRepetitions) {
   EXPECT_FALSE(CheckGrammarBounds(many));
   EXPECT_FALSE(CheckGrammarBounds("root ::= " + std::string(1000, '(') + "\"a\"" + std::string(1000, ')')));
   EXPECT_FALSE(CheckGrammarBounds(std::string(size_t{1} << 20, ' ')));
+}
+
+// libllama holds every place where the text may be, and compares them with each other.
+TEST(GrammarBounds, TextsThatMayBeInManyPlacesAtOnce) {
+  for (const char* grammar : {"root ::= (([a-z]?){40}){40}", "root ::= ([a-z]? [a-z]?){500}",
+                              "root ::= a{0,200}\na ::= b{0,200}\nb ::= [a-z ]?"}) {
+    EXPECT_FALSE(CheckGrammarBounds(grammar)) << grammar;
+  }
+  std::string chain = "root ::= r0\n";
+  for (int i = 0; i < 5000; ++i) chain += fmt::format("r{} ::= r{}\n", i, i + 1);
+  EXPECT_FALSE(CheckGrammarBounds(chain + "r5000 ::= \"a\""));
+  for (const char* grammar :
+       {"root ::= ([a-z]?){40}", "root ::= [a-z]{0,1000}", "root ::= e\ne ::= [a-z] e? \"!\" e?",
+        "n ::= \"{\" (\",\" n)? (\";\" n)? \"}\"\nroot ::= n n?", "list ::= \"a\" list |\nroot ::= list \".\"",
+        "root ::= x x?\nx ::= \"(\" x* \")\" # {40}\n", "root ::= \"a\" | # ::= \n  \"b\"\n"}) {
+    EXPECT_TRUE(CheckGrammarBounds(grammar)) << grammar;
+  }
 }
 
 TEST(SchemaBounds, OrdinarySchemasPass) {
