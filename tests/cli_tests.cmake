@@ -25,6 +25,14 @@ if(NOT PITH_SANITIZE)
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
   endforeach()
 endif()
+# The server with raw sockets and, where the package index can be reached, with the official clients.
+if(NOT PITH_SANITIZE)
+  foreach(class Manners Llama Slots OpenAi AnthropicClient OllamaClient LangChain)
+    add_test(NAME serve_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/serve_test.py ${class})
+    set_tests_properties(serve_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  endforeach()
+endif()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.
 if(NOT PITH_SANITIZE)
   add_test(NAME SlowSpeed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_test.py $<TARGET_FILE:pith>)

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <filesystem>
 #include <map>
@@ -111,6 +112,14 @@ class Collector final : public RequestSink {
   bool WaitForTexts(int count, double seconds = 120) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return over_ || num_texts_ >= count; });
+  }
+  int progress() {
+    const std::lock_guard lock(mutex_);
+    return progress_;
+  }
+  bool over() {
+    const std::lock_guard lock(mutex_);
+    return over_;
   }
   int num_calls() {
     const std::lock_guard lock(mutex_);
@@ -462,6 +471,234 @@ TEST(ModelScheduler, ANextTurnReadsOnlyWhatIsNew) {
       EXPECT_LT(WorstLead(text, second->tokens()), kRounding);
     }
   }
+}
+
+// Another ending of the same beginning: what they have in common is not read again, and both stay.
+TEST(ModelScheduler, AnEditCostsTheEditWhereTheRecipeDropsNothing) {
+  Server server = Make({});
+  const std::vector<int32_t> text = Prompt(300, 1);
+  auto first = Send(server, Greedy(text, 10));
+  ASSERT_TRUE(first->Wait());
+  std::vector<int32_t> edited = text;
+  edited[200] = edited[200] == 50 ? 51 : 50;
+  auto second = Send(server, Greedy(edited, 20));
+  ASSERT_TRUE(second->Wait());
+  EXPECT_EQ(second->usage_.cached_tokens, 200);
+  EXPECT_LT(WorstLead(edited, second->tokens()), kRounding);
+  auto again = Send(server, Greedy(text, 20));
+  ASSERT_TRUE(again->Wait());
+  EXPECT_EQ(again->usage_.cached_tokens, 299) << "the last token is read for its logits";
+  EXPECT_LT(WorstLead(text, again->tokens()), kRounding);
+}
+
+TEST(ModelScheduler, ARunningTextIsForkedForAnotherThatBeginsAlike) {
+  ServerSetup setup;
+  setup.options.max_running = 2;
+  Server server = Make(setup);
+  const std::vector<int32_t> text = Prompt(200, 1);
+  Request request = Greedy(text, 250);
+  request.sampling.logit_bias = {{kEndToken, -INFINITY}};
+  auto running = Send(server, request);
+  ASSERT_TRUE(running->WaitForTexts(3));
+  std::vector<int32_t> other = text;
+  other.resize(180);
+  const std::vector<int32_t> more = Prompt(40, 2);
+  other.insert(other.end(), more.begin(), more.end());
+  auto forked = Send(server, Greedy(other, 20));
+  ASSERT_TRUE(forked->Wait());
+  EXPECT_EQ(forked->usage_.cached_tokens, 180);
+  EXPECT_FALSE(running->over());
+  EXPECT_LT(WorstLead(other, forked->tokens()), kRounding);
+  ASSERT_TRUE(running->Wait());
+  EXPECT_EQ(running->tokens().size(), 250U);
+  EXPECT_LT(WorstLead(text, running->tokens()), kRounding) << "it did not notice";
+}
+
+// What an evicting recipe cannot rewind rests after the pinned tokens, for others that begin with them.
+TEST(ModelScheduler, PinnedTokensOfAnEvictingRecipeAreReadOnce) {
+  ServerSetup setup;
+  setup.recipe = "snapkv:window=8";
+  setup.budget_bytes = size_t{3} << 20;
+  setup.options.max_running = 2;
+  Server server = Make(setup);
+  const std::vector<int32_t> system = Prompt(100, 1);
+  for (unsigned i = 0; i < 3; ++i) {
+    std::vector<int32_t> text = system;
+    const std::vector<int32_t> more = Prompt(300, 10 + i);
+    text.insert(text.end(), more.begin(), more.end());
+    Request request = Greedy(text, 10);
+    request.num_pinned = system.size();
+    auto sink = Send(server, request);
+    ASSERT_TRUE(sink->Wait());
+    ASSERT_FALSE(sink->error_) << sink->error_->message;
+    EXPECT_EQ(sink->usage_.cached_tokens, i == 0 ? 0 : 100);
+    for (const auto& [from, to] : sink->cache_.evicted_spans) EXPECT_GE(from, 100) << "pinned";
+  }
+  const SchedulerStats stats = server.scheduler->stats();
+  EXPECT_LE(stats.kv.peak_bytes, stats.kv.budget_bytes);
+}
+
+std::vector<float> Logprobs(Collector& sink) {
+  std::vector<float> all;
+  for (const TokenLogprobs& one : sink.choices_[0].result->logprobs) all.push_back(one.chosen.logprob);
+  return all;
+}
+
+// Bit for bit, while others run whose steps differ each time.
+TEST(ModelScheduler, DeterministicReuseGivesTheSameBits) {
+  for (const char* recipe : {"full", "snapkv:window=8"}) {
+    SCOPED_TRACE(recipe);
+    ServerSetup setup;
+    setup.recipe = recipe;
+    setup.block_tokens = 32;
+    setup.budget_bytes = std::string(recipe) == "full" ? size_t{16} << 20 : size_t{3} << 20;
+    setup.options.max_running = 4;
+    setup.options.deterministic_reuse = true;
+    Server server = Make(setup);
+    const std::vector<int32_t> system = Prompt(150, 1);
+    std::vector<float> expected;
+    for (unsigned i = 0; i < 4; ++i) {
+      auto noise = Send(server, Greedy(Prompt(40 + 37 * i, 50 + i), 40));
+      std::vector<int32_t> text = system;
+      const std::vector<int32_t> more = Prompt(120, i == 0 ? 7 : 8);
+      text.insert(text.end(), more.begin(), more.end());
+      Request request = Greedy(text, 30);
+      request.sampling.temperature = 1;
+      request.num_pinned = 130;
+      request.generation.num_logprobs = 0;
+      request.reuse_prefix = i != 2;
+      auto sink = Send(server, request);
+      ASSERT_TRUE(sink->Wait());
+      ASSERT_FALSE(sink->error_) << sink->error_->message;
+      EXPECT_EQ(sink->usage_.cached_tokens % 32, 0);
+      EXPECT_EQ(sink->usage_.cached_tokens > 0, i == 1 || i == 3) << i;
+      if (i == 1) expected = Logprobs(*sink);
+      if (i > 1) {
+        EXPECT_EQ(Logprobs(*sink), expected);
+      }
+      ASSERT_TRUE(noise->Wait());
+    }
+    EXPECT_FALSE(expected.empty());
+  }
+}
+
+// Texts without a limit begin with little that is promised; who came last makes room and goes on later.
+TEST(ModelScheduler, TextsThatOutgrowTheBudgetTakeTurns) {
+  ServerSetup setup;
+  setup.options.max_running = 3;
+  setup.options.max_retained = 0;
+  setup.budget_bytes = size_t{64} << 20;
+  size_t budget = 0;
+  {
+    const Server ample = Make(setup);
+    const KvStats idle = ample.engine->stats();
+    SequenceOptions options = ample.engine->options();
+    options.ceiling_bytes = size_t{32} << 20;
+    budget = idle.used_bytes + idle.promised_bytes + ample.engine->Admit(options, 500)->steady_bytes +
+             ample.engine->Admit(options, 330)->steady_bytes;
+  }
+  setup.budget_bytes = budget;
+  Server server = Make(setup);
+  std::vector<std::shared_ptr<Collector>> sinks;
+  for (unsigned i = 0; i < 3; ++i) {
+    Request request = Greedy(Prompt(40, i), -1);
+    request.sampling.logit_bias = {{kEndToken, -INFINITY}};
+    sinks.push_back(Send(server, request));
+  }
+  for (unsigned i = 0; i < 3; ++i) {
+    ASSERT_TRUE(sinks[i]->Wait());
+    ASSERT_FALSE(sinks[i]->error_) << sinks[i]->error_->message;
+    EXPECT_EQ(sinks[i]->choices_[0].result->stop, StopReason::kContext);
+    EXPECT_LT(WorstLead(Prompt(40, i), sinks[i]->tokens()), kRounding);
+  }
+  const SchedulerStats stats = server.scheduler->stats();
+  EXPECT_GT(stats.preempted, 0U);
+  EXPECT_LE(stats.kv.peak_bytes, stats.kv.budget_bytes);
+}
+
+TEST(ModelScheduler, SlotsGoToFilesAndComeBack) {
+  const std::string folder = ::testing::TempDir() + fmt::format("pith_slots_{}", getpid());
+  std::filesystem::create_directories(folder);
+  ServerSetup setup;
+  setup.options.save_folder = folder;
+  std::vector<int32_t> text = Prompt(120, 1);
+  int slot = -1;
+  {
+    Server server = Make(setup);
+    auto sink = Send(server, Greedy(text, 10));
+    ASSERT_TRUE(sink->Wait());
+    slot = sink->slot_;
+    for (const char* name : {"", "../x", "a/b", "..", ".hidden", "a\\b", "a b"}) {
+      const auto refused = server.scheduler->SaveSlot(slot, name);
+      ASSERT_FALSE(refused) << name;
+      EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument) << name;
+    }
+    EXPECT_EQ(server.scheduler->SaveSlot(99, "a.bin").error().code, ErrorCode::kNotFound);
+    EXPECT_EQ(server.scheduler->RestoreSlot(slot, "none.bin").error().code, ErrorCode::kNotFound);
+    const auto saved = server.scheduler->SaveSlot(slot, "a.bin");
+    ASSERT_TRUE(saved) << saved.error().message;
+    EXPECT_GE(saved->tokens, 120);
+    EXPECT_EQ(saved->bytes, std::filesystem::file_size(folder + "/a.bin"));
+    EXPECT_EQ(*server.scheduler->EraseSlot(slot), saved->tokens);
+    EXPECT_FALSE(server.scheduler->SaveSlot(slot, "a.bin")) << "it holds nothing";
+    EXPECT_EQ(server.scheduler->stats().retained_bytes, 0U);
+  }
+  Server server = Make(setup);
+  const auto restored = server.scheduler->RestoreSlot(slot, "a.bin");
+  ASSERT_TRUE(restored) << restored.error().message;
+  const std::vector<int32_t> more = Prompt(30, 2);
+  text.insert(text.end(), more.begin(), more.end());
+  auto sink = Send(server, Greedy(text, 20));
+  ASSERT_TRUE(sink->Wait());
+  EXPECT_EQ(sink->usage_.cached_tokens, 120);
+  EXPECT_LT(WorstLead(text, sink->tokens()), kRounding);
+  std::filesystem::remove_all(folder);
+}
+
+// A short request that comes while a long prompt is read does not wait for its end.
+TEST(ModelScheduler, AShortPromptDoesNotWaitForALongOne) {
+  ServerSetup setup;
+  setup.num_ctx = 4096;
+  setup.budget_bytes = size_t{64} << 20;
+  setup.options.max_running = 3;
+  Server server = Make(setup);
+  auto longest = Send(server, Greedy(Prompt(4000, 1), 5));
+  auto brief = Send(server, Greedy(Prompt(30, 2), 1));
+  ASSERT_TRUE(brief->Wait());
+  EXPECT_LT(longest->progress(), 2000);
+  ASSERT_TRUE(longest->Wait());
+  EXPECT_FALSE(longest->error_);
+}
+
+TEST(ModelScheduler, HybridModelsAreServedToo) {
+  ServerSetup setup;
+  setup.architecture = "lfm2";
+  setup.options.max_running = 3;
+  setup.options.max_retained = 4;
+  Server server = Make(setup);
+  ASSERT_NE(server.scheduler, nullptr);
+  std::vector<std::shared_ptr<Collector>> sinks;
+  for (unsigned i = 0; i < 5; ++i) sinks.push_back(Send(server, Greedy(Prompt(50 + 30 * i, i), 20)));
+  std::vector<std::vector<int32_t>> alone;
+  for (const auto& sink : sinks) {
+    ASSERT_TRUE(sink->Wait());
+    ASSERT_FALSE(sink->error_) << sink->error_->message;
+  }
+  for (unsigned i = 0; i < 5; ++i) {
+    Request request = Greedy(Prompt(50 + 30 * i, i), 20);
+    request.reuse_prefix = false;
+    auto sink = Send(server, request);
+    ASSERT_TRUE(sink->Wait());
+    EXPECT_EQ(sink->tokens(), sinks[i]->tokens());
+  }
+  // A conversation goes on from its state.
+  std::vector<int32_t> text = Prompt(50, 0);
+  text.insert(text.end(), sinks[0]->tokens().begin(), sinks[0]->tokens().end());
+  const std::vector<int32_t> more = Prompt(10, 9);
+  text.insert(text.end(), more.begin(), more.end());
+  auto next = Send(server, Greedy(text, 5));
+  ASSERT_TRUE(next->Wait());
+  EXPECT_GE(next->usage_.cached_tokens, 50);
 }
 
 }  // namespace

@@ -67,9 +67,11 @@ Status Check(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) && flags.cache.compress != "after") {
-    return InvalidArgument("a server reads prompts beside others' answers: choose a --recipe that evicts while it reads");
+    return InvalidArgument(
+        "a server reads prompts beside others' answers: choose a --recipe that evicts while it reads");
   }
-  if (flags.prompt_share < 0 || flags.prompt_share > 1) return InvalidArgument("--prompt-share takes a share above 0, up to 1");
+  if (flags.prompt_share < 0 || flags.prompt_share > 1)
+    return InvalidArgument("--prompt-share takes a share above 0, up to 1");
   std::error_code error;
   if (!flags.slot_save_path.empty() && !std::filesystem::is_directory(flags.slot_save_path, error)) {
     return InvalidArgument(fmt::format("--slot-save-path names {}, which is no folder", flags.slot_save_path));
@@ -106,13 +108,14 @@ Result<EngineOptions> MakeServerEngine(const ServeFlags& flags, const ModelInfo&
     options.budget_bytes = full <= kDefaultServerBytes ? 0 : kDefaultServerBytes;
   } else {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.cache.budget));
-    if (budget.share > 0) options.budget_bytes = std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1);
+    if (budget.share > 0)
+      options.budget_bytes = std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1);
   }
   return options;
 }
 
-server::ServedModel MakeServed(const ServeFlags& flags, const std::shared_ptr<HostModel>& model, const EngineOptions& options,
-                               const SamplerOptions& sampling) {
+server::ServedModel MakeServed(const ServeFlags& flags, const std::shared_ptr<HostModel>& model,
+                               const EngineOptions& options, const SamplerOptions& sampling) {
   server::ServedModel served;
   served.info = model->info();
   served.id = flags.alias.empty() ? std::filesystem::path(served.info.path).stem().string() : flags.alias;
@@ -125,9 +128,11 @@ server::ServedModel MakeServed(const ServeFlags& flags, const std::shared_ptr<Ho
   served.sampling = sampling;
   served.recipe = options.recipe;
   served.created = server::UnixTime();
-  served.parse_budget = [full = FullCacheBytes(served.info, options.num_ctx)](const std::string& text) -> Result<size_t> {
+  served.parse_budget = [full =
+                             FullCacheBytes(served.info, options.num_ctx)](const std::string& text) -> Result<size_t> {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(text));
-    return budget.share > 0 ? std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1) : budget.bytes;
+    return budget.share > 0 ? std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1)
+                            : budget.bytes;
   };
   return served;
 }
@@ -163,10 +168,14 @@ Result<int> Serve(ServeFlags& flags) {
   server::ReserveSequences(scheduling, &options);
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   server::ServedModel served = MakeServed(flags, model, options, sampling);
-  PITH_ASSIGN_OR_RETURN(std::shared_ptr<server::Scheduler> scheduler, server::Scheduler::Create(engine, served.text, scheduling));
-  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<server::Server> serving,
-                        server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(served), scheduler));
-  fmt::print("pith serves {} at http://{}:{}\n", model->info().description, flags.host, serving->port());
+  PITH_ASSIGN_OR_RETURN(std::shared_ptr<server::Scheduler> scheduler,
+                        server::Scheduler::Create(engine, served.text, scheduling));
+  PITH_ASSIGN_OR_RETURN(
+      const std::unique_ptr<server::Server> serving,
+      server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(served), scheduler));
+  const bool is_v6 = flags.host.find(':') != std::string::npos;
+  fmt::print("pith serves {} at http://{}{}{}:{}\n", model->info().description, is_v6 ? "[" : "", flags.host,
+             is_v6 ? "]" : "", serving->port());
   std::fflush(stdout);
   while (!Interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   serving->Drain(flags.drain_seconds);
@@ -180,9 +189,11 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
   AddOption(command, "--api-key", flags.api_keys,
             "Key that clients must send, for everything but /health; several between commas", "KEY");
   AddOption(command, "--api-key-file", flags.api_key_file, "The same from a file, one a line", "FILE");
-  AddOption(command, "--slot-save-path", flags.slot_save_path, "Folder of saved slots (default: none are saved)", "FOLDER");
+  AddOption(command, "--slot-save-path", flags.slot_save_path, "Folder of saved slots (default: none are saved)",
+            "FOLDER");
   AddOption(command, "--prompt-share", flags.prompt_share,
-            "Share that prompts have while others decode: 1 reads as fast as it goes, less keeps the gaps between tokens short",
+            "Share that prompts have while others decode: 1 reads as fast as it goes, less keeps the gaps between "
+            "tokens short",
             "SHARE");
   AddNumber(command, "--queue", flags.queue, 0, 100000, "Requests that may wait; more get 429 (default 256)", "N");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,
@@ -190,12 +201,14 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
   AddFlag(command, "--deterministic-reuse", flags.deterministic_reuse,
           "The same text with and without a kept prefix, bit for bit (slower)");
   AddNumber(command, "--connections", flags.connections, 1, 1000000, "Connections at once (default 1024)", "N");
-  AddNumber(command, "--threads-http", flags.http_threads, 1, 256, "Threads for JSON, templates and tokens (default 2)", "N");
+  AddNumber(command, "--threads-http", flags.http_threads, 1, 256, "Threads for JSON, templates and tokens (default 2)",
+            "N");
   AddNumber(command, "--timeout", flags.timeout, 1, 86400,
             "-to: seconds after which a client that takes or sends nothing is dropped (default 30)", "SECONDS");
-  AddNumber(command, "--drain", flags.drain_seconds, 0, 86400, "Seconds that what runs may take after SIGTERM (default 600)",
-            "SECONDS");
-  AddOption(command, "--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template", "FILE");
+  AddNumber(command, "--drain", flags.drain_seconds, 0, 86400,
+            "Seconds that what runs may take after SIGTERM (default 600)", "SECONDS");
+  AddOption(command, "--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template",
+            "FILE");
   for (const char* name : {"--metrics", "--slots", "--props", "--jinja", "--cont-batching", "--no-webui"}) {
     Hide(AddFlag(command, name, flags.ignored, ""));  // llama-server's: always so here
   }
@@ -204,15 +217,24 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
 // llama-server's names, where the meaning is the same.
 void AddVariables(CLI::App& command) {
   constexpr std::pair<const char*, const char*> kVariables[] = {
-      {"--model", "LLAMA_ARG_MODEL"},          {"--threads", "LLAMA_ARG_THREADS"},
-      {"--ctx-size", "LLAMA_ARG_CTX_SIZE"},    {"--parallel", "LLAMA_ARG_N_PARALLEL"},
-      {"--host", "LLAMA_ARG_HOST"},            {"--port", "LLAMA_ARG_PORT"},
-      {"--alias", "LLAMA_ARG_ALIAS"},          {"--api-key", "LLAMA_API_KEY"},
-      {"--cache-type-k", "LLAMA_ARG_CACHE_TYPE_K"}, {"--cache-type-v", "LLAMA_ARG_CACHE_TYPE_V"},
-      {"--ubatch-size", "LLAMA_ARG_UBATCH"},   {"--gpu-layers", "LLAMA_ARG_N_GPU_LAYERS"},
-      {"--threads-http", "LLAMA_ARG_THREADS_HTTP"}, {"--timeout", "LLAMA_ARG_TIMEOUT"},
-      {"--chat-template", "LLAMA_ARG_CHAT_TEMPLATE"}, {"--chat-template-file", "LLAMA_ARG_CHAT_TEMPLATE_FILE"},
-      {"--api-key-file", "LLAMA_ARG_API_KEY_FILE"}, {"--slot-save-path", "LLAMA_ARG_SLOT_SAVE_PATH"},
+      {"--model", "LLAMA_ARG_MODEL"},
+      {"--threads", "LLAMA_ARG_THREADS"},
+      {"--ctx-size", "LLAMA_ARG_CTX_SIZE"},
+      {"--parallel", "LLAMA_ARG_N_PARALLEL"},
+      {"--host", "LLAMA_ARG_HOST"},
+      {"--port", "LLAMA_ARG_PORT"},
+      {"--alias", "LLAMA_ARG_ALIAS"},
+      {"--api-key", "LLAMA_API_KEY"},
+      {"--cache-type-k", "LLAMA_ARG_CACHE_TYPE_K"},
+      {"--cache-type-v", "LLAMA_ARG_CACHE_TYPE_V"},
+      {"--ubatch-size", "LLAMA_ARG_UBATCH"},
+      {"--gpu-layers", "LLAMA_ARG_N_GPU_LAYERS"},
+      {"--threads-http", "LLAMA_ARG_THREADS_HTTP"},
+      {"--timeout", "LLAMA_ARG_TIMEOUT"},
+      {"--chat-template", "LLAMA_ARG_CHAT_TEMPLATE"},
+      {"--chat-template-file", "LLAMA_ARG_CHAT_TEMPLATE_FILE"},
+      {"--api-key-file", "LLAMA_ARG_API_KEY_FILE"},
+      {"--slot-save-path", "LLAMA_ARG_SLOT_SAVE_PATH"},
   };
   for (const auto& [option, variable] : kVariables) FromEnvironment(command, option, variable);
 }

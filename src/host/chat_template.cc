@@ -82,6 +82,18 @@ jinja::value ListOf(std::span<const ChatMessage> messages, bool as_object) {
   return list;
 }
 
+// Most templates write a call's arguments as JSON or walk over them; others put them between texts of their own and need
+// them as one.
+bool TakesObjects(std::string_view source) {
+  std::string squeezed;
+  for (const char c : source) {
+    if (c != ' ' && c != '\n' && c != '\t' && c != '(' && c != ')') squeezed += c;
+  }
+  constexpr std::string_view kUses[] = {"arguments|tojson", "arguments|items", "arguments.items", "arguments|dictsort",
+                                        "arguments'|tojson", "arguments']|tojson", "argumentsismapping"};
+  return std::ranges::any_of(kUses, [&squeezed](std::string_view use) { return squeezed.find(use) != std::string::npos; });
+}
+
 }  // namespace
 
 struct ChatTemplate::Program {
@@ -117,9 +129,9 @@ Result<std::string> ChatTemplate::Apply(std::span<const ChatMessage> messages, b
   using Json = nlohmann::ordered_json;
   const Json parsed_tools = Json::parse(tools.empty() ? "null" : tools, nullptr, false);
   if (parsed_tools.is_discarded()) return InvalidArgument("the tools are no valid JSON");
-  // Most templates write a call's arguments as JSON, a few put them between their own texts and need them as one.
   Result<std::string> text = Unsupported("");
-  for (const bool as_object : {true, false}) {
+  const bool takes_objects = TakesObjects(program_->source);
+  for (const bool as_object : {takes_objects, !takes_objects}) {
     try {
       jinja::context context(program_->source);
       context.set_val("messages", ListOf(messages, as_object));

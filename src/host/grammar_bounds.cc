@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -19,11 +21,14 @@ namespace {
 
 constexpr size_t kLongestGrammar = size_t{256} << 10;
 constexpr int kDeepestGroup = 64;
-constexpr uint64_t kMostTimes = 2000;   // libllama's own bound of one repetition, and of those inside each other
-constexpr uint64_t kMostRules = 200000; // that all repetitions of a grammar make
+constexpr uint64_t kMostTimes = 2000;    // libllama's own bound of one repetition, and of those inside each other
+constexpr uint64_t kMostRules = 200000;  // that all repetitions of a grammar make
+constexpr double kMostPlaces = 4000;     // where a text may be at once, among alternatives
+constexpr double kMostSkipped = 300;     // the same, behind what may be empty
+constexpr int kDeepestRules = 1000;      // and groups, inside each other
 constexpr size_t kLongestSchema = size_t{256} << 10;
 constexpr size_t kDeepestSchema = 48;
-constexpr size_t kMostNodes = 2000;     // of a schema with its alternatives written out
+constexpr size_t kMostNodes = 2000;      // of a schema with its alternatives written out
 constexpr size_t kMostProperties = 256;  // of one object: the converter writes rules for every pair of optional ones
 constexpr size_t kLongestName = 256;
 constexpr double kMostInteger = 9e15;
@@ -45,7 +50,9 @@ class GrammarScan {
         elements += last;
       } else if (c == '(') {
         groups.push_back(elements);
-        if (groups.size() > kDeepestGroup) return InvalidArgument(fmt::format("the grammar has more than {} parentheses inside each other", kDeepestGroup));
+        if (groups.size() > kDeepestGroup)
+          return InvalidArgument(
+              fmt::format("the grammar has more than {} parentheses inside each other", kDeepestGroup));
         elements = 0;
         ++at_;
       } else if (c == ')') {
@@ -60,7 +67,8 @@ class GrammarScan {
         rules += times * last;
         elements += times * last;
         last *= std::max<uint64_t>(times, 1);
-        if (rules > kMostRules || last > kMostRules) return InvalidArgument("the grammar's repetitions make more rules than a request may have");
+        if (rules > kMostRules || last > kMostRules)
+          return InvalidArgument("the grammar's repetitions make more rules than a request may have");
       } else {
         if (IsName(c)) {
           while (at_ < text_.size() && IsName(text_[at_])) ++at_;
@@ -112,6 +120,164 @@ class GrammarScan {
   size_t at_ = 0;
 };
 
+// What libllama's parser of a text holds at once: the places of the grammar where the text may be. It looks at all of
+// them for every token, and compares them with each other.
+struct Places {
+  bool may_be_empty = false;
+  double first = 0;  // where what is described may begin
+  double most = 0;   // anywhere in it
+};
+
+class GrammarPlaces {
+ public:
+  explicit GrammarPlaces(std::string_view text) : text_(text) { FindRules(); }
+
+  Status Run() {
+    for (const auto& rule : rules_) PITH_RETURN_IF_ERROR(OfRule(rule.first, 0));
+    return {};
+  }
+
+ private:
+  static bool IsName(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+  }
+  void SkipBlanks(size_t& at) const {
+    while (at < text_.size()) {
+      if (text_[at] == '#')
+        at = std::min(text_.find('\n', at), text_.size());
+      else if (std::string_view(" \t\r\n").find(text_[at]) != std::string_view::npos)
+        ++at;
+      else
+        return;
+    }
+  }
+  std::string_view Name(size_t& at) const {
+    const size_t from = at;
+    while (at < text_.size() && IsName(text_[at])) ++at;
+    return text_.substr(from, at - from);
+  }
+  bool BeginsRule(size_t at) const {
+    if (Name(at).empty()) return false;
+    while (at < text_.size() && (text_[at] == ' ' || text_[at] == '\t')) ++at;
+    return text_.substr(at).starts_with("::=");
+  }
+  // Behind a literal or a class, which begins at `at`.
+  void SkipQuoted(size_t& at) const {
+    const char end = text_[at] == '"' ? '"' : ']';
+    for (++at; at < text_.size() && text_[at] != end; ++at) at += text_[at] == '\\' ? 1 : 0;
+    at = std::min(at + 1, text_.size());
+  }
+
+  void FindRules() {
+    for (size_t at = 0; at < text_.size();) {
+      SkipBlanks(at);
+      if (at >= text_.size()) break;
+      if (text_[at] == '"' || text_[at] == '[') {
+        SkipQuoted(at);
+      } else if (BeginsRule(at)) {
+        const std::string name(Name(at));
+        at = text_.find("::=", at) + 3;
+        rules_[name] = at;
+      } else if (Name(at).empty()) {
+        ++at;
+      }
+    }
+  }
+
+  Result<Places> OfRule(const std::string& name, int depth) {
+    if (const auto known = known_.find(name); known != known_.end()) return known->second;
+    const auto rule = rules_.find(name);
+    if (rule == rules_.end()) return Places{false, 1, 1};  // the parser's to refuse
+    known_[name] = {false, 1, 1};                          // in itself
+    size_t at = rule->second;
+    PITH_ASSIGN_OR_RETURN(const Places places, Alternatives(at, depth));
+    return known_[name] = places;
+  }
+
+  Result<Places> Alternatives(size_t& at, int depth) {
+    if (depth > kDeepestRules) return InvalidArgument("the grammar's rules stand too deep inside each other");
+    PITH_ASSIGN_OR_RETURN(Places all, Sequence(at, depth));
+    while (at < text_.size() && text_[at] == '|') {
+      PITH_ASSIGN_OR_RETURN(const Places one, Sequence(++at, depth));
+      all.may_be_empty = all.may_be_empty || one.may_be_empty;
+      all.first += one.first;
+      all.most = std::max({all.most, one.most, all.first});
+    }
+    if (all.most > kMostPlaces)
+      return InvalidArgument("the grammar has more alternatives in one place than a request may have");
+    return all;
+  }
+
+  // Up to '|', ')', the next rule or the end.
+  Result<Places> Sequence(size_t& at, int depth) {
+    std::vector<Places> parts;
+    for (SkipBlanks(at); at < text_.size() && text_[at] != '|' && text_[at] != ')' && !BeginsRule(at); SkipBlanks(at)) {
+      PITH_ASSIGN_OR_RETURN(Places one, Element(at, depth));
+      PITH_ASSIGN_OR_RETURN(one, Repeated(one, at));
+      parts.push_back(one);
+    }
+    Places all{true, 0, 0};
+    for (size_t i = parts.size(); i-- > 0;) {
+      all.first = parts[i].first + (parts[i].may_be_empty ? all.first : 0);
+      if (parts[i].may_be_empty && all.first > kMostSkipped) return TooOpen();
+      all.most = std::max({all.most, parts[i].most, all.first});
+      all.may_be_empty = all.may_be_empty && parts[i].may_be_empty;
+    }
+    return all;
+  }
+
+  Result<Places> Element(size_t& at, int depth) {
+    const char c = text_[at];
+    if (c == '(') {
+      PITH_ASSIGN_OR_RETURN(const Places inside, Alternatives(++at, depth + 1));
+      at = std::min(at + 1, text_.size());
+      return inside;
+    }
+    if (c == '"' || c == '[') {
+      const bool is_nothing = text_.substr(at).starts_with("\"\"");
+      SkipQuoted(at);
+      return is_nothing ? Places{true, 0, 0} : Places{false, 1, 1};
+    }
+    const std::string name(Name(at));
+    if (!name.empty()) return OfRule(name, depth + 1);
+    ++at;
+    return Places{false, 1, 1};  // '.', or what the parser refuses
+  }
+
+  Result<Places> Repeated(Places one, size_t& at) const {
+    SkipBlanks(at);
+    for (; at < text_.size() && std::string_view("*+?{").find(text_[at]) != std::string_view::npos; SkipBlanks(at)) {
+      double least = 0, most = 1;
+      if (text_[at] == '{') {
+        const size_t close = std::min(text_.find('}', at), text_.size());
+        const std::string inside(text_.substr(at + 1, close - at - 1));
+        const size_t comma = inside.find(',');
+        least = std::strtod(inside.c_str(), nullptr);
+        most = comma == std::string::npos ? least : std::strtod(inside.c_str() + comma + 1, nullptr);
+        most = std::max({most, least, 1.0});
+        at = std::min(close + 1, text_.size());
+      } else {
+        least = text_[at] == '+' ? 1 : 0;
+        ++at;
+      }
+      if (one.may_be_empty) one.first *= most;
+      if (one.may_be_empty && one.first > kMostSkipped) return TooOpen();
+      one.may_be_empty = one.may_be_empty || least == 0;
+      one.most = std::max(one.most, one.first);
+    }
+    return one;
+  }
+
+  static tl::unexpected<Error> TooOpen() {
+    return InvalidArgument(
+        "the grammar repeats what may be empty, so that a text may be in too many of its places at once");
+  }
+
+  std::string_view text_;
+  std::map<std::string, size_t, std::less<>> rules_;  // where their right sides begin
+  std::map<std::string, Places, std::less<>> known_;
+};
+
 using Json = nlohmann::ordered_json;
 
 class SchemaScan {
@@ -121,7 +287,9 @@ class SchemaScan {
   Status Run() { return Visit(root_, 1, 0); }
 
  private:
-  tl::unexpected<Error> Bad(const std::string& what) const { return InvalidArgument("the JSON schema cannot be used: " + what); }
+  tl::unexpected<Error> Bad(const std::string& what) const {
+    return InvalidArgument("the JSON schema cannot be used: " + what);
+  }
 
   // Everything that nests counts, whatever its keyword, with the alternatives that it is written out for.
   Status Visit(const Json& node, size_t copies, size_t depth) {
@@ -135,7 +303,8 @@ class SchemaScan {
     PITH_RETURN_IF_ERROR(CheckNode(node));
     const auto type = node.find("type");
     if (type != node.end() && type->is_array()) copies *= std::clamp<size_t>(type->size(), 1, 8);
-    if (node.size() > kMostProperties) return Bad(fmt::format("an object of it has more than {} members", kMostProperties));
+    if (node.size() > kMostProperties)
+      return Bad(fmt::format("an object of it has more than {} members", kMostProperties));
     for (const auto& [key, value] : node.items()) {
       if (key.size() > kLongestName) return Bad(fmt::format("a name in it is longer than {} bytes", kLongestName));
       PITH_RETURN_IF_ERROR(Visit(value, copies, depth + 1));
@@ -150,15 +319,19 @@ class SchemaScan {
   }
 
   Status CheckNode(const Json& node) {
-    for (const auto& [low, high] : {std::pair("minItems", "maxItems"), {"minLength", "maxLength"}, {"minimum", "maximum"},
-                                    {"exclusiveMinimum", "exclusiveMaximum"}, {"minProperties", "maxProperties"}}) {
+    for (const auto& [low, high] : {std::pair("minItems", "maxItems"),
+                                    {"minLength", "maxLength"},
+                                    {"minimum", "maximum"},
+                                    {"exclusiveMinimum", "exclusiveMaximum"},
+                                    {"minProperties", "maxProperties"}}) {
       PITH_RETURN_IF_ERROR(CheckPair(node, low, high));
     }
     if (const auto pattern = node.find("pattern"); pattern != node.end() && pattern->is_string()) {
       const auto& text = pattern->get_ref<const std::string&>();
       if (text.size() > 1000) return Bad("a pattern in it is longer than 1000 bytes");
     }
-    if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string()) return CheckRef(ref->get<std::string>());
+    if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string())
+      return CheckRef(ref->get<std::string>());
     return {};
   }
 
@@ -234,7 +407,8 @@ Status CheckGrammarBounds(std::string_view gbnf) {
   if (gbnf.size() > kLongestGrammar) {
     return InvalidArgument(fmt::format("the grammar has {} bytes, more than {}", gbnf.size(), kLongestGrammar));
   }
-  return GrammarScan(gbnf).Run();
+  PITH_RETURN_IF_ERROR(GrammarScan(gbnf).Run());
+  return GrammarPlaces(gbnf).Run();
 }
 
 Status CheckSchemaBounds(std::string_view schema) {

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 namespace pith {
@@ -15,7 +16,8 @@ std::string Nested(const std::string& open, const std::string& inside, const std
 
 TEST(GrammarBounds, OrdinaryGrammarsPass) {
   EXPECT_TRUE(CheckGrammarBounds("root ::= \"yes\" | \"no\"\n# a comment {9,1}\n"));
-  EXPECT_TRUE(CheckGrammarBounds("root ::= item{2,5} [a-z{}]{3} \"{9,1}\" (x y){0,100}\nitem ::= [0-9]{1,}\nx ::= \"\\\"{7,2}\"\ny ::= x?"));
+  EXPECT_TRUE(CheckGrammarBounds(
+      "root ::= item{2,5} [a-z{}]{3} \"{9,1}\" (x y){0,100}\nitem ::= [0-9]{1,}\nx ::= \"\\\"{7,2}\"\ny ::= x?"));
 }
 
 TEST(GrammarBounds, RepetitionsThatEndBeforeTheyBegin) {
@@ -27,10 +29,27 @@ TEST(GrammarBounds, RepetitionsOfRepetitions) {
   EXPECT_FALSE(CheckGrammarBounds("root ::= ((\"a\"{1000}){1000}){1000}"));
   EXPECT_FALSE(CheckGrammarBounds("root ::= \"a\"{100000}"));
   std::string many = "root ::= ";
-  for (int i = 0; i < 100; ++i) many += "[a-z]{1000} ";
+  for (int i = 0; i < 300; ++i) many += "[a-z]{1000} ";
   EXPECT_FALSE(CheckGrammarBounds(many));
   EXPECT_FALSE(CheckGrammarBounds("root ::= " + std::string(1000, '(') + "\"a\"" + std::string(1000, ')')));
   EXPECT_FALSE(CheckGrammarBounds(std::string(size_t{1} << 20, ' ')));
+}
+
+// libllama holds every place where the text may be, and compares them with each other.
+TEST(GrammarBounds, TextsThatMayBeInManyPlacesAtOnce) {
+  for (const char* grammar : {"root ::= (([a-z]?){40}){40}", "root ::= ([a-z]? [a-z]?){500}",
+                              "root ::= a{0,200}\na ::= b{0,200}\nb ::= [a-z ]?"}) {
+    EXPECT_FALSE(CheckGrammarBounds(grammar)) << grammar;
+  }
+  std::string chain = "root ::= r0\n";
+  for (int i = 0; i < 5000; ++i) chain += fmt::format("r{} ::= r{}\n", i, i + 1);
+  EXPECT_FALSE(CheckGrammarBounds(chain + "r5000 ::= \"a\""));
+  for (const char* grammar :
+       {"root ::= ([a-z]?){40}", "root ::= [a-z]{0,1000}", "root ::= e\ne ::= [a-z] e? \"!\" e?",
+        "n ::= \"{\" (\",\" n)? (\";\" n)? \"}\"\nroot ::= n n?", "list ::= \"a\" list |\nroot ::= list \".\"",
+        "root ::= x x?\nx ::= \"(\" x* \")\" # {40}\n", "root ::= \"a\" | # ::= \n  \"b\"\n"}) {
+    EXPECT_TRUE(CheckGrammarBounds(grammar)) << grammar;
+  }
 }
 
 TEST(SchemaBounds, OrdinarySchemasPass) {
@@ -38,7 +57,8 @@ TEST(SchemaBounds, OrdinarySchemasPass) {
   EXPECT_TRUE(CheckSchemaBounds(R"({"type":"object","properties":{"minItems":{"type":"integer","minimum":0,"maximum":9},
       "tags":{"type":"array","items":{"type":"string","maxLength":20},"minItems":1,"maxItems":3}},"required":["tags"]})"));
   // A tree that refers to itself has an end wherever its values do.
-  EXPECT_TRUE(CheckSchemaBounds(R"({"$ref":"#/$defs/n","$defs":{"n":{"type":"object","properties":{"next":{"$ref":"#/$defs/n"}}}}})"));
+  EXPECT_TRUE(CheckSchemaBounds(
+      R"({"$ref":"#/$defs/n","$defs":{"n":{"type":"object","properties":{"next":{"$ref":"#/$defs/n"}}}}})"));
 }
 
 TEST(SchemaBounds, BoundsThatNoValueMeets) {
@@ -51,7 +71,8 @@ TEST(SchemaBounds, BoundsThatNoValueMeets) {
 TEST(SchemaBounds, SizeAndDepth) {
   EXPECT_FALSE(CheckSchemaBounds(Nested(R"({"type":"array","items":)", R"({"type":"string"})", "}", 80)));
   // Each level's alternatives are written out for each of the level above.
-  EXPECT_FALSE(CheckSchemaBounds(Nested(R"({"type":["array","object","string"],"items":)", R"({"type":"string"})", "}", 20)));
+  EXPECT_FALSE(
+      CheckSchemaBounds(Nested(R"({"type":["array","object","string"],"items":)", R"({"type":"string"})", "}", 20)));
   std::string wide = R"({"type":"object","properties":{)";
   for (int i = 0; i < 1000; ++i) wide += (i == 0 ? "\"p" : ",\"p") + std::to_string(i) + R"(":{"type":"string"})";
   EXPECT_FALSE(CheckSchemaBounds(wide + "}}"));
@@ -60,7 +81,8 @@ TEST(SchemaBounds, SizeAndDepth) {
 }
 
 TEST(SchemaBounds, ReferencesInACircle) {
-  EXPECT_FALSE(CheckSchemaBounds(R"({"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"));
+  EXPECT_FALSE(
+      CheckSchemaBounds(R"({"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"));
   EXPECT_FALSE(CheckSchemaBounds(R"({"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"allOf":[{"$ref":"#/$defs/a"}]}}})"));
 }
 

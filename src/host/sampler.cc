@@ -1,5 +1,7 @@
 #include "host/sampler.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -18,6 +20,16 @@
 
 namespace pith {
 namespace {
+
+// Processor time that a grammar may take to accept one token. Of an ambiguous one libllama holds more with each
+// character, several times as much; milliseconds are plenty for others.
+constexpr double kSlowestSeconds = 0.02;
+
+double ThreadSeconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 std::string Metadata(const HostModel& model, const char* key) {
   char buffer[512];
@@ -327,7 +339,11 @@ Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
         PITH_ASSIGN_OR_RETURN(token, private_->Choose(logits, true));
       }
     }
+    const double start = private_->grammar ? ThreadSeconds() : 0;
     private_->Accept(token);
+    if (private_->grammar && ThreadSeconds() - start > kSlowestSeconds) {
+      return Unsupported("the grammar takes too long: too many of its rules fit the same text");
+    }
     return token;
   } catch (const std::exception& error) {
     return Unsupported(fmt::format("libllama's sampler failed: {}", error.what()));

@@ -68,6 +68,7 @@ void SchedulerImpl::Intake(const JobPtr& job) {
   waiting_.push_back(job);
   room_changed_ = true;
   ++counters_.requests;
+  job->text = job->request.prompt;
   if (const Status status = PlanJob(*job); !status) Fail(*job, status.error());
 }
 
@@ -94,10 +95,11 @@ Status SchedulerImpl::PlanJob(Job& job) {
   PITH_ASSIGN_OR_RETURN(const Admission two, engine_->Admit(unlimited, second));
   job.bytes.first_page = one.steady_bytes;
   job.bytes.page = two.steady_bytes - one.steady_bytes;
-  const size_t prompt = request.prompt.size(), room = num_ctx - prompt;
+  const size_t prompt = job.text.size(), room = num_ctx - std::min(num_ctx, prompt);
+  const bool is_promised_all = job.drops || options_.deterministic_reuse || job.choices.size() > 1;
   const size_t wanted = request.generation.max_tokens < 0
-                            ? (job.drops ? room : std::min(kTokensAhead, room))
-                            : std::min(static_cast<size_t>(request.generation.max_tokens), room);
+                            ? (is_promised_all ? room : std::min(kTokensAhead, room))
+                            : std::min(static_cast<size_t>(request.generation.max_tokens) - job.num_generated_before, room);
   const size_t all = job.bytes.Of(prompt + wanted);
   if (!job.drops && job.bytes.Of(prompt) > job.bytes.limit) {
     const std::string sentence =
@@ -159,7 +161,7 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
     for (Choice& choice : job->choices) choice.slot = -1;
     return Verdict::kWaits;
   };
-  job->started = SteadyClock::now();
+  if (!job->told) job->started = SteadyClock::now();
   SequenceId sequence = TakePrefix(*job);
   if (sequence < 0) {
     const Result<SequenceId> fresh = SequenceFor(*job);
@@ -174,9 +176,11 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
   job->dropped_before = before.entries_seen - before.entries;
   job->choices.front().sequence = sequence;
   for (const Choice& choice : job->choices) slots_[static_cast<size_t>(choice.slot)] = job.get();
-  job->usage.cached_tokens = static_cast<int>(job->prompt_done);
-  counters_.prompt_tokens += job->request.prompt.size() - job->prompt_done;
-  counters_.cached_tokens += job->prompt_done;
+  if (!job->told) {
+    job->usage.cached_tokens = static_cast<int>(job->prompt_done);
+    counters_.prompt_tokens += job->text.size() - job->prompt_done;
+    counters_.cached_tokens += job->prompt_done;
+  }
   PlanCheckpoint(*job);
   Hold(*job, sequence);
   std::erase(waiting_, job);
@@ -185,7 +189,9 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
     const std::lock_guard lock(mutex_);
     --num_waiting_;
   }
-  Tell(*job, [&](RequestSink& sink) { sink.Started(job->usage, job->choices.front().slot); });
+  if (!std::exchange(job->told, true)) {
+    Tell(*job, [&](RequestSink& sink) { sink.Started(job->usage, job->choices.front().slot); });
+  }
   return Verdict::kAdmitted;
 }
 
@@ -198,7 +204,7 @@ Result<SequenceId> SchedulerImpl::SequenceFor(Job& job) {
   const size_t further = (job.choices.size() - 1) * job.bytes.fork_floor;
   for (;;) {
     PITH_ASSIGN_OR_RETURN(const Admission admission,
-                          engine_->Admit(options, std::min(job.request.prompt.size(), job.bytes.MostTokens())));
+                          engine_->Admit(options, std::min(job.text.size(), job.bytes.MostTokens())));
     const bool fits = admission.steady_bytes + further <= admission.free_bytes && admission.missing_bytes == 0;
     if (fits && UncommittedBytes() >= job.bytes.floor + further) break;
     if (DropPrefix()) continue;
@@ -219,8 +225,8 @@ void SchedulerImpl::PlanCheckpoint(Job& job) const {
   if (rewinds || !job.request.reuse_prefix || options_.max_retained < 2) return;
   size_t at = job.request.num_pinned;
   if (options_.deterministic_reuse) at -= at % static_cast<size_t>(engine_->block_tokens());
-  if (at < kLeastCheckpoint || at <= job.prompt_done || at >= job.request.prompt.size()) return;
-  const std::span<const int32_t> front = std::span(job.request.prompt).first(at);
+  if (at < kLeastCheckpoint || at <= job.prompt_done || at >= job.text.size()) return;
+  const std::span<const int32_t> front = std::span(job.text).first(at);
   const bool is_there = std::ranges::any_of(prefixes_.prefixes(), [&](const Prefix& prefix) {
     return prefix.checkpoint && prefix.key == job.key && std::ranges::equal(prefix.tokens, front);
   });

@@ -97,8 +97,10 @@ class Answer : public std::enable_shared_from_this<Answer> {
     totals_.times.queued = std::max(totals_.times.queued, times.queued);
     totals_.times.prompt += times.prompt;
     totals_.times.generation = std::max(totals_.times.generation, times.generation);
-    if (++num_finished_ == 1) totals_.cache = cache;
-    else totals_.cache.used_bytes += cache.used_bytes;
+    if (++num_finished_ == 1)
+      totals_.cache = cache;
+    else
+      totals_.cache.used_bytes += cache.used_bytes;
     if (num_finished_ < num_prompts_) return;
     over_ = true;
     Begin();
@@ -142,8 +144,8 @@ class Answer : public std::enable_shared_from_this<Answer> {
   bool stream_, is_evict_off_;
   int num_choices_, num_prompts_;
   size_t longest_ = 0;
-  std::vector<ToolFilter> filters_;    // of each choice
-  std::vector<size_t> sent_tokens_;    // of each choice
+  std::vector<ToolFilter> filters_;  // of each choice
+  std::vector<size_t> sent_tokens_;  // of each choice
   std::vector<RequestId> ids_;
   AnswerTotals totals_;
   int num_ended_ = 0, num_finished_ = 0;
@@ -163,7 +165,9 @@ class Sink final : public RequestSink {
   }
   void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
     Delta delta{choice, std::move(text), std::move(tokens), std::move(logprobs)};
-    answer_->Post([prompt = prompt_, delta = std::move(delta)](Answer& answer) mutable { answer.Text(prompt, std::move(delta)); });
+    answer_->Post([prompt = prompt_, delta = std::move(delta)](Answer& answer) mutable {
+      answer.Text(prompt, std::move(delta));
+    });
   }
   void Ended(int choice, GenerationResult result) override {
     answer_->Post([prompt = prompt_, choice, result = std::move(result)](Answer& answer) mutable {
@@ -182,20 +186,26 @@ class Sink final : public RequestSink {
   int prompt_;
 };
 
-HttpResponse LengthError(const ServerContext& context, Dialect dialect, const Error& error, size_t num_tokens, bool is_evict_off) {
-  const bool by_length = error.code == ErrorCode::kOutOfContext || (error.code == ErrorCode::kOutOfBudget && is_evict_off);
+HttpResponse LengthError(const ServerContext& context, Dialect dialect, const Error& error, size_t num_tokens,
+                         bool is_evict_off) {
+  const bool by_length =
+      error.code == ErrorCode::kOutOfContext || (error.code == ErrorCode::kOutOfBudget && is_evict_off);
   if (!by_length || dialect != Dialect::kOpenAi) return ErrorResponse(dialect, error, context.draining);
-  return ErrorResponse(dialect, 400, "exceed_context_size_error", error.message,
-                       {{"code", "context_length_exceeded"}, {"n_prompt_tokens", num_tokens}, {"n_ctx", context.model.num_ctx}});
+  return ErrorResponse(
+      dialect, 400, "exceed_context_size_error", error.message,
+      {{"code", "context_length_exceeded"}, {"n_prompt_tokens", num_tokens}, {"n_ctx", context.model.num_ctx}});
 }
 
-HttpResponse Answer::ErrorOf(const Error& error) const { return LengthError(context_, dialect_, error, longest_, is_evict_off_); }
+HttpResponse Answer::ErrorOf(const Error& error) const {
+  return LengthError(context_, dialect_, error, longest_, is_evict_off_);
+}
 
 void Answer::Submit(const ChatRequest& request) {
   for (int prompt = 0; prompt < num_prompts_; ++prompt) {
     Request one = request.base;
     one.prompt = request.prompts[static_cast<size_t>(prompt)];
-    const Result<RequestId> id = context_.scheduler->Submit(std::move(one), std::make_shared<Sink>(shared_from_this(), prompt));
+    const Result<RequestId> id =
+        context_.scheduler->Submit(std::move(one), std::make_shared<Sink>(shared_from_this(), prompt));
     if (!id) {
       Post([error = id.error()](Answer& answer) { answer.Failed(error); });
       return;
@@ -208,12 +218,13 @@ void Answer::Submit(const ChatRequest& request) {
 
 }  // namespace
 
-void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
-                 std::unique_ptr<AnswerWriter> writer) {
+void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect,
+                 std::shared_ptr<HttpExchange> exchange, std::unique_ptr<AnswerWriter> writer) {
   std::make_shared<Answer>(context, request, dialect, std::move(exchange), std::move(writer))->Submit(request);
 }
 
-HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request, const Error& error) {
+HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request,
+                              const Error& error) {
   size_t longest = 0;
   for (const auto& prompt : request.prompts) longest = std::max(longest, prompt.size());
   return LengthError(context, dialect, error, longest, request.is_evict_off);
@@ -222,12 +233,17 @@ HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, con
 Json KvJson(const CacheReport& cache) {
   Json spans = Json::array();
   for (const auto& [from, to] : cache.evicted_spans) spans.push_back(Json::array({from, to}));
-  return {{"budget_bytes", cache.budget_bytes},
-          {"used_bytes", cache.used_bytes},
-          {"kept_fraction", cache.kept_fraction},
-          {"evicted_tokens", cache.evicted_tokens},
-          {"evicted_spans", std::move(spans)},
-          {"recipe", cache.recipe}};
+  Json kv = {{"budget_bytes", cache.budget_bytes},
+             {"used_bytes", cache.used_bytes},
+             {"kept_fraction", cache.kept_fraction},
+             {"evicted_tokens", cache.evicted_tokens},
+             {"evicted_spans", std::move(spans)},
+             {"recipe", cache.recipe}};
+  if (cache.held_heads.empty()) return kv;
+  Json map = Json::array();
+  for (const uint16_t heads : cache.held_heads) map.push_back(100 * heads / std::max(cache.num_heads, 1));
+  kv["map"] = std::move(map);
+  return kv;
 }
 
 Json TimingsJson(const AnswerTotals& totals) {

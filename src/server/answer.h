@@ -15,10 +15,10 @@
 namespace pith::server {
 
 struct ChoiceEnd {
-  int choice = 0;      // prompts first: of prompt p, choice i is p * num_choices + i
-  std::string text;    // all of it, without calls; of a stream, what was not sent before
+  int choice = 0;    // prompts first: of prompt p, choice i is p * num_choices + i
+  std::string text;  // all of it, without calls; of a stream, what was not sent before
   std::vector<ChatToolCall> calls;
-  std::vector<int32_t> tokens;         // of the choice; of a stream, those not sent before
+  std::vector<int32_t> tokens;  // of the choice; of a stream, those not sent before
   std::vector<TokenLogprobs> logprobs;
   int num_tokens = 0;
   StopReason stop = StopReason::kEnd;
@@ -44,7 +44,9 @@ struct Delta {
 class AnswerWriter {
  public:
   virtual ~AnswerWriter() = default;
-  virtual void Begin(const RequestUsage& usage, int slot) { (void)usage, (void)slot; }  // before anything else but Failed()
+  virtual void Begin(const RequestUsage& usage, int slot) {
+    (void)usage, (void)slot;
+  }  // before anything else but Failed()
   virtual void Progress(int done, int total) { (void)done, (void)total; }
   virtual void Text(Delta delta) = 0;  // of streams alone
   virtual void Ended(ChoiceEnd end) = 0;
@@ -54,8 +56,8 @@ class AnswerWriter {
 };
 
 // On a worker thread, with a request that is prepared.
-void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
-                 std::unique_ptr<AnswerWriter> writer);
+void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect,
+                 std::shared_ptr<HttpExchange> exchange, std::unique_ptr<AnswerWriter> writer);
 
 // Members that replies share.
 Json KvJson(const CacheReport& cache);
@@ -63,7 +65,8 @@ Json KvJson(const CacheReport& cache);
 Json TimingsJson(const AnswerTotals& totals);
 const char* FinishReason(const ChoiceEnd& end);  // OpenAI's
 // An error that may be about the prompt's length, with n_prompt_tokens and n_ctx where it is.
-HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request, const Error& error);
+HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request,
+                              const Error& error);
 
 }  // namespace pith::server
 

@@ -27,8 +27,8 @@ struct Call {
 // api_openai.cc
 void OpenAiChat(Call& call);
 void OpenAiCompletions(Call& call);
-void OpenAiModels(Call& call);   // and Anthropic's, who ask with their own headers
-void OpenAiModel(Call& call);    // /v1/models/{id}
+void OpenAiModels(Call& call);  // and Anthropic's, who ask with their own headers
+void OpenAiModel(Call& call);   // /v1/models/{id}
 // api_responses.cc
 void OpenAiResponses(Call& call);
 // api_anthropic.cc
@@ -50,6 +50,8 @@ void LlamaTokenize(Call& call);
 void LlamaDetokenize(Call& call);
 void LlamaApplyTemplate(Call& call);
 void LlamaCompletion(Call& call);
+// page.cc
+void Page(Call& call);
 // metrics.cc
 void Metrics(Call& call);
 // What this model cannot do: 501.

@@ -15,9 +15,12 @@ namespace {
 std::string_view StopReasonOf(const ChoiceEnd& end) {
   if (!end.calls.empty()) return "tool_use";
   switch (end.stop) {
-    case StopReason::kEnd: return "end_turn";
-    case StopReason::kStopString: return "stop_sequence";
-    default: return "max_tokens";
+    case StopReason::kEnd:
+      return "end_turn";
+    case StopReason::kStopString:
+      return "stop_sequence";
+    default:
+      return "max_tokens";
   }
 }
 
@@ -31,7 +34,10 @@ Json UsageJson(const RequestUsage& usage, int output) {
 
 Json ToolUse(const ChatToolCall& call, bool with_input) {
   Json input = with_input ? Json::parse(call.arguments, nullptr, false) : Json::object();
-  return {{"type", "tool_use"}, {"id", "toolu_" + call.id.substr(call.id.find('_') + 1)}, {"name", call.name}, {"input", std::move(input)}};
+  return {{"type", "tool_use"},
+          {"id", "toolu_" + call.id.substr(call.id.find('_') + 1)},
+          {"name", call.name},
+          {"input", std::move(input)}};
 }
 
 class AnthropicWriter final : public AnswerWriter {
@@ -64,7 +70,8 @@ class AnthropicWriter final : public AnswerWriter {
     if (has_text_) Write("content_block_stop", {{"index", index++}});
     for (const ChatToolCall& call : end_.calls) {
       Write("content_block_start", {{"index", index}, {"content_block", ToolUse(call, false)}});
-      Write("content_block_delta", {{"index", index}, {"delta", {{"type", "input_json_delta"}, {"partial_json", call.arguments}}}});
+      Write("content_block_delta",
+            {{"index", index}, {"delta", {{"type", "input_json_delta"}, {"partial_json", call.arguments}}}});
       Write("content_block_stop", {{"index", index++}});
     }
   }
@@ -165,7 +172,8 @@ Status ReadAnthropicMessage(const Json& json, const std::string& path, std::vect
   reader.Require("content");
   reader.Text("role", message.role);
   PITH_RETURN_IF_ERROR(reader.status());
-  if (message.role != "user" && message.role != "assistant" && message.role != "system") reader.Fail("role", "must be user or assistant");
+  if (message.role != "user" && message.role != "assistant" && message.role != "system")
+    reader.Fail("role", "must be user or assistant");
   const Json& content = *reader.Find("content");
   std::vector<ChatMessage> results;
   if (content.is_string()) {
@@ -193,7 +201,8 @@ Status ReadAnthropicTools(JsonReader& reader, ChatRequest& request) {
     JsonReader inner((*list)[i], at + ".");
     std::string type = "custom";
     inner.Text("type", type);
-    if (type != "custom") inner.Fail("type", fmt::format("is \"{}\", but only tools of the client are known here", Escaped(type)));
+    if (type != "custom")
+      inner.Fail("type", fmt::format("is \"{}\", but only tools of the client are known here", Escaped(type)));
     ToolSpec tool;
     inner.Require("name");
     inner.Text("name", tool.name);
@@ -226,7 +235,8 @@ Status ReadAnthropicTools(JsonReader& reader, ChatRequest& request) {
   } else if (type != "auto") {
     inner.Fail("type", "must be auto, any, tool or none");
   }
-  if (request.tool_choice == ToolChoice::kRequired && request.tools.empty()) inner.Fail("type", "asks for a call, but there are no tools");
+  if (request.tool_choice == ToolChoice::kRequired && request.tools.empty())
+    inner.Fail("type", "asks for a call, but there are no tools");
   return inner.status();
 }
 

@@ -82,8 +82,11 @@ class LlamaWriter final : public AnswerWriter {
   void Progress(int done, int total) override {
     if (!returns_progress_) return;
     if (!std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
-    exchange_->Write(Event({{"content", ""}, {"tokens", Json::array()}, {"stop", false},
-                            {"prompt_progress", {{"total", total}, {"cache", 0}, {"processed", done}, {"time_ms", 0}}}}));
+    exchange_->Write(
+        Event({{"content", ""},
+               {"tokens", Json::array()},
+               {"stop", false},
+               {"prompt_progress", {{"total", total}, {"cache", 0}, {"processed", done}, {"time_ms", 0}}}}));
   }
 
   void Text(Delta delta) override {
@@ -111,9 +114,14 @@ class LlamaWriter final : public AnswerWriter {
   }
 
  private:
-  void WritePart(int choice, std::string text, const std::vector<int32_t>& tokens, const std::vector<TokenLogprobs>& logprobs) {
-    Json part = {{"index", choice},       {"content", std::move(text)},          {"tokens", tokens},
-                 {"stop", false},         {"id_slot", slot_},                    {"tokens_predicted", num_written_},
+  void WritePart(int choice, std::string text, const std::vector<int32_t>& tokens,
+                 const std::vector<TokenLogprobs>& logprobs) {
+    Json part = {{"index", choice},
+                 {"content", std::move(text)},
+                 {"tokens", tokens},
+                 {"stop", false},
+                 {"id_slot", slot_},
+                 {"tokens_predicted", num_written_},
                  {"tokens_evaluated", num_prompt_}};
     if (has_probabilities_) part["completion_probabilities"] = Probabilities(context_.model, logprobs);
     exchange_->Write(Event(part));
@@ -232,7 +240,8 @@ void LlamaHealth(Call& call) {
 
 void LlamaProps(Call& call) {
   const ServedModel& model = call.context.model;
-  call.Reply({{"default_generation_settings", {{"id", 0}, {"n_ctx", model.num_ctx}, {"params", ParamsJson(model.sampling, {})}}},
+  call.Reply({{"default_generation_settings",
+               {{"id", 0}, {"n_ctx", model.num_ctx}, {"params", ParamsJson(model.sampling, {})}}},
               {"total_slots", model.num_slots},
               {"model_alias", model.id},
               {"model_path", model.info.path},
@@ -246,7 +255,8 @@ void LlamaProps(Call& call) {
 
 void LlamaSlots(Call& call) {
   Json list = Json::array();
-  for (const SlotState& slot : call.context.scheduler->stats().slots) list.push_back(SlotJson(call.context.model, slot));
+  for (const SlotState& slot : call.context.scheduler->stats().slots)
+    list.push_back(SlotJson(call.context.model, slot));
   if (call.request.Parameter("fail_on_no_slot") == "1") {
     bool is_free = false;
     for (const Json& slot : list) is_free = is_free || !slot.at("is_processing").get<bool>();
@@ -259,14 +269,16 @@ namespace {
 
 // A name of a file and nothing else: no folder, no hidden file.
 Status CheckFileName(const std::string& name) {
-  const bool is_plain = !name.empty() && name.size() <= 200 && name.front() != '.' && name.find('/') == std::string::npos &&
-                        name.find('\\') == std::string::npos && name.find_first_of(std::string("\0\n\r", 3)) == std::string::npos;
+  const bool is_plain = !name.empty() && name.size() <= 200 && name.front() != '.' &&
+                        name.find('/') == std::string::npos && name.find('\\') == std::string::npos &&
+                        name.find_first_of(std::string("\0\n\r", 3)) == std::string::npos;
   if (is_plain) return {};
   return InvalidArgument("'filename' must be the name of a file, without folders, and not begin with a dot");
 }
 
 void SaveOrRestore(Call& call, int slot, bool saves) {
-  if (!call.context.saves_slots) return call.Fail(501, "slots are saved only where the server was started with --slot-save-path");
+  if (!call.context.saves_slots)
+    return call.Fail(501, "slots are saved only where the server was started with --slot-save-path");
   const Result<Json> body = BodyOf(call);
   if (!body) return call.Fail(body.error());
   JsonReader reader(*body);
@@ -276,16 +288,28 @@ void SaveOrRestore(Call& call, int slot, bool saves) {
   Status status = reader.status();
   if (status) status = CheckFileName(name);
   if (!status) return call.Fail(status.error());
-  const Result<SavedSlot> done = saves ? call.context.scheduler->SaveSlot(slot, name) : call.context.scheduler->RestoreSlot(slot, name);
+  const Result<SavedSlot> done =
+      saves ? call.context.scheduler->SaveSlot(slot, name) : call.context.scheduler->RestoreSlot(slot, name);
   if (!done) {
     // What a client names and is not there, or is no session, is its error.
     const ErrorCode code = done.error().code;
     const bool is_clients = code == ErrorCode::kNotFound || (code == ErrorCode::kCorrupt && !saves);
-    return is_clients ? call.Fail(code == ErrorCode::kNotFound ? 404 : 400, done.error().message) : call.Fail(done.error());
+    return is_clients ? call.Fail(code == ErrorCode::kNotFound ? 404 : 400, done.error().message)
+                      : call.Fail(done.error());
   }
   const Json timings = {{saves ? "save_ms" : "restore_ms", 1000 * done->seconds}};
-  if (saves) call.Reply({{"id_slot", slot}, {"filename", name}, {"n_saved", done->tokens}, {"n_written", done->bytes}, {"timings", timings}});
-  else call.Reply({{"id_slot", slot}, {"filename", name}, {"n_restored", done->tokens}, {"n_read", done->bytes}, {"timings", timings}});
+  if (saves)
+    call.Reply({{"id_slot", slot},
+                {"filename", name},
+                {"n_saved", done->tokens},
+                {"n_written", done->bytes},
+                {"timings", timings}});
+  else
+    call.Reply({{"id_slot", slot},
+                {"filename", name},
+                {"n_restored", done->tokens},
+                {"n_read", done->bytes},
+                {"timings", timings}});
 }
 
 }  // namespace
@@ -298,7 +322,8 @@ void LlamaSlotAction(Call& call) {
     return call.Fail(400, fmt::format("\"{}\" is no number of a slot", Escaped(text)));
   }
   if (slot < 0 || slot >= call.context.model.num_slots) {
-    return call.Fail(404, fmt::format("there is no slot {}; slots go from 0 to {}", slot, call.context.model.num_slots - 1));
+    return call.Fail(404,
+                     fmt::format("there is no slot {}; slots go from 0 to {}", slot, call.context.model.num_slots - 1));
   }
   const std::string action = call.request.Parameter("action");
   if (action == "save" || action == "restore") return SaveOrRestore(call, slot, action == "save");
@@ -374,7 +399,8 @@ void LlamaCompletion(Call& call) {
   if (const Status ready = Prepare(call.context.model, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
-  auto writer = std::make_unique<LlamaWriter>(call, request, extras.prompt, extras.returns_tokens, extras.returns_progress);
+  auto writer =
+      std::make_unique<LlamaWriter>(call, request, extras.prompt, extras.returns_tokens, extras.returns_progress);
   StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
 }
 

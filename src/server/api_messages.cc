@@ -28,8 +28,10 @@ Status ReadCalls(const Json& list, const std::string& path, std::vector<ChatTool
     inner.Require("name");
     inner.Text("name", call.name);
     const Json* arguments = inner.Find("arguments");
-    if (arguments != nullptr && arguments->is_object()) call.arguments = Dump(*arguments);
-    else inner.Text("arguments", call.arguments);
+    if (arguments != nullptr && arguments->is_object())
+      call.arguments = Dump(*arguments);
+    else
+      inner.Text("arguments", call.arguments);
     PITH_RETURN_IF_ERROR(inner.status());
     // A template writes them as JSON; what a model once wrote wrongly must not end the conversation.
     if (!Json::accept(call.arguments)) call.arguments = "{}";
@@ -48,11 +50,14 @@ Status ReadMessage(const Json& json, const std::string& path, ChatMessage& messa
   if (message.role == "function") message.role = "tool";
   constexpr std::string_view kRoles[] = {"system", "user", "assistant", "tool"};
   if (std::ranges::find(kRoles, message.role) == std::end(kRoles)) {
-    reader.Fail("role", fmt::format("must be system, developer, user, assistant or tool, not \"{}\"", Escaped(message.role)));
+    reader.Fail("role",
+                fmt::format("must be system, developer, user, assistant or tool, not \"{}\"", Escaped(message.role)));
   }
   if (const Json* calls = reader.Array("tool_calls"); calls != nullptr) {
-    if (message.role != "assistant") reader.Fail("tool_calls", "are only the assistant's");
-    else PITH_RETURN_IF_ERROR(ReadCalls(*calls, path + ".tool_calls", message.tool_calls));
+    if (message.role != "assistant")
+      reader.Fail("tool_calls", "are only the assistant's");
+    else
+      PITH_RETURN_IF_ERROR(ReadCalls(*calls, path + ".tool_calls", message.tool_calls));
   }
   if (const Json* content = reader.Find("content"); content != nullptr) {
     PITH_ASSIGN_OR_RETURN(message.content, ReadContent(*content, path + ".content"));
@@ -116,7 +121,8 @@ Status ReadTools(JsonReader& reader, ChatRequest& request) {
     JsonReader outer((*list)[i], at + ".");
     std::string type = "function";
     outer.Text("type", type);
-    if (type != "function") outer.Fail("type", fmt::format("is \"{}\", but only functions are known here", Escaped(type)));
+    if (type != "function")
+      outer.Fail("type", fmt::format("is \"{}\", but only functions are known here", Escaped(type)));
     // Responses' tools have their members one level higher.
     const Json* function = outer.Find("name") != nullptr ? &(*list)[i] : outer.Object("function");
     if (function == nullptr) outer.Require("function");
@@ -138,26 +144,33 @@ Status ReadToolChoice(JsonReader& reader, ChatRequest& request) {
   if (choice == nullptr) return {};
   if (choice->is_string()) {
     const auto word = choice->get<std::string>();
-    if (word == "none") request.tool_choice = ToolChoice::kNone;
-    else if (word == "auto") request.tool_choice = ToolChoice::kAuto;
-    else if (word == "required" || word == "any") request.tool_choice = ToolChoice::kRequired;
-    else reader.Fail("tool_choice", fmt::format("must be none, auto, required or a function, not \"{}\"", Escaped(word)));
+    if (word == "none")
+      request.tool_choice = ToolChoice::kNone;
+    else if (word == "auto")
+      request.tool_choice = ToolChoice::kAuto;
+    else if (word == "required" || word == "any")
+      request.tool_choice = ToolChoice::kRequired;
+    else
+      reader.Fail("tool_choice", fmt::format("must be none, auto, required or a function, not \"{}\"", Escaped(word)));
   } else if (choice->is_object()) {
     JsonReader inner(*choice, reader.Path("tool_choice."));
     const Json* function = inner.Object("function");
     PITH_RETURN_IF_ERROR(inner.status());
-    JsonReader named(function != nullptr ? *function : *choice, reader.Path(function != nullptr ? "tool_choice.function." : "tool_choice."));
+    JsonReader named(function != nullptr ? *function : *choice,
+                     reader.Path(function != nullptr ? "tool_choice.function." : "tool_choice."));
     named.Require("name");
     named.Text("name", request.named_tool);
     PITH_RETURN_IF_ERROR(named.status());
     request.tool_choice = ToolChoice::kRequired;
     if (std::ranges::find(request.tools, request.named_tool, &ToolSpec::name) == request.tools.end()) {
-      reader.Fail("tool_choice", fmt::format("names the function \"{}\", which is not among the tools", Escaped(request.named_tool)));
+      reader.Fail("tool_choice",
+                  fmt::format("names the function \"{}\", which is not among the tools", Escaped(request.named_tool)));
     }
   } else {
     reader.Fail("tool_choice", "must be a string or an object");
   }
-  if (request.tool_choice == ToolChoice::kRequired && request.tools.empty()) reader.Fail("tool_choice", "asks for a call, but there are no tools");
+  if (request.tool_choice == ToolChoice::kRequired && request.tools.empty())
+    reader.Fail("tool_choice", "asks for a call, but there are no tools");
   return reader.status();
 }
 
@@ -198,14 +211,16 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std
     prompts.push_back(std::move(tokens));
     return {};
   }
-  if (!prompt.is_array() || prompt.empty()) return InvalidArgument("'prompt' must be a string, an array of tokens, or several of these");
+  if (!prompt.is_array() || prompt.empty())
+    return InvalidArgument("'prompt' must be a string, an array of tokens, or several of these");
   if (prompt.front().is_number()) {
     PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, ReadTokens(prompt, "prompt", model.info.num_vocab));
     texts.push_back(TextOf(model, tokens));
     prompts.push_back(std::move(tokens));
     return {};
   }
-  if (prompt.size() > kMostPrompts) return InvalidArgument(fmt::format("'prompt' has more than {} prompts", kMostPrompts));
+  if (prompt.size() > kMostPrompts)
+    return InvalidArgument(fmt::format("'prompt' has more than {} prompts", kMostPrompts));
   for (const Json& one : prompt) {
     const bool nests = one.is_string() || (one.is_array() && !one.empty() && one.front().is_number());
     if (!nests) return InvalidArgument("'prompt' must be a string, an array of tokens, or several of these");
@@ -215,7 +230,9 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std
 }
 
 std::string Event(const Json& data) { return "data: " + Dump(data) + "\n\n"; }
-std::string Event(const char* name, const Json& data) { return fmt::format("event: {}\ndata: {}\n\n", name, Dump(data)); }
+std::string Event(const char* name, const Json& data) {
+  return fmt::format("event: {}\ndata: {}\n\n", name, Dump(data));
+}
 
 Result<Json> BodyOf(const Call& call) { return ParseJsonObject(call.request.body); }
 

@@ -19,7 +19,8 @@ int64_t Nanoseconds(double seconds) { return static_cast<int64_t>(seconds * 1e9)
 Json CallsJson(const std::vector<ChatToolCall>& calls) {
   Json list = Json::array();
   for (const ChatToolCall& call : calls) {
-    list.push_back({{"id", call.id}, {"function", {{"name", call.name}, {"arguments", Json::parse(call.arguments, nullptr, false)}}}});
+    list.push_back({{"id", call.id},
+                    {"function", {{"name", call.name}, {"arguments", Json::parse(call.arguments, nullptr, false)}}}});
   }
   return list;
 }
@@ -48,7 +49,8 @@ class OllamaWriter final : public AnswerWriter {
   }
 
   void Ended(ChoiceEnd end) override {
-    if (stream_ && (!end.text.empty() || !end.calls.empty())) exchange_->Write(Dump(Line(end.text, end.calls, false)) + "\n");
+    if (stream_ && (!end.text.empty() || !end.calls.empty()))
+      exchange_->Write(Dump(Line(end.text, end.calls, false)) + "\n");
     end_ = std::move(end);
   }
 
@@ -123,9 +125,12 @@ Status CheckKeepAlive(JsonReader& reader, bool& unloads) {
 Status ReadOllamaFormat(JsonReader& reader, ChatRequest& request) {
   const Json* format = reader.Find("format");
   if (format == nullptr || (format->is_string() && format->get<std::string>().empty())) return {};
-  if (format->is_object()) request.schema = Dump(*format);
-  else if (format->is_string() && format->get<std::string>() == "json") request.schema = R"({"type":"object"})";
-  else reader.Fail("format", "must be \"json\" or a JSON schema");
+  if (format->is_object())
+    request.schema = Dump(*format);
+  else if (format->is_string() && format->get<std::string>() == "json")
+    request.schema = R"({"type":"object"})";
+  else
+    reader.Fail("format", "must be \"json\" or a JSON schema");
   return reader.status();
 }
 
@@ -167,8 +172,10 @@ Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& req
 // Nothing is asked: the client wants the model in memory, or out of it.
 void ReplyLoaded(Call& call, const OllamaExtras& extras, bool is_chat) {
   Json line = {{"model", extras.name}, {"created_at", TimestampNow()}};
-  if (is_chat) line["message"] = {{"role", "assistant"}, {"content", ""}};
-  else line["response"] = "";
+  if (is_chat)
+    line["message"] = {{"role", "assistant"}, {"content", ""}};
+  else
+    line["response"] = "";
   line["done"] = true;
   line["done_reason"] = extras.unloads ? "unload" : "load";
   call.exchange->Send({.status = 200, .body = Dump(line) + "\n"});

@@ -75,7 +75,11 @@ class CompletionWriter : public AnswerWriter {
 
  protected:
   Json Frame() const {
-    return {{"id", id_}, {"object", object_}, {"created", created_}, {"model", model_.id}, {"system_fingerprint", "pith-" PITH_VERSION}};
+    return {{"id", id_},
+            {"object", object_},
+            {"created", created_},
+            {"model", model_.id},
+            {"system_fingerprint", "pith-" PITH_VERSION}};
   }
 
   void WriteChunk(Json choice) {
@@ -113,7 +117,8 @@ class ChatWriter final : public CompletionWriter {
 
   void Begin(const RequestUsage& usage, int slot) override {
     CompletionWriter::Begin(usage, slot);
-    for (int i = 0; stream_ && i < num_choices_; ++i) WriteChunk(Choice(i, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
+    for (int i = 0; stream_ && i < num_choices_; ++i)
+      WriteChunk(Choice(i, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
   }
 
   void Text(Delta delta) override {
@@ -147,7 +152,10 @@ class ChatWriter final : public CompletionWriter {
 
  private:
   static Json Choice(int index, Json delta, Json logprobs, Json reason) {
-    return {{"index", index}, {"delta", std::move(delta)}, {"logprobs", std::move(logprobs)}, {"finish_reason", std::move(reason)}};
+    return {{"index", index},
+            {"delta", std::move(delta)},
+            {"logprobs", std::move(logprobs)},
+            {"finish_reason", std::move(reason)}};
   }
   Json Logprobs(const std::vector<TokenLogprobs>& logprobs) const {
     if (!wants_logprobs_) return nullptr;
@@ -186,7 +194,10 @@ class TextWriter final : public CompletionWriter {
 
  private:
   static Json Choice(int index, std::string text, Json logprobs, Json reason) {
-    return {{"index", index}, {"text", std::move(text)}, {"logprobs", std::move(logprobs)}, {"finish_reason", std::move(reason)}};
+    return {{"index", index},
+            {"text", std::move(text)},
+            {"logprobs", std::move(logprobs)},
+            {"finish_reason", std::move(reason)}};
   }
 
   // The prompt, in front of a choice's first text.
@@ -220,7 +231,9 @@ class TextWriter final : public CompletionWriter {
       for (const TokenLogprob& other : one.top) top[model_.text->Piece(other.token)] = FiniteLogprob(other.logprob);
       tops.push_back(std::move(top));
     }
-    return {{"tokens", std::move(tokens)}, {"token_logprobs", std::move(values)}, {"top_logprobs", std::move(tops)},
+    return {{"tokens", std::move(tokens)},
+            {"token_logprobs", std::move(values)},
+            {"top_logprobs", std::move(tops)},
             {"text_offset", std::move(offsets)}};
   }
 
@@ -280,7 +293,8 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   return reader.status();
 }
 
-Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& request, std::vector<std::string>& echoes) {
+Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& request,
+                      std::vector<std::string>& echoes) {
   JsonReader reader(body);
   reader.Require("prompt");
   PITH_RETURN_IF_ERROR(reader.status());
@@ -343,7 +357,8 @@ void OpenAiCompletions(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   std::vector<std::string> echoes;
-  if (const Status read = ReadCompletion(*body, call.context.model, request, echoes); !read) return call.Fail(read.error());
+  if (const Status read = ReadCompletion(*body, call.context.model, request, echoes); !read)
+    return call.Fail(read.error());
   if (const Status ready = Prepare(call.context.model, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
@@ -364,9 +379,11 @@ void OpenAiModel(Call& call) {
   const std::string id = call.request.path.substr(std::string_view("/v1/models/").size());
   if (id == call.context.model.id) return call.Reply(ModelJson(call.context.model));
   const bool is_anthropic = !call.request.Header("anthropic-version").empty();
-  const std::string message = fmt::format("there is no model \"{}\"; this server has \"{}\"", Escaped(id, 100), call.context.model.id);
+  const std::string message =
+      fmt::format("there is no model \"{}\"; this server has \"{}\"", Escaped(id, 100), call.context.model.id);
   if (is_anthropic) return call.exchange->Send(ErrorResponse(Dialect::kAnthropic, 404, message));
-  call.exchange->Send(ErrorResponse(call.dialect, 404, "invalid_request_error", message, {{"code", "model_not_found"}, {"param", "model"}}));
+  call.exchange->Send(ErrorResponse(call.dialect, 404, "invalid_request_error", message,
+                                    {{"code", "model_not_found"}, {"param", "model"}}));
 }
 
 }  // namespace pith::server

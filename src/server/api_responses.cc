@@ -93,7 +93,9 @@ class ResponsesWriter final : public AnswerWriter {
     exchange_->Write(Event(type, event));
   }
 
-  Json Part() const { return {{"type", "output_text"}, {"text", text_}, {"annotations", Json::array()}, {"logprobs", Json::array()}}; }
+  Json Part() const {
+    return {{"type", "output_text"}, {"text", text_}, {"annotations", Json::array()}, {"logprobs", Json::array()}};
+  }
 
   Json Message(const char* status, bool has_content) const {
     return {{"id", message_id_},
@@ -111,16 +113,22 @@ class ResponsesWriter final : public AnswerWriter {
   void OpenMessage() {
     if (std::exchange(has_message_, true)) return;
     Write("response.output_item.added", {{"output_index", 0}, {"item", Message("in_progress", false)}});
-    Write("response.content_part.added", {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
+    Write("response.content_part.added",
+          {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
   }
 
   void CloseMessage() {
     if (!has_message_) return;
     const bool complete = end_.stop == StopReason::kEnd || end_.stop == StopReason::kStopString;
-    Write("response.output_text.done",
-          {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"text", text_}, {"logprobs", Json::array()}});
-    Write("response.content_part.done", {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
-    Write("response.output_item.done", {{"output_index", 0}, {"item", Message(complete ? "completed" : "incomplete", true)}});
+    Write("response.output_text.done", {{"item_id", message_id_},
+                                        {"output_index", 0},
+                                        {"content_index", 0},
+                                        {"text", text_},
+                                        {"logprobs", Json::array()}});
+    Write("response.content_part.done",
+          {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
+    Write("response.output_item.done",
+          {{"output_index", 0}, {"item", Message(complete ? "completed" : "incomplete", true)}});
   }
 
   void WriteCall(const ChatToolCall& call, int index) {
@@ -128,7 +136,8 @@ class ResponsesWriter final : public AnswerWriter {
     empty.arguments.clear();
     const std::string id = "fc_" + call.id;
     Write("response.output_item.added", {{"output_index", index}, {"item", CallItem(empty, "in_progress")}});
-    Write("response.function_call_arguments.delta", {{"item_id", id}, {"output_index", index}, {"delta", call.arguments}});
+    Write("response.function_call_arguments.delta",
+          {{"item_id", id}, {"output_index", index}, {"delta", call.arguments}});
     Write("response.function_call_arguments.done",
           {{"item_id", id}, {"output_index", index}, {"name", call.name}, {"arguments", call.arguments}});
     Write("response.output_item.done", {{"output_index", index}, {"item", CallItem(call, "completed")}});
@@ -200,7 +209,8 @@ Status ReadItem(const Json& item, const std::string& path, std::vector<ChatMessa
     messages.push_back(std::move(message));
     return {};
   }
-  if (type != "message") return InvalidArgument(fmt::format("'{}.type' is \"{}\", which this server does not know", path, Escaped(type)));
+  if (type != "message")
+    return InvalidArgument(fmt::format("'{}.type' is \"{}\", which this server does not know", path, Escaped(type)));
   std::vector<ChatMessage> one;
   PITH_RETURN_IF_ERROR(ReadMessages(Json::array({item}), path, one));
   messages.push_back(std::move(one.front()));
@@ -240,13 +250,15 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Bool("stream", request.stream);
   reader.Integer("max_output_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
   for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
-    if (reader.Find(name) != nullptr) reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");
+    if (reader.Find(name) != nullptr)
+      reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");
   }
   bool background = false;
   reader.Bool("background", background);
   if (background) reader.Fail("background", "is not supported");
   reader.Text("truncation", truncation);
-  if (!truncation.empty() && truncation != "auto" && truncation != "disabled") reader.Fail("truncation", "must be auto or disabled");
+  if (!truncation.empty() && truncation != "auto" && truncation != "disabled")
+    reader.Fail("truncation", "must be auto or disabled");
   ReadSampling(reader, model, 2, request.base.sampling);
   PITH_RETURN_IF_ERROR(ReadText(reader, request));
   PITH_RETURN_IF_ERROR(ReadTools(reader, request));

@@ -41,20 +41,25 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& samp
     } else if (bias.is_number() && std::abs(bias.get<double>()) <= kMost) {
       // OpenAI's -100 forbids a token.
       const double number = bias.get<double>();
-      sampling.logit_bias.emplace_back(static_cast<int32_t>(token), number <= -100 ? kForbidden : static_cast<float>(number));
+      sampling.logit_bias.emplace_back(static_cast<int32_t>(token),
+                                       number <= -100 ? kForbidden : static_cast<float>(number));
     } else {
       reader.Fail("logit_bias", "must map tokens to numbers");
     }
   };
   if (value->is_object()) {
     for (const auto& [key, bias] : value->items()) {
-      const bool is_number = !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
-      if (!is_number) return reader.Fail("logit_bias", fmt::format("must map token numbers to numbers, and has \"{}\"", Escaped(key)));
+      const bool is_number =
+          !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
+      if (!is_number)
+        return reader.Fail("logit_bias",
+                           fmt::format("must map token numbers to numbers, and has \"{}\"", Escaped(key)));
       add(std::stoll(key), bias);
     }
   } else if (value->is_array()) {
     for (const Json& pair : *value) {
-      if (!pair.is_array() || pair.size() != 2) return reader.Fail("logit_bias", "must have pairs of a token and a number");
+      if (!pair.is_array() || pair.size() != 2)
+        return reader.Fail("logit_bias", "must have pairs of a token and a number");
       if (pair[0].is_number_integer()) {
         add(pair[0].get<int64_t>(), pair[1]);
       } else if (pair[0].is_string()) {
@@ -88,7 +93,8 @@ std::vector<ChatMessage> Merged(const std::vector<ChatMessage>& messages) {
 Result<std::string> Render(const ServedModel& model, const std::vector<ChatMessage>& messages, bool opens_answer,
                            const std::string& tools) {
   const auto write = [&](const std::vector<ChatMessage>& list) {
-    return tools.empty() ? model.text->Render(list, opens_answer) : model.text->RenderWithTools(list, opens_answer, tools);
+    return tools.empty() ? model.text->Render(list, opens_answer)
+                         : model.text->RenderWithTools(list, opens_answer, tools);
   };
   Result<std::string> text = write(messages);
   if (text) return text;
@@ -101,9 +107,11 @@ size_t CommonFront(const std::vector<int32_t>& a, const std::vector<int32_t>& b)
   return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
 }
 
-// The front of the prompt up to the first message that is not the system's: what does not change when that message does.
+// The front of the prompt up to the first message that is not the system's: what does not change when that message
+// does.
 Result<size_t> NumPinned(const ServedModel& model, const ChatRequest& request, const std::vector<int32_t>& prompt) {
-  const auto first = std::ranges::find_if(request.messages, [](const ChatMessage& one) { return one.role != "system"; });
+  const auto first =
+      std::ranges::find_if(request.messages, [](const ChatMessage& one) { return one.role != "system"; });
   const bool has_system = first != request.messages.begin();
   if (!request.pin || (!has_system && !request.uses_tools())) return 0;
   ChatRequest other = request;
@@ -126,7 +134,8 @@ Status MakeGrammar(const ServedModel& model, ChatRequest& request) {
   }
   if (!grammar.empty()) return CheckGrammarBounds(grammar);
   if (!request.schema.empty()) {
-    if (request.uses_tools() && request.tool_choice == ToolChoice::kRequired) return InvalidArgument("a call that is required cannot keep to 'response_format', too");
+    if (request.uses_tools() && request.tool_choice == ToolChoice::kRequired)
+      return InvalidArgument("a call that is required cannot keep to 'response_format', too");
     PITH_ASSIGN_OR_RETURN(grammar, GrammarOfJsonSchema(request.schema));
     return CheckGrammarBounds(grammar);
   }
@@ -136,7 +145,8 @@ Status MakeGrammar(const ServedModel& model, ChatRequest& request) {
   if (native && request.tool_choice == ToolChoice::kAuto) return {};
   const ToolSyntax syntax = native ? SyntaxOfTemplate(model.chat_template) : ToolSyntax::kTags;
   std::vector<ToolSpec> tools = request.tools;
-  if (!request.named_tool.empty()) std::erase_if(tools, [&](const ToolSpec& tool) { return tool.name != request.named_tool; });
+  if (!request.named_tool.empty())
+    std::erase_if(tools, [&](const ToolSpec& tool) { return tool.name != request.named_tool; });
   PITH_ASSIGN_OR_RETURN(grammar, ToolGrammar(tools, request.tool_choice, syntax, request.parallel_calls));
   return CheckGrammarBounds(grammar);
 }
@@ -200,8 +210,10 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
       request.base.kv_budget_bytes = budget->get<uint64_t>();
     } else if (budget->is_string()) {
       const Result<size_t> bytes = model.parse_budget(budget->get<std::string>());
-      if (bytes) request.base.kv_budget_bytes = *bytes;
-      else reader.Fail("kv_budget", "is no size: " + bytes.error().message);
+      if (bytes)
+        request.base.kv_budget_bytes = *bytes;
+      else
+        reader.Fail("kv_budget", "is no size: " + bytes.error().message);
     } else {
       reader.Fail("kv_budget", "must be a number of bytes, a size such as \"64MiB\" or a percentage such as \"20%\"");
     }
@@ -221,6 +233,7 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   }
   reader.Text("session", request.session);
   reader.Bool("pin", request.pin);
+  reader.Bool("kv_map", request.base.reports_positions);
   reader.Text("prompt_cache_key", request.base.cache_key);
   if (!request.session.empty()) request.base.cache_key = request.session;
   reader.Bool("cache_prompt", request.base.reuse_prefix);
@@ -266,7 +279,8 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
 }
 
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer) {
-  if (!model.text->has_template()) return Unsupported("this model has no chat template, so that it takes prompts but no messages");
+  if (!model.text->has_template())
+    return Unsupported("this model has no chat template, so that it takes prompts but no messages");
   const std::vector<ToolSpec> tools = request.uses_tools() ? request.tools : std::vector<ToolSpec>();
   if (KnowsTools(model)) {
     Result<std::string> text = Render(model, request.messages, opens_answer, ToolsJson(tools));
@@ -278,8 +292,9 @@ Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& re
 Status CheckLength(const ServedModel& model, size_t num_tokens) {
   if (num_tokens == 0) return InvalidArgument("the prompt is empty");
   if (num_tokens < static_cast<size_t>(model.num_ctx)) return {};
-  return OutOfContext(fmt::format("the request has {} tokens, and the context of {} tokens has no room for them and an answer",
-                                  num_tokens, model.num_ctx));
+  return OutOfContext(
+      fmt::format("the request has {} tokens, and the context of {} tokens has no room for them and an answer",
+                  num_tokens, model.num_ctx));
 }
 
 Status Prepare(const ServedModel& model, ChatRequest& request) {

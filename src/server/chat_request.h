@@ -18,10 +18,10 @@ struct ChatRequest {
   std::vector<ChatMessage> messages;
   std::vector<ToolSpec> tools;
   ToolChoice tool_choice = ToolChoice::kAuto;
-  std::string named_tool;     // with kRequired: this one
+  std::string named_tool;  // with kRequired: this one
   bool parallel_calls = true;
-  bool pin = true;            // the system messages and tools are never dropped
-  std::string schema;         // of the answer; empty: none. "{}": any JSON
+  bool pin = true;     // the system messages and tools are never dropped
+  std::string schema;  // of the answer; empty: none. "{}": any JSON
   bool stream = false;
   bool include_usage = false;
   std::string session;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <ctime>
 #include <exception>
+#include <future>
 #include <optional>
 #include <thread>
 #include <unordered_map>
@@ -39,6 +40,8 @@ constexpr size_t kReadAhead = size_t{64} << 10;
 // closing on unread bytes would take the answer from it.
 constexpr double kLingerSeconds = 2;
 constexpr size_t kLingerBytes = size_t{64} << 20;
+// Connections that are told at the same time that there are too many; more are closed without a word.
+constexpr size_t kMostRefused = 64;
 
 class Connection;
 
@@ -51,19 +54,14 @@ struct Shared {
   std::optional<asio::thread_pool> workers;
   std::unordered_map<uint64_t, std::weak_ptr<Connection>> connections;  // by their numbers
   uint64_t num_accepted = 0;
+  int num_served = 0;  // of them, those that were not refused
   std::atomic<int> queued{0};
   bool stopping = false;
 };
 
 std::string_view Reason(int status) {
-  switch (status) {
-    case 499: return "Client Closed Request";
-    case 529: return "Overloaded";
-    default: {
-      const auto text = http::obsolete_reason(static_cast<http::status>(status));
-      return {text.data(), text.size()};
-    }
-  }
+  const auto text = http::obsolete_reason(static_cast<http::status>(status));
+  return {text.data(), text.size()};
 }
 
 std::string DateNow() {
@@ -111,13 +109,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
       : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {}
   ~Connection() {
     // Perhaps on another thread, where an answer was the last to know it.
-    asio::post(shared_->io, [shared = shared_, id = id_] { shared->connections.erase(id); });
+    asio::post(shared_->io, [shared = shared_, id = id_, was_served = is_served_] {
+      shared->connections.erase(id);
+      if (was_served) --shared->num_served;
+    });
   }
 
   asio::io_context& io() { return shared_->io; }
   uint64_t id() const { return id_; }
 
   void Start() {
+    is_served_ = true;
+    ++shared_->num_served;
     error_code ignored;
     socket_.set_option(tcp::no_delay(true), ignored);
     socket_.set_option(asio::socket_base::keep_alive(true), ignored);
@@ -138,7 +141,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // ---- the answer, on the connections' thread
 
   void SendNow(HttpResponse response) {
-    response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
+    if (response.status != 204) response.headers.emplace_back("Content-Length", std::to_string(response.body.size()));
     PutHead(response.status, response.type, response.headers);
     if (!is_head_) out_ += response.body;
     Complete();
@@ -147,7 +150,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void BeginStreamNow(const std::string& type) {
     chunked_ = version_ >= 11;
     if (!chunked_) keep_alive_ = false;
-    std::vector<std::pair<std::string, std::string>> headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+    std::vector<std::pair<std::string, std::string>> headers = {{"Cache-Control", "no-cache"},
+                                                                {"X-Accel-Buffering", "no"}};
     if (chunked_) headers.emplace_back("Transfer-Encoding", "chunked");
     PutHead(200, type, headers);
     Flush();
@@ -176,6 +180,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (gone_) return;
     gone_ = true;
     const std::shared_ptr<Connection> self = shared_from_this();
+    if (std::exchange(is_served_, false)) --shared_->num_served;
     if (exchange_) {
       exchange_->Leave();
       exchange_->Over();
@@ -187,7 +192,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   bool saw_end() const { return saw_end_; }
-
   void CloseIfIdle() {
     keep_alive_ = false;
     if (idle_) Gone();
@@ -266,7 +270,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const auto length = parser_->content_length();
     if (length && *length > shared_->options.limits.body_bytes) return OnReadError(http::error::body_limit);
     const auto expect = head[http::field::expect];
-    if (!expect.empty() && !boost::beast::iequals(expect, "100-continue")) return Fail(417, "no such expectation can be met");
+    if (!expect.empty() && !boost::beast::iequals(expect, "100-continue"))
+      return Fail(417, "no such expectation can be met");
     SetDeadline(shared_->options.limits.body_seconds, &Connection::OnTooSlow);
     if (expect.empty() || parser_->is_done()) return ReadBody();
     static const std::string kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -352,8 +357,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // ---- writing
 
   void PutHead(int status, const std::string& type, const std::vector<std::pair<std::string, std::string>>& headers) {
-    out_ += fmt::format("HTTP/1.1 {} {}\r\nServer: pith\r\nDate: {}\r\nContent-Type: {}\r\n", status, Reason(status), DateNow(),
-                        type);
+    out_ += fmt::format("HTTP/1.1 {} {}\r\nServer: pith\r\nDate: {}\r\nContent-Type: {}\r\n", status, Reason(status),
+                        DateNow(), type);
     for (const auto& [name, value] : headers) out_ += fmt::format("{}: {}\r\n", name, value);
     out_ += keep_alive_ && !shared_->stopping ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
   }
@@ -432,7 +437,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   uint64_t deadline_ = 0;
   int version_ = 11;
   bool keep_alive_ = true, is_head_ = false, chunked_ = false;
-  bool idle_ = false, watching_ = false, writing_ = false, complete_ = false;
+  bool is_served_ = false, idle_ = false, watching_ = false, writing_ = false, complete_ = false;
   bool saw_end_ = false, lingering_ = false, gone_ = false;
 };
 
@@ -444,7 +449,8 @@ void Exchange::InOrder(Task task) {
 }
 
 void Exchange::Send(HttpResponse response) {
-  InOrder([response = std::move(response)](Connection& connection) mutable { connection.SendNow(std::move(response)); });
+  InOrder(
+      [response = std::move(response)](Connection& connection) mutable { connection.SendNow(std::move(response)); });
 }
 void Exchange::BeginStream(std::string type) {
   InOrder([type = std::move(type)](Connection& connection) { connection.BeginStreamNow(type); });
@@ -485,13 +491,15 @@ class Server final : public HttpServer {
     error_code error;
     tcp::resolver resolver(shared_->io);
     const auto found = resolver.resolve(options.host, std::to_string(options.port), tcp::resolver::passive, error);
-    if (error || found.empty()) return InvalidArgument(fmt::format("{} is no address to listen at: {}", options.host, error.message()));
+    if (error || found.empty())
+      return InvalidArgument(fmt::format("{} is no address to listen at: {}", options.host, error.message()));
     const tcp::endpoint endpoint = *found.begin();
     acceptor_.open(endpoint.protocol(), error);
     if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
     if (!error) acceptor_.bind(endpoint, error);
     if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
-    if (error) return IoError(fmt::format("{}:{} cannot be listened at: {}", options.host, options.port, error.message()));
+    if (error)
+      return IoError(fmt::format("{}:{} cannot be listened at: {}", options.host, options.port, error.message()));
     port_ = acceptor_.local_endpoint(error).port();
     shared_->workers.emplace(static_cast<size_t>(options.num_workers));
     Accept();
@@ -511,13 +519,11 @@ class Server final : public HttpServer {
       ForEach(&Connection::CloseIfIdle);
     });
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-    while (std::chrono::steady_clock::now() < end && NumConnections() > 0) {
+    while (std::chrono::steady_clock::now() < end && NumServed() > 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     // Those that are left hear that their client is gone, so that nothing runs on for them.
-    asio::post(shared_->io, [this] {
-      ForEach(&Connection::Gone);
-    });
+    asio::post(shared_->io, [this] { ForEach(&Connection::Gone); });
     shared_->workers->join();
     work_.reset();
     thread_.join();
@@ -531,17 +537,11 @@ class Server final : public HttpServer {
     }
   }
 
-  // Asked on the connections' thread, whose list it is.
-  size_t NumConnections() {
-    std::atomic<size_t> count{0};
-    std::atomic<bool> done{false};
-    asio::post(shared_->io, [this, &count, &done] {
-      count = shared_->connections.size();
-      done = true;
-      done.notify_one();
-    });
-    done.wait(false);
-    return count;
+  // Asked on the connections' thread, which counts them.
+  int NumServed() {
+    const auto count = std::make_shared<std::promise<int>>();
+    asio::post(shared_->io, [this, count] { count->set_value(shared_->num_served); });
+    return count->get_future().get();
   }
 
   void Accept() {
@@ -554,7 +554,9 @@ class Server final : public HttpServer {
         });
         return;
       }
-      const bool full = shared_->connections.size() >= static_cast<size_t>(shared_->options.limits.connections);
+      const int most = shared_->options.limits.connections;
+      if (shared_->connections.size() >= static_cast<size_t>(most) + kMostRefused) return Accept();  // closes it
+      const bool full = shared_->num_served >= most;
       const auto connection = std::make_shared<Connection>(shared_, std::move(socket));
       shared_->connections.emplace(connection->id(), connection);
       full ? connection->Refuse(503, "the server has as many connections as it takes") : connection->Start();

@@ -1,7 +1,7 @@
 // HTTP/1.1 for the server: connections, limits and deadlines. Everything of Boost stays in http_server.cc.
 //
-// One thread serves all connections; none costs a thread. Requests are handled on a few worker threads, answers may come
-// from any thread.
+// One thread serves all connections; none costs a thread. Requests are handled on a few worker threads, answers may
+// come from any thread.
 #ifndef PITH_SERVER_HTTP_SERVER_H_
 #define PITH_SERVER_HTTP_SERVER_H_
 
@@ -23,11 +23,11 @@ struct HttpLimits {
   size_t body_bytes = size_t{16} << 20;
   size_t unsent_bytes = size_t{4} << 20;  // of an answer that its client does not take; then it is dropped
   int connections = 1024;
-  int queued_requests = 1024;             // that no worker has begun
-  double header_seconds = 10;             // from a request's first byte to the end of its header
+  int queued_requests = 1024;  // that no worker has begun
+  double header_seconds = 10;  // from a request's first byte to the end of its header
   double body_seconds = 60;
-  double idle_seconds = 75;               // between requests
-  double write_seconds = 30;              // without a byte taken
+  double idle_seconds = 75;   // between requests
+  double write_seconds = 30;  // without a byte taken
 };
 
 struct HttpRequest {
@@ -50,7 +50,8 @@ struct HttpResponse {
   std::vector<std::pair<std::string, std::string>> headers = {};
 };
 
-// The answer to one request: Send() once, or BeginStream(), Write() any number of times and EndStream(). From any thread.
+// The answer to one request: Send() once, or BeginStream(), Write() any number of times and EndStream(). From any
+// thread.
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
@@ -63,7 +64,8 @@ class HttpExchange {
   // Runs on the connections' thread, in the order of the calls; not at all once the client has left.
   virtual void Post(std::function<void()> task) = 0;
   // Called once on the connections' thread when the client leaves before the whole answer was given; at once if it has
-  // left already, or the answer was given. Several are all called. Who sets one promises no answer to a client that leaves.
+  // left already, or the answer was given. Several are all called. Who sets one promises no answer to a client that
+  // leaves.
   virtual void OnLeave(std::function<void()> callback) = 0;
 };
 

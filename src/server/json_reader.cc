@@ -28,7 +28,8 @@ Status CheckShape(std::string_view text) {
       case '[':
         open.push_back(text[i]);
         members.push_back(0);
-        if (open.size() > kDeepest) return InvalidArgument(fmt::format("the JSON is nested deeper than {} levels", kDeepest));
+        if (open.size() > kDeepest)
+          return InvalidArgument(fmt::format("the JSON is nested deeper than {} levels", kDeepest));
         break;
       case '}':
       case ']':
@@ -50,7 +51,8 @@ Status CheckShape(std::string_view text) {
 
 // "[json.exception.parse_error.101] parse error at line 1, column 5: syntax error while ..." without its beginning.
 std::string Reason(std::string_view text) {
-  if (const size_t at = text.find("] "); text.starts_with('[') && at != std::string_view::npos) text.remove_prefix(at + 2);
+  if (const size_t at = text.find("] "); text.starts_with('[') && at != std::string_view::npos)
+    text.remove_prefix(at + 2);
   return Escaped(text, 200);
 }
 
@@ -182,8 +184,8 @@ Result<std::vector<int32_t>> ReadTokens(const Json& array, std::string_view name
     if (!one.is_number_integer()) return InvalidArgument(fmt::format("'{}' must be an array of token numbers", name));
     const bool known = one.is_number_unsigned() && one.get<uint64_t>() < static_cast<uint64_t>(num_vocab);
     if (!known) {
-      return InvalidArgument(fmt::format("'{}' has the token {}, but the vocabulary goes from 0 to {}", name, one.dump(),
-                                         num_vocab - 1));
+      return InvalidArgument(
+          fmt::format("'{}' has the token {}, but the vocabulary goes from 0 to {}", name, one.dump(), num_vocab - 1));
     }
     tokens.push_back(one.get<int32_t>());
   }

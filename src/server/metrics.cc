@@ -51,8 +51,10 @@ void AddLlama(Exposition& out, const SchedulerStats& stats) {
   out.Add("counter", "llamacpp:n_decode_total", "Steps of the model.", static_cast<double>(stats.decode_steps));
   out.Add("gauge", "llamacpp:n_busy_slots_per_decode", "Tokens generated in a step on average.",
           Ratio(written, static_cast<double>(stats.decode_steps)));
-  out.Add("gauge", "llamacpp:prompt_tokens_seconds", "Prompt tokens a second on average.", Ratio(prompt, stats.prompt_seconds));
-  out.Add("gauge", "llamacpp:predicted_tokens_seconds", "Tokens generated a second on average.", Ratio(written, stats.decode_seconds));
+  out.Add("gauge", "llamacpp:prompt_tokens_seconds", "Prompt tokens a second on average.",
+          Ratio(prompt, stats.prompt_seconds));
+  out.Add("gauge", "llamacpp:predicted_tokens_seconds", "Tokens generated a second on average.",
+          Ratio(written, stats.decode_seconds));
   out.Add("gauge", "llamacpp:requests_processing", "Sequences that run.", stats.live_sequences);
   out.Add("gauge", "llamacpp:requests_deferred", "Requests that wait.", stats.waiting);
 }
@@ -60,12 +62,14 @@ void AddLlama(Exposition& out, const SchedulerStats& stats) {
 void AddOwn(Exposition& out, const SchedulerStats& stats) {
   out.Add("gauge", "vllm:kv_cache_usage_perc", "Share of the KV budget in use, 0 to 1.",
           Ratio(static_cast<double>(stats.kv.used_bytes), static_cast<double>(stats.kv.budget_bytes)));
-  out.Add("gauge", "pith:kv_budget_bytes", "The budget of everything that is cached.", static_cast<double>(stats.kv.budget_bytes));
+  out.Add("gauge", "pith:kv_budget_bytes", "The budget of everything that is cached.",
+          static_cast<double>(stats.kv.budget_bytes));
   out.Add("gauge", "pith:kv_used_bytes", "Bytes of it in use.", static_cast<double>(stats.kv.used_bytes));
   out.Add("gauge", "pith:kv_peak_bytes", "The most that were in use.", static_cast<double>(stats.kv.peak_bytes));
   out.Add("gauge", "pith:kv_live_bytes", "Bytes of sequences that run.", static_cast<double>(stats.live_bytes));
   out.Add("gauge", "pith:kv_live_sequences", "Sequences that run.", stats.live_sequences);
-  out.Add("gauge", "pith:kv_retained_bytes", "Bytes of prefixes that are kept.", static_cast<double>(stats.retained_bytes));
+  out.Add("gauge", "pith:kv_retained_bytes", "Bytes of prefixes that are kept.",
+          static_cast<double>(stats.retained_bytes));
   out.Add("gauge", "pith:kv_retained_sequences", "Prefixes that are kept.", stats.retained_sequences);
   out.Head("gauge", "pith:kv_bytes", "Bytes in use by what they are for.");
   out.Labelled("pith:kv_bytes", "tag", "pages", static_cast<double>(stats.kv.page_bytes));
@@ -76,12 +80,15 @@ void AddOwn(Exposition& out, const SchedulerStats& stats) {
   for (const auto& [recipe, count] : stats.evicted_entries) {
     out.Labelled("pith:kv_evicted_entries_total", "recipe", recipe, static_cast<double>(count));
   }
-  out.Add("counter", "pith:cached_tokens_total", "Prompt tokens taken from a prefix.", static_cast<double>(stats.cached_tokens));
+  out.Add("counter", "pith:cached_tokens_total", "Prompt tokens taken from a prefix.",
+          static_cast<double>(stats.cached_tokens));
   out.Add("counter", "pith:requests_total", "Requests taken.", static_cast<double>(stats.requests));
   out.Add("counter", "pith:requests_finished_total", "Of them, answered.", static_cast<double>(stats.finished));
   out.Add("counter", "pith:requests_failed_total", "Of them, failed.", static_cast<double>(stats.failed));
-  out.Add("counter", "pith:requests_cancelled_total", "Of them, left by their client.", static_cast<double>(stats.cancelled));
-  out.Add("counter", "pith:requests_refused_total", "Requests that found the queue full.", static_cast<double>(stats.refused));
+  out.Add("counter", "pith:requests_cancelled_total", "Of them, left by their client.",
+          static_cast<double>(stats.cancelled));
+  out.Add("counter", "pith:requests_refused_total", "Requests that found the queue full.",
+          static_cast<double>(stats.refused));
   out.AddHistogram("pith:time_to_first_token_seconds", "From a request to its first token.", stats.first_token_seconds);
   out.AddHistogram("pith:inter_token_seconds", "Between tokens of one text.", stats.token_gap_seconds);
 }

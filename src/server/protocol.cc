@@ -12,14 +12,22 @@ namespace {
 
 const char* TypeOf(Dialect dialect, int status) {
   switch (status) {
-    case 401: return "authentication_error";
-    case 403: return "permission_error";
-    case 404: return "not_found_error";
-    case 413: return dialect == Dialect::kAnthropic ? "request_too_large" : "invalid_request_error";
-    case 429: return "rate_limit_error";
-    case 501: return dialect == Dialect::kAnthropic ? "invalid_request_error" : "not_supported_error";
-    case 503: return dialect == Dialect::kAnthropic ? "overloaded_error" : "unavailable_error";
-    default: break;
+    case 401:
+      return "authentication_error";
+    case 403:
+      return "permission_error";
+    case 404:
+      return "not_found_error";
+    case 413:
+      return dialect == Dialect::kAnthropic ? "request_too_large" : "invalid_request_error";
+    case 429:
+      return "rate_limit_error";
+    case 501:
+      return dialect == Dialect::kAnthropic ? "invalid_request_error" : "not_supported_error";
+    case 503:
+      return dialect == Dialect::kAnthropic ? "overloaded_error" : "unavailable_error";
+    default:
+      break;
   }
   if (status < 500) return "invalid_request_error";
   return dialect == Dialect::kAnthropic ? "api_error" : "server_error";
@@ -44,13 +52,16 @@ Json ErrorJson(Dialect dialect, int status, const std::string& type, const std::
   switch (dialect) {
     case Dialect::kAnthropic:
       return {{"type", "error"}, {"error", {{"type", type}, {"message", message}}}, {"request_id", RandomId("req_")}};
-    case Dialect::kOllama: return {{"error", message}};
-    default: break;
+    case Dialect::kOllama:
+      return {{"error", message}};
+    default:
+      break;
   }
   return {{"error", {{"message", message}, {"type", type}, {"param", ParamOf(message)}, {"code", status}}}};
 }
 
-HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& type, const std::string& message, const Json& extra) {
+HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& type, const std::string& message,
+                           const Json& extra) {
   Json body = ErrorJson(dialect, status, type, message);
   if (dialect == Dialect::kOpenAi && extra.is_object()) body["error"].update(extra);
   HttpResponse response{.status = status, .body = Dump(body)};
@@ -68,11 +79,16 @@ int StatusOf(const Error& error, bool draining) {
     case ErrorCode::kInvalidArgument:
     case ErrorCode::kUnsupported:
     case ErrorCode::kOutOfContext:
-    case ErrorCode::kOutOfBudget: return 400;
-    case ErrorCode::kNotFound: return 404;
-    case ErrorCode::kBusy: return draining ? 503 : 429;
-    case ErrorCode::kCancelled: return 503;
-    default: return 500;
+    case ErrorCode::kOutOfBudget:
+      return 400;
+    case ErrorCode::kNotFound:
+      return 404;
+    case ErrorCode::kBusy:
+      return draining ? 503 : 429;
+    case ErrorCode::kCancelled:
+      return 503;
+    default:
+      return 500;
   }
 }
 

@@ -30,9 +30,9 @@ struct ServedModel {
   std::string bos, eos;       // texts of these tokens; empty if there is none
   int num_ctx = 0;            // of one sequence
   int num_slots = 1;
-  SamplerOptions sampling;    // where a request says nothing
-  Recipe recipe;              // of the server
-  int64_t created = 0;        // unix time
+  SamplerOptions sampling;  // where a request says nothing
+  Recipe recipe;            // of the server
+  int64_t created = 0;      // unix time
   // "64MiB", or "20%" of the full f16 cache of the context, as bytes.
   std::function<Result<size_t>(const std::string&)> parse_budget;
 
@@ -52,7 +52,8 @@ Dialect DialectOf(std::string_view path);
 // {"error": {message, type, param, code}}, {"type": "error", "error": {type, message}} or {"error": message}. `extra`:
 // further members of OpenAI's inner object. 429 and 503 get Retry-After.
 HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& message);
-HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& type, const std::string& message, const Json& extra);
+HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& type, const std::string& message,
+                           const Json& extra);
 // The same without the HTTP around it, for streams.
 Json ErrorJson(Dialect dialect, int status, const std::string& type, const std::string& message);
 // A Result's error: kInvalidArgument and what cannot be done are the client's (400), kBusy is 429, or 503 while the

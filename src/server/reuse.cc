@@ -10,7 +10,8 @@
 // pinned tokens, where nothing can be rewound); these, and running ones, are forked.
 //
 // deterministic_reuse: a prompt is read in blocks of block_tokens rows from its beginning, each in a step of its own, so
-// that a block's bits follow from the tokens before it alone. Only whole blocks of prompts are taken up then.
+// that a block's bits follow from the tokens before it alone. Only whole blocks of prompts are taken up then, and bytes
+// are the same whoever else is there.
 #include <algorithm>
 #include <utility>
 
@@ -19,7 +20,9 @@
 namespace pith::server {
 namespace {
 
-constexpr size_t kLeastShared = 8;  // tokens; less is not worth the trouble
+// Tokens; less is not worth the trouble. A short prompt that is read anew each time also gives the same text each time,
+// which rows that are read in other batches do not.
+constexpr size_t kLeastShared = 48;
 // A part that is lost is left to others if it is longer, and more than a quarter of the whole.
 constexpr size_t kLeastKept = 64;
 
@@ -30,7 +33,7 @@ size_t SchedulerImpl::Savings(const Job& job, const PrefixKey& key, std::span<co
   const Request& request = job.request;
   if (!(key == job.key)) return 0;
   // The last token is read again in any case, for its logits.
-  size_t common = std::min(CommonTokens(tokens, request.prompt), request.prompt.size() - 1);
+  size_t common = std::min(CommonTokens(tokens, job.text), job.text.size() - 1);
   if (options_.deterministic_reuse) {
     common = std::min(common, num_prompt_tokens);
     common -= common % static_cast<size_t>(engine_->block_tokens());
@@ -41,16 +44,18 @@ size_t SchedulerImpl::Savings(const Job& job, const PrefixKey& key, std::span<co
     common = target;
   }
   if (common < kLeastShared) return 0;
-  // What may be dropped must be the same.
+  // What may be dropped must be the same, and pieces of prompts end where pins do.
   const bool same_pins = std::min(num_pinned, common) == std::min(request.num_pinned, common);
-  return job.drops && !same_pins ? 0 : common;
+  return (job.drops || options_.deterministic_reuse) && !same_pins ? 0 : common;
 }
 
 std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& choice) const {
-  const auto& prompt = job.request.prompt;
-  std::vector<int32_t> tokens(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(job.prompt_done));
+  std::vector<int32_t> tokens(job.text.begin(), job.text.begin() + static_cast<std::ptrdiff_t>(job.prompt_done));
   const std::vector<int32_t>& more = choice.generator->result().tokens;
-  tokens.insert(tokens.end(), more.begin(), more.begin() + static_cast<std::ptrdiff_t>(choice.num_fed));
+  if (job.generates) {
+    tokens.insert(tokens.end(), more.begin() + static_cast<std::ptrdiff_t>(job.num_generated_before),
+                  more.begin() + static_cast<std::ptrdiff_t>(choice.num_fed));
+  }
   return tokens;
 }
 
@@ -181,9 +186,8 @@ void SchedulerImpl::Checkpoint(Job& job) {
   }
   const Result<SequenceId> fork = ForkFor(source, stats);
   if (!fork) return;
-  const auto& prompt = job.request.prompt;
   AddPrefix({.sequence = *fork,
-             .tokens = {prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(job.prompt_done)},
+             .tokens = {job.text.begin(), job.text.begin() + static_cast<std::ptrdiff_t>(job.prompt_done)},
              .num_prompt_tokens = job.prompt_done,
              .num_pinned = job.request.num_pinned,
              .key = job.key,

@@ -276,13 +276,14 @@ void SchedulerImpl::Publish() {
   now.kv = engine_->stats();
   for (size_t i = 0; i < slots_.size(); ++i) now.slots.push_back({.id = static_cast<int>(i)});
   for (const JobPtr& job : running_) {
+    if (job->finished) continue;
     for (const Choice& choice : job->choices) {
       if (choice.slot < 0) continue;
       SlotState& slot = now.slots[static_cast<size_t>(choice.slot)];
       slot.processing = true;
       slot.request = job->id;
       slot.prompt_tokens = job->usage.prompt_tokens;
-      slot.prompt_done = static_cast<int>(job->prompt_done);
+      slot.prompt_done = std::min(static_cast<int>(job->prompt_done), slot.prompt_tokens);
       slot.completion_tokens = static_cast<int>(choice.generator->result().tokens.size());
       if (choice.sequence < 0) continue;
       slot.kv_bytes = engine_->stats(choice.sequence).used_bytes;

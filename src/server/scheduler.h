@@ -54,6 +54,7 @@ struct Request {
   std::string tenant;                 // prefixes are shared by requests of the same one only
   std::string cache_key;              // prompt_cache_key or a session's name: a hint at what to reuse; may be empty
   int slot = -1;                      // llama-server's id_slot; -1: any
+  bool reports_positions = false;     // CacheReport::held_heads
 };
 
 // What the cache of a sequence held when its text ended.
@@ -63,6 +64,8 @@ struct CacheReport {
   double kept_fraction = 1;           // of the entries seen
   int64_t evicted_tokens = 0;         // positions that no layer and head holds any more
   std::vector<std::pair<int32_t, int32_t>> evicted_spans;  // of these, [start, end)
+  std::vector<uint16_t> held_heads;   // of each position, how many kv heads hold it; where it was asked for
+  int num_heads = 0;                  // kv heads of all layers with a global cache
   std::string recipe;
 };
 
@@ -120,6 +123,7 @@ struct SchedulerStats {
   int retained_sequences = 0;
   int waiting = 0;
   uint64_t requests = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
+  uint64_t preempted = 0;         // times that a running request made room and began to read again later
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, decode_steps = 0;
   double prompt_seconds = 0, decode_seconds = 0;
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe

@@ -63,14 +63,20 @@ struct Job {
   SteadyClock::time_point submitted, started, first_logits;
 
   // Known from Intake() on.
+  std::vector<int32_t> text;      // to be read before it (goes on) to generate: the prompt, and what was generated before
+                                  // it had to make room for others
+  size_t num_generated_before = 0;  // of the first choice's tokens, those in `text`
   SequenceOptions options;
   bool drops = false;  // its recipe drops entries
   PrefixKey key;
   JobBytes bytes;
 
-  size_t prompt_done = 0;    // tokens that the first choice's sequence has read
+  size_t prompt_done = 0;    // tokens of `text` that the first choice's sequence has read
+  size_t progress = 0;       // of the prompt, as its sink knows
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
-  bool generates = false;    // the prompt is read
+  bool generates = false;    // `text` is read
+  bool told = false;         // that it has started
+  bool finished = false;     // its sink is about to hear so
   std::optional<Error> failure;  // of sampling
   RequestUsage usage;
   CacheReport cache;
@@ -162,6 +168,9 @@ class SchedulerImpl final : public Scheduler {
   size_t PieceEnd(const Job& job) const;
   void MakeRoomForStep();
   void EndStep();
+  // A decode found no bytes. True: a job made room, this one or a younger one, and comes back later.
+  bool Preempt(Job& job);
+  void SendBack(Job& job);
   void AfterPiece(Job& job);
   Status ForkChoices(Job& job);
   // What was sampled since the last time, and this text.
@@ -211,6 +220,7 @@ class SchedulerImpl final : public Scheduler {
   };
   std::vector<Row> rows_;
   std::vector<StepItem> items_;
+  size_t turn_ = 0;  // of decodes that take steps of their own
   std::vector<Status> statuses_;
 
   std::thread thread_;

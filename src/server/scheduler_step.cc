@@ -45,8 +45,8 @@ void SchedulerImpl::EndStep() {
       continue;
     }
     row.job->prompt_done += items_[i].tokens.size();
-    if (row.job->prompt_done < row.job->request.prompt.size()) continue;
-    row.job->first_logits = SteadyClock::now();
+    if (row.job->prompt_done < row.job->text.size()) continue;
+    if (row.job->first_logits == SteadyClock::time_point()) row.job->first_logits = SteadyClock::now();
     const SequenceId sequence = row.choice->sequence;
     for (Choice& choice : row.job->choices) Sample(*row.job, choice, engine_->logits(sequence));
   }
@@ -60,6 +60,8 @@ void SchedulerImpl::EndStep() {
       Fail(job, *job.failure);
     } else if (!statuses_[i] && (rows_[i].of_prompt || statuses_[i].error().code != ErrorCode::kOutOfBudget)) {
       Fail(job, statuses_[i].error());
+    } else if (!statuses_[i] && Preempt(job)) {
+      continue;
     } else if (!statuses_[i]) {
       choice.stop_message = statuses_[i].error().message;
       Say(job, choice, choice.generator->Finish(StopReason::kBudget));
@@ -72,9 +74,51 @@ void SchedulerImpl::EndStep() {
   }
 }
 
+// Whoever came last makes room, unless nobody else is there or it would not fit afterwards either.
+bool SchedulerImpl::Preempt(Job& job) {
+  if (job.drops || running_.size() < 2) return false;
+  for (size_t i = running_.size(); i-- > 0;) {
+    Job& youngest = *running_[i];
+    const bool can = youngest.choices.size() == 1 && !youngest.failure && !youngest.choices.front().generator->done();
+    if (can) {
+      SendBack(youngest);
+      return true;
+    }
+    if (&youngest == &job) return false;
+  }
+  return false;
+}
+
+// It reads its prompt and what it has generated again, when there is room.
+void SchedulerImpl::SendBack(Job& job) {
+  Choice& choice = job.choices.front();
+  const JobPtr self = *std::ranges::find_if(running_, [&](const JobPtr& other) { return other.get() == &job; });
+  Release(job, std::exchange(choice.sequence, -1));
+  slots_[static_cast<size_t>(std::exchange(choice.slot, -1))] = nullptr;
+  const std::vector<int32_t>& generated = choice.generator->result().tokens;
+  job.text = job.request.prompt;
+  job.text.insert(job.text.end(), generated.begin(), generated.end());
+  job.num_generated_before = choice.num_fed = generated.size();
+  job.generates = false;
+  job.prompt_done = 0;
+  ++counters_.preempted;
+  std::erase(running_, self);
+  waiting_.push_front(self);
+  room_changed_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    ++num_waiting_;
+  }
+  if (PlanJob(job)) return;
+  // Alone in the whole budget it would be full now.
+  choice.stop_message = "the KV budget is full, and nothing may be dropped";
+  Say(job, choice, choice.generator->Finish(StopReason::kBudget));
+  EndChoice(job, choice, false);
+}
+
 // Up to where a piece may go: what is pinned is a piece of its own, and so is what rests.
 size_t SchedulerImpl::PieceEnd(const Job& job) const {
-  size_t end = job.request.prompt.size();
+  size_t end = job.text.size();
   for (const size_t border : {job.request.num_pinned, job.checkpoint_at}) {
     if (border > job.prompt_done) end = std::min(end, border);
   }
@@ -102,6 +146,11 @@ void SchedulerImpl::PlanStep() {
       }
     }
   }
+  // Products that are not pith's may round a row differently beside others.
+  if (apart && items_.size() > 1 && !engine_->model().byte_products()) {
+    const size_t turn = turn_++ % items_.size();
+    rows_ = {rows_[turn]}, items_ = {items_[turn]};
+  }
   if (rows == 0) return;
   std::vector<int> wanted;
   if (apart) reading.resize(1);
@@ -112,10 +161,10 @@ void SchedulerImpl::PlanStep() {
     if (got[i] == 0) continue;
     Choice& choice = job.choices.front();
     const size_t end = job.prompt_done + static_cast<size_t>(got[i]);
-    engine_->SetPromptContinues(choice.sequence, end < job.request.prompt.size());
+    engine_->SetPromptContinues(choice.sequence, end < job.text.size());
     rows_.push_back({&job, &choice, true});
     items_.push_back({.sequence = choice.sequence,
-                      .tokens = std::span(job.request.prompt).subspan(job.prompt_done, static_cast<size_t>(got[i])),
+                      .tokens = std::span(job.text).subspan(job.prompt_done, static_cast<size_t>(got[i])),
                       .pin = end <= job.request.num_pinned});
   }
 }
@@ -138,11 +187,14 @@ void SchedulerImpl::MakeRoomForStep() {
 }
 
 void SchedulerImpl::AfterPiece(Job& job) {
-  Tell(job, [&](RequestSink& sink) {
-    sink.Progress(static_cast<int>(job.prompt_done), static_cast<int>(job.request.prompt.size()));
-  });
+  if (job.prompt_done > job.progress && job.prompt_done <= job.request.prompt.size()) {
+    job.progress = job.prompt_done;
+    Tell(job, [&](RequestSink& sink) {
+      sink.Progress(static_cast<int>(job.prompt_done), static_cast<int>(job.request.prompt.size()));
+    });
+  }
   if (job.checkpoint_at > 0 && job.prompt_done == job.checkpoint_at) Checkpoint(job);
-  if (job.prompt_done < job.request.prompt.size()) return;
+  if (job.prompt_done < job.text.size()) return;
   job.generates = true;
   if (const Status status = ForkChoices(job); !status) {
     Fail(job, status.error());
@@ -207,7 +259,7 @@ void SchedulerImpl::Sample(Job& job, Choice& choice, std::span<const float> logi
     choice.next = step->token;
   }
   std::string text = std::move(step->text);
-  const size_t read = job.request.prompt.size() + choice.num_fed;
+  const size_t read = job.text.size() + choice.num_fed - job.num_generated_before;
   if (!step->done && read >= static_cast<size_t>(engine_->options().num_ctx)) {
     text += choice.generator->Finish(StopReason::kContext);
   }
@@ -248,6 +300,8 @@ void SchedulerImpl::FinishJob(Job& job) {
                            .prompt = SecondsBetween(job.started, job.first_logits),
                            .generation = SecondsBetween(job.first_logits, now)};
   ++counters_.finished;
+  job.finished = true;
+  Publish();  // who asks after the answer finds it finished
   Tell(job, [&](RequestSink& sink) { sink.Finished(job.usage, times, job.cache); });
   Remove(job);
 }
@@ -258,21 +312,22 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
   const SequenceStats stats = engine_->stats(choice.sequence);
   CacheReport& report = job.cache;
   report = {.budget_bytes = stats.ceiling_bytes, .used_bytes = stats.used_bytes, .kept_fraction = stats.kept_fraction,
-            .evicted_spans = {}, .recipe = stats.recipe};
+            .evicted_spans = {}, .held_heads = {}, .recipe = stats.recipe};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
     evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);
   }
-  if (dropped <= 0) return;
-  std::vector<uint8_t> held(static_cast<size_t>(stats.num_tokens), 0);
+  if (dropped <= 0 && !job.request.reports_positions) return;
+  std::vector<uint16_t> held(static_cast<size_t>(stats.num_tokens), 0);
   int global = 0;
   for (const LayerShape& layer : engine_->model().info().layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
     for (int head = 0; head < layer.num_kv_heads; ++head) {
       for (const int32_t position : engine_->EntryPositions(choice.sequence, global, head)) {
-        held[static_cast<size_t>(position)] = 1;
+        ++held[static_cast<size_t>(position)];
       }
     }
+    report.num_heads += layer.num_kv_heads;
     ++global;
   }
   if (global == 0) return;
@@ -285,6 +340,7 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
     }
     at = end + 1;
   }
+  if (job.request.reports_positions) report.held_heads = std::move(held);
 }
 
 }  // namespace pith::server

@@ -14,17 +14,18 @@ namespace {
 
 struct Route {
   const char* method;
-  std::string_view path;  // with '/' at its end: and anything behind it
+  std::string_view path;  // with '*' at its end: anything may stand there
   void (*handle)(Call&);
 };
 
 constexpr Route kRoutes[] = {
+    {"GET", "/", Page},
     {"GET", "/health", LlamaHealth},
     {"GET", "/v1/health", LlamaHealth},
     {"GET", "/metrics", Metrics},
     {"GET", "/props", LlamaProps},
     {"GET", "/slots", LlamaSlots},
-    {"POST", "/slots/", LlamaSlotAction},
+    {"POST", "/slots/*", LlamaSlotAction},
     {"POST", "/tokenize", LlamaTokenize},
     {"POST", "/detokenize", LlamaDetokenize},
     {"POST", "/apply-template", LlamaApplyTemplate},
@@ -32,7 +33,7 @@ constexpr Route kRoutes[] = {
     {"POST", "/completions", LlamaCompletion},
     {"GET", "/models", OpenAiModels},
     {"GET", "/v1/models", OpenAiModels},
-    {"GET", "/v1/models/", OpenAiModel},
+    {"GET", "/v1/models/*", OpenAiModel},
     {"POST", "/chat/completions", OpenAiChat},
     {"POST", "/v1/chat/completions", OpenAiChat},
     {"POST", "/v1/completions", OpenAiCompletions},
@@ -53,8 +54,8 @@ constexpr Route kRoutes[] = {
 };
 
 bool Matches(const Route& route, std::string_view path) {
-  if (!route.path.ends_with('/')) return path == route.path;
-  return path.size() > route.path.size() && path.starts_with(route.path);
+  if (!route.path.ends_with('*')) return path == route.path;
+  return path.size() >= route.path.size() && path.starts_with(route.path.substr(0, route.path.size() - 1));
 }
 
 // Takes as long whatever the texts are, but for the length of what was given.
@@ -105,14 +106,17 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
     if (!Matches(route, path)) continue;
     if (method == route.method) {
       const std::string_view coding = call.request.Header("Content-Encoding");
-      if (!coding.empty() && coding != "identity") return call.Fail(415, "the request's body must come without a content coding");
+      if (!coding.empty() && coding != "identity")
+        return call.Fail(415, "the request's body must come without a content coding");
       return route.handle(call);
     }
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ",
+                           route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
   }
   if (allowed.empty()) return call.Fail(404, fmt::format("there is nothing at {}", Escaped(path, 200)));
-  HttpResponse response = method == "OPTIONS" ? HttpResponse{.status = 204}
-                                              : ErrorResponse(call.dialect, 405, fmt::format("{} takes {}", path, allowed));
+  HttpResponse response = method == "OPTIONS"
+                              ? HttpResponse{.status = 204}
+                              : ErrorResponse(call.dialect, 405, fmt::format("{} takes {}", path, allowed));
   response.headers.emplace_back("Allow", allowed + ", OPTIONS");
   call.exchange->Send(std::move(response));
 }
@@ -126,7 +130,8 @@ struct Server::Private {
 Server::Server() : private_(std::make_unique<Private>()) {}
 Server::~Server() = default;
 
-Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, ServedModel model, std::shared_ptr<Scheduler> scheduler) {
+Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, ServedModel model,
+                                               std::shared_ptr<Scheduler> scheduler) {
   std::unique_ptr<Server> server(new Server());
   Private& own = *server->private_;
   own.context.model = std::move(model);

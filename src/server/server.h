@@ -21,7 +21,8 @@ struct ServerOptions {
 class Server {
  public:
   // Listens. kIo, kInvalidArgument: HttpServer's.
-  static Result<std::unique_ptr<Server>> Create(const ServerOptions& options, ServedModel model, std::shared_ptr<Scheduler> scheduler);
+  static Result<std::unique_ptr<Server>> Create(const ServerOptions& options, ServedModel model,
+                                                std::shared_ptr<Scheduler> scheduler);
   ~Server();
 
   int port() const;
@@ -37,7 +38,8 @@ class Server {
 // Routes one request, as the server does: for tests and fuzzing without sockets.
 class Router {
  public:
-  Router(ServerContext& context, std::vector<std::string> api_keys) : context_(context), api_keys_(std::move(api_keys)) {}
+  Router(ServerContext& context, std::vector<std::string> api_keys)
+      : context_(context), api_keys_(std::move(api_keys)) {}
   void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) const;
 
  private:

@@ -97,7 +97,8 @@ Json CallSchema(std::span<const ToolSpec> tools, const char* arguments) {
 
 std::string Instructions(std::span<const ToolSpec> tools) {
   std::string text =
-      "You may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within "
+      "You may call one or more functions to assist with the user query.\n\nYou are provided with function signatures "
+      "within "
       "<tools></tools> XML tags:\n<tools>";
   for (const Json& tool : Parsed(ToolsJson(tools))) text += "\n" + Dump(tool);
   text +=
@@ -122,13 +123,15 @@ Status CheckTools(std::span<const ToolSpec> tools) {
   for (size_t i = 0; i < tools.size(); ++i) {
     const ToolSpec& tool = tools[i];
     const bool is_name = !tool.name.empty() && tool.name.size() <= 64 && std::ranges::all_of(tool.name, [](char c) {
-      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-' ||
+             c == '.';
     });
     if (!is_name) {
-      return InvalidArgument(fmt::format("'tools[{}].name' must have 1 to 64 letters, digits, '_' or '-', and is \"{}\"", i,
-                                         Escaped(tool.name)));
+      return InvalidArgument(fmt::format(
+          "'tools[{}].name' must have 1 to 64 letters, digits, '_' or '-', and is \"{}\"", i, Escaped(tool.name)));
     }
-    if (!names.insert(tool.name).second) return InvalidArgument(fmt::format("'tools' has two of the name \"{}\"", tool.name));
+    if (!names.insert(tool.name).second)
+      return InvalidArgument(fmt::format("'tools' has two of the name \"{}\"", tool.name));
     if (const Status bounds = CheckSchemaBounds(tool.parameters); !bounds) {
       return InvalidArgument(fmt::format("'tools[{}]' ({}): {}", i, tool.name, bounds.error().message));
     }
@@ -140,15 +143,18 @@ std::string ToolsJson(std::span<const ToolSpec> tools) {
   if (tools.empty()) return {};
   Json list = Json::array();
   for (const ToolSpec& tool : tools) {
-    list.push_back({{"type", "function"},
-                    {"function",
-                     {{"name", tool.name}, {"description", tool.description}, {"parameters", Parsed(tool.parameters)}}}});
+    list.push_back(
+        {{"type", "function"},
+         {"function",
+          {{"name", tool.name}, {"description", tool.description}, {"parameters", Parsed(tool.parameters)}}}});
   }
   return Dump(list);
 }
 
 ToolSyntax SyntaxOfTemplate(std::string_view chat_template) {
-  const auto has = [chat_template](std::string_view part) { return chat_template.find(part) != std::string_view::npos; };
+  const auto has = [chat_template](std::string_view part) {
+    return chat_template.find(part) != std::string_view::npos;
+  };
   if (has(kOpenTag)) return ToolSyntax::kTags;
   if (has(kMistralMark)) return ToolSyntax::kMistral;
   if (has("python_tag") || has("\"parameters\":") || has("'parameters'")) return ToolSyntax::kObject;
@@ -217,7 +223,8 @@ ToolAnswer ParseToolCalls(std::string_view text, std::span<const ToolSpec> tools
     if (open == std::string_view::npos) break;
     const size_t from = open + kOpenTag.size();
     const size_t close = rest.find(kCloseTag, from);
-    const bool is_call = TakeCalls(rest.substr(from, close == std::string_view::npos ? close : close - from), tools, answer.calls);
+    const bool is_call =
+        TakeCalls(rest.substr(from, close == std::string_view::npos ? close : close - from), tools, answer.calls);
     const size_t next = close == std::string_view::npos ? rest.size() : close + kCloseTag.size();
     answer.content += rest.substr(0, is_call ? open : next);
     rest.remove_prefix(next);

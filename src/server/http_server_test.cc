@@ -1,0 +1,199 @@
+// Connections over real sockets: limits, deadlines, leaving.
+#include "server/http_server.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include <gtest/gtest.h>
+
+namespace pith::server {
+namespace {
+
+// One client's end; reads give up after five seconds.
+class Socket {
+ public:
+  explicit Socket(int port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const timeval limit{.tv_sec = 5, .tv_usec = 0};
+    ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    EXPECT_EQ(::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  }
+  ~Socket() { Close(); }
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+
+  void Send(const std::string& bytes) {
+    EXPECT_EQ(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
+  }
+  void Close() {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+  // Until the server ends the connection, or `until` has come.
+  std::string Read(const std::string& until = "") {
+    std::string all;
+    char part[4096];
+    while (until.empty() || all.find(until) == std::string::npos) {
+      const ssize_t size = ::recv(fd_, part, sizeof(part), 0);
+      if (size <= 0) break;
+      all.append(part, static_cast<size_t>(size));
+    }
+    return all;
+  }
+
+ private:
+  int fd_;
+};
+
+HttpResponse Shape(int status, const std::string& message, const std::string& path) {
+  return {.status = status, .body = path + ": " + message};
+}
+
+std::unique_ptr<HttpServer> Serve(HttpHandler handler, const HttpLimits& limits = {}) {
+  HttpServerOptions options;
+  options.port = 0;
+  options.limits = limits;
+  return HttpServer::Create(options, std::move(handler), Shape).value();
+}
+
+void Echo(HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
+  exchange->Send(
+      {.status = 200, .body = request.method + " " + request.path + " " + request.body, .type = "text/plain"});
+}
+
+TEST(HttpServer, AnswersAndKeepsConnections) {
+  const auto server = Serve(Echo);
+  Socket socket(server->port());
+  socket.Send("GET /a%20b?c=d HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_NE(socket.Read("GET /a b ").find("Connection: keep-alive"), std::string::npos);
+  socket.Send(
+      "POST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhiGET /three HTTP/1.1\r\nHost: x\r\nConnection: "
+      "close\r\n\r\n");
+  const std::string rest = socket.Read();
+  EXPECT_NE(rest.find("POST /two hi"), std::string::npos);
+  EXPECT_NE(rest.find("GET /three "), std::string::npos);
+}
+
+TEST(HttpServer, LimitsOfSizeAndTime) {
+  const auto server = Serve(
+      Echo, {.header_bytes = 1000, .body_bytes = 100, .header_seconds = 0.2, .body_seconds = 0.2, .idle_seconds = 0.3});
+  Socket large(server->port()), header(server->port()), slow(server->port()), half(server->port()),
+      idle(server->port());
+  large.Send("POST /large HTTP/1.1\r\nContent-Length: 50000000000\r\n\r\n");
+  EXPECT_TRUE(large.Read().starts_with("HTTP/1.1 413 "));
+  header.Send("GET / HTTP/1.1\r\nA: " + std::string(2000, 'a') + "\r\n\r\n");
+  EXPECT_TRUE(header.Read().starts_with("HTTP/1.1 431 "));
+  slow.Send("GET / HT");
+  EXPECT_TRUE(slow.Read().starts_with("HTTP/1.1 408 "));
+  half.Send("POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+  EXPECT_TRUE(half.Read().starts_with("HTTP/1.1 408 "));
+  EXPECT_EQ(idle.Read(), "");
+  Socket chunks(server->port());
+  chunks.Send("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" + std::string(4095, 'a'));
+  EXPECT_TRUE(chunks.Read().starts_with("HTTP/1.1 413 "));
+}
+
+TEST(HttpServer, AsManyConnectionsAsItTakes) {
+  const auto server = Serve(Echo, {.connections = 1});
+  Socket first(server->port());
+  first.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  first.Read("GET / ");
+  Socket second(server->port());
+  EXPECT_TRUE(second.Read().starts_with("HTTP/1.1 503 "));
+  first.Close();
+  for (int i = 0; i < 100; ++i) {
+    Socket third(server->port());
+    third.Send("GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+    if (third.Read().starts_with("HTTP/1.1 200 ")) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  FAIL() << "the place of a connection that ended is not given to another";
+}
+
+TEST(HttpServer, LeavingIsNoticed) {
+  std::atomic<int> left{0};
+  std::shared_ptr<HttpExchange> kept;
+  std::atomic<bool> begun{false};
+  const auto server = Serve([&](HttpRequest, std::shared_ptr<HttpExchange> exchange) {
+    exchange->OnLeave([&left] { ++left; });
+    exchange->OnLeave([&left] { ++left; });
+    kept = std::move(exchange);
+    begun = true;
+  });
+  {
+    Socket socket(server->port());
+    socket.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    while (!begun) std::this_thread::yield();
+  }
+  for (int i = 0; i < 500 && left < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_EQ(left, 2);
+  kept->Send({});  // into the void
+  std::atomic<bool> late{false};
+  kept->OnLeave([&late] { late = true; });
+  for (int i = 0; i < 500 && !late; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_TRUE(late);
+}
+
+TEST(HttpServer, StreamsAndClientsThatDoNotRead) {
+  std::atomic<bool> left{false};
+  const auto server = Serve(
+      [&](HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
+        exchange->OnLeave([&left] { left = true; });
+        exchange->BeginStream("text/plain");
+        if (request.path == "/short") {
+          exchange->Write("one");
+          exchange->Write("two");
+          return exchange->EndStream();
+        }
+        for (int i = 0; i < 1000 && !left; ++i) {
+          exchange->Write(std::string(65536, 'x'));
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+      },
+      {.unsent_bytes = 1 << 20, .write_seconds = 0.3});
+  Socket chunked(server->port()), plain(server->port());
+  chunked.Send("GET /short HTTP/1.1\r\nConnection: close\r\n\r\n");
+  EXPECT_TRUE(chunked.Read().ends_with("3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"));
+  plain.Send("GET /short HTTP/1.0\r\n\r\n");
+  EXPECT_TRUE(plain.Read().ends_with("\r\n\r\nonetwo"));
+  left = false;
+  Socket deaf(server->port());
+  deaf.Send("GET /long HTTP/1.1\r\nHost: x\r\n\r\n");
+  for (int i = 0; i < 1000 && !left; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(left);
+}
+
+TEST(HttpServer, StoppingWaitsForAnswers) {
+  std::shared_ptr<HttpExchange> kept;
+  std::atomic<bool> begun{false};
+  const auto server = Serve([&](HttpRequest, std::shared_ptr<HttpExchange> exchange) {
+    kept = std::move(exchange);
+    begun = true;
+  });
+  Socket socket(server->port()), idle(server->port());
+  socket.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  while (!begun) std::this_thread::yield();
+  std::thread answer([&kept] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    kept->Send({.status = 200, .body = "done"});
+  });
+  const auto start = std::chrono::steady_clock::now();
+  server->Stop(5);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));  // as soon as it was given
+  answer.join();
+  EXPECT_TRUE(socket.Read().ends_with("done"));
+  EXPECT_EQ(idle.Read(), "");
+}
+
+}  // namespace
+}  // namespace pith::server

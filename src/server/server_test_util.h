@@ -1,0 +1,192 @@
+// A scheduler that plays a script and an exchange that remembers, for tests of the protocols without a model or a
+// socket.
+#ifndef PITH_SERVER_SERVER_TEST_UTIL_H_
+#define PITH_SERVER_SERVER_TEST_UTIL_H_
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/protocol.h"
+#include "server/scheduler.h"
+#include "server/server.h"
+#include "session/session_test_util.h"
+
+namespace pith::testing {
+
+// Answers every request at once with `text`, a token a byte, in pieces of three.
+class FakeScheduler final : public server::Scheduler {
+ public:
+  Result<server::RequestId> Submit(server::Request request, std::shared_ptr<server::RequestSink> sink) override {
+    if (refusal) return tl::unexpected<Error>(*refusal);
+    requests.push_back(request);
+    const auto num_prompt = static_cast<int>(request.prompt.size());
+    server::RequestUsage usage{.prompt_tokens = num_prompt, .cached_tokens = cached_tokens};
+    if (failure) return sink->Failed(*failure), ++last_;
+    sink->Started(usage, 0);
+    for (int choice = 0; choice < request.num_choices; ++choice) {
+      GenerationResult result = Write(request.generation);
+      for (size_t at = 0; at < result.text.size(); at += 3) {
+        const std::string part = result.text.substr(at, 3);
+        std::vector<TokenLogprobs> logprobs;
+        if (request.generation.num_logprobs >= 0) logprobs = Logprobs(part);
+        sink->Text(choice, part, std::vector<int32_t>(part.begin(), part.end()), logprobs);
+      }
+      usage.completion_tokens += static_cast<int>(result.tokens.size());
+      sink->Ended(choice, std::move(result));
+    }
+    sink->Finished(usage, {.queued = 0.1, .prompt = 0.5, .generation = 0.25}, cache);
+    return ++last_;
+  }
+  void Cancel(server::RequestId request) override { cancelled.push_back(request); }
+  server::SchedulerStats stats() override { return statistics; }
+  Result<server::SavedSlot> SaveSlot(int, const std::string& file_name) override {
+    files.push_back(file_name);
+    return server::SavedSlot{.tokens = 7, .bytes = 70, .seconds = 0.5};
+  }
+  Result<server::SavedSlot> RestoreSlot(int, const std::string& file_name) override {
+    if (std::ranges::find(files, file_name) == files.end()) return NotFound("there is no such file");
+    return server::SavedSlot{.tokens = 7, .bytes = 70, .seconds = 0.5};
+  }
+  Result<int> EraseSlot(int) override { return 7; }
+  void Drain(double) override {}
+
+  std::string text = "Hello";
+  std::optional<Error> refusal;  // of Submit
+  std::optional<Error> failure;  // told to the sink
+  int cached_tokens = 2;
+  server::CacheReport cache{.budget_bytes = 1000,
+                            .used_bytes = 400,
+                            .kept_fraction = 0.5,
+                            .evicted_tokens = 3,
+                            .evicted_spans = {{4, 7}},
+                            .held_heads = {},
+                            .recipe = "pith"};
+  server::SchedulerStats statistics;
+  std::vector<server::Request> requests;
+  std::vector<server::RequestId> cancelled;
+  std::vector<std::string> files;
+
+ private:
+  static std::vector<TokenLogprobs> Logprobs(const std::string& part) {
+    std::vector<TokenLogprobs> out;
+    for (const char c : part) out.push_back({{c, -0.5f}, {{c, -0.5f}, {'x', -2.0f}}});
+    return out;
+  }
+
+  GenerationResult Write(const GeneratorOptions& options) const {
+    GenerationResult result;
+    std::string written = text;
+    if (options.max_tokens >= 0 && written.size() > static_cast<size_t>(options.max_tokens)) {
+      written.resize(static_cast<size_t>(options.max_tokens));
+      result.stop = StopReason::kLength;
+    }
+    result.text = written;
+    for (const std::string& stop : options.stops) {
+      const size_t at = written.find(stop);
+      if (at == std::string::npos) continue;
+      result.text = written.substr(0, at);
+      written.resize(at + stop.size());
+      result.stop = StopReason::kStopString;
+    }
+    result.tokens.assign(written.begin(), written.end());
+    if (options.num_logprobs >= 0) result.logprobs = Logprobs(written);
+    return result;
+  }
+
+  server::RequestId last_ = 0;
+};
+
+// Everything at once, on the caller's thread.
+class FakeExchange final : public server::HttpExchange {
+ public:
+  void Send(server::HttpResponse response) override {
+    ++num_answers;
+    status = response.status;
+    headers = response.headers;
+    body = std::move(response.body);
+    over_ = true;
+  }
+  void BeginStream(std::string type) override {
+    ++num_answers;
+    status = 200;
+    stream_type = std::move(type);
+  }
+  void Write(std::string data) override { body += data; }
+  void EndStream() override { over_ = true; }
+  void Abort() override { over_ = true; }
+  void Post(std::function<void()> task) override {
+    if (!over_) task();
+  }
+  void OnLeave(std::function<void()> callback) override {
+    if (over_)
+      callback();
+    else
+      leaves.push_back(std::move(callback));
+  }
+  bool over() const { return over_; }
+  std::string Header(const std::string& name) const {
+    for (const auto& [key, value] : headers) {
+      if (key == name) return value;
+    }
+    return {};
+  }
+
+  int num_answers = 0;
+  int status = 0;
+  std::string stream_type, body;
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::vector<std::function<void()>> leaves;
+
+ private:
+  bool over_ = false;
+};
+
+// The routes over these.
+struct FakeServer {
+  FakeServer() : scheduler(std::make_shared<FakeScheduler>()), router(context, {}) {
+    context.scheduler = scheduler;
+    context.saves_slots = true;
+    server::ServedModel& model = context.model;
+    model.id = "bytes";
+    model.text = std::make_shared<ByteModel>();
+    model.info.num_vocab = kNumVocab;
+    model.info.architecture = "llama";
+    model.info.description = "llama 1B Q4_1";
+    model.num_ctx = 4096;
+    model.num_slots = 2;
+    model.recipe.text = "pith";
+    model.parse_budget = [](const std::string& text) -> Result<size_t> {
+      if (text == "1KiB") return size_t{1024};
+      return InvalidArgument("it is none");
+    };
+  }
+
+  std::shared_ptr<FakeExchange> Handle(std::string method, std::string path, std::string body = "",
+                                       std::vector<std::pair<std::string, std::string>> headers = {}) {
+    server::HttpRequest request{.method = std::move(method),
+                                .path = std::move(path),
+                                .query = {},
+                                .body = std::move(body),
+                                .headers = std::move(headers)};
+    if (const size_t at = request.path.find('?'); at != std::string::npos) {
+      request.query = request.path.substr(at + 1);
+      request.path.resize(at);
+    }
+    auto exchange = std::make_shared<FakeExchange>();
+    router.Handle(std::move(request), exchange);
+    return exchange;
+  }
+
+  std::shared_ptr<FakeScheduler> scheduler;
+  server::ServerContext context;
+  server::Router router;
+};
+
+}  // namespace pith::testing
+
+#endif  // PITH_SERVER_SERVER_TEST_UTIL_H_

@@ -1,0 +1,634 @@
+#!/usr/bin/env python3
+"""pith serve against real clients and raw sockets: serve_test.py CLASS...
+
+PITH_BINARY names the program. Clients of OpenAI, Anthropic and Ollama come from PyPI into a folder beside the build,
+once; where the index cannot be reached, their tests are skipped. Needs the default model.
+"""
+
+import glob
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
+CLIENTS = ["openai", "anthropic", "ollama", "langchain-openai"]
+KEY = "sk-test-key"
+WEATHER = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Bonn"]}}, "required": ["city"]}
+
+
+def default_model():
+    cache = os.environ.get("PITH_CACHE_DIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pith")
+    return os.environ.get("PITH_DEFAULT_MODEL") or next(iter(glob.glob(cache + "/models/SmolLM2-135M-Instruct*.gguf")), "")
+
+
+def use_clients():
+    """Makes the clients importable; None, or why they are not."""
+    try:
+        import anthropic, langchain_openai, ollama, openai  # noqa: F401, E401
+        return None
+    except ImportError:
+        pass
+    folder = os.path.join(os.path.dirname(os.path.abspath(BINARY)), "serve-clients")
+    if not os.path.exists(folder + "/done"):
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder] +
+                              CLIENTS, capture_output=True, text=True)
+        if done.returncode != 0:
+            return "the clients cannot be installed: " + (done.stderr.strip().splitlines() or ["?"])[-1]
+        open(folder + "/done", "w").close()
+    sys.path.insert(0, folder)
+    return None
+
+
+class Server:
+    """One program on a free port."""
+
+    def __init__(self, *flags, env=None):
+        for name, value in (("-np", "4"), ("-c", "2048")):
+            if name not in flags:
+                flags = (name, value, *flags)
+        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", "--temp", "0", *flags],
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+        line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        if not found:
+            said = self.process.stderr.read()
+            self.process.communicate()
+            raise RuntimeError(f"the server said {line!r} {said!r}")
+        self.port = int(found.group(1))
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def request(self, method, path, body=None, headers=None):
+        """(status, headers, body); a body that is no bytes is sent as JSON, JSON answers are parsed."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, headers or {})
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        is_json = "json" in (answer.getheader("Content-Type") or "") and "ndjson" not in answer.getheader("Content-Type")
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, json.loads(text) if is_json and text else text.decode()
+
+    def post(self, path, body, headers=None):
+        return self.request("POST", path, body, headers)
+
+    def raw(self, data, timeout=10):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            out = b""
+            try:
+                while True:
+                    part = connection.recv(65536)
+                    if not part:
+                        return out
+                    out += part
+            except (socket.timeout, ConnectionResetError):
+                return out
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return self.process.returncode
+
+
+def events(text):
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
+
+
+@unittest.skipUnless(os.path.exists(default_model()), "no default model")
+class Served(unittest.TestCase):
+    flags = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.flags)
+
+    @classmethod
+    def tearDownClass(cls):
+        code = cls.server.stop()
+        assert code == 0, f"the server ended with {code}"
+
+
+class Manners(Served):
+    """Raw sockets and wrong requests."""
+
+    def test_errors_have_the_shape_of_their_path(self):
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
+            for body in (b"{", b"", b"[]", b"\xff\xfe", b'"a"', b'{"messages": 5}', b'{"model": 5}', b"[" * 100000,
+                         b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1e999}',
+                         b'{"messages": [{"role": "user", "content": "\xff"}]}'):
+                status, _, answer = self.server.post(path, body)
+                self.assertEqual(status, 400, (path, body[:80], answer))
+                if path == "/api/chat":
+                    self.assertIsInstance(answer["error"], str)
+                else:
+                    self.assertIsInstance(answer["error"]["message"], str)
+                    self.assertEqual(answer["error"]["type"], "invalid_request_error")
+                if path == "/v1/messages":
+                    self.assertEqual(answer["type"], "error")
+
+    def test_members_of_the_wrong_type(self):
+        messages = [{"role": "user", "content": "a"}]
+        wrong = {"temperature": "hot", "top_p": 2, "n": 0, "max_tokens": "5", "stop": 3, "stream": "yes", "seed": 1.5, "logprobs": 1,
+                 "top_logprobs": 5, "logit_bias": {"a": 1}, "tools": {}, "tool_choice": "maybe", "response_format": "json",
+                 "kv_budget": -1, "recipe": "nonsense", "session": 1, "pin": 3, "stream_options": []}
+        for name, value in wrong.items():
+            status, _, answer = self.server.post("/v1/chat/completions", {"messages": messages, name: value})
+            self.assertEqual(status, 400, (name, answer))
+            self.assertIn(name, answer["error"]["message"])
+        for messages in ([], "a", [5], [{}], [{"role": "king", "content": "a"}], [{"role": "user"}],
+                         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}]):
+            self.assertEqual(self.server.post("/v1/chat/completions", {"messages": messages})[0], 400, messages)
+        for bias in ({"999999": 1}, {"-1": 1}, [[999999, 1]]):
+            self.assertEqual(self.server.post("/v1/chat/completions",
+                                              {"messages": [{"role": "user", "content": "a"}], "logit_bias": bias})[0], 400)
+
+    def test_null_is_nothing_and_unknown_members_are_ignored(self):
+        body = {"messages": [{"role": "user", "content": "Hi", "name": None}], "max_tokens": 2, "who": 1}
+        for name in ("temperature", "top_p", "n", "stop", "stream", "seed", "logprobs", "top_logprobs", "logit_bias", "tools",
+                     "tool_choice", "response_format", "kv_budget", "recipe", "session", "pin", "stream_options", "user", "model"):
+            body[name] = None
+        status, _, answer = self.server.post("/v1/chat/completions", body)
+        self.assertEqual(status, 200, answer)
+
+    def test_methods_and_paths(self):
+        status, headers, _ = self.server.request("GET", "/v1/chat/completions")
+        self.assertEqual(status, 405)
+        self.assertIn("POST", headers["allow"])
+        status, headers, _ = self.server.request("DELETE", "/v1/models")
+        self.assertEqual((status, "GET" in headers["allow"]), (405, True))
+        self.assertEqual(self.server.request("GET", "/nowhere")[0], 404)
+        self.assertEqual(self.server.request("GET", "/v1/models/none")[0], 404)
+        self.assertEqual(self.server.request("GET", "/%zz")[0], 400)
+        status, headers, page = self.server.request("GET", "/")
+        self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertFalse(re.findall(r"(?:src|href)=.?(?:https?:|//)", page), "the page loads nothing from elsewhere")
+        status, headers, _ = self.server.request("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"})
+        self.assertEqual(status, 204)
+        self.assertFalse([name for name in headers if name.startswith("access-control")])
+        status, _, body = self.server.request("HEAD", "/health")
+        self.assertEqual((status, body), (200, ""))
+
+    def test_a_large_body_is_refused_at_once(self):
+        start = time.time()
+        answer = self.server.raw(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000000\r\n\r\n")
+        self.assertIn(b" 413 ", answer.split(b"\r\n")[0])
+        self.assertLess(time.time() - start, 5)
+
+    def test_broken_http(self):
+        for data in (b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+                     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"):
+            self.assertIn(b" 400 ", self.server.raw(data).split(b"\r\n")[0], data)
+        self.assertIn(b" 431 ", self.server.raw(b"GET / HTTP/1.1\r\nA: " + b"a" * 100000 + b"\r\n\r\n").split(b"\r\n")[0])
+
+    def test_connections_stay_open_and_requests_may_come_together(self):
+        one = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        last = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        self.assertEqual(self.server.raw(one + one + last).count(b"HTTP/1.1 200 OK"), 3)
+        body = b'{"content": "a"}'
+        head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.assertIn(b" 200 ", self.server.raw(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)).split(b"\r\n")[0])
+        expects = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        self.assertTrue(self.server.raw(expects + body).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"))
+        self.assertIn(b"Connection: close", self.server.raw(b"GET /health HTTP/1.0\r\n\r\n"))
+
+    def test_a_client_that_leaves_is_noticed_while_its_prompt_is_read(self):
+        body = json.dumps({"prompt": "word " * 1900, "n_predict": 100, "cache_prompt": False}).encode()
+        with socket.create_connection(("127.0.0.1", self.server.port)) as connection:
+            connection.sendall(b"POST /completion HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            for _ in range(200):
+                if any(slot["is_processing"] for slot in self.server.request("GET", "/slots")[2]):
+                    break
+                time.sleep(0.05)
+        start = time.time()
+        while any(slot["is_processing"] for slot in self.server.request("GET", "/slots")[2]):
+            self.assertLess(time.time() - start, 5)
+            time.sleep(0.05)
+
+    def test_schemas_and_grammars_that_are_bombs(self):
+        messages = [{"role": "user", "content": "a"}]
+        nested = {"type": "string"}
+        for _ in range(60):
+            nested = {"type": "array", "items": nested, "minItems": 50, "maxItems": 100}
+        for schema in ({"type": "array", "items": {"type": "string"}, "minItems": 5, "maxItems": 2}, nested,
+                       {"type": "object", "properties": {"a": {"type": "nothing"}}}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}):
+            start = time.time()
+            status, _, answer = self.server.post("/v1/chat/completions", {"messages": messages, "response_format": {
+                "type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
+            self.assertEqual(status, 400, answer)
+            self.assertLess(time.time() - start, 5)
+        for grammar in ("root ::= ((\"a\"{1000}){1000}){1000}", "root ::= \"a\"{9,1}", "nonsense", "root ::= root"):
+            self.assertEqual(self.server.post("/completion", {"prompt": "a", "grammar": grammar})[0], 400, grammar)
+
+
+class Llama(Served):
+    """llama-server's endpoints."""
+
+    def test_health_props_slots_metrics(self):
+        self.assertEqual(self.server.request("GET", "/health")[2], {"status": "ok"})
+        props = self.server.request("GET", "/props")[2]
+        self.assertEqual((props["total_slots"], props["default_generation_settings"]["n_ctx"]), (4, 2048))
+        self.assertIn("im_start", props["chat_template"])
+        self.assertEqual([slot["id"] for slot in self.server.request("GET", "/slots")[2]], [0, 1, 2, 3])
+        for _ in range(5):  # who asks after an answer finds nothing that runs
+            self.server.post("/completion", {"prompt": "One two", "n_predict": 3})
+            self.assertIn("\npith:kv_live_sequences 0\n", self.server.request("GET", "/metrics")[2])
+        text = self.server.request("GET", "/metrics")[2]
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        for name in ("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", "vllm:kv_cache_usage_perc", "pith:kv_budget_bytes"):
+            self.assertGreater(float(values[name]), 0, name)
+        self.assertEqual(float(values["pith:kv_live_sequences"]), 0)
+        self.assertIn('pith:time_to_first_token_seconds_bucket{le="+Inf"}', values)
+
+    def test_tokens_and_back(self):
+        text = "Grüße, 世界! \u0000 <|im_end|>"
+        tokens = self.server.post("/tokenize", {"content": text})[2]["tokens"]
+        self.assertEqual(self.server.post("/detokenize", {"tokens": tokens})[2]["content"], text)
+        pieces = self.server.post("/tokenize", {"content": "a b", "with_pieces": True})[2]["tokens"]
+        self.assertEqual("".join(one["piece"] for one in pieces), "a b")
+        for tokens in ([10**9], [-1], ["a"], 5, [1.5]):
+            self.assertEqual(self.server.post("/detokenize", {"tokens": tokens})[0], 400, tokens)
+        prompt = self.server.post("/apply-template", {"messages": [{"role": "user", "content": "Hi"}]})[2]["prompt"]
+        self.assertTrue(prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), prompt)
+
+    def test_completion(self):
+        body = {"prompt": "The capital of France is", "n_predict": 8, "temperature": 0, "return_tokens": True, "n_probs": 3}
+        status, _, whole = self.server.post("/completion", body)
+        self.assertEqual(status, 200, whole)
+        self.assertIn("Paris", whole["content"])
+        self.assertEqual((whole["tokens_predicted"], len(whole["tokens"]), whole["stop_type"], whole["truncated"]), (8, 8, "limit", False))
+        self.assertEqual(len(whole["completion_probabilities"]), 8)
+        self.assertEqual(whole["timings"]["predicted_n"], 8)
+        self.assertEqual(whole["kv"]["kept_fraction"], 1)
+        parts = events(self.server.post("/completion", {**body, "stream": True})[2])
+        self.assertEqual("".join(part["content"] for part in parts), whole["content"])
+        self.assertTrue(parts[-1]["stop"])
+        long = {**body, "prompt": "A river runs through the town. " * 20}
+        self.assertEqual(self.server.post("/completion", long)[0], 200)
+        self.assertGreater(self.server.post("/completion", long)[2]["timings"]["cache_n"], 100)
+        stopped = self.server.post("/completion", {**body, "stop": ["Paris"]})[2]
+        self.assertEqual((stopped["stop_type"], stopped["stopping_word"]), ("word", "Paris"))
+        self.assertEqual(self.server.post("/completion", {**body, "n_predict": 0})[2]["tokens_predicted"], 0)
+
+    def test_a_prompt_that_is_too_long(self):
+        status, _, answer = self.server.post("/completion", {"prompt": "word " * 3000})
+        self.assertEqual((status, answer["error"]["type"], answer["error"]["n_ctx"]), (400, "exceed_context_size_error", 2048))
+        self.assertGreater(answer["error"]["n_prompt_tokens"], 2048)
+
+    def test_unknown_slots(self):
+        self.assertEqual(self.server.post("/slots/99?action=erase", {})[0], 404)
+        self.assertEqual(self.server.post("/slots/x?action=erase", {})[0], 400)
+        self.assertEqual(self.server.post("/slots/0?action=dance", {})[0], 400)
+        self.assertEqual(self.server.post("/slots/0?action=save", {"filename": "a"})[0], 501)
+        self.assertEqual(self.server.post("/completion", {"prompt": "a", "id_slot": 99})[0], 400)
+
+
+class Slots(unittest.TestCase):
+    """Saved slots, the key, and the end."""
+
+    def setUp(self):
+        if not os.path.exists(default_model()):
+            self.skipTest("no default model")
+
+    def test_a_slot_goes_to_a_file_and_comes_back(self):
+        with tempfile.TemporaryDirectory() as folder:
+            server = Server("--slot-save-path", folder)
+            try:
+                prompt = "A long story about a river and a town. " * 10
+                first = server.post("/completion", {"prompt": prompt, "n_predict": 4, "id_slot": 1, "temperature": 0})[2]
+                slot = first["id_slot"]
+                status, _, saved = server.post(f"/slots/{slot}?action=save", {"filename": "one.slot"})
+                self.assertEqual(status, 200, saved)
+                self.assertGreater(saved["n_saved"], 90)
+                self.assertEqual(saved["n_written"], os.path.getsize(folder + "/one.slot"))
+                erased = server.post(f"/slots/{slot}?action=erase", {})[2]
+                self.assertGreater(erased["n_erased"], 90)
+                status, _, restored = server.post(f"/slots/{slot}?action=restore", {"filename": "one.slot"})
+                self.assertEqual((status, restored["n_restored"], restored["n_read"]), (200, saved["n_saved"], saved["n_written"]))
+                again = server.post("/completion", {"prompt": prompt, "n_predict": 4, "temperature": 0})[2]
+                self.assertEqual(again["content"], first["content"])
+                self.assertGreater(again["timings"]["cache_n"], 90)
+                for name in ("../one.slot", "/etc/passwd", "a/b", "", ".x", "a\u0000b", 5):
+                    self.assertEqual(server.post("/slots/0?action=save", {"filename": name})[0], 400, name)
+                self.assertEqual(server.post("/slots/0?action=restore", {"filename": "none"})[0], 404)
+                self.assertEqual(os.listdir(folder), ["one.slot"])
+            finally:
+                server.stop()
+
+    def test_the_key_guards_everything_but_health(self):
+        server = Server("--api-key", KEY + ",other", env={"LLAMA_ARG_ALIAS": "named"})
+        try:
+            self.assertEqual(server.request("GET", "/health")[0], 200)
+            for path in ("/v1/models", "/metrics", "/props", "/slots", "/api/tags", "/nowhere"):
+                self.assertEqual(server.request("GET", path)[0], 401, path)
+            for headers in ({"Authorization": "Bearer " + KEY}, {"x-api-key": "other"}):
+                self.assertEqual(server.request("GET", "/v1/models", headers=headers)[2]["data"][0]["id"], "named")
+            for key in ("", "sk", KEY + "x", KEY[:-1], KEY.upper()):
+                self.assertEqual(server.request("GET", "/v1/models", headers={"Authorization": "Bearer " + key})[0], 401, key)
+            self.assertEqual(server.post("/v1/messages", {})[2]["error"]["type"], "authentication_error")
+        finally:
+            server.stop()
+
+    def test_the_end_waits_for_what_runs(self):
+        server = Server("-np", "1")
+        out = []
+        body = {"prompt": "Once upon a time", "n_predict": 60, "ignore_eos": True, "temperature": 0}
+        running = threading.Thread(target=lambda: out.append(server.post("/completion", body)))
+        running.start()
+        for _ in range(200):
+            if server.request("GET", "/slots")[2][0]["is_processing"]:
+                break
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        for _ in range(100):
+            status, headers, _ = server.request("GET", "/health")
+            if status == 503:
+                self.assertIn("retry-after", headers)
+                break
+            time.sleep(0.02)
+        running.join()
+        self.assertEqual((out[0][0], out[0][2]["tokens_predicted"]), (200, 60))
+        server.process.wait(30)
+        self.assertEqual(server.process.returncode, 0)
+        server.stop()
+
+    def test_a_full_queue_says_when_to_come_back(self):
+        server = Server("-np", "1", "--queue", "1")
+        try:
+            body = {"prompt": "Once upon a time", "n_predict": 40, "ignore_eos": True}
+            answers = []
+            threads = [threading.Thread(target=lambda: answers.append(server.post("/completion", body))) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            refused = [headers for status, headers, _ in answers if status == 429]
+            self.assertEqual(len(refused) + sum(status == 200 for status, _, _ in answers), 8)
+            self.assertTrue(refused)
+            self.assertTrue(all("retry-after" in headers for headers in refused))
+        finally:
+            server.stop()
+
+
+class WithClients(Served):
+    @classmethod
+    def setUpClass(cls):
+        reason = use_clients()
+        if reason:
+            raise unittest.SkipTest(reason)
+        super().setUpClass()
+
+
+class OpenAi(WithClients):
+    """The official client."""
+
+    def client(self):
+        import openai
+        return openai.OpenAI(base_url=self.server.url + "/v1", api_key="none", max_retries=0)
+
+    def ask(self, text="Tell me a long story about a river.", **more):
+        more = {"max_tokens": 12, "temperature": 0, **more}
+        return self.client().chat.completions.create(model="any", messages=[{"role": "user", "content": text}], **more)
+
+    def test_chat_and_its_stream(self):
+        alone = {"extra_body": {"cache_prompt": False}}  # a prefix that is taken up is computed in other batches
+        whole = self.ask(**alone)
+        self.assertEqual((whole.choices[0].finish_reason, whole.usage.completion_tokens), ("length", 12))
+        self.assertEqual(whole.kv["evicted_spans"], [])
+        chunks = list(self.ask(stream=True, stream_options={"include_usage": True}, **alone))
+        self.assertEqual("".join(c.choices[0].delta.content or "" for c in chunks if c.choices), whole.choices[0].message.content)
+        self.assertEqual(chunks[-1].usage.completion_tokens, 12)
+        self.assertIn("used_bytes", chunks[-1].kv)
+        self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
+        long = "A river runs through the town. " * 20 + "What runs?"
+        self.assertEqual(self.ask(long).usage.prompt_tokens_details.cached_tokens < 100, True)
+        self.assertGreater(self.ask(long).usage.prompt_tokens_details.cached_tokens, 100)
+
+    def test_the_kv_of_a_stream_without_usage(self):
+        chunks = list(self.ask(stream=True))
+        self.assertIn("budget_bytes", chunks[-1].kv)
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "length")
+
+    def test_choices_logprobs_and_limits(self):
+        two = self.ask(n=2, logprobs=True, top_logprobs=2, temperature=1, seed=1)
+        self.assertEqual(([c.index for c in two.choices], two.usage.completion_tokens), ([0, 1], 24))
+        content = two.choices[0].logprobs.content
+        self.assertEqual((len(content), len(content[0].top_logprobs)), (12, 2))
+        self.assertLessEqual(content[0].logprob, 0)
+        same = {self.ask("Which fruit is it?", temperature=1, seed=7).choices[0].message.content for _ in range(3)}
+        self.assertEqual(len(same), 1, same)
+        none = self.ask(max_tokens=0)
+        self.assertEqual((none.choices[0].message.content, none.usage.completion_tokens, none.choices[0].finish_reason), ("", 0, "length"))
+
+    def test_stop_strings_lose_nothing(self):
+        whole = self.ask("Count from one to ten.", max_tokens=30).choices[0].message.content
+        stop = whole[10:14]
+        stopped = self.ask("Count from one to ten.", max_tokens=30, stop=[stop]).choices[0]
+        self.assertEqual((stopped.message.content, stopped.finish_reason), (whole[:whole.index(stop)], "stop"))
+        tail = whole[-3:] + "\u2603"  # looks like the stop's beginning until the end
+        chunks = list(self.ask("Count from one to ten.", max_tokens=30, stop=[tail], stream=True))
+        self.assertEqual("".join(c.choices[0].delta.content or "" for c in chunks), whole)
+
+    def test_json_and_schemas(self):
+        schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer"}},
+                  "required": ["name", "age"], "additionalProperties": False}
+        form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+        person = json.loads(self.ask("A person.", response_format=form, max_tokens=60).choices[0].message.content)
+        self.assertEqual(list(person), ["name", "age"])
+        self.assertIsInstance(person["age"], int)
+        anything = self.ask("A short JSON object with one number.", response_format={"type": "json_object"}, max_tokens=200)
+        if anything.choices[0].finish_reason == "stop":
+            self.assertIsInstance(json.loads(anything.choices[0].message.content), dict)
+
+    def test_tools(self):
+        tools = [{"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": WEATHER}},
+                 {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+        for choice, names in (("required", ("weather", "clock")), ({"type": "function", "function": {"name": "clock"}}, ("clock",))):
+            answer = self.ask("What is the weather in Paris?", tools=tools, tool_choice=choice, max_tokens=80, parallel_tool_calls=False)
+            call = answer.choices[0].message.tool_calls[0]
+            self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
+            self.assertIn(call.function.name, names)
+            self.assertIsInstance(json.loads(call.function.arguments), dict)
+            chunks = list(self.ask("What is the weather in Paris?", tools=tools, tool_choice=choice, max_tokens=80, stream=True,
+                                   parallel_tool_calls=False))
+            calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or []]
+            self.assertIn(calls[0].function.name, names)
+            self.assertEqual(chunks[-1].choices[0].finish_reason, "tool_calls")
+        talk = [{"role": "user", "content": "Weather?"}, answer.choices[0].message.model_dump(exclude_none=True),
+                {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        more = self.client().chat.completions.create(model="any", messages=talk, tools=tools, max_tokens=5)
+        self.assertGreater(more.usage.prompt_tokens, 20)
+        none = self.ask("Say hello.", tools=tools, tool_choice="none")
+        self.assertIsNone(none.choices[0].message.tool_calls)
+        auto = self.ask("Say hello.", tools=tools, max_tokens=40)
+        self.assertIn(auto.choices[0].finish_reason, ("stop", "length", "tool_calls"))
+        import openai
+        with self.assertRaises(openai.BadRequestError):
+            self.ask(tools=tools, tool_choice={"type": "function", "function": {"name": "unknown"}})
+
+    def test_completions(self):
+        client = self.client()
+        plain = client.completions.create(model="any", prompt="The capital of France is", max_tokens=5, temperature=0, logprobs=2)
+        self.assertIn("Paris", plain.choices[0].text)
+        self.assertEqual([len(plain.choices[0].logprobs.tokens), len(plain.choices[0].logprobs.top_logprobs)], [5, 5])
+        self.assertEqual(plain.choices[0].logprobs.text_offset[0], 0)
+        echo = client.completions.create(model="any", prompt="The capital of France is", max_tokens=5, temperature=0, echo=True)
+        self.assertEqual(echo.choices[0].text, "The capital of France is" + plain.choices[0].text)
+        both = client.completions.create(model="any", prompt=["One two", "Red green"], n=2, max_tokens=3)
+        self.assertEqual([c.index for c in both.choices], [0, 1, 2, 3])
+        self.assertEqual(both.usage.completion_tokens, sum(1 for _ in both.choices) * 3)
+        text = "".join(c.choices[0].text for c in client.completions.create(
+            model="any", prompt="The capital of France is", max_tokens=5, temperature=0, stream=True))
+        self.assertEqual(text, plain.choices[0].text)
+
+    def test_responses(self):
+        client = self.client()
+        answer = client.responses.create(model="any", input="Tell me a long story.", instructions="Be kind.", max_output_tokens=12)
+        self.assertEqual((answer.status, answer.incomplete_details.reason), ("incomplete", "max_output_tokens"))
+        self.assertTrue(answer.output_text)
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+        formed = client.responses.create(model="any", input="Is it?", max_output_tokens=40,
+                                         text={"format": {"type": "json_schema", "name": "a", "schema": schema}})
+        self.assertEqual(list(json.loads(formed.output_text)), ["ok"])
+        self.assertEqual(formed.status, "completed")
+        stream = list(client.responses.create(model="any", input="Tell me a long story.", max_output_tokens=12, stream=True))
+        self.assertEqual([e.sequence_number for e in stream], list(range(len(stream))))
+        self.assertEqual((stream[0].type, stream[-1].type), ("response.created", "response.incomplete"))
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        self.assertEqual(text, stream[-1].response.output_text)
+        tools = [{"type": "function", "name": "weather", "parameters": WEATHER}]
+        called = client.responses.create(model="any", input="Weather in Paris?", tools=tools, tool_choice="required", max_output_tokens=60)
+        self.assertEqual((called.output[0].type, called.output[0].name), ("function_call", "weather"))
+
+    def test_models_and_errors(self):
+        import openai
+        client = self.client()
+        name = client.models.list().data[0].id
+        self.assertEqual(client.models.retrieve(name).id, name)
+        with self.assertRaises(openai.NotFoundError):
+            client.models.retrieve("none")
+        with self.assertRaises(openai.APIStatusError) as raised:
+            client.embeddings.create(model="any", input="a")
+        self.assertEqual(raised.exception.status_code, 501)
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.ask("word " * 3000)
+        self.assertEqual(raised.exception.type, "exceed_context_size_error")
+
+    def test_a_budget_of_its_own(self):
+        text = "The code is 7391. " + "The weather was fine and people walked. " * 150 + "What is the code?"
+        full = self.ask(text, max_tokens=3)
+        small = self.ask(text, max_tokens=3, extra_body={"kv_budget": "8MiB", "cache_prompt": False, "kv_map": True})
+        self.assertLess(abs(sum(small.kv["map"]) / len(small.kv["map"]) / 100 - small.kv["kept_fraction"]), 0.02)
+        self.assertEqual(sum(b - a for a, b in small.kv["evicted_spans"]), small.kv["evicted_tokens"])
+        self.assertLessEqual(small.kv["used_bytes"], 8 << 20)
+        self.assertLess(small.kv["kept_fraction"], full.kv["kept_fraction"])
+        self.assertTrue(all(0 <= a < b <= small.usage.prompt_tokens + 3 for a, b in small.kv["evicted_spans"]))
+
+
+class AnthropicClient(WithClients):
+    def ask(self, text="Tell me a long story about a river.", **more):
+        import anthropic
+        client = anthropic.Anthropic(base_url=self.server.url, api_key="none", max_retries=0)
+        more = {"max_tokens": 12, **more}
+        return client.messages.create(model="any", messages=[{"role": "user", "content": text}], **more)
+
+    def test_messages(self):
+        whole = self.ask(system=[{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}])
+        self.assertEqual((whole.stop_reason, whole.usage.output_tokens), ("max_tokens", 12))
+        stopped = self.ask(stop_sequences=["e", "a"])
+        self.assertEqual((stopped.stop_reason, stopped.stop_sequence in ("e", "a")), ("stop_sequence", True))
+
+    def test_stream_and_count(self):
+        import anthropic
+        client = anthropic.Anthropic(base_url=self.server.url, api_key="none", max_retries=0)
+        messages = [{"role": "user", "content": "Tell me a long story about a river."}]
+        with client.messages.stream(model="any", max_tokens=12, messages=messages) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        self.assertEqual((text, final.stop_reason, final.usage.output_tokens), (final.content[0].text, "max_tokens", 12))
+        count = client.messages.count_tokens(model="any", messages=messages).input_tokens
+        whole = client.messages.create(model="any", max_tokens=1, messages=messages).usage
+        self.assertEqual(count, whole.input_tokens + whole.cache_read_input_tokens)
+
+    def test_tools_and_errors(self):
+        import anthropic
+        tools = [{"name": "weather", "input_schema": WEATHER}]
+        answer = self.ask("Weather in Paris?", tools=tools, tool_choice={"type": "tool", "name": "weather"}, max_tokens=60)
+        self.assertEqual((answer.stop_reason, answer.content[-1].type, answer.content[-1].name), ("tool_use", "tool_use", "weather"))
+        self.assertIn(answer.content[-1].input["city"], ("Paris", "Bonn"))
+        with self.assertRaises(anthropic.BadRequestError) as raised:
+            self.ask(tools=tools, tool_choice={"type": "tool", "name": "none"})
+        self.assertEqual(raised.exception.body["type"], "error")
+        status, _, body = self.server.post("/v1/messages?beta=true", {"messages": [{"role": "user", "content": "a"}]})
+        self.assertEqual((status, body["error"]["type"]), (400, "invalid_request_error"))
+
+
+class OllamaClient(WithClients):
+    flags = ("--max-retained", "0")  # a prefix that is taken up is computed in other batches
+
+    def client(self):
+        import ollama
+        return ollama.Client(host=self.server.url)
+
+    def test_generate_and_chat(self):
+        client = self.client()
+        name = client.list().models[0].model
+        whole = client.generate(model=name, prompt="Tell me a long story about a river.", options={"num_predict": 8, "temperature": 0})
+        self.assertEqual((whole.done, whole.done_reason, whole.eval_count), (True, "length", 8))
+        self.assertGreater(whole.total_duration, 10**6)
+        parts = list(client.generate(model=name, prompt="Tell me a long story about a river.", options={"num_predict": 8, "temperature": 0}, stream=True))
+        self.assertEqual("".join(part.response for part in parts), whole.response)
+        self.assertTrue(parts[-1].context)
+        talk = client.chat(model=name, messages=[{"role": "user", "content": "Hi"}], options={"num_predict": 4})
+        self.assertEqual(talk.message.role, "assistant")
+        self.assertEqual(client.generate(model=name, prompt="").done_reason, "load")
+        formed = client.chat(model=name, messages=[{"role": "user", "content": "Where?"}], format=WEATHER, options={"num_predict": 40})
+        self.assertIn(json.loads(formed.message.content)["city"], ("Paris", "Bonn"))
+
+    def test_the_rest(self):
+        client = self.client()
+        name = client.list().models[0].model
+        self.assertEqual(client.show(name).details.format, "gguf")
+        self.assertEqual(client.ps().models[0].model, name)
+        self.assertTrue(self.server.request("GET", "/api/version")[2]["version"])
+        self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "a"})[0], 501)
+        status, _, body = self.server.post("/api/show", {"model": "none"})
+        self.assertEqual((status, isinstance(body["error"], str)), (404, True))
+
+
+class LangChain(WithClients):
+    def model(self, **more):
+        from langchain_openai import ChatOpenAI
+        return ChatOpenAI(model="any", base_url=self.server.url + "/v1", api_key="none", max_tokens=60, temperature=0, max_retries=0, **more)
+
+    def test_invoke_and_stream(self):
+        answer = self.model().invoke("Name a colour.")
+        self.assertTrue(answer.content)
+        self.assertGreater(answer.usage_metadata["input_tokens"], 10)
+        self.assertTrue("".join(part.content for part in self.model().stream("Name a colour.")))
+
+    def test_tools_and_structures(self):
+        weather = {"title": "weather", "description": "Weather of a city", **WEATHER}
+        answer = self.model().bind_tools([weather], tool_choice="weather").invoke("Weather in Paris?")
+        self.assertEqual(answer.tool_calls[0]["name"], "weather")
+        self.assertIn(answer.tool_calls[0]["args"]["city"], ("Paris", "Bonn"))
+        for method in ("json_schema", "function_calling"):
+            formed = self.model().with_structured_output(weather, method=method).invoke("Weather in Paris?")
+            self.assertIn(formed["city"], ("Paris", "Bonn"), method)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
