@@ -1,0 +1,119 @@
+#include "evict/follow.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "evict/object_lists.h"
+
+namespace pith::evict {
+namespace {
+
+// Stored objects that the followed expert stores, too, and those that it does not.
+constexpr uint32_t kShared = 1;
+constexpr uint32_t kLeftOver = 2;
+
+class Follow final : public Replayed<Follow> {
+ public:
+  Follow(const Setup& setup, std::vector<std::unique_ptr<Evictor>> experts, const FollowOptions& options)
+      : Replayed(setup.capacity), options_(options), lists_(setup.num_objects, 2), num_objects_(setup.num_objects),
+        growth_(options.half_life > 0 ? std::exp2(1 / options.half_life) : 1), misses_(experts.size(), 0),
+        experts_(std::move(experts)) {
+    experts_[0]->RecordVictims(&victims_);
+  }
+
+  bool Contains(uint32_t object) const override { return lists_.ListOf(object) != 0; }
+  uint64_t used_bytes() const override { return lists_.bytes(kShared) + lists_.bytes(kLeftOver); }
+  void OnHit(const Access& access) override { Serve(access); }
+  void OnMiss(const Access& access) override { Serve(access); }
+  void Erase(uint32_t object) override {
+    lists_.Remove(object);
+    for (const auto& expert : experts_) {
+      if (expert->Contains(object)) expert->Erase(object);
+    }
+  }
+
+ private:
+  void Serve(const Access& access) {
+    weight_ *= growth_;
+    if (weight_ > 1e100) Rescale();
+    for (size_t e = 0; e < experts_.size(); ++e) {
+      if (experts_[e]->Contains(access.object)) {
+        experts_[e]->OnHit(access);
+      } else {
+        experts_[e]->OnMiss(access);
+        misses_[e] += weight_;
+      }
+    }
+    for (const uint32_t victim : victims_) {
+      if (lists_.ListOf(victim) == kShared) Move(victim, kLeftOver);
+    }
+    victims_.clear();
+    Choose();
+    Store(access);
+  }
+
+  void Store(const Access& access) {
+    const uint32_t object = access.object;
+    const bool wanted = experts_[followed_]->Contains(object);
+    const uint32_t list = lists_.ListOf(object);
+    if (list != 0) {
+      if ((list == kShared) != wanted) Move(object, wanted ? kShared : kLeftOver);
+      return;
+    }
+    if (!wanted) return;
+    // All that is shared fits beside the object, since the followed one stores it so.
+    while (used_bytes() + access.size > capacity_) {
+      const uint32_t victim = lists_.tail(kLeftOver);
+      lists_.Remove(victim);
+      Evicted(victim);
+    }
+    lists_.PushHead(kShared, object, access.size);
+  }
+
+  void Choose() {
+    const size_t best = static_cast<size_t>(std::min_element(misses_.begin(), misses_.end()) - misses_.begin());
+    if (best == followed_) return;
+    const double slack = options_.slack > 0 ? options_.slack
+                                            : static_cast<double>(lists_.count(kShared) + lists_.count(kLeftOver));
+    if (misses_[followed_] <= options_.factor * misses_[best] || misses_[followed_] - misses_[best] <= slack * weight_) {
+      return;
+    }
+    experts_[followed_]->RecordVictims(nullptr);
+    followed_ = best;
+    experts_[followed_]->RecordVictims(&victims_);
+    for (uint32_t object = 0; object < num_objects_; ++object) {
+      if (lists_.ListOf(object) != 0) Move(object, experts_[followed_]->Contains(object) ? kShared : kLeftOver);
+    }
+  }
+
+  void Move(uint32_t object, uint32_t list) {
+    const uint64_t size = lists_.SizeOf(object);
+    lists_.Remove(object);
+    lists_.PushHead(list, object, size);
+  }
+
+  void Rescale() {
+    for (double& misses : misses_) misses /= weight_;
+    weight_ = 1;
+  }
+
+  const FollowOptions options_;
+  ObjectLists lists_;
+  const size_t num_objects_;
+  const double growth_;          // of weight_, with every access
+  double weight_ = 1;            // of a miss now
+  std::vector<double> misses_;   // by expert, in units of weight_ / misses_ then
+  std::vector<std::unique_ptr<Evictor>> experts_;
+  size_t followed_ = 0;
+  std::vector<uint32_t> victims_;  // of the followed one, in this access
+};
+
+}  // namespace
+
+std::unique_ptr<Evictor> MakeFollow(const Setup& setup, std::vector<std::unique_ptr<Evictor>> experts,
+                                    const FollowOptions& options) {
+  return std::make_unique<Follow>(setup, std::move(experts), options);
+}
+
+}  // namespace pith::evict
