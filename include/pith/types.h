@@ -19,6 +19,8 @@ enum class ErrorCode {
   kOutOfBudget,      // the KV budget holds no more
   kIo,               // the system refused a read, a write or memory
   kCancelled,        // the caller asked to stop
+  kBusy,             // later perhaps: a queue is full
+  kOutOfContext,     // more tokens than a sequence may reach
 };
 
 // A code for programs and one sentence for people.
@@ -58,6 +60,10 @@ inline tl::unexpected<Error> IoError(std::string message) {
 }
 inline tl::unexpected<Error> Cancelled(std::string message) {
   return MakeError(ErrorCode::kCancelled, std::move(message));
+}
+inline tl::unexpected<Error> Busy(std::string message) { return MakeError(ErrorCode::kBusy, std::move(message)); }
+inline tl::unexpected<Error> OutOfContext(std::string message) {
+  return MakeError(ErrorCode::kOutOfContext, std::move(message));
 }
 
 // Leaves the enclosing function with the error of `expr`, a Result or Status.
