@@ -168,10 +168,12 @@ Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup
         fmt::format("{:.2f} MiB do not hold a sequence with the recipe {}; {:.2f} MiB are the least that does",
                     Mib(ceiling), setup->recipe().text, Mib(least) + 0.005));
   }
-  const size_t floor =
-      std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
   const size_t flight = std::max(flight_bytes_, setup->flight.Bytes(plan_.block_tokens, options_.max_sequences));
-  const size_t needed = floor + flight - flight_bytes_;
+  // An equal share pays for what its recipe's steps take beyond the engine's own.
+  const size_t more_flight = flight - flight_bytes_;
+  const size_t share = plan_.share_bytes - std::min(plan_.share_bytes, more_flight);
+  const size_t floor = std::max(least, std::min(floor_bytes > 0 ? floor_bytes : share, ceiling));
+  const size_t needed = floor + more_flight;
   const bool is_there = Reclaim(needed, nullptr) && flight_->SetLimits(flight, flight);
   if (is_there) flight_bytes_ = flight;
   if (is_there) sequence->own_account = MemoryAccount::Open(ledger_.get(), floor, ceiling);
