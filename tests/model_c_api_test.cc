@@ -17,17 +17,10 @@ namespace {
 
 using Tokens = std::vector<int32_t>;
 
-template <typename T>
-T Sized() {
-  T value{};
-  value.struct_size = sizeof value;
-  return value;
-}
-
 class ModelCApi : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    auto options = Sized<pith_model_options>();
+    auto options = PITH_INIT(pith_model_options);
     options.num_threads = 1;
     ASSERT_EQ(pith_model_load(pith::DefaultModelPath().c_str(), &options, &model_), PITH_OK) << pith_last_error();
   }
@@ -41,7 +34,7 @@ class ModelCApi : public ::testing::Test {
   }
 
   void Open(int max_sequences, uint64_t budget_bytes = 0, const char* recipe = nullptr) {
-    auto options = Sized<pith_engine_options>();
+    auto options = PITH_INIT(pith_engine_options);
     options.num_ctx = 1024;
     options.num_threads = 1;
     options.max_sequences = max_sequences;
@@ -50,7 +43,7 @@ class ModelCApi : public ::testing::Test {
     ASSERT_EQ(pith_engine_new(model_, &options, &engine_), PITH_OK) << pith_last_error();
   }
   pith_sequence* New(const char* recipe = nullptr, bool compress_after = false) {
-    auto options = Sized<pith_sequence_options>();
+    auto options = PITH_INIT(pith_sequence_options);
     options.recipe = recipe;
     options.compress_after = compress_after;
     pith_sequence* sequence = nullptr;
@@ -82,7 +75,7 @@ class ModelCApi : public ::testing::Test {
         << pith_last_error();
   }
   static pith_step_item Item(pith_sequence* sequence, const Tokens& tokens) {
-    auto item = Sized<pith_step_item>();
+    auto item = PITH_INIT(pith_step_item);
     item.sequence = sequence;
     item.tokens = tokens.data();
     item.num_tokens = tokens.size();
@@ -239,7 +232,7 @@ TEST_F(ModelCApi, SequencesComeBackThroughCallbacksWithTheSameBits) {
 
 TEST_F(ModelCApi, StructsOfOtherSizes) {
   // An older program's engine options end behind num_ctx, and what follows is not ours.
-  auto options = Sized<pith_engine_options>();
+  auto options = PITH_INIT(pith_engine_options);
   options.struct_size = offsetof(pith_engine_options, num_threads);
   options.num_ctx = 256;
   options.max_sequences = -7;
@@ -289,7 +282,7 @@ TEST_F(ModelCApi, AGeneratorEndsAtItsStopStringWithLogprobs) {
   sampling.temperature = 0;
   pith_sampler* sampler = nullptr;
   ASSERT_EQ(pith_sampler_new(model_, &sampling, &sampler), PITH_OK) << pith_last_error();
-  auto options = Sized<pith_generator_options>();
+  auto options = PITH_INIT(pith_generator_options);
   options.max_tokens = 10;
   options.num_logprobs = 4;
   pith_generator* generator = nullptr;
@@ -306,7 +299,7 @@ TEST_F(ModelCApi, AGeneratorEndsAtItsStopStringWithLogprobs) {
       ASSERT_EQ(pith_sequence_decode(sequence, token), PITH_OK) << pith_last_error();
     }
   }
-  auto generation = Sized<pith_generation>();
+  auto generation = PITH_INIT(pith_generation);
   ASSERT_EQ(pith_generator_get(generator, &generation), PITH_OK);
   EXPECT_EQ(generation.text, shown);
   EXPECT_EQ(generation.stop, PITH_STOP_LENGTH);
@@ -363,7 +356,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
     SCOPED_TRACE(recipe);
     fails = false;
     Open(3);
-    auto few = Sized<pith_sequence_options>();
+    auto few = PITH_INIT(pith_sequence_options);
     few.recipe = recipe;
     few.keep_entries = 64;
     pith_sequence *moody = nullptr, *calm = New("full"), *control = New("full");
@@ -377,7 +370,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
       return std::pair(statuses[0], statuses[1]);
     };
     Prefill(moody, text);
-    auto stats = Sized<pith_sequence_stats>();
+    auto stats = PITH_INIT(pith_sequence_stats);
     ASSERT_EQ(pith_sequence_get_stats(moody, &stats), PITH_OK);
     EXPECT_LT(stats.kept_fraction, 0.9) << "it drops while it is well";
     EXPECT_EQ(step(control), std::pair(pith_status{PITH_OK}, pith_status{PITH_OK}));
@@ -401,6 +394,40 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
   }
 }
 
+TEST_F(ModelCApi, ASecondReadingIsObservedAsThoughTheScorerWereBuiltIn) {
+  const pith_score_fn by_column = [](void*, const pith_layer_input* layer, float* const* scores) {
+    for (int h = 0; h < layer->num_heads; ++h) {
+      std::copy_n(layer->heads[h]->columns[0], layer->heads[h]->num_entries, scores[h]);
+    }
+    return true;
+  };
+  const pith_column column = {sizeof column, "largest", 0};
+  auto options = PITH_INIT(pith_scorer_options);
+  options.needs = PITH_NEED_REPEAT | PITH_NEED_LARGEST;
+  options.columns = &column;
+  options.num_columns = 1;
+  options.num_sinks = 4;
+  options.repeat_chunk = 64;
+  options.observe = [](void*, const pith_observation* seen, float* const* columns) {
+    for (int i = 0; i < seen->num_entries; ++i) columns[0][i] = std::max(columns[0][i], seen->largest[i]);
+  };
+  ASSERT_EQ(pith_register_scorer("outside_kvzip", by_column, nullptr, &options), PITH_OK) << pith_last_error();
+  Open(3, uint64_t{64} << 20);
+  const Tokens text = LongText(8);
+  std::vector<std::vector<float>> logits;
+  for (const char* recipe : {"score=kvzip:chunk=64", "score=outside_kvzip", "score=random"}) {
+    pith_sequence* sequence = New(recipe, true);
+    Prefill(sequence, text);
+    double kept = 0;
+    ASSERT_EQ(pith_sequence_compress(sequence, nullptr, 0.3, &kept), PITH_OK) << pith_last_error();
+    EXPECT_LT(kept, 0.35);
+    ASSERT_EQ(pith_sequence_decode(sequence, 100), PITH_OK) << pith_last_error();
+    logits.push_back(LogitsOf(sequence));
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  EXPECT_NE(logits[0], logits[2]) << "the control";
+}
+
 TEST_F(ModelCApi, LibllamaIsHeardWhereSomebodyListens) {
   std::atomic<int> lines{0};
   const pith_log_fn log = [](void* user, int32_t level, const char* text) {
@@ -409,7 +436,7 @@ TEST_F(ModelCApi, LibllamaIsHeardWhereSomebodyListens) {
   };
   pith_set_log(log, &lines);
   pith_model* other = nullptr;
-  auto options = Sized<pith_model_options>();
+  auto options = PITH_INIT(pith_model_options);
   options.num_threads = 1;
   ASSERT_EQ(pith_model_load(pith::DefaultModelPath().c_str(), &options, &other), PITH_OK) << pith_last_error();
   pith_model_free(other);

@@ -32,10 +32,17 @@
 #endif
 
 // Options or a result with nothing set: pith_engine_stats stats = PITH_INIT(pith_engine_stats);
-#define PITH_INIT(type) {.struct_size = sizeof(type)}
-
 #ifdef __cplusplus
+template <typename T>
+T pith_sized() {
+  T value{};
+  value.struct_size = sizeof value;
+  return value;
+}
+#define PITH_INIT(type) pith_sized<type>()
 extern "C" {
+#else
+#define PITH_INIT(type) {.struct_size = sizeof(type)}
 #endif
 
 // Rises when a program that was compiled before might no longer work.
@@ -469,8 +476,10 @@ enum {
   PITH_NEED_VALUES = 1 << 1,
   PITH_NEED_WINDOW_PROBS = 1 << 2,
   PITH_NEED_WINDOW_QUERIES = 1 << 3,
-  PITH_NEED_EVERY_QUERY = 1 << 4,  // observe() is called with what every query paid
+  PITH_NEED_EVERY_QUERY = 1 << 4,  // observe() is called with what every query pays
   PITH_NEED_VALUE_NORMS = 1 << 5,
+  PITH_NEED_REPEAT = 1 << 6,  // the prompt is read once more before it is compressed, and observe() is called with that
+  PITH_NEED_QUERY_MOMENTS = 1 << 7,
   PITH_NEED_SQUARES = 1 << 8,      // pith_observation::squares
   PITH_NEED_LARGEST = 1 << 9,      // pith_observation::largest
 };
@@ -479,15 +488,25 @@ enum {
 typedef struct pith_head_input {
   size_t struct_size;
   int32_t num_entries;
-  const int32_t* positions;      // [n], ascending
-  const uint8_t* pinned;         // [n] or NULL; 1: no recipe may drop it
-  const float* keys;             // [n, D], after RoPE
-  const float* values;           // [n, Dv]
-  const float* window_probs;     // [G, w, n], attention of the last w queries after the softmax
-  const float* window_queries;   // [G, w, D], after RoPE
-  const float* value_norms;      // [n], length of the value after the output projection
-  const float* const* columns;   // [num_columns][n], what the scorer remembers
+  const int32_t* positions;        // [n], ascending
+  const uint8_t* pinned;           // [n] or NULL; 1: no recipe may drop it
+  const float* keys;               // [n, D], after RoPE
+  const float* values;             // [n, Dv]
+  const float* window_probs;       // [G, w, n], attention of the last w queries after the softmax
+  const float* window_queries;     // [G, w, D], after RoPE
+  const float* value_norms;        // [n], length of the value after the output projection
+  const float* query_means;        // [G, D] of all queries so far, before RoPE
+  const float* query_covariances;  // [G, D (D + 1) / 2] of them: lower triangles, row by row
+  const float* const* columns;     // [num_columns][n], what the scorer remembers
 } pith_head_input;
+
+// Channels of a query or key as a complex number, which a position multiplies by magnitude * exp(i * angle * position).
+typedef struct pith_rotated_pair {
+  int32_t real;
+  int32_t imaginary;
+  double angle;  // radians
+  double magnitude;
+} pith_rotated_pair;
 
 typedef struct pith_layer_input {
   size_t struct_size;
@@ -502,11 +521,13 @@ typedef struct pith_layer_input {
   uint64_t seed;
   float attention_scale;
   const pith_head_input* const* heads;   // [num_heads]
+  const pith_rotated_pair* rotation;     // [num_rotated], with PITH_NEED_QUERY_MOMENTS; other channels stay as they are
+  size_t num_rotated;
   const double* params;                  // [num_params], as in the recipe
   const void* internal;                  // of pith_window_attention()
 } pith_layer_input;
 
-// What some consecutive entries of one kv head received of new queries.
+// What some consecutive entries of one kv head received of new queries, or of those of the second reading.
 typedef struct pith_observation {
   size_t struct_size;
   int32_t layer;
@@ -554,7 +575,8 @@ typedef struct pith_scorer_options {
   size_t num_params;
   const pith_column* columns;   // remembered per entry and counted in the budget, [num_columns]
   size_t num_columns;
-  pith_observe_fn observe;      // with PITH_NEED_EVERY_QUERY
+  pith_observe_fn observe;      // with PITH_NEED_EVERY_QUERY or PITH_NEED_REPEAT
+  int32_t repeat_chunk;         // with PITH_NEED_REPEAT: tokens that one pass repeats; 0: 2000
 } pith_scorer_options;
 
 // From now on score=NAME works in every recipe, beside every built-in stage, and stands in pith_list_stages(). name:

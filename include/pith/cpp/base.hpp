@@ -21,13 +21,6 @@ inline namespace api {
 
 namespace internal {
 
-template <typename T>
-T Sized() {
-  T value{};
-  value.struct_size = sizeof value;
-  return value;
-}
-
 inline Error LastError(pith_status status) { return {static_cast<ErrorCode>(status - 1), pith_last_error()}; }
 
 inline Status ToStatus(pith_status status) {

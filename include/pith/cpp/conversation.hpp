@@ -26,7 +26,7 @@ class Conversation {
   static Result<Conversation> Create(const Engine& engine, const ConversationOptions& options = {}) {
     pith_conversation* made = nullptr;
     PITH_RETURN_IF_ERROR(internal::WithOptions(options.sequence, [&](const pith_sequence_options* sequence) {
-      auto own = internal::Sized<pith_conversation_options>();
+      auto own = PITH_INIT(pith_conversation_options);
       own.system = internal::OrNull(options.system);
       own.plain_control_tokens = options.plain_control_tokens;
       own.sequence = sequence;
@@ -85,7 +85,7 @@ class Conversation {
   const Engine& engine() const { return engine_; }
   int num_tokens() const { return pith_sequence_num_tokens(sequence()); }
   pith_sequence_stats stats() const {
-    auto stats = internal::Sized<pith_sequence_stats>();
+    auto stats = PITH_INIT(pith_sequence_stats);
     (void)pith_sequence_get_stats(sequence(), &stats);
     return stats;
   }
@@ -106,10 +106,10 @@ class Conversation {
   Result<Generation> Generate(const char* message, const char* text, const GenerateOptions& options,
                               const TextCallback& on_text) {
     const std::vector<const char*> stops = internal::Pointers(options.stops);
-    auto generation = internal::Sized<pith_generation>();
+    auto generation = PITH_INIT(pith_generation);
     PITH_RETURN_IF_ERROR(
         internal::WithSampling(engine_.model(), options.sampling, [&](const pith_sampler_options* sampling) {
-          auto own = internal::Sized<pith_generate_options>();
+          auto own = PITH_INIT(pith_generate_options);
           own.message = message;
           own.text = text;
           own.max_tokens = options.max_tokens;

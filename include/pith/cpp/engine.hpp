@@ -42,7 +42,7 @@ namespace internal {
 template <typename Use>
 auto WithOptions(const SequenceOptions& options, const Use& use) {
   const std::vector<const char*> later = Pointers(options.later_recipes);
-  auto own = Sized<pith_sequence_options>();
+  auto own = PITH_INIT(pith_sequence_options);
   own.recipe = OrNull(options.recipe);
   own.num_ctx = options.num_ctx;
   own.keep_entries = options.keep_entries;
@@ -95,7 +95,7 @@ class Sequence {
   int num_tokens() const { return pith_sequence_num_tokens(get()); }
   std::string recipe() const { return pith_sequence_recipe(get()); }
   pith_sequence_stats stats() const {
-    auto stats = internal::Sized<pith_sequence_stats>();
+    auto stats = PITH_INIT(pith_sequence_stats);
     (void)pith_sequence_get_stats(get(), &stats);
     return stats;
   }
@@ -144,7 +144,7 @@ struct StepItem {
 class Engine {
  public:
   static Result<Engine> Create(const Model& model, const EngineOptions& options = {}) {
-    auto own = internal::Sized<pith_engine_options>();
+    auto own = PITH_INIT(pith_engine_options);
     own.budget_bytes = options.budget_bytes;
     own.num_ctx = options.num_ctx;
     own.num_threads = options.num_threads;
@@ -160,14 +160,14 @@ class Engine {
 
   const Model& model() const { return model_; }
   pith_engine_stats stats() const {
-    auto stats = internal::Sized<pith_engine_stats>();
+    auto stats = PITH_INIT(pith_engine_stats);
     (void)pith_engine_get_stats(get(), &stats);
     return stats;
   }
   int block_tokens() const { return pith_engine_block_tokens(get()); }
   // What a sequence with these options takes that reads so many tokens.
   Result<pith_admission> Admit(const SequenceOptions& options, size_t num_tokens) const {
-    auto admission = internal::Sized<pith_admission>();
+    auto admission = PITH_INIT(pith_admission);
     PITH_RETURN_IF_ERROR(internal::WithOptions(options, [&](const pith_sequence_options* own) {
       return internal::ToStatus(pith_engine_admit(get(), own, num_tokens, &admission));
     }));

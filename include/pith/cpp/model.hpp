@@ -31,7 +31,7 @@ class Model {
   // kNotFound, kCorrupt, kUnsupported.
   static Result<Model> Load(const std::string& gguf_path, const ModelOptions& options = {}) {
     const std::vector<const char*> loras = internal::Pointers(options.loras);
-    auto own = internal::Sized<pith_model_options>();
+    auto own = PITH_INIT(pith_model_options);
     own.num_threads = options.num_threads;
     own.num_gpu_layers = options.num_gpu_layers;
     own.chat_template = internal::OrNull(options.chat_template);
@@ -44,7 +44,7 @@ class Model {
   }
 
   pith_model_info info() const {
-    auto info = internal::Sized<pith_model_info>();
+    auto info = PITH_INIT(pith_model_info);
     (void)pith_model_get_info(get(), &info);
     return info;
   }

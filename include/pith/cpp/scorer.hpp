@@ -60,7 +60,7 @@ class Scorer {
   // scores[h]: an element for each entry of kv head h, all 0. Larger stays, INFINITY first of all; NaN, -INFINITY or a
   // return of false fail what was being read or compressed.
   virtual bool Score(const LayerInput& layer, float* const* scores) const = 0;
-  // With PITH_NEED_EVERY_QUERY: updates columns[i], one element for each entry.
+  // With PITH_NEED_EVERY_QUERY or PITH_NEED_REPEAT: updates columns[i], one element for each entry.
   virtual void Observe(const Observation& seen, float* const* columns) const { (void)seen, (void)columns; }
 };
 
@@ -83,6 +83,7 @@ struct ScorerOptions {
   int window = 0;
   bool aggregates = false;
   int num_sinks = 0;
+  int repeat_chunk = 0;
   std::vector<ScorerParam> params = {};
   std::vector<ScorerColumn> columns = {};
 };
@@ -98,18 +99,19 @@ inline Status RegisterScorer(const std::string& name, std::shared_ptr<const Scor
   }
   std::vector<pith_column> columns;
   for (const ScorerColumn& c : options.columns) columns.push_back({sizeof(pith_column), c.name.c_str(), c.initial});
-  auto own = internal::Sized<pith_scorer_options>();
+  auto own = PITH_INIT(pith_scorer_options);
   own.summary = options.summary.c_str();
   own.paper = options.paper.c_str();
   own.needs = options.needs;
   own.window = options.window;
   own.aggregates = options.aggregates;
   own.num_sinks = options.num_sinks;
+  own.repeat_chunk = options.repeat_chunk;
   own.params = params.data();
   own.num_params = params.size();
   own.columns = columns.data();
   own.num_columns = columns.size();
-  if ((options.needs & PITH_NEED_EVERY_QUERY) != 0) {
+  if ((options.needs & (PITH_NEED_EVERY_QUERY | PITH_NEED_REPEAT)) != 0) {
     own.observe = [](void* user, const pith_observation* seen, float* const* of) noexcept {
       (*static_cast<std::shared_ptr<const Scorer>*>(user))->Observe(*seen, of);
     };

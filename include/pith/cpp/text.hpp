@@ -151,7 +151,7 @@ class Generator {
   static Result<Generator> Create(const Model& model, const GenerateOptions& options = {}) {
     PITH_ASSIGN_OR_RETURN(Sampler sampler, Sampler::Create(model, options.sampling));
     const std::vector<const char*> stops = internal::Pointers(options.stops);
-    auto own = internal::Sized<pith_generator_options>();
+    auto own = PITH_INIT(pith_generator_options);
     own.max_tokens = options.max_tokens;
     own.num_logprobs = options.num_logprobs;
     own.stops = stops.data();
@@ -179,7 +179,7 @@ class Generator {
   void Finish(StopReason reason) { pith_generator_finish(get(), static_cast<pith_stop>(reason)); }
   // What there is so far.
   Generation generation() const {
-    auto generation = internal::Sized<pith_generation>();
+    auto generation = PITH_INIT(pith_generation);
     (void)pith_generator_get(get(), &generation);
     return internal::ToGeneration(generation);
   }

@@ -50,8 +50,7 @@ struct Request {
 Result<Request> ReadRequest(pith_conversation& conversation, const pith_generate_options& options) {
   EngineState& state = *conversation.sequence.state;
   Request request;
-  pith_generator_options generator{};
-  generator.struct_size = sizeof generator;
+  auto generator = PITH_INIT(pith_generator_options);
   generator.max_tokens = options.max_tokens;
   generator.num_logprobs = options.num_logprobs;
   generator.stops = options.stops;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "policy/observe.h"
@@ -18,13 +19,18 @@ constexpr int kLargestWindow = 4096;
 constexpr size_t kMostColumns = 16;
 constexpr int kMostSinks = 4096;
 constexpr uint32_t kWindowNeeds = kNeedWindowProbs | kNeedWindowQueries;
-constexpr uint32_t kQueryNeeds = kNeedEveryQuery | kNeedSquares | kNeedLargest;
-constexpr uint32_t kKnownNeeds = kNeedKeys | kNeedValues | kNeedValueNorms | kWindowNeeds | kQueryNeeds;
+constexpr uint32_t kObserveNeeds = kNeedEveryQuery | kNeedRepeat;
+constexpr uint32_t kStatisticNeeds = kNeedSquares | kNeedLargest;
+constexpr int kSmallestChunk = 64;
+constexpr int kLargestChunk = 65536;
+constexpr uint32_t kKnownNeeds =
+    kNeedKeys | kNeedValues | kNeedValueNorms | kNeedQueryMoments | kWindowNeeds | kObserveNeeds | kStatisticNeeds;
 
 static_assert(PITH_NEED_KEYS == uint32_t{kNeedKeys} && PITH_NEED_VALUES == uint32_t{kNeedValues});
 static_assert(PITH_NEED_WINDOW_PROBS == uint32_t{kNeedWindowProbs});
 static_assert(PITH_NEED_WINDOW_QUERIES == uint32_t{kNeedWindowQueries});
 static_assert(PITH_NEED_EVERY_QUERY == uint32_t{kNeedEveryQuery} && PITH_NEED_VALUE_NORMS == uint32_t{kNeedValueNorms});
+static_assert(PITH_NEED_REPEAT == uint32_t{kNeedRepeat} && PITH_NEED_QUERY_MOMENTS == uint32_t{kNeedQueryMoments});
 static_assert(PITH_NEED_SQUARES == uint32_t{kNeedSquares} && PITH_NEED_LARGEST == uint32_t{kNeedLargest});
 
 struct Column {
@@ -41,6 +47,7 @@ struct OutsideScorer {
   uint32_t needs = 0;
   int window = 0;  // 0: looks at no window
   bool aggregates = false;
+  RepeatOptions repeat;  // with kNeedRepeat
   std::vector<std::string> param_names;
   std::vector<Column> columns;
 };
@@ -68,8 +75,15 @@ class LayerView {
                    .window_probs = head.window_probs,
                    .window_queries = head.window_queries,
                    .value_norms = head.value_norms,
+                   .query_means = head.query_means,
+                   .query_covariances = head.query_covariances,
                    .columns = head.columns.empty() ? nullptr : head.columns.data()};
       pointers_[h] = &heads_[h];
+    }
+    if (inputs.rotation != nullptr) {
+      for (const RotatedPair& pair : inputs.rotation->pairs) {
+        rotation_.push_back({pair.real, pair.imaginary, pair.angle, pair.magnitude});
+      }
     }
     layer_ = {.struct_size = sizeof(pith_layer_input),
               .layer = inputs.layer,
@@ -83,6 +97,8 @@ class LayerView {
               .seed = inputs.seed,
               .attention_scale = inputs.attention_scale,
               .heads = pointers_.data(),
+              .rotation = rotation_.data(),
+              .num_rotated = rotation_.size(),
               .params = params.data(),
               .internal = &within};
   }
@@ -92,6 +108,7 @@ class LayerView {
  private:
   std::vector<pith_head_input> heads_;
   std::vector<const pith_head_input*> pointers_;
+  std::vector<pith_rotated_pair> rotation_;
   pith_layer_input layer_;
 };
 
@@ -103,7 +120,11 @@ class CalledScorer final : public Scorer {
     if (outside_->window > 0) window_ = params.Int("window");
   }
 
-  uint32_t needs() const override { return outside_->needs; }
+  // The second reading comes as probabilities, from which any statistics follow.
+  uint32_t needs() const override { return repeat() == nullptr ? outside_->needs : outside_->needs & ~kStatisticNeeds; }
+  const RepeatOptions* repeat() const override {
+    return (outside_->needs & kNeedRepeat) != 0 ? &outside_->repeat : nullptr;
+  }
   int window() const override { return window_; }
   bool aggregates() const override { return outside_->aggregates; }
   std::vector<ColumnSpec> columns() const override {
@@ -113,10 +134,11 @@ class CalledScorer final : public Scorer {
   }
 
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    const bool every = (outside_->needs & kNeedEveryQuery) != 0;
-    if (!every || outside_->observe == nullptr) return;
-    const ReceivedAttention sum(seen, Received::kSum), squares(seen, Received::kSquares),
-        largest(seen, Received::kLargest);
+    if (outside_->observe == nullptr) return;
+    const ReceivedAttention sum(seen, Received::kSum);
+    std::optional<ReceivedAttention> squares, largest;
+    if ((outside_->needs & kNeedSquares) != 0) squares.emplace(seen, Received::kSquares);
+    if ((outside_->needs & kNeedLargest) != 0) largest.emplace(seen, Received::kLargest);
     const pith_observation view = {.struct_size = sizeof(pith_observation),
                                    .layer = seen.layer,
                                    .kv_head = seen.kv_head,
@@ -124,8 +146,8 @@ class CalledScorer final : public Scorer {
                                    .num_entries = seen.num_entries,
                                    .positions = seen.positions.data(),
                                    .sum = sum.data(),
-                                   .squares = squares.data(),
-                                   .largest = largest.data(),
+                                   .squares = squares ? squares->data() : nullptr,
+                                   .largest = largest ? largest->data() : nullptr,
                                    .params = params_.data()};
     outside_->observe(outside_->user, &view, columns.data());
   }
@@ -161,12 +183,19 @@ class CalledScorer final : public Scorer {
 
 Status CheckNeeds(const OutsideScorer& scorer, const pith_scorer_options& options) {
   if ((scorer.needs & ~kKnownNeeds) != 0) return InvalidArgument("a scorer's needs are PITH_NEED_* bits");
-  if ((scorer.needs & (kNeedSquares | kNeedLargest)) != 0 && (scorer.needs & kNeedEveryQuery) == 0) {
-    return InvalidArgument("PITH_NEED_SQUARES and PITH_NEED_LARGEST go with PITH_NEED_EVERY_QUERY");
+  if ((scorer.needs & kObserveNeeds) == kObserveNeeds) {
+    return InvalidArgument("PITH_NEED_EVERY_QUERY and PITH_NEED_REPEAT exclude one another");
   }
-  const bool observes = (scorer.needs & kNeedEveryQuery) != 0;
+  const bool observes = (scorer.needs & kObserveNeeds) != 0;
+  if ((scorer.needs & kStatisticNeeds) != 0 && !observes) {
+    return InvalidArgument("PITH_NEED_SQUARES and PITH_NEED_LARGEST go with PITH_NEED_EVERY_QUERY or PITH_NEED_REPEAT");
+  }
   if (observes != (options.observe != nullptr) || observes != (options.num_columns > 0)) {
-    return InvalidArgument("PITH_NEED_EVERY_QUERY, observe() and columns go together");
+    return InvalidArgument("observe() and columns go with PITH_NEED_EVERY_QUERY or PITH_NEED_REPEAT");
+  }
+  if (options.repeat_chunk != 0 && (options.repeat_chunk < kSmallestChunk || options.repeat_chunk > kLargestChunk)) {
+    return InvalidArgument(
+        fmt::format("a second reading repeats {} to {} tokens at a time", kSmallestChunk, kLargestChunk));
   }
   if (scorer.aggregates && (scorer.needs & kNeedWindowProbs) == 0) {
     return InvalidArgument("a scorer that aggregates needs PITH_NEED_WINDOW_PROBS");
@@ -215,6 +244,7 @@ Status Register(const char* name, pith_score_fn score, void* user, const pith_sc
   scorer->aggregates = options.aggregates;
   PITH_RETURN_IF_ERROR(CheckNeeds(*scorer, options));
   if ((scorer->needs & kWindowNeeds) != 0) scorer->window = options.window > 0 ? options.window : kDefaultWindow;
+  if (options.repeat_chunk > 0) scorer->repeat.chunk = options.repeat_chunk;
   PITH_ASSIGN_OR_RETURN(const std::vector<pith_column> columns,
                         ReadAll(options.columns, options.num_columns, "columns"));
   for (const pith_column& column : columns) scorer->columns.push_back({Text(column.name), column.initial});

@@ -43,8 +43,7 @@ void KeepLargestSeen(void*, const pith_observation* seen, float* const* columns)
 }
 
 pith_scorer_options WindowOptions() {
-  pith_scorer_options options{};
-  options.struct_size = sizeof options;
+  pith_scorer_options options = PITH_INIT(pith_scorer_options);
   options.needs = PITH_NEED_WINDOW_PROBS;
   options.window = 4;
   options.aggregates = true;
@@ -67,8 +66,7 @@ KeptHeads Choose(const std::string& recipe, LayerShapeForTest shape = {}) {
 TEST(CApiPolicy, AScorerFromOutsideChoosesLikeTheSameOneInside) {
   const pith_scorer_options window = WindowOptions();
   ASSERT_EQ(pith_register_scorer("outside_snapkv", ByWindow, nullptr, &window), PITH_OK) << pith_last_error();
-  pith_scorer_options peak{};
-  peak.struct_size = sizeof peak;
+  pith_scorer_options peak = PITH_INIT(pith_scorer_options);
   peak.needs = PITH_NEED_EVERY_QUERY | PITH_NEED_LARGEST;
   const pith_column column = {sizeof column, "most", 0};
   peak.columns = &column;
@@ -107,6 +105,38 @@ TEST(CApiPolicy, MixesWithEveryStageThatTheSameOneInsideMixesWith) {
   EXPECT_GE(num_mixed, 15);
 }
 
+TEST(CApiPolicy, MomentsAndRotationAreThoseThatTheLayerHas) {
+  struct Seen {
+    std::vector<const float*> means, covariances;
+    std::vector<pith_rotated_pair> rotation;
+  } seen;
+  const pith_score_fn note = [](void* user, const pith_layer_input* layer, float* const* scores) {
+    auto& own = *static_cast<Seen*>(user);
+    for (int h = 0; h < layer->num_heads; ++h) {
+      own.means.push_back(layer->heads[h]->query_means);
+      own.covariances.push_back(layer->heads[h]->query_covariances);
+    }
+    own.rotation.assign(layer->rotation, layer->rotation + layer->num_rotated);
+    return ByPosition(nullptr, layer, scores);
+  };
+  pith_scorer_options options = PITH_INIT(pith_scorer_options);
+  options.needs = PITH_NEED_KEYS | PITH_NEED_QUERY_MOMENTS;
+  ASSERT_EQ(pith_register_scorer("with_moments", note, &seen, &options), PITH_OK) << pith_last_error();
+  const Result<Recipe> recipe = ParseRecipe("score=with_moments");
+  ASSERT_TRUE(recipe);
+  const TestLayer layer({}, *recipe->policy, 5);
+  LayerScores scores;
+  recipe->policy->Score(layer.inputs(), scores);
+  for (size_t h = 0; h < 3; ++h) {
+    EXPECT_EQ(seen.means[h], layer.head(h).query_means);
+    EXPECT_EQ(seen.covariances[h], layer.head(h).query_covariances);
+  }
+  const std::vector<RotatedPair>& pairs = layer.inputs().rotation->pairs;
+  ASSERT_EQ(seen.rotation.size(), pairs.size());
+  EXPECT_EQ(seen.rotation[1].imaginary, pairs[1].imaginary);
+  EXPECT_EQ(seen.rotation[1].angle, pairs[1].angle);
+}
+
 TEST(CApiPolicy, ParametersComeFromTheRecipe) {
   struct Seen {
     double share = 0, count = 0;
@@ -117,8 +147,7 @@ TEST(CApiPolicy, ParametersComeFromTheRecipe) {
   };
   const pith_param params[] = {{sizeof(pith_param), "share", "of it", 0.5, 0, 1, false},
                                {sizeof(pith_param), "count", "of them", 3, 1, 9, true}};
-  pith_scorer_options options{};
-  options.struct_size = sizeof options;
+  pith_scorer_options options = PITH_INIT(pith_scorer_options);
   options.params = params;
   options.num_params = 2;
   ASSERT_EQ(pith_register_scorer("with_params", note, &seen, &options), PITH_OK) << pith_last_error();
@@ -177,8 +206,7 @@ TEST(CApiPolicy, WhatMakesNoSenseIsRefused) {
     EXPECT_EQ(pith_register_scorer(name, ByPosition, nullptr, &options), PITH_ERROR_INVALID_ARGUMENT) << name;
     return std::string(pith_last_error());
   };
-  pith_scorer_options fine{};
-  fine.struct_size = sizeof fine;
+  pith_scorer_options fine = PITH_INIT(pith_scorer_options);
   EXPECT_EQ(refused("snapkv", fine), "there is a score=snapkv already");
   ASSERT_EQ(pith_register_scorer("taken", ByPosition, nullptr, &fine), PITH_OK) << pith_last_error();
   EXPECT_EQ(refused("taken", fine), "there is a score=taken already");
@@ -192,6 +220,9 @@ TEST(CApiPolicy, WhatMakesNoSenseIsRefused) {
   refused("refused", bad);
   bad = fine;
   bad.needs = PITH_NEED_EVERY_QUERY;
+  refused("refused", bad);
+  bad = fine;
+  bad.needs = PITH_NEED_REPEAT;
   refused("refused", bad);
   bad = fine;
   bad.needs = PITH_NEED_LARGEST;
