@@ -39,8 +39,10 @@ kFlags=(
 read -ra further_flags <<<"${PITH_GGML_FLAGS:-}"
 kFlags+=("${further_flags[@]}")
 readonly kCompiler=c++
-# libllama's engine for chat templates, which its tools use and the library does not have: files of common/.
-readonly kJinjaFiles=(jinja/{caps,lexer,parser,runtime,string,value}.cpp unicode.cpp json.cpp)
+# libllama's engine for chat templates and its converter of JSON schemas to grammars, which its tools use and the library
+# does not have: files of common/.
+readonly kJinjaFiles=(jinja/{caps,lexer,parser,runtime,string,value}.cpp unicode.cpp json.cpp
+  json-schema-to-grammar.cpp json-schema.cpp trie.cpp)
 jinja_flags=(-std=c++17 -O2 -fPIC -DNDEBUG -w)
 
 case ${1:-} in
@@ -107,6 +109,7 @@ put_headers() {
   mkdir -p "$prefix" "$work/include/jinja"
   cp "$source"/include/*.h "$source"/ggml/include/*.h "$work/include/"
   cp "$source"/common/jinja/*.h "$work/include/jinja/"
+  cp "$source"/common/{json-schema-to-grammar,json-schema,json}.h "$work/include/"
   rm -rf "$prefix/include"
   mv -T "$work/include" "$prefix/include"
 }

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 
-LAYERS = ["base", "kernels", "cache", "policy", "host", "engine", "session", "cli"]
+LAYERS = ["base", "evict", "kernels", "cache", "policy", "host", "engine", "session", "server", "lab", "cli"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.M)
 HOST_ONLY = re.compile(r"^(llama(-cpp)?|ggml[\w-]*|gguf)\.h$")
 SUFFIXES = {".h", ".hpp", ".cc", ".inc"}

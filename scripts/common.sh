@@ -102,19 +102,28 @@ build_jobs() {
   printf '%s' "${PITH_JOBS:-$((by_cpu < by_memory ? by_cpu : by_memory))}"
 }
 
+# time_left START PERCENT: ", about 3 minutes left", once there is something to judge by.
+time_left() {
+  local spent=$((SECONDS - $1)) left
+  (($2 >= 10 && spent >= 10)) || return 0
+  left=$((spent * (100 - $2) / $2))
+  ((left < 90)) && echo ", about $((left / 10 * 10 + 10)) s left" || echo ", about $(((left + 30) / 60)) minutes left"
+}
+
 # show_progress NAME LOG: appends standard input to LOG and shows Ninja's "[done/total]" as a
-# percentage: one line redrawn on a terminal, else a line per fifth.
+# percentage with the time that is left: one line redrawn on a terminal, else a line per fifth.
 show_progress() {
-  local line percent shown=-1
+  local line percent shown=-1 start=$SECONDS
   while IFS= read -r line; do
     printf '%s\n' "$line" >&3
     [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]] || continue
     percent=$((100 * BASH_REMATCH[1] / BASH_REMATCH[2]))
     if redraws; then
-      printf '\rpith: %s %3d%% (%d of %d)' "$1" $percent "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" >&2
+      printf '\r\033[Kpith: %s %3d%% (%d of %d)%s' "$1" $percent "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" \
+        "$(time_left "$start" $percent)" >&2
     elif ((percent / 20 > shown)); then
       shown=$((percent / 20))
-      say "$1 $percent%"
+      say "$1 $percent%$( ((percent == 100)) || time_left "$start" $percent)"
     fi
   done 3>>"$2"
   if redraws; then printf '\r\033[K' >&2; fi

@@ -6,11 +6,11 @@
 #include <cmath>
 #include <numeric>
 
-#include "policy/density.h"
-#include "policy/merge.h"
-#include "policy/mikv.h"
+#include "policy/act/merge.h"
+#include "policy/act/mikv.h"
+#include "policy/act/think.h"
+#include "policy/allocate/layer_density.h"
 #include "policy/select.h"
-#include "policy/think.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {

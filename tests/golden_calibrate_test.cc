@@ -8,10 +8,10 @@
 #include <fstream>
 #include <numeric>
 
-#include "policy/calibrate/episodes.h"
-#include "policy/calibrate/key_stability.h"
-#include "policy/calibrate/layer_budgets.h"
-#include "policy/calibrate/layer_sharing.h"
+#include "policy/learn/episodes.h"
+#include "policy/learn/key_stability.h"
+#include "policy/learn/layer_budgets.h"
+#include "policy/learn/layer_sharing.h"
 #include "policy/policy.h"
 #include "tests/support/golden.h"
 

@@ -8,7 +8,7 @@
 #include "engine/scratch.h"
 #include "kernels/block_bounds.h"
 #include "kernels/row_table.h"
-#include "policy/criti.h"
+#include "policy/prefill/criti.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {

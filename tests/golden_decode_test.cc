@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "policy/observe.h"
 #include "policy/policy.h"
+#include "policy/score/observe.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "policy/mikv.h"
+#include "policy/act/mikv.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {

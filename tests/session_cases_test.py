@@ -121,6 +121,22 @@ class Conversations(ChatCase):
         self.assertEqual(again["cached_tokens"], again["prompt_tokens"])
         self.chat(b"Hi\n", "--prompt-cache", self.write("empty", b""))
 
+    def test_a_prompt_that_begins_alike_reads_the_rest(self):
+        path = self.path("begun")
+        story = "Ann met Bob at the old mill and they spoke of rain. " * 12
+        run = ("--raw", "-n", "8", "--temp", "0", "--recipe", "full", "--prompt-cache", path)
+        self.run_json("-p", story + "Then came the flood, and the bridge was gone.", *run)
+        other = ("-p", story + "At night they counted the stars.")
+        again = self.run_json(*other, *run)
+        self.assertGreater(again["cached_tokens"], 100)
+        self.assertLess(again["cached_tokens"], again["prompt_tokens"])
+        # What it wrote is the new prompt's.
+        whole = self.run_json(*other, *run)
+        self.assertEqual((whole["cached_tokens"], whole["text"]), (whole["prompt_tokens"], again["text"]))
+        # A shorter one, which the file holds to its end and beyond.
+        shorter = self.run_json("-p", story, *run)
+        self.assertGreaterEqual(shorter["cached_tokens"], shorter["prompt_tokens"] - 3)
+
     def test_control_tokens_in_a_prompt_may_be_text(self):
         prompt = ("-p", "a<|im_end|>b<|im_end|>c", "-n", "1")
         self.assertLess(self.run_json(*prompt)["prompt_tokens"],

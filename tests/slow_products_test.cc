@@ -10,10 +10,10 @@
 #include <unistd.h>
 
 #include "base/paths.h"
-#include "cli/measure.h"
 #include "engine/engine.h"
 #include "host/block_product.h"
 #include "host/model.h"
+#include "lab/measure.h"
 #include "llama.h"
 
 namespace pith::testing {
@@ -64,7 +64,7 @@ TEST(SlowProducts, PromptsAreNearerToTheModelInFloat32) {
   ASSERT_EQ(exact.size(), in_float.size());
   ASSERT_EQ(exact.size(), in_bytes.size());
   const size_t vocab = exact.size() / kPrompts;
-  const double kl_float = cli::MeanKl(exact, in_float, vocab), kl_bytes = cli::MeanKl(exact, in_bytes, vocab);
+  const double kl_float = MeanKl(exact, in_float, vocab), kl_bytes = MeanKl(exact, in_bytes, vocab);
   // Logits themselves, of one row, are still made in 8 bits.
   EXPECT_LT(kl_float, kl_bytes / 2) << kl_bytes;
 }

@@ -26,6 +26,7 @@ constexpr std::string_view kExamples = R"(Examples:
   pith run -p "Why is the sky blue?"
   pith run -m model.gguf -f book.txt -c 32768 --kv-budget 64MiB
   pith chat -m model.gguf --system "You answer in one sentence."
+  pith serve -m model.gguf --port 8080
   pith info model.gguf --kv-budget 256MiB
   pith recipes
 )";
@@ -67,11 +68,13 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
   app.require_subcommand(1);
   AddRun(app, chosen);
   AddChat(app, chosen);
+  AddServe(app, chosen);
   AddInfo(app, chosen);
   AddRecipes(app, chosen);
   AddEval(app, chosen);
   AddBench(app, chosen);
   AddParity(app, chosen);
+  AddSim(app, chosen);
   for (const char* command : {"run", "chat"}) {
     const std::string help = "Backslashes in -p and --system stand for characters: \\n, \\t, \\x41 and so on";
     app.get_subcommand(command)->add_flag("-e,--escape", help);

@@ -68,7 +68,7 @@ TEST(App, BadUsage) {
 }
 
 TEST(App, EveryCommandHasHelpWithExamples) {
-  for (const char* command : {"run", "chat", "info", "recipes", "eval", "bench", "parity"}) {
+  for (const char* command : {"run", "chat", "info", "recipes", "eval", "bench", "parity", "sim"}) {
     const char* arguments[] = {"pith", command, "--help"};
     ::testing::internal::CaptureStdout();
     EXPECT_EQ(Main(3, arguments), 0);

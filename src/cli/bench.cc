@@ -11,12 +11,12 @@
 #include <span>
 #include <utility>
 
-#include "cli/bench_report.h"
-#include "cli/bench_runner.h"
 #include "cli/command.h"
-#include "cli/machine.h"
-#include "cli/measure.h"
 #include "cli/terminal.h"
+#include "lab/bench_report.h"
+#include "lab/bench_runner.h"
+#include "lab/machine.h"
+#include "lab/measure.h"
 
 namespace pith::cli {
 namespace {

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/line_input.h"

@@ -33,7 +33,7 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
     AddNumber(command, "--threads-batch", flags.threads_batch, -1, 1024,
               "-tb: accepted, but prompts are read on the threads of -t", "N");
     AddFlag(command, "--fixed-threads", flags.fixed_threads,
-            "Decode on all threads even while another process takes their cores");
+            "Compute on all threads even while other processes take their cores");
   }
   AddFlag(command, "--libllama-products", flags.libllama_products,
           "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");
@@ -185,33 +185,6 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.budget_bytes = budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
   options.budget_bytes = std::max<size_t>(options.budget_bytes, 1);
   return options;
-}
-
-bool HoldsCache(const LayerShape& layer) { return layer.kind != LayerKind::kNone && layer.num_kv_heads > 0; }
-
-size_t BytesPerToken(const ModelInfo& info, KvFormat format) {
-  size_t bytes = 0;
-  for (const LayerShape& layer : info.layers) {
-    if (!HoldsCache(layer)) continue;
-    const PageLayout layout = PageLayout::Make(format, layer.key_dim, layer.value_in_key ? 0 : layer.value_dim, 0);
-    bytes += static_cast<size_t>(std::ceil(layout.entry_bytes() * layer.num_kv_heads));
-  }
-  return bytes;
-}
-
-size_t FullCacheBytes(const ModelInfo& info, int num_tokens) {
-  return BytesPerToken(info, KvFormat::kF16) * static_cast<size_t>(num_tokens);
-}
-
-double FormatShare(const ModelInfo& info, KvFormat format) {
-  const size_t full = BytesPerToken(info, KvFormat::kF16);
-  return full == 0 ? 1 : static_cast<double>(BytesPerToken(info, format)) / static_cast<double>(full);
-}
-
-int ContextOf(const ModelInfo& info, int requested) {
-  if (requested > 0) return requested;
-  const int trained = info.trained_ctx > 0 ? info.trained_ctx : 4096;
-  return info.max_positions > 0 ? std::min(trained, info.max_positions) : trained;
 }
 
 Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count) {

@@ -10,9 +10,10 @@
 #include <string_view>
 #include <vector>
 
+#include "base/text.h"
 #include "cli/options.h"
-#include "cli/text.h"
 #include "engine/engine.h"
+#include "engine/full_cache.h"
 #include "host/model.h"
 #include "pith/types.h"
 
@@ -46,6 +47,8 @@ void AddInfo(CLI::App& app, Command& chosen);
 void AddParity(CLI::App& app, Command& chosen);
 void AddEval(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
+void AddSim(CLI::App& app, Command& chosen);
+void AddServe(CLI::App& app, Command& chosen);
 
 // --json, --progress
 struct OutputFlags {
@@ -93,16 +96,6 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags);
 // Fails only where Check() does, or when the context is longer than 2^31 bytes can say.
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
 Result<KvFormat> ParseFormat(std::string_view text);
-
-// Sizes of one model's cache.
-bool HoldsCache(const LayerShape& layer);
-// Keys and values of one token in all layers with a cache.
-size_t BytesPerToken(const ModelInfo& info, KvFormat format);
-// The f16 cache of num_tokens tokens, as percentages of --kv-budget mean it.
-size_t FullCacheBytes(const ModelInfo& info, int num_tokens);
-// keys and values alone, relative to f16 (1 for f16).
-double FormatShare(const ModelInfo& info, KvFormat format);
-int ContextOf(const ModelInfo& info, int requested);
 
 // `count` pseudo-text tokens for measurements without a file.
 Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count);

@@ -9,16 +9,17 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/stopwatch.h"
 #include "cli/command.h"
-#include "cli/decode_judge.h"
-#include "cli/embedded.h"
-#include "cli/eval_html.h"
-#include "cli/eval_maps.h"
-#include "cli/eval_results.h"
-#include "cli/jsonl.h"
-#include "cli/judge.h"
-#include "cli/perturbation.h"
 #include "cli/terminal.h"
+#include "lab/decode_judge.h"
+#include "lab/embedded.h"
+#include "lab/eval_html.h"
+#include "lab/eval_maps.h"
+#include "lab/eval_results.h"
+#include "lab/jsonl.h"
+#include "lab/judge.h"
+#include "lab/perturbation.h"
 
 namespace pith::cli {
 namespace {
@@ -102,6 +103,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   options.num_threads = flags.model.num_threads();
   options.seed = flags.seed;
   options.perturbation_queries = flags.queries;
+  options.stopped = Interrupted;
   return options;
 }
 

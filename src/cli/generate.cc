@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "cli/text.h"
+#include "base/text.h"
 
 namespace pith::cli {
 

@@ -69,6 +69,9 @@ CLI::Option* AddFlag(CLI::App& command, const std::string& names, bool& value, c
 }
 
 void MayBeBare(CLI::Option* option, const std::string& value) { option->expected(0, 1)->default_str(value); }
+void FromEnvironment(CLI::App& command, const std::string& option, const std::string& variable) {
+  command.get_option(option)->envname(variable);
+}
 void Hide(CLI::Option* option) { option->group(""); }
 void Require(CLI::Option* option) { option->required(); }
 void Needs(CLI::Option* option, CLI::Option* other) { option->needs(other); }

@@ -53,6 +53,8 @@ void MayBeBare(CLI::Option* option, const std::string& value);
 // Not in --help.
 void Hide(CLI::Option* option);
 void Require(CLI::Option* option);
+// Where the option is not given, this variable of the environment gives its value.
+void FromEnvironment(CLI::App& command, const std::string& option, const std::string& variable);
 // Bad usage without `other`.
 void Needs(CLI::Option* option, CLI::Option* other);
 // Times that it was given; for OnCommand.

@@ -15,8 +15,8 @@
 
 #include "base/logits.h"
 #include "cli/command.h"
-#include "cli/measure.h"
 #include "cli/terminal.h"
+#include "lab/measure.h"
 
 namespace pith::cli {
 namespace {

@@ -7,10 +7,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/sampler_flags.h"
 #include "cli/terminal.h"
+#include "lab/machine.h"
 #include "session/conversation.h"
 #include "session/generator.h"
 #include "session/token_sequence.h"
@@ -178,13 +180,19 @@ Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, EngineS
   }
   const std::vector<int32_t>& read = restored->note.tokens;
   const bool whole = read.size() == static_cast<size_t>(sequence.num_tokens());
-  const bool prefix = whole && read.size() <= tokens.size() && std::equal(read.begin(), read.end(), tokens.begin());
-  if (prefix && (read.size() < tokens.size() || restored->has_logits)) {
-    outcome.cached_tokens = read.size();
+  const auto common = static_cast<size_t>(std::ranges::mismatch(read, tokens).in1 - read.begin());
+  if (whole && common == tokens.size() && common == read.size() && restored->has_logits) {
+    outcome.cached_tokens = common;
     return {};
   }
-  fmt::print(stderr, "pith: the prompt does not begin with what {} holds: it is read anew.\n", flags.prompt_cache);
-  return sequence.Reset();
+  // At least one token is read, for its logits.
+  const size_t shared = whole ? std::min(common, tokens.size() - 1) : 0;
+  PITH_ASSIGN_OR_RETURN(const int kept, sequence.GoBack(static_cast<int>(shared)));
+  outcome.cached_tokens = static_cast<size_t>(kept);
+  if (kept > 0) return {};
+  fmt::print(stderr, "pith: nothing of what {} holds serves as this prompt's beginning: it is read anew.\n",
+             flags.prompt_cache);
+  return {};
 }
 
 Status SaveSequence(const RunFlags& flags, const EngineSequence& sequence, const std::vector<int32_t>& tokens,
@@ -316,8 +324,8 @@ void AddRun(CLI::App& app, Command& chosen) {
   AddOption(*command, "--keep", flags->keep,
             "Share of the prompt's entries that stays with --compress after (default 0.3)", "SHARE");
   AddOption(*command, "--prompt-cache", flags->prompt_cache,
-            "File that keeps the read prompt with its cache: written after reading, and taken up where a later "
-            "prompt begins with it (same model, recipe and format)",
+            "File that keeps the read prompt with its cache: written after reading, and taken up as far as a later "
+            "prompt begins alike (same model, recipe and format)",
             "FILE");
   AddFlag(*command, "--prompt-cache-all", flags->prompt_cache_all, "Keep the generated text in that file too");
   AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");

@@ -9,7 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
-#include "cli/text.h"
+#include "base/text.h"
 #include "host/json_schema.h"
 
 namespace pith::cli {

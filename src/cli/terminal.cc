@@ -1,13 +1,11 @@
 #include "cli/terminal.h"
 
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <utility>
 
 #include <fmt/format.h>
@@ -91,20 +89,6 @@ void ProgressLine::Update(double done, double total, std::string_view note) {
   const std::string text = terminal_ ? fmt::format("\r{}\x1b[K", line) : fmt::format("{}\n", line);
   std::fputs(text.c_str(), stderr);
   std::fflush(stderr);
-}
-
-size_t PeakRssBytes() {
-  struct rusage usage {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return static_cast<size_t>(usage.ru_maxrss) * 1024;
-}
-
-size_t CurrentRssBytes() {
-  std::ifstream file("/proc/self/statm");
-  size_t pages = 0;
-  size_t resident = 0;
-  file >> pages >> resident;
-  return resident * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace pith::cli

@@ -63,20 +63,6 @@ class ProgressLine {
   Clock::time_point last_{};
 };
 
-// Seconds since construction.
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-size_t PeakRssBytes();
-size_t CurrentRssBytes();
-
 }  // namespace pith::cli
 
 #endif  // PITH_CLI_TERMINAL_H_

@@ -16,6 +16,9 @@
 namespace pith {
 namespace {
 
+// libllama knows 256, of which second readings and recurrent states take one each.
+constexpr int kMostSequences = 254;
+
 double Mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 std::vector<CacheLayer> LayersOf(const ModelInfo& info) {
@@ -60,12 +63,20 @@ Status EngineImpl::Init() {
   if (options_.num_threads <= 0) options_.num_threads = PhysicalCores();
   if (options_.block_tokens > 4096) return InvalidArgument("a block of more than 4096 tokens is not supported");
   options_.max_sequences = std::max(options_.max_sequences, 1);
-  governor_.emplace(options_.num_threads, options_.adapt_threads);
+  // One thread does at most kMaxMembers threads' parts of attention.
+  const int most = options_.num_threads;
+  const int least = options_.adapt_threads ? std::max(1, (most + kernels::kMaxMembers - 1) / kernels::kMaxMembers) : most;
+  token_governor_.emplace(most, least, kTokenPace);
+  block_governor_.emplace(most, least, kBlockPace);
+  options_.resting_sequences = std::max(options_.resting_sequences, 0);
+  const int num_slots = options_.max_sequences + options_.resting_sequences;
+  if (num_slots > kMostSequences) {
+    return InvalidArgument(fmt::format("an engine holds {} sequences at most, not {}", kMostSequences, num_slots));
+  }
   PITH_ASSIGN_OR_RETURN(default_setup_, SequenceSetup::Make(info, options_));
   static_cast<SequenceOptions&>(options_) = default_setup_->options;
   PITH_RETURN_IF_ERROR(InitBudget());
   cache_ = KvCache::Create(ledger_.get(), LayersOf(info));
-  const int num_slots = options_.max_sequences;
   // Where sequences have states of their own, a second reading takes one more only if it was announced.
   const bool spare = !info.hybrid || default_setup_->reads_again;
   if (spare) spare_slot_ = num_slots;
@@ -113,11 +124,29 @@ int EngineImpl::FreeSlot() const {
   return slot == slot_used_.end() ? -1 : static_cast<int>(slot - slot_used_.begin());
 }
 
-Result<Sequence*> EngineImpl::Find(SequenceId id) const {
+Sequence* EngineImpl::Lookup(SequenceId id) const {
   const auto found = sequences_.find(id);
-  if (found == sequences_.end()) return InvalidArgument(fmt::format("there is no sequence {}", id));
-  if (found->second->lost) return tl::unexpected<Error>(*found->second->lost);
-  return found->second.get();
+  return found == sequences_.end() ? nullptr : found->second.get();
+}
+
+Result<Sequence*> EngineImpl::Find(SequenceId id) const {
+  Sequence* const sequence = Lookup(id);
+  if (sequence == nullptr) return InvalidArgument(fmt::format("there is no sequence {}", id));
+  if (sequence->lost) return tl::unexpected<Error>(*sequence->lost);
+  return sequence;
+}
+
+void EngineImpl::SetEviction(SequenceId id, bool on) {
+  if (Sequence* const sequence = Lookup(id)) sequence->evicts = on;
+}
+
+void EngineImpl::SetPromptContinues(SequenceId id, bool on) {
+  if (Sequence* const sequence = Lookup(id)) sequence->prompt_continues = on;
+}
+
+int EngineImpl::num_tokens(SequenceId id) const {
+  const Sequence* const sequence = Lookup(id);
+  return sequence != nullptr ? sequence->next_position : 0;
 }
 
 void EngineImpl::PlanOwnShare(Sequence& sequence, size_t bytes) const {
@@ -349,8 +378,10 @@ KvStats EngineImpl::stats() const {
 }
 
 SequenceStats EngineImpl::stats(SequenceId id) const {
-  const Sequence& sequence = *sequences_.at(id);
   SequenceStats stats;
+  const Sequence* const found = Lookup(id);
+  if (found == nullptr) return stats;
+  const Sequence& sequence = *found;
   stats.used_bytes = sequence.account->used_bytes();
   stats.floor_bytes = sequence.floor_bytes;
   stats.ceiling_bytes = sequence.ceiling_bytes;

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -61,10 +61,13 @@ struct EngineOptions : SequenceOptions {
   size_t budget_bytes = 0;    // 0: the f16 cache of num_ctx for max_sequences, plus everything around it
   int block_tokens = 0;       // rows of a step at most; 0: chosen from the budget (up to 512)
   int num_threads = 0;        // 0: physical cores
-  bool adapt_threads = true;  // decode on fewer while another process takes cores (thread_governor.h); no result changes
+  bool adapt_threads = true;  // fewer while other processes take cores (base/thread_governor.h); no result changes
   StepClock* clock = nullptr;  // of that, for tests; null: the system's
   StepFaults* faults = nullptr;  // for tests
   int max_sequences = 1;
+  // Places for more sequences, which no step has rows of beside max_sequences others: prefixes that wait to be taken up
+  // again. They get no share, but live in the bytes that their owner gives them (SetBudget()).
+  int resting_sequences = 0;
 };
 
 struct KvStats {
@@ -160,6 +163,15 @@ class Engine {
   virtual Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) = 0;
   // A copy that shares pages until one of the two writes, with a share of the budget of its own.
   virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
+  // Back to the first num_tokens tokens that it has read: the sequence is as if it had never read more, but for the bytes
+  // of blocks of another size. logits() is empty until it reads again, unless it stays where it is. 0 empties any
+  // sequence. kInvalidArgument: it has not read so many. kUnsupported, with the reason, and nothing has changed: what
+  // was read since then dropped, merged, converted or weighed entries that it would have to have back.
+  virtual Status Rewind(SequenceId sequence, int num_tokens) = 0;
+  // Where to go back to before a text is read whose first num_tokens tokens the sequence has read already: the most for
+  // which Rewind() works and the sequence is the same again as soon as those num_tokens tokens are there. (Recipes that
+  // look at the last queries want these read once more.) 0: nothing can stay, or there is no such sequence.
+  virtual int RewindTarget(SequenceId sequence, int num_tokens) const = 0;
   virtual void Free(SequenceId sequence) = 0;
 
   // Writes a sequence to a file: its cache as it lies, positions, pins, recipe state, recurrent state and last logits.
@@ -230,7 +242,7 @@ class Engine {
   virtual Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                                     std::span<const CompressTarget> targets) = 0;
 
-  // Positions of the entries that one kv head holds, ascending. `layer` counts the layers with a global cache.
+  // Positions of the entries that one kv head holds, ascending; none where there is no such head. `layer` counts the layers with a global cache.
   virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
 
   // What the last num_queries tokens that `queries_of` has read get from attention over the entries of `entries_of`,
@@ -242,12 +254,15 @@ class Engine {
   // Bytes of the sequence's keys and values in global layers, over those of all its tokens in f16.
   virtual double KeptBytes(SequenceId sequence) const = 0;
 
+  // Of a sequence that there is not: 0, and empty statistics.
   virtual int num_tokens(SequenceId sequence) const = 0;  // position of the next token
   virtual KvStats stats() const = 0;
   virtual SequenceStats stats(SequenceId sequence) const = 0;
   virtual EngineTimes times() const = 0;
   virtual int decode_threads() const = 0;  // of the next token
   virtual const HostModel& model() const = 0;
+  // Those of Create(), with what was left open filled in, but for the budget and the block (stats(), block_tokens()).
+  virtual const EngineOptions& options() const = 0;
 
   // What is being read ends with kCancelled, and so does whatever comes until ClearCancel(). Text that a recipe reads
   // block by block stays up to the last whole block. From any thread.

@@ -66,7 +66,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
        ++i) {
     RowGroup& group = groups_[i];
     if (group.failed()) continue;
-    group.changed = group.changed || group.sequence->queries.window() > 0;
+    group.notes_queries = true;
     ops_->KeepQueries(call, group, i, global);
   }
   team.Sync();

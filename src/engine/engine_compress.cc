@@ -30,9 +30,14 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) c
 Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
   if (recipe.policy == nullptr) return InvalidArgument("there is no recipe to compress with");
   PITH_RETURN_IF_ERROR(CheckFormat(sequence, recipe));
-  if (const ActiveRecipe* known = sequence.setup->Find(recipe)) return *known;
   const SequenceSetup& setup = *sequence.setup;
   const uint32_t needs = recipe.policy->needs();
+  const int window = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? recipe.policy->window() : 0;
+  if (!sequence.Knows(std::min(window, setup.ring_window))) {
+    return Unsupported(fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back",
+                                   recipe.text, window, sequence.known_queries()));
+  }
+  if (const ActiveRecipe* known = setup.Find(recipe)) return *known;
   const auto missing = [&](const char* what) {
     return InvalidArgument(
         fmt::format("{} needs {}, which this sequence did not note while it read: name the recipe when the sequence "
@@ -41,8 +46,7 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   };
   if (recipe.policy->repeat() == nullptr && !recipe.policy->columns().empty()) return missing("what every query paid");
   if ((needs & kNeedQueryMoments) != 0 && !setup.counts_moments) return missing("the moments of all queries");
-  if ((needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0 && setup.ring_window < recipe.policy->window() &&
-      setup.ring_window < sequence.next_position) {
+  if (setup.ring_window < window && setup.ring_window < sequence.next_position) {
     return missing("a window of recent queries");
   }
   if (recipe.policy->repeat() != nullptr && !setup.reads_again) return missing("the tokens of the text");
@@ -178,15 +182,15 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
 }
 
 double EngineImpl::KeptBytes(SequenceId id) const {
-  const Sequence& sequence = *sequences_.at(id);
-  return ContentShare(*cache_, sequence.cache_id, global_index_, sequence.next_position);
+  const Sequence* const sequence = Lookup(id);
+  return sequence != nullptr ? ContentShare(*cache_, sequence->cache_id, global_index_, sequence->next_position) : 0;
 }
 
 Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int global_layer,
                                                         int num_queries) {
   PITH_ASSIGN_OR_RETURN(const Sequence* const from, Find(queries_of));
   PITH_ASSIGN_OR_RETURN(const Sequence* const over, Find(entries_of));
-  if (num_queries < 1 || num_queries > std::min(from->queries.window(), static_cast<int>(from->next_position))) {
+  if (num_queries < 1 || num_queries > from->known_queries()) {
     return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
   }
   if (global_layer < 0 || global_layer >= num_global_layers_)
@@ -201,7 +205,11 @@ Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, S
 }
 
 std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
-  const HeadCache& head = std::as_const(*cache_).head(sequences_.at(id)->cache_id, LayerOf(global_layer), kv_head);
+  const Sequence* const sequence = Lookup(id);
+  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return {};
+  const std::span<const HeadCache> heads = std::as_const(*cache_).heads(sequence->cache_id, LayerOf(global_layer));
+  if (kv_head < 0 || kv_head >= static_cast<int>(heads.size())) return {};
+  const HeadCache& head = heads[static_cast<size_t>(kv_head)];
   std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
   head.ReadPositions(positions);
   return positions;

@@ -43,7 +43,12 @@ Status EngineImpl::EvictAll(Sequence& sequence) {
 
 Status EngineImpl::EvictToShare(Sequence& sequence) {
   if (!sequence.evicts_while_running()) return {};
-  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_) PITH_RETURN_IF_ERROR(EvictAll(sequence));
+  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_) {
+    if (sequence.queries.window() > 0 && sequence.known_queries() == 0) {
+      return OutOfBudget("the sequence went back and has read nothing since, so that its recipe cannot judge entries yet");
+    }
+    PITH_RETURN_IF_ERROR(EvictAll(sequence));
+  }
   return sequence.setup->formats.low ? DemoteAll(sequence) : Status();
 }
 

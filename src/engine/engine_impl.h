@@ -1,6 +1,6 @@
 // The engine's one implementation, split by purpose: engine.cc makes and ends sequences, engine_step.cc runs blocks,
 // engine_attention.cc what happens in their layers, engine_evict.cc decides what stays, engine_compress.cc shrinks what
-// was read, engine_repeat.cc reads a prompt again, engine_session.cc saves and restores.
+// was read, engine_repeat.cc reads a prompt again, engine_rewind.cc goes back, engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -22,7 +22,7 @@
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "engine/session_file.h"
-#include "engine/thread_governor.h"
+#include "base/thread_governor.h"
 #include "host/context.h"
 #include "policy/cascade.h"
 
@@ -33,6 +33,12 @@ using Clock = std::chrono::steady_clock;
 inline double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+inline int32_t PositionOf(const HeadCache& head, int entry) {
+  return head.layout_of(entry).positions(head.page_of(entry))[entry % kPageEntries];
+}
+// Entries of a head at positions below this one.
+int EntriesBefore(const HeadCache& head, int32_t position);
 
 class EngineImpl final : public Engine, public AttentionSink {
  public:
@@ -49,6 +55,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<Admission> Admit(const SequenceOptions& options, size_t num_tokens) const override;
   Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) override;
   Result<SequenceId> Fork(SequenceId sequence) override;
+  Status Rewind(SequenceId sequence, int num_tokens) override;
+  int RewindTarget(SequenceId sequence, int num_tokens) const override;
   void Free(SequenceId sequence) override;
   Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) override;
   Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) override;
@@ -65,8 +73,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) override;
   std::span<const float> logits(SequenceId sequence) const override;
   Status FillForBenchmark(SequenceId sequence, int num_tokens) override;
-  void SetEviction(SequenceId sequence, bool on) override { sequences_.at(sequence)->evicts = on; }
-  void SetPromptContinues(SequenceId sequence, bool on) override { sequences_.at(sequence)->prompt_continues = on; }
+  void SetEviction(SequenceId sequence, bool on) override;
+  void SetPromptContinues(SequenceId sequence, bool on) override;
   Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) override;
   Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,
                               int32_t to) override;
@@ -76,12 +84,13 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
                                               int num_queries) override;
-  int num_tokens(SequenceId sequence) const override { return sequences_.at(sequence)->next_position; }
+  int num_tokens(SequenceId sequence) const override;
   KvStats stats() const override;
   SequenceStats stats(SequenceId sequence) const override;
-  int decode_threads() const override { return governor_->threads(); }
+  int decode_threads() const override { return token_governor_->threads(); }
   EngineTimes times() const override { return times_; }
   const HostModel& model() const override { return *model_; }
+  const EngineOptions& options() const override { return options_; }
   void Cancel(SequenceId sequence) override;
   using Engine::Cancel;
 
@@ -103,8 +112,23 @@ class EngineImpl final : public Engine, public AttentionSink {
   // there.
   bool Reclaim(size_t bytes, const Sequence* except);
   void PlanOwnShare(Sequence& sequence, size_t bytes) const;
+  // Null: there is none of that name.
+  Sequence* Lookup(SequenceId id) const;
   // The sequence, or why it cannot be used.
   Result<Sequence*> Find(SequenceId id) const;
+
+  // Going back (engine_rewind.cc).
+  // From the whole sequence to [least, most] of its tokens, or less exactly where pages of few bits begin.
+  struct RewindRange {
+    int least = 0;
+    int most = 0;
+    int whole_pages = 0;        // below this, only multiples of a page's entries
+    const char* reason = "";    // of `most`, a part of a sentence
+  };
+  RewindRange RangeOf(const Sequence& sequence) const;
+  void LimitByRecipe(const Sequence& sequence, RewindRange& range) const;
+  void LimitByHeads(const Sequence& sequence, RewindRange& range) const;
+  Status Empty(Sequence& sequence);
 
   // Blocks (engine_step.cc).
   Status CheckItem(const Sequence& sequence, const StepItem& item) const;
@@ -220,7 +244,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<HostContext> context_;
   std::unique_ptr<LayerOps> ops_;
-  std::optional<ThreadGovernor> governor_;
+  std::optional<ThreadGovernor> token_governor_, block_governor_;  // of steps with one row per sequence; of others
 
   std::vector<int> global_index_;  // of each layer among the global ones, -1: not global
   int num_global_layers_ = 0;

@@ -9,39 +9,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <ctime>
 #include <utility>
 
-#include "base/check.h"
 #include "base/own_code.h"
 #include "engine/engine_impl.h"
 
 namespace pith {
 namespace {
 
-class SystemClock final : public StepClock {
- public:
-  double Wall() override { return Read(CLOCK_MONOTONIC); }
-  double Cpu() override { return Read(CLOCK_PROCESS_CPUTIME_ID); }
-
- private:
-  static double Read(clockid_t id) {
-    timespec now = {};
-    clock_gettime(id, &now);
-    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-  }
-};
-
-// Entries at positions below this one, of a head whose newest ones are at or above it.
-int EntriesBefore(const HeadCache& head, int32_t position) {
-  int count = head.num_entries();
-  while (count > 0) {
-    const int last = count - 1;
-    if (head.layout_of(last).positions(head.page_of(last))[last % kPageEntries] < position) break;
-    --count;
-  }
-  return count;
-}
 
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
@@ -202,6 +177,11 @@ bool EngineImpl::ShouldStop() {
 
 void EngineImpl::RunBlock() {
   const Clock::time_point start = Clock::now();
+  StepClock& clock = options_.clock != nullptr ? *options_.clock : SystemStepClock();
+  const size_t rows = tokens_.size();
+  ThreadGovernor& governor = rows == groups_.size() ? *token_governor_ : *block_governor_;
+  context_->SetThreads(governor.threads());
+  const double wall = clock.Wall(), cpu = clock.Cpu();
   for (auto& [id, sequence] : sequences_) sequence->output = -1;
   TakeCancels();
   ReserveBlock();
@@ -231,6 +211,8 @@ void EngineImpl::RunBlock() {
     }
   }
   ReleaseBlock();
+  governor.Step(clock.Wall() - wall, clock.Cpu() - cpu, WorkOf(rows));
+  context_->SetThreads(options_.num_threads);
   times_.total += SecondsSince(start);
 }
 
@@ -284,6 +266,7 @@ void EngineImpl::RollBack(RowGroup& group) {
       whole = whole && head.Truncate(EntriesBefore(head, group.start)).has_value();
     }
   }
+  if (group.notes_queries) sequence.ForgetQueriesOf(group.num_rows);
   sequence.next_position = group.start;
   if (group.pins) sequence.pinned.pop_back();
   if (whole) return;
@@ -309,7 +292,10 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
 }
 
 void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuses) {
-  PITH_CHECK(statuses.size() == items.size());
+  if (statuses.size() != items.size()) {
+    for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
+    return;
+  }
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
@@ -425,28 +411,23 @@ Status EngineImpl::Decode(SequenceId id, int32_t token) {
 Status EngineImpl::DecodeBatch(std::span<const SequenceId> ids, std::span<const int32_t> tokens) {
   const OwnCode own(true);
   if (ids.size() != tokens.size()) return InvalidArgument("each sequence of a batch takes one token");
-  static SystemClock system;
-  StepClock& clock = options_.clock != nullptr ? *options_.clock : system;
   step_items_.clear();
   for (size_t i = 0; i < ids.size(); ++i) step_items_.push_back({.sequence = ids[i], .tokens = tokens.subspan(i, 1)});
   step_statuses_.resize(ids.size());
-  context_->SetThreads(governor_->threads());
-  const double wall = clock.Wall(), cpu = clock.Cpu();
   for (size_t from = 0; from < ids.size(); from += static_cast<size_t>(plan_.block_tokens)) {
     const size_t count = std::min(ids.size() - from, static_cast<size_t>(plan_.block_tokens));
     if (from > 0) KeepLogits();
     Step(std::span(step_items_).subspan(from, count), std::span(step_statuses_).subspan(from, count));
   }
-  governor_->Step(clock.Wall() - wall, clock.Cpu() - cpu);
-  context_->SetThreads(options_.num_threads);
   const auto failed = std::ranges::find_if(step_statuses_, [](const Status& status) { return !status; });
   return failed == step_statuses_.end() ? Status() : *failed;
 }
 
 std::span<const float> EngineImpl::logits(SequenceId id) const {
-  const Sequence& sequence = *sequences_.at(id);
-  if (!sequence.restored_logits.empty()) return sequence.restored_logits;
-  return sequence.output >= 0 ? context_->logits(sequence.output) : std::span<const float>();
+  const Sequence* const sequence = Lookup(id);
+  if (sequence == nullptr) return {};
+  if (!sequence->restored_logits.empty()) return sequence->restored_logits;
+  return sequence->output >= 0 ? context_->logits(sequence->output) : std::span<const float>();
 }
 
 // Logits of the last block outlive the next one.

@@ -37,6 +37,7 @@ struct RowGroup {
   bool began = false;               // the rows are in the block that runs
   bool cascades = false;            // layers are evicted from while the block is in the next ones
   bool evicts = false;              // from the layer at hand
+  bool notes_queries = false;       // its ring holds queries of the rows
   bool changed = false;             // what the rows did to the sequence cannot be taken back
   uint8_t out_of_pages = 0;         // a thread of the team found none; by atomic_ref
   std::optional<Error> error = {};  // nothing more happens to it

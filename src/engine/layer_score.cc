@@ -38,7 +38,7 @@ void LayerOps::GatherMoments(const Sequence& sequence, int layer, int global_lay
 void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_layer, int window) {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const LayerParams& params = params_[static_cast<size_t>(layer)];
-  const int rows = std::min({window, sequence.queries.window(), static_cast<int>(sequence.next_position)});
+  const int rows = std::min(window, sequence.known_queries());
   window_count_ = rows;
   if (rows == 0) return;
   const size_t row_size = sequence.queries.row_size();

@@ -1,4 +1,4 @@
-// act=merge on the cache of one layer (D2O, policy/merge.h).
+// act=merge on the cache of one layer (D2O, policy/act/merge.h).
 #ifndef PITH_ENGINE_MERGER_H_
 #define PITH_ENGINE_MERGER_H_
 
@@ -7,7 +7,7 @@
 
 #include "cache/kv_cache.h"
 #include "pith/types.h"
-#include "policy/merge.h"
+#include "policy/act/merge.h"
 #include "policy/policy.h"
 
 namespace pith {

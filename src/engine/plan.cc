@@ -171,7 +171,8 @@ MemoryPlan CommonPlan(const ModelInfo& info, const Shape& shape, const EvictionS
   plan.budget_bytes = options.budget_bytes;
   plan.block_tokens = block_tokens;
   plan.block_bytes = BlockBytes(info, block_tokens);
-  plan.recurrent_bytes = info.recurrent_bytes * static_cast<size_t>(sequences + 1);
+  plan.recurrent_bytes =
+      info.recurrent_bytes * static_cast<size_t>(sequences + std::max(options.resting_sequences, 0) + 1);
   plan.moment_bytes = static_cast<size_t>(sequences) * shape.moment_bytes;
   plan.flight_bytes = FlightOf(shape, style).Bytes(block_tokens, sequences);
   return plan;

@@ -1,5 +1,5 @@
 // Attention of a block of a prompt over those earlier blocks of keys that matter
-// (CritiPrefill, policy/criti.h). What is not chosen is never read.
+// (CritiPrefill, policy/prefill/criti.h). What is not chosen is never read.
 //
 // The rows of a call are cut into segments. For each segment and kv head:
 //
@@ -20,7 +20,7 @@
 #include "base/team.h"
 #include "engine/scratch.h"
 #include "kernels/attention.h"
-#include "policy/criti.h"
+#include "policy/prefill/criti.h"
 
 namespace pith {
 

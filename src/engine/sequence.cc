@@ -91,6 +91,18 @@ const ActiveRecipe* SequenceSetup::Find(const Recipe& recipe) const {
   return nullptr;
 }
 
+void Sequence::EndAt(int32_t position, int64_t num_global_heads) {
+  next_position = position;
+  entries_seen = position * num_global_heads;
+  while (!pinned.empty() && pinned.back().first >= position) pinned.pop_back();
+  if (!pinned.empty()) pinned.back().second = std::min(pinned.back().second, position);
+  if (tokens.size() > static_cast<size_t>(position)) tokens.resize(static_cast<size_t>(position));
+  repeat.reset();
+  output = -1;
+  restored_logits.clear();
+  logit_bytes = HeldBytes();
+}
+
 void Sequence::CopyHistory(const Sequence& from) {
   next_position = from.next_position;
   entries_seen = from.entries_seen;
@@ -98,6 +110,7 @@ void Sequence::CopyHistory(const Sequence& from) {
   prompt_continues = from.prompt_continues;
   pinned = from.pinned;
   queries = from.queries;
+  queries_from = from.queries_from;
   moments = from.moments;
   merge_thresholds = from.merge_thresholds;
   tokens.assign(from.tokens.begin(), from.tokens.end());

@@ -110,6 +110,7 @@ struct Sequence {
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   HeldBytes query_bytes, token_bytes, logit_bytes;
   QueryRing queries;
+  int32_t queries_from = 0;  // those of positions before are not in the ring any more
   QueryMoments moments;                   // empty where no recipe reads them
   std::vector<double> merge_thresholds;   // act=merge: of each global layer, NaN before its first eviction
   std::vector<float> restored_logits;     // [vocab] of the last token, of a restored sequence until its next block
@@ -127,6 +128,15 @@ struct Sequence {
                                        [](int32_t at, const auto& range) { return at < range.first; });
     return next != pinned.begin() && position < std::prev(next)->second;
   }
+  // How many of the last queries are known, and whether those are all that a window of so many would hold.
+  int known_queries() const { return std::min(queries.window(), next_position - queries_from); }
+  bool Knows(int window) const { return known_queries() >= std::min(window, next_position); }
+  // The last `count` tokens have overwritten older queries, and are about to be taken back.
+  void ForgetQueriesOf(int count) {
+    queries_from = std::min(std::max(queries_from, next_position - queries.window()), next_position - count);
+  }
+  // What lies outside its cache and its queries forgets the tokens from this one on.
+  void EndAt(int32_t position, int64_t num_global_heads);
   // Everything that a sequence with the same setup has read so far; its cache apart.
   void CopyHistory(const Sequence& from);
 

@@ -23,7 +23,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr size_t kBufferBytes = 64 * 1024;
 
@@ -91,6 +91,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   WriteArray(writer, logits);
   writer.Number(static_cast<uint32_t>(sequence.queries.window()));
   WriteArray(writer, sequence.queries.data());
+  writer.Number(sequence.queries_from);
   if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
   WriteArray(writer, sequence.merge_thresholds);
   WriteArray(writer, recurrent);
@@ -226,6 +227,10 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
   }
   if (!AreNumbers(queries)) return Corrupt("its queries are not numbers");
   std::copy(queries.begin(), queries.end(), sequence.queries.data().begin());
+  if (!reader.Number(sequence.queries_from)) return Truncated();
+  if (sequence.queries_from < 0 || sequence.queries_from > sequence.next_position) {
+    return Corrupt("its queries begin where it has read nothing");
+  }
   if (!sequence.moments.empty()) {
     std::vector<float> moments;
     if (!ReadArray(reader, moments)) return Truncated();

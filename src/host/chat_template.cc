@@ -1,10 +1,12 @@
 #include "host/chat_template.h"
 
+#include <algorithm>
 #include <exception>
 #include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
 #include "host/model.h"
@@ -26,6 +28,58 @@ std::string Reason(const std::exception& error) {
   if (text.starts_with(kRaised)) text.remove_prefix(kRaised.size());
   text = text.substr(0, text.find('\n'));
   return Escaped(text, 300);
+}
+
+jinja::value ValueOf(const nlohmann::ordered_json& json) {
+  using Json = nlohmann::ordered_json;
+  switch (json.type()) {
+    case Json::value_t::boolean: return jinja::mk_val<jinja::value_bool>(json.get<bool>());
+    case Json::value_t::number_integer:
+    case Json::value_t::number_unsigned: return jinja::mk_val<jinja::value_int>(json.get<int64_t>());
+    case Json::value_t::number_float: return jinja::mk_val<jinja::value_float>(json.get<double>());
+    case Json::value_t::string: return jinja::mk_val<jinja::value_string>(json.get<std::string>());
+    case Json::value_t::array: {
+      auto list = jinja::mk_val<jinja::value_array>();
+      for (const Json& one : json) list->push_back(ValueOf(one));
+      return list;
+    }
+    case Json::value_t::object: {
+      auto object = jinja::mk_val<jinja::value_object>();
+      for (const auto& [key, value] : json.items()) object->insert(key, ValueOf(value));
+      return object;
+    }
+    default: return jinja::mk_val<jinja::value_none>();
+  }
+}
+
+// Transformers' form of messages. as_object: arguments of calls are objects, else texts.
+jinja::value ListOf(std::span<const ChatMessage> messages, bool as_object) {
+  const auto text = [](const std::string& bytes) { return jinja::mk_val<jinja::value_string>(bytes); };
+  auto list = jinja::mk_val<jinja::value_array>();
+  for (const ChatMessage& message : messages) {
+    auto one = jinja::mk_val<jinja::value_object>();
+    one->insert("role", text(message.role));
+    one->insert("content", text(message.content));
+    if (!message.tool_calls.empty()) {
+      auto calls = jinja::mk_val<jinja::value_array>();
+      for (const ChatToolCall& call : message.tool_calls) {
+        const auto arguments = nlohmann::ordered_json::parse(call.arguments, nullptr, false);
+        auto function = jinja::mk_val<jinja::value_object>();
+        function->insert("name", text(call.name));
+        function->insert("arguments", as_object && arguments.is_object() ? ValueOf(arguments) : text(call.arguments));
+        auto entry = jinja::mk_val<jinja::value_object>();
+        entry->insert("id", text(call.id));
+        entry->insert("type", text("function"));
+        entry->insert("function", function);
+        calls->push_back(entry);
+      }
+      one->insert("tool_calls", calls);
+    }
+    if (!message.tool_call_id.empty()) one->insert("tool_call_id", text(message.tool_call_id));
+    if (!message.name.empty()) one->insert("name", text(message.name));
+    list->push_back(one);
+  }
+  return list;
 }
 
 }  // namespace
@@ -58,26 +112,29 @@ Result<ChatTemplate> ChatTemplate::Parse(const std::string& text, const std::str
   }
 }
 
-Result<std::string> ChatTemplate::Apply(std::span<const ChatMessage> messages, bool add_assistant) const {
-  try {
-    const auto text = [](const std::string& bytes) { return jinja::mk_val<jinja::value_string>(bytes); };
-    auto list = jinja::mk_val<jinja::value_array>();
-    for (const ChatMessage& message : messages) {
-      auto one = jinja::mk_val<jinja::value_object>();
-      one->insert("role", text(message.role));
-      one->insert("content", text(message.content));
-      list->push_back(one);
+Result<std::string> ChatTemplate::Apply(std::span<const ChatMessage> messages, bool add_assistant,
+                                        const std::string& tools) const {
+  using Json = nlohmann::ordered_json;
+  const Json parsed_tools = Json::parse(tools.empty() ? "null" : tools, nullptr, false);
+  if (parsed_tools.is_discarded()) return InvalidArgument("the tools are no valid JSON");
+  // Most templates write a call's arguments as JSON, a few put them between their own texts and need them as one.
+  Result<std::string> text = Unsupported("");
+  for (const bool as_object : {true, false}) {
+    try {
+      jinja::context context(program_->source);
+      context.set_val("messages", ListOf(messages, as_object));
+      context.set_val("bos_token", jinja::mk_val<jinja::value_string>(program_->bos));
+      context.set_val("eos_token", jinja::mk_val<jinja::value_string>(program_->eos));
+      context.set_val("add_generation_prompt", jinja::mk_val<jinja::value_bool>(add_assistant));
+      if (!parsed_tools.empty()) context.set_val("tools", ValueOf(parsed_tools));
+      jinja::runtime runtime(context);
+      return jinja::runtime::gather_string_parts(runtime.execute(program_->parsed))->as_string().str();
+    } catch (const std::exception& error) {
+      text = Unsupported(fmt::format("the chat template cannot write these messages: {}", Reason(error)));
     }
-    jinja::context context(program_->source);
-    context.set_val("messages", list);
-    context.set_val("bos_token", text(program_->bos));
-    context.set_val("eos_token", text(program_->eos));
-    context.set_val("add_generation_prompt", jinja::mk_val<jinja::value_bool>(add_assistant));
-    jinja::runtime runtime(context);
-    return jinja::runtime::gather_string_parts(runtime.execute(program_->parsed))->as_string().str();
-  } catch (const std::exception& error) {
-    return Unsupported(fmt::format("the chat template cannot write these messages: {}", Reason(error)));
+    if (std::ranges::all_of(messages, [](const ChatMessage& one) { return one.tool_calls.empty(); })) break;
   }
+  return text;
 }
 
 }  // namespace pith

@@ -22,8 +22,9 @@ class ChatTemplate {
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();
 
-  // kUnsupported: the template refuses these messages, or cannot work on them.
-  Result<std::string> Apply(std::span<const ChatMessage> messages, bool add_assistant) const;
+  // tools: a JSON array as OpenAI's API has it; empty: none. kUnsupported: the template refuses these messages, or cannot
+  // work on them. kInvalidArgument: the tools or a call's arguments are no JSON.
+  Result<std::string> Apply(std::span<const ChatMessage> messages, bool add_assistant, const std::string& tools = {}) const;
 
  private:
   struct Program;

@@ -43,6 +43,26 @@ TEST(ChatTemplate, NamespacesSlicesMacrosAndJson) {
   EXPECT_EQ(Write("{% if tools is defined and tools %}t{% else %}none{% endif %}{{ enable_thinking is defined }}"), "noneFalse");
 }
 
+TEST(ChatTemplate, ToolsCallsAndTheirAnswers) {
+  const char* const text =
+      "{% if tools %}{% for t in tools %}[{{ t.function.name }}:{{ t.function.parameters | tojson }}]{% endfor %}{% endif %}"
+      "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}({{ c.function.name }}"
+      "{{ c.function.arguments | tojson }}){% endfor %}{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %}{% endfor %}";
+  const auto chat = ChatTemplate::Parse(text, "", "");
+  ASSERT_TRUE(chat.has_value());
+  const Messages talk = {{"user", "Weather?"},
+                         {"assistant", "", {{"call_1", "weather", R"({"city": "Bonn"})"}}},
+                         {"tool", "rain", {}, "call_1", "weather"}};
+  const std::string tools = R"([{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}])";
+  EXPECT_EQ(chat->Apply(talk, false, tools).value(),
+            R"([weather:{"type": "object"}]<user>Weather?<assistant>(weather{"city": "Bonn"})<tool>rain#call_1)");
+  EXPECT_FALSE(chat->Apply(talk, false, "[{").has_value());
+  // A template that puts arguments between texts of its own gets them as a text.
+  const auto joins = ChatTemplate::Parse(
+      "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '<' + c.function.arguments + '>' }}{% endfor %}{% endfor %}", "", "");
+  EXPECT_EQ(joins->Apply(talk, false).value(), R"(<{"city": "Bonn"}>)");
+}
+
 TEST(ChatTemplate, WhatTheUserSaysIsNotATemplate) {
   EXPECT_EQ(Write("{{ messages[0].content }}", {{"user", "{{ eos_token }}{% for %}"}}), "{{ eos_token }}{% for %}");
 }

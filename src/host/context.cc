@@ -417,7 +417,9 @@ Status HostContext::Decode(const BlockRows& rows) {
   self.output_rows.clear();
   for (size_t i = 0; i < rows.tokens.size(); ++i) {
     PITH_RETURN_IF_ERROR(CheckPosition(self.info, rows.positions[i]));
-    PITH_CHECK(!self.hybrid || rows.slots[i] == rows.slots[0]);
+    if (self.hybrid && rows.slots[i] != rows.slots[0]) {
+      return InvalidArgument("a model with a recurrent state reads one sequence at a time");
+    }
     self.batch->Add(rows.tokens[i], rows.positions[i], self.sequence_of_slot[static_cast<size_t>(rows.slots[i])],
                     rows.wants_logits[i] != 0);
     if (rows.wants_logits[i] != 0) self.output_rows.push_back(static_cast<int>(i));

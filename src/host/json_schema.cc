@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/escaped.h"
+#include "host/grammar_bounds.h"
 
 // scripts/build_llama.sh takes llama.cpp's converter along with its templates; a prefix of one's own may lack it.
 #if __has_include("json-schema-to-grammar.h")
@@ -38,6 +39,7 @@ namespace pith {
 
 #ifdef PITH_HAS_JSON_SCHEMA
 Result<std::string> GrammarOfJsonSchema(const std::string& schema) {
+  PITH_RETURN_IF_ERROR(CheckSchemaBounds(schema));
   try {
     return json_schema_to_grammar(common_json::parse(schema));
   } catch (const std::exception& error) {

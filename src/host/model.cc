@@ -261,12 +261,19 @@ bool HostModel::knows_chat_template() const {
   return has_chat_template() && (private_->jinja || KnowsTemplate(private_->chat_template));
 }
 
+std::string HostModel::bos_text() const {
+  const llama_token token = llama_vocab_bos(llama_model_get_vocab(model_));
+  return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token);
+}
+std::string HostModel::eos_text() const {
+  const llama_token token = llama_vocab_eos(llama_model_get_vocab(model_));
+  return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token);
+}
+
 // A name of libllama's stays one; a text is Jinja if it can be.
 void HostModel::ReadChatTemplate() {
   if (!LooksLikeJinja(private_->chat_template)) return;
-  const llama_vocab* vocab = llama_model_get_vocab(model_);
-  const auto text_of = [&](llama_token token) { return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token); };
-  auto parsed = ChatTemplate::Parse(private_->chat_template, text_of(llama_vocab_bos(vocab)), text_of(llama_vocab_eos(vocab)));
+  auto parsed = ChatTemplate::Parse(private_->chat_template, bos_text(), eos_text());
   if (parsed) private_->jinja.emplace(std::move(*parsed));
 }
 
@@ -276,6 +283,8 @@ void HostModel::TryChatTemplate() const {
   const ChatMessage messages[] = {{"system", "a"}, {"user", "b"}, {"assistant", "c"}, {"user", "d"}};
   (void)private_->jinja->Apply(messages, true);
   (void)private_->jinja->Apply(std::span(messages).subspan(1, 1), true);
+  const ChatMessage call[] = {{"user", "a"}, {"assistant", "", {{"b", "c", R"({"d":1})"}}}, {"tool", "e", {}, "b", "c"}};
+  (void)private_->jinja->Apply(call, true, R"([{"type":"function","function":{"name":"c","description":"","parameters":{}}}])");
 }
 
 bool HostModel::SupportsGpu() {
@@ -283,10 +292,13 @@ bool HostModel::SupportsGpu() {
   return llama_supports_gpu_offload();
 }
 
-Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const {
+const std::string& HostModel::chat_template() const { return private_->chat_template; }
+
+Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant,
+                                                 const std::string& tools) const {
   if (!has_chat_template()) return Unsupported(info_.path + " has no chat template");
   if (private_->jinja) {
-    Result<std::string> text = private_->jinja->Apply(messages, add_assistant);
+    Result<std::string> text = private_->jinja->Apply(messages, add_assistant, tools);
     if (text || !KnowsTemplate(private_->chat_template)) return text;
   }
   // libllama's templates end at a NUL: a byte that UTF-8 never has stands for it meanwhile.

@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/rotation.h"
 #include "pith/types.h"
-#include "policy/rotation.h"
 
 struct llama_adapter_lora;
 struct llama_model;
@@ -81,9 +81,18 @@ struct HostModelOptions {
   bool try_in_child = true;
 };
 
+struct ChatToolCall {
+  std::string id;
+  std::string name;
+  std::string arguments;  // a JSON object
+};
+
 struct ChatMessage {
   std::string role;
   std::string content;
+  std::vector<ChatToolCall> tool_calls = {};  // that the assistant made in it
+  std::string tool_call_id = {};              // of the call that a message of the role "tool" answers
+  std::string name = {};                      // of that tool; may be empty
 };
 
 // A loaded GGUF. Thread-safe once loaded.
@@ -107,7 +116,12 @@ class HostModel {
   bool IsEndOfGeneration(int32_t token) const;
   // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual
   // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these messages.
-  Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant) const;
+  // tools: a JSON array as OpenAI's API has it, empty for none; templates that know no tools leave them out.
+  Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant,
+                                        const std::string& tools = {}) const;
+  const std::string& chat_template() const;  // its text or name; empty if there is none
+  std::string bos_text() const;              // of the token that begins a text; empty if there is none
+  std::string eos_text() const;              // of the one that ends it
   bool has_chat_template() const;
   bool knows_chat_template() const;  // and it can be read
 
@@ -144,6 +158,7 @@ struct PlainOptions {
   int num_ctx = 0;  // tokens of each sequence
   int block_tokens = 512;
   int num_threads = 1;
+  bool adapt_threads = true;  // fewer while other processes take cores (base/thread_governor.h)
   int max_sequences = 1;
   bool flash_attention = true;
   std::string cache_type = "f16";  // ggml's name, of keys and values
@@ -173,7 +188,7 @@ class PlainContext {
   // For benchmarks: an empty sequence gets the made-up keys and values of num_tokens tokens through libllama's state
   // API (plain_fill.cc). kUnsupported: the model has other than global attention layers.
   Status FillForBenchmark(int sequence, int num_tokens);
-  std::span<const float> logits() const;  // of the last token
+  std::span<const float> logits() const;  // of the last token; empty before the first
   void Clear();
 
  private:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "base/check.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -27,6 +26,11 @@ Status CheckPosition(const ModelInfo& info, int32_t position) {
 
 namespace {
 
+Status CheckSequence(int sequence, size_t num_sequences) {
+  if (sequence >= 0 && static_cast<size_t>(sequence) < num_sequences) return {};
+  return InvalidArgument("this context of libllama has no sequence " + std::to_string(sequence));
+}
+
 // GGML_TYPE_COUNT: no such type.
 ggml_type CacheType(const std::string& name) {
   for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
@@ -37,6 +41,16 @@ ggml_type CacheType(const std::string& name) {
 }
 
 }  // namespace
+
+int PlainContext::Private::Run(size_t rows) {
+  ThreadGovernor& governor = rows <= static_cast<size_t>(options.max_sequences) ? *token_governor : *block_governor;
+  StepClock& clock = SystemStepClock();
+  llama_set_n_threads(context.get(), governor.threads(), governor.threads());
+  const double wall = clock.Wall(), cpu = clock.Cpu();
+  const int code = llama_decode(context.get(), batch->get());
+  governor.Step(clock.Wall() - wall, clock.Cpu() - cpu, WorkOf(rows));
+  return code;
+}
 
 PlainContext::~PlainContext() = default;
 
@@ -65,13 +79,17 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
   PITH_RETURN_IF_ERROR(ApplyAdapters(model, self.context.get()));
   self.batch = std::make_unique<Batch>(std::max(options.block_tokens, options.max_sequences));
   self.info = model.info();
+  const int least = options.adapt_threads ? 1 : options.num_threads;
+  self.token_governor.emplace(options.num_threads, least, kTokenPace);
+  self.block_governor.emplace(options.num_threads, least, kBlockPace);
   self.next_position.assign(static_cast<size_t>(options.max_sequences), 0);
   return plain;
 }
 
 Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::vector<float>* all_logits) {
   Private& self = *private_;
-  int32_t& position = self.next_position.at(static_cast<size_t>(sequence));
+  PITH_RETURN_IF_ERROR(CheckSequence(sequence, self.next_position.size()));
+  int32_t& position = self.next_position[static_cast<size_t>(sequence)];
   PITH_RETURN_IF_ERROR(CheckPosition(self.info, position + static_cast<int32_t>(tokens.size()) - 1));
   for (size_t at = 0; at < tokens.size();) {
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(self.options.block_tokens));
@@ -80,7 +98,7 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
       self.batch->Add(tokens[at + i], position++, sequence, all_logits != nullptr || at + i + 1 == tokens.size());
     }
     at += count;
-    if (llama_decode(self.context.get(), self.batch->get()) != 0) return IoError("libllama could not decode a block");
+    if (self.Run(count) != 0) return IoError("libllama could not decode a block");
     if (all_logits == nullptr) continue;
     for (size_t i = 0; i < count; ++i) {
       const float* row = llama_get_logits_ith(self.context.get(), static_cast<int32_t>(i));
@@ -92,19 +110,22 @@ Status PlainContext::Decode(int sequence, std::span<const int32_t> tokens, std::
 
 Status PlainContext::DecodeBatch(std::span<const int32_t> tokens) {
   Private& self = *private_;
-  PITH_CHECK(tokens.size() <= self.next_position.size());
+  if (tokens.size() > self.next_position.size()) {
+    return InvalidArgument("a batch of " + std::to_string(tokens.size()) + " sequences is more than the " +
+                           std::to_string(self.next_position.size()) + " of this context of libllama");
+  }
   self.batch->Clear();
   for (size_t i = 0; i < tokens.size(); ++i) {
     PITH_RETURN_IF_ERROR(CheckPosition(self.info, self.next_position[i]));
     self.batch->Add(tokens[i], self.next_position[i]++, static_cast<int32_t>(i), true);
   }
-  if (llama_decode(self.context.get(), self.batch->get()) != 0) return IoError("libllama could not decode a batch");
+  if (self.Run(tokens.size()) != 0) return IoError("libllama could not decode a batch");
   return {};
 }
 
 std::span<const float> PlainContext::logits() const {
   const float* row = llama_get_logits_ith(private_->context.get(), -1);
-  PITH_CHECK(row != nullptr);
+  if (row == nullptr) return {};
   return {row, static_cast<size_t>(private_->info.num_vocab)};
 }
 

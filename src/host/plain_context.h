@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "base/thread_governor.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -18,6 +20,11 @@ struct PlainContext::Private {
   std::unique_ptr<Batch> batch;
   ModelInfo info;
   std::vector<int32_t> next_position;
+  // Its threads wait for each other as pith's do, so it gets fewer of them by the same rule.
+  std::optional<ThreadGovernor> token_governor, block_governor;
+
+  // llama_decode() of the batch; its result.
+  int Run(size_t rows);
 };
 
 }  // namespace pith

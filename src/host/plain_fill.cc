@@ -20,7 +20,6 @@
 #include <random>
 #include <string>
 
-#include "base/check.h"
 #include "host/plain_context.h"
 
 namespace pith {
@@ -119,7 +118,9 @@ Blob MakeState(const ModelInfo& info, ggml_type type, bool transposed, uint32_t 
 
 Status PlainContext::FillForBenchmark(int sequence, int num_tokens) {
   Private& self = *private_;
-  PITH_CHECK(self.options.for_benchmark);
+  if (!self.options.for_benchmark || sequence < 0 || sequence >= self.options.max_sequences) {
+    return InvalidArgument("this context of libllama was not made to be filled");
+  }
   for (const LayerShape& layer : self.info.layers) {
     if (layer.kind != LayerKind::kGlobal || layer.value_in_key) {
       return Unsupported("a synthetic cache is made for models whose layers all attend over everything");
@@ -136,7 +137,7 @@ Status PlainContext::FillForBenchmark(int sequence, int num_tokens) {
   const bool streams = self.options.separate_streams && self.options.max_sequences > 1;
   const llama_seq_id spare = streams ? sequence : self.options.max_sequences;
   const int piece_tokens = streams ? num_tokens : kPieceTokens;
-  int32_t& position = self.next_position.at(static_cast<size_t>(sequence));
+  int32_t& position = self.next_position[static_cast<size_t>(sequence)];
   for (int done = 0; done < num_tokens;) {
     const Piece piece{
         .sequence = spare, .first_position = position, .num_tokens = std::min(piece_tokens, num_tokens - done)};

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "policy/rotation.h"
+#include "kernels/rotation.h"
 
 struct ggml_tensor;
 

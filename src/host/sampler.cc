@@ -12,7 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "base/check.h"
+#include "host/grammar_bounds.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -181,6 +181,7 @@ Status HostSampler::Private::MakeBias(const HostModel& model, const SamplerOptio
 
 Status HostSampler::Private::MakeGrammar(const HostModel& model, const SamplerOptions& options) {
   if (options.grammar.empty()) return {};
+  PITH_RETURN_IF_ERROR(CheckGrammarBounds(options.grammar));
   try {
     grammar.reset(llama_sampler_init_grammar(llama_model_get_vocab(model.handle()), options.grammar.c_str(), "root"));
   } catch (const std::exception&) {
@@ -292,7 +293,7 @@ Result<int32_t> HostSampler::Private::Choose(std::span<const float> logits, bool
   }
   Penalise(array);
   llama_sampler_apply(chain.get(), &array);
-  PITH_CHECK(array.selected >= 0);
+  if (array.selected < 0) return Unsupported("libllama's samplers left no token to choose from");
   return array.data[array.selected].id;
 }
 
@@ -311,7 +312,10 @@ void HostSampler::Private::Accept(int32_t token) {
 }
 
 Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
-  PITH_CHECK(logits.size() == private_->candidates.size());
+  if (logits.size() != private_->candidates.size()) {
+    return InvalidArgument(fmt::format("there are {} logits, and the model has {} tokens", logits.size(),
+                                       private_->candidates.size()));
+  }
   try {
     // As llama.cpp does it: grammars are slow over a whole vocabulary, and most tokens fit without being asked to.
     PITH_ASSIGN_OR_RETURN(int32_t token, private_->Choose(logits, false));

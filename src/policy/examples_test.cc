@@ -5,11 +5,11 @@
 #include <map>
 #include <numeric>
 
-#include "policy/caote_change.h"
 #include "policy/policy.h"
 #include "policy/policy_test_util.h"
 #include "policy/registry.h"
 #include "policy/select.h"
+#include "policy/terms/caote_change.h"
 
 namespace pith {
 namespace {

@@ -17,11 +17,11 @@
 #include <vector>
 
 #include "kernels/page_layout.h"
+#include "kernels/rotation.h"
 #include "pith/types.h"
-#include "policy/criti.h"
-#include "policy/merge.h"
+#include "policy/act/merge.h"
+#include "policy/prefill/criti.h"
 #include "policy/repeat.h"
-#include "policy/rotation.h"
 
 namespace pith {
 
@@ -72,7 +72,7 @@ struct LayerInputs {
 };
 
 // Attention of some consecutive queries over one kv head, as it happens: what each entry received of all of them, or
-// row by row. policy/observe.h makes the one of the other.
+// row by row. policy/score/observe.h makes the one of the other.
 struct Observation {
   int layer = 0;
   int kv_head = 0;

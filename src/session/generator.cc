@@ -1,24 +1,11 @@
 #include "session/generator.h"
 
-#include <chrono>
 #include <utility>
 
 #include "base/logits.h"
+#include "base/stopwatch.h"
 
 namespace pith {
-namespace {
-
-class Stopwatch {
- public:
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start_ = Clock::now();
-};
-
-}  // namespace
-
 Sampler SampleBy(HostSampler& sampler) {
   return [&sampler](std::span<const float> logits) { return sampler.Sample(logits); };
 }

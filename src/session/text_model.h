@@ -27,6 +27,11 @@ class TextModel {
   virtual bool has_template() const = 0;
   // opens_answer: with the beginning of the assistant's next message.
   virtual Result<std::string> Render(std::span<const ChatMessage> messages, bool opens_answer) const = 0;
+  // tools: a JSON array as OpenAI's API has it. Templates that know no tools leave them out.
+  virtual Result<std::string> RenderWithTools(std::span<const ChatMessage> messages, bool opens_answer,
+                                              [[maybe_unused]] const std::string& tools) const {
+    return Render(messages, opens_answer);
+  }
 };
 
 // That of a loaded model.
@@ -40,6 +45,10 @@ class HostText final : public TextModel {
   bool has_template() const override { return model_->has_chat_template(); }
   Result<std::string> Render(std::span<const ChatMessage> messages, bool opens_answer) const override {
     return model_->ApplyChatTemplate(messages, opens_answer);
+  }
+  Result<std::string> RenderWithTools(std::span<const ChatMessage> messages, bool opens_answer,
+                                      const std::string& tools) const override {
+    return model_->ApplyChatTemplate(messages, opens_answer, tools);
   }
 
  private:

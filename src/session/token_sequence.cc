@@ -55,6 +55,13 @@ Status EngineSequence::Reset() {
   return {};
 }
 
+Result<int> EngineSequence::GoBack(int num_tokens) {
+  if (id_ == kNone) return NoSequence();
+  const int target = engine_->RewindTarget(id_, num_tokens);
+  PITH_RETURN_IF_ERROR(engine_->Rewind(id_, target));
+  return target;
+}
+
 Result<std::unique_ptr<EngineSequence>> EngineSequence::Fork() const {
   if (id_ == kNone) return NoSequence();
   PITH_ASSIGN_OR_RETURN(const SequenceId id, engine_->Fork(id_));

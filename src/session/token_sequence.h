@@ -46,6 +46,9 @@ class EngineSequence final : public TokenSequence {
 
   // Forgets all that was read. After an error there is no sequence left, and every call fails until the next Reset().
   Status Reset();
+  // Goes back to where a text can be read on whose first num_tokens tokens this sequence has read already. Returns how
+  // many of them need not be read again (Engine::RewindTarget()); 0: the sequence is empty.
+  Result<int> GoBack(int num_tokens);
   // A copy that shares its entries until one of the two changes.
   Result<std::unique_ptr<EngineSequence>> Fork() const;
 

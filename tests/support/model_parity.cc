@@ -148,7 +148,7 @@ Result<RowLists> ReadControl(const HostModel& model, const TokenLists& tokens, i
   return rows;
 }
 
-Status Add(const RowLists& reference, const RowLists& other, size_t vocab, const char* who, cli::DifferenceSum& sum) {
+Status Add(const RowLists& reference, const RowLists& other, size_t vocab, const char* who, DifferenceSum& sum) {
   for (const auto& [sequence, rows] : reference) {
     const std::vector<float>& others = other.at(sequence);
     if (others.size() != rows.size()) return Corrupt(fmt::format("{} gives {} logits for {}", who, others.size(), rows.size()));
@@ -156,7 +156,7 @@ Status Add(const RowLists& reference, const RowLists& other, size_t vocab, const
       if (!std::isfinite(logit)) return Corrupt(fmt::format("{} gives logits that are not finite", who));
     }
     for (size_t at = 0; at < rows.size(); at += vocab) {
-      sum.Add(cli::Compare(std::span(rows).subspan(at, vocab), std::span(others).subspan(at, vocab)));
+      sum.Add(Compare(std::span(rows).subspan(at, vocab), std::span(others).subspan(at, vocab)));
     }
   }
   return {};
@@ -223,7 +223,7 @@ Result<Parity> CompareReaders(const std::shared_ptr<HostModel>& model, const Rea
   PITH_ASSIGN_OR_RETURN(const RowLists pith, ReadEngine(model, reading, tokens, num_threads));
   PITH_ASSIGN_OR_RETURN(const RowLists control, ReadControl(*model, tokens, num_threads));
   Parity parity;
-  cli::DifferenceSum itself;
+  DifferenceSum itself;
   PITH_RETURN_IF_ERROR(Add(reference, reference, vocab, "libllama", itself));
   PITH_RETURN_IF_ERROR(Add(reference, flash, vocab, "libllama with flash attention", parity.floor));
   PITH_RETURN_IF_ERROR(Add(reference, pith, vocab, "pith", parity.pith));

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "cli/measure.h"
 #include "host/model.h"
+#include "lab/measure.h"
 #include "pith/types.h"
 
 namespace pith::testing {
@@ -36,9 +36,9 @@ Reading TokenByToken(int num_tokens, int first_block);
 Reading TwoSequences(int num_tokens_each, int num_decoded, bool hybrid);
 
 struct Parity {
-  cli::DifferenceSum pith;
-  cli::DifferenceSum floor;
-  cli::DifferenceSum control;
+  DifferenceSum pith;
+  DifferenceSum floor;
+  DifferenceSum control;
 
   // Twice the floor, in the mean KL (plus 1e-10, the resolution of float logits) and in the largest
   // difference of a logit.

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "policy/attention_motion.h"
-#include "policy/layer_shares.h"
+#include "policy/allocate/attention_motion.h"
+#include "policy/allocate/layer_shares.h"
 #include "policy/stage.h"
 
 namespace pith {

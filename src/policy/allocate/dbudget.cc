@@ -8,7 +8,7 @@
 // scorer it decides the size alone. Never fewer than sinks + floor entries (ours).
 #include <algorithm>
 
-#include "policy/lossless_prefix.h"
+#include "policy/allocate/lossless_prefix.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -1,11 +1,11 @@
-// D2O's layer budgets (arXiv:2406.13035; policy/density.h): layers whose attention is spread evenly get
+// D2O's layer budgets (arXiv:2406.13035; policy/allocate/layer_density.h): layers whose attention is spread evenly get
 // more. The variance is taken over the scores of each kv head (with score=h2o, the attention that its
 // entries received, mean over the group), where the authors' code has each query head's own.
 //
 // The code gives layer l the share w_l L rho of its entries, cut at 1 and never made up for, and leaves
 // layers 0, 1 and the last whole beside the budget. Under a hard budget what is cut goes to the others,
 // and layers are left whole only with ends=whole, at the others' cost.
-#include "policy/density.h"
+#include "policy/allocate/layer_density.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,12 +1,12 @@
 // Layers by the sensitivity of their keys (EpiCache, arXiv:2509.17396, part B): a layer whose keys change
 // more when far tokens are hidden gets more. The cosines come from a JSON file, {"similarity": [...]},
-// one for each layer that holds a global cache (policy/calibrate/key_stability.h says how to measure).
+// one for each layer that holds a global cache (policy/learn/key_stability.h says how to measure).
 //
 // form=rescaled (ours) keeps the code's weights and its floor of a quarter, and rescales to the exact
 // total. form=code is the authors', whose sum exceeds the budget: what is too much is then taken from
 // the largest. form=paper has no floor.
-#include "policy/calibrate/layer_budgets.h"
-#include "policy/layer_shares.h"
+#include "policy/allocate/layer_shares.h"
+#include "policy/learn/layer_budgets.h"
 #include "policy/stage.h"
 
 namespace pith {

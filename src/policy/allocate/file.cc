@@ -1,8 +1,8 @@
 // Fixed shares of layers, found by whatever search, from a JSON file: {"layers": [3, 2.5, 1, ...]}, one
 // number for each layer that holds a global cache. Only their ratios count: the budget is shared in
 // proportion, rounded so that the sum is exact.
-#include "policy/calibrate/layer_budgets.h"
-#include "policy/layer_shares.h"
+#include "policy/allocate/layer_shares.h"
+#include "policy/learn/layer_budgets.h"
 #include "policy/stage.h"
 
 namespace pith {

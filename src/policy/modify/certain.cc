@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "base/parallel.h"
-#include "policy/certain_entries.h"
+#include "policy/modify/certain_entries.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -7,7 +7,7 @@
 // clamped to [0, 1] and factors to at least 1e-6, so exact copies keep their order.
 #include <algorithm>
 
-#include "policy/neighbour_decay.h"
+#include "policy/modify/neighbour_decay.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -5,9 +5,9 @@
 #include <limits>
 
 #include "base/parallel.h"
-#include "policy/caote_change.h"
 #include "policy/select.h"
 #include "policy/stage.h"
+#include "policy/terms/caote_change.h"
 
 namespace pith {
 namespace {

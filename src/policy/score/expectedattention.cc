@@ -12,9 +12,9 @@
 
 #include "base/parallel.h"
 #include "kernels/triangles.h"
-#include "policy/dot.h"
 #include "policy/select.h"
 #include "policy/stage.h"
+#include "policy/terms/dot.h"
 
 namespace pith {
 namespace {

@@ -1,6 +1,6 @@
 // Heavy hitters (H2O, arXiv:2306.14048; github.com/FMInference/H2O h2o_hf/utils_real_drop): attention
 // summed over all queries, the group's mean first, and a recent part that always stays.
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

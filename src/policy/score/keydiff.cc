@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "base/parallel.h"
-#include "policy/dot.h"
 #include "policy/select.h"
 #include "policy/stage.h"
+#include "policy/terms/dot.h"
 
 namespace pith {
 namespace {

@@ -5,7 +5,7 @@
 // Of an observation, the probabilities are a softmax over prefix, chunk and repeated text alone, in float32 where the
 // authors' code has the model's type. The prefix is what is pinned at the front: the first tokens here, the system
 // prompt where the caller pins it. It is part of the total that stays, the authors count the context apart.
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/stage.h"
 
 namespace pith {

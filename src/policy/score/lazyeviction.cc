@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "base/parallel.h"
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -1,6 +1,6 @@
 // Mean attention over the queries that can see the entry: H2O without its favour for old tokens, the
 // "observed attention" of github.com/NVIDIA/kvpress. Nothing is protected, as there.
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

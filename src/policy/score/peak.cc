@@ -2,7 +2,7 @@
 // queries and the group, without time.
 //
 // A relative of KVzip (score=kvzip) over the prompt's own queries, which needs no second pass.
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

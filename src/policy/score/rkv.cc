@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "policy/rkv_terms.h"
+#include "policy/score/rkv_terms.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

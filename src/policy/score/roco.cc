@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "base/parallel.h"
-#include "policy/observe.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "policy/stage.h"
 

@@ -2,9 +2,9 @@
 // for the layer. The newest entry stays, as in github.com/NVIDIA/kvpress; the authors' cache may
 // drop it. scope=head ranks each kv head by its own group (github.com/DRSY/EasyKV).
 #include "base/parallel.h"
-#include "policy/positions.h"
 #include "policy/select.h"
 #include "policy/stage.h"
+#include "policy/terms/positions.h"
 
 namespace pith {
 namespace {

@@ -1,0 +1,196 @@
+// pith sim: what caches would have kept.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/cores.h"
+#include "base/escaped.h"
+#include "cli/command.h"
+#include "cli/terminal.h"
+#include "evict/read_trace.h"
+#include "evict/registry.h"
+#include "evict/simulate.h"
+#include "lab/sim_html.h"
+
+namespace pith::cli {
+namespace {
+
+using evict::SimulatedRow;
+using nlohmann::ordered_json;
+
+constexpr const char* kExamples = R"(
+A capacity is in bytes (25000000, 25MB, 64MiB), or in blocks where the trace is of prompts. Formats of traces:
+  csv     a header with the column id and any of time (s), size (bytes), ttl (s), rtt (us)
+  jsonl   prompts as Mooncake writes them: timestamp (ms), input_length, output_length, hash_ids; a hit is a block
+          whose whole prefix is stored
+  oracle  oracleGeneral of libCacheSim
+  nginx   access logs: the combined format, or
+          '"$time_iso8601" $upstream_cache_status $cache_key $bytes $ttl $upstream_response_time'
+
+Examples:
+  pith sim --trace trace.csv --policy lru,gdsf,belady-size --capacity 25MB,100MB
+  pith sim --trace access.log --policy lru,sieve --capacity 1GiB --ttl --json
+  pith sim --trace prompts.jsonl --policy lru,arc,belady --curve 20 --html curves.html
+  pith sim --list
+)";
+
+struct SimFlags {
+  std::string trace;
+  std::string format;
+  std::string policies = "lru";
+  std::string capacities;
+  int curve = 0;
+  int threads = 0;
+  bool ttl = false;
+  bool list = false;
+  bool json = false;
+  std::string html;
+};
+
+Result<std::vector<uint64_t>> ParseCapacities(std::string_view text) {
+  std::vector<uint64_t> capacities;
+  while (!text.empty()) {
+    const size_t end = text.find(',');
+    const Result<size_t> size = ParseSize(text.substr(0, end));
+    if (!size) return InvalidArgument(fmt::format("--capacity: {}", size.error().message));
+    if (*size == 0) return InvalidArgument("--capacity takes sizes above 0");
+    capacities.push_back(*size);
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+  }
+  return capacities;
+}
+
+Status Check(const SimFlags& flags) {
+  if (flags.list) return {};
+  if (flags.trace.empty()) return InvalidArgument("--trace is missing (see \"pith sim --help\")");
+  if (flags.capacities.empty() == (flags.curve == 0)) {
+    return InvalidArgument("give sizes with --capacity, or their number with --curve");
+  }
+  PITH_RETURN_IF_ERROR(ParseCapacities(flags.capacities));
+  if (flags.format.empty()) PITH_RETURN_IF_ERROR(evict::FormatOfFile(flags.trace));
+  for (const std::string& policy : SplitRecipes(flags.policies)) {
+    const std::string name = policy.substr(0, policy.find(':'));
+    const auto known = evict::ListPolicies();
+    if (std::ranges::none_of(known, [&](const evict::PolicyInfo& info) { return info.name == name; })) {
+      return InvalidArgument(
+          fmt::format("there is no policy \"{}\"; \"pith sim --list\" lists them", Escaped(name)));
+    }
+  }
+  return CheckOutput(flags.html);
+}
+
+ordered_json ToJson(const SimFlags& flags, const evict::Trace& trace, double load_seconds,
+                    const std::vector<SimulatedRow>& rows) {
+  ordered_json json = {{"trace", flags.trace},
+                       {"unit", trace.has_prompts() ? "blocks" : "bytes"},
+                       {"requests", trace.num_requests()},
+                       {"accesses", trace.num_accesses()},
+                       {"objects", trace.num_objects()},
+                       {"bytes", trace.total_bytes()},
+                       {"footprint", trace.footprint_bytes()},
+                       {"ttl", flags.ttl},
+                       {"load_seconds", load_seconds},
+                       {"rows", ordered_json::array()}};
+  for (const SimulatedRow& row : rows) {
+    json["rows"].push_back({{"policy", row.policy},
+                            {"capacity", row.capacity},
+                            {"requests", row.tally.requests},
+                            {"hits", row.tally.hits},
+                            {"hit_bytes", row.tally.hit_bytes},
+                            {"hit_ratio", row.hit_ratio},
+                            {"byte_hit_ratio", row.byte_hit_ratio},
+                            {"evictions", row.tally.evictions},
+                            {"ns_per_request", row.ns_per_request}});
+  }
+  return json;
+}
+
+void PrintTable(const evict::Trace& trace, const std::vector<SimulatedRow>& rows) {
+  size_t width = 6;
+  for (const SimulatedRow& row : rows) width = std::max(width, row.policy.size());
+  fmt::print("{} {}, {} objects, {} {}\n", FormatCount(static_cast<int64_t>(trace.num_requests())),
+             trace.has_prompts() ? "prompts" : "requests", FormatCount(static_cast<int64_t>(trace.num_objects())),
+             FormatCount(static_cast<int64_t>(trace.footprint_bytes())),
+             trace.has_prompts() ? "blocks together" : "bytes together");
+  fmt::print("{:<{}}  {:>16}  {:>9}  {:>9}  {:>12}  {:>8}\n", "policy", width, "capacity", "hits", "of bytes",
+             "evictions", "ns");
+  for (const SimulatedRow& row : rows) {
+    fmt::print("{:<{}}  {:>16}  {:>8.2f}%  {:>8.2f}%  {:>12}  {:>8.1f}\n", row.policy, width,
+               FormatCount(static_cast<int64_t>(row.capacity)), 100 * row.hit_ratio, 100 * row.byte_hit_ratio,
+               FormatCount(static_cast<int64_t>(row.tally.evictions)), row.ns_per_request);
+  }
+}
+
+void PrintPolicies() {
+  size_t width = 0;
+  for (const evict::PolicyInfo& info : evict::ListPolicies()) width = std::max(width, info.name.size());
+  for (const evict::PolicyInfo& info : evict::ListPolicies()) {
+    fmt::print("{:<{}}  {}{}\n", info.name, width, info.summary,
+               info.source.empty() ? "" : fmt::format(" ({})", info.source));
+  }
+}
+
+Result<int> RunSim(const SimFlags& flags) {
+  if (flags.list) {
+    PrintPolicies();
+    return kExitOk;
+  }
+  const Stopwatch watch;
+  PITH_ASSIGN_OR_RETURN(const evict::TraceFormat format, flags.format.empty() ? evict::FormatOfFile(flags.trace)
+                                                                              : evict::ParseFormatName(flags.format));
+  PITH_ASSIGN_OR_RETURN(std::string text, ReadFile(flags.trace));
+  PITH_ASSIGN_OR_RETURN(const evict::Trace trace, evict::ReadTrace(format, text, flags.trace));
+  text = {};
+  const double load_seconds = watch.seconds();
+  evict::SimulateOptions options;
+  options.policies = SplitRecipes(flags.policies);
+  options.with_ttl = flags.ttl;
+  options.num_threads = flags.threads > 0 ? flags.threads : PhysicalCores();
+  options.stop = Interrupted;
+  if (flags.curve > 0) {
+    options.capacities = evict::CurveCapacities(trace, flags.curve);
+  } else {
+    PITH_ASSIGN_OR_RETURN(options.capacities, ParseCapacities(flags.capacities));
+  }
+  PITH_ASSIGN_OR_RETURN(const std::vector<SimulatedRow> rows, evict::Simulate(trace, options));
+  const ordered_json json = ToJson(flags, trace, load_seconds, rows);
+  if (!flags.html.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.html, SimHtml(json)));
+  if (flags.json) {
+    PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else {
+    PrintTable(trace, rows);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddSim(CLI::App& app, Command& chosen) {
+  auto flags = std::make_shared<SimFlags>();
+  CLI::App* command = AddCommand(app, "sim", "Replay a trace of requests against caches of many kinds and sizes",
+                                 kExamples);
+  AddOption(*command, "--trace", flags->trace, "The trace, or - for standard input", "FILE");
+  AddChoice(*command, "--format", flags->format, {"csv", "jsonl", "oracle", "nginx"},
+            "Its format (default: by the file's name: .csv, .jsonl, .oracleGeneral.bin, .log)", "FORMAT");
+  AddOption(*command, "--policy", flags->policies,
+            "Evictors, with parameters behind a colon (default lru; --list names all)", "P,...");
+  AddOption(*command, "--capacity", flags->capacities, "Sizes of the cache, in bytes or blocks", "C,...");
+  AddNumber(*command, "--curve", flags->curve, 1, 1000,
+            "In place of --capacity: so many sizes from a thousandth of all objects to all of them", "N");
+  AddFlag(*command, "--ttl", flags->ttl, "Objects expire as the trace says");
+  AddNumber(*command, "-t,--threads", flags->threads, 1, 1024, "Replays at once (default: physical cores)", "N");
+  AddFlag(*command, "--list", flags->list, "List all policies");
+  AddFlag(*command, "--json", flags->json, "Print one JSON object");
+  AddOption(*command, "--html", flags->html, "Write miss-ratio curves, one page that needs no network", "FILE");
+  OnCommand(*command, [flags, &chosen] {
+    chosen.check = [flags] { return Check(*flags); };
+    chosen.run = [flags] { return RunSim(*flags); };
+  });
+}
+
+}  // namespace pith::cli

@@ -1,0 +1,39 @@
+// FIFO: the object that was stored first goes first.
+#include <memory>
+
+#include "evict/object_lists.h"
+#include "evict/registry.h"
+
+namespace pith::evict {
+namespace {
+
+constexpr uint32_t kQueue = 1;
+
+class Fifo final : public Replayed<Fifo> {
+ public:
+  explicit Fifo(const Setup& setup) : Replayed(setup.capacity), lists_(setup.num_objects, 1) {}
+
+  bool Contains(uint32_t object) const override { return lists_.ListOf(object) != 0; }
+  uint64_t used_bytes() const override { return lists_.bytes(kQueue); }
+  void OnHit(const Access&) override {}
+  void OnMiss(const Access& access) override {
+    if (access.size > capacity_) return;
+    while (used_bytes() + access.size > capacity_) {
+      const uint32_t victim = lists_.tail(kQueue);
+      lists_.Remove(victim);
+      Evicted(victim);
+    }
+    lists_.PushHead(kQueue, access.object, access.size);
+  }
+  void Erase(uint32_t object) override { lists_.Remove(object); }
+  void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
+
+ private:
+  ObjectLists lists_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Evictor>> MakeFifo(Params&, const Setup& setup) { return std::make_unique<Fifo>(setup); }
+
+}  // namespace pith::evict

@@ -1,0 +1,36 @@
+// How a layer turns queries and keys by their positions (RoPE).
+//
+// Each pair of channels is a complex number, and a position multiplies it by magnitude * exp(i * angle * position).
+// Channels in no pair stay as they are.
+#ifndef PITH_KERNELS_ROTATION_H_
+#define PITH_KERNELS_ROTATION_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace pith {
+
+struct RotatedPair {
+  int real = 0;  // channels
+  int imaginary = 0;
+  double angle = 0;  // radians per position
+  double magnitude = 1;
+};
+
+struct Rotation {
+  std::vector<RotatedPair> pairs;  // empty: positions turn nothing
+
+  // The inverse of what the position did. factors: [pairs, 2], real and imaginary.
+  void Unturn(int32_t position, std::span<float> factors) const;
+  // The mean over the positions from, from + 1, ..., from + count - 1.
+  void MeanTurn(int32_t from, int count, std::span<float> factors) const;
+  // Multiplies each pair of a row [D] by its factor.
+  void Apply(std::span<const float> factors, float* row) const;
+  // R M R^T of a symmetric matrix of dim rows, as packed triangles (kernels/triangles.h).
+  std::vector<float> ApplyToForm(std::span<const float> factors, int dim, const float* triangle) const;
+};
+
+}  // namespace pith
+
+#endif  // PITH_KERNELS_ROTATION_H_

@@ -1,0 +1,230 @@
+// Who may begin, and in which bytes.
+//
+//   recipe drops entries   floor: an equal share, or all that its tokens take, if that is less;  ceiling: whatever is there
+//   recipe drops nothing   floor: all that its tokens will take;                                 ceiling: whatever is there
+//
+// A request begins when its floor can be promised. Until then it waits, and those behind it too: whoever needs much is
+// not overtaken for ever. Resting prefixes go first, then the engine takes back what running sequences have borrowed.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/cache_formats.h"
+#include "kernels/page_layout.h"
+#include "server/scheduler_impl.h"
+
+namespace pith::server {
+namespace {
+
+// Of a text without limit whose recipe drops nothing: what it is promised for a start.
+constexpr size_t kTokensAhead = 256;
+// Shorter ones are read again as fast as they are forked.
+constexpr size_t kLeastCheckpoint = 64;
+
+size_t PagesOf(size_t num_tokens) { return (num_tokens + kPageEntries - 1) / kPageEntries; }
+
+}  // namespace
+
+size_t JobBytes::Of(size_t num_tokens) const { return first_page + page * (std::max<size_t>(PagesOf(num_tokens), 1) - 1); }
+
+size_t JobBytes::MostTokens() const {
+  if (limit < first_page) return 0;
+  return page == 0 ? SIZE_MAX : ((limit - first_page) / page + 1) * kPageEntries;
+}
+
+size_t SchedulerImpl::UncommittedBytes() const {
+  const KvStats stats = engine_->stats();
+  return stats.budget_bytes - std::min(stats.budget_bytes, stats.used_bytes + stats.promised_bytes);
+}
+
+bool SchedulerImpl::DropPrefix() {
+  const std::optional<Prefix> victim = prefixes_.TakeVictim();
+  if (!victim) return false;
+  engine_->Free(victim->sequence);
+  return true;
+}
+
+bool SchedulerImpl::MakeRoom(size_t bytes) {
+  while (UncommittedBytes() < bytes) {
+    if (!DropPrefix()) return false;
+  }
+  return true;
+}
+
+void SchedulerImpl::Hold(Job& job, SequenceId sequence) {
+  const std::lock_guard lock(job.mutex);
+  job.live.push_back(sequence);
+  if (job.cancelled) engine_->Cancel(sequence);
+}
+
+void SchedulerImpl::Release(Job& job, SequenceId sequence) {
+  const std::lock_guard lock(job.mutex);
+  std::erase(job.live, sequence);
+  engine_->Free(sequence);
+}
+
+void SchedulerImpl::Intake(const JobPtr& job) {
+  waiting_.push_back(job);
+  room_changed_ = true;
+  ++counters_.requests;
+  if (const Status status = PlanJob(*job); !status) Fail(*job, status.error());
+}
+
+Status SchedulerImpl::PlanJob(Job& job) {
+  const Request& request = job.request;
+  const EngineOptions& engine = engine_->options();
+  job.options = engine;
+  if (request.recipe) job.options.recipe = *request.recipe;
+  if (request.refuse_eviction) {
+    if (job.options.recipe.format) job.options.format = *job.options.recipe.format;
+    PITH_ASSIGN_OR_RETURN(job.options.recipe, ParseRecipe("full"));
+  }
+  job.bytes.limit = request.kv_budget_bytes > 0 ? std::min(request.kv_budget_bytes, total_bytes_) : total_bytes_;
+  job.options.ceiling_bytes = job.bytes.limit;
+  EngineOptions settled = engine;
+  static_cast<SequenceOptions&>(settled) = job.options;
+  const Policy* const policy = Settled(engine_->model().info(), settled).recipe.policy.get();
+  job.drops = policy != nullptr && !policy->keeps_everything();
+  job.key = {.tenant = request.tenant, .recipe = job.options.recipe.text, .kv_budget_bytes = request.kv_budget_bytes};
+  SequenceOptions unlimited = job.options;
+  unlimited.ceiling_bytes = total_bytes_;
+  const size_t num_ctx = static_cast<size_t>(engine.num_ctx), second = std::min<size_t>(kPageEntries + 1, num_ctx);
+  PITH_ASSIGN_OR_RETURN(const Admission one, engine_->Admit(unlimited, 1));
+  PITH_ASSIGN_OR_RETURN(const Admission two, engine_->Admit(unlimited, second));
+  job.bytes.first_page = one.steady_bytes;
+  job.bytes.page = two.steady_bytes - one.steady_bytes;
+  const size_t prompt = request.prompt.size(), room = num_ctx - prompt;
+  const size_t wanted = request.generation.max_tokens < 0
+                            ? (job.drops ? room : std::min(kTokensAhead, room))
+                            : std::min(static_cast<size_t>(request.generation.max_tokens), room);
+  const size_t all = job.bytes.Of(prompt + wanted);
+  if (!job.drops && job.bytes.Of(prompt) > job.bytes.limit) {
+    const std::string sentence =
+        fmt::format("the prompt has {} tokens, and {:.2f} MiB of KV budget hold {} of them without dropping any", prompt,
+                    static_cast<double>(job.bytes.limit) / (1 << 20), std::min(job.bytes.MostTokens(), num_ctx));
+    return request.refuse_eviction ? Status(OutOfContext(sentence)) : Status(OutOfBudget(sentence));
+  }
+  const size_t share = total_bytes_ / static_cast<size_t>(options_.max_running);
+  job.bytes.floor = std::max<size_t>(std::min(job.drops ? std::min(all, share) : all, job.bytes.limit), 1);
+  job.bytes.fork_floor =
+      job.drops ? job.bytes.floor
+                : std::min(job.bytes.Of(wanted) + 2 * job.bytes.page, job.bytes.floor);
+  // The same bytes whoever else is there, so that the same entries stay.
+  if (options_.deterministic_reuse && job.drops) {
+    job.options.ceiling_bytes = job.bytes.limit =
+        request.kv_budget_bytes > 0 ? job.bytes.limit : std::min(share, job.bytes.limit);
+    job.bytes.floor = job.bytes.fork_floor = job.bytes.limit;
+  }
+  return {};
+}
+
+void SchedulerImpl::AdmitWaiting() {
+  if (!room_changed_ && !running_.empty()) return;
+  room_changed_ = false;
+  std::vector<JobPtr> passed;  // bound to slots that are busy: others may go before them
+  while (!waiting_.empty()) {
+    const JobPtr job = waiting_.front();
+    const int slot = job->request.slot;
+    if (slot >= 0 && slots_[static_cast<size_t>(slot)] != nullptr) {
+      passed.push_back(job);
+      waiting_.pop_front();
+      continue;
+    }
+    const Verdict verdict = TryAdmit(job);
+    if (verdict == Verdict::kWaits) break;
+  }
+  waiting_.insert(waiting_.begin(), passed.begin(), passed.end());
+}
+
+bool SchedulerImpl::TakeSlots(Job& job) {
+  const size_t wanted = job.choices.size();
+  std::vector<int> free;
+  if (job.request.slot >= 0) free.push_back(job.request.slot);
+  // Slots whose prefixes are gone first, so that those that rest stay visible longer.
+  for (const bool resting : {false, true}) {
+    for (int i = 0; i < options_.max_running; ++i) {
+      if (slots_[static_cast<size_t>(i)] != nullptr || i == job.request.slot) continue;
+      if ((RestingIn(i) >= 0) == resting) free.push_back(i);
+    }
+  }
+  if (free.size() < wanted) return false;
+  for (size_t i = 0; i < wanted; ++i) job.choices[i].slot = free[i];
+  return true;
+}
+
+SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
+  if (!TakeSlots(*job)) return Verdict::kWaits;
+  const auto waits = [&] {
+    for (Choice& choice : job->choices) choice.slot = -1;
+    return Verdict::kWaits;
+  };
+  job->started = SteadyClock::now();
+  SequenceId sequence = TakePrefix(*job);
+  if (sequence < 0) {
+    const Result<SequenceId> fresh = SequenceFor(*job);
+    if (!fresh && fresh.error().code == ErrorCode::kOutOfBudget && !running_.empty()) return waits();
+    if (!fresh) {
+      Fail(*job, fresh.error());
+      return Verdict::kGone;
+    }
+    sequence = *fresh;
+  }
+  const SequenceStats before = engine_->stats(sequence);
+  job->dropped_before = before.entries_seen - before.entries;
+  job->choices.front().sequence = sequence;
+  for (const Choice& choice : job->choices) slots_[static_cast<size_t>(choice.slot)] = job.get();
+  job->usage.cached_tokens = static_cast<int>(job->prompt_done);
+  counters_.prompt_tokens += job->request.prompt.size() - job->prompt_done;
+  counters_.cached_tokens += job->prompt_done;
+  PlanCheckpoint(*job);
+  Hold(*job, sequence);
+  std::erase(waiting_, job);
+  running_.push_back(job);
+  {
+    const std::lock_guard lock(mutex_);
+    --num_waiting_;
+  }
+  Tell(*job, [&](RequestSink& sink) { sink.Started(job->usage, job->choices.front().slot); });
+  return Verdict::kAdmitted;
+}
+
+// A new one, which is promised what the job's further choices will take, too.
+Result<SequenceId> SchedulerImpl::SequenceFor(Job& job) {
+  SequenceOptions options = job.options;
+  options.floor_bytes = job.bytes.floor;
+  // Not the ceiling, which is lent and not promised.
+  options.ceiling_bytes = job.bytes.floor;
+  const size_t further = (job.choices.size() - 1) * job.bytes.fork_floor;
+  for (;;) {
+    PITH_ASSIGN_OR_RETURN(const Admission admission,
+                          engine_->Admit(options, std::min(job.request.prompt.size(), job.bytes.MostTokens())));
+    const bool fits = admission.steady_bytes + further <= admission.free_bytes && admission.missing_bytes == 0;
+    if (fits && UncommittedBytes() >= job.bytes.floor + further) break;
+    if (DropPrefix()) continue;
+    if (fits || running_.empty()) break;
+    return OutOfBudget("other requests hold the KV budget");
+  }
+  options.floor_bytes = std::min(job.bytes.floor + further, job.bytes.limit);
+  options.ceiling_bytes = job.options.ceiling_bytes;
+  Result<SequenceId> made = engine_->NewSequence(options);
+  // Its place or its bytes may be a prefix's.
+  while (!made && made.error().code == ErrorCode::kOutOfBudget && DropPrefix()) made = engine_->NewSequence(options);
+  return made;
+}
+
+void SchedulerImpl::PlanCheckpoint(Job& job) const {
+  job.checkpoint_at = 0;
+  const bool rewinds = !job.drops && !engine_->model().info().hybrid;
+  if (rewinds || !job.request.reuse_prefix || options_.max_retained < 2) return;
+  size_t at = job.request.num_pinned;
+  if (options_.deterministic_reuse) at -= at % static_cast<size_t>(engine_->block_tokens());
+  if (at < kLeastCheckpoint || at <= job.prompt_done || at >= job.request.prompt.size()) return;
+  const std::span<const int32_t> front = std::span(job.request.prompt).first(at);
+  const bool is_there = std::ranges::any_of(prefixes_.prefixes(), [&](const Prefix& prefix) {
+    return prefix.checkpoint && prefix.key == job.key && std::ranges::equal(prefix.tokens, front);
+  });
+  if (!is_there) job.checkpoint_at = at;
+}
+
+}  // namespace pith::server

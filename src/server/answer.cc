@@ -1,0 +1,255 @@
+#include "server/answer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace pith::server {
+namespace {
+
+// The state of one answer. Everything but Add() and CancelAll() happens on the connections' thread.
+class Answer : public std::enable_shared_from_this<Answer> {
+ public:
+  Answer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
+         std::unique_ptr<AnswerWriter> writer)
+      : context_(context),
+        dialect_(dialect),
+        exchange_(std::move(exchange)),
+        writer_(std::move(writer)),
+        tools_(request.uses_tools() ? request.tools : std::vector<ToolSpec>()),
+        stops_(request.base.generation.stops),
+        stream_(request.stream),
+        is_evict_off_(request.is_evict_off),
+        num_choices_(request.base.num_choices),
+        num_prompts_(static_cast<int>(request.prompts.size())),
+        filters_(static_cast<size_t>(num_prompts_ * num_choices_)),
+        sent_tokens_(filters_.size()) {
+    for (const auto& prompt : request.prompts) longest_ = std::max(longest_, prompt.size());
+  }
+
+  void Submit(const ChatRequest& request);
+
+  template <typename Task>
+  void Post(Task task) {
+    exchange_->Post([self = shared_from_this(), task = std::move(task)]() mutable {
+      if (!self->over_) task(*self);
+    });
+  }
+
+  void Started(const RequestUsage& usage, int slot) {
+    totals_.usage.prompt_tokens += usage.prompt_tokens;
+    totals_.usage.cached_tokens += usage.cached_tokens;
+    if (totals_.slot < 0) totals_.slot = slot;
+  }
+
+  void Progress(int done, int total) {
+    if (stream_ && num_prompts_ == 1) writer_->Progress(done, total);
+  }
+
+  void Text(int prompt, Delta delta) {
+    if (!stream_) return;
+    delta.choice += prompt * num_choices_;
+    const auto choice = static_cast<size_t>(delta.choice);
+    if (!tools_.empty()) delta.text = filters_[choice].Push(delta.text);
+    sent_tokens_[choice] += delta.tokens.size();
+    if (delta.text.empty() && delta.tokens.empty()) return;
+    Begin();
+    writer_->Text(std::move(delta));
+  }
+
+  void Ended(int prompt, int choice, GenerationResult result) {
+    ChoiceEnd end;
+    end.choice = prompt * num_choices_ + choice;
+    end.stop = result.stop;
+    end.num_tokens = static_cast<int>(result.tokens.size());
+    if (result.stop == StopReason::kStopString) end.stop_string = StopOf(result);
+    const auto at = static_cast<size_t>(end.choice);
+    if (stream_) {
+      if (!tools_.empty()) {
+        ToolAnswer answer = filters_[at].Finish(tools_);
+        end.text = std::move(answer.content);
+        end.calls = std::move(answer.calls);
+      }
+      const size_t sent = std::min(sent_tokens_[at], result.tokens.size());
+      end.tokens.assign(result.tokens.begin() + static_cast<std::ptrdiff_t>(sent), result.tokens.end());
+      if (sent < result.logprobs.size()) {
+        end.logprobs.assign(result.logprobs.begin() + static_cast<std::ptrdiff_t>(sent), result.logprobs.end());
+      }
+    } else {
+      end.text = std::move(result.text);
+      if (!tools_.empty()) {
+        ToolAnswer answer = ParseToolCalls(end.text, tools_);
+        end.text = std::move(answer.content);
+        end.calls = std::move(answer.calls);
+      }
+      end.tokens = std::move(result.tokens);
+      end.logprobs = std::move(result.logprobs);
+    }
+    end.is_last = ++num_ended_ == num_prompts_ * num_choices_;
+    Begin();
+    writer_->Ended(std::move(end));
+  }
+
+  void Finished(const RequestUsage& usage, const RequestTimes& times, const CacheReport& cache) {
+    totals_.usage.completion_tokens += usage.completion_tokens;
+    totals_.times.queued = std::max(totals_.times.queued, times.queued);
+    totals_.times.prompt += times.prompt;
+    totals_.times.generation = std::max(totals_.times.generation, times.generation);
+    if (++num_finished_ == 1) totals_.cache = cache;
+    else totals_.cache.used_bytes += cache.used_bytes;
+    if (num_finished_ < num_prompts_) return;
+    over_ = true;
+    Begin();
+    writer_->Finished(totals_);
+  }
+
+  void Failed(const Error& error) {
+    over_ = true;
+    for (const RequestId id : ids_) context_.scheduler->Cancel(id);
+    writer_->Failed(error, ErrorOf(error), begun_);
+  }
+
+ private:
+  // Headers go out with the first thing that there is to say, so that errors before it have a status of their own.
+  void Begin() {
+    if (!std::exchange(begun_, true)) writer_->Begin(totals_.usage, totals_.slot);
+  }
+
+  // The stop string that the text ends before: it begins the tokens' text behind it.
+  std::string StopOf(const GenerationResult& result) const {
+    std::string all;
+    for (const int32_t token : result.tokens) all += context_.model.text->Piece(token);
+    const std::string_view behind = std::string_view(all).substr(std::min(result.text.size(), all.size()));
+    for (const std::string& stop : stops_) {
+      if (behind.starts_with(stop)) return stop;
+    }
+    for (const std::string& stop : stops_) {
+      if (all.find(stop) != std::string::npos) return stop;
+    }
+    return {};
+  }
+
+  HttpResponse ErrorOf(const Error& error) const;
+
+  ServerContext& context_;
+  Dialect dialect_;
+  std::shared_ptr<HttpExchange> exchange_;
+  std::unique_ptr<AnswerWriter> writer_;
+  std::vector<ToolSpec> tools_;
+  std::vector<std::string> stops_;
+  bool stream_, is_evict_off_;
+  int num_choices_, num_prompts_;
+  size_t longest_ = 0;
+  std::vector<ToolFilter> filters_;    // of each choice
+  std::vector<size_t> sent_tokens_;    // of each choice
+  std::vector<RequestId> ids_;
+  AnswerTotals totals_;
+  int num_ended_ = 0, num_finished_ = 0;
+  bool begun_ = false, over_ = false;
+};
+
+// One prompt's events, on the engine's thread: handed on.
+class Sink final : public RequestSink {
+ public:
+  Sink(std::shared_ptr<Answer> answer, int prompt) : answer_(std::move(answer)), prompt_(prompt) {}
+
+  void Started(const RequestUsage& usage, int slot) override {
+    answer_->Post([usage, slot](Answer& answer) { answer.Started(usage, slot); });
+  }
+  void Progress(int prompt_done, int prompt_total) override {
+    answer_->Post([prompt_done, prompt_total](Answer& answer) { answer.Progress(prompt_done, prompt_total); });
+  }
+  void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
+    Delta delta{choice, std::move(text), std::move(tokens), std::move(logprobs)};
+    answer_->Post([prompt = prompt_, delta = std::move(delta)](Answer& answer) mutable { answer.Text(prompt, std::move(delta)); });
+  }
+  void Ended(int choice, GenerationResult result) override {
+    answer_->Post([prompt = prompt_, choice, result = std::move(result)](Answer& answer) mutable {
+      answer.Ended(prompt, choice, std::move(result));
+    });
+  }
+  void Finished(const RequestUsage& usage, const RequestTimes& times, const CacheReport& cache) override {
+    answer_->Post([usage, times, cache](Answer& answer) { answer.Finished(usage, times, cache); });
+  }
+  void Failed(const Error& error) override {
+    answer_->Post([error](Answer& answer) { answer.Failed(error); });
+  }
+
+ private:
+  std::shared_ptr<Answer> answer_;
+  int prompt_;
+};
+
+HttpResponse LengthError(const ServerContext& context, Dialect dialect, const Error& error, size_t num_tokens, bool is_evict_off) {
+  const bool by_length = error.code == ErrorCode::kOutOfContext || (error.code == ErrorCode::kOutOfBudget && is_evict_off);
+  if (!by_length || dialect != Dialect::kOpenAi) return ErrorResponse(dialect, error, context.draining);
+  return ErrorResponse(dialect, 400, "exceed_context_size_error", error.message,
+                       {{"code", "context_length_exceeded"}, {"n_prompt_tokens", num_tokens}, {"n_ctx", context.model.num_ctx}});
+}
+
+HttpResponse Answer::ErrorOf(const Error& error) const { return LengthError(context_, dialect_, error, longest_, is_evict_off_); }
+
+void Answer::Submit(const ChatRequest& request) {
+  for (int prompt = 0; prompt < num_prompts_; ++prompt) {
+    Request one = request.base;
+    one.prompt = request.prompts[static_cast<size_t>(prompt)];
+    const Result<RequestId> id = context_.scheduler->Submit(std::move(one), std::make_shared<Sink>(shared_from_this(), prompt));
+    if (!id) {
+      Post([error = id.error()](Answer& answer) { answer.Failed(error); });
+      return;
+    }
+    // The client may be gone already: then it is cancelled at once.
+    Post([id = *id](Answer& answer) { answer.ids_.push_back(id); });
+    exchange_->OnLeave([scheduler = context_.scheduler, id = *id] { scheduler->Cancel(id); });
+  }
+}
+
+}  // namespace
+
+void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
+                 std::unique_ptr<AnswerWriter> writer) {
+  std::make_shared<Answer>(context, request, dialect, std::move(exchange), std::move(writer))->Submit(request);
+}
+
+HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request, const Error& error) {
+  size_t longest = 0;
+  for (const auto& prompt : request.prompts) longest = std::max(longest, prompt.size());
+  return LengthError(context, dialect, error, longest, request.is_evict_off);
+}
+
+Json KvJson(const CacheReport& cache) {
+  Json spans = Json::array();
+  for (const auto& [from, to] : cache.evicted_spans) spans.push_back(Json::array({from, to}));
+  return {{"budget_bytes", cache.budget_bytes},
+          {"used_bytes", cache.used_bytes},
+          {"kept_fraction", cache.kept_fraction},
+          {"evicted_tokens", cache.evicted_tokens},
+          {"evicted_spans", std::move(spans)},
+          {"recipe", cache.recipe}};
+}
+
+Json TimingsJson(const AnswerTotals& totals) {
+  const int read = totals.usage.prompt_tokens - totals.usage.cached_tokens;
+  const int written = totals.usage.completion_tokens;
+  const auto per_second = [](int count, double seconds) { return seconds > 0 ? count / seconds : 0.0; };
+  const auto per_token = [](double seconds, int count) { return count > 0 ? 1000 * seconds / count : 0.0; };
+  const RequestTimes& times = totals.times;
+  return {{"cache_n", totals.usage.cached_tokens},
+          {"prompt_n", read},
+          {"prompt_ms", 1000 * times.prompt},
+          {"prompt_per_token_ms", per_token(times.prompt, read)},
+          {"prompt_per_second", per_second(read, times.prompt)},
+          {"predicted_n", written},
+          {"predicted_ms", 1000 * times.generation},
+          {"predicted_per_token_ms", per_token(times.generation, written)},
+          {"predicted_per_second", per_second(written, times.generation)}};
+}
+
+const char* FinishReason(const ChoiceEnd& end) {
+  if (!end.calls.empty()) return "tool_calls";
+  return end.stop == StopReason::kEnd || end.stop == StopReason::kStopString ? "stop" : "length";
+}
+
+}  // namespace pith::server

@@ -1,0 +1,70 @@
+// From a request to its answer: submits the prompts, follows what the scheduler says, and tells a protocol's writer.
+#ifndef PITH_SERVER_ANSWER_H_
+#define PITH_SERVER_ANSWER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/chat_request.h"
+#include "server/http_server.h"
+#include "server/protocol.h"
+#include "server/scheduler.h"
+
+namespace pith::server {
+
+struct ChoiceEnd {
+  int choice = 0;      // prompts first: of prompt p, choice i is p * num_choices + i
+  std::string text;    // all of it, without calls; of a stream, what was not sent before
+  std::vector<ChatToolCall> calls;
+  std::vector<int32_t> tokens;         // of the choice; of a stream, those not sent before
+  std::vector<TokenLogprobs> logprobs;
+  int num_tokens = 0;
+  StopReason stop = StopReason::kEnd;
+  std::string stop_string;  // kStopString: which
+  bool is_last = false;     // of all choices: Finished() comes next
+};
+
+struct AnswerTotals {
+  RequestUsage usage;
+  RequestTimes times;
+  CacheReport cache;
+  int slot = -1;
+};
+
+struct Delta {
+  int choice = 0;
+  std::string text;
+  std::vector<int32_t> tokens;
+  std::vector<TokenLogprobs> logprobs;
+};
+
+// One protocol's way of saying it. Called on the connections' thread.
+class AnswerWriter {
+ public:
+  virtual ~AnswerWriter() = default;
+  virtual void Begin(const RequestUsage& usage, int slot) { (void)usage, (void)slot; }  // before anything else but Failed()
+  virtual void Progress(int done, int total) { (void)done, (void)total; }
+  virtual void Text(Delta delta) = 0;  // of streams alone
+  virtual void Ended(ChoiceEnd end) = 0;
+  virtual void Finished(const AnswerTotals& totals) = 0;
+  // begun: Begin() was called, so that a stream has its header. `response`: the whole error, where it has none.
+  virtual void Failed(const Error& error, HttpResponse response, bool begun) = 0;
+};
+
+// On a worker thread, with a request that is prepared.
+void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
+                 std::unique_ptr<AnswerWriter> writer);
+
+// Members that replies share.
+Json KvJson(const CacheReport& cache);
+// llama-server's timings{cache_n, prompt_n, ...}
+Json TimingsJson(const AnswerTotals& totals);
+const char* FinishReason(const ChoiceEnd& end);  // OpenAI's
+// An error that may be about the prompt's length, with n_prompt_tokens and n_ctx where it is.
+HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request, const Error& error);
+
+}  // namespace pith::server
+
+#endif  // PITH_SERVER_ANSWER_H_

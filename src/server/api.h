@@ -1,0 +1,79 @@
+// The protocols, one file each: a request's JSON in, an answer in that protocol's shape out. All on worker threads.
+#ifndef PITH_SERVER_API_H_
+#define PITH_SERVER_API_H_
+
+#include <memory>
+#include <string>
+
+#include "server/chat_request.h"
+#include "server/http_server.h"
+#include "server/protocol.h"
+
+namespace pith::server {
+
+// What a handler gets: its request and where the answer goes.
+struct Call {
+  ServerContext& context;
+  HttpRequest request;
+  std::shared_ptr<HttpExchange> exchange;
+  std::string tenant;  // whose key it came with
+  Dialect dialect = Dialect::kOpenAi;
+
+  void Reply(const Json& body) const { exchange->Send(JsonResponse(body)); }
+  void Fail(const Error& error) const { exchange->Send(ErrorResponse(dialect, error, context.draining)); }
+  void Fail(int status, const std::string& message) const { exchange->Send(ErrorResponse(dialect, status, message)); }
+};
+
+// api_openai.cc
+void OpenAiChat(Call& call);
+void OpenAiCompletions(Call& call);
+void OpenAiModels(Call& call);   // and Anthropic's, who ask with their own headers
+void OpenAiModel(Call& call);    // /v1/models/{id}
+// api_responses.cc
+void OpenAiResponses(Call& call);
+// api_anthropic.cc
+void AnthropicMessages(Call& call);
+void AnthropicCountTokens(Call& call);
+// api_ollama.cc
+void OllamaGenerate(Call& call);
+void OllamaChat(Call& call);
+void OllamaTags(Call& call);
+void OllamaShow(Call& call);
+void OllamaPs(Call& call);
+void OllamaVersion(Call& call);
+// api_llama.cc
+void LlamaHealth(Call& call);
+void LlamaProps(Call& call);
+void LlamaSlots(Call& call);
+void LlamaSlotAction(Call& call);  // /slots/{id}?action=
+void LlamaTokenize(Call& call);
+void LlamaDetokenize(Call& call);
+void LlamaApplyTemplate(Call& call);
+void LlamaCompletion(Call& call);
+// metrics.cc
+void Metrics(Call& call);
+// What this model cannot do: 501.
+void NoEmbeddings(Call& call);
+
+// Shared by protocols that speak OpenAI's chat: messages, tools and tool_choice of an object.
+Status ReadMessages(const Json& list, const std::string& path, std::vector<ChatMessage>& messages);
+Status ReadTools(JsonReader& reader, ChatRequest& request);
+Status ReadToolChoice(JsonReader& reader, ChatRequest& request);
+// A text, or parts of which only texts are understood.
+Result<std::string> ReadContent(const Json& content, const std::string& path);
+// [{token, logprob, bytes, top_logprobs}]
+Json LogprobsJson(const ServedModel& model, const std::vector<TokenLogprobs>& logprobs);
+double FiniteLogprob(float logprob);
+// A prompt as text, tokens, or several of either. kInvalidArgument.
+Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std::vector<int32_t>>& prompts,
+                   std::vector<std::string>& texts);
+std::string TextOf(const ServedModel& model, const std::vector<int32_t>& tokens);
+// Server-sent events.
+std::string Event(const Json& data);
+std::string Event(const char* name, const Json& data);
+// Parses, prepares and starts: what every generating handler does between its own reading and its own writer.
+Result<Json> BodyOf(const Call& call);
+
+}  // namespace pith::server
+
+#endif  // PITH_SERVER_API_H_

@@ -1,0 +1,381 @@
+// llama-server's own endpoints, with its members' names and meanings.
+#include <charconv>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/escaped.h"
+#include "base/utf8.h"
+#include "server/answer.h"
+#include "server/api.h"
+
+namespace pith::server {
+namespace {
+
+Json ParamsJson(const SamplerOptions& sampling, const GeneratorOptions& generation) {
+  return {{"seed", sampling.seed},
+          {"temperature", sampling.temperature},
+          {"dynatemp_range", sampling.dynatemp_range},
+          {"dynatemp_exponent", sampling.dynatemp_exponent},
+          {"top_k", sampling.top_k},
+          {"top_p", sampling.top_p},
+          {"min_p", sampling.min_p},
+          {"top_n_sigma", sampling.top_n_sigma},
+          {"xtc_probability", sampling.xtc_probability},
+          {"xtc_threshold", sampling.xtc_threshold},
+          {"typical_p", sampling.typical_p},
+          {"repeat_last_n", sampling.repeat_last_n},
+          {"repeat_penalty", sampling.repeat_penalty},
+          {"presence_penalty", sampling.presence_penalty},
+          {"frequency_penalty", sampling.frequency_penalty},
+          {"dry_multiplier", sampling.dry_multiplier},
+          {"dry_base", sampling.dry_base},
+          {"dry_allowed_length", sampling.dry_allowed_length},
+          {"dry_penalty_last_n", sampling.dry_last_n},
+          {"mirostat", sampling.mirostat},
+          {"mirostat_tau", sampling.mirostat_tau},
+          {"mirostat_eta", sampling.mirostat_eta},
+          {"stop", generation.stops},
+          {"max_tokens", generation.max_tokens},
+          {"n_predict", generation.max_tokens},
+          {"ignore_eos", sampling.ignore_eos},
+          {"grammar", sampling.grammar},
+          {"samplers", sampling.sequence}};
+}
+
+Json Probabilities(const ServedModel& model, const std::vector<TokenLogprobs>& logprobs) {
+  const auto entry = [&model](const TokenLogprob& one) -> Json {
+    const std::string piece = model.text->Piece(one.token);
+    Json bytes = Json::array();
+    for (const char c : piece) bytes.push_back(static_cast<unsigned char>(c));
+    return {{"id", one.token}, {"token", piece}, {"bytes", std::move(bytes)}, {"logprob", FiniteLogprob(one.logprob)}};
+  };
+  Json list = Json::array();
+  for (const TokenLogprobs& token : logprobs) {
+    Json one = entry(token.chosen);
+    one["top_logprobs"] = Json::array();
+    for (const TokenLogprob& other : token.top) one["top_logprobs"].push_back(entry(other));
+    list.push_back(std::move(one));
+  }
+  return list;
+}
+
+class LlamaWriter final : public AnswerWriter {
+ public:
+  LlamaWriter(Call& call, const ChatRequest& request, std::string prompt, bool returns_tokens, bool returns_progress)
+      : context_(call.context),
+        exchange_(call.exchange),
+        stream_(request.stream),
+        returns_tokens_(returns_tokens),
+        returns_progress_(returns_progress && request.stream),
+        has_probabilities_(request.base.generation.num_logprobs >= 0),
+        prompt_(std::move(prompt)),
+        settings_(ParamsJson(request.base.sampling, request.base.generation)) {}
+
+  void Begin(const RequestUsage& usage, int slot) override {
+    slot_ = slot;
+    num_prompt_ = usage.prompt_tokens;
+    if (stream_ && !std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
+  }
+
+  void Progress(int done, int total) override {
+    if (!returns_progress_) return;
+    if (!std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
+    exchange_->Write(Event({{"content", ""}, {"tokens", Json::array()}, {"stop", false},
+                            {"prompt_progress", {{"total", total}, {"cache", 0}, {"processed", done}, {"time_ms", 0}}}}));
+  }
+
+  void Text(Delta delta) override {
+    num_written_ += static_cast<int>(delta.tokens.size());
+    WritePart(delta.choice, std::move(delta.text), delta.tokens, delta.logprobs);
+  }
+
+  void Ended(ChoiceEnd end) override {
+    if (stream_ && !end.tokens.empty()) WritePart(end.choice, "", end.tokens, end.logprobs);
+    ends_.push_back(std::move(end));
+  }
+
+  void Finished(const AnswerTotals& totals) override {
+    Json all = Json::array();
+    for (const ChoiceEnd& end : ends_) all.push_back(Final(end, totals));
+    if (!stream_) return exchange_->Send(JsonResponse(all.size() == 1 ? all.front() : all));
+    for (const Json& one : all) exchange_->Write(Event(one));
+    exchange_->EndStream();
+  }
+
+  void Failed(const Error&, HttpResponse response, bool) override {
+    if (!has_header_) return exchange_->Send(std::move(response));
+    exchange_->Write("data: " + response.body + "\n\n");
+    exchange_->EndStream();
+  }
+
+ private:
+  void WritePart(int choice, std::string text, const std::vector<int32_t>& tokens, const std::vector<TokenLogprobs>& logprobs) {
+    Json part = {{"index", choice},       {"content", std::move(text)},          {"tokens", tokens},
+                 {"stop", false},         {"id_slot", slot_},                    {"tokens_predicted", num_written_},
+                 {"tokens_evaluated", num_prompt_}};
+    if (has_probabilities_) part["completion_probabilities"] = Probabilities(context_.model, logprobs);
+    exchange_->Write(Event(part));
+  }
+
+  Json Final(const ChoiceEnd& end, const AnswerTotals& totals) const {
+    const char* type = "limit";
+    if (end.stop == StopReason::kEnd) type = "eos";
+    if (end.stop == StopReason::kStopString) type = "word";
+    const bool whole = !stream_;
+    Json one = {{"index", end.choice},
+                {"content", whole ? end.text : ""},
+                {"tokens", whole && returns_tokens_ ? Json(end.tokens) : Json::array()},
+                {"id_slot", totals.slot},
+                {"stop", true},
+                {"model", context_.model.id},
+                {"tokens_predicted", end.num_tokens},
+                {"tokens_evaluated", totals.usage.prompt_tokens},
+                {"generation_settings", settings_},
+                {"prompt", prompt_},
+                {"has_new_line", end.text.find('\n') != std::string::npos},
+                {"truncated", end.stop == StopReason::kContext || totals.cache.evicted_tokens > 0},
+                {"stop_type", type},
+                {"stopping_word", end.stop_string},
+                {"tokens_cached", totals.usage.prompt_tokens + end.num_tokens},
+                {"timings", TimingsJson(totals)},
+                {"kv", KvJson(totals.cache)}};
+    if (has_probabilities_ && whole) one["completion_probabilities"] = Probabilities(context_.model, end.logprobs);
+    return one;
+  }
+
+  ServerContext& context_;
+  std::shared_ptr<HttpExchange> exchange_;
+  bool stream_, returns_tokens_, returns_progress_, has_probabilities_;
+  std::string prompt_;
+  Json settings_;
+  std::vector<ChoiceEnd> ends_;
+  int slot_ = -1, num_prompt_ = 0, num_written_ = 0;
+  bool has_header_ = false;
+};
+
+struct LlamaExtras {
+  std::string prompt;
+  bool returns_tokens = false;
+  bool returns_progress = false;
+};
+
+// llama-server also takes texts and tokens mixed in one prompt.
+Status ReadMixedPrompt(const Json& prompt, const ServedModel& model, ChatRequest& request, std::string& text) {
+  bool has_text = false, has_token = false;
+  if (prompt.is_array()) {
+    for (const Json& one : prompt) {
+      has_text = has_text || one.is_string();
+      has_token = has_token || one.is_number();
+    }
+  }
+  std::vector<std::string> texts;
+  if (!has_text || !has_token) {
+    PITH_RETURN_IF_ERROR(ReadPrompts(prompt, model, request.prompts, texts));
+    text = texts.front();
+    return {};
+  }
+  std::vector<int32_t> tokens;
+  for (const Json& one : prompt) {
+    if (one.is_string()) {
+      PITH_ASSIGN_OR_RETURN(const auto more, model.text->Tokenize(one.get<std::string>(), tokens.empty(), true));
+      tokens.insert(tokens.end(), more.begin(), more.end());
+    } else {
+      PITH_ASSIGN_OR_RETURN(const auto more, ReadTokens(Json::array({one}), "prompt", model.info.num_vocab));
+      tokens.insert(tokens.end(), more.begin(), more.end());
+    }
+  }
+  text = TextOf(model, tokens);
+  request.prompts.push_back(std::move(tokens));
+  return {};
+}
+
+Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& request, LlamaExtras& extras) {
+  JsonReader reader(body);
+  reader.Require("prompt");
+  reader.Bool("stream", request.stream);
+  reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
+  reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
+  int num_probabilities = 0;
+  reader.Integer("n_probs", 0, 1000, num_probabilities);
+  if (num_probabilities > 0) request.base.generation.num_logprobs = num_probabilities;
+  reader.Bool("return_tokens", extras.returns_tokens);
+  reader.Bool("return_progress", extras.returns_progress);
+  ReadStops(reader, "stop", request.base.generation.stops);
+  ReadSampling(reader, model, 1e6, request.base.sampling);
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
+  return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompt);
+}
+
+Json SlotJson(const ServedModel& model, const SlotState& slot) {
+  return {{"id", slot.id},
+          {"n_ctx", model.num_ctx},
+          {"is_processing", slot.processing},
+          {"id_task", slot.processing ? Json(slot.request) : Json(-1)},
+          {"n_prompt_tokens", slot.prompt_tokens},
+          {"n_prompt_tokens_processed", slot.prompt_done},
+          {"n_decoded", slot.completion_tokens},
+          {"n_past", slot.processing ? slot.prompt_done + slot.completion_tokens : slot.retained_tokens},
+          {"kv_bytes", slot.kv_bytes},
+          {"retained", slot.retained},
+          {"retained_tokens", slot.retained_tokens}};
+}
+
+}  // namespace
+
+void LlamaHealth(Call& call) {
+  if (!call.context.draining) return call.Reply({{"status", "ok"}});
+  call.Fail(503, "the server finishes what runs and takes nothing new");
+}
+
+void LlamaProps(Call& call) {
+  const ServedModel& model = call.context.model;
+  call.Reply({{"default_generation_settings", {{"id", 0}, {"n_ctx", model.num_ctx}, {"params", ParamsJson(model.sampling, {})}}},
+              {"total_slots", model.num_slots},
+              {"model_alias", model.id},
+              {"model_path", model.info.path},
+              {"modalities", {{"vision", false}, {"audio", false}}},
+              {"chat_template", model.chat_template},
+              {"bos_token", model.bos},
+              {"eos_token", model.eos},
+              {"recipe", model.recipe.text},
+              {"build_info", "pith " PITH_VERSION}});
+}
+
+void LlamaSlots(Call& call) {
+  Json list = Json::array();
+  for (const SlotState& slot : call.context.scheduler->stats().slots) list.push_back(SlotJson(call.context.model, slot));
+  if (call.request.Parameter("fail_on_no_slot") == "1") {
+    bool is_free = false;
+    for (const Json& slot : list) is_free = is_free || !slot.at("is_processing").get<bool>();
+    if (!is_free) return call.Fail(503, "no slot is free");
+  }
+  call.Reply(list);
+}
+
+namespace {
+
+// A name of a file and nothing else: no folder, no hidden file.
+Status CheckFileName(const std::string& name) {
+  const bool is_plain = !name.empty() && name.size() <= 200 && name.front() != '.' && name.find('/') == std::string::npos &&
+                        name.find('\\') == std::string::npos && name.find_first_of(std::string("\0\n\r", 3)) == std::string::npos;
+  if (is_plain) return {};
+  return InvalidArgument("'filename' must be the name of a file, without folders, and not begin with a dot");
+}
+
+void SaveOrRestore(Call& call, int slot, bool saves) {
+  if (!call.context.saves_slots) return call.Fail(501, "slots are saved only where the server was started with --slot-save-path");
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  JsonReader reader(*body);
+  std::string name;
+  reader.Require("filename");
+  reader.Text("filename", name);
+  Status status = reader.status();
+  if (status) status = CheckFileName(name);
+  if (!status) return call.Fail(status.error());
+  const Result<SavedSlot> done = saves ? call.context.scheduler->SaveSlot(slot, name) : call.context.scheduler->RestoreSlot(slot, name);
+  if (!done) {
+    // What a client names and is not there, or is no session, is its error.
+    const ErrorCode code = done.error().code;
+    const bool is_clients = code == ErrorCode::kNotFound || (code == ErrorCode::kCorrupt && !saves);
+    return is_clients ? call.Fail(code == ErrorCode::kNotFound ? 404 : 400, done.error().message) : call.Fail(done.error());
+  }
+  const Json timings = {{saves ? "save_ms" : "restore_ms", 1000 * done->seconds}};
+  if (saves) call.Reply({{"id_slot", slot}, {"filename", name}, {"n_saved", done->tokens}, {"n_written", done->bytes}, {"timings", timings}});
+  else call.Reply({{"id_slot", slot}, {"filename", name}, {"n_restored", done->tokens}, {"n_read", done->bytes}, {"timings", timings}});
+}
+
+}  // namespace
+
+void LlamaSlotAction(Call& call) {
+  const std::string text = call.request.path.substr(std::string_view("/slots/").size());
+  int slot = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), slot);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return call.Fail(400, fmt::format("\"{}\" is no number of a slot", Escaped(text)));
+  }
+  if (slot < 0 || slot >= call.context.model.num_slots) {
+    return call.Fail(404, fmt::format("there is no slot {}; slots go from 0 to {}", slot, call.context.model.num_slots - 1));
+  }
+  const std::string action = call.request.Parameter("action");
+  if (action == "save" || action == "restore") return SaveOrRestore(call, slot, action == "save");
+  if (action != "erase") return call.Fail(400, "'action' must be save, restore or erase");
+  const Result<int> erased = call.context.scheduler->EraseSlot(slot);
+  if (!erased && erased.error().code != ErrorCode::kNotFound) return call.Fail(erased.error());
+  call.Reply({{"id_slot", slot}, {"n_erased", erased ? *erased : 0}});
+}
+
+void LlamaTokenize(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  JsonReader reader(*body);
+  std::string content;
+  bool add_special = false, parse_special = true, with_pieces = false;
+  reader.Require("content");
+  reader.Text("content", content);
+  reader.Bool("add_special", add_special);
+  reader.Bool("parse_special", parse_special);
+  reader.Bool("with_pieces", with_pieces);
+  if (const Status status = reader.status(); !status) return call.Fail(status.error());
+  const ServedModel& model = call.context.model;
+  const auto tokens = model.text->Tokenize(content, add_special, parse_special);
+  if (!tokens) return call.Fail(tokens.error());
+  if (!with_pieces) return call.Reply({{"tokens", *tokens}});
+  Json list = Json::array();
+  for (const int32_t token : *tokens) {
+    const std::string piece = model.text->Piece(token);
+    Json bytes = Json::array();
+    for (const char c : piece) bytes.push_back(static_cast<unsigned char>(c));
+    list.push_back({{"id", token}, {"piece", FindInvalidUtf8(piece) == std::string_view::npos ? Json(piece) : bytes}});
+  }
+  call.Reply({{"tokens", std::move(list)}});
+}
+
+void LlamaDetokenize(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  JsonReader reader(*body);
+  reader.Require("tokens");
+  const Json* list = reader.Array("tokens");
+  if (const Status status = reader.status(); !status) return call.Fail(status.error());
+  const auto tokens = ReadTokens(*list, "tokens", call.context.model.info.num_vocab);
+  if (!tokens) return call.Fail(tokens.error());
+  call.Reply({{"content", TextOf(call.context.model, *tokens)}});
+}
+
+void LlamaApplyTemplate(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  JsonReader reader(*body);
+  reader.Require("messages");
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  Status status = reader.status();
+  if (status) status = ReadMessages(*reader.Find("messages"), "messages", request.messages);
+  if (status) status = ReadTools(reader, request);
+  if (status) status = CheckTools(request.tools);
+  bool opens_answer = true;
+  reader.Bool("add_generation_prompt", opens_answer);
+  if (status) status = reader.status();
+  if (!status) return call.Fail(status.error());
+  const Result<std::string> text = RenderPrompt(call.context.model, request, opens_answer);
+  if (!text) return call.Fail(text.error());
+  call.Reply({{"prompt", *text}});
+}
+
+void LlamaCompletion(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  LlamaExtras extras;
+  if (const Status read = ReadLlama(*body, call.context.model, request, extras); !read) return call.Fail(read.error());
+  if (const Status ready = Prepare(call.context.model, request); !ready) {
+    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
+  }
+  auto writer = std::make_unique<LlamaWriter>(call, request, extras.prompt, extras.returns_tokens, extras.returns_progress);
+  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+}
+
+}  // namespace pith::server

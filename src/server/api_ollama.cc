@@ -1,0 +1,340 @@
+// Ollama's /api: NDJSON streams, durations in nanoseconds.
+#include <chrono>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/escaped.h"
+#include "server/answer.h"
+#include "server/api.h"
+
+namespace pith::server {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int64_t Nanoseconds(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+
+Json CallsJson(const std::vector<ChatToolCall>& calls) {
+  Json list = Json::array();
+  for (const ChatToolCall& call : calls) {
+    list.push_back({{"id", call.id}, {"function", {{"name", call.name}, {"arguments", Json::parse(call.arguments, nullptr, false)}}}});
+  }
+  return list;
+}
+
+class OllamaWriter final : public AnswerWriter {
+ public:
+  OllamaWriter(Call& call, const ChatRequest& request, bool is_chat, std::string name)
+      : model_(call.context.model),
+        exchange_(call.exchange),
+        stream_(request.stream),
+        is_chat_(is_chat),
+        wants_logprobs_(request.base.generation.num_logprobs >= 0),
+        name_(std::move(name)),
+        prompt_(is_chat ? std::vector<int32_t>() : request.prompts.front()) {}
+
+  void Begin(const RequestUsage&, int) override {
+    if (stream_) exchange_->BeginStream("application/x-ndjson");
+  }
+
+  void Text(Delta delta) override {
+    context_.insert(context_.end(), delta.tokens.begin(), delta.tokens.end());
+    if (delta.text.empty() && !wants_logprobs_) return;
+    Json line = Line(std::move(delta.text), {}, false);
+    if (wants_logprobs_) line["logprobs"] = LogprobsJson(model_, delta.logprobs);
+    exchange_->Write(Dump(line) + "\n");
+  }
+
+  void Ended(ChoiceEnd end) override {
+    if (stream_ && (!end.text.empty() || !end.calls.empty())) exchange_->Write(Dump(Line(end.text, end.calls, false)) + "\n");
+    end_ = std::move(end);
+  }
+
+  void Finished(const AnswerTotals& totals) override {
+    Json line = stream_ ? Line("", {}, true) : Line(end_.text, end_.calls, true);
+    const bool complete = end_.stop == StopReason::kEnd || end_.stop == StopReason::kStopString;
+    line["done_reason"] = complete ? "stop" : "length";
+    if (!is_chat_) {
+      std::vector<int32_t> context = prompt_;
+      context.insert(context.end(), context_.begin(), context_.end());
+      context.insert(context.end(), end_.tokens.begin(), end_.tokens.end());
+      line["context"] = context;
+    }
+    if (wants_logprobs_ && !stream_) line["logprobs"] = LogprobsJson(model_, end_.logprobs);
+    const double total = std::chrono::duration<double>(Clock::now() - start_).count();
+    line["total_duration"] = Nanoseconds(total);
+    line["load_duration"] = Nanoseconds(totals.times.queued);
+    line["prompt_eval_count"] = totals.usage.prompt_tokens;
+    line["prompt_eval_duration"] = Nanoseconds(totals.times.prompt);
+    line["eval_count"] = totals.usage.completion_tokens;
+    line["eval_duration"] = Nanoseconds(totals.times.generation);
+    line["kv"] = KvJson(totals.cache);
+    if (!stream_) return exchange_->Send(JsonResponse(line));
+    exchange_->Write(Dump(line) + "\n");
+    exchange_->EndStream();
+  }
+
+  void Failed(const Error&, HttpResponse response, bool begun) override {
+    if (!stream_ || !begun) return exchange_->Send(std::move(response));
+    exchange_->Write(response.body + "\n");
+    exchange_->EndStream();
+  }
+
+ private:
+  Json Line(std::string text, const std::vector<ChatToolCall>& calls, bool done) const {
+    Json line = {{"model", name_}, {"created_at", TimestampNow()}};
+    if (is_chat_) {
+      line["message"] = {{"role", "assistant"}, {"content", std::move(text)}};
+      if (!calls.empty()) line["message"]["tool_calls"] = CallsJson(calls);
+    } else {
+      line["response"] = std::move(text);
+    }
+    line["done"] = done;
+    return line;
+  }
+
+  const ServedModel& model_;
+  std::shared_ptr<HttpExchange> exchange_;
+  bool stream_, is_chat_, wants_logprobs_;
+  std::string name_;
+  std::vector<int32_t> prompt_, context_;
+  Clock::time_point start_ = Clock::now();
+  ChoiceEnd end_;
+};
+
+// A number with a unit, seconds without one, negative for ever: checked, but this server's model stays loaded.
+Status CheckKeepAlive(JsonReader& reader, bool& unloads) {
+  const Json* value = reader.Find("keep_alive");
+  if (value == nullptr) return {};
+  const auto text = value->is_string() ? value->get<std::string>() : std::string();
+  if (value->is_number()) {
+    unloads = value->get<double>() == 0;
+  } else if (!text.empty() && text.find_first_not_of("-0123456789.hmsnu") == std::string::npos) {
+    unloads = text == "0" || text == "0s" || text == "0m" || text == "0h";
+  } else {
+    reader.Fail("keep_alive", "must be a duration such as \"5m\", or a number of seconds");
+  }
+  return reader.status();
+}
+
+// "json", or a schema.
+Status ReadOllamaFormat(JsonReader& reader, ChatRequest& request) {
+  const Json* format = reader.Find("format");
+  if (format == nullptr || (format->is_string() && format->get<std::string>().empty())) return {};
+  if (format->is_object()) request.schema = Dump(*format);
+  else if (format->is_string() && format->get<std::string>() == "json") request.schema = R"({"type":"object"})";
+  else reader.Fail("format", "must be \"json\" or a JSON schema");
+  return reader.status();
+}
+
+Status ReadOptions(JsonReader& outer, const ServedModel& model, ChatRequest& request) {
+  const Json* options = outer.Object("options");
+  PITH_RETURN_IF_ERROR(outer.status());
+  if (options == nullptr) return {};
+  JsonReader reader(*options, "options.");
+  reader.Integer("num_predict", -2, INT32_MAX, request.base.generation.max_tokens);
+  request.base.generation.max_tokens = std::max(request.base.generation.max_tokens, -1);
+  int num_ctx = 0;
+  reader.Integer("num_ctx", 0, INT32_MAX, num_ctx);  // the server's own is what holds
+  ReadStops(reader, "stop", request.base.generation.stops);
+  ReadSampling(reader, model, 1e6, request.base.sampling);
+  return reader.status();
+}
+
+struct OllamaExtras {
+  std::string name;
+  bool unloads = false;
+};
+
+Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& request, OllamaExtras& extras) {
+  reader.Require("model");
+  reader.Text("model", extras.name);
+  request.stream = true;
+  reader.Bool("stream", request.stream);
+  bool logprobs = false;
+  int top = 0;
+  reader.Bool("logprobs", logprobs);
+  reader.Integer("top_logprobs", 0, 20, top);
+  if (logprobs) request.base.generation.num_logprobs = top;
+  PITH_RETURN_IF_ERROR(CheckKeepAlive(reader, extras.unloads));
+  PITH_RETURN_IF_ERROR(ReadOllamaFormat(reader, request));
+  PITH_RETURN_IF_ERROR(ReadOptions(reader, model, request));
+  return ReadOwnFields(reader, model, request);
+}
+
+// Nothing is asked: the client wants the model in memory, or out of it.
+void ReplyLoaded(Call& call, const OllamaExtras& extras, bool is_chat) {
+  Json line = {{"model", extras.name}, {"created_at", TimestampNow()}};
+  if (is_chat) line["message"] = {{"role", "assistant"}, {"content", ""}};
+  else line["response"] = "";
+  line["done"] = true;
+  line["done_reason"] = extras.unloads ? "unload" : "load";
+  call.exchange->Send({.status = 200, .body = Dump(line) + "\n"});
+}
+
+bool HasImages(const JsonReader& reader) {
+  const Json* images = reader.Find("images");
+  return images != nullptr && !(images->is_array() && images->empty());
+}
+
+Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& request, bool& is_empty) {
+  std::string prompt, system, suffix, own_template;
+  bool raw = false;
+  reader.Text("prompt", prompt);
+  reader.Text("system", system);
+  reader.Text("suffix", suffix);
+  reader.Text("template", own_template);
+  reader.Bool("raw", raw);
+  if (!suffix.empty()) reader.Fail("suffix", "is not supported: texts are only continued");
+  if (!own_template.empty()) reader.Fail("template", "is not supported: the model's own is used, or none with 'raw'");
+  if (HasImages(reader)) reader.Fail("images", "are not supported: this model reads text alone");
+  const Json* context = reader.Array("context");
+  PITH_RETURN_IF_ERROR(reader.status());
+  is_empty = prompt.empty();
+  if (is_empty) return {};
+  std::vector<int32_t> tokens;
+  if (context != nullptr) {
+    PITH_ASSIGN_OR_RETURN(tokens, ReadTokens(*context, "context", model.info.num_vocab));
+  }
+  std::string text = prompt;
+  if (!raw && model.text->has_template()) {
+    if (!system.empty()) request.messages.push_back({"system", system});
+    request.messages.push_back({"user", prompt});
+    if (tokens.empty()) return {};
+    PITH_ASSIGN_OR_RETURN(text, RenderPrompt(model, request, true));
+    request.messages.clear();
+  }
+  PITH_ASSIGN_OR_RETURN(const auto more, model.text->Tokenize(text, tokens.empty(), true));
+  tokens.insert(tokens.end(), more.begin(), more.end());
+  request.prompts.push_back(std::move(tokens));
+  return {};
+}
+
+Status ReadOllamaMessages(JsonReader& reader, ChatRequest& request, bool& is_empty) {
+  const Json* list = reader.Array("messages");
+  PITH_RETURN_IF_ERROR(reader.status());
+  is_empty = list == nullptr || list->empty();
+  if (is_empty) return {};
+  for (size_t i = 0; i < list->size(); ++i) {
+    const std::string at = fmt::format("messages[{}]", i);
+    if (!(*list)[i].is_object()) return InvalidArgument(fmt::format("'{}' must be an object", at));
+    JsonReader inner((*list)[i], at + ".");
+    if (HasImages(inner)) inner.Fail("images", "are not supported: this model reads text alone");
+    PITH_RETURN_IF_ERROR(inner.status());
+    Json message = (*list)[i];
+    if (message.contains("tool_name")) message["name"] = message["tool_name"];
+    if (!message.contains("content")) message["content"] = "";
+    std::vector<ChatMessage> one;
+    const Status read = ReadMessages(Json::array({message}), "messages", one);
+    if (!read) {
+      std::string text = read.error().message;
+      if (const size_t first = text.find("messages[0]"); first != std::string::npos) text.replace(first, 11, at);
+      return InvalidArgument(text);
+    }
+    request.messages.push_back(std::move(one.front()));
+  }
+  return {};
+}
+
+void Answer(Call& call, ChatRequest request, bool is_chat, const OllamaExtras& extras) {
+  if (const Status ready = Prepare(call.context.model, request); !ready) return call.Fail(ready.error());
+  auto writer = std::make_unique<OllamaWriter>(call, request, is_chat, extras.name);
+  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+}
+
+Json DetailsJson(const ServedModel& model) {
+  const std::string& text = model.info.description;  // "llama 135M Q4_1"
+  const size_t last = text.rfind(' ');
+  return {{"parent_model", ""},
+          {"format", "gguf"},
+          {"family", model.info.architecture},
+          {"families", Json::array({model.info.architecture})},
+          {"parameter_size", fmt::format("{:.2f}M", static_cast<double>(model.info.num_params) / 1e6)},
+          {"quantization_level", last == std::string::npos ? "" : text.substr(last + 1)}};
+}
+
+Json TagJson(const ServedModel& model) {
+  return {{"name", model.id},
+          {"model", model.id},
+          {"modified_at", TimestampOf(model.created)},
+          {"size", model.info.file_bytes},
+          {"digest", ""},
+          {"details", DetailsJson(model)}};
+}
+
+}  // namespace
+
+void OllamaGenerate(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  OllamaExtras extras;
+  bool is_empty = false;
+  JsonReader reader(*body);
+  Status status = ReadShared(reader, call.context.model, request, extras);
+  if (status) status = ReadGenerate(reader, call.context.model, request, is_empty);
+  if (!status) return call.Fail(status.error());
+  if (is_empty) return ReplyLoaded(call, extras, false);
+  Answer(call, std::move(request), false, extras);
+}
+
+void OllamaChat(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  OllamaExtras extras;
+  bool is_empty = false;
+  JsonReader reader(*body);
+  Status status = ReadShared(reader, call.context.model, request, extras);
+  if (status) status = ReadOllamaMessages(reader, request, is_empty);
+  if (status) status = ReadTools(reader, request);
+  if (status) status = ReadToolChoice(reader, request);
+  if (!status) return call.Fail(status.error());
+  if (is_empty) return ReplyLoaded(call, extras, true);
+  Answer(call, std::move(request), true, extras);
+}
+
+void OllamaTags(Call& call) { call.Reply({{"models", Json::array({TagJson(call.context.model)})}}); }
+
+void OllamaPs(Call& call) {
+  Json tag = TagJson(call.context.model);
+  tag["expires_at"] = "2318-01-01T00:00:00Z";  // never
+  tag["size_vram"] = 0;
+  tag["context_length"] = call.context.model.num_ctx;
+  call.Reply({{"models", Json::array({std::move(tag)})}});
+}
+
+void OllamaVersion(Call& call) { call.Reply({{"version", PITH_VERSION}}); }
+
+void OllamaShow(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  JsonReader reader(*body);
+  std::string name;
+  reader.Text("name", name);  // its old name
+  reader.Text("model", name);
+  if (name.empty()) reader.Require("model");
+  if (const Status status = reader.status(); !status) return call.Fail(status.error());
+  const ServedModel& model = call.context.model;
+  if (name != model.id && name != model.id + ":latest") {
+    return call.Fail(404, fmt::format("model '{}' not found; this server has '{}'", Escaped(name, 100), model.id));
+  }
+  const std::string& architecture = model.info.architecture;
+  Json capabilities = Json::array({"completion", "tools"});
+  call.Reply({{"modelfile", "FROM " + model.id + "\n"},
+              {"parameters", ""},
+              {"template", model.chat_template},
+              {"details", DetailsJson(model)},
+              {"model_info",
+               {{"general.architecture", architecture},
+                {"general.parameter_count", model.info.num_params},
+                {architecture + ".context_length", model.info.trained_ctx},
+                {architecture + ".block_count", model.info.num_layers},
+                {architecture + ".vocab_size", model.info.num_vocab}}},
+              {"capabilities", std::move(capabilities)},
+              {"modified_at", TimestampOf(model.created)}});
+}
+
+}  // namespace pith::server

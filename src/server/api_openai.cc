@@ -1,0 +1,372 @@
+// OpenAI's /v1/chat/completions, /v1/completions and /v1/models.
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/escaped.h"
+#include "server/answer.h"
+#include "server/api.h"
+
+namespace pith::server {
+namespace {
+
+constexpr int kMostChoices = 16;
+constexpr const char* kSse = "text/event-stream; charset=utf-8";
+
+Json UsageJson(const RequestUsage& usage) {
+  return {{"prompt_tokens", usage.prompt_tokens},
+          {"completion_tokens", usage.completion_tokens},
+          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+}
+
+Json CallJson(const ChatToolCall& call) {
+  return {{"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
+}
+
+// What chat completions and text completions have in common: ids, streams and their ends.
+class CompletionWriter : public AnswerWriter {
+ public:
+  CompletionWriter(Call& call, const ChatRequest& request, const char* id_prefix, const char* object)
+      : model_(call.context.model),
+        exchange_(call.exchange),
+        stream_(request.stream),
+        include_usage_(request.include_usage),
+        wants_logprobs_(request.base.generation.num_logprobs >= 0),
+        id_(RandomId(id_prefix)),
+        object_(object),
+        created_(UnixTime()) {}
+
+  void Begin(const RequestUsage&, int) override {
+    if (stream_) exchange_->BeginStream(kSse);
+  }
+
+  void Finished(const AnswerTotals& totals) override {
+    Json all = Frame();
+    if (!stream_) {
+      std::ranges::sort(choices_, {}, [](const Json& one) { return one.at("index").get<int>(); });
+      all["choices"] = std::move(choices_);
+      all["usage"] = UsageJson(totals.usage);
+      AddTotals(all, totals);
+      return exchange_->Send(JsonResponse(all));
+    }
+    // The last choice's end waits for this, so that the cache is in a stream's last chunks with or without usage.
+    if (include_usage_) last_["usage"] = nullptr;
+    AddTotals(last_, totals);
+    exchange_->Write(Event(last_));
+    if (include_usage_) {
+      all["choices"] = Json::array();
+      all["usage"] = UsageJson(totals.usage);
+      AddTotals(all, totals);
+      exchange_->Write(Event(all));
+    }
+    exchange_->Write("data: [DONE]\n\n");
+    exchange_->EndStream();
+  }
+
+  void Failed(const Error& error, HttpResponse response, bool begun) override {
+    if (!stream_ || !begun) return exchange_->Send(std::move(response));
+    (void)error;
+    exchange_->Write("data: " + response.body + "\n\n");
+    exchange_->EndStream();
+  }
+
+ protected:
+  Json Frame() const {
+    return {{"id", id_}, {"object", object_}, {"created", created_}, {"model", model_.id}, {"system_fingerprint", "pith-" PITH_VERSION}};
+  }
+
+  void WriteChunk(Json choice) {
+    Json chunk = Frame();
+    chunk["choices"] = Json::array({std::move(choice)});
+    if (include_usage_) chunk["usage"] = nullptr;
+    exchange_->Write(Event(chunk));
+  }
+  // A choice's end: at once, but the last.
+  void WriteEnd(Json choice, bool is_last) {
+    if (!is_last) return WriteChunk(std::move(choice));
+    last_ = Frame();
+    last_["choices"] = Json::array({std::move(choice)});
+  }
+
+  static void AddTotals(Json& body, const AnswerTotals& totals) {
+    body["kv"] = KvJson(totals.cache);
+    body["timings"] = TimingsJson(totals);
+  }
+
+  const ServedModel& model_;
+  std::shared_ptr<HttpExchange> exchange_;
+  bool stream_, include_usage_, wants_logprobs_;
+  std::string id_, object_;
+  int64_t created_;
+  std::vector<Json> choices_;
+  Json last_;
+};
+
+class ChatWriter final : public CompletionWriter {
+ public:
+  ChatWriter(Call& call, const ChatRequest& request)
+      : CompletionWriter(call, request, "chatcmpl-", request.stream ? "chat.completion.chunk" : "chat.completion"),
+        num_choices_(request.base.num_choices) {}
+
+  void Begin(const RequestUsage& usage, int slot) override {
+    CompletionWriter::Begin(usage, slot);
+    for (int i = 0; stream_ && i < num_choices_; ++i) WriteChunk(Choice(i, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
+  }
+
+  void Text(Delta delta) override {
+    if (delta.text.empty() && !wants_logprobs_) return;
+    WriteChunk(Choice(delta.choice, {{"content", delta.text}}, Logprobs(delta.logprobs), nullptr));
+  }
+
+  void Ended(ChoiceEnd end) override {
+    if (!stream_) {
+      Json message = {{"role", "assistant"}, {"content", end.text}, {"refusal", nullptr}};
+      if (!end.calls.empty()) {
+        if (end.text.empty()) message["content"] = nullptr;
+        for (const ChatToolCall& call : end.calls) message["tool_calls"].push_back(CallJson(call));
+      }
+      choices_.push_back({{"index", end.choice},
+                          {"message", std::move(message)},
+                          {"logprobs", Logprobs(end.logprobs)},
+                          {"finish_reason", FinishReason(end)}});
+      return;
+    }
+    if (!end.text.empty() || !end.logprobs.empty()) {
+      WriteChunk(Choice(end.choice, {{"content", end.text}}, Logprobs(end.logprobs), nullptr));
+    }
+    for (size_t i = 0; i < end.calls.size(); ++i) {
+      Json call = CallJson(end.calls[i]);
+      call["index"] = i;
+      WriteChunk(Choice(end.choice, {{"tool_calls", Json::array({std::move(call)})}}, nullptr, nullptr));
+    }
+    WriteEnd(Choice(end.choice, Json::object(), nullptr, FinishReason(end)), end.is_last);
+  }
+
+ private:
+  static Json Choice(int index, Json delta, Json logprobs, Json reason) {
+    return {{"index", index}, {"delta", std::move(delta)}, {"logprobs", std::move(logprobs)}, {"finish_reason", std::move(reason)}};
+  }
+  Json Logprobs(const std::vector<TokenLogprobs>& logprobs) const {
+    if (!wants_logprobs_) return nullptr;
+    return {{"content", LogprobsJson(model_, logprobs)}, {"refusal", nullptr}};
+  }
+
+  int num_choices_;
+};
+
+// The legacy shape, with its own form of logprobs.
+class TextWriter final : public CompletionWriter {
+ public:
+  TextWriter(Call& call, const ChatRequest& request, std::vector<std::string> echoes)
+      : CompletionWriter(call, request, "cmpl-", "text_completion"),
+        num_choices_(request.base.num_choices),
+        echoes_(std::move(echoes)),
+        offsets_(request.prompts.size() * static_cast<size_t>(request.base.num_choices)),
+        echoed_(offsets_.size()) {
+    if (!echoes_.empty()) prompts_ = request.prompts;
+  }
+
+  void Text(Delta delta) override {
+    const std::string echo = Echo(delta.choice);
+    WriteChunk(Choice(delta.choice, echo + delta.text, Logprobs(delta.choice, delta.logprobs, !echo.empty()), nullptr));
+  }
+
+  void Ended(ChoiceEnd end) override {
+    const std::string echo = Echo(end.choice);
+    Json logprobs = Logprobs(end.choice, end.logprobs, !echo.empty());
+    if (!stream_) {
+      choices_.push_back(Choice(end.choice, echo + end.text, std::move(logprobs), FinishReason(end)));
+    } else {
+      WriteEnd(Choice(end.choice, echo + end.text, std::move(logprobs), FinishReason(end)), end.is_last);
+    }
+  }
+
+ private:
+  static Json Choice(int index, std::string text, Json logprobs, Json reason) {
+    return {{"index", index}, {"text", std::move(text)}, {"logprobs", std::move(logprobs)}, {"finish_reason", std::move(reason)}};
+  }
+
+  // The prompt, in front of a choice's first text.
+  std::string Echo(int choice) {
+    if (echoes_.empty() || std::exchange(echoed_[static_cast<size_t>(choice)], char{1}) != 0) return {};
+    return echoes_[static_cast<size_t>(choice / num_choices_)];
+  }
+
+  // The prompt's own tokens have no logprobs: nobody sampled them.
+  Json Logprobs(int choice, const std::vector<TokenLogprobs>& logprobs, bool with_prompt) {
+    if (!wants_logprobs_) return nullptr;
+    Json tokens = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
+    size_t& offset = offsets_[static_cast<size_t>(choice)];
+    const auto add = [&](int32_t token) {
+      const std::string piece = model_.text->Piece(token);
+      tokens.push_back(piece);
+      offsets.push_back(offset);
+      offset += piece.size();
+    };
+    if (with_prompt) {
+      for (const int32_t token : prompts_[static_cast<size_t>(choice / num_choices_)]) {
+        add(token);
+        values.push_back(nullptr);
+        tops.push_back(nullptr);
+      }
+    }
+    for (const TokenLogprobs& one : logprobs) {
+      add(one.chosen.token);
+      values.push_back(FiniteLogprob(one.chosen.logprob));
+      Json top = Json::object();
+      for (const TokenLogprob& other : one.top) top[model_.text->Piece(other.token)] = FiniteLogprob(other.logprob);
+      tops.push_back(std::move(top));
+    }
+    return {{"tokens", std::move(tokens)}, {"token_logprobs", std::move(values)}, {"top_logprobs", std::move(tops)},
+            {"text_offset", std::move(offsets)}};
+  }
+
+  int num_choices_;
+  std::vector<std::string> echoes_;
+  std::vector<std::vector<int32_t>> prompts_;
+  std::vector<size_t> offsets_;
+  std::vector<char> echoed_;
+};
+
+// Members of both: model, n, stream, sampling, the server's own.
+Status ReadCommon(JsonReader& reader, const ServedModel& model, ChatRequest& request) {
+  std::string ignored;
+  reader.Text("model", ignored);
+  reader.Text("user", ignored);
+  reader.Bool("stream", request.stream);
+  if (const Json* options = reader.Object("stream_options"); options != nullptr) {
+    JsonReader inner(*options, "stream_options.");
+    inner.Bool("include_usage", request.include_usage);
+    PITH_RETURN_IF_ERROR(inner.status());
+  }
+  reader.Integer("n", 1, kMostChoices, request.base.num_choices);
+  reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
+  reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
+  ReadStops(reader, "stop", request.base.generation.stops);
+  ReadSampling(reader, model, 2, request.base.sampling);
+  PITH_RETURN_IF_ERROR(reader.status());
+  return ReadOwnFields(reader, model, request);
+}
+
+Status ReadChatLogprobs(JsonReader& reader, ChatRequest& request) {
+  bool wanted = false;
+  int top = 0;
+  reader.Bool("logprobs", wanted);
+  const bool has_top = reader.Find("top_logprobs") != nullptr;
+  reader.Integer("top_logprobs", 0, 20, top);
+  if (has_top && !wanted) reader.Fail("top_logprobs", "needs 'logprobs' to be true");
+  if (wanted) request.base.generation.num_logprobs = top;
+  return reader.status();
+}
+
+Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request) {
+  JsonReader reader(body);
+  reader.Require("messages");
+  PITH_RETURN_IF_ERROR(reader.status());
+  PITH_RETURN_IF_ERROR(ReadMessages(*reader.Find("messages"), "messages", request.messages));
+  PITH_RETURN_IF_ERROR(ReadCommon(reader, model, request));
+  reader.Integer("max_completion_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
+  PITH_RETURN_IF_ERROR(ReadChatLogprobs(reader, request));
+  PITH_RETURN_IF_ERROR(ReadTools(reader, request));
+  PITH_RETURN_IF_ERROR(ReadToolChoice(reader, request));
+  reader.Bool("parallel_tool_calls", request.parallel_calls);
+  if (const Json* format = reader.Find("response_format"); format != nullptr) {
+    PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
+  }
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  return reader.status();
+}
+
+Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& request, std::vector<std::string>& echoes) {
+  JsonReader reader(body);
+  reader.Require("prompt");
+  PITH_RETURN_IF_ERROR(reader.status());
+  request.base.generation.max_tokens = 16;  // OpenAI's
+  PITH_RETURN_IF_ERROR(ReadCommon(reader, model, request));
+  bool echo = false;
+  reader.Bool("echo", echo);
+  if (const Json* count = reader.Find("logprobs"); count != nullptr && count->is_boolean()) {
+    if (count->get<bool>()) request.base.generation.num_logprobs = 0;
+  } else {
+    reader.Integer("logprobs", 0, 20, request.base.generation.num_logprobs);
+  }
+  int best_of = request.base.num_choices;
+  reader.Integer("best_of", 1, kMostChoices, best_of);
+  if (best_of != request.base.num_choices) reader.Fail("best_of", "must be equal to 'n': all choices are given");
+  std::string suffix;
+  reader.Text("suffix", suffix);
+  if (!suffix.empty()) reader.Fail("suffix", "is not supported: texts are only continued");
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  if (const Json* format = reader.Find("response_format"); format != nullptr) {
+    PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
+  }
+  PITH_RETURN_IF_ERROR(reader.status());
+  PITH_RETURN_IF_ERROR(ReadPrompts(*reader.Find("prompt"), model, request.prompts, echoes));
+  if (!echo) echoes.clear();
+  return {};
+}
+
+Json ModelJson(const ServedModel& model) {
+  return {{"id", model.id},
+          {"object", "model"},
+          {"created", model.created},
+          {"owned_by", "pith"},
+          {"type", "model"},
+          {"display_name", model.id},
+          {"created_at", TimestampOf(model.created)},
+          {"meta",
+           {{"n_vocab", model.info.num_vocab},
+            {"n_ctx", model.num_ctx},
+            {"n_ctx_train", model.info.trained_ctx},
+            {"n_params", model.info.num_params},
+            {"size", model.info.file_bytes}}}};
+}
+
+}  // namespace
+
+void OpenAiChat(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  if (const Status read = ReadChat(*body, call.context.model, request); !read) return call.Fail(read.error());
+  if (const Status ready = Prepare(call.context.model, request); !ready) {
+    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
+  }
+  StartAnswer(call.context, request, call.dialect, call.exchange, std::make_unique<ChatWriter>(call, request));
+}
+
+void OpenAiCompletions(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  std::vector<std::string> echoes;
+  if (const Status read = ReadCompletion(*body, call.context.model, request, echoes); !read) return call.Fail(read.error());
+  if (const Status ready = Prepare(call.context.model, request); !ready) {
+    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
+  }
+  auto writer = std::make_unique<TextWriter>(call, request, std::move(echoes));
+  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+}
+
+void OpenAiModels(Call& call) {
+  const std::string& id = call.context.model.id;
+  call.Reply({{"object", "list"},
+              {"data", Json::array({ModelJson(call.context.model)})},
+              {"first_id", id},
+              {"last_id", id},
+              {"has_more", false}});
+}
+
+void OpenAiModel(Call& call) {
+  const std::string id = call.request.path.substr(std::string_view("/v1/models/").size());
+  if (id == call.context.model.id) return call.Reply(ModelJson(call.context.model));
+  const bool is_anthropic = !call.request.Header("anthropic-version").empty();
+  const std::string message = fmt::format("there is no model \"{}\"; this server has \"{}\"", Escaped(id, 100), call.context.model.id);
+  if (is_anthropic) return call.exchange->Send(ErrorResponse(Dialect::kAnthropic, 404, message));
+  call.exchange->Send(ErrorResponse(call.dialect, 404, "invalid_request_error", message, {{"code", "model_not_found"}, {"param", "model"}}));
+}
+
+}  // namespace pith::server

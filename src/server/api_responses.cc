@@ -1,0 +1,291 @@
+// OpenAI's /v1/responses.
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/escaped.h"
+#include "server/answer.h"
+#include "server/api.h"
+
+namespace pith::server {
+namespace {
+
+struct ResponseEcho {  // members of a request that its response repeats
+  Json instructions, max_output_tokens, metadata, temperature, top_p, text, tool_choice, tools, truncation, parallel;
+};
+
+class ResponsesWriter final : public AnswerWriter {
+ public:
+  ResponsesWriter(Call& call, const ChatRequest& request, ResponseEcho echo)
+      : model_(call.context.model),
+        exchange_(call.exchange),
+        stream_(request.stream),
+        id_(RandomId("resp_")),
+        message_id_(RandomId("msg_")),
+        created_(UnixTime()),
+        echo_(std::move(echo)) {}
+
+  void Begin(const RequestUsage&, int) override {
+    if (!stream_) return;
+    exchange_->BeginStream("text/event-stream; charset=utf-8");
+    const Json response = Response("in_progress", Json::array());
+    Write("response.created", {{"response", response}});
+    Write("response.in_progress", {{"response", response}});
+  }
+
+  void Text(Delta delta) override {
+    if (delta.text.empty()) return;
+    OpenMessage();
+    text_ += delta.text;
+    Write("response.output_text.delta", {{"item_id", message_id_},
+                                         {"output_index", 0},
+                                         {"content_index", 0},
+                                         {"delta", delta.text},
+                                         {"logprobs", Json::array()}});
+  }
+
+  void Ended(ChoiceEnd end) override {
+    end_ = std::move(end);
+    if (!stream_) {
+      text_ = end_.text;
+      has_message_ = !text_.empty() || end_.calls.empty();
+      return;
+    }
+    if (!end_.text.empty()) Text({.choice = 0, .text = end_.text, .tokens = {}, .logprobs = {}});
+    if (!has_message_ && end_.calls.empty()) OpenMessage();
+    CloseMessage();
+    int index = has_message_ ? 1 : 0;
+    for (const ChatToolCall& call : end_.calls) WriteCall(call, index++);
+  }
+
+  void Finished(const AnswerTotals& totals) override {
+    const bool complete = end_.stop == StopReason::kEnd || end_.stop == StopReason::kStopString;
+    Json output = Json::array();
+    if (has_message_) output.push_back(Message(complete ? "completed" : "incomplete", true));
+    for (const ChatToolCall& call : end_.calls) output.push_back(CallItem(call, "completed"));
+    Json response = Response(complete ? "completed" : "incomplete", std::move(output));
+    if (!complete) response["incomplete_details"] = {{"reason", "max_output_tokens"}};
+    response["usage"] = {{"input_tokens", totals.usage.prompt_tokens},
+                         {"input_tokens_details", {{"cached_tokens", totals.usage.cached_tokens}}},
+                         {"output_tokens", totals.usage.completion_tokens},
+                         {"output_tokens_details", {{"reasoning_tokens", 0}}},
+                         {"total_tokens", totals.usage.prompt_tokens + totals.usage.completion_tokens}};
+    response["kv"] = KvJson(totals.cache);
+    response["timings"] = TimingsJson(totals);
+    if (!stream_) return exchange_->Send(JsonResponse(response));
+    Write(complete ? "response.completed" : "response.incomplete", {{"response", response}});
+    exchange_->EndStream();
+  }
+
+  void Failed(const Error& error, HttpResponse http, bool begun) override {
+    if (!stream_ || !begun) return exchange_->Send(std::move(http));
+    Json response = Response("failed", Json::array());
+    response["error"] = {{"code", "server_error"}, {"message", error.message}};
+    Write("response.failed", {{"response", response}});
+    exchange_->EndStream();
+  }
+
+ private:
+  void Write(const char* type, const Json& members) {
+    Json event = {{"type", type}, {"sequence_number", sequence_++}};
+    event.update(members);
+    exchange_->Write(Event(type, event));
+  }
+
+  Json Part() const { return {{"type", "output_text"}, {"text", text_}, {"annotations", Json::array()}, {"logprobs", Json::array()}}; }
+
+  Json Message(const char* status, bool has_content) const {
+    return {{"id", message_id_},
+            {"type", "message"},
+            {"status", status},
+            {"role", "assistant"},
+            {"content", has_content ? Json::array({Part()}) : Json::array()}};
+  }
+
+  static Json CallItem(const ChatToolCall& call, const char* status) {
+    return {{"id", "fc_" + call.id}, {"type", "function_call"}, {"status", status},
+            {"call_id", call.id},    {"name", call.name},       {"arguments", call.arguments}};
+  }
+
+  void OpenMessage() {
+    if (std::exchange(has_message_, true)) return;
+    Write("response.output_item.added", {{"output_index", 0}, {"item", Message("in_progress", false)}});
+    Write("response.content_part.added", {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
+  }
+
+  void CloseMessage() {
+    if (!has_message_) return;
+    const bool complete = end_.stop == StopReason::kEnd || end_.stop == StopReason::kStopString;
+    Write("response.output_text.done",
+          {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"text", text_}, {"logprobs", Json::array()}});
+    Write("response.content_part.done", {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
+    Write("response.output_item.done", {{"output_index", 0}, {"item", Message(complete ? "completed" : "incomplete", true)}});
+  }
+
+  void WriteCall(const ChatToolCall& call, int index) {
+    ChatToolCall empty = call;
+    empty.arguments.clear();
+    const std::string id = "fc_" + call.id;
+    Write("response.output_item.added", {{"output_index", index}, {"item", CallItem(empty, "in_progress")}});
+    Write("response.function_call_arguments.delta", {{"item_id", id}, {"output_index", index}, {"delta", call.arguments}});
+    Write("response.function_call_arguments.done",
+          {{"item_id", id}, {"output_index", index}, {"name", call.name}, {"arguments", call.arguments}});
+    Write("response.output_item.done", {{"output_index", index}, {"item", CallItem(call, "completed")}});
+  }
+
+  Json Response(const char* status, Json output) const {
+    return {{"id", id_},
+            {"object", "response"},
+            {"created_at", created_},
+            {"status", status},
+            {"background", false},
+            {"error", nullptr},
+            {"incomplete_details", nullptr},
+            {"instructions", echo_.instructions},
+            {"max_output_tokens", echo_.max_output_tokens},
+            {"metadata", echo_.metadata},
+            {"model", model_.id},
+            {"output", std::move(output)},
+            {"parallel_tool_calls", echo_.parallel},
+            {"previous_response_id", nullptr},
+            {"store", false},
+            {"temperature", echo_.temperature},
+            {"text", echo_.text},
+            {"tool_choice", echo_.tool_choice},
+            {"tools", echo_.tools},
+            {"top_p", echo_.top_p},
+            {"truncation", echo_.truncation},
+            {"usage", nullptr}};
+  }
+
+  const ServedModel& model_;
+  std::shared_ptr<HttpExchange> exchange_;
+  bool stream_;
+  std::string id_, message_id_;
+  int64_t created_;
+  ResponseEcho echo_;
+  std::string text_;
+  ChoiceEnd end_;
+  int sequence_ = 0;
+  bool has_message_ = false;
+};
+
+// One item of "input": a message, a call that was made, or its result.
+Status ReadItem(const Json& item, const std::string& path, std::vector<ChatMessage>& messages) {
+  if (!item.is_object()) return InvalidArgument(fmt::format("'{}' must be an object", path));
+  JsonReader reader(item, path + ".");
+  std::string type = "message";
+  reader.Text("type", type);
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (type == "reasoning") return {};
+  if (type == "function_call") {
+    ChatToolCall call;
+    reader.Require("name");
+    reader.Text("name", call.name);
+    reader.Text("call_id", call.id);
+    reader.Text("arguments", call.arguments);
+    if (!Json::accept(call.arguments)) call.arguments = "{}";
+    PITH_RETURN_IF_ERROR(reader.status());
+    if (messages.empty() || messages.back().role != "assistant") messages.push_back({"assistant", ""});
+    messages.back().tool_calls.push_back(std::move(call));
+    return {};
+  }
+  if (type == "function_call_output") {
+    ChatMessage message{"tool", ""};
+    reader.Text("call_id", message.tool_call_id);
+    reader.Require("output");
+    PITH_RETURN_IF_ERROR(reader.status());
+    PITH_ASSIGN_OR_RETURN(message.content, ReadContent(*reader.Find("output"), path + ".output"));
+    messages.push_back(std::move(message));
+    return {};
+  }
+  if (type != "message") return InvalidArgument(fmt::format("'{}.type' is \"{}\", which this server does not know", path, Escaped(type)));
+  std::vector<ChatMessage> one;
+  PITH_RETURN_IF_ERROR(ReadMessages(Json::array({item}), path, one));
+  messages.push_back(std::move(one.front()));
+  return {};
+}
+
+Status ReadInput(JsonReader& reader, ChatRequest& request) {
+  std::string instructions;
+  reader.Text("instructions", instructions);
+  reader.Require("input");
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (!instructions.empty()) request.messages.push_back({"system", instructions});
+  const Json& input = *reader.Find("input");
+  if (input.is_string()) {
+    request.messages.push_back({"user", input.get<std::string>()});
+    return {};
+  }
+  if (!input.is_array() || input.empty()) return InvalidArgument("'input' must be a string or an array of items");
+  for (size_t i = 0; i < input.size(); ++i) {
+    PITH_RETURN_IF_ERROR(ReadItem(input[i], fmt::format("input[{}]", i), request.messages));
+  }
+  return {};
+}
+
+Status ReadText(JsonReader& reader, ChatRequest& request) {
+  const Json* text = reader.Object("text");
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (text == nullptr || !text->contains("format") || text->at("format").is_null()) return {};
+  return ReadFormat(text->at("format"), "text.format", request.schema);
+}
+
+Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& request) {
+  JsonReader reader(body);
+  PITH_RETURN_IF_ERROR(ReadInput(reader, request));
+  std::string ignored, truncation;
+  reader.Text("model", ignored);
+  reader.Bool("stream", request.stream);
+  reader.Integer("max_output_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
+  for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
+    if (reader.Find(name) != nullptr) reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");
+  }
+  bool background = false;
+  reader.Bool("background", background);
+  if (background) reader.Fail("background", "is not supported");
+  reader.Text("truncation", truncation);
+  if (!truncation.empty() && truncation != "auto" && truncation != "disabled") reader.Fail("truncation", "must be auto or disabled");
+  ReadSampling(reader, model, 2, request.base.sampling);
+  PITH_RETURN_IF_ERROR(ReadText(reader, request));
+  PITH_RETURN_IF_ERROR(ReadTools(reader, request));
+  PITH_RETURN_IF_ERROR(ReadToolChoice(reader, request));
+  reader.Bool("parallel_tool_calls", request.parallel_calls);
+  PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
+  if (truncation == "disabled") request.is_evict_off = request.base.refuse_eviction = true;
+  return {};
+}
+
+ResponseEcho EchoOf(const Json& body, const ChatRequest& request) {
+  const auto member = [&body](const char* name, Json otherwise) {
+    const auto at = body.find(name);
+    return at == body.end() || at->is_null() ? otherwise : *at;
+  };
+  return {.instructions = member("instructions", nullptr),
+          .max_output_tokens = member("max_output_tokens", nullptr),
+          .metadata = member("metadata", Json::object()),
+          .temperature = request.base.sampling.temperature,
+          .top_p = request.base.sampling.top_p,
+          .text = member("text", {{"format", {{"type", "text"}}}}),
+          .tool_choice = member("tool_choice", "auto"),
+          .tools = member("tools", Json::array()),
+          .truncation = member("truncation", "auto"),
+          .parallel = request.parallel_calls};
+}
+
+}  // namespace
+
+void OpenAiResponses(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  if (const Status read = ReadResponses(*body, call.context.model, request); !read) return call.Fail(read.error());
+  if (const Status ready = Prepare(call.context.model, request); !ready) {
+    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
+  }
+  auto writer = std::make_unique<ResponsesWriter>(call, request, EchoOf(*body, request));
+  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+}
+
+}  // namespace pith::server

@@ -1,0 +1,302 @@
+#include "server/chat_request.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/escaped.h"
+#include "host/grammar_bounds.h"
+#include "host/json_schema.h"
+
+namespace pith::server {
+namespace {
+
+constexpr size_t kMostStops = 32;
+constexpr double kMost = 1e6;
+constexpr float kForbidden = -std::numeric_limits<float>::infinity();
+
+uint32_t RandomSeed() {
+  thread_local std::mt19937 random{std::random_device{}()};
+  return static_cast<uint32_t>(random());
+}
+
+bool KnowsTools(const ServedModel& model) { return model.chat_template.find("tools") != std::string::npos; }
+
+// llama-server's {"15043": -1.5} or [[15043, -1.5], [2, false], ["text", 1]].
+void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& sampling) {
+  const Json* value = reader.Find("logit_bias");
+  if (value == nullptr) return;
+  const auto add = [&](int64_t token, const Json& bias) {
+    if (token < 0 || token >= model.info.num_vocab) {
+      return reader.Fail("logit_bias", fmt::format("has the token {}, but the vocabulary goes from 0 to {}", token,
+                                                   model.info.num_vocab - 1));
+    }
+    if (bias.is_boolean() && !bias.get<bool>()) {
+      sampling.logit_bias.emplace_back(static_cast<int32_t>(token), kForbidden);
+    } else if (bias.is_number() && std::abs(bias.get<double>()) <= kMost) {
+      // OpenAI's -100 forbids a token.
+      const double number = bias.get<double>();
+      sampling.logit_bias.emplace_back(static_cast<int32_t>(token), number <= -100 ? kForbidden : static_cast<float>(number));
+    } else {
+      reader.Fail("logit_bias", "must map tokens to numbers");
+    }
+  };
+  if (value->is_object()) {
+    for (const auto& [key, bias] : value->items()) {
+      const bool is_number = !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
+      if (!is_number) return reader.Fail("logit_bias", fmt::format("must map token numbers to numbers, and has \"{}\"", Escaped(key)));
+      add(std::stoll(key), bias);
+    }
+  } else if (value->is_array()) {
+    for (const Json& pair : *value) {
+      if (!pair.is_array() || pair.size() != 2) return reader.Fail("logit_bias", "must have pairs of a token and a number");
+      if (pair[0].is_number_integer()) {
+        add(pair[0].get<int64_t>(), pair[1]);
+      } else if (pair[0].is_string()) {
+        const auto tokens = model.text->Tokenize(pair[0].get<std::string>(), false, true);
+        if (!tokens) return reader.Fail("logit_bias", tokens.error().message);
+        for (const int32_t token : *tokens) add(token, pair[1]);
+      } else {
+        return reader.Fail("logit_bias", "must have pairs of a token and a number");
+      }
+    }
+  } else {
+    reader.Fail("logit_bias", "must be an object of tokens and numbers");
+  }
+}
+
+// Where a template refuses roles: the system message goes into the user's first, and what one side says twice is one.
+std::vector<ChatMessage> Merged(const std::vector<ChatMessage>& messages) {
+  std::vector<ChatMessage> out;
+  for (const ChatMessage& message : messages) {
+    ChatMessage one = message;
+    if (one.role == "system") one.role = "user";
+    if (!out.empty() && out.back().role == one.role && out.back().tool_calls.empty() && one.tool_calls.empty()) {
+      out.back().content += "\n\n" + one.content;
+    } else {
+      out.push_back(std::move(one));
+    }
+  }
+  return out;
+}
+
+Result<std::string> Render(const ServedModel& model, const std::vector<ChatMessage>& messages, bool opens_answer,
+                           const std::string& tools) {
+  const auto write = [&](const std::vector<ChatMessage>& list) {
+    return tools.empty() ? model.text->Render(list, opens_answer) : model.text->RenderWithTools(list, opens_answer, tools);
+  };
+  Result<std::string> text = write(messages);
+  if (text) return text;
+  Result<std::string> merged = write(Merged(messages));
+  return merged ? merged : text;
+}
+
+// Tokens that two prompts begin with alike.
+size_t CommonFront(const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
+  return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+// The front of the prompt up to the first message that is not the system's: what does not change when that message does.
+Result<size_t> NumPinned(const ServedModel& model, const ChatRequest& request, const std::vector<int32_t>& prompt) {
+  const auto first = std::ranges::find_if(request.messages, [](const ChatMessage& one) { return one.role != "system"; });
+  const bool has_system = first != request.messages.begin();
+  if (!request.pin || (!has_system && !request.uses_tools())) return 0;
+  ChatRequest other = request;
+  other.messages.assign(request.messages.begin(), first);
+  other.messages.push_back({"user", "7316"});
+  size_t pinned = prompt.size();
+  for (const char* content : {"7316", "\xc3\xa9t"}) {
+    other.messages.back().content = content;
+    PITH_ASSIGN_OR_RETURN(const std::string text, RenderPrompt(model, other, true));
+    PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model.text->Tokenize(text, true, true));
+    pinned = std::min(pinned, CommonFront(prompt, tokens));
+  }
+  return pinned;
+}
+
+Status MakeGrammar(const ServedModel& model, ChatRequest& request) {
+  std::string& grammar = request.base.sampling.grammar;
+  if (!grammar.empty() && !request.schema.empty()) {
+    return InvalidArgument("an answer keeps to one grammar or schema: give one of them");
+  }
+  if (!grammar.empty()) return CheckGrammarBounds(grammar);
+  if (!request.schema.empty()) {
+    if (request.uses_tools() && request.tool_choice == ToolChoice::kRequired) return InvalidArgument("a call that is required cannot keep to 'response_format', too");
+    PITH_ASSIGN_OR_RETURN(grammar, GrammarOfJsonSchema(request.schema));
+    return CheckGrammarBounds(grammar);
+  }
+  if (!request.uses_tools()) return {};
+  const bool native = KnowsTools(model);
+  // A template's own way of writing calls is left to the model unless one must be made.
+  if (native && request.tool_choice == ToolChoice::kAuto) return {};
+  const ToolSyntax syntax = native ? SyntaxOfTemplate(model.chat_template) : ToolSyntax::kTags;
+  std::vector<ToolSpec> tools = request.tools;
+  if (!request.named_tool.empty()) std::erase_if(tools, [&](const ToolSpec& tool) { return tool.name != request.named_tool; });
+  PITH_ASSIGN_OR_RETURN(grammar, ToolGrammar(tools, request.tool_choice, syntax, request.parallel_calls));
+  return CheckGrammarBounds(grammar);
+}
+
+}  // namespace
+
+ChatRequest NewRequest(const ServedModel& model, std::string tenant) {
+  ChatRequest request;
+  request.base.sampling = model.sampling;
+  request.base.sampling.seed = RandomSeed();
+  request.base.tenant = std::move(tenant);
+  return request;
+}
+
+void ReadSampling(JsonReader& reader, const ServedModel& model, double max_temperature, SamplerOptions& sampling) {
+  reader.Number("temperature", 0, max_temperature, sampling.temperature);
+  reader.Number("dynatemp_range", 0, kMost, sampling.dynatemp_range);
+  reader.Number("dynatemp_exponent", 0, kMost, sampling.dynatemp_exponent);
+  reader.Integer("top_k", -1, INT32_MAX, sampling.top_k);
+  sampling.top_k = std::max(sampling.top_k, 0);
+  reader.Number("top_p", 0, 1, sampling.top_p);
+  if (sampling.top_p <= 0) sampling.top_p = 1e-6f;  // the likeliest alone
+  reader.Number("min_p", 0, 1, sampling.min_p);
+  reader.Number("typical_p", 0, 1, sampling.typical_p);
+  if (sampling.typical_p <= 0) sampling.typical_p = 1;
+  reader.Number("top_n_sigma", -kMost, kMost, sampling.top_n_sigma);
+  reader.Number("xtc_probability", 0, 1, sampling.xtc_probability);
+  reader.Number("xtc_threshold", 0, 1, sampling.xtc_threshold);
+  reader.Integer("repeat_last_n", -1, INT32_MAX, sampling.repeat_last_n);
+  reader.Number("repeat_penalty", 1e-3, kMost, sampling.repeat_penalty);
+  reader.Number("presence_penalty", -2, 2, sampling.presence_penalty);
+  reader.Number("frequency_penalty", -2, 2, sampling.frequency_penalty);
+  reader.Number("dry_multiplier", 0, kMost, sampling.dry_multiplier);
+  reader.Number("dry_base", 1, kMost, sampling.dry_base);
+  reader.Integer("dry_allowed_length", 0, INT32_MAX, sampling.dry_allowed_length);
+  reader.Integer("dry_penalty_last_n", -1, INT32_MAX, sampling.dry_last_n);
+  reader.Texts("dry_sequence_breakers", sampling.dry_breakers);
+  reader.Integer("mirostat", 0, 2, sampling.mirostat);
+  reader.Number("mirostat_tau", 0, kMost, sampling.mirostat_tau);
+  reader.Number("mirostat_eta", 0, kMost, sampling.mirostat_eta);
+  reader.Bool("ignore_eos", sampling.ignore_eos);
+  reader.Text("grammar", sampling.grammar);
+  std::optional<int64_t> seed;
+  reader.Integer64("seed", seed);
+  if (seed && *seed != -1) sampling.seed = static_cast<uint32_t>(*seed);
+  ReadBias(reader, model, sampling);
+}
+
+void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops) {
+  reader.Texts(name, stops);
+  if (stops.size() > kMostStops) return reader.Fail(name, fmt::format("has more than {} strings", kMostStops));
+  for (const std::string& stop : stops) {
+    if (stop.empty()) return reader.Fail(name, "must not have an empty string");
+    if (stop.size() > 1000) return reader.Fail(name, "has a string of more than 1000 bytes");
+  }
+}
+
+Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& request) {
+  if (const Json* budget = reader.Find("kv_budget"); budget != nullptr) {
+    if (budget->is_number_unsigned() && budget->get<uint64_t>() > 0 && budget->get<uint64_t>() < (uint64_t{1} << 50)) {
+      request.base.kv_budget_bytes = budget->get<uint64_t>();
+    } else if (budget->is_string()) {
+      const Result<size_t> bytes = model.parse_budget(budget->get<std::string>());
+      if (bytes) request.base.kv_budget_bytes = *bytes;
+      else reader.Fail("kv_budget", "is no size: " + bytes.error().message);
+    } else {
+      reader.Fail("kv_budget", "must be a number of bytes, a size such as \"64MiB\" or a percentage such as \"20%\"");
+    }
+  }
+  std::string recipe;
+  reader.Text("recipe", recipe);
+  if (!recipe.empty()) {
+    Result<Recipe> parsed = ParseRecipe(recipe);
+    if (parsed) {
+      if (recipe == "full") request.is_evict_off = true;
+      request.base.recipe = std::move(*parsed);
+    } else {
+      reader.Fail("recipe", "is none: " + parsed.error().message);
+    }
+  } else if (model.drops_nothing()) {
+    request.is_evict_off = true;
+  }
+  reader.Text("session", request.session);
+  reader.Bool("pin", request.pin);
+  reader.Text("prompt_cache_key", request.base.cache_key);
+  if (!request.session.empty()) request.base.cache_key = request.session;
+  reader.Bool("cache_prompt", request.base.reuse_prefix);
+  reader.Integer("id_slot", -1, INT32_MAX, request.base.slot);
+  if (request.base.slot >= model.num_slots) {
+    reader.Fail("id_slot", fmt::format("must be a slot from 0 to {}, or -1", model.num_slots - 1));
+  }
+  request.base.refuse_eviction = request.is_evict_off;
+  return reader.status();
+}
+
+Status ReadFormat(const Json& format, const std::string& path, std::string& schema) {
+  if (!format.is_object()) return InvalidArgument(fmt::format("'{}' must be an object", path));
+  JsonReader reader(format, path + ".");
+  std::string type;
+  reader.Require("type");
+  reader.Text("type", type);
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (type == "text") return {};
+  if (type == "json_object") {
+    const Json* wanted = reader.Object("schema");  // llama-server's
+    PITH_RETURN_IF_ERROR(reader.status());
+    schema = wanted == nullptr ? R"({"type":"object"})" : Dump(*wanted);
+    return {};
+  }
+  if (type != "json_schema") {
+    return InvalidArgument(fmt::format("'{}.type' must be \"text\", \"json_object\" or \"json_schema\"", path));
+  }
+  const Json* inner = reader.Object("json_schema");
+  const Json* wanted = nullptr;
+  if (inner != nullptr) {
+    JsonReader nested(*inner, path + ".json_schema.");
+    nested.Require("schema");
+    wanted = nested.Object("schema");
+    PITH_RETURN_IF_ERROR(nested.status());
+  } else {
+    reader.Require("schema");
+    wanted = reader.Object("schema");
+  }
+  PITH_RETURN_IF_ERROR(reader.status());
+  schema = Dump(*wanted);
+  return {};
+}
+
+Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer) {
+  if (!model.text->has_template()) return Unsupported("this model has no chat template, so that it takes prompts but no messages");
+  const std::vector<ToolSpec> tools = request.uses_tools() ? request.tools : std::vector<ToolSpec>();
+  if (KnowsTools(model)) {
+    Result<std::string> text = Render(model, request.messages, opens_answer, ToolsJson(tools));
+    if (tools.empty() || (text && text->find(tools.front().name) != std::string::npos)) return text;
+  }
+  return Render(model, WithoutToolRoles(request.messages, tools), opens_answer, "");
+}
+
+Status CheckLength(const ServedModel& model, size_t num_tokens) {
+  if (num_tokens == 0) return InvalidArgument("the prompt is empty");
+  if (num_tokens < static_cast<size_t>(model.num_ctx)) return {};
+  return OutOfContext(fmt::format("the request has {} tokens, and the context of {} tokens has no room for them and an answer",
+                                  num_tokens, model.num_ctx));
+}
+
+Status Prepare(const ServedModel& model, ChatRequest& request) {
+  PITH_RETURN_IF_ERROR(CheckTools(request.tools));
+  PITH_RETURN_IF_ERROR(MakeGrammar(model, request));
+  if (!request.messages.empty()) {
+    PITH_ASSIGN_OR_RETURN(const std::string text, RenderPrompt(model, request, true));
+    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.text->Tokenize(text, true, true));
+    request.prompts.push_back(std::move(tokens));
+    const std::vector<int32_t>& prompt = request.prompts.front();
+    PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
+    PITH_ASSIGN_OR_RETURN(const size_t pinned, NumPinned(model, request, prompt));
+    request.base.num_pinned = std::min(pinned, prompt.size() - 1);
+  }
+  for (const auto& prompt : request.prompts) PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
+  PITH_RETURN_IF_ERROR(CheckSampling(request.base.sampling));
+  return {};
+}
+
+}  // namespace pith::server

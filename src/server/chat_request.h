@@ -1,0 +1,59 @@
+// The one request that all protocols become: messages or prompts, how to sample, what the answer must be.
+#ifndef PITH_SERVER_CHAT_REQUEST_H_
+#define PITH_SERVER_CHAT_REQUEST_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pith/types.h"
+#include "server/json_reader.h"
+#include "server/protocol.h"
+#include "server/scheduler.h"
+#include "server/tools.h"
+
+namespace pith::server {
+
+struct ChatRequest {
+  std::vector<ChatMessage> messages;
+  std::vector<ToolSpec> tools;
+  ToolChoice tool_choice = ToolChoice::kAuto;
+  std::string named_tool;     // with kRequired: this one
+  bool parallel_calls = true;
+  bool pin = true;            // the system messages and tools are never dropped
+  std::string schema;         // of the answer; empty: none. "{}": any JSON
+  bool stream = false;
+  bool include_usage = false;
+  std::string session;
+  bool is_evict_off = false;  // the client wants no eviction: what does not fit is an error
+
+  // What goes to the scheduler, once for each prompt: all but the prompt itself is filled by the protocol.
+  std::vector<std::vector<int32_t>> prompts;
+  Request base;
+
+  bool uses_tools() const { return !tools.empty() && tool_choice != ToolChoice::kNone; }
+};
+
+// A request with the server's defaults, of a client that `tenant` stands for.
+ChatRequest NewRequest(const ServedModel& model, std::string tenant);
+
+// Members that OpenAI's and llama-server's requests share: temperature, top_p, ..., seed, logit_bias, grammar.
+void ReadSampling(JsonReader& reader, const ServedModel& model, double max_temperature, SamplerOptions& sampling);
+// stop, in all its forms.
+void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops);
+// Our own members and those of the cache: kv_budget, recipe, session, pin, prompt_cache_key, cache_prompt, id_slot.
+Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& request);
+// OpenAI's response_format, and Responses' text.format, whose schema stands one level higher.
+Status ReadFormat(const Json& format, const std::string& path, std::string& schema);
+
+// Messages become prompts, tools and schemas become a grammar. On a worker thread: templates and tokenising take time.
+// kInvalidArgument, kUnsupported; kOutOfContext, with the sentence that names the prompt's tokens and the limit.
+Status Prepare(const ServedModel& model, ChatRequest& request);
+// The messages as the template writes them.
+Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer);
+// kOutOfContext where a prompt leaves no room to answer.
+Status CheckLength(const ServedModel& model, size_t num_tokens);
+
+}  // namespace pith::server
+
+#endif  // PITH_SERVER_CHAT_REQUEST_H_

@@ -1,0 +1,221 @@
+// How the scheduler is made: one thread, a queue, jobs that are read and that decode, prefixes that rest.
+//
+//   Submit() -> inbox -> waiting -> reading -> generating -> gone
+//                          |           ^
+//                          v           | taken up
+//                        failed      resting prefixes <- what a finished job has read
+//
+// A turn of the thread: take what came, let go whose client left, admit, run one step, tell the sinks.
+#ifndef PITH_SERVER_SCHEDULER_IMPL_H_
+#define PITH_SERVER_SCHEDULER_IMPL_H_
+
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "server/prefixes.h"
+#include "server/scheduler.h"
+#include "server/step_plan.h"
+
+namespace pith::server {
+
+using SteadyClock = std::chrono::steady_clock;
+inline double SecondsBetween(SteadyClock::time_point from, SteadyClock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+// One text that goes on from a job's prompt.
+struct Choice {
+  int index = 0;
+  int slot = -1;
+  SequenceId sequence = -1;  // -1: none, or none any more
+  std::unique_ptr<HostSampler> sampler;
+  std::optional<Generator> generator;
+  int32_t next = -1;    // sampled, to be decoded
+  size_t num_fed = 0;   // of the generator's tokens, those that the sequence has read
+  size_t num_told = 0;  // of them, those that the sink knows
+  bool ended = false;
+  std::string stop_message;
+  SteadyClock::time_point first_token, last_token;
+};
+
+// What a job's tokens take, and what it is promised.
+struct JobBytes {
+  size_t first_page = 0;  // with a token, everything beside pages included
+  size_t page = 0;        // more for each further page of positions
+  size_t limit = 0;       // of a sequence
+  size_t floor = 0;       // of a sequence
+  size_t fork_floor = 0;  // of each further choice
+
+  size_t Of(size_t num_tokens) const;
+  // Tokens that the limit holds.
+  size_t MostTokens() const;
+};
+
+struct Job {
+  RequestId id = 0;
+  Request request;
+  std::shared_ptr<RequestSink> sink;
+  std::vector<Choice> choices;
+  SteadyClock::time_point submitted, started, first_logits;
+
+  // Known from Intake() on.
+  SequenceOptions options;
+  bool drops = false;  // its recipe drops entries
+  PrefixKey key;
+  JobBytes bytes;
+
+  size_t prompt_done = 0;    // tokens that the first choice's sequence has read
+  size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
+  bool generates = false;    // the prompt is read
+  std::optional<Error> failure;  // of sampling
+  RequestUsage usage;
+  CacheReport cache;
+  int64_t dropped_before = 0;  // entries that its prefix had lost
+
+  // A sink is called with it held; Cancel() comes from any thread, the sink's calls included.
+  std::recursive_mutex mutex;
+  bool cancelled = false;                // by mutex
+  std::vector<SequenceId> live;          // by mutex: what a step may be giving up
+
+  bool is_cancelled() {
+    const std::lock_guard lock(mutex);
+    return cancelled;
+  }
+};
+using JobPtr = std::shared_ptr<Job>;
+
+class SchedulerImpl final : public Scheduler {
+ public:
+  SchedulerImpl(std::shared_ptr<Engine> engine, std::shared_ptr<const TextModel> text, const SchedulerOptions& options);
+  ~SchedulerImpl() override;
+  void Start();
+
+  Result<RequestId> Submit(Request request, std::shared_ptr<RequestSink> sink) override;
+  void Cancel(RequestId request) override;
+  SchedulerStats stats() override;
+  Result<SavedSlot> SaveSlot(int slot, const std::string& file_name) override;
+  Result<SavedSlot> RestoreSlot(int slot, const std::string& file_name) override;
+  Result<int> EraseSlot(int slot) override;
+  void Drain(double seconds) override;
+
+ private:
+  // The thread (scheduler.cc).
+  void Run();
+  bool TakeInbox();  // waits while there is nothing to do; false: the end
+  void DropCancelled();
+  void FailAll(const Error& error);
+  // Runs fn between steps and waits for it.
+  template <typename T>
+  T OnEngine(const std::function<T()>& fn);
+  template <typename Fn>
+  void Tell(Job& job, const Fn& fn) {
+    const std::lock_guard lock(job.mutex);
+    if (!job.cancelled) fn(*job.sink);
+  }
+  // The running step gives its sequences up.
+  void StopSteps(Job& job);
+  void Publish();
+  // Its bytes are free and its sink is let go.
+  void Remove(Job& job);
+  void Fail(Job& job, const Error& error);
+
+  // Admission (admission.cc).
+  void Intake(const JobPtr& job);
+  Status PlanJob(Job& job);
+  void AdmitWaiting();
+  enum class Verdict : uint8_t { kAdmitted, kWaits, kGone };
+  Verdict TryAdmit(const JobPtr& job);
+  bool TakeSlots(Job& job);
+  Result<SequenceId> SequenceFor(Job& job);
+  void PlanCheckpoint(Job& job) const;
+  // Neither in use nor promised.
+  size_t UncommittedBytes() const;
+  // Prefixes go until so many bytes are uncommitted, or none is left.
+  bool MakeRoom(size_t bytes);
+  bool DropPrefix();
+  void Hold(Job& job, SequenceId sequence);
+  void Release(Job& job, SequenceId sequence);
+
+  // Reuse of prefixes (reuse.cc).
+  // A sequence that has read prompt_done tokens of the job's prompt, within its budget; -1: none can be had.
+  SequenceId TakePrefix(Job& job);
+  SequenceId TakeResting(Job& job, int index, size_t cached);
+  SequenceId ForkLive(Job& job, const Job& source, size_t cached);
+  Result<SequenceId> ForkFor(SequenceId source, const SequenceStats& before);
+  Status GiveBudget(Job& job, SequenceId sequence);
+  // Tokens of `tokens`, read by `sequence`, that the job need not read.
+  size_t Savings(const Job& job, const PrefixKey& key, std::span<const int32_t> tokens, size_t num_prompt_tokens,
+                 size_t num_pinned, SequenceId sequence) const;
+  // Of a choice's sequence.
+  std::vector<int32_t> ReadTokens(const Job& job, const Choice& choice) const;
+  void Rest(Job& job, Choice& choice);
+  void Checkpoint(Job& job);
+  void AddPrefix(Prefix prefix);
+
+  // Steps (scheduler_step.cc).
+  void StepOnce();
+  void PlanStep();
+  size_t PieceEnd(const Job& job) const;
+  void MakeRoomForStep();
+  void EndStep();
+  void AfterPiece(Job& job);
+  Status ForkChoices(Job& job);
+  // What was sampled since the last time, and this text.
+  void Say(Job& job, Choice& choice, std::string text);
+  void Sample(Job& job, Choice& choice, std::span<const float> logits);
+  void EndChoice(Job& job, Choice& choice, bool rests);
+  void FinishJob(Job& job);
+  void Report(Job& job, const Choice& choice);
+  void Observe(Histogram& histogram, double value);
+
+  // Slots (slots.cc).
+  Status CheckSlot(int slot) const;
+  Result<std::string> SlotPath(const std::string& file_name) const;
+  int RestingIn(int slot) const;  // index of its newest prefix, -1: none
+  int EraseResting(int slot);
+
+  const std::shared_ptr<Engine> engine_;
+  const std::shared_ptr<const TextModel> text_;
+  const SchedulerOptions options_;
+  size_t total_bytes_ = 0;  // that sequences may have between steps
+
+  // Between threads, by mutex_.
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  std::vector<JobPtr> inbox_;
+  std::deque<std::function<void()>> commands_;
+  std::map<RequestId, JobPtr> jobs_;  // all that are not gone
+  size_t num_waiting_ = 0;
+  RequestId next_id_ = 1;
+  bool drains_ = false, stops_ = false, has_cancels_ = false;
+  uint64_t num_refused_ = 0, num_cancelled_ = 0;
+  SchedulerStats published_;
+
+  // The engine's thread alone.
+  std::deque<JobPtr> waiting_;
+  std::vector<JobPtr> running_;      // in the order in which they were admitted
+  std::vector<const Job*> slots_;    // [max_running], null: free
+  bool room_changed_ = true;         // since the first of waiting_ was refused
+  PrefixStore prefixes_;
+  PromptPacer pacer_;
+  SchedulerStats counters_;
+  std::map<std::string, uint64_t> evicted_by_recipe_;
+  struct Row {
+    Job* job = nullptr;
+    Choice* choice = nullptr;
+    bool of_prompt = false;
+  };
+  std::vector<Row> rows_;
+  std::vector<StepItem> items_;
+  std::vector<Status> statuses_;
+
+  std::thread thread_;
+};
+
+}  // namespace pith::server
+
+#endif  // PITH_SERVER_SCHEDULER_IMPL_H_

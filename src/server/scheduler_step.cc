@@ -1,0 +1,290 @@
+// One step: who is in it, and what becomes of its logits.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "server/scheduler_impl.h"
+
+namespace pith::server {
+
+void SchedulerImpl::StepOnce() {
+  PlanStep();
+  if (items_.empty()) return;
+  MakeRoomForStep();
+  statuses_.assign(items_.size(), Status());
+  int num_decodes = 0, num_prompt_rows = 0, running = 0;
+  bool prompts_wait = false;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    (rows_[i].of_prompt ? num_prompt_rows : num_decodes) += static_cast<int>(items_[i].tokens.size());
+  }
+  for (const JobPtr& job : running_) {
+    prompts_wait = prompts_wait || !job->generates;
+    for (const Choice& choice : job->choices) running += job->generates && choice.sequence >= 0 ? 1 : 0;
+  }
+  const auto start = SteadyClock::now();
+  engine_->Step(items_, statuses_);
+  const double seconds = SecondsBetween(start, SteadyClock::now());
+  pacer_.Note(num_decodes, num_prompt_rows, seconds, running, prompts_wait);
+  const double share = static_cast<double>(num_prompt_rows) / (num_prompt_rows + num_decodes);
+  counters_.prompt_seconds += share * seconds;
+  counters_.decode_seconds += (1 - share) * seconds;
+  if (num_decodes > 0) ++counters_.decode_steps;
+  EndStep();
+}
+
+void SchedulerImpl::EndStep() {
+  // All logits are valid until the engine's next call, so that sampling comes first.
+  const std::vector<JobPtr> alive = running_;  // jobs of rows_, some of which end below
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    Row& row = rows_[i];
+    if (!statuses_[i] || row.job->is_cancelled()) continue;
+    if (!row.of_prompt) {
+      ++row.choice->num_fed;
+      Sample(*row.job, *row.choice, engine_->logits(row.choice->sequence));
+      continue;
+    }
+    row.job->prompt_done += items_[i].tokens.size();
+    if (row.job->prompt_done < row.job->request.prompt.size()) continue;
+    row.job->first_logits = SteadyClock::now();
+    const SequenceId sequence = row.choice->sequence;
+    for (Choice& choice : row.job->choices) Sample(*row.job, choice, engine_->logits(sequence));
+  }
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    Job& job = *rows_[i].job;
+    Choice& choice = *rows_[i].choice;
+    if (job.is_cancelled() || std::ranges::none_of(running_, [&](const JobPtr& other) { return other.get() == &job; })) {
+      continue;
+    }
+    if (job.failure) {
+      Fail(job, *job.failure);
+    } else if (!statuses_[i] && (rows_[i].of_prompt || statuses_[i].error().code != ErrorCode::kOutOfBudget)) {
+      Fail(job, statuses_[i].error());
+    } else if (!statuses_[i]) {
+      choice.stop_message = statuses_[i].error().message;
+      Say(job, choice, choice.generator->Finish(StopReason::kBudget));
+      EndChoice(job, choice, false);
+    } else if (rows_[i].of_prompt) {
+      AfterPiece(job);
+    } else if (choice.generator->done()) {
+      EndChoice(job, choice, true);
+    }
+  }
+}
+
+// Up to where a piece may go: what is pinned is a piece of its own, and so is what rests.
+size_t SchedulerImpl::PieceEnd(const Job& job) const {
+  size_t end = job.request.prompt.size();
+  for (const size_t border : {job.request.num_pinned, job.checkpoint_at}) {
+    if (border > job.prompt_done) end = std::min(end, border);
+  }
+  if (!options_.deterministic_reuse) return end;
+  const auto block = static_cast<size_t>(engine_->block_tokens());
+  return std::min(end, (job.prompt_done / block + 1) * block);
+}
+
+void SchedulerImpl::PlanStep() {
+  rows_.clear(), items_.clear();
+  std::vector<Job*> reading;
+  int num_decodes = 0;
+  for (const JobPtr& job : running_) {
+    if (!job->generates) reading.push_back(job.get());
+    for (const Choice& choice : job->choices) num_decodes += job->generates && choice.sequence >= 0 ? 1 : 0;
+  }
+  const bool apart = options_.deterministic_reuse;  // a step of one block, or of decodes
+  const int rows = reading.empty() ? 0 : pacer_.Rows(num_decodes);
+  if (rows == 0 || !apart) {
+    for (const JobPtr& job : running_) {
+      for (Choice& choice : job->choices) {
+        if (!job->generates || choice.sequence < 0) continue;
+        rows_.push_back({job.get(), &choice, false});
+        items_.push_back({.sequence = choice.sequence, .tokens = {&choice.next, 1}});
+      }
+    }
+  }
+  if (rows == 0) return;
+  std::vector<int> wanted;
+  if (apart) reading.resize(1);
+  for (const Job* job : reading) wanted.push_back(static_cast<int>(PieceEnd(*job) - job->prompt_done));
+  const std::vector<int> got = apart ? wanted : DivideRows(wanted, rows);
+  for (size_t i = 0; i < reading.size(); ++i) {
+    Job& job = *reading[i];
+    if (got[i] == 0) continue;
+    Choice& choice = job.choices.front();
+    const size_t end = job.prompt_done + static_cast<size_t>(got[i]);
+    engine_->SetPromptContinues(choice.sequence, end < job.request.prompt.size());
+    rows_.push_back({&job, &choice, true});
+    items_.push_back({.sequence = choice.sequence,
+                      .tokens = std::span(job.request.prompt).subspan(job.prompt_done, static_cast<size_t>(got[i])),
+                      .pin = end <= job.request.num_pinned});
+  }
+}
+
+// What sequences borrow beyond their floors is theirs before it is a prefix's.
+void SchedulerImpl::MakeRoomForStep() {
+  if (prefixes_.size() == 0) return;
+  size_t needed = 0;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const Job& job = *rows_[i].job;
+    const SequenceStats stats = engine_->stats(items_[i].sequence);
+    const auto at = static_cast<size_t>(stats.num_tokens);
+    const size_t growth = job.bytes.Of(at + items_[i].tokens.size()) - job.bytes.Of(std::max<size_t>(at, 1)) +
+                          (at % kPageEntries != 0 ? 0 : job.bytes.page);
+    const size_t after = std::min(stats.used_bytes + growth, stats.ceiling_bytes);
+    const size_t promised = std::max(stats.used_bytes, stats.floor_bytes);
+    if (after > promised) needed += after - promised;
+  }
+  if (needed > 0) (void)MakeRoom(needed);
+}
+
+void SchedulerImpl::AfterPiece(Job& job) {
+  Tell(job, [&](RequestSink& sink) {
+    sink.Progress(static_cast<int>(job.prompt_done), static_cast<int>(job.request.prompt.size()));
+  });
+  if (job.checkpoint_at > 0 && job.prompt_done == job.checkpoint_at) Checkpoint(job);
+  if (job.prompt_done < job.request.prompt.size()) return;
+  job.generates = true;
+  if (const Status status = ForkChoices(job); !status) {
+    Fail(job, status.error());
+    return;
+  }
+  // Ending the first one last: its sequence rests.
+  for (auto choice = job.choices.rbegin(); choice != job.choices.rend(); ++choice) {
+    if (choice->generator->done()) EndChoice(job, *choice, true);
+  }
+}
+
+// The first choice has what was promised to all of them.
+Status SchedulerImpl::ForkChoices(Job& job) {
+  if (job.choices.size() < 2) return {};
+  const SequenceId first = job.choices.front().sequence;
+  const size_t ceiling = job.options.ceiling_bytes;
+  PITH_RETURN_IF_ERROR(engine_->SetBudget(first, job.bytes.fork_floor, ceiling));
+  for (Choice& choice : job.choices) {
+    if (choice.index == 0 || choice.generator->done()) continue;
+    Result<SequenceId> fork = engine_->Fork(first);
+    while (!fork && DropPrefix()) fork = engine_->Fork(first);
+    if (!fork) return tl::unexpected<Error>(fork.error());
+    choice.sequence = *fork;
+    Hold(job, *fork);
+  }
+  return engine_->SetBudget(first, job.bytes.floor, ceiling);
+}
+
+void SchedulerImpl::Say(Job& job, Choice& choice, std::string text) {
+  const GenerationResult& result = choice.generator->result();
+  std::vector<int32_t> tokens(result.tokens.begin() + static_cast<std::ptrdiff_t>(choice.num_told), result.tokens.end());
+  std::vector<TokenLogprobs> logprobs;
+  if (!result.logprobs.empty()) {
+    logprobs.assign(result.logprobs.begin() + static_cast<std::ptrdiff_t>(choice.num_told), result.logprobs.end());
+  }
+  choice.num_told = result.tokens.size();
+  if (text.empty() && tokens.empty()) return;
+  Tell(job, [&](RequestSink& sink) {
+    sink.Text(choice.index, std::move(text), std::move(tokens), std::move(logprobs));
+  });
+}
+
+void SchedulerImpl::Sample(Job& job, Choice& choice, std::span<const float> logits) {
+  if (job.failure || choice.generator->done()) return;
+  Result<GeneratorStep> step = choice.generator->Next(logits);
+  if (!step) {
+    job.failure = step.error();
+    return;
+  }
+  const auto now = SteadyClock::now();
+  const bool sampled = choice.generator->result().tokens.size() > choice.num_told;
+  if (sampled) {
+    if (choice.num_told == 0) {
+      choice.first_token = now;
+      if (choice.index == 0) Observe(counters_.first_token_seconds, SecondsBetween(job.submitted, now));
+    } else {
+      Observe(counters_.token_gap_seconds, SecondsBetween(choice.last_token, now));
+    }
+    choice.last_token = now;
+    ++counters_.completion_tokens;
+    ++job.usage.completion_tokens;
+    choice.next = step->token;
+  }
+  std::string text = std::move(step->text);
+  const size_t read = job.request.prompt.size() + choice.num_fed;
+  if (!step->done && read >= static_cast<size_t>(engine_->options().num_ctx)) {
+    text += choice.generator->Finish(StopReason::kContext);
+  }
+  Say(job, choice, std::move(text));
+}
+
+void SchedulerImpl::Observe(Histogram& histogram, double value) {
+  const auto bucket = std::ranges::lower_bound(histogram.bounds, value) - histogram.bounds.begin();
+  ++histogram.counts[static_cast<size_t>(bucket)];
+  histogram.sum += value;
+}
+
+void SchedulerImpl::EndChoice(Job& job, Choice& choice, bool rests) {
+  if (choice.index == 0) Report(job, choice);
+  GenerationResult result = choice.generator->result();
+  result.stop_message = choice.stop_message;
+  if (choice.num_fed < result.tokens.size()) result.unfed = result.tokens.back();
+  if (!result.tokens.empty()) {
+    result.first_token_seconds = SecondsBetween(job.started, choice.first_token);
+    result.seconds = SecondsBetween(choice.first_token, choice.last_token);
+  }
+  if (choice.sequence >= 0) {
+    if (choice.index == 0 && rests && job.request.reuse_prefix && options_.max_retained > 0) {
+      Rest(job, choice);
+    } else {
+      Release(job, std::exchange(choice.sequence, -1));
+    }
+  }
+  room_changed_ = true;
+  choice.ended = true;
+  Tell(job, [&](RequestSink& sink) { sink.Ended(choice.index, std::move(result)); });
+  if (std::ranges::all_of(job.choices, &Choice::ended)) FinishJob(job);
+}
+
+void SchedulerImpl::FinishJob(Job& job) {
+  const auto now = SteadyClock::now();
+  const RequestTimes times{.queued = SecondsBetween(job.submitted, job.started),
+                           .prompt = SecondsBetween(job.started, job.first_logits),
+                           .generation = SecondsBetween(job.first_logits, now)};
+  ++counters_.finished;
+  Tell(job, [&](RequestSink& sink) { sink.Finished(job.usage, times, job.cache); });
+  Remove(job);
+}
+
+// [start, end) of what no layer and head holds.
+void SchedulerImpl::Report(Job& job, const Choice& choice) {
+  if (choice.sequence < 0) return;
+  const SequenceStats stats = engine_->stats(choice.sequence);
+  CacheReport& report = job.cache;
+  report = {.budget_bytes = stats.ceiling_bytes, .used_bytes = stats.used_bytes, .kept_fraction = stats.kept_fraction,
+            .evicted_spans = {}, .recipe = stats.recipe};
+  const int64_t dropped = stats.entries_seen - stats.entries;
+  if (dropped > job.dropped_before) {
+    evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);
+  }
+  if (dropped <= 0) return;
+  std::vector<uint8_t> held(static_cast<size_t>(stats.num_tokens), 0);
+  int global = 0;
+  for (const LayerShape& layer : engine_->model().info().layers) {
+    if (layer.kind != LayerKind::kGlobal) continue;
+    for (int head = 0; head < layer.num_kv_heads; ++head) {
+      for (const int32_t position : engine_->EntryPositions(choice.sequence, global, head)) {
+        held[static_cast<size_t>(position)] = 1;
+      }
+    }
+    ++global;
+  }
+  if (global == 0) return;
+  for (int32_t at = 0; at < stats.num_tokens;) {
+    int32_t end = at;
+    while (end < stats.num_tokens && held[static_cast<size_t>(end)] == 0) ++end;
+    if (end > at) {
+      report.evicted_spans.emplace_back(at, end);
+      report.evicted_tokens += end - at;
+    }
+    at = end + 1;
+  }
+}
+
+}  // namespace pith::server

@@ -1,0 +1,124 @@
+#include "server/step_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+namespace pith::server {
+namespace {
+
+TEST(DivideRows, TheOldestHasHalfAndShortOnesDoNotWait) {
+  EXPECT_EQ(DivideRows(std::vector<int>{1000, 1000}, 64), (std::vector<int>{32, 32}));
+  EXPECT_EQ(DivideRows(std::vector<int>{1000, 10, 1000}, 64), (std::vector<int>{32, 10, 22}));
+  EXPECT_EQ(DivideRows(std::vector<int>{1000, 10}, 64), (std::vector<int>{54, 10}));
+  EXPECT_EQ(DivideRows(std::vector<int>{5, 1000}, 64), (std::vector<int>{5, 59}));
+  EXPECT_EQ(DivideRows(std::vector<int>{}, 64), (std::vector<int>{}));
+  EXPECT_EQ(DivideRows(std::vector<int>{7}, 0), (std::vector<int>{0}));
+}
+
+TEST(DivideRows, RandomWishesAreServedFully) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<int> wanted(1 + random() % 9);
+    for (int& want : wanted) want = 1 + static_cast<int>(random() % (random() % 3 == 0 ? 2000 : 30));
+    const int rows = static_cast<int>(random() % 600);
+    const std::vector<int> got = DivideRows(wanted, rows);
+    const int sum = std::accumulate(got.begin(), got.end(), 0);
+    EXPECT_EQ(sum, std::min(rows, std::accumulate(wanted.begin(), wanted.end(), 0)));
+    EXPECT_GE(got[0], std::min(wanted[0], rows / 2));
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_GE(got[i], 0);
+      EXPECT_LE(got[i], wanted[i]);
+      // Of those behind the oldest nobody has more than another one who lacks some.
+      for (size_t j = 1; j < wanted.size() && i > 0; ++j) {
+        if (got[j] < wanted[j]) {
+          EXPECT_LE(got[i], got[j] + 1);
+        }
+      }
+    }
+  }
+}
+
+// A made-up engine: a step of d decodes takes decode + d * decode_row, a row of a prompt row_seconds.
+struct Machine {
+  double decode = 0.01, decode_row = 0.001, row = 0.0015;
+  double Step(int decodes, int rows) const { return (decodes > 0 ? decode + decodes * decode_row : 0.002) + rows * row; }
+};
+
+struct Outcome {
+  double median_gap = 0, longest_gap = 0, prompt_share = 0, rows_per_second = 0;
+};
+
+Outcome Simulate(const Machine& machine, double share, int decodes, int steps, int block = 512) {
+  PromptPacer pacer(share, block);
+  std::vector<double> gaps;
+  double time = 0, of_prompts = 0, rows_read = 0;
+  for (int i = 0; i < steps; ++i) {
+    const int rows = pacer.Rows(decodes);
+    EXPECT_LE(rows + decodes, block);
+    const double seconds = machine.Step(decodes, rows);
+    pacer.Note(decodes, rows, seconds, decodes, true);
+    if (i >= steps / 4) {
+      gaps.push_back(seconds);
+      time += seconds;
+      of_prompts += rows * machine.row;
+      rows_read += rows;
+    }
+  }
+  std::ranges::sort(gaps);
+  return {gaps[gaps.size() / 2], gaps.back(), of_prompts / time, rows_read / time};
+}
+
+TEST(PromptPacer, PromptsHaveTheirShareAndTheMedianGapStays) {
+  const Machine machine;
+  for (const double share : {0.3, 0.5, 0.65}) {
+    SCOPED_TRACE(share);
+    const Outcome outcome = Simulate(machine, share, 8, 2000);
+    EXPECT_NEAR(outcome.prompt_share, share, 0.04);
+    EXPECT_LE(outcome.median_gap, 1.05 * machine.Step(8, 0));
+    EXPECT_LE(outcome.longest_gap, machine.Step(8, 0) * (1.5 + share / (0.4 * (1 - share))));
+  }
+  const Outcome all = Simulate(machine, 1, 8, 200);
+  EXPECT_GT(all.prompt_share, 0.95) << "control: without a share prompts take all";
+  EXPECT_GT(all.median_gap, 10 * machine.Step(8, 0));
+}
+
+TEST(PromptPacer, AloneAPromptHasWholeBlocks) {
+  PromptPacer pacer(0.5, 512);
+  EXPECT_EQ(pacer.Rows(0), 512);
+  pacer.Note(0, 512, 0.8, 0, true);
+  EXPECT_EQ(pacer.Rows(0), 512);
+  EXPECT_EQ(pacer.Rows(3), 0) << "decodes alone are measured first";
+}
+
+TEST(PromptPacer, ASlowMachineStillReads) {
+  const Machine slow{.decode = 3, .decode_row = 0.1, .row = 0.5};
+  PromptPacer pacer(0.5, 64);
+  int rows = 0;
+  for (int i = 0; i < 100; ++i) {
+    const int next = pacer.Rows(4);
+    pacer.Note(4, next, slow.Step(4, next), 4, true);
+    rows += next;
+  }
+  EXPECT_GT(rows, 100);
+}
+
+// Time that nobody's prompt used is not taken afterwards in one go.
+TEST(PromptPacer, IdleTimeIsNotSavedUp) {
+  const Machine machine;
+  PromptPacer pacer(0.5, 512);
+  for (int i = 0; i < 1000; ++i) pacer.Note(8, 0, machine.Step(8, 0), 8, false);
+  int in_a_row = 0, most = 0;
+  for (int i = 0; i < 50; ++i) {
+    const int rows = pacer.Rows(8);
+    in_a_row = rows > 0 ? in_a_row + 1 : 0;
+    most = std::max(most, in_a_row);
+    pacer.Note(8, rows, machine.Step(8, rows), 8, true);
+  }
+  EXPECT_LE(most, 2);
+}
+
+}  // namespace
+}  // namespace pith::server

@@ -1,0 +1,468 @@
+// Many requests over one engine: each text is what its request gets alone, bytes are never over and none stay behind.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/engine.h"
+#include "host/model.h"
+#include "server/scheduler.h"
+#include "tests/support/random_model.h"
+
+namespace pith::server {
+namespace {
+
+constexpr int32_t kEndToken = 3;
+
+// Tokens of the random model as text: "<17>".
+class NumberText final : public TextModel {
+ public:
+  Result<std::vector<int32_t>> Tokenize(std::string_view, bool, bool) const override { return Unsupported("numbers only"); }
+  std::string Piece(int32_t token) const override { return fmt::format("<{}>", token); }
+  bool IsEnd(int32_t token) const override { return token == kEndToken; }
+  bool has_template() const override { return false; }
+  Result<std::string> Render(std::span<const ChatMessage>, bool) const override { return Unsupported("numbers only"); }
+};
+
+std::shared_ptr<HostModel> RandomModel(const std::string& architecture = "llama") {
+  static std::map<std::string, std::shared_ptr<HostModel>> models;
+  std::shared_ptr<HostModel>& model = models[architecture];
+  if (model != nullptr) return model;
+  const std::string path = ::testing::TempDir() + fmt::format("pith_scheduler_{}_{}.gguf", getpid(), architecture);
+  const Status made = pith::testing::MakeRandomModel(architecture, false, path, 11);
+  EXPECT_TRUE(made) << made.error().message;
+  auto loaded = HostModel::Load(path, {});
+  EXPECT_TRUE(loaded) << loaded.error().message;
+  std::filesystem::remove(path);
+  if (loaded) model = *loaded;
+  return model;
+}
+
+// Remembers everything; Wait() returns when nothing more will come.
+class Collector final : public RequestSink {
+ public:
+  struct Choice {
+    std::string text;
+    std::vector<int32_t> tokens;
+    std::optional<GenerationResult> result;
+    std::vector<std::chrono::steady_clock::time_point> times;
+  };
+
+  void Started(const RequestUsage& usage, int slot) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(started_ || over_);
+    started_ = true, slot_ = slot, usage_ = usage;
+  }
+  void Progress(int done, int total) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(started_ && !over_);
+    EXPECT_GT(done, progress_);
+    EXPECT_LE(done, total);
+    progress_ = done;
+  }
+  void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(started_ && !over_);
+    Choice& to = choices_[choice];
+    EXPECT_FALSE(to.result);
+    to.text += text;
+    to.tokens.insert(to.tokens.end(), tokens.begin(), tokens.end());
+    to.times.push_back(std::chrono::steady_clock::now());
+    num_logprobs_ += logprobs.size();
+    ++num_texts_;
+    changed_.notify_all();
+  }
+  void Ended(int choice, GenerationResult result) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(over_ || choices_[choice].result);
+    choices_[choice].result = std::move(result);
+  }
+  void Finished(const RequestUsage& usage, const RequestTimes& times, const CacheReport& cache) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(over_);
+    usage_ = usage, times_ = times, cache_ = cache;
+    over_ = true;
+    changed_.notify_all();
+  }
+  void Failed(const Error& error) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(over_);
+    error_ = error, over_ = true;
+    changed_.notify_all();
+  }
+
+  bool Wait(double seconds = 120) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return over_; });
+  }
+  bool WaitForTexts(int count, double seconds = 120) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return over_ || num_texts_ >= count; });
+  }
+  int num_calls() {
+    const std::lock_guard lock(mutex_);
+    return num_texts_ + progress_ + (over_ ? 1 : 0) + (started_ ? 1 : 0);
+  }
+
+  const std::vector<int32_t>& tokens(int choice = 0) { return choices_[choice].tokens; }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool started_ = false, over_ = false;
+  int slot_ = -1, progress_ = 0, num_texts_ = 0;
+  size_t num_logprobs_ = 0;
+  RequestUsage usage_;
+  RequestTimes times_;
+  CacheReport cache_;
+  std::optional<Error> error_;
+  std::map<int, Choice> choices_;
+};
+
+struct Server {
+  std::shared_ptr<Engine> engine;
+  std::unique_ptr<Scheduler> scheduler;
+};
+
+struct Setup {
+  std::string recipe = "full";
+  size_t budget_bytes = size_t{16} << 20;
+  int num_ctx = 512;
+  int block_tokens = 64;
+  std::string architecture = "llama";
+  SchedulerOptions options = {};
+};
+
+Server Make(const Setup& setup) {
+  Server server;
+  EngineOptions options;
+  options.num_ctx = setup.num_ctx;
+  options.num_threads = 1;
+  options.adapt_threads = false;
+  options.budget_bytes = setup.budget_bytes;
+  options.block_tokens = setup.block_tokens;
+  options.recipe = *ParseRecipe(setup.recipe);
+  ReserveSequences(setup.options, &options);
+  auto engine = Engine::Create(RandomModel(setup.architecture), options);
+  EXPECT_TRUE(engine) << engine.error().message;
+  if (!engine) return server;
+  server.engine = std::move(*engine);
+  auto scheduler = Scheduler::Create(server.engine, std::make_shared<NumberText>(), setup.options);
+  EXPECT_TRUE(scheduler) << scheduler.error().message;
+  if (scheduler) server.scheduler = std::move(*scheduler);
+  return server;
+}
+
+std::vector<int32_t> Prompt(size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = 4 + static_cast<int32_t>(random() % 120);
+  return tokens;
+}
+
+Request Greedy(std::vector<int32_t> prompt, int max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.sampling.temperature = 0;
+  request.generation.max_tokens = max_tokens;
+  return request;
+}
+
+std::shared_ptr<Collector> Send(Server& server, Request request, RequestId* id = nullptr) {
+  auto sink = std::make_shared<Collector>();
+  const Result<RequestId> sent = server.scheduler->Submit(std::move(request), sink);
+  EXPECT_TRUE(sent) << sent.error().message;
+  if (sent && id != nullptr) *id = *sent;
+  return sink;
+}
+
+// How far the tokens are from what the model likes best after the prompt alone: the largest lead of the likeliest token
+// over the one that was taken. Rounding leaves nearly nothing; another text's tokens leave much.
+double WorstLead(const std::vector<int32_t>& prompt, const std::vector<int32_t>& tokens, const std::string& recipe = "full") {
+  EngineOptions options;
+  options.num_ctx = 1024;
+  options.num_threads = 1;
+  options.recipe = *ParseRecipe(recipe);
+  auto engine = Engine::Create(RandomModel(), options);
+  EXPECT_TRUE(engine);
+  const SequenceId id = *(*engine)->NewSequence();
+  EXPECT_TRUE((*engine)->Prefill(id, prompt));
+  double worst = 0;
+  for (const int32_t token : tokens) {
+    const std::span<const float> logits = (*engine)->logits(id);
+    worst = std::max<double>(worst, *std::ranges::max_element(logits) - logits[static_cast<size_t>(token)]);
+    EXPECT_TRUE((*engine)->Decode(id, token));
+  }
+  return worst;
+}
+
+constexpr double kRounding = 0.02;
+
+// Everything idle and nothing kept: what the engine holds then.
+size_t IdleBytes(Server& server) {
+  for (int slot = 0; slot < 64; ++slot) (void)server.scheduler->EraseSlot(slot);
+  return server.scheduler->stats().kv.used_bytes;
+}
+
+TEST(ModelScheduler, OneRequestIsWhatTheEngineSaysAlone) {
+  Server server = Make({});
+  const std::vector<int32_t> prompt = Prompt(150, 1);
+  auto sink = Send(server, Greedy(prompt, 40));
+  ASSERT_TRUE(sink->Wait());
+  ASSERT_FALSE(sink->error_) << sink->error_->message;
+  const GenerationResult& result = *sink->choices_[0].result;
+  EXPECT_EQ(result.tokens, sink->tokens());
+  EXPECT_EQ(result.text, sink->choices_[0].text);
+  EXPECT_FALSE(result.tokens.empty());
+  EXPECT_LT(WorstLead(prompt, sink->tokens()), kRounding);
+  EXPECT_GT(WorstLead(Prompt(150, 2), sink->tokens()), 10 * kRounding) << "control: another prompt";
+  EXPECT_EQ(sink->usage_.prompt_tokens, 150);
+  EXPECT_EQ(sink->usage_.cached_tokens, 0);
+  EXPECT_EQ(sink->usage_.completion_tokens, static_cast<int>(result.tokens.size()));
+  EXPECT_EQ(sink->cache_.recipe, "full");
+  EXPECT_EQ(sink->cache_.evicted_tokens, 0);
+  EXPECT_GT(sink->cache_.used_bytes, 0U);
+  const SchedulerStats stats = server.scheduler->stats();
+  EXPECT_EQ(stats.finished, 1U);
+  EXPECT_EQ(stats.live_sequences, 0);
+  EXPECT_EQ(stats.retained_sequences, 1);
+}
+
+TEST(ModelScheduler, ManyRequestsWithCancelsEachAsAlone) {
+  Setup setup;
+  setup.options.max_running = 5;
+  setup.budget_bytes = size_t{5} << 20;
+  Server server = Make(setup);
+  const size_t idle = server.scheduler->stats().kv.used_bytes;
+  std::mt19937 random(5);
+  struct Sent {
+    std::vector<int32_t> prompt;
+    std::shared_ptr<Collector> sink;
+    RequestId id = 0;
+    bool cancelled = false;
+    int calls = 0;
+  };
+  std::vector<Sent> all(40);
+  for (size_t i = 0; i < all.size(); ++i) {
+    Sent& sent = all[i];
+    sent.prompt = Prompt(20 + random() % 300, static_cast<unsigned>(i));
+    sent.sink = Send(server, Greedy(sent.prompt, static_cast<int>(random() % 60)), &sent.id);
+    if (i % 4 == 3) {
+      Sent& victim = all[i - random() % 4];
+      if (random() % 2 == 0) (void)victim.sink->WaitForTexts(1 + static_cast<int>(random() % 5));
+      server.scheduler->Cancel(victim.id);
+      victim.cancelled = true;
+      victim.calls = victim.sink->num_calls();
+    }
+  }
+  for (Sent& sent : all) {
+    ASSERT_TRUE(sent.cancelled || sent.sink->Wait());
+  }
+  server.scheduler->Drain(60);
+  int compared = 0;
+  for (Sent& sent : all) {
+    if (sent.cancelled) {
+      EXPECT_EQ(sent.sink->num_calls(), sent.calls) << "its sink was called after Cancel() had returned";
+      continue;
+    }
+    ASSERT_FALSE(sent.sink->error_) << sent.sink->error_->message;
+    EXPECT_LT(WorstLead(sent.prompt, sent.sink->tokens()), kRounding);
+    ++compared;
+  }
+  EXPECT_GE(compared, 30);
+  const SchedulerStats stats = server.scheduler->stats();
+  EXPECT_LE(stats.kv.peak_bytes, stats.kv.budget_bytes);
+  EXPECT_EQ(stats.live_sequences, 0);
+  EXPECT_EQ(stats.live_bytes, 0U);
+  EXPECT_EQ(stats.waiting, 0);
+  EXPECT_EQ(IdleBytes(server), idle) << "bytes were left behind";
+}
+
+TEST(ModelScheduler, EvictingRequestsShareABudgetThatHoldsFewOfThem) {
+  Setup setup;
+  setup.recipe = "snapkv:window=8";
+  setup.options.max_running = 4;
+  setup.budget_bytes = size_t{2} << 20;
+  Server server = Make(setup);
+  const size_t idle = server.scheduler->stats().kv.used_bytes;
+  std::vector<std::shared_ptr<Collector>> sinks;
+  for (unsigned i = 0; i < 16; ++i) sinks.push_back(Send(server, Greedy(Prompt(60 + i * 25, i), 30)));
+  int64_t evicted = 0;
+  for (const auto& sink : sinks) {
+    ASSERT_TRUE(sink->Wait());
+    ASSERT_FALSE(sink->error_) << sink->error_->message;
+    evicted += sink->cache_.evicted_tokens;
+    int64_t in_spans = 0;
+    for (const auto& [from, to] : sink->cache_.evicted_spans) {
+      EXPECT_LT(from, to);
+      in_spans += to - from;
+    }
+    EXPECT_EQ(in_spans, sink->cache_.evicted_tokens);
+    EXPECT_LE(sink->cache_.used_bytes, sink->cache_.budget_bytes);
+  }
+  EXPECT_GT(evicted, 0);
+  const SchedulerStats stats = server.scheduler->stats();
+  EXPECT_LE(stats.kv.peak_bytes, stats.kv.budget_bytes);
+  ASSERT_EQ(stats.evicted_entries.size(), 1U);
+  EXPECT_GT(stats.evicted_entries[0].second, 0U);
+  EXPECT_EQ(IdleBytes(server), idle);
+}
+
+TEST(ModelScheduler, SeveralChoicesReadThePromptOnce) {
+  Setup setup;
+  setup.options.max_running = 4;
+  Server server = Make(setup);
+  Request request = Greedy(Prompt(100, 1), 25);
+  request.num_choices = 3;
+  request.sampling.temperature = 1.5f;
+  request.sampling.seed = 7;
+  request.generation.num_logprobs = 2;
+  auto sink = Send(server, request);
+  ASSERT_TRUE(sink->Wait());
+  ASSERT_FALSE(sink->error_) << sink->error_->message;
+  ASSERT_EQ(sink->choices_.size(), 3U);
+  size_t tokens = 0;
+  for (auto& [index, choice] : sink->choices_) {
+    ASSERT_TRUE(choice.result);
+    EXPECT_EQ(choice.result->tokens, choice.tokens);
+    tokens += choice.tokens.size();
+    // A choice is what its seed gives alone.
+    Request alone = request;
+    alone.num_choices = 1;
+    alone.sampling.seed = 7 + static_cast<uint32_t>(index);
+    alone.reuse_prefix = false;
+    auto other = Send(server, alone);
+    ASSERT_TRUE(other->Wait());
+    EXPECT_EQ(other->tokens(), choice.tokens) << index;
+  }
+  EXPECT_NE(sink->tokens(0), sink->tokens(1));
+  EXPECT_EQ(sink->num_logprobs_, tokens);
+  EXPECT_EQ(static_cast<size_t>(sink->usage_.completion_tokens), tokens);
+  request.num_choices = 5;
+  EXPECT_FALSE(server.scheduler->Submit(request, sink)) << "more than run at once";
+}
+
+TEST(ModelScheduler, BadRequestsAreRefusedOrFailAlone) {
+  Setup setup;
+  setup.num_ctx = 200;
+  Server server = Make(setup);
+  auto sink = std::make_shared<Collector>();
+  const auto code = [&](const Request& request) {
+    const Result<RequestId> sent = server.scheduler->Submit(request, sink);
+    EXPECT_FALSE(sent);
+    return sent ? ErrorCode::kIo : sent.error().code;
+  };
+  EXPECT_EQ(code(Greedy({}, 5)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code(Greedy({5, 100000}, 5)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code(Greedy({5, -1}, 5)), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code(Greedy(Prompt(201, 1), 5)), ErrorCode::kOutOfContext);
+  Request request = Greedy(Prompt(20, 1), 5);
+  request.sampling.top_p = 7;
+  EXPECT_EQ(code(request), ErrorCode::kInvalidArgument);
+  request = Greedy(Prompt(20, 1), 5);
+  request.slot = 99;
+  EXPECT_EQ(code(request), ErrorCode::kInvalidArgument);
+
+  auto good = Send(server, Greedy(Prompt(100, 1), 30));
+  request = Greedy(Prompt(150, 2), 5);
+  request.kv_budget_bytes = 100000;
+  request.refuse_eviction = true;
+  auto refused = Send(server, request);
+  ASSERT_TRUE(refused->Wait());
+  ASSERT_TRUE(refused->error_);
+  EXPECT_EQ(refused->error_->code, ErrorCode::kOutOfContext);
+  EXPECT_NE(refused->error_->message.find("150 tokens"), std::string::npos) << refused->error_->message;
+  ASSERT_TRUE(good->Wait());
+  EXPECT_FALSE(good->error_);
+  // To the end of the context, and no further.
+  auto whole = Send(server, Greedy(Prompt(190, 3), -1));
+  ASSERT_TRUE(whole->Wait());
+  ASSERT_FALSE(whole->error_) << whole->error_->message;
+  const GenerationResult& result = *whole->choices_[0].result;
+  EXPECT_TRUE(result.stop == StopReason::kContext || result.stop == StopReason::kEnd);
+  EXPECT_LE(result.tokens.size(), 11U);
+  // Nothing is sampled where nothing is wanted.
+  auto nothing = Send(server, Greedy(Prompt(50, 4), 0));
+  ASSERT_TRUE(nothing->Wait());
+  ASSERT_FALSE(nothing->error_);
+  EXPECT_TRUE(nothing->choices_[0].result->tokens.empty());
+  EXPECT_EQ(nothing->usage_.completion_tokens, 0);
+}
+
+TEST(ModelScheduler, AFullQueueRefusesAndDrainLetsRunningOnesEnd) {
+  Setup setup;
+  setup.options.max_running = 1;
+  setup.options.max_waiting = 2;
+  Server server = Make(setup);
+  auto running = Send(server, Greedy(Prompt(100, 1), 300));
+  ASSERT_TRUE(running->WaitForTexts(1));
+  auto second = Send(server, Greedy(Prompt(50, 2), 5)), third = Send(server, Greedy(Prompt(50, 3), 5));
+  auto sink = std::make_shared<Collector>();
+  const Result<RequestId> refused = server.scheduler->Submit(Greedy(Prompt(50, 4), 5), sink);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kBusy);
+  EXPECT_EQ(server.scheduler->stats().refused, 1U);
+  server.scheduler->Drain(60);
+  for (const auto& one : {running, second, third}) {
+    EXPECT_TRUE(one->over_);
+    EXPECT_FALSE(one->error_);
+  }
+  EXPECT_FALSE(server.scheduler->Submit(Greedy(Prompt(50, 4), 5), sink));
+
+  Server other = Make(setup);
+  auto endless = Send(other, Greedy(Prompt(100, 1), 400));
+  ASSERT_TRUE(endless->WaitForTexts(1));
+  auto waiting = Send(other, Greedy(Prompt(100, 2), 5));
+  other.scheduler->Drain(0);
+  EXPECT_TRUE(waiting->over_);
+  EXPECT_TRUE(endless->over_);
+  EXPECT_TRUE(!waiting->error_ || waiting->error_->code == ErrorCode::kCancelled);
+}
+
+TEST(ModelScheduler, ANextTurnReadsOnlyWhatIsNew) {
+  for (const char* recipe : {"full", "snapkv:window=8"}) {
+    SCOPED_TRACE(recipe);
+    Setup setup;
+    setup.recipe = recipe;
+    setup.budget_bytes = std::string(recipe) == "full" ? size_t{16} << 20 : size_t{2} << 20;
+    setup.options.max_running = 2;
+    Server server = Make(setup);
+    std::vector<int32_t> text = Prompt(300, 1);
+    auto first = Send(server, Greedy(text, 20));
+    ASSERT_TRUE(first->Wait());
+    ASSERT_FALSE(first->error_);
+    const std::vector<int32_t> answer = first->tokens();
+    text.insert(text.end(), answer.begin(), answer.end());
+    const std::vector<int32_t> more = Prompt(30, 2);
+    text.insert(text.end(), more.begin(), more.end());
+    Request stranger = Greedy(text, 20);
+    stranger.tenant = "another";
+    auto apart = Send(server, stranger);
+    ASSERT_TRUE(apart->Wait());
+    EXPECT_EQ(apart->usage_.cached_tokens, 0) << "another tenant's prefix";
+    auto second = Send(server, Greedy(text, 20));
+    ASSERT_TRUE(second->Wait());
+    ASSERT_FALSE(second->error_);
+    // The last sampled token was not read.
+    EXPECT_GE(second->usage_.cached_tokens, static_cast<int>(300 + answer.size()) - 1);
+    EXPECT_LT(second->usage_.cached_tokens, static_cast<int>(text.size()));
+    if (std::string(recipe) == "full") {
+      EXPECT_LT(WorstLead(text, second->tokens()), kRounding);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pith::server
