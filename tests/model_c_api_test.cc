@@ -230,6 +230,29 @@ TEST_F(ModelCApi, SequencesComeBackThroughCallbacksWithTheSameBits) {
   EXPECT_EQ(pith_sequence_restore(engine_, nullptr, "/nonexistent/session", &restored), PITH_ERROR_NOT_FOUND);
 }
 
+TEST_F(ModelCApi, ASequenceGoesBackUnlessItHasDroppedWhatItNeeds) {
+  Open(2);
+  const Tokens first = LongText(4), second = LongText(2);
+  const auto length = static_cast<int>(first.size());
+  pith_sequence *sequence = New(), *fresh = New();
+  Prefill(sequence, first);
+  Prefill(sequence, second);
+  ASSERT_EQ(pith_sequence_rewind_target(sequence, length), length);
+  ASSERT_EQ(pith_sequence_rewind(sequence, length), PITH_OK) << pith_last_error();
+  EXPECT_EQ(pith_sequence_num_tokens(sequence), length);
+  ASSERT_EQ(pith_sequence_decode(sequence, 100), PITH_OK) << pith_last_error();
+  const std::vector<float> found = LogitsOf(sequence);
+  Prefill(fresh, first);
+  ASSERT_EQ(pith_sequence_decode(fresh, 100), PITH_OK);
+  EXPECT_EQ(found, LogitsOf(fresh));
+  double kept = 0;
+  ASSERT_EQ(pith_sequence_compress(fresh, "knorm", 0.3, &kept), PITH_OK) << pith_last_error();
+  EXPECT_EQ(pith_sequence_rewind(fresh, length / 2), PITH_ERROR_UNSUPPORTED);
+  EXPECT_EQ(pith_sequence_num_tokens(fresh), length + 1);
+  EXPECT_EQ(pith_sequence_rewind(fresh, 0), PITH_OK) << pith_last_error();
+  EXPECT_EQ(pith_sequence_rewind(fresh, 1), PITH_ERROR_INVALID_ARGUMENT);
+}
+
 TEST_F(ModelCApi, StructsOfOtherSizes) {
   // An older program's engine options end behind num_ctx, and what follows is not ours.
   auto options = PITH_INIT(pith_engine_options);

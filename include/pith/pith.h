@@ -272,6 +272,12 @@ PITH_API pith_status pith_sequence_compress(pith_sequence* sequence, const char*
 PITH_API pith_status pith_sequence_compress_part(pith_sequence* sequence, const char* recipe, double keep_fraction,
                                                  int32_t from, int32_t to, double* kept);
 PITH_API pith_status pith_sequence_set_budget(pith_sequence* sequence, uint64_t floor_bytes, uint64_t ceiling_bytes);
+// Back to the first num_tokens tokens that it has read, as if it had never read more; 0 empties any sequence.
+// UNSUPPORTED, and nothing has changed: its recipe has dropped or changed since then what it would have to have back.
+PITH_API pith_status pith_sequence_rewind(pith_sequence* sequence, int32_t num_tokens);
+// Where to go back to before a text is read whose first num_tokens tokens it has read already: the most that need not
+// be read again.
+PITH_API int32_t pith_sequence_rewind_target(const pith_sequence* sequence, int32_t num_tokens);
 // The running step gives it up within a layer: CANCELLED. It may be lost then, and says so; others go on.
 PITH_API void pith_sequence_cancel(pith_sequence* sequence);
 

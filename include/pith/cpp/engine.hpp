@@ -117,6 +117,11 @@ class Sequence {
   Status SetBudget(uint64_t floor_bytes, uint64_t ceiling_bytes) {
     return internal::ToStatus(pith_sequence_set_budget(get(), floor_bytes, ceiling_bytes));
   }
+  // Back to the first num_tokens tokens that it has read; 0 empties any sequence. kUnsupported, and nothing has
+  // changed: its recipe has dropped or changed since then what it would have to have back.
+  Status Rewind(int num_tokens) { return internal::ToStatus(pith_sequence_rewind(get(), num_tokens)); }
+  // Where to go back to before a text is read whose first num_tokens tokens it has read already.
+  int RewindTarget(int num_tokens) const { return pith_sequence_rewind_target(get(), num_tokens); }
   // From any thread: the running step gives it up.
   void Cancel() { pith_sequence_cancel(get()); }
 

@@ -6,8 +6,8 @@
 #include <optional>
 #include <utility>
 
-#include "policy/observe.h"
 #include "policy/registry.h"
+#include "policy/score/observe.h"
 #include "policy/select.h"
 #include "session/c_api/support.h"
 

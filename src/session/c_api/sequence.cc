@@ -138,6 +138,17 @@ pith_status pith_sequence_set_budget(pith_sequence* sequence, uint64_t floor_byt
   });
 }
 
+pith_status pith_sequence_rewind(pith_sequence* sequence, int32_t num_tokens) {
+  return Guarded([&]() -> Status {
+    PITH_RETURN_IF_ERROR(Require(sequence, "sequence"));
+    return sequence->state->engine->Rewind(sequence->own->id(), num_tokens);
+  });
+}
+
+int32_t pith_sequence_rewind_target(const pith_sequence* sequence, int32_t num_tokens) {
+  return sequence == nullptr ? 0 : sequence->state->engine->RewindTarget(sequence->own->id(), num_tokens);
+}
+
 void pith_sequence_cancel(pith_sequence* sequence) {
   if (sequence != nullptr) sequence->state->engine->Cancel(sequence->own->id());
 }
