@@ -1,7 +1,7 @@
 # Installs the program, one shared library with all layers and libllama inside,
 # the public headers, and package files for CMake and pkg-config.
 #
-# Only what PITH_EXPORT marks is visible in the library.
+# Only the functions of <pith/pith.h> are visible in the library: tests/abi lists them.
 include(CMakePackageConfigHelpers)
 
 set(empty ${PROJECT_BINARY_DIR}/libpith.cc)
@@ -11,9 +11,10 @@ target_link_libraries(libpith PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,pith_session>
 target_compile_features(libpith INTERFACE cxx_std_20)
 target_include_directories(libpith INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-list(JOIN PITH_LLAMA_ARCHIVES ":" archives)
-target_link_options(libpith PRIVATE -Wl,--exclude-libs,${archives})
+set(symbols ${CMAKE_CURRENT_LIST_DIR}/libpith.map)
+target_link_options(libpith PRIVATE -Wl,--version-script=${symbols})
 set_target_properties(libpith PROPERTIES
+  LINK_DEPENDS ${symbols}
   OUTPUT_NAME pith
   EXPORT_NAME pith
   VERSION ${PROJECT_VERSION}
@@ -24,7 +25,7 @@ install(TARGETS libpith EXPORT pith-targets LIBRARY DESTINATION ${CMAKE_INSTALL_
 if(TARGET pith)
   install(TARGETS pith RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
-install(DIRECTORY include/pith DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(DIRECTORY include/pith DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
 install(EXPORT pith-targets NAMESPACE pith:: DESTINATION ${package_dir})
 configure_package_config_file(cmake/pith-config.cmake.in ${PROJECT_BINARY_DIR}/pith-config.cmake
   INSTALL_DESTINATION ${package_dir})

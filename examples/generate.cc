@@ -1,32 +1,31 @@
-// Streams a reply inside a KV budget of 16 MiB:  generate MODEL.gguf PROMPT...
-#include <pith/pith.h>
-
+// Streams a reply inside a KV budget of 16 MiB:  generate MODEL.gguf PROMPT
 #include <cstdio>
-#include <string>
+#include <pith/pith.hpp>
 
 int main(int argc, char** argv) {
   if (argc < 3) {
     std::fprintf(stderr, "usage: %s MODEL.gguf PROMPT\n", argv[0]);
     return 2;
   }
-  pith::SessionOptions options;
-  options.kv_budget_bytes = size_t{16} << 20;
-  options.recipe = "snapkv";
-  options.num_ctx = 4096;
-  auto session = pith::Session::Open(argv[1], options);
-  if (!session) {
-    std::fprintf(stderr, "%s\n", session.error().message.c_str());
+  const auto complain = [](const pith::Error& error) {
+    std::fprintf(stderr, "%s\n", error.message.c_str());
     return 1;
-  }
-  auto reply = session->Generate(argv[2], {.max_tokens = 32, .temperature = 0, .chat = true}, [](std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    return std::fflush(stdout) == 0;
-  });
-  if (!reply) {
-    std::fprintf(stderr, "%s\n", reply.error().message.c_str());
-    return 1;
-  }
-  std::printf("\n[%d tokens, KV peak %zu of %zu bytes]\n", reply->tokens, session->stats().kv_peak_bytes,
-              session->stats().kv_budget_bytes);
-  return reply->tokens > 0 ? 0 : 1;
+  };
+  const auto model = pith::Model::Load(argv[1]);
+  if (!model) return complain(model.error());
+  const auto engine = pith::Engine::Create(*model, {.budget_bytes = 16 << 20, .num_ctx = 4096, .recipe = "snapkv"});
+  if (!engine) return complain(engine.error());
+  auto conversation = pith::Conversation::Create(*engine);
+  if (!conversation) return complain(conversation.error());
+
+  const auto reply =
+      conversation->Say(argv[2], {.max_tokens = 32, .sampling = {.temperature = 0}}, [](std::string_view text) {
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        return std::fflush(stdout) == 0;
+      });
+  if (!reply) return complain(reply.error());
+  const pith_engine_stats stats = engine->stats();
+  std::printf("\n[%zu tokens, KV peak %zu of %zu bytes]\n", reply->tokens.size(), size_t{stats.peak_bytes},
+              size_t{stats.budget_bytes});
+  return reply->tokens.empty() ? 1 : 0;
 }

@@ -18,7 +18,7 @@ import sys
 LAYERS = ["base", "evict", "kernels", "cache", "policy", "host", "engine", "session", "server", "lab", "cli"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.M)
 HOST_ONLY = re.compile(r"^(llama(-cpp)?|ggml[\w-]*|gguf)\.h$")
-SUFFIXES = {".h", ".cc", ".inc"}
+SUFFIXES = {".h", ".hpp", ".cc", ".inc"}
 
 
 def files_below(folder):

@@ -125,6 +125,14 @@ bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
   return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
 }
 
+// Every member returns the same.
+bool EngineImpl::FailByFault(RowGroup& group, const Team& team) {
+  if (!ops_->score_failed()) return false;
+  if (team.ith == 0) group.Fail({ErrorCode::kInvalidArgument, scores_.fault});
+  team.Sync();
+  return true;
+}
+
 void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
   const int layer = call.cache_layer;
   Sequence& sequence = *group.sequence;
@@ -132,6 +140,7 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   const ActiveRecipe& active = sequence.setup->active.front();
   ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active,
               {.num_sinks = SinksOf(active.recipe)}, team, scores_);
+  if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
     kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
@@ -160,6 +169,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   Sequence& sequence = *group.sequence;
   const ActiveRecipe& active = sequence.setup->active.front();
   ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team, scores_);
+  if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
     cascade.Add(*active.recipe.policy, std::move(scores_));
@@ -208,6 +218,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     if (global < 0) continue;
     LayerScores& scores = all_scores_[static_cast<size_t>(global)];
     ops_->Score(source, layer, global, num_global_layers_, active, guard, team, scores);
+    if (ops_->score_failed()) return InvalidArgument(scores.fault);
     const Budget own = BlockBudget(source, EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;

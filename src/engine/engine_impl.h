@@ -185,6 +185,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
   bool HoldsTooMuch(const Sequence& sequence, int layer) const;
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
+  // All threads, right after LayerOps::Score() into scores_. True: it failed, and so has the group.
+  bool FailByFault(RowGroup& group, const Team& team);
   // Before a block, which may have to be evicted from layer by layer by a recipe that compares layers.
   void PrepareCascade(RowGroup& group);
   // All threads, after each global layer of such a block.

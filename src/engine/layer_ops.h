@@ -103,6 +103,8 @@ class LayerOps {
   void Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers, const ActiveRecipe& active,
              const EntryGuard& guard, const Team& team, LayerScores& scores);
   const LayerInputs& inputs() const { return inputs_; }
+  // The last one did, and LayerScores::fault says why. For all threads, until the next Score().
+  bool score_failed() const { return score_failed_; }
   // Of the team that calls all this, between its calls.
   SharedLoops& loops() { return loops_; }
 
@@ -190,6 +192,7 @@ class LayerOps {
   std::vector<ObserveBuffers> observe_buffers_;  // of each thread
   std::vector<HeadInputs> head_inputs_;
   LayerInputs inputs_;
+  bool score_failed_ = false;
   Scratch probability_buffer_;
   std::vector<float*> probabilities_;
   std::vector<float> window_rows_;

@@ -236,6 +236,7 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
                           .rotation = shape.rotation ? &*shape.rotation : nullptr,
                           .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
     policy.Score(inputs_, scores);
+    score_failed_ = !scores.fault.empty();
   });
 }
 

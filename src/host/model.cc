@@ -18,6 +18,7 @@
 #include "host/fingerprint.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
+#include "host/log.h"
 #include "host/output_projection.h"
 #include "host/probe.h"
 #include "host/tokenizer.h"
@@ -32,6 +33,7 @@ namespace {
 thread_local std::string load_error;
 
 void OnLog(ggml_log_level level, const char* text, void*) {
+  WriteHostLog(level, text);
   constexpr std::string_view kMarks[] = {"error loading model: ", "failed to apply lora adapter: "};
   if (level != GGML_LOG_LEVEL_ERROR) return;
   for (const std::string_view mark : kMarks) {

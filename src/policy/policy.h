@@ -107,6 +107,7 @@ struct LayerScores {
   std::vector<int> wanted;                      // [kv heads] entries that suffice (DBudgetKV)
   int window = 0;                               // newest entries that were scored as the window
   bool refined = false;                         // Policy::Refine() has been called
+  std::string fault;                            // one sentence of a scorer that failed; nothing may be dropped by these
 };
 
 struct ColumnSpec {

@@ -527,9 +527,9 @@ std::vector<RecipeInfo> ListRecipes() {
 
 std::vector<StageListing> ListStages() {
   std::vector<StageListing> list;
-  for (const StageEntry& entry : Stages()) {
-    list.push_back({std::string(KeyOf(entry.kind)), std::string(entry.name), std::string(entry.paper),
-                    std::string(entry.summary), DescribeParams(entry.params)});
+  for (const StageEntry* entry : Stages()) {
+    list.push_back({std::string(KeyOf(entry->kind)), std::string(entry->name), std::string(entry->paper),
+                    std::string(entry->summary), DescribeParams(entry->params)});
   }
   return list;
 }

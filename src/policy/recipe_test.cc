@@ -217,13 +217,13 @@ TEST(Recipe, TheListIsCompleteAndFilledIn) {
 
 TEST(Recipe, StageNamesAreUnique) {
   std::set<std::pair<StageKind, std::string_view>> names;
-  for (const StageEntry& entry : Stages()) {
-    EXPECT_TRUE(names.insert({entry.kind, entry.name}).second) << entry.name;
-    EXPECT_FALSE(entry.summary.empty()) << entry.name;
-    for (const ParamSpec& spec : entry.params) {
-      EXPECT_FALSE(spec.help.empty()) << entry.name << " " << spec.name;
-      EXPECT_LE(spec.min, spec.initial) << entry.name << " " << spec.name;
-      EXPECT_GE(spec.max, spec.initial) << entry.name << " " << spec.name;
+  for (const StageEntry* entry : Stages()) {
+    EXPECT_TRUE(names.insert({entry->kind, entry->name}).second) << entry->name;
+    EXPECT_FALSE(entry->summary.empty()) << entry->name;
+    for (const ParamSpec& spec : entry->params) {
+      EXPECT_FALSE(spec.help.empty()) << entry->name << " " << spec.name;
+      EXPECT_LE(spec.min, spec.initial) << entry->name << " " << spec.name;
+      EXPECT_GE(spec.max, spec.initial) << entry->name << " " << spec.name;
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "policy/registered.h"
 
 namespace pith {
 
@@ -121,27 +122,34 @@ constexpr NamedRecipe kRecipes[] = {
 
 }  // namespace
 
-const std::vector<StageEntry>& Stages() {
+std::vector<const StageEntry*> Stages() {
   static const std::vector<StageEntry> table = MakeTable();
-  return table;
+  std::vector<const StageEntry*> all;
+  for (const StageEntry& entry : table) all.push_back(&entry);
+  const std::vector<const RegisteredScorer*> registered = RegisteredScorers();
+  for (const RegisteredScorer* scorer : registered) all.push_back(&scorer->entry);
+  return all;
 }
 
 const StageEntry* FindStage(StageKind kind, std::string_view name) {
-  for (const StageEntry& entry : Stages()) {
-    if (entry.kind == kind && entry.name == name) return &entry;
+  for (const StageEntry* entry : Stages()) {
+    if (entry->kind == kind && entry->name == name) return entry;
   }
   return nullptr;
 }
 
 std::vector<std::string_view> StageNames(StageKind kind) {
   std::vector<std::string_view> names;
-  for (const StageEntry& entry : Stages()) {
-    if (entry.kind == kind) names.push_back(entry.name);
+  for (const StageEntry* entry : Stages()) {
+    if (entry->kind == kind) names.push_back(entry->name);
   }
   return names;
 }
 
 std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params) {
+  for (const RegisteredScorer* scorer : RegisteredScorers()) {
+    if (scorer->entry.name == name) return scorer->make(params);
+  }
   return MakeFrom<Scorer>(kScorers, name, params);
 }
 std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params) {

@@ -3,7 +3,10 @@
 #define PITH_POLICY_REGISTRY_H_
 
 #include <array>
+#include <functional>
+#include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -26,8 +29,8 @@ struct StageEntry {
   Status (*check)(const Params&) = nullptr;
 };
 
-// All stages, in the order of registry.inc.
-const std::vector<StageEntry>& Stages();
+// All stages, in the order of registry.inc, then those that were registered since the process began.
+std::vector<const StageEntry*> Stages();
 // Null if there is none of that name.
 const StageEntry* FindStage(StageKind kind, std::string_view name);
 std::vector<std::string_view> StageNames(StageKind kind);
@@ -39,6 +42,20 @@ std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& para
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params);
 std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params);
 CritiOptions MakePrefill(std::string_view name, const Params& params);
+
+// A scorer from outside the tree.
+struct ScorerRegistration {
+  std::string name;               // small letters, digits and _
+  std::string paper;
+  std::string summary;
+  std::vector<ParamSpec> params;  // their texts are copied
+  int num_sinks = 0;
+  std::function<std::unique_ptr<Scorer>(const Params&)> make;
+};
+
+// score=NAME is known from now on, until the process ends. kInvalidArgument: the name is taken or none, or so is a
+// parameter's. From any thread.
+Status RegisterScorer(ScorerRegistration registration);
 
 struct NamedRecipe {
   std::string_view name;

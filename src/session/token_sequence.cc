@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
+
 namespace pith {
 namespace {
 
@@ -15,11 +17,16 @@ constexpr SequenceId kNone = -1;
 
 tl::unexpected<Error> NoSequence() { return MakeError(ErrorCode::kOutOfBudget, "the conversation has lost its place"); }
 
+Result<SequenceId> NewSequence(Engine& engine, const std::optional<SequenceOptions>& options) {
+  return options ? engine.NewSequence(*options) : engine.NewSequence();
+}
+
 }  // namespace
 
-Result<std::unique_ptr<EngineSequence>> EngineSequence::Create(std::shared_ptr<Engine> engine) {
-  PITH_ASSIGN_OR_RETURN(const SequenceId id, engine->NewSequence());
-  return std::unique_ptr<EngineSequence>(new EngineSequence(std::move(engine), id));
+Result<std::unique_ptr<EngineSequence>> EngineSequence::Create(std::shared_ptr<Engine> engine,
+                                                               std::optional<SequenceOptions> options) {
+  PITH_ASSIGN_OR_RETURN(const SequenceId id, NewSequence(*engine, options));
+  return std::unique_ptr<EngineSequence>(new EngineSequence(std::move(engine), std::move(options), id));
 }
 
 EngineSequence::~EngineSequence() { Free(); }
@@ -44,7 +51,7 @@ int EngineSequence::num_tokens() const { return id_ == kNone ? 0 : engine_->num_
 
 Status EngineSequence::Reset() {
   Free();
-  PITH_ASSIGN_OR_RETURN(id_, engine_->NewSequence());
+  PITH_ASSIGN_OR_RETURN(id_, NewSequence(*engine_, options_));
   return {};
 }
 
@@ -58,7 +65,7 @@ Result<int> EngineSequence::GoBack(int num_tokens) {
 Result<std::unique_ptr<EngineSequence>> EngineSequence::Fork() const {
   if (id_ == kNone) return NoSequence();
   PITH_ASSIGN_OR_RETURN(const SequenceId id, engine_->Fork(id_));
-  return std::unique_ptr<EngineSequence>(new EngineSequence(engine_, id));
+  return std::unique_ptr<EngineSequence>(new EngineSequence(engine_, options_, id));
 }
 
 Status EngineSequence::Save(const std::string& path, const SessionNote& note) const {
@@ -70,18 +77,33 @@ Result<std::optional<EngineSequence::Restored>> EngineSequence::Restore(const st
   const bool empty = ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0;
   Free();  // its place may be the only one
   if (!empty) {
-    Result<RestoredSequence> restored = engine_->Restore(path);
+    Result<RestoredSequence> restored = options_ ? engine_->Restore(path, *options_) : engine_->Restore(path);
     if (restored) {
       id_ = restored->sequence;
       return Restored{std::move(restored->note), restored->has_logits};
     }
-    if (restored.error().code != ErrorCode::kNotFound) {
-      PITH_RETURN_IF_ERROR(Reset());
-      return tl::unexpected<Error>(restored.error());
-    }
+    if (restored.error().code != ErrorCode::kNotFound) return Renew(restored.error());
   }
   PITH_RETURN_IF_ERROR(Reset());
   return std::optional<Restored>();
+}
+
+tl::unexpected<Error> EngineSequence::Renew(const Error& error) {
+  if (const Status status = Reset(); !status) return tl::unexpected<Error>(status.error());
+  return tl::unexpected<Error>(error);
+}
+
+Result<std::vector<std::byte>> EngineSequence::SaveToMemory(const SessionNote& note) const {
+  return id_ == kNone ? Result<std::vector<std::byte>>(NoSequence()) : engine_->SaveToMemory(id_, note);
+}
+
+Result<EngineSequence::Restored> EngineSequence::RestoreFromMemory(std::span<const std::byte> saved) {
+  PITH_CHECK(options_.has_value());
+  Free();  // its place may be the only one
+  Result<RestoredSequence> restored = engine_->RestoreFromMemory(saved, *options_);
+  if (!restored) return Renew(restored.error());
+  id_ = restored->sequence;
+  return Restored{std::move(restored->note), restored->has_logits};
 }
 
 Status CheckSessionPath(const std::string& path) {

@@ -2,12 +2,14 @@
 #ifndef PITH_SESSION_TOKEN_SEQUENCE_H_
 #define PITH_SESSION_TOKEN_SEQUENCE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "engine/engine.h"
 #include "pith/types.h"
@@ -30,8 +32,9 @@ class TokenSequence {
 // A sequence of an engine, freed with this object.
 class EngineSequence final : public TokenSequence {
  public:
-  // kOutOfBudget: the engine has no place for another one.
-  static Result<std::unique_ptr<EngineSequence>> Create(std::shared_ptr<Engine> engine);
+  // options: none: the engine's own. kOutOfBudget: the engine has no place for another one.
+  static Result<std::unique_ptr<EngineSequence>> Create(std::shared_ptr<Engine> engine,
+                                                        std::optional<SequenceOptions> options = {});
   ~EngineSequence() override;
   EngineSequence(const EngineSequence&) = delete;
   EngineSequence& operator=(const EngineSequence&) = delete;
@@ -57,15 +60,23 @@ class EngineSequence final : public TokenSequence {
   // Takes what the file holds in place of what was read so far. Nothing, and an empty sequence, where the file is
   // missing or empty. Otherwise Engine::Restore()'s errors, after which the sequence is empty, too.
   Result<std::optional<Restored>> Restore(const std::string& path);
+  // The same through memory, for a sequence with options of its own.
+  Result<std::vector<std::byte>> SaveToMemory(const SessionNote& note) const;
+  Result<Restored> RestoreFromMemory(std::span<const std::byte> saved);
 
   SequenceId id() const { return id_; }
+  bool is_there() const { return id_ >= 0; }  // Reset() has not failed
   Engine& engine() const { return *engine_; }
 
  private:
-  EngineSequence(std::shared_ptr<Engine> engine, SequenceId id) : engine_(std::move(engine)), id_(id) {}
+  EngineSequence(std::shared_ptr<Engine> engine, std::optional<SequenceOptions> options, SequenceId id)
+      : engine_(std::move(engine)), options_(std::move(options)), id_(id) {}
   void Free();
+  // After an error, which is returned: an empty sequence.
+  tl::unexpected<Error> Renew(const Error& error);
 
   std::shared_ptr<Engine> engine_;
+  std::optional<SequenceOptions> options_;
   SequenceId id_;
 };
 

@@ -43,6 +43,14 @@ TEST(Tutorial, ShowsTheFilesAsTheyAre) {
   EXPECT_EQ(std::count(blocks[1].begin(), blocks[1].end(), '\n'), 1) << "one line registers it";
 }
 
+TEST(Tutorial, ShowsTheScorerOfTheExampleAsItIs) {
+  const std::vector<std::string> blocks = Blocks(Read("docs/tutorial-policy.md"), "c++");
+  ASSERT_EQ(blocks.size(), 1U);
+  const std::string end = "\n};\n";
+  const std::string scorer = blocks[0].substr(0, blocks[0].find(end) + end.size());
+  EXPECT_NE(Read("examples/policy.cc").find(scorer), std::string::npos) << "examples/policy.cc has another scorer";
+}
+
 TEST(Tutorial, TheStageIsRegisteredBesideAllOthers) {
   ASSERT_NE(FindStage(StageKind::kScore, "vatp"), nullptr);
   EXPECT_NE(FindStage(StageKind::kScore, "snapkv"), nullptr);
