@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "engine/engine_impl.h"
+#include "policy/select.h"
 
 namespace pith {
 
@@ -102,7 +103,45 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
   return result;
 }
 
-// Merging has changed values.
+// As many as the policy left room for, fewer where pinned entries took it.
+int EngineImpl::StandInsBeside(std::span<const KeptHeads> layers, const Policy& policy, const Budget& budget) {
+  int64_t kept = 0;
+  size_t num_heads = 0;
+  for (const KeptHeads& layer : layers) {
+    num_heads += layer.size();
+    for (const std::vector<int32_t>& head : layer) kept += static_cast<int64_t>(head.size());
+  }
+  const int64_t left = (TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(static_cast<int64_t>(num_heads), 1);
+  return static_cast<int>(std::clamp<int64_t>(left, 0, policy.StandIns(budget)));
+}
+
+Status EngineImpl::MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
+                                const Budget& budget, int layer, KeptHeads& kept, const Team& team) {
+  if (policy.StandIns(budget) == 0 || source.repeat == nullptr) return {};
+  Status result;
+  ops_->loops().Lead(team, [&] {
+    const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+    const LayerOps::LayerParams& params = ops_->params(layer);
+    const std::span<HeadCache> heads = cache_->heads(target.sequence->cache_id, layer);
+    std::vector<int> num_entries;
+    for (const HeadCache& head : std::as_const(*cache_).heads(source.cache_id, layer)) num_entries.push_back(head.num_entries());
+    const StandInTask task{.options = *policy.residue(),
+                           .count = num_stand_ins_,
+                           .references = source.repeat->references,
+                           .global_layer = global_index_[static_cast<size_t>(layer)],
+                           .group = shape.num_heads / shape.num_kv_heads,
+                           .num_entries = num_entries,
+                           .scale = params.scale,
+                           .soft_cap = params.soft_cap,
+                           .format = target.format,
+                           .guards = [&](int32_t position) { return guard.Guards(source, position); }};
+    result = MakeStandInEntries(task, heads, kept);
+    ForgetValueNorms(*target.sequence, heads);
+  });
+  return result;
+}
+
+// Merging and standing in have changed values.
 void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) {
   for (const ActiveRecipe& active : sequence.setup->active) {
     if (active.norm_column < 0) continue;
@@ -205,7 +244,12 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     const Budget own = BlockBudget(source, EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
-      ops_->loops().Lead(team, [&] { kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own)); });
+      ops_->loops().Lead(team, [&] {
+        kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
+        num_stand_ins_ = StandInsBeside({&kept_, 1}, policy, target.budget.value_or(own));
+      });
+      Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
+      if (result && !made) result = std::move(made);
       Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
       if (result && !status) result = std::move(status);
       team.Sync();
@@ -215,11 +259,16 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
   if (policy.layer_local()) return result;
   const Budget own = BlockBudget(source, GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
-    ops_->loops().Lead(team, [&] { all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own)); });
+    ops_->loops().Lead(team, [&] {
+      all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
+      num_stand_ins_ = StandInsBeside(all_kept_, policy, target.budget.value_or(own));
+    });
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
-      Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i),
-                                all_kept_[static_cast<size_t>(global_index_[i])], team);
+      KeptHeads& kept = all_kept_[static_cast<size_t>(global_index_[i])];
+      Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), static_cast<int>(i), kept, team);
+      if (result && !made) result = std::move(made);
+      Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i), kept, team);
       if (result && !status) result = std::move(status);
       team.Sync();
     }

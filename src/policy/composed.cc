@@ -7,12 +7,15 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "policy/act/residue.h"
 #include "policy/select.h"
 
 namespace pith {
 namespace {
 
 constexpr int kDefaultWindow = 32;
+// Where a smaller share stays, half as many entries stand in for the rest.
+constexpr double kScarce = 0.05;
 
 // A score that is no number loses against every other; the order stays total whatever comes in.
 void MakeComparable(std::vector<float>& scores) {
@@ -61,7 +64,31 @@ std::vector<const Stage*> ComposedPolicy::stages() const {
 uint32_t ComposedPolicy::needs() const {
   uint32_t bits = 0;
   for (const Stage* stage : stages()) bits |= stage->needs();
+  if (residue() != nullptr) bits |= kNeedReferences;
   return bits;
+}
+
+const RepeatOptions* ComposedPolicy::repeat() const {
+  if (parts_.scorer->repeat() != nullptr || residue() == nullptr) return parts_.scorer->repeat();
+  return &residue()->repeat;
+}
+
+int ComposedPolicy::StandIns(const Budget& budget) const {
+  if (residue() == nullptr || keeps_everything() || budget.keep_fraction >= 1) return 0;
+  const int wanted = residue()->entries;
+  // In heads that hold no whole page they cost as much as other rests.
+  const int most = static_cast<int>(budget.keep / (2 * budget.rest_cost));
+  return std::min(budget.keep_fraction < kScarce ? (wanted + 1) / 2 : wanted, most);
+}
+
+Budget ComposedPolicy::WithoutStandIns(const Budget& budget) const {
+  Budget rest = budget;
+  rest.stand_ins = StandIns(budget);
+  if (rest.stand_ins == 0) return rest;
+  rest.keep -= rest.stand_ins;
+  if (budget.keep_exact > 0) rest.keep_exact -= rest.stand_ins;
+  rest.keep_fraction *= static_cast<double>(rest.keep) / budget.keep;
+  return rest;
 }
 
 int ComposedPolicy::window() const {
@@ -106,7 +133,8 @@ void ComposedPolicy::Refine(const Budget& budget, LayerScores& scores) const {
 }
 
 ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
-                                               const Budget& budget) const {
+                                               const Budget& given) const {
+  const Budget budget = WithoutStandIns(given);
   Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
   size_t num_heads = 0;
   for (size_t l = 0; l < scores.size(); ++l) {

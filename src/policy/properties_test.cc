@@ -432,6 +432,67 @@ TEST(RoundToPages, LeavesPinnedEntriesTheirPlace) {
   EXPECT_EQ(budgets[0][1].keep, 32);
 }
 
+// Entries that stand in for others take their places in pages, and what the smallest heads cost is not exceeded.
+TEST(RoundToPages, MakesRoomForEntriesThatStandIn) {
+  constexpr double kCost = 3.5;
+  constexpr int kStandIns = 4;
+  std::mt19937 random(4);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<LayerScores> layers(1);
+    Allocation budgets(1);
+    double given = 0;
+    for (int h = 0; h < 12; ++h) {
+      const int n = 40 + static_cast<int>(random() % 400);
+      layers[0].heads.emplace_back(static_cast<size_t>(n), 0.0F);
+      layers[0].pinned.emplace_back(static_cast<size_t>(n), uint8_t{0});
+      std::fill_n(layers[0].pinned.back().begin(), 4, uint8_t{1});
+      const bool large = h % 3 == 0;
+      budgets[0].push_back({.keep = large ? n / 2 : 24 + static_cast<int>(random() % 8)});
+      given += budgets[0].back().keep + kStandIns;
+    }
+    RoundToPages(layers, {.stand_ins = kStandIns, .page_entries = 32, .rest_cost = kCost}, budgets);
+    double cost = 0;
+    for (size_t h = 0; h < 12; ++h) {
+      const int size = budgets[0][h].keep + kStandIns;
+      EXPECT_GE(budgets[0][h].keep, 4);
+      EXPECT_TRUE(size % 32 == 0 || size == 8) << size;
+      cost += size + (kCost - 1) * (size % 32);
+    }
+    EXPECT_LE(cost, given);
+    EXPECT_GT(cost, given - 32 * 2);
+  }
+}
+
+// What is chosen and what stands in for the rest are within the budget together, whoever divides it.
+TEST(PolicyProperties, EntriesThatStandInAreWithinTheBudget) {
+  for (const std::string& allocator : Allocators()) {
+    const Result<Recipe> recipe = ParseRecipe(fmt::format("score=kvzip alloc={} act=residue:r=4", allocator));
+    ASSERT_TRUE(recipe) << recipe.error().message;
+    if (recipe->policy->keeps_everything()) continue;
+    SCOPED_TRACE(recipe->text);
+    LayerShapeForTest shape;
+    shape.entries = {61, 40, 33};
+    const auto layers = MakeLayers(shape, *recipe->policy, 3, 5);
+    const Budget budget{.keep = 20, .keep_fraction = 0.4};
+    EXPECT_EQ(recipe->policy->StandIns(budget), 4);
+    int64_t total = 0;
+    for (const KeptHeads& layer : Choose(*recipe->policy, layers, budget).kept) {
+      for (size_t h = 0; h < layer.size(); ++h) {
+        const size_t n = static_cast<size_t>(shape.entries[h]);
+        total += static_cast<int64_t>(std::min(layer[h].size() + 4, n));
+      }
+    }
+    EXPECT_LE(total, 20 * 9);
+    EXPECT_GT(total, 9 * 4);
+  }
+  const Recipe few = *ParseRecipe("score=kvzip act=residue:r=4");
+  EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 0.04}), 2) << "half where little stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 4, .keep_fraction = 0.4}), 2) << "no more than half of what stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 1}), 0);
+  EXPECT_EQ(ParseRecipe("kvzip")->policy->StandIns({.keep = 20, .keep_fraction = 0.4}), 0);
+  EXPECT_TRUE(ParseRecipe("snapkv act=residue")->policy->repeat() != nullptr) << "the action reads the prompt again";
+}
+
 // In f16 a head of four sinks took as much as a dozen 4-bit entries, and a share of bytes was exceeded.
 TEST(RoundToPages, PaysForPinnedEntriesOutsidePages) {
   constexpr double kCost = 3.5;

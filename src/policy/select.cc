@@ -110,38 +110,51 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
 }
 
 void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets) {
-  struct Rest {
-    int entries;
+  // A head as it is stored, with the entries that stand in for what goes.
+  struct Head {
     HeadBudget* budget;
-    int most, least;
+    int entries, most;
+  };
+  // From a head's rest, or a page's end, to the end of a page.
+  struct Step {
+    size_t head;
+    int from, to;
+    double cost, worth;  // worth: wanted entries that it holds, for its cost
   };
   const int page = budget.page_entries;
-  std::vector<Rest> rests;
+  const auto cost_of = [&](int entries) { return entries - entries % page + entries % page * budget.rest_cost; };
+  std::vector<Head> heads;
+  std::vector<Step> steps;
   double spare = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
-      HeadBudget& b = budgets[l][h];
-      const int rest = b.keep % page, pinned = CountPinned(PinnedOf(layers[l], h));
-      const int stays = std::max(b.keep - rest, pinned);
-      spare += b.keep - stays - stays % page * (budget.rest_cost - 1);
-      b.keep = stays;
-      b.floor = std::min(b.floor, b.keep);
-      rests.push_back({rest, &b, static_cast<int>(layers[l].heads[h].size()), pinned});
+      const int most = static_cast<int>(layers[l].heads[h].size());
+      const int wanted = std::min(budgets[l][h].keep + budget.stand_ins, most);
+      const int least = std::min(CountPinned(PinnedOf(layers[l], h)) + budget.stand_ins, most);
+      spare += wanted - cost_of(least);
+      for (int from = least; from <= wanted;) {
+        const int to = from - from % page + page;
+        if (to > most) break;
+        const double cost = cost_of(to) - cost_of(from);
+        const int gain = std::min(to, wanted) - from;
+        steps.push_back({heads.size(), from, to, cost, (gain + 1) / std::max(cost, 1e-3)});
+        from = to;
+      }
+      heads.push_back({&budgets[l][h], least, most});
     }
   }
-  std::stable_sort(rests.begin(), rests.end(), [](const Rest& a, const Rest& b) { return a.entries > b.entries; });
-  for (const Rest& rest : rests) {
-    if (spare < page) break;
-    if (rest.budget->keep % page != 0 || rest.budget->keep + page > rest.most) continue;
-    rest.budget->keep += page;
-    spare -= page;
+  std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
+    return a.worth != b.worth ? a.worth > b.worth : a.to < b.to;
+  });
+  for (const Step& step : steps) {
+    Head& head = heads[step.head];
+    if (head.entries != step.from || spare < step.cost) continue;
+    head.entries = step.to;
+    spare -= step.cost;
   }
-  // What pinned rests cost more, from those that have more than a page.
-  for (auto rest = rests.rbegin(); rest != rests.rend() && spare < 0; ++rest) {
-    if (rest->budget->keep % page != 0 || rest->budget->keep - page < std::max(rest->least, page)) continue;
-    rest->budget->keep -= page;
-    rest->budget->floor = std::min(rest->budget->floor, rest->budget->keep);
-    spare += page;
+  for (const Head& head : heads) {
+    head.budget->keep = head.entries == head.most ? head.most : head.entries - budget.stand_ins;
+    head.budget->floor = std::min(head.budget->floor, head.budget->keep);
   }
 }
 

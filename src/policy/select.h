@@ -28,8 +28,8 @@ double KeepFraction(const Budget& budget, int num_entries);
 // entries: what is too much is taken evenly from the heads with most beside their pinned ones.
 void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets);
 
-// Fitted budgets as multiples of page_entries of no larger total: down, then up again where the rest was largest. A head
-// whose pinned entries need more keeps just them; what that costs is taken from heads of several pages.
+// Fitted budgets, with the entries that stand in, as multiples of page_entries of no larger cost: from what a head must
+// hold up, page by page, where most of what was given fits for what a page takes.
 void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets);
 
 // The `keep` best entries of one head, ascending: pinned first, then by score, then by tie, then
