@@ -184,13 +184,15 @@ TEST(ModelRepeat, EntriesThatStandInAreEntries) {
     const SequenceId fork = *engine->Fork(sequence);
     const auto saved = engine->SaveToMemory(sequence, {});
     ASSERT_TRUE(saved) << saved.error().message;
-    const auto restored = engine->RestoreFromMemory(*saved, options);
-    ASSERT_TRUE(restored) << restored.error().message;
     const std::vector<float> expected = Follow(*engine, sequence, tail);
     EXPECT_EQ(Follow(*engine, fork, tail), expected);
-    EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
-    engine->Free(restored->sequence);
     engine->Free(fork);
+    if (!options.later_recipes.front().format) {
+      const auto restored = engine->RestoreFromMemory(*saved, options);
+      ASSERT_TRUE(restored) << restored.error().message;
+      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
+      engine->Free(restored->sequence);
+    }
     const double before = engine->KeptBytes(sequence);
     const auto again = engine->Compress(sequence, options.later_recipes.front(), 0.1);
     ASSERT_TRUE(again) << again.error().message;

@@ -104,15 +104,22 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
 }
 
 // As many as the policy left room for, fewer where pinned entries took it.
-int EngineImpl::StandInsBeside(std::span<const KeptHeads> layers, const Policy& policy, const Budget& budget) {
-  int64_t kept = 0;
+int EngineImpl::StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers,
+                               const Policy& policy, const Budget& budget) const {
+  const int wanted = policy.StandIns(budget);
+  if (wanted == 0) return 0;
+  int64_t kept = 0, num_cut = 0;  // heads of which something goes
   size_t num_heads = 0;
-  for (const KeptHeads& layer : layers) {
-    num_heads += layer.size();
-    for (const std::vector<int32_t>& head : layer) kept += static_cast<int64_t>(head.size());
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const int layer = LayerOf(first_layer + static_cast<int>(l));
+    num_heads += layers[l].size();
+    for (size_t h = 0; h < layers[l].size(); ++h) {
+      const int n = std::as_const(*cache_).head(source.cache_id, layer, static_cast<int>(h)).num_entries();
+      kept += static_cast<int64_t>(layers[l][h].size());
+      num_cut += static_cast<int>(layers[l][h].size()) < n;
+    }
   }
-  const int64_t left = (TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(static_cast<int64_t>(num_heads), 1);
-  return static_cast<int>(std::clamp<int64_t>(left, 0, policy.StandIns(budget)));
+  return static_cast<int>(std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
 }
 
 Status EngineImpl::MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
@@ -246,7 +253,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
       if (!policy.layer_local()) break;
       ops_->loops().Lead(team, [&] {
         kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
-        num_stand_ins_ = StandInsBeside({&kept_, 1}, policy, target.budget.value_or(own));
+        num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
       });
       Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
       if (result && !made) result = std::move(made);
@@ -261,7 +268,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
   for (const Shrink& target : targets) {
     ops_->loops().Lead(team, [&] {
       all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
-      num_stand_ins_ = StandInsBeside(all_kept_, policy, target.budget.value_or(own));
+      num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
     });
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;

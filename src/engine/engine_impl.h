@@ -183,7 +183,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   // kept, too.
   Status MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
                       const Budget& budget, int layer, KeptHeads& kept, const Team& team);
-  static int StandInsBeside(std::span<const KeptHeads> layers, const Policy& policy, const Budget& budget);
+  int StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers, const Policy& policy,
+                     const Budget& budget) const;
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads);

@@ -70,7 +70,7 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
   return status;
 }
 
-// Room for the queries of all passes, in half of what the sequence's bytes leave beside the longest pass.
+// Room for the queries of all passes, in what the sequence's bytes leave beside the longest pass.
 Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe& active, int chunk, int overhead,
                                      RepeatColumns& columns) const {
   const ResidueOptions* const residue = active.recipe.policy->residue();
@@ -90,8 +90,10 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
     token_bytes += widths.back() * sizeof(uint16_t);
     group = std::max(group, shape.num_heads / shape.num_kv_heads);
   }
-  const size_t used = source.account->used_bytes() + BytesToExtend(source, std::min(chunk, context) + overhead);
-  const size_t free = (source.ceiling_bytes - std::min(source.ceiling_bytes, used)) / 2;
+  // The pass's fork copies last pages and has tables of its own.
+  const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;
+  const size_t used = source.account->used_bytes() + BytesToExtend(source, pass_tokens);
+  const size_t free = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
   const int tokens = std::min(residue->rows / group, static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
   return columns.references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths);
 }

@@ -40,6 +40,10 @@ class HeadStandIns {
     if (count == 0) return {};
     Read();
     Residues made = MakeResidues(task_.options, count, inputs_);
+    if (static_cast<int>(made.members.size()) < count) {
+      KeepHeaviest(static_cast<size_t>(count) - made.members.size(), made);
+      made = MakeResidues(task_.options, static_cast<int>(made.members.size()), inputs_);
+    }
     if (made.members.empty()) return {};
     changed_.clear();
     for (size_t i = 0; i < made.members.size(); ++i) Place(made, i);
@@ -90,6 +94,26 @@ class HeadStandIns {
                .queries = ViewOf(queries_.data(), tokens * group, key_dim_),
                .scale = task_.scale,
                .soft_cap = task_.soft_cap};
+  }
+
+  // So many more that get most attention stay, in the places of clusters that came out empty: heads fill whole pages.
+  void KeepHeaviest(size_t count, const Residues& made) {
+    std::vector<int32_t> order(dropped_.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) {
+      return made.weights[static_cast<size_t>(a)] > made.weights[static_cast<size_t>(b)];
+    });
+    for (size_t i = 0; i < std::min(count, order.size()); ++i) {
+      const int32_t entry = dropped_[static_cast<size_t>(order[i])];
+      kept_.push_back(entry);
+      competing_.push_back(entry);
+      std::erase(places_, entry);
+    }
+    std::ranges::sort(kept_);
+    std::ranges::sort(competing_);
+    std::erase_if(dropped_, [this](int32_t entry) { return std::ranges::binary_search(competing_, entry); });
+    inputs_.kept = competing_;
+    inputs_.dropped = dropped_;
   }
 
   // The i-th new entry takes the place of its heaviest member, or the first that is left.

@@ -53,6 +53,8 @@ class ComposedPolicy final : public Policy {
   };
   // What is left to choose, with the number of entries that are made.
   Budget WithoutStandIns(const Budget& budget) const;
+  // Fills in what each head keeps of the layers that are refined.
+  void Divide(const Budget& budget, Ranked& ranked) const;
   Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores, const Budget& budget) const;
   std::vector<const Stage*> stages() const;
 

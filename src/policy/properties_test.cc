@@ -405,7 +405,7 @@ TEST(RoundToPages, GivesWholePagesOfNoLargerTotal) {
         before += budgets[l].back().keep;
       }
     }
-    RoundToPages(layers, {.page_entries = 32}, budgets);
+    EXPECT_EQ(RoundToPages(layers, {.page_entries = 32}, static_cast<double>(before), false, budgets), 0);
     int64_t places = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
       for (size_t h = 0; h < budgets[l].size(); ++h) {
@@ -427,7 +427,7 @@ TEST(RoundToPages, LeavesPinnedEntriesTheirPlace) {
   layers[0].pinned.assign(2, std::vector<uint8_t>(100, 0));
   std::fill_n(layers[0].pinned[0].begin(), 40, 1);
   Allocation budgets = {{{.keep = 45}, {.keep = 45}}};
-  RoundToPages(layers, {.page_entries = 32}, budgets);
+  EXPECT_EQ(RoundToPages(layers, {.page_entries = 32}, 90, false, budgets), 0);
   EXPECT_EQ(budgets[0][0].keep, 40) << "the pinned ones and no more";
   EXPECT_EQ(budgets[0][1].keep, 32);
 }
@@ -450,7 +450,8 @@ TEST(RoundToPages, MakesRoomForEntriesThatStandIn) {
       budgets[0].push_back({.keep = large ? n / 2 : 24 + static_cast<int>(random() % 8)});
       given += budgets[0].back().keep + kStandIns;
     }
-    RoundToPages(layers, {.stand_ins = kStandIns, .page_entries = 32, .rest_cost = kCost}, budgets);
+    const Budget budget{.stand_ins = kStandIns, .page_entries = 32, .rest_cost = kCost};
+    EXPECT_EQ(RoundToPages(layers, budget, given, true, budgets), 0);
     double cost = 0;
     for (size_t h = 0; h < 12; ++h) {
       const int size = budgets[0][h].keep + kStandIns;
@@ -487,7 +488,8 @@ TEST(PolicyProperties, EntriesThatStandInAreWithinTheBudget) {
   }
   const Recipe few = *ParseRecipe("score=kvzip act=residue:r=4");
   EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 0.04}), 2) << "half where little stays";
-  EXPECT_EQ(few.policy->StandIns({.keep = 4, .keep_fraction = 0.4}), 2) << "no more than half of what stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 8, .keep_fraction = 0.4}), 2) << "no more than a quarter of what stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 28, .keep_fraction = 0.4, .rest_cost = 3.5}), 2) << "by what it costs";
   EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 1}), 0);
   EXPECT_EQ(ParseRecipe("kvzip")->policy->StandIns({.keep = 20, .keep_fraction = 0.4}), 0);
   EXPECT_TRUE(ParseRecipe("snapkv act=residue")->policy->repeat() != nullptr) << "the action reads the prompt again";
@@ -504,7 +506,10 @@ TEST(RoundToPages, PaysForPinnedEntriesOutsidePages) {
     std::fill_n(layers[0].pinned[h].begin(), 4, 1);
     budgets[0].push_back({.keep = h < 5 ? 10 : 128});
   }
-  RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, budgets);
+  const Allocation wanted = budgets;
+  EXPECT_GT(RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, 5 * 10 + 3 * 128, false, budgets), 0);
+  EXPECT_EQ(budgets[0][7].keep, wanted[0][7].keep) << "nothing changes that does not fit";
+  EXPECT_EQ(RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, 5 * 10 + 3 * 128, true, budgets), 0);
   double cost = 0;
   for (const HeadBudget& head : budgets[0]) cost += head.keep + (kCost - 1) * (head.keep % 32);
   EXPECT_LE(cost, 5 * 10 + 3 * 128);

@@ -109,53 +109,56 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
   }
 }
 
-void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets) {
-  // A head as it is stored, with the entries that stand in for what goes.
-  struct Head {
-    HeadBudget* budget;
-    int entries, most;
-  };
-  // From a head's rest, or a page's end, to the end of a page.
-  struct Step {
-    size_t head;
-    int from, to;
-    double cost, worth;  // worth: wanted entries that it holds, for its cost
-  };
+namespace {
+
+// A head on its way to whole pages, with the entries that stand in for what goes.
+struct PagedHead {
+  HeadBudget* budget;
+  int entries, most, least;
+  double worth, cost;  // of one more page: wanted entries that it would hold, beside what it takes
+};
+
+}  // namespace
+
+double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, double total, bool overdraws,
+                    Allocation& budgets) {
   const int page = budget.page_entries;
   const auto cost_of = [&](int entries) { return entries - entries % page + entries % page * budget.rest_cost; };
-  std::vector<Head> heads;
-  std::vector<Step> steps;
-  double spare = 0;
+  std::vector<PagedHead> heads;
+  double spare = total;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
       const int most = static_cast<int>(layers[l].heads[h].size());
       const int wanted = std::min(budgets[l][h].keep + budget.stand_ins, most);
       const int least = std::min(CountPinned(PinnedOf(layers[l], h)) + budget.stand_ins, most);
-      spare += wanted - cost_of(least);
-      for (int from = least; from <= wanted;) {
-        const int to = from - from % page + page;
-        if (to > most) break;
-        const double cost = cost_of(to) - cost_of(from);
-        const int gain = std::min(to, wanted) - from;
-        steps.push_back({heads.size(), from, to, cost, (gain + 1) / std::max(cost, 1e-3)});
-        from = to;
-      }
-      heads.push_back({&budgets[l][h], least, most});
+      const int stays = std::max(wanted - wanted % page, least), more = page - stays % page;
+      const double cost = cost_of(stays + more) - cost_of(stays);
+      spare -= cost_of(stays);
+      heads.push_back({&budgets[l][h], stays, most, least, (wanted - stays + 1) / std::max(cost, 1e-3), cost});
     }
   }
-  std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) {
-    return a.worth != b.worth ? a.worth > b.worth : a.to < b.to;
-  });
-  for (const Step& step : steps) {
-    Head& head = heads[step.head];
-    if (head.entries != step.from || spare < step.cost) continue;
-    head.entries = step.to;
-    spare -= step.cost;
+  if (spare < 0 && !overdraws) return -spare;
+  std::stable_sort(heads.begin(), heads.end(), [](const PagedHead& a, const PagedHead& b) { return a.worth > b.worth; });
+  for (PagedHead& head : heads) {
+    const int more = page - head.entries % page;
+    if (spare < head.cost || head.entries + more > head.most) continue;
+    head.entries += more;
+    spare -= head.cost;
   }
-  for (const Head& head : heads) {
+  for (bool any = true; any && spare < 0;) {
+    any = false;
+    for (auto head = heads.rbegin(); head != heads.rend() && spare < 0; ++head) {
+      if (head->entries % page != 0 || head->entries - page < std::max(head->least, page)) continue;
+      head->entries -= page;
+      spare += page;
+      any = true;
+    }
+  }
+  for (const PagedHead& head : heads) {
     head.budget->keep = head.entries == head.most ? head.most : head.entries - budget.stand_ins;
     head.budget->floor = std::min(head.budget->floor, head.budget->keep);
   }
+  return 0;
 }
 
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,

@@ -316,6 +316,7 @@ Residues MakeResidues(const ResidueOptions& options, int count, const ResidueInp
   const size_t clusters = std::min(static_cast<size_t>(std::max(count, 0)), inputs.dropped.size());
   Residues made;
   made.outputs = std::move(whole.outputs);
+  made.weights = whole.weights;
   if (clusters == 0) return made;
   const std::vector<float> keys = RowsOf(inputs.keys, inputs.key_dim, inputs.dropped);
   made.labels = Cluster(InMetric(inputs.queries, ViewOf(keys.data(), inputs.dropped.size(), key_dim)), key_dim, whole.weights,

@@ -49,6 +49,7 @@ struct Residues {
   std::vector<float> keys;       // [r, D]
   std::vector<float> values;     // [r, Dv]
   std::vector<float> outputs;    // [N, Dv] attention of the queries over all entries
+  std::vector<double> weights;   // [dropped] what each gets of that attention, on average
 };
 
 // At most `count` of them. O(N n (D + Dv)).
