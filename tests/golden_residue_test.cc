@@ -23,10 +23,14 @@ void ExpectSolved(const std::vector<float>& ours, const std::vector<float>& thei
 class ResidueCase {
  public:
   explicit ResidueCase(const GgufFile& file)
-      : file_(file), kv_heads_(static_cast<size_t>(file.param("kv_heads"))),
-        group_(static_cast<size_t>(file.param("heads")) / kv_heads_), dim_(static_cast<size_t>(file.param("head_dim"))),
-        n_(static_cast<size_t>(file.param("n"))), queries_(static_cast<size_t>(file.param("queries"))),
-        most_(file.tensor("out/highest_global/selected").shape[1]), heads_(kv_heads_) {
+      : file_(file),
+        kv_heads_(static_cast<size_t>(file.param("kv_heads"))),
+        group_(static_cast<size_t>(file.param("heads")) / kv_heads_),
+        dim_(static_cast<size_t>(file.param("head_dim"))),
+        n_(static_cast<size_t>(file.param("n"))),
+        queries_(static_cast<size_t>(file.param("queries"))),
+        most_(file.tensor("out/highest_global/selected").shape[1]),
+        heads_(kv_heads_) {
     options_.entries = file.param("residue");
     options_.rounds = file.param("residue_rounds");
     options_.value_ridge = file.number("pith.param.value_ridge");
@@ -101,7 +105,8 @@ class ResidueCase {
   void Round() {
     for (Head& head : heads_) {
       for (size_t from = 0; from < head.values.size(); from += dim_) {
-        for (size_t c = 0; c < dim_; c += 32) RoundGroup(std::span(head.values).subspan(from + c, std::min<size_t>(32, dim_ - c)));
+        for (size_t c = 0; c < dim_; c += 32)
+          RoundGroup(std::span(head.values).subspan(from + c, std::min<size_t>(32, dim_ - c)));
       }
     }
   }
@@ -142,11 +147,13 @@ class ResidueCase {
     for (float& x : group) x = scale > 0 ? least + std::round((x - least) / scale) * scale : least;
   }
 
-  std::vector<float> Attend(std::span<const float> query, const std::vector<float>& keys, const std::vector<float>& values) const {
+  std::vector<float> Attend(std::span<const float> query, const std::vector<float>& keys,
+                            const std::vector<float>& values) const {
     std::vector<double> weights(keys.size() / dim_);
     double most = -INFINITY, sum = 0;
     for (size_t j = 0; j < weights.size(); ++j) {
-      for (size_t d = 0; d < dim_; ++d) weights[j] += static_cast<double>(query[d]) * static_cast<double>(keys[j * dim_ + d]);
+      for (size_t d = 0; d < dim_; ++d)
+        weights[j] += static_cast<double>(query[d]) * static_cast<double>(keys[j * dim_ + d]);
       weights[j] /= std::sqrt(static_cast<double>(dim_));
       most = std::max(most, weights[j]);
     }
@@ -188,13 +195,20 @@ PITH_GOLDEN_TEST(Residue, residue_q4, "out/residue_q4/values") {
 TEST(GoldenResidue, ExampleByHand) {
   const std::vector<float> queries = {2, 0, 2, 1, 2, -1}, keys = {1, 0, 0.5F, 1, 0.5F, -1}, values = {1, 1, 1, 0, 0, 1};
   const std::vector<int32_t> kept = {0}, dropped = {1, 2};
-  const ResidueInputs inputs{.key_dim = 2, .value_dim = 2, .keys = keys.data(), .values = values.data(), .fixed = {}, .kept = kept,
-                             .dropped = dropped, .queries = ViewOf(queries.data(), 3, 2)};
+  const ResidueInputs inputs{.key_dim = 2,
+                             .value_dim = 2,
+                             .keys = keys.data(),
+                             .values = values.data(),
+                             .fixed = {},
+                             .kept = kept,
+                             .dropped = dropped,
+                             .queries = ViewOf(queries.data(), 3, 2)};
   const Residues made = MakeResidues({}, 1, inputs);
   ExpectNumbers(made.keys, {1.001058F, 0}, "key", {1e-5, 1e-4});
   ExpectNumbers(made.values, {0.5F, 0.5F}, "value", {1e-5, 1e-4});
   EXPECT_EQ(made.members, (std::vector<int32_t>{1}));
-  ExpectNumbers(made.outputs, {0.788058F, 0.788058F, 0.936621F, 0.531689F, 0.531689F, 0.936621F}, "outputs", {1e-5, 1e-4});
+  ExpectNumbers(made.outputs, {0.788058F, 0.788058F, 0.936621F, 0.531689F, 0.531689F, 0.936621F}, "outputs",
+                {1e-5, 1e-4});
   const std::vector<float> stored = {1, 0, made.keys[0], made.keys[1]};
   std::vector<float> refitted = {1, 1, made.values[0], made.values[1]};
   EXPECT_TRUE(RefitValues({}, inputs, ViewOf(stored.data(), 2, 2), 0, made.outputs, refitted));
@@ -206,16 +220,24 @@ TEST(GoldenResidue, ClustersOfOneEntryChangeNothing) {
   const std::vector<float> queries = {2, 0.3F, 1.5F, 1, 2.2F, -1, 1, -0.5F}, keys = {1, 0, 0.5F, 1, 0.5F, -1};
   const std::vector<float> values = {1, 1, 1, 0, 0, 1};
   const std::vector<int32_t> kept = {0}, dropped = {1, 2};
-  const ResidueInputs inputs{.key_dim = 2, .value_dim = 2, .keys = keys.data(), .values = values.data(), .fixed = {}, .kept = kept,
-                             .dropped = dropped, .queries = ViewOf(queries.data(), 4, 2)};
+  const ResidueInputs inputs{.key_dim = 2,
+                             .value_dim = 2,
+                             .keys = keys.data(),
+                             .values = values.data(),
+                             .fixed = {},
+                             .kept = kept,
+                             .dropped = dropped,
+                             .queries = ViewOf(queries.data(), 4, 2)};
   const Residues made = MakeResidues({.key_ridge = 1e-7}, 4, inputs);
   ASSERT_EQ(made.members.size(), 2U) << "there are no more entries";
   for (size_t i = 0; i < 2; ++i) {
     const auto own = static_cast<size_t>(made.members[i]);
-    ExpectNumbers({made.keys.begin() + static_cast<ptrdiff_t>(i * 2), made.keys.begin() + static_cast<ptrdiff_t>(i * 2 + 2)},
-                  {keys[own * 2], keys[own * 2 + 1]}, "key", {1e-3, 1e-3});
-    ExpectNumbers({made.values.begin() + static_cast<ptrdiff_t>(i * 2), made.values.begin() + static_cast<ptrdiff_t>(i * 2 + 2)},
-                  {values[own * 2], values[own * 2 + 1]}, "value", {1e-4, 1e-4});
+    ExpectNumbers(
+        {made.keys.begin() + static_cast<ptrdiff_t>(i * 2), made.keys.begin() + static_cast<ptrdiff_t>(i * 2 + 2)},
+        {keys[own * 2], keys[own * 2 + 1]}, "key", {1e-3, 1e-3});
+    ExpectNumbers(
+        {made.values.begin() + static_cast<ptrdiff_t>(i * 2), made.values.begin() + static_cast<ptrdiff_t>(i * 2 + 2)},
+        {values[own * 2], values[own * 2 + 1]}, "value", {1e-4, 1e-4});
   }
 }
 

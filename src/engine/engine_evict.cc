@@ -1,9 +1,9 @@
 // When entries go while text is read or written, and which.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "engine/engine_impl.h"
 #include "policy/select.h"
@@ -44,7 +44,8 @@ Status EngineImpl::EvictAll(Sequence& sequence) {
 
 Status EngineImpl::EvictToShare(Sequence& sequence) {
   if (!sequence.evicts_while_running()) return {};
-  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_) PITH_RETURN_IF_ERROR(EvictAll(sequence));
+  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_)
+    PITH_RETURN_IF_ERROR(EvictAll(sequence));
   return sequence.setup->formats.low ? DemoteAll(sequence) : Status();
 }
 
@@ -52,7 +53,8 @@ Status EngineImpl::DemoteAll(const Sequence& sequence) {
   std::atomic<bool> out_of_pages{false};
   context_->RunOnTeam([&](const Team& team) {
     for (size_t layer = 0; layer < global_index_.size(); ++layer) {
-      if (!ops_->Demote(sequence.cache_id, static_cast<int>(layer), team)) out_of_pages.store(true, std::memory_order_relaxed);
+      if (!ops_->Demote(sequence.cache_id, static_cast<int>(layer), team))
+        out_of_pages.store(true, std::memory_order_relaxed);
     }
   });
   if (out_of_pages.load()) return OutOfBudget("the KV budget has no free page left");
@@ -119,7 +121,8 @@ int EngineImpl::StandInsBeside(const Sequence& source, int first_layer, std::spa
       num_cut += static_cast<int>(layers[l][h].size()) < n;
     }
   }
-  return static_cast<int>(std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
+  return static_cast<int>(
+      std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
 }
 
 Status EngineImpl::MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
@@ -131,7 +134,8 @@ Status EngineImpl::MakeStandIns(const Policy& policy, Sequence& source, const En
     const LayerOps::LayerParams& params = ops_->params(layer);
     const std::span<HeadCache> heads = cache_->heads(target.sequence->cache_id, layer);
     std::vector<int> num_entries;
-    for (const HeadCache& head : std::as_const(*cache_).heads(source.cache_id, layer)) num_entries.push_back(head.num_entries());
+    for (const HeadCache& head : std::as_const(*cache_).heads(source.cache_id, layer))
+      num_entries.push_back(head.num_entries());
     const StandInTask task{.options = *policy.residue(),
                            .count = num_stand_ins_,
                            .references = source.repeat->references,
@@ -153,7 +157,8 @@ void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache>
   for (const ActiveRecipe& active : sequence.setup->active) {
     if (active.norm_column < 0) continue;
     for (HeadCache& head : heads) {
-      head.WriteSharedColumn(active.norm_column, std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
+      head.WriteSharedColumn(active.norm_column,
+                             std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
     }
   }
 }
@@ -191,7 +196,8 @@ void EngineImpl::PrepareCascade(RowGroup& group) {
   if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
   cascades_.resize(std::max(cascades_.size(), groups_.size()));
-  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(BlockBudget(sequence, entries, static_cast<int>(num_global_heads_)));
+  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(
+      BlockBudget(sequence, entries, static_cast<int>(num_global_heads_)));
 }
 
 void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
@@ -199,11 +205,13 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   const bool last = global + 1 == num_global_layers_;
   Sequence& sequence = *group.sequence;
   const ActiveRecipe& active = sequence.setup->active.front();
-  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team, scores_);
+  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team,
+              scores_);
   ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
     cascade.Add(*active.recipe.policy, std::move(scores_));
-    const int64_t in_block = static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+    const int64_t in_block =
+        static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
     const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
     all_kept_.clear();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
@@ -273,7 +281,8 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
       KeptHeads& kept = all_kept_[static_cast<size_t>(global_index_[i])];
-      Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), static_cast<int>(i), kept, team);
+      Status made =
+          MakeStandIns(policy, source, guard, target, target.budget.value_or(own), static_cast<int>(i), kept, team);
       if (result && !made) result = std::move(made);
       Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i), kept, team);
       if (result && !status) result = std::move(status);

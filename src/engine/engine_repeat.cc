@@ -83,8 +83,9 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
   for (int layer = 0; layer < num_global_layers_; ++layer) {
     const LayerShape& shape = model_->info().layers[static_cast<size_t>(LayerOf(layer))];
     if (ops_->params(LayerOf(layer)).alibi_slopes != nullptr) {
-      return Unsupported(fmt::format("{} makes keys that hold at one distance only where attention falls with distance (ALiBi)",
-                                     active.recipe.text));
+      return Unsupported(
+          fmt::format("{} makes keys that hold at one distance only where attention falls with distance (ALiBi)",
+                      active.recipe.text));
     }
     widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
     token_bytes += widths.back() * sizeof(uint16_t);
@@ -94,8 +95,10 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
   const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;
   const size_t used = source.account->used_bytes() + BytesToExtend(source, pass_tokens);
   const size_t free = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
-  const int tokens = std::min(residue->rows / group, static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
-  return columns.references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths);
+  const int tokens = std::min(residue->rows / group,
+                              static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
+  return columns.references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group),
+                                    widths);
 }
 
 Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {

@@ -22,8 +22,12 @@ constexpr size_t kMostWeights = size_t{8} << 20;
 class HeadStandIns {
  public:
   HeadStandIns(const StandInTask& task, int kv_head, HeadCache& head, std::vector<int32_t>& kept)
-      : task_(task), head_(head), kept_(kept), num_entries_(task.num_entries[static_cast<size_t>(kv_head)]),
-        key_dim_(static_cast<size_t>(head.layout().key_dim)), value_dim_(static_cast<size_t>(head.layout().value_dim)),
+      : task_(task),
+        head_(head),
+        kept_(kept),
+        num_entries_(task.num_entries[static_cast<size_t>(kv_head)]),
+        key_dim_(static_cast<size_t>(head.layout().key_dim)),
+        value_dim_(static_cast<size_t>(head.layout().value_dim)),
         kv_head_(static_cast<size_t>(kv_head)) {}
 
   Status Run() {
@@ -136,7 +140,8 @@ class HeadStandIns {
     for (size_t i = 0; i < fitted.size(); ++i) {
       const auto at = static_cast<size_t>(std::ranges::lower_bound(all, fitted[i]) - all.begin());
       std::copy_n(stored.data() + at * key_dim_, key_dim_, keys.data() + i * key_dim_);
-      std::copy_n(values_.data() + static_cast<size_t>(fitted[i]) * value_dim_, value_dim_, values.data() + i * value_dim_);
+      std::copy_n(values_.data() + static_cast<size_t>(fitted[i]) * value_dim_, value_dim_,
+                  values.data() + i * value_dim_);
     }
     ResidueInputs inputs = inputs_;
     std::vector<float> some_queries, some_outputs;
@@ -146,7 +151,8 @@ class HeadStandIns {
       return;
     }
     for (size_t i = 0; i < fitted.size(); ++i) {
-      std::copy_n(values.data() + i * value_dim_, value_dim_, values_.data() + static_cast<size_t>(fitted[i]) * value_dim_);
+      std::copy_n(values.data() + i * value_dim_, value_dim_,
+                  values_.data() + static_cast<size_t>(fitted[i]) * value_dim_);
     }
     changed_.assign(fitted.begin() + static_cast<ptrdiff_t>(fixed_.size()), fitted.end());
     std::ranges::sort(changed_);
@@ -193,7 +199,7 @@ class HeadStandIns {
   const int num_entries_;
   const size_t key_dim_, value_dim_, kv_head_;
   std::vector<int32_t> fixed_, competing_, dropped_;  // what must stay, what else stays, what goes
-  std::vector<int32_t> places_, changed_;     // dropped entries that may be written over; entries to be written
+  std::vector<int32_t> places_, changed_;             // dropped entries that may be written over; entries to be written
   std::vector<float> keys_, values_, queries_;
   ResidueInputs inputs_;
 };
@@ -203,7 +209,8 @@ class HeadStandIns {
 Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, KeptHeads& kept) {
   if (task.references.num_rows() == 0) return {};
   std::vector<Status> made(heads.size());
-  ParallelFor(heads.size(), [&](size_t h) { made[h] = HeadStandIns(task, static_cast<int>(h), heads[h], kept[h]).Run(); });
+  ParallelFor(heads.size(),
+              [&](size_t h) { made[h] = HeadStandIns(task, static_cast<int>(h), heads[h], kept[h]).Run(); });
   const auto failed = std::ranges::find_if(made, [](const Status& status) { return !status; });
   return failed == made.end() ? Status() : *failed;
 }

@@ -22,11 +22,11 @@ struct StandInTask {
   int count;  // of new entries of each head
   const ReferenceQueries& references;
   int global_layer;
-  int group;                               // query heads per kv head
-  std::span<const int> num_entries;        // [kv heads] that were scored; newer ones are left alone
-  float scale, soft_cap;                   // of attention
-  std::optional<PageFormat> format;        // that what stays is converted to
-  std::function<bool(int32_t)> guards;     // of a position: no recipe may drop it, so that it is no part of this
+  int group;                            // query heads per kv head
+  std::span<const int> num_entries;     // [kv heads] that were scored; newer ones are left alone
+  float scale, soft_cap;                // of attention
+  std::optional<PageFormat> format;     // that what stays is converted to
+  std::function<bool(int32_t)> guards;  // of a position: no recipe may drop it, so that it is no part of this
 };
 
 // Before the entries that are not kept are dropped: new ones are written over some of these, whose indices join `kept`;

@@ -66,8 +66,8 @@ MatrixView RowsOf(const MatrixView& matrix, size_t first, size_t count) {
 void ProductsOfRows(const MatrixView& a, const MatrixView& b, float* out, size_t stride, bool add) {
   const size_t depth = std::min(kDepth, a.columns);
   if (a.rows == 0 || b.rows == 0) return;
-  const std::unique_ptr<float[], FreeAligned> table(new (std::align_val_t{64})
-                                                        float[kernels::TableFloats(static_cast<int>(b.rows), static_cast<int>(depth))]);
+  const std::unique_ptr<float[], FreeAligned> table(
+      new (std::align_val_t{64}) float[kernels::TableFloats(static_cast<int>(b.rows), static_cast<int>(depth))]);
   std::vector<float> left, products(a.rows * b.rows);
   for (size_t from = 0; from < a.columns; from += depth) {
     const size_t count = std::min(depth, a.columns - from);
@@ -125,7 +125,8 @@ bool FactorLarge(std::span<float> matrix, size_t n) {
       products.resize(below * count);
       const float* rows = matrix.data() + k * n;
       ProductsOfRows({rows, below, k, n}, {rows, count, k, n}, products.data(), count, false);
-      for (size_t i = 0; i < below; ++i) Subtract(matrix.data() + (k + i) * n + k, products.data() + i * count, 1, count);
+      for (size_t i = 0; i < below; ++i)
+        Subtract(matrix.data() + (k + i) * n + k, products.data() + i * count, 1, count);
     }
     if (!FactorBlock(matrix, n, k, count)) return false;
     for (size_t i = k + count; i < n; ++i) {
@@ -184,7 +185,8 @@ bool RidgeRegression(const MatrixView& x, const MatrixView& target, double ridge
   } else {
     for (size_t from = 0; from < n; from += kTile) {
       const size_t count = std::min(kTile, n - from);
-      const std::vector<float> columns = Transposed(RowsOf(x, from, count)), wanted = Transposed(RowsOf(target, from, count));
+      const std::vector<float> columns = Transposed(RowsOf(x, from, count)),
+                               wanted = Transposed(RowsOf(target, from, count));
       ProductsOfRows(ViewOf(columns.data(), u, count), ViewOf(columns.data(), u, count), gram.data(), u, true);
       ProductsOfRows(ViewOf(columns.data(), u, count), ViewOf(wanted.data(), width, count), right.data(), width, true);
     }

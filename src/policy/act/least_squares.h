@@ -34,8 +34,8 @@ bool FactorLarge(std::span<float> matrix, size_t n);
 void SolveSmall(std::span<const double> factor, size_t n, std::span<double> right);
 void SolveLarge(std::span<const float> factor, size_t n, std::span<float> right, size_t width);
 
-// change [u, w] = argmin |X change - target|^2 + ridge D |change|^2, D the mean of the diagonal of X'X. x [n, u], target
-// [n, w]. False: it cannot be solved, change is undefined. O(n u min(n, u)).
+// change [u, w] = argmin |X change - target|^2 + ridge D |change|^2, D the mean of the diagonal of X'X. x [n, u],
+// target [n, w]. False: it cannot be solved, change is undefined. O(n u min(n, u)).
 bool RidgeRegression(const MatrixView& x, const MatrixView& target, double ridge, std::span<float> change);
 
 }  // namespace pith

@@ -35,7 +35,9 @@ std::vector<float> RowsOf(const float* rows, int dim, std::span<const int32_t> i
 class References {
  public:
   References(const MatrixView& queries, float scale, float soft_cap)
-      : cap_(static_cast<double>(soft_cap) * std::numbers::log2e), rows_(queries.rows * queries.columns), queries_(queries) {
+      : cap_(static_cast<double>(soft_cap) * std::numbers::log2e),
+        rows_(queries.rows * queries.columns),
+        queries_(queries) {
     const float factor = scale * std::numbers::log2e_v<float>;
     for (size_t q = 0; q < queries.rows; ++q) {
       for (size_t d = 0; d < queries.columns; ++d) rows_[q * queries.columns + d] = queries.row(q)[d] * factor;
@@ -121,11 +123,13 @@ std::vector<double> InMetric(const MatrixView& queries, const MatrixView& keys) 
   const size_t dim = queries.columns;
   std::vector<double> mean(dim, 0);
   for (size_t q = 0; q < queries.rows; ++q) {
-    for (size_t d = 0; d < dim; ++d) mean[d] += static_cast<double>(queries.row(q)[d]) / static_cast<double>(queries.rows);
+    for (size_t d = 0; d < dim; ++d)
+      mean[d] += static_cast<double>(queries.row(q)[d]) / static_cast<double>(queries.rows);
   }
   std::vector<float> centred(queries.rows * dim), triangle(kernels::TriangleSize(static_cast<int>(dim)), 0.0F);
   for (size_t q = 0; q < queries.rows; ++q) {
-    for (size_t d = 0; d < dim; ++d) centred[q * dim + d] = static_cast<float>(static_cast<double>(queries.row(q)[d]) - mean[d]);
+    for (size_t d = 0; d < dim; ++d)
+      centred[q * dim + d] = static_cast<float>(static_cast<double>(queries.row(q)[d]) - mean[d]);
   }
   kernels::AddOuterProducts(centred.data(), static_cast<int>(queries.rows), static_cast<int>(dim), triangle.data());
   std::vector<double> factor(dim * dim, 0);
@@ -155,8 +159,8 @@ double SquaredDistance(const double* a, const double* b, size_t dim) {
 }
 
 // Labels of points [n, dim], from the heaviest ones as first centres.
-std::vector<int32_t> Cluster(const std::vector<double>& points, size_t dim, const std::vector<double>& weights, size_t count,
-                             int rounds) {
+std::vector<int32_t> Cluster(const std::vector<double>& points, size_t dim, const std::vector<double>& weights,
+                             size_t count, int rounds) {
   std::vector<int32_t> heaviest(weights.size());
   std::iota(heaviest.begin(), heaviest.end(), 0);
   std::stable_sort(heaviest.begin(), heaviest.end(), [&](int32_t a, int32_t b) {
@@ -200,8 +204,12 @@ struct ClusterSums {
 class ClusterFit {
  public:
   ClusterFit(const ResidueInputs& inputs, const std::vector<int32_t>& labels, size_t count)
-      : inputs_(inputs), labels_(labels), dim_(static_cast<size_t>(inputs.key_dim)),
-        keys_(RowsOf(inputs.keys, inputs.key_dim, inputs.dropped)), sums_(count), entry_sums_(labels.size(), 0) {
+      : inputs_(inputs),
+        labels_(labels),
+        dim_(static_cast<size_t>(inputs.key_dim)),
+        keys_(RowsOf(inputs.keys, inputs.key_dim, inputs.dropped)),
+        sums_(count),
+        entry_sums_(labels.size(), 0) {
     for (ClusterSums& sums : sums_) {
       sums.triangle.assign(kernels::TriangleSize(inputs.key_dim), 0.0F);
       sums.right.assign(dim_, 0);
@@ -254,7 +262,8 @@ class ClusterFit {
     References::Softmax(weights_, count, dropped_log_sums_);
     shares_.assign(count * clusters, 0);
     for (size_t q = 0; q < count; ++q) {
-      const double factor = std::exp2(static_cast<double>(dropped_log_sums_[q]) - static_cast<double>(log_sums[from + q]));
+      const double factor =
+          std::exp2(static_cast<double>(dropped_log_sums_[q]) - static_cast<double>(log_sums[from + q]));
       double* shares = shares_.data() + q * clusters;
       const float* row = weights_.data() + q * n;
       for (size_t j = 0; j < n; ++j) shares[labels_[j]] += factor * static_cast<double>(row[j]);
@@ -265,7 +274,8 @@ class ClusterFit {
     for (size_t c = 0; c < clusters; ++c) AddToRegression(references, count, from, log_sums, c);
   }
 
-  void AddToRegression(const References& references, size_t count, size_t from, const std::vector<float>& log_sums, size_t c) {
+  void AddToRegression(const References& references, size_t count, size_t from, const std::vector<float>& log_sums,
+                       size_t c) {
     const MatrixView queries = references.scaled(from, count);
     ClusterSums& sums = sums_[c];
     rows_.resize(count * dim_);
@@ -319,8 +329,8 @@ Residues MakeResidues(const ResidueOptions& options, int count, const ResidueInp
   made.weights = whole.weights;
   if (clusters == 0) return made;
   const std::vector<float> keys = RowsOf(inputs.keys, inputs.key_dim, inputs.dropped);
-  made.labels = Cluster(InMetric(inputs.queries, ViewOf(keys.data(), inputs.dropped.size(), key_dim)), key_dim, whole.weights,
-                        clusters, options.rounds);
+  made.labels = Cluster(InMetric(inputs.queries, ViewOf(keys.data(), inputs.dropped.size(), key_dim)), key_dim,
+                        whole.weights, clusters, options.rounds);
   ClusterFit fit(inputs, made.labels, clusters);
   fit.Run(references, whole.log_sums);
   std::vector<float> key(key_dim), value(value_dim);
@@ -328,9 +338,11 @@ Residues MakeResidues(const ResidueOptions& options, int count, const ResidueInp
     int32_t heaviest = -1;
     for (size_t j = 0; j < made.labels.size(); ++j) {
       if (static_cast<size_t>(made.labels[j]) != c) continue;
-      if (heaviest < 0 || whole.weights[j] > whole.weights[static_cast<size_t>(heaviest)]) heaviest = static_cast<int32_t>(j);
+      if (heaviest < 0 || whole.weights[j] > whole.weights[static_cast<size_t>(heaviest)])
+        heaviest = static_cast<int32_t>(j);
     }
-    if (heaviest < 0 || !fit.Solve(options, c, key.data(), value.data()) || !AllFinite(key) || !AllFinite(value)) continue;
+    if (heaviest < 0 || !fit.Solve(options, c, key.data(), value.data()) || !AllFinite(key) || !AllFinite(value))
+      continue;
     made.members.push_back(inputs.dropped[static_cast<size_t>(heaviest)]);
     made.keys.insert(made.keys.end(), key.begin(), key.end());
     made.values.insert(made.values.end(), value.begin(), value.end());
@@ -355,22 +367,22 @@ bool RefitValues(const ResidueOptions& options, const ResidueInputs& inputs, con
   ProductsOfRows(ViewOf(weights.data(), n, u), ViewOf(channels.data(), value_dim, u), missing.data(), value_dim, false);
   for (size_t i = 0; i < missing.size(); ++i) missing[i] = outputs[i] - missing[i];
   const MatrixView movable = {weights.data() + num_fixed, n, u - num_fixed, u};
-  const bool solved = RidgeRegression(movable, ViewOf(missing.data(), n, value_dim), options.value_ridge,
-                                      change);
+  const bool solved = RidgeRegression(movable, ViewOf(missing.data(), n, value_dim), options.value_ridge, change);
   if (!solved || !AllFinite(change)) return false;
   for (size_t i = 0; i < change.size(); ++i) values[num_fixed * value_dim + i] += change[i];
   return true;
 }
 
 StageInfo<Action> ResidueStage() {
-  return {"a few entries of each head stand in for those that do not stay: their keys follow the mass of clusters of these",
-          {IntParam("r", 4, 1, 32, "entries of each head that stand for what is dropped"),
-           IntParam("rows", 2000, 64, 65536, "queries of the second reading, of each kv head, that they are fitted to"),
-           IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were")},
-          [](const Params& p) -> std::unique_ptr<Action> {
-            return std::make_unique<Residue>(
-                ResidueOptions{.entries = p.Int("r"), .rows = p.Int("rows"), .refits = p.Int("refit") == 1});
-          }};
+  return {
+      "a few entries of each head stand in for those that do not stay: their keys follow the mass of clusters of these",
+      {IntParam("r", 4, 1, 32, "entries of each head that stand for what is dropped"),
+       IntParam("rows", 2000, 64, 65536, "queries of the second reading, of each kv head, that they are fitted to"),
+       IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were")},
+      [](const Params& p) -> std::unique_ptr<Action> {
+        return std::make_unique<Residue>(
+            ResidueOptions{.entries = p.Int("r"), .rows = p.Int("rows"), .refits = p.Int("refit") == 1});
+      }};
 }
 
 }  // namespace pith

@@ -2,8 +2,9 @@
 //
 // What is dropped is cut into a few clusters of keys, by the variance over queries of the difference of their logits.
 // Each cluster becomes one entry: a key whose logits follow the logarithm of the cluster's mass, by weighted least
-// squares over the queries of a second reading, and the value that the cluster gives on average. Kept entries' keys stay
-// as they are; their values may be refitted together with the new ones, so that the outputs of all are those of before.
+// squares over the queries of a second reading, and the value that the cluster gives on average. Kept entries' keys
+// stay as they are; their values may be refitted together with the new ones, so that the outputs of all are those of
+// before.
 //
 // Attention over [what was compressed, later tokens] is the average of the two parts' outputs weighted by their masses:
 // whoever keeps both for a query is exact for it, whatever comes later.
