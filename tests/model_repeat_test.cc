@@ -141,6 +141,66 @@ TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   EXPECT_LT(kl[1], kl[3]);
 }
 
+// What is dropped leaves something in its place.
+TEST(ModelRepeat, EntriesThatStandInLoseLess) {
+  const std::vector<int32_t> context = Tokenize(Ledger(24)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const EngineOptions options = Options({"kvzip format=q4", "kvzip act=residue format=q4", "kvzip", "kvzip act=residue:refit=0",
+                                         "snapkv:window=8", "snapkv:window=8 act=residue"});
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  const SequenceId whole = *engine->Fork(base);
+  const std::vector<float> full = Follow(*engine, whole, tail);
+  engine->Free(whole);
+  std::vector<double> kl;
+  for (const Recipe& recipe : options.later_recipes) {
+    const SequenceId fork = *engine->Fork(base);
+    const CompressTarget target{fork, 0.1};
+    const auto kept = engine->CompressForks(base, recipe, {&target, 1});
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_LE(engine->KeptBytes(fork), 0.1001) << recipe.text;
+    EXPECT_GE(engine->KeptBytes(fork), 0.095) << recipe.text;
+    const std::vector<int32_t> positions = engine->EntryPositions(fork, 3, 1);
+    EXPECT_TRUE(std::is_sorted(positions.begin(), positions.end()));
+    EXPECT_EQ(std::adjacent_find(positions.begin(), positions.end()), positions.end());
+    kl.push_back(MeanKl(full, Follow(*engine, fork, tail)));
+    engine->Free(fork);
+  }
+  for (size_t i = 0; i < kl.size(); ++i) std::printf("KL %s %.4f\n", options.later_recipes[i].text.c_str(), kl[i]);
+  for (size_t i = 0; i < kl.size(); i += 2) EXPECT_LT(kl[i + 1], 0.7 * kl[i]) << options.later_recipes[i].text;
+  EXPECT_EQ(Follow(*engine, base, tail), full) << "the source is as it was";
+}
+
+// Compressing again makes them anew; sessions and forks know nothing of them.
+TEST(ModelRepeat, EntriesThatStandInAreEntries) {
+  const std::vector<int32_t> context = Tokenize(Ledger(16)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  for (const char* const text : {"kvzip act=residue", "kvzip act=residue format=q4"}) {
+    SCOPED_TRACE(text);
+    const EngineOptions options = Options({text});
+    auto engine = Make(options);
+    const SequenceId sequence = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(sequence, context));
+    ASSERT_TRUE(engine->Compress(sequence, options.later_recipes.front(), 0.1));
+    const SequenceId fork = *engine->Fork(sequence);
+    const auto saved = engine->SaveToMemory(sequence, {});
+    ASSERT_TRUE(saved) << saved.error().message;
+    const std::vector<float> expected = Follow(*engine, sequence, tail);
+    EXPECT_EQ(Follow(*engine, fork, tail), expected);
+    engine->Free(fork);
+    if (!options.later_recipes.front().format) {
+      const auto restored = engine->RestoreFromMemory(*saved, options);
+      ASSERT_TRUE(restored) << restored.error().message;
+      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
+      engine->Free(restored->sequence);
+    }
+    const double before = engine->KeptBytes(sequence);
+    const auto again = engine->Compress(sequence, options.later_recipes.front(), 0.1);
+    ASSERT_TRUE(again) << again.error().message;
+    EXPECT_LT(engine->KeptBytes(sequence), 0.5 * before);
+    ASSERT_TRUE(engine->Decode(sequence, tail.front()));
+  }
+}
+
 // One recipe for both: a whole prompt is read again, blocks are judged as they come, in the bits that hold most of it.
 TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
   const std::vector<int32_t> context = Tokenize(Ledger(24)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");

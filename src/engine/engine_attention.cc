@@ -99,7 +99,13 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
     observes = observes || (!group.failed() && group.sequence->setup->observed_needs != 0);
   if (repeat_policy_ != nullptr) {
     if (!groups_.front().failed()) {
-      ops_->ObserveRepeat(layer, global, groups_.front(), 0, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);
+      ReferenceQueries& references = repeat_columns_->references;
+      if (team.ith == 0 && !references.empty()) {
+        ops_->KeepReferences(call, groups_.front(), 0, global, repeat_pass_, references);
+      }
+      if (ObservesRepeat(*repeat_policy_)) {
+        ops_->ObserveRepeat(layer, global, groups_.front(), 0, {*repeat_policy_, repeat_pass_, *repeat_columns_}, team);
+      }
     }
   } else if (observes) {
     ops_->Observe(layer, groups_, team);

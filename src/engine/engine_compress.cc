@@ -14,7 +14,9 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) c
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
   const PageFormat full = layout.low.value_or(layout.entry);
   const bool merges = recipe.policy->merge() != nullptr, converts = Converts(recipe, setup.formats.entry);
-  if ((merges && !(full == PageFormat())) || (converts && !(setup.formats == CacheFormats()))) {
+  const bool stands_in = recipe.policy->residue() != nullptr;
+  if ((merges && !(full == PageFormat())) || (converts && !(setup.formats == CacheFormats())) ||
+      (stands_in && !(layout.entry == PageFormat()))) {
     return InvalidArgument(
         fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text, full.Name()));
   }
@@ -45,7 +47,7 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
                     "is made",
                     recipe.text, what));
   };
-  if (recipe.policy->repeat() == nullptr && !recipe.policy->columns().empty()) return missing("what every query paid");
+  if (!ObservesRepeat(*recipe.policy) && !recipe.policy->columns().empty()) return missing("what every query paid");
   if ((needs & kNeedQueryMoments) != 0 && !setup.counts_moments) return missing("the moments of all queries");
   if (setup.ring_window < window && setup.ring_window < sequence.next_position) {
     return missing("a window of recent queries");

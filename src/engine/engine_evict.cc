@@ -1,11 +1,12 @@
 // When entries go while text is read or written, and which.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "engine/engine_impl.h"
+#include "policy/select.h"
 
 namespace pith {
 
@@ -57,7 +58,8 @@ Status EngineImpl::DemoteAll(const Sequence& sequence) {
   std::atomic<bool> out_of_pages{false};
   context_->RunOnTeam([&](const Team& team) {
     for (size_t layer = 0; layer < global_index_.size(); ++layer) {
-      if (!ops_->Demote(sequence.cache_id, static_cast<int>(layer), team)) out_of_pages.store(true, std::memory_order_relaxed);
+      if (!ops_->Demote(sequence.cache_id, static_cast<int>(layer), team))
+        out_of_pages.store(true, std::memory_order_relaxed);
     }
   });
   if (out_of_pages.load()) return OutOfBudget("the KV budget has no free page left");
@@ -108,12 +110,60 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
   return result;
 }
 
-// Merging has changed values.
+// As many as the policy left room for, fewer where pinned entries took it.
+int EngineImpl::StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers,
+                               const Policy& policy, const Budget& budget) const {
+  const int wanted = policy.StandIns(budget);
+  if (wanted == 0) return 0;
+  int64_t kept = 0, num_cut = 0;  // heads of which something goes
+  size_t num_heads = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const int layer = LayerOf(first_layer + static_cast<int>(l));
+    num_heads += layers[l].size();
+    for (size_t h = 0; h < layers[l].size(); ++h) {
+      const int n = std::as_const(*cache_).head(source.cache_id, layer, static_cast<int>(h)).num_entries();
+      kept += static_cast<int64_t>(layers[l][h].size());
+      num_cut += static_cast<int>(layers[l][h].size()) < n;
+    }
+  }
+  return static_cast<int>(
+      std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
+}
+
+Status EngineImpl::MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
+                                const Budget& budget, int layer, KeptHeads& kept, const Team& team) {
+  if (policy.StandIns(budget) == 0 || source.repeat == nullptr) return {};
+  Status result;
+  ops_->loops().Lead(team, [&] {
+    const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+    const LayerOps::LayerParams& params = ops_->params(layer);
+    const std::span<HeadCache> heads = cache_->heads(target.sequence->cache_id, layer);
+    std::vector<int> num_entries;
+    for (const HeadCache& head : std::as_const(*cache_).heads(source.cache_id, layer))
+      num_entries.push_back(head.num_entries());
+    const StandInTask task{.options = *policy.residue(),
+                           .count = num_stand_ins_,
+                           .references = source.repeat->references,
+                           .global_layer = global_index_[static_cast<size_t>(layer)],
+                           .group = shape.num_heads / shape.num_kv_heads,
+                           .num_entries = num_entries,
+                           .scale = params.scale,
+                           .soft_cap = params.soft_cap,
+                           .format = target.format,
+                           .guards = [&](int32_t position) { return guard.Guards(source, position); }};
+    result = MakeStandInEntries(task, heads, kept);
+    ForgetValueNorms(*target.sequence, heads);
+  });
+  return result;
+}
+
+// Merging and standing in have changed values.
 void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) {
   for (const ActiveRecipe& active : sequence.setup->active) {
     if (active.norm_column < 0) continue;
     for (HeadCache& head : heads) {
-      head.WriteSharedColumn(active.norm_column, std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
+      head.WriteSharedColumn(active.norm_column,
+                             std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
     }
   }
 }
@@ -160,7 +210,8 @@ void EngineImpl::PrepareCascade(RowGroup& group) {
   if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
   cascades_.resize(std::max(cascades_.size(), groups_.size()));
-  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(BlockBudget(sequence, entries, static_cast<int>(num_global_heads_)));
+  cascades_[static_cast<size_t>(&group - groups_.data())].Begin(
+      BlockBudget(sequence, entries, static_cast<int>(num_global_heads_)));
 }
 
 void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
@@ -173,7 +224,8 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];
     cascade.Add(*active.recipe.policy, std::move(scores_));
-    const int64_t in_block = static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
+    const int64_t in_block =
+        static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
     const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
     all_kept_.clear();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
@@ -222,7 +274,12 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     const Budget own = BlockBudget(source, EntriesOf(source, layer), cache_->layers()[i].num_kv_heads);
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
-      ops_->loops().Lead(team, [&] { kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own)); });
+      ops_->loops().Lead(team, [&] {
+        kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
+        num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
+      });
+      Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
+      if (result && !made) result = std::move(made);
       Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
       if (result && !status) result = std::move(status);
       team.Sync();
@@ -232,11 +289,17 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
   if (policy.layer_local()) return result;
   const Budget own = BlockBudget(source, GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
-    ops_->loops().Lead(team, [&] { all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own)); });
+    ops_->loops().Lead(team, [&] {
+      all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
+      num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
+    });
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
-      Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i),
-                                all_kept_[static_cast<size_t>(global_index_[i])], team);
+      KeptHeads& kept = all_kept_[static_cast<size_t>(global_index_[i])];
+      Status made =
+          MakeStandIns(policy, source, guard, target, target.budget.value_or(own), static_cast<int>(i), kept, team);
+      if (result && !made) result = std::move(made);
+      Status status = KeepHeads(policy, source, *target.sequence, static_cast<int>(i), kept, team);
       if (result && !status) result = std::move(status);
       team.Sync();
     }

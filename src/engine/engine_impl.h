@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/ledger.h"
+#include "base/thread_governor.h"
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
 #include "engine/layer_ops.h"
@@ -22,7 +23,7 @@
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "engine/session_file.h"
-#include "base/thread_governor.h"
+#include "engine/stand_ins.h"
 #include "host/context.h"
 #include "policy/cascade.h"
 
@@ -208,6 +209,12 @@ class EngineImpl final : public Engine, public AttentionSink {
   // thread 0's, written before a sync. The status is thread 0's too.
   Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                    const Team& team);
+  // All threads, before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then
+  // kept, too.
+  Status MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
+                      const Budget& budget, int layer, KeptHeads& kept, const Team& team);
+  int StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers, const Policy& policy,
+                     const Budget& budget) const;
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads);
@@ -227,6 +234,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
   Status ReadAgain(Sequence& source, const ActiveRecipe& active);
   Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
+  Status ReserveReferences(const Sequence& source, const ActiveRecipe& active, int chunk, int overhead,
+                           RepeatColumns& columns) const;
   int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
   Result<int> ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const;
   // Logits of the last block outlive the next one.
@@ -274,6 +283,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
   std::vector<KeptHeads> all_kept_;  // of all layers, or of the first ones
+  int num_stand_ins_ = 0;            // of each head for which new entries are made
   std::vector<Cascade> cascades_;    // of each group of rows
   Merger merger_;
   // While a second reading runs, else null.

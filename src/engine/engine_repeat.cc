@@ -5,12 +5,15 @@
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "policy/act/residue.h"
 
 namespace pith {
 namespace {
 
 // Fewer tokens of a chunk than this are not worth a pass.
 constexpr int kLeastChunk = 16;
+// Queries of each kv head to which entries can be fitted at all.
+constexpr int kLeastRows = 64;
 
 }  // namespace
 
@@ -67,6 +70,37 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
   return status;
 }
 
+// Room for the queries of all passes, in what the sequence's bytes leave beside the longest pass.
+Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe& active, int chunk, int overhead,
+                                     RepeatColumns& columns) const {
+  const ResidueOptions* const residue = active.recipe.policy->residue();
+  if (residue == nullptr) return {};
+  const int context = source.next_position - PrefixOf(source, active.recipe);
+  const int passes = (context + chunk - 1) / chunk;
+  std::vector<size_t> widths;
+  size_t token_bytes = 0;
+  int group = 1;
+  for (int layer = 0; layer < num_global_layers_; ++layer) {
+    const LayerShape& shape = model_->info().layers[static_cast<size_t>(LayerOf(layer))];
+    if (ops_->params(LayerOf(layer)).alibi_slopes != nullptr) {
+      return Unsupported(
+          fmt::format("{} makes keys that hold at one distance only where attention falls with distance (ALiBi)",
+                      active.recipe.text));
+    }
+    widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
+    token_bytes += widths.back() * sizeof(uint16_t);
+    group = std::max(group, shape.num_heads / shape.num_kv_heads);
+  }
+  // The pass's fork copies last pages and has tables of its own.
+  const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;
+  const size_t used = source.account->used_bytes() + BytesToExtend(source, pass_tokens);
+  const size_t free = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
+  const int tokens = std::min(residue->rows / group,
+                              static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
+  return columns.references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group),
+                                    widths);
+}
+
 Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   const Policy& policy = *active.recipe.policy;
   const RepeatOptions& options = *policy.repeat();
@@ -78,7 +112,8 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   }
   source.repeat.reset();
   PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
-  PITH_ASSIGN_OR_RETURN(const int chunk, ChunkOf(source, active, prompt.overhead(options.overlap)));
+  const int overhead = prompt.overhead(options.overlap);
+  PITH_ASSIGN_OR_RETURN(const int chunk, ChunkOf(source, active, overhead));
   std::vector<std::vector<int>> entries(static_cast<size_t>(num_global_layers_));
   for (size_t layer = 0; layer < global_index_.size(); ++layer) {
     if (global_index_[layer] < 0) continue;
@@ -88,6 +123,7 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   }
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<RepeatColumns> columns,
                         RepeatColumns::Create(source.account, policy, prefix, entries));
+  PITH_RETURN_IF_ERROR(ReserveReferences(source, active, chunk, overhead, *columns));
   // Blocks end the validity of logits, and the source's may still be wanted.
   KeepLogits();
   (void)source.account->SetLimits(0, source.ceiling_bytes);
@@ -98,8 +134,11 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
     repeat_pass_ = {.prefix_end = prefix,
                     .from = from,
                     .to = std::min(from + chunk, source.next_position),
-                    .start = source.next_position};
-    status = RunPass(source, prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix));
+                    .start = source.next_position,
+                    .first_token = columns->references.num_tokens()};
+    const std::vector<int32_t> tokens = prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix);
+    status = RunPass(source, tokens);
+    columns->references.Count(static_cast<int>(tokens.size()));
   }
   repeat_policy_ = nullptr;
   repeat_columns_ = nullptr;

@@ -154,4 +154,19 @@ void LayerOps::KeepQueries(const AttentionCall& call, const RowGroup& group, siz
   }
 }
 
+void LayerOps::KeepReferences(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer,
+                              const RepeatPass& pass, ReferenceQueries& references) {
+  const kernels::AttentionTask& task = works_[index]->task;
+  const auto dim = static_cast<size_t>(task.key_dim);
+  for (int t = 0; t < group.num_rows; ++t) {
+    const int token = pass.first_token + works_[index]->positions[static_cast<size_t>(t)] - pass.start;
+    if (!references.Keeps(token)) continue;
+    uint16_t* to = references.row(global_layer, token);
+    const float* from = call.queries + static_cast<size_t>(group.first_row + t) * call.query_token_stride;
+    for (int h = 0; h < task.num_heads; ++h, to += dim) {
+      ToHalves(from + static_cast<size_t>(h) * call.query_head_stride, dim, to);
+    }
+  }
+}
+
 }  // namespace pith

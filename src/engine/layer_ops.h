@@ -90,6 +90,16 @@ class LayerOps {
   // All threads: the same for the rows of a second reading.
   void ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index, const RepeatObserver& observer,
                      const Team& team);
+  // Thread 0: their queries, as far as they are kept.
+  void KeepReferences(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer,
+                      const RepeatPass& pass, ReferenceQueries& references);
+  // Attention parameters of a layer, as last seen.
+  struct LayerParams {
+    float scale = 1, soft_cap = 0;
+    const float* sinks = nullptr;
+    const float* alibi_slopes = nullptr;
+  };
+  const LayerParams& params(int layer) const { return params_[static_cast<size_t>(layer)]; }
   // All threads, their heads: full pages go to the low format. False if one found no room.
   bool Demote(int cache_id, int layer, const Team& team);
   // Thread 0: remembers the last queries.
@@ -178,13 +188,7 @@ class LayerOps {
   float* moment_scratch_ = nullptr;
   std::byte* attention_scratch_ = nullptr;
 
-  // Attention parameters of each layer, as last seen: the window's probabilities need them.
-  struct LayerParams {
-    float scale = 1, soft_cap = 0;
-    const float* sinks = nullptr;
-    const float* alibi_slopes = nullptr;
-  };
-  std::vector<LayerParams> params_;
+  std::vector<LayerParams> params_;  // of each layer
 
   SharedLoops loops_;
   std::vector<HeadBuffers> buffers_;

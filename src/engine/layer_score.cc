@@ -136,7 +136,7 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   for (size_t c = 0; c < num_columns; ++c) {
     buffers.column_pointers[c] = buffers.columns.data() + c * n;
     const std::span<float> column(buffers.column_pointers[c], n);
-    if (sequence.repeat && active.recipe.policy->repeat() != nullptr) {
+    if (sequence.repeat && ObservesRepeat(*active.recipe.policy)) {
       std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)), column.begin());
     } else {
       head.ReadColumn(active.first_column + static_cast<int>(c), column);

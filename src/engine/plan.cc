@@ -8,6 +8,7 @@
 
 #include "engine/cache_formats.h"
 #include "engine/repeat.h"
+#include "policy/act/residue.h"
 #include "engine/sequence.h"
 
 namespace pith {
@@ -68,6 +69,18 @@ size_t RepeatBytes(const Shape& shape, int num_ctx, int longest_chunk) {
          shape.all_heads * PagesFor(std::min(longest_chunk, num_ctx) + kLongestInstruction) * shape.page_cost();
 }
 
+// The queries of a second reading that are kept at most.
+size_t ReferenceBytes(const ModelInfo& info, const Policy& policy) {
+  if (policy.residue() == nullptr) return 0;
+  size_t bytes = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind != LayerKind::kGlobal || layer.num_kv_heads == 0) continue;
+    // Rows are those of a kv head.
+    bytes += static_cast<size_t>(policy.residue()->rows) * static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
+  }
+  return bytes;
+}
+
 template <typename Wanted>
 bool AnyRecipe(const SequenceOptions& options, const Wanted& wanted) {
   const auto has = [&](const Recipe& recipe) { return recipe.policy != nullptr && wanted(*recipe.policy); };
@@ -114,11 +127,13 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
   }
   if (AnyRecipe(options, [](const Policy& policy) { return policy.repeat() != nullptr; })) {
     int chunk = 0;
-    (void)AnyRecipe(options, [&chunk](const Policy& policy) {
+    size_t references = 0;
+    (void)AnyRecipe(options, [&](const Policy& policy) {
       if (policy.repeat() != nullptr) chunk = std::max(chunk, policy.repeat()->chunk);
+      references = std::max(references, ReferenceBytes(info, policy));
       return false;
     });
-    shape.later_bytes += RepeatBytes(shape, num_ctx, chunk);
+    shape.later_bytes += RepeatBytes(shape, num_ctx, chunk) + references;
     // Its tokens, and the logits that a second reading would end.
     shape.own_bytes += static_cast<size_t>(num_ctx) * sizeof(int32_t) + static_cast<size_t>(info.num_vocab) * sizeof(float);
   }

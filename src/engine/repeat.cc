@@ -25,17 +25,35 @@ Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
 
 std::vector<ColumnSpec> PageColumns(const Policy& policy) {
   std::vector<ColumnSpec> columns;
-  if (policy.repeat() == nullptr) columns = policy.columns();
+  if (!ObservesRepeat(policy)) columns = policy.columns();
   if ((policy.needs() & kNeedValueNorms) != 0) columns.push_back({"value_norm", kUnknownNorm});
   return columns;
+}
+
+Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const size_t> widths) {
+  stride_ = std::max(1, (num_tokens + most_kept - 1) / std::max(most_kept, 1));
+  capacity_ = (num_tokens + stride_ - 1) / stride_;
+  size_t total = 0;
+  first_.clear();
+  for (const size_t width : widths) {
+    first_.push_back(total);
+    total += width * static_cast<size_t>(capacity_);
+  }
+  try {
+    rows_.resize(total);
+  } catch (const std::bad_alloc&) {
+    return OutOfBudget("the KV budget has no room for the queries of a second reading");
+  }
+  widths_.assign(widths.begin(), widths.end());
+  return {};
 }
 
 Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* account, const Policy& policy, int prefix,
                                                              std::span<const std::vector<int>> entries) {
   std::shared_ptr<RepeatColumns> made(new RepeatColumns(account));
-  const std::vector<ColumnSpec> columns = policy.columns();
+  const std::vector<ColumnSpec> columns = ObservesRepeat(policy) ? policy.columns() : std::vector<ColumnSpec>();
   made->options_ = *policy.repeat();
-  made->name_ = columns.front().name;
+  if (!columns.empty()) made->name_ = columns.front().name;
   made->prefix_ = prefix;
   size_t total = 0;
   for (const std::vector<int>& layer : entries) {

@@ -8,6 +8,7 @@
 #ifndef PITH_ENGINE_REPEAT_H_
 #define PITH_ENGINE_REPEAT_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,9 +27,44 @@ namespace pith {
 // What a column of value norms holds of an entry whose norm has not been needed yet.
 inline constexpr float kUnknownNorm = -1;
 
+// True: the policy's columns are filled by a second reading and live outside pages.
+inline bool ObservesRepeat(const Policy& policy) { return (policy.needs() & kNeedRepeat) != 0; }
+
 // Columns that live in pages: the policy's own, but for those of a second reading, and then its value norms if it
 // needs them.
 std::vector<ColumnSpec> PageColumns(const Policy& policy);
+
+// Every stride-th token's queries of a second reading, after RoPE, in f16. Their bytes are in the ledger.
+class ReferenceQueries {
+ public:
+  explicit ReferenceQueries(MemoryAccount* account) : rows_(LedgerAllocator<uint16_t>(account)) {}
+
+  // Room for num_tokens tokens of which so many are kept. widths [global layers]: query heads times channels.
+  // kOutOfBudget.
+  Status Reserve(int num_tokens, int most_kept, std::span<const size_t> widths);
+
+  bool empty() const { return widths_.empty(); }
+  // token: of all passes, counted from 0.
+  bool Keeps(int token) const { return token % stride_ == 0 && token / stride_ < capacity_; }
+  uint16_t* row(int layer, int token) { return At(layer, token / stride_); }
+  // Tokens read and rows kept of them.
+  void Count(int num_tokens) { num_tokens_ += num_tokens; }
+  int num_tokens() const { return num_tokens_; }
+  int num_rows() const { return std::min((num_tokens_ + stride_ - 1) / stride_, capacity_); }
+  size_t width(int layer) const { return widths_[static_cast<size_t>(layer)]; }
+  // [num_rows(), width(layer)]
+  const uint16_t* rows(int layer) const { return const_cast<ReferenceQueries*>(this)->At(layer, 0); }
+
+ private:
+  uint16_t* At(int layer, int row) {
+    const auto l = static_cast<size_t>(layer);
+    return rows_.data() + first_[l] + static_cast<size_t>(row) * widths_[l];
+  }
+
+  LedgerVector<uint16_t> rows_;
+  std::vector<size_t> widths_, first_;
+  int stride_ = 1, capacity_ = 0, num_tokens_ = 0;
+};
 
 // Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.
 class RepeatColumns {
@@ -37,9 +73,13 @@ class RepeatColumns {
   static Result<std::shared_ptr<RepeatColumns>> Create(MemoryAccount* account, const Policy& policy, int prefix,
                                                        std::span<const std::vector<int>> entries);
 
+  ReferenceQueries references;  // where the policy needs them
+
   // True: they are what a second reading for this policy would find again.
   bool Serves(const Policy& policy, int prefix) const {
-    return *policy.repeat() == options_ && prefix == prefix_ && policy.columns().front().name == name_;
+    return *policy.repeat() == options_ && prefix == prefix_ &&
+           (!ObservesRepeat(policy) || policy.columns().front().name == name_) &&
+           ((policy.needs() & kNeedReferences) == 0 || !references.empty());
   }
   // [entries of that head]
   std::span<float> column(int layer, int head, int column) {
@@ -48,7 +88,7 @@ class RepeatColumns {
   }
 
  private:
-  explicit RepeatColumns(MemoryAccount* account) : values_(LedgerAllocator<float>(account)) {}
+  explicit RepeatColumns(MemoryAccount* account) : references(account), values_(LedgerAllocator<float>(account)) {}
 
   RepeatOptions options_;
   std::string name_;
@@ -62,6 +102,7 @@ struct RepeatPass {
   int32_t prefix_end = 0;       // entries before it are the prefix
   int32_t from = 0, to = 0;     // the chunk
   int32_t start = 0;            // of the pass's own tokens
+  int first_token = 0;          // the first of these, counted over all passes
 };
 
 // What is put before the chunk's tokens.

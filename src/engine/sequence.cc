@@ -42,6 +42,10 @@ Status CheckRecipe(const ModelInfo& info, const Recipe& recipe, const CacheForma
                                          to.empty() ? formats.low.value_or(formats.entry).Name() : to.front().Name()));
     }
   }
+  if (recipe.policy->residue() != nullptr && !(formats.entry == PageFormat())) {
+    return InvalidArgument(fmt::format("act=residue writes new entries, which a cache in {} cannot do: use f16",
+                                       formats.entry.Name()));
+  }
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(CountLayers(info, LayerKind::kGlobal)));
   return CheckRotations(info, recipe);
 }

@@ -7,12 +7,17 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "policy/act/residue.h"
 #include "policy/select.h"
 
 namespace pith {
 namespace {
 
 constexpr int kDefaultWindow = 32;
+// Where a smaller share stays, half as many entries stand in for the rest.
+constexpr double kScarce = 0.05;
+// How often places are divided until pages of the divided ones cost no more.
+constexpr int kDivisions = 8;
 
 // A score that is no number loses against every other; the order stays total whatever comes in.
 void MakeComparable(std::vector<float>& scores) {
@@ -33,6 +38,16 @@ std::vector<KeptHeads> SelectRanked(const std::vector<LayerScores>& layers, cons
     kept[l][h] = SelectTop(layers[l].heads[h], TiesOf(layers[l], h), PinnedOf(layers[l], h), budgets[l][h].keep);
   });
   return kept;
+}
+
+int64_t EntriesWithStandIns(const std::vector<LayerScores>& layers, const Budget& budget, const Allocation& budgets) {
+  int64_t total = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+      total += std::min<int64_t>(budgets[l][h].keep + budget.stand_ins, static_cast<int64_t>(layers[l].heads[h].size()));
+    }
+  }
+  return total;
 }
 
 }  // namespace
@@ -61,7 +76,31 @@ std::vector<const Stage*> ComposedPolicy::stages() const {
 uint32_t ComposedPolicy::needs() const {
   uint32_t bits = 0;
   for (const Stage* stage : stages()) bits |= stage->needs();
+  if (residue() != nullptr) bits |= kNeedReferences;
   return bits;
+}
+
+const RepeatOptions* ComposedPolicy::repeat() const {
+  if (parts_.scorer->repeat() != nullptr || residue() == nullptr) return parts_.scorer->repeat();
+  return &residue()->repeat;
+}
+
+int ComposedPolicy::StandIns(const Budget& budget) const {
+  if (residue() == nullptr || keeps_everything() || budget.keep_fraction >= 1) return 0;
+  const int wanted = residue()->entries;
+  // In heads that hold no whole page they cost as much as other rests.
+  const int most = static_cast<int>(budget.keep / (4 * budget.rest_cost));
+  return std::min(budget.keep_fraction < kScarce ? (wanted + 1) / 2 : wanted, most);
+}
+
+Budget ComposedPolicy::WithoutStandIns(const Budget& budget) const {
+  Budget rest = budget;
+  rest.stand_ins = StandIns(budget);
+  if (rest.stand_ins == 0) return rest;
+  rest.keep -= rest.stand_ins;
+  if (budget.keep_exact > 0) rest.keep_exact -= rest.stand_ins;
+  rest.keep_fraction *= static_cast<double>(rest.keep) / budget.keep;
+  return rest;
 }
 
 int ComposedPolicy::window() const {
@@ -105,22 +144,37 @@ void ComposedPolicy::Refine(const Budget& budget, LayerScores& scores) const {
   scores.refined = true;
 }
 
-ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
-                                               const Budget& budget) const {
-  Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
+void ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
   size_t num_heads = 0;
+  for (const LayerScores& layer : ranked.layers) num_heads += layer.heads.size();
+  Budget left = budget;
+  double total = -1;  // that pages may cost
+  for (int round = 1;; ++round) {
+    parts_.allocator->Allocate(ranked.layers, left, ranked.budgets);
+    if (keeps_everything()) return;
+    // With keep_exact a method's own rounding may go beyond the total by less than one a head.
+    const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
+    FitBudgets(ranked.layers, TotalEntries(left, num_heads) + rounding, ranked.budgets);
+    if (budget.page_entries <= 1 || !ragged()) return;
+    if (total < 0) total = static_cast<double>(EntriesWithStandIns(ranked.layers, left, ranked.budgets));
+    const double missing = RoundToPages(ranked.layers, left, total, round == kDivisions, ranked.budgets);
+    if (missing == 0) return;
+    // Rests that must be there cost more than their places: all heads compete for what is left.
+    const double less = missing / static_cast<double>(std::max<size_t>(num_heads, 1));
+    left.keep = std::max(0, static_cast<int>(left.keep - less));
+    if (left.keep_exact > 0) left.keep_exact = std::max(1.0, left.keep_exact - less);
+  }
+}
+
+ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
+                                               const Budget& given) const {
+  const Budget budget = WithoutStandIns(given);
+  Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
   for (size_t l = 0; l < scores.size(); ++l) {
     if (!out.layers[l].refined) Refine(budget, out.layers[l]);
     out.budgets[l].resize(scores[l].heads.size());
-    num_heads += scores[l].heads.size();
   }
-  parts_.allocator->Allocate(out.layers, budget, out.budgets);
-  if (!keeps_everything()) {
-    // With keep_exact a method's own rounding may go beyond the total by less than one a head.
-    const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
-    FitBudgets(out.layers, TotalEntries(budget, num_heads) + rounding, out.budgets);
-    if (budget.page_entries > 1 && ragged()) RoundToPages(out.layers, budget, out.budgets);
-  }
+  Divide(budget, out);
   for (size_t l = 0; l < out.layers.size(); ++l) {
     LayerScores& layer = out.layers[l];
     if (layer.ties.empty()) layer.ties.resize(layer.heads.size());

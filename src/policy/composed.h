@@ -27,12 +27,14 @@ class ComposedPolicy final : public Policy {
   std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
   bool layer_local() const override { return parts_.allocator->layer_local(); }
   // What is merged twice is another entry than what is merged once.
-  bool cascades() const override { return parts_.allocator->cascades() && merge() == nullptr; }
+  bool cascades() const override { return parts_.allocator->cascades() && merge() == nullptr && residue() == nullptr; }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
-  bool decodes() const override { return parts_.scorer->repeat() == nullptr; }
-  const RepeatOptions* repeat() const override { return parts_.scorer->repeat(); }
+  bool decodes() const override { return repeat() == nullptr; }
+  const RepeatOptions* repeat() const override;
   const MergeOptions* merge() const override { return parts_.action->merge(); }
+  const ResidueOptions* residue() const override { return parts_.action->residue(); }
+  int StandIns(const Budget& budget) const override;
   Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {
     parts_.scorer->Observe(seen, columns);
@@ -49,6 +51,10 @@ class ComposedPolicy final : public Policy {
     std::vector<LayerScores> layers;
     Allocation budgets;
   };
+  // What is left to choose, with the number of entries that are made.
+  Budget WithoutStandIns(const Budget& budget) const;
+  // Fills in what each head keeps of the layers that are refined.
+  void Divide(const Budget& budget, Ranked& ranked) const;
   Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores, const Budget& budget) const;
   std::vector<const Stage*> stages() const;
 

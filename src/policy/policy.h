@@ -37,6 +37,7 @@ enum Need : uint32_t {
   kNeedQueryMoments = 1u << 7,  // HeadInputs::query_means, query_covariances; the model's rotation must be known
   kNeedSquares = 1u << 8,      // Observation::squares beside the sum
   kNeedLargest = 1u << 9,      // Observation::largest beside the sum
+  kNeedReferences = 1u << 10,  // queries of a second reading (repeat()), for what acts on entries that do not stay
 };
 
 // With kNeedQueryMoments: the first queries are outliers, and no statistics count them.
@@ -123,11 +124,16 @@ struct Budget {
   // Not 0: n * ratio before rounding, as papers count. Totals are then int(keep_exact * heads), and
   // a method's own rounding may exceed that by less than one entry per head. 0: keep is a hard limit.
   double keep_exact = 0;
+  // Entries that each head gets beside those that are selected, if anything of it goes (Policy::StandIns()). Filled by the
+  // policy, which leaves room for them.
+  int stand_ins = 0;
   // Above 1: heads are stored in whole pages of so many entries and a rest costs more, so an allocator that gives
   // heads different numbers gives multiples of it.
   int page_entries = 1;
   double rest_cost = 1;  // of an entry outside a whole page, in entries of one
 };
+
+struct ResidueOptions;
 
 // Entries that stay: ascending indices into the head's entries.
 using KeptHeads = std::vector<std::vector<int32_t>>;  // [kv heads]
@@ -163,12 +169,17 @@ class Policy {
   // With kNeedEveryQuery: updates columns with what new queries paid. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
 
-  // Not null: the prompt must be whole and is read once more before Score() (kNeedRepeat).
+  // Not null: the prompt must be whole and is read once more before Score() (kNeedRepeat, kNeedReferences).
   virtual const RepeatOptions* repeat() const { return nullptr; }
 
   // Not null: entries that do not stay are merged into those that do (act=merge), which the cache must be
   // able to rewrite.
   virtual const MergeOptions* merge() const { return nullptr; }
+
+  // Not null: new entries stand in for those that do not stay (act=residue), which the cache must be able to rewrite.
+  virtual const ResidueOptions* residue() const { return nullptr; }
+  // How many of them each head gets; what Select() and SelectAll() choose is so many fewer.
+  virtual int StandIns(const Budget& budget) const { return (void)budget, 0; }
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 

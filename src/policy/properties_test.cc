@@ -405,7 +405,7 @@ TEST(RoundToPages, GivesWholePagesOfNoLargerTotal) {
         before += budgets[l].back().keep;
       }
     }
-    RoundToPages(layers, {.page_entries = 32}, budgets);
+    EXPECT_EQ(RoundToPages(layers, {.page_entries = 32}, static_cast<double>(before), false, budgets), 0);
     int64_t places = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
       for (size_t h = 0; h < budgets[l].size(); ++h) {
@@ -427,9 +427,72 @@ TEST(RoundToPages, LeavesPinnedEntriesTheirPlace) {
   layers[0].pinned.assign(2, std::vector<uint8_t>(100, 0));
   std::fill_n(layers[0].pinned[0].begin(), 40, 1);
   Allocation budgets = {{{.keep = 45}, {.keep = 45}}};
-  RoundToPages(layers, {.page_entries = 32}, budgets);
+  EXPECT_EQ(RoundToPages(layers, {.page_entries = 32}, 90, false, budgets), 0);
   EXPECT_EQ(budgets[0][0].keep, 40) << "the pinned ones and no more";
   EXPECT_EQ(budgets[0][1].keep, 32);
+}
+
+// Entries that stand in for others take their places in pages, and what the smallest heads cost is not exceeded.
+TEST(RoundToPages, MakesRoomForEntriesThatStandIn) {
+  constexpr double kCost = 3.5;
+  constexpr int kStandIns = 4;
+  std::mt19937 random(4);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<LayerScores> layers(1);
+    Allocation budgets(1);
+    double given = 0;
+    for (int h = 0; h < 12; ++h) {
+      const int n = 40 + static_cast<int>(random() % 400);
+      layers[0].heads.emplace_back(static_cast<size_t>(n), 0.0F);
+      layers[0].pinned.emplace_back(static_cast<size_t>(n), uint8_t{0});
+      std::fill_n(layers[0].pinned.back().begin(), 4, uint8_t{1});
+      const bool large = h % 3 == 0;
+      budgets[0].push_back({.keep = large ? n / 2 : 24 + static_cast<int>(random() % 8)});
+      given += budgets[0].back().keep + kStandIns;
+    }
+    const Budget budget{.stand_ins = kStandIns, .page_entries = 32, .rest_cost = kCost};
+    EXPECT_EQ(RoundToPages(layers, budget, given, true, budgets), 0);
+    double cost = 0;
+    for (size_t h = 0; h < 12; ++h) {
+      const int size = budgets[0][h].keep + kStandIns;
+      EXPECT_GE(budgets[0][h].keep, 4);
+      EXPECT_TRUE(size % 32 == 0 || size == 8) << size;
+      cost += size + (kCost - 1) * (size % 32);
+    }
+    EXPECT_LE(cost, given);
+    EXPECT_GT(cost, given - 32 * 2);
+  }
+}
+
+// What is chosen and what stands in for the rest are within the budget together, whoever divides it.
+TEST(PolicyProperties, EntriesThatStandInAreWithinTheBudget) {
+  for (const std::string& allocator : Allocators()) {
+    const Result<Recipe> recipe = ParseRecipe(fmt::format("score=kvzip alloc={} act=residue:r=4", allocator));
+    ASSERT_TRUE(recipe) << recipe.error().message;
+    if (recipe->policy->keeps_everything()) continue;
+    SCOPED_TRACE(recipe->text);
+    LayerShapeForTest shape;
+    shape.entries = {61, 40, 33};
+    const auto layers = MakeLayers(shape, *recipe->policy, 3, 5);
+    const Budget budget{.keep = 20, .keep_fraction = 0.4};
+    EXPECT_EQ(recipe->policy->StandIns(budget), 4);
+    int64_t total = 0;
+    for (const KeptHeads& layer : Choose(*recipe->policy, layers, budget).kept) {
+      for (size_t h = 0; h < layer.size(); ++h) {
+        const size_t n = static_cast<size_t>(shape.entries[h]);
+        total += static_cast<int64_t>(std::min(layer[h].size() + 4, n));
+      }
+    }
+    EXPECT_LE(total, 20 * 9);
+    EXPECT_GT(total, 9 * 4);
+  }
+  const Recipe few = *ParseRecipe("score=kvzip act=residue:r=4");
+  EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 0.04}), 2) << "half where little stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 8, .keep_fraction = 0.4}), 2) << "no more than a quarter of what stays";
+  EXPECT_EQ(few.policy->StandIns({.keep = 28, .keep_fraction = 0.4, .rest_cost = 3.5}), 2) << "by what it costs";
+  EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 1}), 0);
+  EXPECT_EQ(ParseRecipe("kvzip")->policy->StandIns({.keep = 20, .keep_fraction = 0.4}), 0);
+  EXPECT_TRUE(ParseRecipe("snapkv act=residue")->policy->repeat() != nullptr) << "the action reads the prompt again";
 }
 
 // In f16 a head of four sinks took as much as a dozen 4-bit entries, and a share of bytes was exceeded.
@@ -443,7 +506,10 @@ TEST(RoundToPages, PaysForPinnedEntriesOutsidePages) {
     std::fill_n(layers[0].pinned[h].begin(), 4, 1);
     budgets[0].push_back({.keep = h < 5 ? 10 : 128});
   }
-  RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, budgets);
+  const Allocation wanted = budgets;
+  EXPECT_GT(RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, 5 * 10 + 3 * 128, false, budgets), 0);
+  EXPECT_EQ(budgets[0][7].keep, wanted[0][7].keep) << "nothing changes that does not fit";
+  EXPECT_EQ(RoundToPages(layers, {.page_entries = 32, .rest_cost = kCost}, 5 * 10 + 3 * 128, true, budgets), 0);
   double cost = 0;
   for (const HeadBudget& head : budgets[0]) cost += head.keep + (kCost - 1) * (head.keep % 32);
   EXPECT_LE(cost, 5 * 10 + 3 * 128);

@@ -109,40 +109,56 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
   }
 }
 
-void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets) {
-  struct Rest {
-    int entries;
-    HeadBudget* budget;
-    int most, least;
-  };
+namespace {
+
+// A head on its way to whole pages, with the entries that stand in for what goes.
+struct PagedHead {
+  HeadBudget* budget;
+  int entries, most, least;
+  double worth, cost;  // of one more page: wanted entries that it would hold, beside what it takes
+};
+
+}  // namespace
+
+double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, double total, bool overdraws,
+                    Allocation& budgets) {
   const int page = budget.page_entries;
-  std::vector<Rest> rests;
-  double spare = 0;
+  const auto cost_of = [&](int entries) { return entries - entries % page + entries % page * budget.rest_cost; };
+  std::vector<PagedHead> heads;
+  double spare = total;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
-      HeadBudget& b = budgets[l][h];
-      const int rest = b.keep % page, pinned = CountPinned(PinnedOf(layers[l], h));
-      const int stays = std::max(b.keep - rest, pinned);
-      spare += b.keep - stays - stays % page * (budget.rest_cost - 1);
-      b.keep = stays;
-      b.floor = std::min(b.floor, b.keep);
-      rests.push_back({rest, &b, static_cast<int>(layers[l].heads[h].size()), pinned});
+      const int most = static_cast<int>(layers[l].heads[h].size());
+      const int wanted = std::min(budgets[l][h].keep + budget.stand_ins, most);
+      const int least = std::min(CountPinned(PinnedOf(layers[l], h)) + budget.stand_ins, most);
+      const int stays = std::max(wanted - wanted % page, least), more = page - stays % page;
+      const double cost = cost_of(stays + more) - cost_of(stays);
+      spare -= cost_of(stays);
+      heads.push_back({&budgets[l][h], stays, most, least, (wanted - stays + 1) / std::max(cost, 1e-3), cost});
     }
   }
-  std::stable_sort(rests.begin(), rests.end(), [](const Rest& a, const Rest& b) { return a.entries > b.entries; });
-  for (const Rest& rest : rests) {
-    if (spare < page) break;
-    if (rest.budget->keep % page != 0 || rest.budget->keep + page > rest.most) continue;
-    rest.budget->keep += page;
-    spare -= page;
+  if (spare < 0 && !overdraws) return -spare;
+  std::stable_sort(heads.begin(), heads.end(), [](const PagedHead& a, const PagedHead& b) { return a.worth > b.worth; });
+  for (PagedHead& head : heads) {
+    const int more = page - head.entries % page;
+    if (spare < head.cost || head.entries + more > head.most) continue;
+    head.entries += more;
+    spare -= head.cost;
   }
-  // What pinned rests cost more, from those that have more than a page.
-  for (auto rest = rests.rbegin(); rest != rests.rend() && spare < 0; ++rest) {
-    if (rest->budget->keep % page != 0 || rest->budget->keep - page < std::max(rest->least, page)) continue;
-    rest->budget->keep -= page;
-    rest->budget->floor = std::min(rest->budget->floor, rest->budget->keep);
-    spare += page;
+  for (bool any = true; any && spare < 0;) {
+    any = false;
+    for (auto head = heads.rbegin(); head != heads.rend() && spare < 0; ++head) {
+      if (head->entries % page != 0 || head->entries - page < std::max(head->least, page)) continue;
+      head->entries -= page;
+      spare += page;
+      any = true;
+    }
   }
+  for (const PagedHead& head : heads) {
+    head.budget->keep = head.entries == head.most ? head.most : head.entries - budget.stand_ins;
+    head.budget->floor = std::min(head.budget->floor, head.budget->keep);
+  }
+  return 0;
 }
 
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,

@@ -28,9 +28,11 @@ double KeepFraction(const Budget& budget, int num_entries);
 // entries: what is too much is taken evenly from the heads with most beside their pinned ones.
 void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets);
 
-// Fitted budgets as multiples of page_entries of no larger total: down, then up again where the rest was largest. A head
-// whose pinned entries need more keeps just them; what that costs is taken from heads of several pages.
-void RoundToPages(std::span<const LayerScores> layers, const Budget& budget, Allocation& budgets);
+// Fitted budgets, with the entries that stand in, as multiples of page_entries that cost `total` at most: down, then up
+// again where most of what was given fits for what a page takes. A head that must hold more keeps just that. Not 0: what
+// that costs beyond the total, and nothing has changed; with `overdraws` it is taken from heads of several pages.
+double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, double total, bool overdraws,
+                    Allocation& budgets);
 
 // The `keep` best entries of one head, ascending: pinned first, then by score, then by tie, then
 // newer. Pinned entries stay even where they are more than `keep`. ties, pinned: [n] or empty.

@@ -152,6 +152,8 @@ class Action : public Stage {
  public:
   // Null: they are gone. Else they are merged into kept ones first (Policy::merge).
   virtual const MergeOptions* merge() const { return nullptr; }
+  // Not null: some new entries take the place of all of them (Policy::residue).
+  virtual const ResidueOptions* residue() const { return nullptr; }
 };
 
 // Which stages there are. `make` gets declared parameters with checked values.
