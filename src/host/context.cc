@@ -373,8 +373,11 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
 
   llama_context_params params = llama_context_default_params();
   params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
-  // One more sequence than slots: recurrent state is moved through it.
-  params.n_seq_max = static_cast<uint32_t>(num_slots) + (self.hybrid ? 1 : 0);
+  // Recurrent states are libllama's, one for each slot and one through which they are moved. Otherwise only the rows of a
+  // block are told apart. libllama holds logits of as many rows as it has sequences.
+  const int block_sequences = std::min(num_slots, block_tokens);
+  params.n_seq_max = static_cast<uint32_t>(self.hybrid ? num_slots + 1 : block_sequences);
+  params.n_outputs_max = std::max(params.n_batch, params.n_seq_max);
   params.kv_unified = true;
   params.n_threads = params.n_threads_batch = num_threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -415,13 +418,16 @@ Status HostContext::Decode(const BlockRows& rows) {
   Private& self = *private_;
   self.batch->Clear();
   self.output_rows.clear();
+  llama_seq_id sequence_in_block = 0;
   for (size_t i = 0; i < rows.tokens.size(); ++i) {
     PITH_RETURN_IF_ERROR(CheckPosition(self.info, rows.positions[i]));
     if (self.hybrid && rows.slots[i] != rows.slots[0]) {
       return InvalidArgument("a model with a recurrent state reads one sequence at a time");
     }
-    self.batch->Add(rows.tokens[i], rows.positions[i], self.sequence_of_slot[static_cast<size_t>(rows.slots[i])],
-                    rows.wants_logits[i] != 0);
+    if (i > 0 && rows.slots[i] != rows.slots[i - 1]) ++sequence_in_block;
+    const llama_seq_id sequence =
+        self.hybrid ? self.sequence_of_slot[static_cast<size_t>(rows.slots[i])] : sequence_in_block;
+    self.batch->Add(rows.tokens[i], rows.positions[i], sequence, rows.wants_logits[i] != 0);
     if (rows.wants_logits[i] != 0) self.output_rows.push_back(static_cast<int>(i));
   }
   self.slot_of_block = rows.slots[0];

@@ -56,7 +56,7 @@ class AttentionSink {
 struct BlockRows {
   std::span<const int32_t> tokens;
   std::span<const int32_t> positions;
-  std::span<const int32_t> slots;         // sequence slot of each row
+  std::span<const int32_t> slots;         // sequence slot of each row; rows of a slot stand together
   std::span<const uint8_t> wants_logits;  // 1: keep this row's logits
 };
 
