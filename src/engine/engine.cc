@@ -208,8 +208,8 @@ Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup
       std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
   const size_t flight = std::max(flight_bytes_, setup->flight.Bytes(plan_.block_tokens, options_.max_sequences));
   const size_t more_flight = flight - flight_bytes_;
-  if (!Reclaim(floor + more_flight, nullptr) && floor_bytes == 0) {
-    // Nobody has asked for just so many: what equal shares have not left for its rows in flight is less in its own.
+  if (floor_bytes == 0 && more_flight > 0) {
+    // Nobody has asked for just so many: an equal share pays for what its own steps take beyond the engine's.
     floor = std::max(least, floor - std::min(floor, more_flight));
     if (ceiling_bytes == 0) ceiling = floor;
   }

@@ -8,8 +8,6 @@
 
 #include <fmt/format.h>
 
-#include "base/check.h"
-
 namespace pith {
 namespace {
 
@@ -98,7 +96,7 @@ Result<std::vector<std::byte>> EngineSequence::SaveToMemory(const SessionNote& n
 }
 
 Result<EngineSequence::Restored> EngineSequence::RestoreFromMemory(std::span<const std::byte> saved) {
-  PITH_CHECK(options_.has_value());
+  if (!options_) return InvalidArgument("a sequence is restored from memory with the options that it was made with");
   Free();  // its place may be the only one
   Result<RestoredSequence> restored = engine_->RestoreFromMemory(saved, *options_);
   if (!restored) return Renew(restored.error());
