@@ -1,9 +1,10 @@
 // What running texts feel of a long prompt: gaps between tokens of N sequences that decode, while one more is read.
 //
-//   pith_serve_gaps [-m model.gguf] [--running 8] [--context 500] [--prompt 4000] [--shares 0.3,0.5,0.65,1] [-t 2] [--json]
+//   pith_serve_gaps [-m model.gguf] [--running 8] [--context 500] [--prompt 4000] [--shares 0.3,0.5,0.65,1] [-t 2]
+//   [--json]
 //
-// For each share of prompts three things are measured through the scheduler, `--repeat` times in turns: gaps while nothing
-// is read, a prompt alone, and both together. Ratios are of medians over all turns.
+// For each share of prompts three things are measured through the scheduler, `--repeat` times in turns: gaps while
+// nothing is read, a prompt alone, and both together. Ratios are of medians over all turns.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -107,7 +108,8 @@ double Quantile(std::vector<double> values, double q) {
 server::Request MakeRequest(const HostModel& model, int num_tokens, int max_tokens, unsigned seed) {
   server::Request request;
   for (int i = 0; i < num_tokens; ++i) {
-    request.prompt.push_back(static_cast<int32_t>((i * 7919U + seed * 104729U + 1000) % static_cast<unsigned>(model.info().num_vocab)));
+    request.prompt.push_back(
+        static_cast<int32_t>((i * 7919U + seed * 104729U + 1000) % static_cast<unsigned>(model.info().num_vocab)));
   }
   request.sampling.temperature = 0;
   request.sampling.ignore_eos = true;
@@ -127,8 +129,10 @@ Status Measure(server::Scheduler& scheduler, const HostModel& model, const Flags
   std::vector<server::RequestId> ids;
   for (int i = 0; i < flags.running; ++i) {
     texts.push_back(std::make_shared<Watcher>());
-    PITH_ASSIGN_OR_RETURN(const server::RequestId id,
-                          scheduler.Submit(MakeRequest(model, flags.context, 100000, seed * 100 + static_cast<unsigned>(i)), texts.back()));
+    PITH_ASSIGN_OR_RETURN(
+        const server::RequestId id,
+        scheduler.Submit(MakeRequest(model, flags.context, 100000, seed * 100 + static_cast<unsigned>(i)),
+                         texts.back()));
     ids.push_back(id);
   }
   for (const auto& text : texts) text->WaitFor(8);
@@ -158,7 +162,8 @@ Status Run(const Flags& flags) {
   if (flags.threads > 0) model_options.num_threads = flags.threads;
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, HostModel::Load(flags.model, model_options));
   std::vector<Row> rows;
-  for (const double share : flags.shares) rows.push_back({.share = share, .idle_gaps = {}, .busy_gaps = {}, .alone_tps = {}, .beside_tps = {}});
+  for (const double share : flags.shares)
+    rows.push_back({.share = share, .idle_gaps = {}, .busy_gaps = {}, .alone_tps = {}, .beside_tps = {}});
   for (int turn = 0; turn < flags.repeat; ++turn) {
     for (Row& row : rows) {
       server::SchedulerOptions options;
@@ -167,7 +172,8 @@ Status Run(const Flags& flags) {
       options.max_retained = 0;
       EngineOptions engine_options;
       engine_options.num_ctx = std::max(flags.context + 20000, flags.prompt + 16);
-      if (model->info().trained_ctx > 0) engine_options.num_ctx = std::min(engine_options.num_ctx, model->info().trained_ctx);
+      if (model->info().trained_ctx > 0)
+        engine_options.num_ctx = std::min(engine_options.num_ctx, model->info().trained_ctx);
       engine_options.num_threads = flags.threads;
       engine_options.block_tokens = flags.block;
       engine_options.budget_bytes = flags.budget_mib << 20;
@@ -180,13 +186,25 @@ Status Run(const Flags& flags) {
     }
   }
   nlohmann::json report = nlohmann::json::array();
-  if (!flags.json) fmt::print("| share | gap alone, ms | gap beside a prompt: median, p99, ms | times | prompt alone, tokens/s | beside | share of alone |\n|---|---|---|---|---|---|---|\n");
+  if (!flags.json)
+    fmt::print(
+        "| share | gap alone, ms | gap beside a prompt: median, p99, ms | times | prompt alone, tokens/s | beside | "
+        "share of alone |\n|---|---|---|---|---|---|---|\n");
   for (const Row& row : rows) {
-    const double idle = Quantile(row.idle_gaps, 0.5), busy = Quantile(row.busy_gaps, 0.5), worst = Quantile(row.busy_gaps, 0.99);
+    const double idle = Quantile(row.idle_gaps, 0.5), busy = Quantile(row.busy_gaps, 0.5),
+                 worst = Quantile(row.busy_gaps, 0.99);
     const double alone = Quantile(row.alone_tps, 0.5), beside = Quantile(row.beside_tps, 0.5);
-    report.push_back({{"share", row.share}, {"gap_alone_ms", 1e3 * idle}, {"gap_beside_ms", 1e3 * busy}, {"gap_beside_p99_ms", 1e3 * worst}, {"gap_ratio", busy / idle}, {"prompt_alone_tps", alone}, {"prompt_beside_tps", beside}, {"prompt_ratio", beside / alone}});
+    report.push_back({{"share", row.share},
+                      {"gap_alone_ms", 1e3 * idle},
+                      {"gap_beside_ms", 1e3 * busy},
+                      {"gap_beside_p99_ms", 1e3 * worst},
+                      {"gap_ratio", busy / idle},
+                      {"prompt_alone_tps", alone},
+                      {"prompt_beside_tps", beside},
+                      {"prompt_ratio", beside / alone}});
     if (flags.json) continue;
-    fmt::print("| {} | {:.1f} | {:.1f}, {:.1f} | {:.2f} | {:.0f} | {:.0f} | {:.0f}% |\n", row.share, 1e3 * idle, 1e3 * busy, 1e3 * worst, busy / idle, alone, beside, 100 * beside / alone);
+    fmt::print("| {} | {:.1f} | {:.1f}, {:.1f} | {:.2f} | {:.0f} | {:.0f} | {:.0f}% |\n", row.share, 1e3 * idle,
+               1e3 * busy, 1e3 * worst, busy / idle, alone, beside, 100 * beside / alone);
   }
   if (flags.json) fmt::print("{}\n", report.dump(1));
   return {};

@@ -118,8 +118,8 @@ class D2oLayer {
       Head& head = heads_[h];
       for (const int32_t c : plans_[h].target) targets_[h].push_back(head.positions[static_cast<size_t>(c)]);
       std::vector<int32_t> changed;
-      MergeEntries(options_, plans_[h], head.keys.data(), static_cast<int>(dim_), head.values.data(), static_cast<int>(dim_),
-                   changed);
+      MergeEntries(options_, plans_[h], head.keys.data(), static_cast<int>(dim_), head.values.data(),
+                   static_cast<int>(dim_), changed);
       evicted_.resize(heads_.size());
       evicted_[h].clear();
       for (const int32_t e : plans_[h].evicted) evicted_[h].push_back(head.positions[static_cast<size_t>(e)]);
@@ -144,8 +144,8 @@ class D2oLayer {
     head.sums.push_back(0);
     const std::vector<float> queries = Rows(file_, in_ + "q_dec", at, group_ * dim_);
     const std::vector<int32_t> now = {head.positions.back()};
-    const std::vector<float> attention = Attention(queries.data(), dim_, static_cast<int>(group_), now, head.keys.data(),
-                                                   head.positions, static_cast<int>(dim_));
+    const std::vector<float> attention = Attention(queries.data(), dim_, static_cast<int>(group_), now,
+                                                   head.keys.data(), head.positions, static_cast<int>(dim_));
     for (size_t i = 0; i < attention.size(); ++i) head.sums[i % head.sums.size()] += attention[i];
   }
 
@@ -180,7 +180,8 @@ class D2oLayer {
 };
 
 // All heads' part of one step.
-void ExpectStep(const GgufFile& file, const std::string& out, const std::string& kind, size_t part, const D2oLayer& layer) {
+void ExpectStep(const GgufFile& file, const std::string& out, const std::string& kind, size_t part,
+                const D2oLayer& layer) {
   std::vector<int64_t> evicted, targets, merged;
   std::vector<float> similarity;
   for (size_t h = 0; h < layer.heads().size(); ++h) {
@@ -214,7 +215,8 @@ void CheckLayer(const GgufFile& file, const std::string& method, int l, int heav
     layer.Step(t);
     ExpectNumbers({static_cast<float>(layer.threshold())}, Rows(file, out + "tau", static_cast<size_t>(t), 1), "tau");
     std::vector<int64_t> positions;
-    for (const Head& head : layer.heads()) positions.insert(positions.end(), head.positions.begin(), head.positions.end());
+    for (const Head& head : layer.heads())
+      positions.insert(positions.end(), head.positions.begin(), head.positions.end());
     ExpectExactly(positions, Numbers(file, out + "pos", static_cast<size_t>(t), positions.size()), "pos");
     ExpectStep(file, out, t == 0 ? "first" : "later", t == 0 ? 0 : static_cast<size_t>(t - 1), layer);
     if (t == 0) ExpectCache(file, out, "first_", layer);
@@ -290,10 +292,11 @@ TEST(GoldenD2o, ExampleByHand) {
     MergeEntries(options, plans[0], keys.data(), 2, values.data(), 2, changed);
     EXPECT_EQ(changed, (std::vector<int32_t>{0, 2}));
     const std::vector<float> merged = {keys[0], keys[1], values[0], values[1], keys[4], keys[5], values[4], values[5]};
-    ExpectNumbers(merged,
-                  convex ? std::vector<float>{.950153F, .049847F, .996942F, 1.996942F, .049876F, 1, 5.995037F, 6.995037F}
-                         : std::vector<float>{.947248F, .049694F, .993884F, 1.990826F, .049752F, .997519F, 5.980149F, 6.977667F},
-                  "merged");
+    ExpectNumbers(
+        merged,
+        convex ? std::vector<float>{.950153F, .049847F, .996942F, 1.996942F, .049876F, 1, 5.995037F, 6.995037F}
+               : std::vector<float>{.947248F, .049694F, .993884F, 1.990826F, .049752F, .997519F, 5.980149F, 6.977667F},
+        "merged");
     EXPECT_EQ(keys[6], .6F);  // entry 3 changed nothing
   }
 }

@@ -82,7 +82,8 @@ struct CachedLayer {
     for (size_t h = 0; h < entries.size(); ++h) {
       std::vector<float> keys;
       for (int32_t i : entries[h]) {
-        const float* key = file.tensor(fmt::format("in/l{}/k", layer)).f32.data() + (h * n + static_cast<size_t>(i)) * dim;
+        const float* key =
+            file.tensor(fmt::format("in/l{}/k", layer)).f32.data() + (h * n + static_cast<size_t>(i)) * dim;
         keys.insert(keys.end(), key, key + dim);
       }
       const std::vector<int32_t> after(patch, static_cast<int32_t>(n));
@@ -136,7 +137,8 @@ void CheckEviction(const GgufFile& file, const std::string& method, const std::s
     std::vector<LayerScores> scores;
     for (size_t l = 0; l < num_layers; ++l) {
       for (auto& head : cache[l].entries) {
-        for (size_t i = b * Size(file, "block"); i < (b + 1) * Size(file, "block"); ++i) head.push_back(static_cast<int32_t>(i));
+        for (size_t i = b * Size(file, "block"); i < (b + 1) * Size(file, "block"); ++i)
+          head.push_back(static_cast<int32_t>(i));
       }
       std::vector<float> shown;
       scores.push_back(cache[l].Score(file, *policy, l, b, shown));
@@ -180,7 +182,8 @@ void CheckEpisodes(const GgufFile& file) {
   std::vector<double> flat;
   for (const auto& c : episodes.centroids) flat.insert(flat.end(), c.begin(), c.end());
   ExpectNumbers(Narrow(flat), file.tensor("out/epicache/centroids").f32, "centroids");
-  ExpectNumbers(Narrow(CentroidCosines(segments, episodes)), file.tensor("out/epicache/centroid_cos").f32, "centroid_cos");
+  ExpectNumbers(Narrow(CentroidCosines(segments, episodes)), file.tensor("out/epicache/centroid_cos").f32,
+                "centroid_cos");
   std::vector<int64_t> chosen;
   for (const std::vector<int>& members : Representatives(segments, episodes, file.param("n_rep"))) {
     for (size_t i = 0; i < Size(file, "n_rep"); ++i) chosen.push_back(i < members.size() ? members[i] : -1);

@@ -42,14 +42,16 @@ std::string CompareRanks(const std::vector<int32_t>& ours, const std::vector<int
 void ExpectRanks(const std::vector<int32_t>& ours, const std::vector<int64_t>& theirs,
                  const std::vector<double>& criticality, const std::string& where) {
   EXPECT_EQ(CompareRanks(ours, theirs, criticality), "") << where;
-  if (ours.size() < 2 || criticality[static_cast<size_t>(ours[1])] > 0.99 * criticality[static_cast<size_t>(ours[0])]) return;
+  if (ours.size() < 2 || criticality[static_cast<size_t>(ours[1])] > 0.99 * criticality[static_cast<size_t>(ours[0])])
+    return;
   std::vector<int32_t> wrong = ours;  // control
   std::swap(wrong[0], wrong[1]);
   EXPECT_NE(CompareRanks(wrong, theirs, criticality), "") << where << ": the comparison sees nothing";
 }
 
 PITH_GOLDEN_TEST(Methods, critiprefill, "in/l0/k") {
-  const int n = file.param("n"), dim = file.param("head_dim"), block = file.param("block"), segment = file.param("segment");
+  const int n = file.param("n"), dim = file.param("head_dim"), block = file.param("block"),
+            segment = file.param("segment");
   const int kv_heads = file.param("kv_heads"), group = file.param("heads") / kv_heads;
   const int count = file.param("budget") / block, segments = (n + segment - 1) / segment - 1;
   const int num_blocks = segments * segment / block;

@@ -153,8 +153,8 @@ std::vector<int64_t> WholeHeads(const std::vector<KeptHeads>& kept, size_t n) {
 PITH_GOLDEN_TEST(KvZip, kvzip_head, "in/chunks") {
   const auto n = static_cast<size_t>(file.param("n"));
   std::vector<LayerScores> scores;
-  const std::vector<KeptHeads> kept =
-      Cut(file, "score=peak alloc=heads", static_cast<double>(file.param("heads_kept")) * static_cast<double>(n), &scores);
+  const std::vector<KeptHeads> kept = Cut(
+      file, "score=peak alloc=heads", static_cast<double>(file.param("heads_kept")) * static_cast<double>(n), &scores);
   ExpectExactly(WholeHeads(kept, n), file.tensor("out/kvzip_head/kept").i64, "out/kvzip_head/kept");
   std::vector<float> best;
   for (const LayerScores& layer : scores) {

@@ -103,7 +103,8 @@ TEST(ModelApi, ALaterTurnReadsTheEndOfTheFirstAndNothingTwice) {
   // <|im_end|> \n <|im_start|> user \n Say hello . <|im_end|> \n <|im_start|> assistant \n, and no system message
   auto raw = Open(1);
   ASSERT_TRUE(raw);
-  const auto turn = raw->Complete("<|im_end|>\n<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n", kGreedy);
+  const auto turn =
+      raw->Complete("<|im_end|>\n<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n", kGreedy);
   ASSERT_TRUE(turn);
   EXPECT_EQ(second->prompt_tokens, turn->prompt_tokens);
   EXPECT_LT(second->prompt_tokens, first->prompt_tokens);
@@ -126,7 +127,8 @@ TEST(ModelApi, TheContextsEndReturnsTheText) {
   auto session = Open({.num_ctx = 48});
   ASSERT_TRUE(session) << session.error().message;
   std::string shown;
-  const auto generated = session->Complete("One, two, three, four, five, six,", {.max_tokens = 1000, .sampling = {.temperature = 0.0f, .ignore_eos = true}},
+  const auto generated = session->Complete("One, two, three, four, five, six,",
+                                           {.max_tokens = 1000, .sampling = {.temperature = 0.0f, .ignore_eos = true}},
                                            [&](std::string_view text) {
                                              shown += text;
                                              return true;
@@ -146,7 +148,8 @@ TEST(ModelApi, TheBudgetsEndReturnsTheText) {
   // 9 MiB hold some 320 of the default model's tokens.
   auto session = Open({.budget_bytes = size_t{9} << 20, .num_ctx = 1024});
   ASSERT_TRUE(session) << session.error().message;
-  const auto generated = session->Complete("One, two, three,", {.max_tokens = 800, .sampling = {.temperature = 0.0f, .ignore_eos = true}});
+  const auto generated =
+      session->Complete("One, two, three,", {.max_tokens = 800, .sampling = {.temperature = 0.0f, .ignore_eos = true}});
   ASSERT_TRUE(generated) << generated.error().message;
   EXPECT_EQ(generated->stop, StopReason::kBudget);
   EXPECT_FALSE(generated->text.empty());

@@ -85,7 +85,8 @@ TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
     auto engine = Make(options);
     if (engine == nullptr) continue;
     const SequenceId sequence = *engine->NewSequence();
-    const std::vector<int32_t> tokens = Tokens(engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
+    const std::vector<int32_t> tokens =
+        Tokens(engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
     const size_t read = tokens.size() - 20;
     Status status = engine->Prefill(sequence, {tokens.data(), read});
     ASSERT_TRUE(status) << status.error().message;
@@ -100,8 +101,8 @@ TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
   }
 }
 
-// CAKE's cascade: what one selection over all layers keeps of one block, while no more than a few layers' block is there
-// beside what stays.
+// CAKE's cascade: what one selection over all layers keeps of one block, while no more than a few layers' block is
+// there beside what stays.
 TEST(ModelEngine, ACascadeKeepsWhatOneSelectionKeeps) {
   const std::vector<int32_t> tokens = Tokens(400);
   constexpr int kKeep = 100;
@@ -116,7 +117,8 @@ TEST(ModelEngine, ACascadeKeepsWhatOneSelectionKeeps) {
     const SequenceId ours = *cascade->NewSequence(), theirs = *whole->NewSequence();
     ASSERT_TRUE(cascade->Prefill(ours, tokens));
     ASSERT_TRUE(whole->Prefill(theirs, tokens));
-    ASSERT_TRUE(whole->Compress(theirs, options.recipe, static_cast<double>(kKeep) / static_cast<double>(tokens.size())));
+    ASSERT_TRUE(
+        whole->Compress(theirs, options.recipe, static_cast<double>(kKeep) / static_cast<double>(tokens.size())));
     std::set<size_t> sizes;
     size_t num_apart = 0;
     for (int layer = 0; layer < 30; ++layer) {
@@ -136,8 +138,10 @@ TEST(ModelEngine, ACascadeKeepsWhatOneSelectionKeeps) {
     // Entries at once: what stays between evictions, three layers' block, and a page that is not full in each head.
     const size_t pages = (90 * (kKeep + kKeep / 8) + 3 * 3 * tokens.size()) / kPageEntries + 90;
     const size_t page_bytes = PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes;
-    EXPECT_LE(cascade->stats().peak_bytes - cascade->stats().used_bytes + cascade->stats().page_bytes, pages * page_bytes);
-    EXPECT_GT(whole->stats().peak_bytes - whole->stats().used_bytes + whole->stats().page_bytes, 2 * pages * page_bytes) << "the control";
+    EXPECT_LE(cascade->stats().peak_bytes - cascade->stats().used_bytes + cascade->stats().page_bytes,
+              pages * page_bytes);
+    EXPECT_GT(whole->stats().peak_bytes - whole->stats().used_bytes + whole->stats().page_bytes, 2 * pages * page_bytes)
+        << "the control";
   }
 }
 
@@ -178,7 +182,8 @@ TEST(ModelEngine, AnySequenceOfBlocksGivesTheSameResult) {
   const SequenceId sequence = *engine->NewSequence();
   std::vector<float> blocks;
   for (size_t at = 0, step = 1; at < tokens.size(); at += step, step = step * 3 % 50 + 1) {
-    ASSERT_TRUE(engine->Prefill(sequence, std::span(tokens).subspan(at, std::min(step, tokens.size() - at)), false, &blocks));
+    ASSERT_TRUE(
+        engine->Prefill(sequence, std::span(tokens).subspan(at, std::min(step, tokens.size() - at)), false, &blocks));
   }
   ASSERT_EQ(one.size(), blocks.size());
   // Q4_1 weights quantise activations: this is libllama's own noise between block sizes.
@@ -250,7 +255,8 @@ TEST(ModelEngine, GatheredAttentionSelectsAsRowsDo) {
     std::vector<int32_t> all;
     for (int layer = 0; layer < 30; ++layer) {
       for (int head = 0; head < 3; ++head) {
-        for (const int32_t position : engine->EntryPositions(sequence, layer, head)) all.push_back((layer * 3 + head) * 1000 + position);
+        for (const int32_t position : engine->EntryPositions(sequence, layer, head))
+          all.push_back((layer * 3 + head) * 1000 + position);
       }
     }
     return all;
@@ -472,8 +478,8 @@ TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
 TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;
-  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2", "adakv format=q8",
-                             "knorm alloc=global format=q4 sinks=5", "full format=q4"}) {
+  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2",
+                             "adakv format=q8", "knorm alloc=global format=q4 sinks=5", "full format=q4"}) {
     options.later_recipes.push_back(*ParseRecipe(recipe));
   }
   auto engine = Make(options);

@@ -29,8 +29,8 @@ std::string Ledger(int chapters) {
   static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
   std::string text;
   for (int i = 0; i < chapters; ++i) {
-    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] + " and paid " +
-            std::to_string(i * 37 % 101) + " coins. ";
+    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] +
+            " and paid " + std::to_string(i * 37 % 101) + " coins. ";
   }
   return text;
 }
@@ -113,8 +113,9 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
 // A fact is asked for that nobody knew of while compressing.
 TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   // The last queries, which a window observes, are about something else.
-  const std::vector<int32_t> context = Tokenize(Ledger(24) + "\n\nRain fell on the roofs all night. By morning the streets were "
-                                                             "quiet, the shops stayed shut, and nobody spoke of the harvest.\n\n");
+  const std::vector<int32_t> context = Tokenize(Ledger(24) +
+                                                "\n\nRain fell on the roofs all night. By morning the streets were "
+                                                "quiet, the shops stayed shut, and nobody spoke of the harvest.\n\n");
   const std::vector<int32_t> tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   const EngineOptions options = Options({"kvzip", "kvzip:chunk=128", "snapkv", "random"});
   auto engine = Make(options);
@@ -143,9 +144,11 @@ TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
 
 // What is dropped leaves something in its place.
 TEST(ModelRepeat, EntriesThatStandInLoseLess) {
-  const std::vector<int32_t> context = Tokenize(Ledger(24)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
-  const EngineOptions options = Options({"kvzip format=q4", "kvzip act=residue format=q4", "kvzip", "kvzip act=residue:refit=0",
-                                         "snapkv:window=8", "snapkv:window=8 act=residue"});
+  const std::vector<int32_t> context = Tokenize(Ledger(24)),
+                             tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const EngineOptions options =
+      Options({"kvzip format=q4", "kvzip act=residue format=q4", "kvzip", "kvzip act=residue:refit=0",
+               "snapkv:window=8", "snapkv:window=8 act=residue"});
   auto engine = Make(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
@@ -173,7 +176,8 @@ TEST(ModelRepeat, EntriesThatStandInLoseLess) {
 
 // Compressing again makes them anew; sessions and forks know nothing of them.
 TEST(ModelRepeat, EntriesThatStandInAreEntries) {
-  const std::vector<int32_t> context = Tokenize(Ledger(16)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const std::vector<int32_t> context = Tokenize(Ledger(16)),
+                             tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   for (const char* const text : {"kvzip act=residue", "kvzip act=residue format=q4"}) {
     SCOPED_TRACE(text);
     const EngineOptions options = Options({text});
@@ -203,7 +207,8 @@ TEST(ModelRepeat, EntriesThatStandInAreEntries) {
 
 // One recipe for both: a whole prompt is read again, blocks are judged as they come, in the bits that hold most of it.
 TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
-  const std::vector<int32_t> context = Tokenize(Ledger(24)), tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const std::vector<int32_t> context = Tokenize(Ledger(24)),
+                             tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   EngineOptions options = Options({"pith", "kvzip"});
   {
     auto engine = Make(options);
@@ -254,9 +259,10 @@ TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
   options.compress = CompressMode::kBlock;
   const auto block = Engine::Create(testing::DefaultModel(), options);
   ASSERT_FALSE(block);
-  EXPECT_EQ(block.error().message,
-            "kvzip reads the whole prompt again before it drops anything, so it cannot evict after each block: use it with "
-            "--compress after");
+  EXPECT_EQ(
+      block.error().message,
+      "kvzip reads the whole prompt again before it drops anything, so it cannot evict after each block: use it with "
+      "--compress after");
   options.compress = CompressMode::kAfter;
   {
     auto engine = Make(options);

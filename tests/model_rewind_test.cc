@@ -18,7 +18,8 @@ namespace {
 
 std::vector<int32_t> Tokens(size_t count, unsigned seed) {
   std::vector<int32_t> tokens;
-  for (unsigned i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>((i * 37 + i * i / 7 * seed + seed * 11) % 97 + 3));
+  for (unsigned i = 0; i < count; ++i)
+    tokens.push_back(static_cast<int32_t>((i * 37 + i * i / 7 * seed + seed * 11) % 97 + 3));
   return tokens;
 }
 
@@ -228,7 +229,8 @@ TEST_F(ModelRewind, AWindowThatWasOverwrittenMustBeReadBeforeItIsUsed) {
   (void)Read(fresh, std::span(text_).first(96));
   for (const SequenceId id : {fresh, back}) (void)Read(id, Tokens(24, 8));
   for (const SequenceId id : {fresh, back}) ASSERT_TRUE(engine_->Compress(id, *ParseRecipe("snapkv:window=24"), 0.5));
-  for (const int head : {0, 1}) EXPECT_EQ(engine_->EntryPositions(fresh, 1, head), engine_->EntryPositions(back, 1, head));
+  for (const int head : {0, 1})
+    EXPECT_EQ(engine_->EntryPositions(fresh, 1, head), engine_->EntryPositions(back, 1, head));
   EngineOptions options;
   options.compress = CompressMode::kAfter;
   options.recipe = *ParseRecipe("snapkv:window=24");

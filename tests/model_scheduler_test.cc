@@ -31,7 +31,9 @@ constexpr int32_t kEndToken = 3;
 // Tokens of the random model as text: "<17>".
 class NumberText final : public TextModel {
  public:
-  Result<std::vector<int32_t>> Tokenize(std::string_view, bool, bool) const override { return Unsupported("numbers only"); }
+  Result<std::vector<int32_t>> Tokenize(std::string_view, bool, bool) const override {
+    return Unsupported("numbers only");
+  }
   std::string Piece(int32_t token) const override { return fmt::format("<{}>", token); }
   bool IsEnd(int32_t token) const override { return token == kEndToken; }
   bool has_template() const override { return false; }
@@ -111,7 +113,8 @@ class Collector final : public RequestSink {
   }
   bool WaitForTexts(int count, double seconds = 120) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return over_ || num_texts_ >= count; });
+    return changed_.wait_for(lock, std::chrono::duration<double>(seconds),
+                             [&] { return over_ || num_texts_ >= count; });
   }
   int progress() {
     const std::lock_guard lock(mutex_);
@@ -199,7 +202,8 @@ std::shared_ptr<Collector> Send(Server& server, Request request, RequestId* id =
 
 // How far the tokens are from what the model likes best after the prompt alone: the largest lead of the likeliest token
 // over the one that was taken. Rounding leaves nearly nothing; another text's tokens leave much.
-double WorstLead(const std::vector<int32_t>& prompt, const std::vector<int32_t>& tokens, const std::string& recipe = "full") {
+double WorstLead(const std::vector<int32_t>& prompt, const std::vector<int32_t>& tokens,
+                 const std::string& recipe = "full") {
   EngineOptions options;
   options.num_ctx = 1024;
   options.num_threads = 1;

@@ -515,7 +515,8 @@ TEST(ModelSequences, NamesAndCountsThatAreWrongAreAnswered) {
   const SequenceId ids[] = {id};
   EXPECT_FALSE(engine->DecodeBatch(ids, text));
 
-  const auto plain = PlainContext::Create(*Model(), {.num_ctx = 64, .block_tokens = 32, .num_threads = 1, .max_sequences = 2});
+  const auto plain =
+      PlainContext::Create(*Model(), {.num_ctx = 64, .block_tokens = 32, .num_threads = 1, .max_sequences = 2});
   ASSERT_TRUE(plain) << plain.error().message;
   EXPECT_TRUE((*plain)->logits().empty());
   EXPECT_FALSE((*plain)->Decode(2, text));

@@ -133,14 +133,16 @@ TEST_F(SessionFile, NumbersThatAreNoneAreRefused) {
   head.Save(saved);
   const auto page = saved.bytes().begin() + 2 * sizeof(uint32_t);
   const auto at = static_cast<size_t>(
-      std::search(body.begin(), body.end(), page, page + static_cast<std::ptrdiff_t>(layout.key_bytes())) - body.begin());
+      std::search(body.begin(), body.end(), page, page + static_cast<std::ptrdiff_t>(layout.key_bytes())) -
+      body.begin());
   sample_.cache().Free(sequence.cache_id);
   ASSERT_LT(at, body.size()) << "the page is not in the body";
   ExpectRefused(With(body, at + 6, nan16), "not numbers");
   ExpectRefused(With(body, at + layout.value_offset + 2, nan16), "not numbers");
   const std::vector<float> logits(SessionSample::kVocab, 0.5F);
   const auto bytes = std::as_bytes(std::span(logits));
-  const auto logits_at = static_cast<size_t>(std::search(body.begin(), body.end(), bytes.begin(), bytes.end()) - body.begin());
+  const auto logits_at =
+      static_cast<size_t>(std::search(body.begin(), body.end(), bytes.begin(), bytes.end()) - body.begin());
   ASSERT_LT(logits_at, body.size());
   ExpectRefused(With(body, logits_at + 8, nan), "logits are not numbers");
   ExpectRefused(With(body, logits_at + 8, std::numeric_limits<float>::infinity()), "logits are not numbers");
@@ -161,8 +163,8 @@ TEST_F(SessionFile, TheSumCoversEveryByte) {
   }
 }
 
-// The corpus is of today's form: each file is taken, and what it holds is written as the same bytes again. (Not compared
-// with what is made here: codes of few bits are rounded in another way on processors of another kind.)
+// The corpus is of today's form: each file is taken, and what it holds is written as the same bytes again. (Not
+// compared with what is made here: codes of few bits are rounded in another way on processors of another kind.)
 TEST_F(SessionFile, TheFuzzTargetBeginsWithSuchFiles) {
   const std::filesystem::path folder = PITH_SOURCE_DIR "/fuzz/corpus/session_fuzz";
   const bool update = std::getenv("PITH_UPDATE_CORPUS") != nullptr;

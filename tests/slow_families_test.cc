@@ -115,7 +115,8 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     const auto recipe = ParseRecipe(named.name);
     ASSERT_TRUE(recipe) << recipe.error().message;
     if (NeedsWholePrompt(*recipe)) continue;  // below
-    if ((recipe->policy->needs() & kNeedQueryMoments) != 0 && !turns_back_) continue;  // refused: model_rotation_test.cc
+    if ((recipe->policy->needs() & kNeedQueryMoments) != 0 && !turns_back_)
+      continue;  // refused: model_rotation_test.cc
     const auto engine = SmallestEngine(*recipe);
     ASSERT_NE(engine, nullptr);
     const bool keeps = recipe->policy->keeps_everything();

@@ -71,8 +71,9 @@ std::string Traits(const ModelInfo& info) {
 }
 
 std::string LimitOf(const ModelInfo& info) {
-  return info.max_positions < info.trained_ctx ? "contexts up to the original length, where libllama would change the factors of RoPE"
-                                               : "contexts up to the trained length, where the learned positions end";
+  return info.max_positions < info.trained_ctx
+             ? "contexts up to the original length, where libllama would change the factors of RoPE"
+             : "contexts up to the trained length, where the learned positions end";
 }
 
 void ReplaceAll(const std::string& what, const std::string& with, std::string& text) {
@@ -99,7 +100,8 @@ Verdict Judge(const std::string& architecture, const std::string& path) {
   for (int i = 0; i < 10; ++i) uneven.push_back({.sequences = {0}, .count = 1, .decode = true});
   const auto limit = OneSequenceOnly().find(architecture);
   const bool limited = limit != OneSequenceOnly().end();
-  for (const Reading& reading : {OneBlock(kTokens + 10), uneven, TwoSequences(kTokens / 2, 10, info.hybrid || limited)}) {
+  for (const Reading& reading :
+       {OneBlock(kTokens + 10), uneven, TwoSequences(kTokens / 2, 10, info.hybrid || limited)}) {
     const auto parity = CompareReaders(*loaded, reading, 1, kSeed);
     if (!parity) return {"wrong", Tidied(parity.error().message, path)};
     if (!parity->exact()) return {"wrong", "not exact: " + parity->ToString()};
@@ -186,12 +188,17 @@ std::string Markdown(const std::map<std::string, Verdict>& verdicts) {
   for (const auto& [architecture, verdict] : verdicts) ++counts[verdict.status];
   std::string text = fmt::format(
       "# Models\n\n"
-      "Each architecture that libllama knows, tried with a small random model (F32, grouped heads where it allows them,\n"
-      "windows of {} tokens): read in one block, in uneven blocks and token by token, and as two sequences at once, with\n"
-      "the recipe `full`. *Exact*: the logits differ from libllama's (flash attention off) by at most twice what libllama's own\n"
-      "flash attention differs, and a reader that ignores the history is at least 30 times further away. *Refused*: pith\n"
+      "Each architecture that libllama knows, tried with a small random model (F32, grouped heads where it allows "
+      "them,\n"
+      "windows of {} tokens): read in one block, in uneven blocks and token by token, and as two sequences at once, "
+      "with\n"
+      "the recipe `full`. *Exact*: the logits differ from libllama's (flash attention off) by at most twice what "
+      "libllama's own\n"
+      "flash attention differs, and a reader that ignores the history is at least 30 times further away. *Refused*: "
+      "pith\n"
       "says why when the model is loaded. *Not tried*: libllama itself cannot make such a model.\n\n"
-      "{} are exact, {} exact with a limit, {} refused, {} not tried. This file is written by `tests/slow_matrix_test.cc`\n"
+      "{} are exact, {} exact with a limit, {} refused, {} not tried. This file is written by "
+      "`tests/slow_matrix_test.cc`\n"
       "(`PITH_UPDATE_DOCS=1`).\n\n"
       "| architecture | | what it has, or why not |\n|---|---|---|\n",
       kRandomModelWindow, counts["exact"], counts["exact with a limit"], counts["refused"], counts["not made"]);

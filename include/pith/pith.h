@@ -1,9 +1,6 @@
 // pith as a library, in C: models, sequences of tokens under one KV budget, conversations, and scorers of one's own.
 // <pith/pith.hpp> is the same in C++. docs/library.md: which calls for which task.
 //
-//   pith_model* model;
-//   if (pith_model_load("model.gguf", NULL, &model) != PITH_OK) fprintf(stderr, "%s\n", pith_last_error());
-//
 // Status     Every call that can fail returns a pith_status; pith_last_error() is its sentence. Whatever a failing call
 //            would have returned through a pointer is NULL or 0.
 // Options    structs begin with their size: pith_engine_options options = PITH_INIT(pith_engine_options); and whatever

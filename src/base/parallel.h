@@ -1,8 +1,8 @@
 // Loops that the team of the calling thread shares.
 //
-// Code between two syncs that thread 0 runs alone becomes Lead(team, body): while body runs on thread 0, the other members
-// take part in its ParallelFor loops, and in those within them. Whoever writes such a loop need not know of a team;
-// without one it is a plain loop.
+// Code between two syncs that thread 0 runs alone becomes Lead(team, body): while body runs on thread 0, the other
+// members take part in its ParallelFor loops, and in those within them. Whoever writes such a loop need not know of a
+// team; without one it is a plain loop.
 #ifndef PITH_BASE_PARALLEL_H_
 #define PITH_BASE_PARALLEL_H_
 
@@ -107,7 +107,8 @@ void ParallelFor(size_t count, const Task& task) {
 // The same with stretches [begin, end) of at most `size`.
 template <typename Task>
 void ParallelStretches(size_t count, size_t size, const Task& task) {
-  ParallelFor((count + size - 1) / size, [&](size_t i) { task(i * size, count < (i + 1) * size ? count : (i + 1) * size); });
+  ParallelFor((count + size - 1) / size,
+              [&](size_t i) { task(i * size, count < (i + 1) * size ? count : (i + 1) * size); });
 }
 
 }  // namespace pith

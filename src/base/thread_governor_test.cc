@@ -7,8 +7,8 @@
 namespace pith {
 namespace {
 
-// A machine with `cores` cores on which `others` processes are busy. A step is `work` seconds of one thread, split evenly,
-// and threads wait for the last one; a thread that shares its core loses time slices.
+// A machine with `cores` cores on which `others` processes are busy. A step is `work` seconds of one thread, split
+// evenly, and threads wait for the last one; a thread that shares its core loses time slices.
 class Machine {
  public:
   int cores = 2;

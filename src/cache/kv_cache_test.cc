@@ -68,6 +68,49 @@ void ExpectEqual(const HeadCache& head, const NaiveHead& naive, float tolerance)
   }
 }
 
+// One random operation on a head and on the naive one; column: what entries are marked with.
+void ChangeHead(HeadCache& head, NaiveHead& expected, uint32_t action, std::mt19937& rng, int32_t& next_position,
+                float column) {
+  if (action < 10) {
+    for (auto i = rng() % 40; i > 0; --i) {
+      const Entry entry{next_position++, static_cast<float>(rng() % 1000) / 1000,
+                        static_cast<float>(rng() % 1000) / 1000, static_cast<float>(rng() % 1000)};
+      if (!AppendOne(head, entry)) break;  // full: nothing has changed
+      expected.push_back(entry);
+    }
+  } else if (action < 14) {
+    std::vector<int32_t> kept;
+    NaiveHead left;
+    for (int i = 0; i < head.num_entries(); ++i) {
+      if (rng() % 3 == 0) continue;
+      kept.push_back(i);
+      left.push_back(expected[static_cast<size_t>(i)]);
+    }
+    if (head.Keep(kept)) expected = left;
+  } else if (action == 14) {
+    const std::vector<float> columns(expected.size(), column);
+    if (head.WriteColumn(0, columns)) {
+      for (Entry& entry : expected) entry.column = column;
+    } else {
+      // Some pages may have been written before one could not be copied.
+      std::vector<float> now(expected.size());
+      head.ReadColumn(0, now);
+      for (size_t i = 0; i < now.size(); ++i) expected[i].column = now[i];
+    }
+  } else if (action >= 16) {
+    const int residual = static_cast<int>(rng() % 40);
+    if (head.Demote(residual)) {
+      EXPECT_LT(head.num_entries() - head.num_low_entries(), kPageEntries + residual);
+    }
+  } else if (!expected.empty()) {
+    const int32_t before = expected[expected.size() / 2].position;
+    const int dropped = head.DropPagesBefore(before);
+    ASSERT_EQ(dropped % kPageEntries, 0);
+    for (int i = 0; i < dropped; ++i) ASSERT_LT(expected[static_cast<size_t>(i)].position, before);
+    expected.erase(expected.begin(), expected.begin() + dropped);
+  }
+}
+
 // Random appends, evictions, column writes, drops, forks and frees against a naive model.
 // low: what full pages are demoted to at random moments, if anything.
 void RunModelBased(PageFormat format, std::optional<PageFormat> low, float tolerance, uint32_t seed) {
@@ -104,44 +147,8 @@ void RunModelBased(PageFormat format, std::optional<PageFormat> low, float toler
       const int layer = static_cast<int>(rng() % kLayers), h = static_cast<int>(rng() % kHeads);
       HeadCache& head = cache.head(id, layer, h);
       NaiveHead& expected = naive[id][static_cast<size_t>(layer * kHeads + h)];
-      if (action < 10) {
-        for (auto i = rng() % 40; i > 0; --i) {
-          const Entry entry{next_position[id]++, static_cast<float>(rng() % 1000) / 1000,
-                            static_cast<float>(rng() % 1000) / 1000, static_cast<float>(rng() % 1000)};
-          if (!AppendOne(head, entry)) break;  // full: nothing has changed
-          expected.push_back(entry);
-        }
-      } else if (action < 14) {
-        std::vector<int32_t> kept;
-        NaiveHead left;
-        for (int i = 0; i < head.num_entries(); ++i) {
-          if (rng() % 3 == 0) continue;
-          kept.push_back(i);
-          left.push_back(expected[static_cast<size_t>(i)]);
-        }
-        if (head.Keep(kept)) expected = left;
-      } else if (action == 14) {
-        std::vector<float> column(expected.size(), static_cast<float>(step));
-        if (head.WriteColumn(0, column)) {
-          for (Entry& entry : expected) entry.column = static_cast<float>(step);
-        } else {
-          // Some pages may have been written before one could not be copied.
-          std::vector<float> now(expected.size());
-          head.ReadColumn(0, now);
-          for (size_t i = 0; i < now.size(); ++i) expected[i].column = now[i];
-        }
-      } else if (action >= 16) {
-        const int residual = static_cast<int>(rng() % 40);
-        if (head.Demote(residual)) {
-          EXPECT_LT(head.num_entries() - head.num_low_entries(), kPageEntries + residual);
-        }
-      } else if (!expected.empty()) {
-        const int32_t before = expected[expected.size() / 2].position;
-        const int dropped = head.DropPagesBefore(before);
-        ASSERT_EQ(dropped % kPageEntries, 0);
-        for (int i = 0; i < dropped; ++i) ASSERT_LT(expected[static_cast<size_t>(i)].position, before);
-        expected.erase(expected.begin(), expected.begin() + dropped);
-      }
+      ChangeHead(head, expected, static_cast<uint32_t>(action), rng, next_position[id], static_cast<float>(step));
+      if (testing::Test::HasFatalFailure()) return;
     }
     const Status verified = cache.Verify();
     ASSERT_TRUE(verified) << verified.error().message;

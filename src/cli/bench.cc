@@ -105,8 +105,10 @@ Result<std::vector<BenchConfig>> MakeConfigs(const BenchFlags& flags) {
       for (const std::string& name : SplitRecipes(flags.recipes)) {
         PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(name));
         if (NeedsWholePrompt(recipe)) {
-          return InvalidArgument(fmt::format("bench times blocks and tokens, and {} does its work once, between them: \"pith run "
-                                             "--json\" gives its share of the time", name));
+          return InvalidArgument(
+              fmt::format("bench times blocks and tokens, and {} does its work once, between them: \"pith run "
+                          "--json\" gives its share of the time",
+                          name));
         }
         if (keep >= 1 ? !recipe.prefill.has_value() : recipe.policy->keeps_everything()) continue;
         configs.push_back({.engine = "pith", .recipe = name, .keep = keep, .format = format});

@@ -115,7 +115,8 @@ class Chat {
     return read + conversation_.pending().size() < static_cast<size_t>(num_ctx_);
   }
 
-  // Queues a message; one that does not fit begins a new conversation. False: it cannot be answered, and it is said why.
+  // Queues a message; one that does not fit begins a new conversation. False: it cannot be answered, and it is said
+  // why.
   Result<bool> Say(const std::string& message) {
     Conversation before = conversation_;
     Status said = RequireUtf8(message, "this message");
@@ -132,8 +133,9 @@ class Chat {
         conversation_ = std::move(before);
         return false;
       }
-      fmt::print(stderr, "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
-                         "room)\n",
+      fmt::print(stderr,
+                 "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
+                 "room)\n",
                  num_ctx_);
       PITH_RETURN_IF_ERROR(sequence_->Reset());
       conversation_ = std::move(alone);
@@ -165,8 +167,8 @@ class Chat {
     const double prefill_seconds = watch.seconds();
     sampler_->StartOver();
     Generator generator(text_, SampleBy(*sampler_), {.max_tokens = flags_.max_tokens, .stops = flags_.text.stops});
-    const Result<GenerationResult> written = Generate(*sequence_, std::move(generator),
-                                                {.num_ctx = num_ctx_, .on_text = PrintText, .interrupted = Interrupted});
+    const Result<GenerationResult> written = Generate(
+        *sequence_, std::move(generator), {.num_ctx = num_ctx_, .on_text = PrintText, .interrupted = Interrupted});
     if (!written) return WithAdvice(written.error());
     PrintText("\n");
     const GenerationResult& answer = *written;
@@ -198,8 +200,9 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) || flags.cache.compress == "after") {
-    return InvalidArgument("a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
-                           "--compress block");
+    return InvalidArgument(
+        "a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
+        "--compress block");
   }
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.prompt_cache_ro && flags.prompt_cache.empty()) {

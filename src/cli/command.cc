@@ -95,8 +95,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   }
   if (flags.gpu_layers > 0) {
     fmt::print(stderr, "pith: {}.\n",
-               HostModel::SupportsGpu() ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
-                                        : "libllama was built without a GPU, so that -ngl changes nothing");
+               HostModel::SupportsGpu()
+                   ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
+                   : "libllama was built without a GPU, so that -ngl changes nothing");
   }
   options.progress = [&progress](float share) {
     progress.Update(static_cast<double>(share), 1);
@@ -105,8 +106,8 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   auto model = HostModel::Load(path, options);
   if (!model && Interrupted()) return Cancelled("stopped while the model was loading");
   if (std::error_code error; !model && flags.path.empty() && !std::filesystem::exists(path, error)) {
-    return NotFound(fmt::format("the default model is not at {}: run scripts/fetch_model.sh, or name a GGUF file with -m",
-                                path));
+    return NotFound(
+        fmt::format("the default model is not at {}: run scripts/fetch_model.sh, or name a GGUF file with -m", path));
   }
   return model;
 }
@@ -182,7 +183,8 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
     return options;
   }
   PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
-  options.budget_bytes = budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
+  options.budget_bytes =
+      budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
   options.budget_bytes = std::max<size_t>(options.budget_bytes, 1);
   return options;
 }

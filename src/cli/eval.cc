@@ -82,11 +82,14 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
     const bool is_full = recipe.policy->keeps_everything() && !recipe.prefill && !recipe.format && !recipe.auto_format;
     if (!seen.insert(name).second || is_full) continue;
     if (recipe.prefill && flags.compress != "block") {
-      return InvalidArgument(fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
-                                         "--compress block", name));
+      return InvalidArgument(
+          fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
+                      "--compress block",
+                      name));
     }
     if (NeedsWholePrompt(recipe) && flags.compress == "block") {
-      return InvalidArgument(fmt::format("{} reads the whole prompt again before it drops anything: leave --compress block out", name));
+      return InvalidArgument(
+          fmt::format("{} reads the whole prompt again before it drops anything: leave --compress block out", name));
     }
     if (flags.mode == "decode" && !AlternativeFor(recipe, false).policy->decodes()) {
       return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));
@@ -118,7 +121,8 @@ Status Check(const EvalFlags& flags) {
   if (!flags.perturbation) return {};
   if (decode || flags.compress != "after" || flags.pins != "off" || flags.reference || !flags.resume_file.empty() ||
       !flags.html_file.empty()) {
-    return InvalidArgument("--perturbation goes with --tasks, --recipes, --keep, --queries, --mode agnostic or aware, and --output");
+    return InvalidArgument(
+        "--perturbation goes with --tasks, --recipes, --keep, --queries, --mode agnostic or aware, and --output");
   }
   if (options.names.empty()) return InvalidArgument("--perturbation needs --recipes, the first of which is the base");
   return {};
@@ -148,7 +152,8 @@ Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& finge
     const auto made = [](const Task& task) { return !task.long_text.empty(); };
     if (std::any_of(tasks.begin(), tasks.end(), made)) std::erase_if(tasks, std::not_fn(made));
   }
-  if (flags.limit > 0 && tasks.size() > static_cast<size_t>(flags.limit)) tasks.resize(static_cast<size_t>(flags.limit));
+  if (flags.limit > 0 && tasks.size() > static_cast<size_t>(flags.limit))
+    tasks.resize(static_cast<size_t>(flags.limit));
   return tasks;
 }
 
@@ -252,7 +257,8 @@ class Evaluation {
     }
     std::unique_ptr<EvalLog> log;
     if (!flags_.resume_file.empty()) {
-      PITH_ASSIGN_OR_RETURN(log, EvalLog::Open(flags_.resume_file, RunName(flags_, options_, model_->info(), fingerprint_)));
+      PITH_ASSIGN_OR_RETURN(log,
+                            EvalLog::Open(flags_.resume_file, RunName(flags_, options_, model_->info(), fingerprint_)));
     }
     results_.emplace(std::move(log), std::move(ids));
     if (!flags_.html_file.empty()) maps_.emplace(*model_, flags_.html_texts);

@@ -199,12 +199,15 @@ void PrintText(const ModelInfo& info, const HostModel& model, const EngineOption
                                   FormatBytes(info.file_bytes)));
   field("vocabulary", FormatCount(info.num_vocab));
   field("trained context", FormatCount(info.trained_ctx));
-  field("chat template", model.knows_chat_template() ? "yes" : model.has_chat_template() ? "one that cannot be read" : "none");
+  field("chat template", model.knows_chat_template() ? "yes"
+                         : model.has_chat_template() ? "one that cannot be read"
+                                                     : "none");
   if (info.window > 0) field("sliding window", FormatCount(info.window));
   if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
   fmt::print("layers\n");
   PrintLayers(info);
-  for (const auto& [name, format] : kFormats) field(fmt::format("KV per token, {}", name).c_str(), FormatBytes(BytesPerToken(info, format)));
+  for (const auto& [name, format] : kFormats)
+    field(fmt::format("KV per token, {}", name).c_str(), FormatBytes(BytesPerToken(info, format)));
   field("full cache, f16", fmt::format("{} for {} tokens", FormatBytes(FullCacheBytes(info, ContextOf(info, 0))),
                                        FormatCount(ContextOf(info, 0))));
   fmt::print("longest context within {}, nothing dropped\n", FormatBytes(budget_bytes));

@@ -17,7 +17,8 @@
 namespace pith::cli {
 namespace {
 
-constexpr char kEscape = 0x1b, kDelete = 0x7f, kBackspace = 0x08, kEndOfInput = 0x04, kEraseLine = 0x15, kEraseWord = 0x17;
+constexpr char kEscape = 0x1b, kDelete = 0x7f, kBackspace = 0x08, kEndOfInput = 0x04, kEraseLine = 0x15,
+               kEraseWord = 0x17;
 // Longer than a terminal needs for the next part of what is pasted, shorter than a person for the next key.
 constexpr int kPasteWaitMs = 40;
 

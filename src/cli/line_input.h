@@ -1,8 +1,8 @@
 // Messages from standard input.
 //
-// The terminal's own line discipline cuts lines at 4,095 bytes and knows no pasted text. At a terminal pith therefore edits
-// the line itself: Enter sends it; what is pasted is one message however many lines it has; a backslash at the end of a
-// line, or Alt+Enter, goes on with the next line.
+// The terminal's own line discipline cuts lines at 4,095 bytes and knows no pasted text. At a terminal pith therefore
+// edits the line itself: Enter sends it; what is pasted is one message however many lines it has; a backslash at the
+// end of a line, or Alt+Enter, goes on with the next line.
 #ifndef PITH_CLI_LINE_INPUT_H_
 #define PITH_CLI_LINE_INPUT_H_
 

@@ -77,8 +77,10 @@ void PrintShort() {
   size_t width = 0;
   for (const RecipeInfo& recipe : recipes) width = std::max(width, recipe.name.size());
   for (const RecipeInfo& recipe : recipes) fmt::print("{:<{}}  {}\n", recipe.name, width, recipe.summary);
-  fmt::print("\nWithout --recipe it is {}. \"pith recipes NAME\" says more of one, \"pith recipes --long\" of all and their "
-             "stages.\n", kDefaultRecipe);
+  fmt::print(
+      "\nWithout --recipe it is {}. \"pith recipes NAME\" says more of one, \"pith recipes --long\" of all and their "
+      "stages.\n",
+      kDefaultRecipe);
 }
 
 void PrintLong() {

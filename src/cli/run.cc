@@ -66,7 +66,8 @@ Status Check(const RunFlags& flags) {
   if (flags.raw && !(flags.text.system.empty() && flags.text.system_file.empty())) {
     return InvalidArgument("--system needs the chat template that --raw turns off");
   }
-  if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1)) return InvalidArgument("--keep takes a share between 0 and 1");
+  if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1))
+    return InvalidArgument("--keep takes a share between 0 and 1");
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   const bool whole = NeedsWholePrompt(recipe) || flags.cache.compress == "after";
   const bool rereads = whole && recipe.policy->repeat() != nullptr;
@@ -74,7 +75,8 @@ Status Check(const RunFlags& flags) {
     return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
   }
   if (rereads && !flags.prompt_cache.empty()) {
-    return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow", flags.cache.recipe));
+    return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow",
+                                       flags.cache.recipe));
   }
   if (flags.prompt_cache.empty() && (flags.prompt_cache_all || flags.prompt_cache_ro)) {
     return InvalidArgument("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE");
@@ -133,9 +135,10 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
           {"pinned_tokens", outcome.pinned_tokens},
           {"kv", KvJson(engine.stats(), recipe)},
           {"timings",
-           {{"prefill_tps", outcome.prefilled && outcome.prefill_seconds > 0
-                                ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
-                                : 0.0},
+           {{"prefill_tps",
+             outcome.prefilled && outcome.prefill_seconds > 0
+                 ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
+                 : 0.0},
             {"decode_tps", generation.decode_tps()},
             {"ttft_ms", 1000 * (outcome.prefill_seconds + generation.first_token_seconds)},
             {"attention_share", times.attention / total},
@@ -213,8 +216,8 @@ Status CompressPrompt(const RunFlags& flags, const EngineSequence& sequence, con
 }
 
 // Prefill and generation; an interrupt is a result, not an error.
-Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation, const EngineOptions& options,
-               Generator generator, Outcome& outcome) {
+Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation,
+               const EngineOptions& options, Generator generator, Outcome& outcome) {
   const CancelOnInterrupt cancel(sequence.engine());
   const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
   PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
@@ -292,9 +295,8 @@ Result<int> Run(RunFlags& flags) {
   if (const std::string note = conversation.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
   if (outcome.prompt_tokens >= static_cast<size_t>(options.num_ctx)) {
-    return InvalidArgument(
-        fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c", outcome.prompt_tokens,
-                    options.num_ctx));
+    return InvalidArgument(fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c",
+                                       outcome.prompt_tokens, options.num_ctx));
   }
   PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
@@ -303,7 +305,8 @@ Result<int> Run(RunFlags& flags) {
   const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : outcome.prompt_tokens + static_cast<size_t>(flags.max_tokens);
   WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
-  Generator generator(text, SampleBy(*sampler), {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
+  Generator generator(text, SampleBy(*sampler),
+                      {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
   PITH_RETURN_IF_ERROR(Produce(flags, *sequence, conversation, options, std::move(generator), outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
   return ExitCode(outcome);

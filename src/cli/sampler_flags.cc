@@ -46,8 +46,10 @@ void AddPenaltyFlags(Adder& add) {
   add("--dry-multiplier", &SamplerOptions::dry_multiplier, "F",
       "DRY: penalty of tokens that go on with a repetition (default 0: off)");
   add("--dry-base", &SamplerOptions::dry_base, "F", "DRY: grows with the repetition's length by this (default 1.75)");
-  add("--dry-allowed-length", &SamplerOptions::dry_allowed_length, "N", "DRY: repetitions up to here are free (default 2)");
-  add("--dry-penalty-last-n", &SamplerOptions::dry_last_n, "N", "DRY: tokens to look back; -1: the context (default 64)");
+  add("--dry-allowed-length", &SamplerOptions::dry_allowed_length, "N",
+      "DRY: repetitions up to here are free (default 2)");
+  add("--dry-penalty-last-n", &SamplerOptions::dry_last_n, "N",
+      "DRY: tokens to look back; -1: the context (default 64)");
   add("--dry-sequence-breaker", &SamplerOptions::dry_breakers, "TEXT",
       "DRY: a repetition ends here; may be given more than once (default: line end, colon, quote, star)");
 }
@@ -55,7 +57,8 @@ void AddPenaltyFlags(Adder& add) {
 void AddShapeFlags(Adder& add) {
   add("--temp", &SamplerOptions::temperature, "T",
       "Temperature, 0 for greedy (default: the model's own, 0.2 for SmolLM2, which ships with pith, else 0.8)");
-  add("--top-k", &SamplerOptions::top_k, "K", "Sample among the K likeliest tokens, 0 for all (default: the model's own, else 40)");
+  add("--top-k", &SamplerOptions::top_k, "K",
+      "Sample among the K likeliest tokens, 0 for all (default: the model's own, else 40)");
   add("--top-p", &SamplerOptions::top_p, "P",
       "Sample within this probability mass (default: the model's own, 0.9 for SmolLM2, else 0.95)");
   add("--min-p", &SamplerOptions::min_p, "P",
@@ -63,11 +66,14 @@ void AddShapeFlags(Adder& add) {
   add("--typical,--typical-p", &SamplerOptions::typical_p, "P", "Locally typical sampling, 1 for off (default 1)");
   add("--top-n-sigma,--top-nsigma", &SamplerOptions::top_n_sigma, "N",
       "Within N standard deviations of the likeliest logit, -1 for off (default -1)");
-  add("--xtc-probability", &SamplerOptions::xtc_probability, "P", "XTC: how often top choices are left out (default 0)");
+  add("--xtc-probability", &SamplerOptions::xtc_probability, "P",
+      "XTC: how often top choices are left out (default 0)");
   add("--xtc-threshold", &SamplerOptions::xtc_threshold, "P", "XTC: all but the least of those above it (default 0.1)");
-  add("--dynatemp-range", &SamplerOptions::dynatemp_range, "T", "Temperature moves so far with the entropy (default 0)");
+  add("--dynatemp-range", &SamplerOptions::dynatemp_range, "T",
+      "Temperature moves so far with the entropy (default 0)");
   add("--dynatemp-exp", &SamplerOptions::dynatemp_exponent, "F", "How the entropy maps to it (default 1)");
-  add("--mirostat", &SamplerOptions::mirostat, "N", "Mirostat 1 or 2 in place of what cuts the distribution (default 0: off)");
+  add("--mirostat", &SamplerOptions::mirostat, "N",
+      "Mirostat 1 or 2 in place of what cuts the distribution (default 0: off)");
   add("--mirostat-ent", &SamplerOptions::mirostat_tau, "F", "Mirostat: entropy aimed at (default 5)");
   add("--mirostat-lr", &SamplerOptions::mirostat_eta, "F", "Mirostat: learning rate (default 0.1)");
 }
@@ -78,27 +84,32 @@ void AddSamplerFlags(CLI::App& command, SamplerFlags& flags) {
   Adder add(command, flags);
   AddShapeFlags(add);
   AddPenaltyFlags(add);
-  command.add_option("--samplers", flags.sequence,
-                     "Samplers in their order between semicolons (default penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;"
-                     "xtc;temperature, or the model's own)")
+  command
+      .add_option(
+          "--samplers", flags.sequence,
+          "Samplers in their order between semicolons (default penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;"
+          "xtc;temperature, or the model's own)")
       ->type_name("NAMES");
   command.add_option("-s,--seed", flags.seed,
                      "Seed of sampling (default 0: the same command gives the same text; -1: another one each time)")
       ->type_name("SEED");
-  command.add_option("--logit-bias", flags.logit_bias,
-                     "-l: token and what is added to its logit, such as 15043+1 or 29905-inf; may be given more than once")
+  command
+      .add_option("--logit-bias", flags.logit_bias,
+                  "-l: token and what is added to its logit, such as 15043+1 or 29905-inf; may be given more than once")
       ->type_name("TOKEN+BIAS")
       ->allow_extra_args(false);
   add("--grammar", &SamplerOptions::grammar, "GBNF", "The answer keeps to this grammar");
   command.add_option("--grammar-file", flags.grammar_file, "The same from a file")->type_name("FILE");
-  command.add_option("-j,--json-schema", flags.json_schema, "The answer is JSON of this schema ({} for any)")->type_name("SCHEMA");
+  command.add_option("-j,--json-schema", flags.json_schema, "The answer is JSON of this schema ({} for any)")
+      ->type_name("SCHEMA");
   command.add_option("--json-schema-file", flags.json_schema_file, "-jf: the same from a file")->type_name("FILE");
   command.add_flag("--ignore-eos", flags.given.ignore_eos, "Generate up to -n tokens, whatever the model thinks");
 }
 
 Result<std::pair<int32_t, float>> ParseLogitBias(const std::string& text) {
   const auto bad = [&text] {
-    return InvalidArgument(fmt::format("--logit-bias takes a token and a number, such as 15043+1 or 29905-inf, not \"{}\"", text));
+    return InvalidArgument(
+        fmt::format("--logit-bias takes a token and a number, such as 15043+1 or 29905-inf, not \"{}\"", text));
   };
   const char* end = text.data() + text.size();
   int32_t token = 0;
@@ -152,7 +163,8 @@ Result<SamplerOptions> SamplerFlags::Make(const HostModel& model, int num_ctx) {
 }
 
 void AddPromptFlags(CLI::App& command, PromptFlags& flags) {
-  command.add_option("--system,--system-prompt", flags.system, "-sys: system message, pinned in the cache")->type_name("TEXT");
+  command.add_option("--system,--system-prompt", flags.system, "-sys: system message, pinned in the cache")
+      ->type_name("TEXT");
   command.add_option("--system-prompt-file", flags.system_file, "-sysf: the same from a file")->type_name("FILE");
   command.add_option("--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template")
       ->type_name("FILE");
@@ -168,7 +180,8 @@ Status PromptFlags::ReadFiles(ModelFlags& model) {
   if (!template_file.empty()) {
     if (!model.chat_template.empty()) return InvalidArgument("give --chat-template or --chat-template-file, not both");
     PITH_ASSIGN_OR_RETURN(model.chat_template, ReadFile(template_file));
-    if (model.chat_template.empty()) return InvalidArgument(fmt::format("the chat template {} is empty", template_file));
+    if (model.chat_template.empty())
+      return InvalidArgument(fmt::format("the chat template {} is empty", template_file));
   }
   if (!system_file.empty()) {
     if (!system.empty()) return InvalidArgument("give --system or --system-prompt-file, not both");

@@ -70,15 +70,16 @@ Result<CacheFormats> SettleFormats(const SequenceOptions& options) {
   PageFormat format = options.format;
   if (const std::optional<PageFormat>& own = options.recipe.format) {
     if (!(format == PageFormat()) && !(format == *own)) {
-      return InvalidArgument(
-          fmt::format("the recipe stores {} and the cache's types say {}; give one of the two", own->Name(), format.Name()));
+      return InvalidArgument(fmt::format("the recipe stores {} and the cache's types say {}; give one of the two",
+                                         own->Name(), format.Name()));
     }
     format = *own;
   }
   const CacheFormats formats = FormatsOf(format);
   for (const Recipe& recipe : options.later_recipes) {
     if (Converts(recipe, formats.entry) && !(formats == CacheFormats())) {
-      return InvalidArgument(fmt::format("the recipe '{}' converts an f16 cache, and this one is {}", recipe.text, format.Name()));
+      return InvalidArgument(
+          fmt::format("the recipe '{}' converts an f16 cache, and this one is {}", recipe.text, format.Name()));
     }
   }
   return formats;

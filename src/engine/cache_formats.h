@@ -50,8 +50,8 @@ bool Converts(const Recipe& recipe, PageFormat entry);
 // The recipe with the format that format=auto means where `share` of the f16 bytes of `mean` entries is there.
 Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share);
 
-// The options with the alternative of the recipe that works in their mode, and where format=auto runs by blocks, with the
-// format in which the budget holds enough of the context. Everything that plans or runs starts here.
+// The options with the alternative of the recipe that works in their mode, and where format=auto runs by blocks, with
+// the format in which the budget holds enough of the context. Everything that plans or runs starts here.
 EngineOptions Settled(const ModelInfo& info, EngineOptions options);
 
 // Entries of `num_entries` that `share` means: of the entries, or of their f16 bytes where the recipe has a format.

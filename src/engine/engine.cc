@@ -72,7 +72,8 @@ Status EngineImpl::Init() {
   options_.max_sequences = std::max(options_.max_sequences, 1);
   // One thread does at most kMaxMembers threads' parts of attention.
   const int most = options_.num_threads;
-  const int least = options_.adapt_threads ? std::max(1, (most + kernels::kMaxMembers - 1) / kernels::kMaxMembers) : most;
+  const int least =
+      options_.adapt_threads ? std::max(1, (most + kernels::kMaxMembers - 1) / kernels::kMaxMembers) : most;
   token_governor_.emplace(most, least, kTokenPace);
   block_governor_.emplace(most, least, kBlockPace);
   options_.resting_sequences = std::max(options_.resting_sequences, 0);

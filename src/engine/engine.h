@@ -41,9 +41,9 @@ struct SequenceOptions {
   // Further recipes for which statistics are gathered while text is read, so that Compress() can use them later.
   // Others may be given to Compress(), too, unless they need what nobody has noted (every query, a longer window).
   std::vector<Recipe> later_recipes;
-  // Bytes between steps. floor: guaranteed, whatever others do; ceiling: what it may borrow while nobody else claims it.
-  // 0: an equal share of the engine's budget, for both. A sequence whose recipe drops entries gives borrowed bytes back
-  // when they are claimed.
+  // Bytes between steps. floor: guaranteed, whatever others do; ceiling: what it may borrow while nobody else claims
+  // it. 0: an equal share of the engine's budget, for both. A sequence whose recipe drops entries gives borrowed bytes
+  // back when they are claimed.
   size_t floor_bytes = 0;
   size_t ceiling_bytes = 0;
 };
@@ -152,21 +152,21 @@ class Engine {
   static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<HostModel> model, const EngineOptions& options);
   virtual ~Engine() = default;
 
-  // kOutOfBudget: all places are taken, or the bytes that it asks for are not there. kInvalidArgument, kUnsupported: its
-  // options cannot work with this model.
+  // kOutOfBudget: all places are taken, or the bytes that it asks for are not there. kInvalidArgument, kUnsupported:
+  // its options cannot work with this model.
   virtual Result<SequenceId> NewSequence(const SequenceOptions& options) = 0;
   virtual Result<SequenceId> NewSequence() = 0;  // with the engine's own options
   // What NewSequence() and reading num_tokens tokens would take.
   virtual Result<Admission> Admit(const SequenceOptions& options, size_t num_tokens) const = 0;
-  // Other bytes for a sequence (SequenceOptions), 0: an equal share. What is too much is dropped at once by a recipe that
-  // drops. kOutOfBudget, and nothing has changed: its entries do not fit, or the floor cannot be had.
+  // Other bytes for a sequence (SequenceOptions), 0: an equal share. What is too much is dropped at once by a recipe
+  // that drops. kOutOfBudget, and nothing has changed: its entries do not fit, or the floor cannot be had.
   virtual Status SetBudget(SequenceId sequence, size_t floor_bytes, size_t ceiling_bytes) = 0;
   // A copy that shares pages until one of the two writes, with a share of the budget of its own.
   virtual Result<SequenceId> Fork(SequenceId sequence) = 0;
-  // Back to the first num_tokens tokens that it has read: the sequence is as if it had never read more, but for rounding
-  // in blocks of other sizes. logits() is empty until it reads again, unless it stays where it is. 0 empties any
-  // sequence. kInvalidArgument: it has not read so many. kUnsupported, with the reason, and nothing has changed: what
-  // was read since then dropped, merged, converted or weighed entries that it would have to have back.
+  // Back to the first num_tokens tokens that it has read: the sequence is as if it had never read more, but for
+  // rounding in blocks of other sizes. logits() is empty until it reads again, unless it stays where it is. 0 empties
+  // any sequence. kInvalidArgument: it has not read so many. kUnsupported, with the reason, and nothing has changed:
+  // what was read since then dropped, merged, converted or weighed entries that it would have to have back.
   virtual Status Rewind(SequenceId sequence, int num_tokens) = 0;
   // Where to go back to before a text is read whose first num_tokens tokens the sequence has read already: the most for
   // which Rewind() works and the sequence is the same again as soon as those num_tokens tokens are there. (Recipes that
@@ -184,7 +184,8 @@ class Engine {
   // The same through memory: a sequence that makes room for others and comes back later with the same bits. The first
   // leaves the sequence as it is; Free() it to have its bytes.
   virtual Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) = 0;
-  virtual Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) = 0;
+  virtual Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved,
+                                                     const SequenceOptions& options) = 0;
 
   // One pass over the weights for rows of any sequences, prompts and single tokens mixed; evicts as each sequence's
   // recipe says. At most block_tokens() rows in all, a sequence at most once. statuses [items.size()]: a failure
@@ -203,8 +204,8 @@ class Engine {
 
   // Appends the same tokens to several sequences, which share the blocks and so the passes over the weights.
   // logits: [sequences, tokens.size() - first_row, vocab], of the positions from first_row on.
-  virtual Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens, size_t first_row,
-                                 std::vector<float>& logits, const Progress& progress = {}) = 0;
+  virtual Status PrefillTogether(std::span<const SequenceId> sequences, std::span<const int32_t> tokens,
+                                 size_t first_row, std::vector<float>& logits, const Progress& progress = {}) = 0;
 
   // True: what the sequence reads from now on is not the end of its prompt. The prefill option of a recipe
   // (prefill=criti) leaves the last segment of a prompt whole, and so must know where that is.
@@ -216,8 +217,8 @@ class Engine {
   // One token for each of several sequences, sharing the weights' pass. The first failure of any.
   virtual Status DecodeBatch(std::span<const SequenceId> sequences, std::span<const int32_t> tokens) = 0;
 
-  // [vocab], of the last token given to that sequence. Valid until the next call of the engine; empty where the last step
-  // was one of others.
+  // [vocab], of the last token given to that sequence. Valid until the next call of the engine; empty where the last
+  // step was one of others.
   virtual std::span<const float> logits(SequenceId sequence) const = 0;
 
   // For benchmarks: an empty sequence becomes one that has read num_tokens tokens, with made-up entries in its global
@@ -228,8 +229,8 @@ class Engine {
   // No eviction of this sequence until turned on again (teacher forcing after Compress()).
   virtual void SetEviction(SequenceId sequence, bool on) = 0;
 
-  // Compresses what a sequence has read, once or again: `keep` entries per kv head if it were uniform. Returns the share
-  // of entries that stay. Of a recipe with a format, keep_fraction is the share of bytes: so many entries as they
+  // Compresses what a sequence has read, once or again: `keep` entries per kv head if it were uniform. Returns the
+  // share of entries that stay. Of a recipe with a format, keep_fraction is the share of bytes: so many entries as they
   // hold in that format, those of an incomplete page in f16.
   // The recipe may be one that the sequence was not made with, unless it needs what nobody has noted: kInvalidArgument.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;

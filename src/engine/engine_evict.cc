@@ -219,7 +219,8 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   const bool last = global + 1 == num_global_layers_;
   Sequence& sequence = *group.sequence;
   const ActiveRecipe& active = sequence.setup->active.front();
-  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team, scores_);
+  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team,
+              scores_);
   if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     Cascade& cascade = cascades_[static_cast<size_t>(&group - groups_.data())];

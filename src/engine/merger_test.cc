@@ -37,7 +37,8 @@ class MergerTest : public testing::Test {
     SharedLoops loops;
     std::vector<std::thread> others;
     const auto work = [&](int ith) {
-      loops.Lead({ith, threads, &barrier}, [&] { status_ = merger_.Run(cache_->heads(sequence_, 0), kept, {}, threshold); });
+      loops.Lead({ith, threads, &barrier},
+                 [&] { status_ = merger_.Run(cache_->heads(sequence_, 0), kept, {}, threshold); });
     };
     for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
     work(0);

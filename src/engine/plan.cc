@@ -76,7 +76,8 @@ size_t ReferenceBytes(const ModelInfo& info, const Policy& policy) {
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal || layer.num_kv_heads == 0) continue;
     // Rows are those of a kv head.
-    bytes += static_cast<size_t>(policy.residue()->rows) * static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
+    bytes += static_cast<size_t>(policy.residue()->rows) * static_cast<size_t>(layer.num_kv_heads * layer.key_dim) *
+             sizeof(uint16_t);
   }
   return bytes;
 }
@@ -135,7 +136,8 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
     });
     shape.later_bytes += RepeatBytes(shape, num_ctx, chunk) + references;
     // Its tokens, and the logits that a second reading would end.
-    shape.own_bytes += static_cast<size_t>(num_ctx) * sizeof(int32_t) + static_cast<size_t>(info.num_vocab) * sizeof(float);
+    shape.own_bytes +=
+        static_cast<size_t>(num_ctx) * sizeof(int32_t) + static_cast<size_t>(info.num_vocab) * sizeof(float);
   }
   if (AnyRecipe(options, [](const Policy& policy) { return (policy.needs() & kNeedQueryMoments) != 0; })) {
     shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
@@ -199,7 +201,8 @@ SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const Sequen
   const SharePages pages = DividePages(shape, bytes);
   const size_t full = shape.low_page_bytes == 0 ? pages.arriving : pages.low;
   const size_t wasted = style.ragged ? 1 : 0;
-  const size_t per_head = full <= shape.window_pages ? 0 : (full - shape.window_pages) / std::max<size_t>(shape.global_heads, 1);
+  const size_t per_head =
+      full <= shape.window_pages ? 0 : (full - shape.window_pages) / std::max<size_t>(shape.global_heads, 1);
   if (per_head <= wasted) return plan;
   plan.slack_entries = SlackFor(per_head - wasted, shape.low_page_bytes > 0);
   plan.keep_entries = static_cast<int>(per_head - wasted) * kP - plan.slack_entries;
@@ -232,8 +235,8 @@ size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
 }
 
 // What a plan has before shares: the block's own bytes and those of its rows in flight.
-MemoryPlan CommonPlan(const ModelInfo& info, const Shape& shape, const EvictionStyle& style, const EngineOptions& options,
-                      int block_tokens) {
+MemoryPlan CommonPlan(const ModelInfo& info, const Shape& shape, const EvictionStyle& style,
+                      const EngineOptions& options, int block_tokens) {
   const int sequences = std::max(options.max_sequences, 1);
   MemoryPlan plan;
   plan.budget_bytes = options.budget_bytes;
@@ -266,8 +269,8 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
 }
 
 // Room for everything: each sequence up to num_ctx, nothing ever evicted for lack of pages.
-size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EvictionStyle& style, const EngineOptions& options,
-                       int block_tokens) {
+size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const EvictionStyle& style,
+                       const EngineOptions& options, int block_tokens) {
   const auto sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
   EvictionStyle whole = style;
   whole.in_layer = false;  // no layer evicts before the next
@@ -358,7 +361,8 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
   }
   if (options.keep_entries > 0) {
     if (!unlimited && options.keep_entries > plan.keep_entries) {
-      return OutOfBudget(fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, options.keep_entries));
+      return OutOfBudget(
+          fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, options.keep_entries));
     }
     plan.keep_entries = options.keep_entries;
     plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
@@ -396,7 +400,8 @@ EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options) {
   const Policy* policy = options.recipe.policy.get();
   EvictionStyle style;
   style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything();
-  const bool shares = std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
+  const bool shares =
+      std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
   // Pages in few bits are encoded again whenever entries leave them: once a block must do.
   const bool low = FullPageFormat(options).whole_pages();
   style.cascades = !shares && !low && style.evicts && !policy->layer_local() && policy->cascades();
@@ -425,8 +430,8 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& want
   const size_t in_flight = plan.flight_bytes / shape.page_cost();
   split.in_flight_bytes = (low ? plan.num_pages : in_flight) * shape.page_bytes;
   split.window_bytes = shape.window_pages * page_bytes;
-  const size_t left = plan.budget_bytes - split.block_bytes - split.recurrent_bytes - split.table_bytes - split.in_flight_bytes -
-                      split.window_bytes;
+  const size_t left = plan.budget_bytes - split.block_bytes - split.recurrent_bytes - split.table_bytes -
+                      split.in_flight_bytes - split.window_bytes;
   const size_t per_head = PagesFor(plan.keep_entries + plan.slack_entries) + (style.ragged ? 1 : 0);
   split.global_bytes = std::min(left, shape.global_heads * per_head * page_bytes);
   split.unused_bytes = left - split.global_bytes;

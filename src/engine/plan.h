@@ -39,7 +39,8 @@ struct MemoryPlan {
 struct EvictionStyle {
   bool evicts = true;
   bool in_layer = true;  // a layer evicts right after its own attention, so one layer's block is in flight
-  bool cascades = false;  // layers evict together whenever the block of so many is in flight; a token is evicted at its end
+  bool cascades =
+      false;  // layers evict together whenever the block of so many is in flight; a token is evicted at its end
   int layers_in_flight = 1;
   bool ragged = true;    // heads end with different numbers of entries, so each may waste a page
 };

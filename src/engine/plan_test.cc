@@ -11,7 +11,11 @@ ModelInfo SmolInfo() {
   ModelInfo info;
   info.num_layers = 30;
   info.trained_ctx = 8192;
-  info.layers.assign(30, LayerShape{.kind = LayerKind::kGlobal, .num_heads = 9, .num_kv_heads = 3, .key_dim = 64, .value_dim = 64,
+  info.layers.assign(30, LayerShape{.kind = LayerKind::kGlobal,
+                                    .num_heads = 9,
+                                    .num_kv_heads = 3,
+                                    .key_dim = 64,
+                                    .value_dim = 64,
                                     .bypasses_block = true});
   return info;
 }
@@ -26,7 +30,8 @@ EngineOptions Options(size_t budget_bytes, int block_tokens = 0) {
 
 // Pages that a sequence needs right after an eviction, one decode slack later, with a block in flight.
 size_t PagesAtWorst(const MemoryPlan& plan, const EvictionStyle& style, size_t heads, size_t layer_heads) {
-  const size_t per_head = static_cast<size_t>((plan.keep_entries + plan.slack_entries + kPageEntries - 1) / kPageEntries);
+  const size_t per_head =
+      static_cast<size_t>((plan.keep_entries + plan.slack_entries + kPageEntries - 1) / kPageEntries);
   const size_t block = static_cast<size_t>((plan.block_tokens + kPageEntries - 1) / kPageEntries) + 1;
   return heads * (per_head + (style.ragged ? 1 : 0)) + (style.in_layer ? layer_heads : heads) * block;
 }
@@ -44,7 +49,8 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
           continue;
         }
         EXPECT_LE(PagesAtWorst(*plan, style, 90, 3), plan->num_pages) << mib << " MiB";
-        EXPECT_LE(plan->block_bytes + plan->num_pages * PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes, options.budget_bytes);
+        EXPECT_LE(plan->block_bytes + plan->num_pages * PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes,
+                  options.budget_bytes);
         EXPECT_GT(plan->keep_entries, 0);
       }
     }
@@ -87,8 +93,8 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
   for (const size_t budget : {size_t{9} << 20, size_t{40} << 20}) {
     const auto split = SplitBudget(info, Options(budget));
     ASSERT_TRUE(split) << split.error().message;
-    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes + split->window_bytes +
-                  split->global_bytes + split->unused_bytes,
+    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes +
+                  split->window_bytes + split->global_bytes + split->unused_bytes,
               budget);
     const size_t page_bytes = PageLayout::Make(KvFormat::kF16, 64, 64, 0).page_bytes;
     EXPECT_LT(split->unused_bytes, 45 * (page_bytes + 100)) << "less than a page for each of the 45 global heads";
@@ -158,8 +164,8 @@ TEST(PlanTest, ASplitIsThatOfItsFormat) {
     const EngineOptions& options = *std::array{&f16, &q4, &own, &columns}[static_cast<size_t>(i)];
     const auto split = SplitBudget(info, options);
     ASSERT_TRUE(split) << split.error().message;
-    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes + split->window_bytes +
-                  split->global_bytes + split->unused_bytes,
+    EXPECT_EQ(split->block_bytes + split->in_flight_bytes + split->recurrent_bytes + split->table_bytes +
+                  split->window_bytes + split->global_bytes + split->unused_bytes,
               options.budget_bytes);
     keep[i] = split->keep_entries;
   }

@@ -170,7 +170,8 @@ void PrefillPruner::Choose(const kernels::AttentionTask& task, const PrunedCall&
   const float* centres = centre_rows_ + (static_cast<size_t>(s) * static_cast<size_t>(task.num_heads) +
                                          static_cast<size_t>(h) * static_cast<size_t>(group)) * dim;
   const Head& head = heads_[static_cast<size_t>(h)];
-  kernels::ScoreBounds(centres, group, task.key_dim, head.greatest, head.least, own.allowed, own.scores.data(), allowed);
+  kernels::ScoreBounds(centres, group, task.key_dim, head.greatest, head.least, own.allowed, own.scores.data(),
+                       allowed);
   BlockCriticality(own.scores.data(), allowed, group, own.fresh);
   if (fuse) FuseCriticality(own.criticality, own.fresh);
   own.criticality.swap(own.fresh);

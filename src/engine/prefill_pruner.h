@@ -41,7 +41,9 @@ class PrefillPruner {
   void Run(const kernels::AttentionTask& task, const PrunedCall& call, const Team& team);
 
   // Of the last Run: entries offered to each query and kv head, as a share of those there. For tests.
-  double read_share() const { return pairs_all_ == 0 ? 1 : static_cast<double>(pairs_read_) / static_cast<double>(pairs_all_); }
+  double read_share() const {
+    return pairs_all_ == 0 ? 1 : static_cast<double>(pairs_read_) / static_cast<double>(pairs_all_);
+  }
 
  private:
   // A block of keys that may be skipped.

@@ -58,7 +58,8 @@ struct NaiveBlock {
 };
 
 // Softmax over blocks of the mean over the group of max(u, v), as the paper's code writes it.
-void NaiveCriticality(const TestTask& test, const CritiOptions& options, int s, int h, std::vector<NaiveBlock>& blocks) {
+void NaiveCriticality(const TestTask& test, const CritiOptions& options, int s, int h,
+                      std::vector<NaiveBlock>& blocks) {
   const auto& task = test.task;
   const int group = task.num_heads / task.num_kv_heads, dim = task.key_dim;
   const int begin = s * options.segment, end = std::min(begin + options.segment, task.num_queries);
@@ -70,8 +71,9 @@ void NaiveCriticality(const TestTask& test, const CritiOptions& options, int s, 
       for (int c = 0; c < dim; ++c) {
         double q_high = -INFINITY, q_low = INFINITY, k_high = -INFINITY, k_low = INFINITY;
         for (int t = begin; t < end; ++t) {
-          const double q = task.queries[static_cast<size_t>(t) * task.query_token_stride +
-                                        static_cast<size_t>(h * group + g) * task.query_head_stride + static_cast<size_t>(c)];
+          const double q =
+              task.queries[static_cast<size_t>(t) * task.query_token_stride +
+                           static_cast<size_t>(h * group + g) * task.query_head_stride + static_cast<size_t>(c)];
           q_high = std::max(q_high, q), q_low = std::min(q_low, q);
         }
         for (const Stored& entry : block.entries) {
@@ -98,12 +100,14 @@ std::vector<Stored> NaiveVisible(const TestTask& test, const CritiOptions& optio
     size_t at = 0;
     const auto size = static_cast<size_t>(options.block);
     for (; at + size <= entries.size() && entries[at + size - 1].position < start; at += size) {
-      blocks.push_back({{entries.begin() + static_cast<ptrdiff_t>(at), entries.begin() + static_cast<ptrdiff_t>(at + size)}});
+      blocks.push_back(
+          {{entries.begin() + static_cast<ptrdiff_t>(at), entries.begin() + static_cast<ptrdiff_t>(at + size)}});
     }
     visible.insert(visible.end(), entries.begin() + static_cast<ptrdiff_t>(at), entries.end());
   }
   const auto budget = static_cast<size_t>(options.budget / options.block);
-  if (blocks.size() > budget && blocks.size() * static_cast<size_t>(options.block) >= static_cast<size_t>(options.threshold)) {
+  if (blocks.size() > budget &&
+      blocks.size() * static_cast<size_t>(options.block) >= static_cast<size_t>(options.threshold)) {
     NaiveCriticality(test, options, s, h, blocks);
     std::stable_sort(blocks.begin(), blocks.end(),
                      [](const NaiveBlock& a, const NaiveBlock& b) { return a.criticality > b.criticality; });

@@ -71,7 +71,8 @@ Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* acco
   for (size_t layer = 0; layer < entries.size(); ++layer) {
     for (size_t head = 0; head < entries[layer].size(); ++head) {
       for (size_t c = 0; c < columns.size(); ++c) {
-        const std::span<float> column = made->column(static_cast<int>(layer), static_cast<int>(head), static_cast<int>(c));
+        const std::span<float> column =
+            made->column(static_cast<int>(layer), static_cast<int>(head), static_cast<int>(c));
         std::fill(column.begin(), column.end(), columns[c].initial);
       }
     }

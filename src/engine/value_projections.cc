@@ -9,14 +9,15 @@ namespace pith {
 
 std::vector<kernels::PackedProjection> ValueProjections::Pack(int layer) const {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
-  const auto dim = static_cast<size_t>(shape.value_dim), group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
+  const auto dim = static_cast<size_t>(shape.value_dim),
+             group = static_cast<size_t>(shape.num_heads / shape.num_kv_heads);
   const size_t row = static_cast<size_t>(shape.num_heads) * dim;
   const std::shared_ptr<const std::vector<float>> weights = model_.OutputProjection(layer);
   if (weights->empty() || weights->size() % row != 0) return {};
   std::vector<kernels::PackedProjection> packed(static_cast<size_t>(shape.num_kv_heads));
   ParallelFor(packed.size(), [&](size_t h) {
-    packed[h].Pack(weights->data() + h * group * dim, static_cast<int>(weights->size() / row), row, static_cast<int>(group),
-                   shape.value_dim);
+    packed[h].Pack(weights->data() + h * group * dim, static_cast<int>(weights->size() / row), row,
+                   static_cast<int>(group), shape.value_dim);
   });
   return packed;
 }

@@ -113,7 +113,8 @@ TEST(Evictors, KeepTheirPromises) {
             stored.erase(stored.begin());
           }
         }
-        EXPECT_EQ(Hits(std::string(info.name), *trace, capacity, true), Hits(std::string(info.name), *trace, capacity, true));
+        EXPECT_EQ(Hits(std::string(info.name), *trace, capacity, true),
+                  Hits(std::string(info.name), *trace, capacity, true));
       }
     }
   }

@@ -76,7 +76,8 @@ class Follow final : public Replayed<Follow> {
     if (best == followed_) return;
     const double slack = options_.slack > 0 ? options_.slack
                                             : static_cast<double>(lists_.count(kShared) + lists_.count(kLeftOver));
-    if (misses_[followed_] <= options_.factor * misses_[best] || misses_[followed_] - misses_[best] <= slack * weight_) {
+    if (misses_[followed_] <= options_.factor * misses_[best] ||
+        misses_[followed_] - misses_[best] <= slack * weight_) {
       return;
     }
     experts_[followed_]->RecordVictims(nullptr);

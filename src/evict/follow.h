@@ -1,4 +1,5 @@
-// A cache that does as the best of several evictors does, which it runs beside it on the same requests without contents.
+// A cache that does as the best of several evictors does, which it runs beside it on the same requests without
+// contents.
 #ifndef PITH_EVICT_FOLLOW_H_
 #define PITH_EVICT_FOLLOW_H_
 

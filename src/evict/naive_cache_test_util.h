@@ -122,7 +122,8 @@ struct NaiveCache {
     std::map<uint32_t, double> stored_at;
     for (uint32_t i = 0; i < trace.num_accesses(); ++i) {
       const uint32_t object = trace.object[i];
-      if (with_ttl && Find(object) != nullptr && trace.time[i] > stored_at[object] + double{trace.ttl[i]}) Erase(object);
+      if (with_ttl && Find(object) != nullptr && trace.time[i] > stored_at[object] + double{trace.ttl[i]})
+        Erase(object);
       if (Find(object) != nullptr) {
         ++hits;
       } else {

@@ -21,7 +21,9 @@ class ObjectGroups {
   }
 
   static constexpr size_t kNone = kGroups;
-  size_t GroupOf(uint32_t object) const { return place_[object].index == kNoObject ? kNone : name_[place_[object].group]; }
+  size_t GroupOf(uint32_t object) const {
+    return place_[object].index == kNoObject ? kNone : name_[place_[object].group];
+  }
   bool empty(size_t group) const { return groups_[named_[group]].empty(); }
   const std::vector<uint32_t>& members(size_t group) const { return groups_[named_[group]]; }
   uint32_t Draw(size_t group, Random& random) const { return members(group)[random.Below(members(group).size())]; }

@@ -53,7 +53,8 @@ std::vector<uint8_t> PhaseBits(const Trace& trace, uint64_t capacity) {
     phase_of[i] = phase;
   }
   std::vector<uint8_t> bits(trace.num_accesses());
-  // The first phase after this one in which the object is asked for, and the phase that it was last met in, from behind.
+  // The first phase after this one in which the object is asked for, and the phase that it was last met in, from
+  // behind.
   std::vector<uint32_t> met_in(trace.num_objects(), kNever);
   std::vector<uint32_t> later(trace.num_objects(), kNever);
   for (size_t i = trace.num_accesses(); i-- > 0;) {

@@ -1,8 +1,8 @@
 // One-bit paging (Antoniadis et al., Paging with Succinct Predictions, arXiv:2210.02775): each access brings a bit.
 //
 // Discard bit: 1 if the optimum (LFD: the page asked for farthest in the future goes, of equals the largest id) evicts
-// the page before its next request. Phase bit: 1 if the page is not asked for in the next phase, a phase being a longest
-// run of accesses to pages that fit together. With eta0 wrong 0s and eta1 wrong 1s, and k pages in the cache,
+// the page before its next request. Phase bit: 1 if the page is not asked for in the next phase, a phase being a
+// longest run of accesses to pages that fit together. With eta0 wrong 0s and eta1 wrong 1s, and k pages in the cache,
 //   FWA0           faults <= OPT + (k - 1) eta0 + eta1
 //   Mark0          E faults <= OPT + 2 H_k eta0 + eta1
 //   Mark&Predict   E faults <= 2 OPT + H_k eta0 + eta1, and O(log k) OPT whatever the bits

@@ -113,7 +113,8 @@ double ExpectedFaults(bool mark0, const Trace& trace, size_t k, const std::vecto
       for (const Page& page : cache) {
         if (mark0 ? (ones ? page.bit == 1 : !page.mark) : (!page.mark && page.bit == 1)) choice.push_back(page);
       }
-      if (choice.empty()) std::ranges::copy_if(cache, std::back_inserter(choice), [](const Page& p) { return !p.mark; });
+      if (choice.empty())
+        std::ranges::copy_if(cache, std::back_inserter(choice), [](const Page& p) { return !p.mark; });
       for (const Page& victim : choice) {
         std::set<Page> next = cache;
         next.erase(victim);

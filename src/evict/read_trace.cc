@@ -13,7 +13,8 @@ Result<TraceFormat> ParseFormatName(std::string_view name) {
   if (name == "oracle") return TraceFormat::kOracle;
   if (name == "nginx") return TraceFormat::kNginx;
   if (name == "jsonl") return TraceFormat::kPrompts;
-  return InvalidArgument(fmt::format("\"{}\" is no format of traces; choose csv, jsonl, oracle or nginx", Escaped(name)));
+  return InvalidArgument(
+      fmt::format("\"{}\" is no format of traces; choose csv, jsonl, oracle or nginx", Escaped(name)));
 }
 
 Result<TraceFormat> FormatOfFile(std::string_view path) {

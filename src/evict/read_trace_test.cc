@@ -17,7 +17,8 @@ std::string ErrorOf(TraceFormat format, const std::string& text) {
 }
 
 TEST(ReadTrace, Csv) {
-  const auto trace = ReadTrace(TraceFormat::kCsv, "time,id,size,ttl,rtt\r\n0.5,7,100,60,2000\n1,a b,20,5,1\n\n2,7,100,60,3\n", "t");
+  const auto trace =
+      ReadTrace(TraceFormat::kCsv, "time,id,size,ttl,rtt\r\n0.5,7,100,60,2000\n1,a b,20,5,1\n\n2,7,100,60,3\n", "t");
   ASSERT_TRUE(trace) << trace.error().message;
   EXPECT_EQ(trace->object, (std::vector<uint32_t>{0, 1, 0}));
   EXPECT_EQ(trace->ids[0], 7u);
@@ -110,10 +111,11 @@ TEST(ReadTrace, NginxErrorsNameTheLine) {
 }
 
 TEST(ReadTrace, Prompts) {
-  const auto trace = ReadTrace(TraceFormat::kPrompts,
-                               "{\"timestamp\": 1500, \"input_length\": 1000, \"output_length\": 7, \"hash_ids\": [5, 6]}\n"
-                               "\n{\"timestamp\": 2000, \"hash_ids\": [5, 8, 9], \"more\": {}}\n{\"timestamp\": 3000, \"hash_ids\": []}\n",
-                               "t");
+  const auto trace = ReadTrace(
+      TraceFormat::kPrompts,
+      "{\"timestamp\": 1500, \"input_length\": 1000, \"output_length\": 7, \"hash_ids\": [5, 6]}\n"
+      "\n{\"timestamp\": 2000, \"hash_ids\": [5, 8, 9], \"more\": {}}\n{\"timestamp\": 3000, \"hash_ids\": []}\n",
+      "t");
   ASSERT_TRUE(trace) << trace.error().message;
   ASSERT_EQ(trace->prompts.size(), 2u);
   // Deepest first.

@@ -34,8 +34,8 @@ struct SimulatedRow {
 // Policies in their order, and for each the capacities in theirs. Results do not depend on num_threads.
 Result<std::vector<SimulatedRow>> Simulate(const Trace& trace, const SimulateOptions& options);
 
-// `count` capacities between a thousandth of what all objects of the trace take together and all of it, evenly spaced by
-// their logarithm.
+// `count` capacities between a thousandth of what all objects of the trace take together and all of it, evenly spaced
+// by their logarithm.
 std::vector<uint64_t> CurveCapacities(const Trace& trace, int count);
 
 }  // namespace pith::evict

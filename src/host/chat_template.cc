@@ -82,8 +82,8 @@ jinja::value ListOf(std::span<const ChatMessage> messages, bool as_object) {
   return list;
 }
 
-// Most templates write a call's arguments as JSON or walk over them; others put them between texts of their own and need
-// them as one.
+// Most templates write a call's arguments as JSON or walk over them; others put them between texts of their own and
+// need them as one.
 bool TakesObjects(std::string_view source) {
   std::string squeezed;
   for (const char c : source) {
@@ -91,7 +91,8 @@ bool TakesObjects(std::string_view source) {
   }
   constexpr std::string_view kUses[] = {"arguments|tojson", "arguments|items", "arguments.items", "arguments|dictsort",
                                         "arguments'|tojson", "arguments']|tojson", "argumentsismapping"};
-  return std::ranges::any_of(kUses, [&squeezed](std::string_view use) { return squeezed.find(use) != std::string::npos; });
+  return std::ranges::any_of(kUses,
+                             [&squeezed](std::string_view use) { return squeezed.find(use) != std::string::npos; });
 }
 
 }  // namespace

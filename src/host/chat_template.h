@@ -1,4 +1,5 @@
-// Chat templates in Jinja, as GGUF files carry them. libllama's own engine for them runs it (common/jinja of llama.cpp).
+// Chat templates in Jinja, as GGUF files carry them. libllama's own engine for them runs it (common/jinja of
+// llama.cpp).
 #ifndef PITH_HOST_CHAT_TEMPLATE_H_
 #define PITH_HOST_CHAT_TEMPLATE_H_
 
@@ -22,9 +23,10 @@ class ChatTemplate {
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();
 
-  // tools: a JSON array as OpenAI's API has it; empty: none. kUnsupported: the template refuses these messages, or cannot
-  // work on them. kInvalidArgument: the tools or a call's arguments are no JSON.
-  Result<std::string> Apply(std::span<const ChatMessage> messages, bool add_assistant, const std::string& tools = {}) const;
+  // tools: a JSON array as OpenAI's API has it; empty: none. kUnsupported: the template refuses these messages, or
+  // cannot work on them. kInvalidArgument: the tools or a call's arguments are no JSON.
+  Result<std::string> Apply(std::span<const ChatMessage> messages, bool add_assistant,
+                            const std::string& tools = {}) const;
 
  private:
   struct Program;

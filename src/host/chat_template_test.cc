@@ -34,20 +34,26 @@ TEST(ChatTemplate, LoopsConditionsAndFilters) {
 
 // What newer templates use, and what libllama's list of known ones cannot stand for.
 TEST(ChatTemplate, NamespacesSlicesMacrosAndJson) {
-  EXPECT_EQ(Write("{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+  EXPECT_EQ(Write("{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = "
+                  "loop.index0 %}"
                   "{% endif %}{% endfor %}{{ ns.last }}"),
             "3");
   EXPECT_EQ(Write("{% for m in messages[::-1] %}{{ m.role[0] }}{% endfor %}"), "uaus");
-  EXPECT_EQ(Write("{% macro show(m, mark='*') %}{{ mark }}{{ m.content | length }}{% endmacro %}{{ show(messages[0]) }}"), "*9");
+  EXPECT_EQ(
+      Write("{% macro show(m, mark='*') %}{{ mark }}{{ m.content | length }}{% endmacro %}{{ show(messages[0]) }}"),
+      "*9");
   EXPECT_EQ(Write("{{ messages[3].content | tojson }}"), "\"Then \\\"go\\\".\"");
-  EXPECT_EQ(Write("{% if tools is defined and tools %}t{% else %}none{% endif %}{{ enable_thinking is defined }}"), "noneFalse");
+  EXPECT_EQ(Write("{% if tools is defined and tools %}t{% else %}none{% endif %}{{ enable_thinking is defined }}"),
+            "noneFalse");
 }
 
 TEST(ChatTemplate, ToolsCallsAndTheirAnswers) {
   const char* const text =
-      "{% if tools %}{% for t in tools %}[{{ t.function.name }}:{{ t.function.parameters | tojson }}]{% endfor %}{% endif %}"
+      "{% if tools %}{% for t in tools %}[{{ t.function.name }}:{{ t.function.parameters | tojson }}]{% endfor %}{% "
+      "endif %}"
       "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}({{ c.function.name }}"
-      "{{ c.function.arguments | tojson }}){% endfor %}{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %}{% endfor %}";
+      "{{ c.function.arguments | tojson }}){% endfor %}{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %}{% "
+      "endfor %}";
   const auto chat = ChatTemplate::Parse(text, "", "");
   ASSERT_TRUE(chat.has_value());
   const Messages talk = {{"user", "Weather?"},
@@ -59,7 +65,9 @@ TEST(ChatTemplate, ToolsCallsAndTheirAnswers) {
   EXPECT_FALSE(chat->Apply(talk, false, "[{").has_value());
   // A template that puts arguments between texts of its own gets them as a text.
   const auto joins = ChatTemplate::Parse(
-      "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '<' + c.function.arguments + '>' }}{% endfor %}{% endfor %}", "", "");
+      "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '<' + c.function.arguments + '>' }}{% endfor %}{% "
+      "endfor %}",
+      "", "");
   EXPECT_EQ(joins->Apply(talk, false).value(), R"(<{"city": "Bonn"}>)");
 }
 
@@ -68,12 +76,15 @@ TEST(ChatTemplate, WhatTheUserSaysIsNotATemplate) {
 }
 
 TEST(ChatTemplate, RefusalsAreOneSentence) {
-  const std::string roles = Write("{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}");
+  const std::string roles =
+      Write("{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}");
   EXPECT_NE(roles.find("error: "), std::string::npos) << roles;
   EXPECT_NE(roles.find("no system role here"), std::string::npos) << roles;
-  for (const char* text : {"{% for m in messages %}", "{{ 'open }}", "{% endif %}", "{{ a. }}", "{{ messages | weave }}"}) {
+  for (const char* text :
+       {"{% for m in messages %}", "{{ 'open }}", "{% endif %}", "{{ a. }}", "{{ messages | weave }}"}) {
     const std::string result = Write(text);
-    EXPECT_TRUE(result.starts_with("refused: the chat template") || result.starts_with("error: the chat template")) << result;
+    EXPECT_TRUE(result.starts_with("refused: the chat template") || result.starts_with("error: the chat template"))
+        << result;
     EXPECT_EQ(result.find('\n'), std::string::npos) << result;
   }
   EXPECT_NE(Write(std::string(size_t{2} << 20, 'x')).find("refused"), std::string::npos);

@@ -24,7 +24,8 @@ namespace {
 
 // The parameters of a custom op, as ggml itself lays them out.
 std::vector<std::byte> CustomOpParams(ggml_custom_op_t function, void* user_data) {
-  GgmlContextPtr ggml(ggml_init({.mem_size = ggml_tensor_overhead() * 2 + 1024, .mem_buffer = nullptr, .no_alloc = true}));
+  GgmlContextPtr ggml(
+      ggml_init({.mem_size = ggml_tensor_overhead() * 2 + 1024, .mem_buffer = nullptr, .no_alloc = true}));
   PITH_CHECK(ggml != nullptr);
   const ggml_tensor* node =
       ggml_custom_4d(ggml.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, function, GGML_N_TASKS_MAX, user_data);
@@ -255,7 +256,8 @@ void HostContext::Private::OnStore(ggml_tensor* node, int ith, int nth, void* us
   const ggml_tensor* rows = node->src[0];
   ggml_fp16_t* to = entry.owner->row_buffers[static_cast<size_t>(entry.buffer)].data();
   for (int64_t t = ith; t < rows->ne[1]; t += nth) {
-    const auto* from = reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(t) * rows->nb[1]);
+    const auto* from =
+        reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(t) * rows->nb[1]);
     ggml_cpu_fp32_to_fp16(from, to + t * rows->ne[0], rows->ne[0]);
   }
 }
@@ -344,7 +346,8 @@ void HostContext::Private::OnTeam(ggml_tensor*, int ith, int nth, void* user_dat
 
 bool HostContext::Private::BuildTeamGraph() {
   graph_memory.resize(ggml_graph_overhead() + ggml_tensor_overhead() * 4 + 1024);
-  GgmlContextPtr ggml(ggml_init({.mem_size = graph_memory.size(), .mem_buffer = graph_memory.data(), .no_alloc = false}));
+  GgmlContextPtr ggml(
+      ggml_init({.mem_size = graph_memory.size(), .mem_buffer = graph_memory.data(), .no_alloc = false}));
   if (ggml == nullptr) return false;
   ggml_tensor* node = ggml_custom_4d(ggml.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, OnTeam, GGML_N_TASKS_MAX, this);
   team_graph = ggml_new_graph(ggml.get());
@@ -373,8 +376,8 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
 
   llama_context_params params = llama_context_default_params();
   params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
-  // Recurrent states are libllama's, one for each slot and one through which they are moved. Otherwise only the rows of a
-  // block are told apart. libllama holds logits of as many rows as it has sequences.
+  // Recurrent states are libllama's, one for each slot and one through which they are moved. Otherwise only the rows of
+  // a block are told apart. libllama holds logits of as many rows as it has sequences.
   const int block_sequences = std::min(num_slots, block_tokens);
   params.n_seq_max = static_cast<uint32_t>(self.hybrid ? num_slots + 1 : block_sequences);
   params.n_outputs_max = std::max(params.n_batch, params.n_seq_max);
@@ -439,7 +442,9 @@ Status HostContext::Decode(const BlockRows& rows) {
   const bool complete = self.ignore_history || self.caches_read == self.caches_expected;
   self.EmptyBlock();
   if (status == 0 && !complete) {
-    return Unsupported("libllama's graph attends in another form in this block than when the model was loaded, which pith cannot take over");
+    return Unsupported(
+        "libllama's graph attends in another form in this block than when the model was loaded, which pith cannot take "
+        "over");
   }
   constexpr int kAborted = 2;
   if (status == kAborted) return Cancelled("stopped in the middle of a step");
@@ -449,7 +454,8 @@ Status HostContext::Decode(const BlockRows& rows) {
 
 std::span<const float> HostContext::logits(int output) const {
   const OwnCode own(false);
-  const float* row = llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
+  const float* row =
+      llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
   PITH_CHECK(row != nullptr);
   return {row, static_cast<size_t>(private_->num_vocab)};
 }
@@ -473,29 +479,32 @@ Result<std::vector<std::byte>> HostContext::SaveSlot(int slot, int32_t num_token
   const llama_seq_id sequence = self.sequence_of_slot[static_cast<size_t>(slot)];
   llama_context* context = self.context.get();
   std::vector<std::byte> state(llama_state_seq_get_size_ext(context, sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
-  const size_t written = llama_state_seq_get_data_ext(context, reinterpret_cast<uint8_t*>(state.data()), state.size(), sequence,
-                                                      LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+  const size_t written = llama_state_seq_get_data_ext(context, reinterpret_cast<uint8_t*>(state.data()), state.size(),
+                                                      sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
   if (written != state.size() || !CheckSlotState(state, num_tokens)) {
-    return Unsupported("libllama writes the recurrent state of " + self.info.architecture + " models in a form that pith does not know");
+    return Unsupported("libllama writes the recurrent state of " + self.info.architecture +
+                       " models in a form that pith does not know");
   }
   return state;
 }
 
 Status HostContext::RestoreSlot(int slot, int32_t num_tokens, std::span<const std::byte> state) {
   Private& self = *private_;
-  if (state.empty() == (self.hybrid && num_tokens > 0)) return Corrupt("its recurrent state is missing, or of no use to this model");
+  if (state.empty() == (self.hybrid && num_tokens > 0))
+    return Corrupt("its recurrent state is missing, or of no use to this model");
   if (state.empty()) return {};
   PITH_RETURN_IF_ERROR(CheckSlotState(state, num_tokens));
-  const size_t read =
-      llama_state_seq_set_data_ext(self.context.get(), reinterpret_cast<const uint8_t*>(state.data()), state.size(),
-                                   self.sequence_of_slot[static_cast<size_t>(slot)], LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+  const size_t read = llama_state_seq_set_data_ext(self.context.get(), reinterpret_cast<const uint8_t*>(state.data()),
+                                                   state.size(), self.sequence_of_slot[static_cast<size_t>(slot)],
+                                                   LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
   if (read != state.size()) return Corrupt("libllama cannot read its recurrent state");
   return {};
 }
 
 size_t HostContext::block_bytes() const {
   size_t bytes = 0;
-  for (const auto& [name, size] : private_->block_tensors) bytes += private_->unwritten_tensors.contains(name) ? 0 : size;
+  for (const auto& [name, size] : private_->block_tensors)
+    bytes += private_->unwritten_tensors.contains(name) ? 0 : size;
   for (const std::vector<ggml_fp16_t>& rows : private_->row_buffers) bytes += rows.size() * sizeof(ggml_fp16_t);
   return bytes;
 }

@@ -81,8 +81,8 @@ class HostContext {
   Result<std::vector<std::byte>> SaveSlot(int slot, int32_t num_tokens) const;
   Status RestoreSlot(int slot, int32_t num_tokens, std::span<const std::byte> state);
 
-  // Bytes that rows of a block take on their way into the cache, libllama's own KV memory included where it is written, and
-  // of recurrent state: as the blocks so far had them.
+  // Bytes that rows of a block take on their way into the cache, libllama's own KV memory included where it is written,
+  // and of recurrent state: as the blocks so far had them.
   size_t block_bytes() const;
   size_t recurrent_bytes() const;
 

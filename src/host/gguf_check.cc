@@ -366,8 +366,9 @@ Status Checker::TensorBytes(const std::string& name, const std::array<uint64_t, 
   }
   const auto block_size = static_cast<uint64_t>(block);
   if (dims[0] % block_size != 0) {
-    return Bad(fmt::format("is corrupt: rows of tensor {} have {} elements, which is no multiple of the {} of a {} block",
-                           name, dims[0], block_size, ggml_type_name(static_cast<ggml_type>(raw_type))));
+    return Bad(
+        fmt::format("is corrupt: rows of tensor {} have {} elements, which is no multiple of the {} of a {} block",
+                    name, dims[0], block_size, ggml_type_name(static_cast<ggml_type>(raw_type))));
   }
   uint64_t blocks = dims[0] / block_size;
   for (size_t i = 1; i < dims.size(); ++i) blocks *= dims[i];  // at most 2^63: see Shape()
@@ -461,20 +462,25 @@ Result<std::vector<std::string>> CheckModelFiles(const std::string& path, size_t
   std::vector<std::string> paths = {path};
   if (first.num_parts > 1) {
     const std::string prefix = SplitPrefix(path, first.part, first.num_parts);
-    const auto path_of = [&](int part) { return fmt::format("{}-{:05}-of-{:05}.gguf", prefix, part + 1, first.num_parts); };
+    const auto path_of = [&](int part) {
+      return fmt::format("{}-{:05}-of-{:05}.gguf", prefix, part + 1, first.num_parts);
+    };
     if (first.part != 0) {
-      return InvalidArgument(fmt::format("{} is part {} of {} of a split model: give the first part{}", path, first.part + 1,
-                                         first.num_parts, prefix.empty() ? std::string() : ", " + path_of(0)));
+      return InvalidArgument(fmt::format("{} is part {} of {} of a split model: give the first part{}", path,
+                                         first.part + 1, first.num_parts,
+                                         prefix.empty() ? std::string() : ", " + path_of(0)));
     }
     if (prefix.empty()) {
-      return InvalidArgument(fmt::format("{} is the first of {} parts of a split model, and its name must end in -00001-of-{:05}.gguf "
-                                         "so that the others can be found", path, first.num_parts, first.num_parts));
+      return InvalidArgument(
+          fmt::format("{} is the first of {} parts of a split model, and its name must end in -00001-of-{:05}.gguf "
+                      "so that the others can be found",
+                      path, first.num_parts, first.num_parts));
     }
     for (int part = 1; part < first.num_parts; ++part) {
       const auto facts = CheckGguf(path_of(part));
       if (!facts && facts.error().code == ErrorCode::kNotFound) {
-        return NotFound(fmt::format("part {} of {} of the model is missing: there is no file {}", part + 1, first.num_parts,
-                                    path_of(part)));
+        return NotFound(fmt::format("part {} of {} of the model is missing: there is no file {}", part + 1,
+                                    first.num_parts, path_of(part)));
       }
       if (!facts) return tl::unexpected<Error>(facts.error());
       if (facts->part != part || facts->num_parts != first.num_parts) {

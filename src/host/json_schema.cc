@@ -48,7 +48,8 @@ Result<std::string> GrammarOfJsonSchema(const std::string& schema) {
 }
 #else
 Result<std::string> GrammarOfJsonSchema(const std::string&) {
-  return Unsupported("this libllama was built without the converter of JSON schemas; give the grammar itself with --grammar");
+  return Unsupported(
+      "this libllama was built without the converter of JSON schemas; give the grammar itself with --grammar");
 }
 #endif
 

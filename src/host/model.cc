@@ -81,9 +81,11 @@ std::string TemplateNames() {
 Status RefuseUnhostable(const llama_model* model, const std::string& architecture) {
   // Its values are rows of the wrong shape for libllama's own cache: no context can be made.
   if (architecture == "plm") return Unsupported("libllama aborts on plm models");
-  if (llama_model_has_encoder(model)) return Unsupported(architecture + " models have an encoder, which pith does not host");
+  if (llama_model_has_encoder(model))
+    return Unsupported(architecture + " models have an encoder, which pith does not host");
   if (!llama_model_has_decoder(model)) return Unsupported(architecture + " models do not generate text");
-  if (llama_model_is_diffusion(model)) return Unsupported(architecture + " models diffuse instead of decoding token by token");
+  if (llama_model_is_diffusion(model))
+    return Unsupported(architecture + " models diffuse instead of decoding token by token");
   if (llama_model_is_recurrent(model)) {
     return Unsupported(architecture + " models are recurrent throughout: they have no KV cache to govern");
   }
@@ -141,7 +143,8 @@ HostModel::~HostModel() {
 
 Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, const HostModelOptions& options) {
   if (const std::string& text = options.chat_template; !text.empty() && !KnowsTemplate(text)) {
-    if (!LooksLikeJinja(text)) return InvalidArgument("there is no such chat template; libllama knows " + TemplateNames());
+    if (!LooksLikeJinja(text))
+      return InvalidArgument("there is no such chat template; libllama knows " + TemplateNames());
     if (const auto parsed = ChatTemplate::Parse(text, "", ""); !parsed) return tl::unexpected<Error>(parsed.error());
   }
   size_t file_bytes = 0;
@@ -198,7 +201,8 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   for (const std::string& lora : options.lora_paths) {
     load_error.clear();
     llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
-    if (adapter == nullptr) return Corrupt("libllama cannot load the LoRA adapter " + lora + ": " + LoadReason("it does not fit this model"));
+    if (adapter == nullptr)
+      return Corrupt("libllama cannot load the LoRA adapter " + lora + ": " + LoadReason("it does not fit this model"));
     const size_t index = host->private_->adapters.size();
     host->private_->adapters.push_back(adapter);
     host->private_->scales.push_back(index < options.lora_scales.size() ? options.lora_scales[index] : 1.0f);
@@ -283,8 +287,10 @@ void HostModel::TryChatTemplate() const {
   const ChatMessage messages[] = {{"system", "a"}, {"user", "b"}, {"assistant", "c"}, {"user", "d"}};
   (void)private_->jinja->Apply(messages, true);
   (void)private_->jinja->Apply(std::span(messages).subspan(1, 1), true);
-  const ChatMessage call[] = {{"user", "a"}, {"assistant", "", {{"b", "c", R"({"d":1})"}}}, {"tool", "e", {}, "b", "c"}};
-  (void)private_->jinja->Apply(call, true, R"([{"type":"function","function":{"name":"c","description":"","parameters":{}}}])");
+  const ChatMessage call[] = {
+      {"user", "a"}, {"assistant", "", {{"b", "c", R"({"d":1})"}}}, {"tool", "e", {}, "b", "c"}};
+  (void)private_->jinja->Apply(call, true,
+                               R"([{"type":"function","function":{"name":"c","description":"","parameters":{}}}])");
 }
 
 bool HostModel::SupportsGpu() {
@@ -323,10 +329,11 @@ Result<std::string> HostModel::ApplyChatTemplate(std::span<const ChatMessage> me
   }
   std::string text(bytes, '\0');
   for (int attempt = 0; attempt < 2; ++attempt) {
-    const int32_t length = llama_chat_apply_template(private_->chat_template.c_str(), chat.data(), chat.size(), add_assistant,
-                                                     text.data(), static_cast<int32_t>(text.size()));
+    const int32_t length = llama_chat_apply_template(private_->chat_template.c_str(), chat.data(), chat.size(),
+                                                     add_assistant, text.data(), static_cast<int32_t>(text.size()));
     if (length < 0) {
-      return Unsupported("the chat template of " + info_.path + " is neither valid Jinja nor of a kind that libllama knows: "
+      return Unsupported("the chat template of " + info_.path +
+                         " is neither valid Jinja nor of a kind that libllama knows: "
                          "name one with --chat-template, or give the text as it is with --raw");
     }
     const bool fits = static_cast<size_t>(length) <= text.size();

@@ -37,7 +37,8 @@ struct LayerShape {
   int value_dim = 0;
   bool shared = false;        // several layers of the graph read this cache
   bool value_in_key = false;  // values are the front part of the keys (MLA): libllama holds no value cache
-  std::optional<Rotation> rotation = std::nullopt;  // of queries by their position; none: in a form that cannot be undone
+  std::optional<Rotation> rotation =
+      std::nullopt;             // of queries by their position; none: in a form that cannot be undone
   bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 
@@ -105,8 +106,8 @@ class HostModel {
 
   const ModelInfo& info() const { return info_; }
 
-  // Of the metadata, the files' contents (host/fingerprint.h) and the adapters with their strengths: what a session must
-  // agree with. The first call reads the files. 0: one can no longer be read.
+  // Of the metadata, the files' contents (host/fingerprint.h) and the adapters with their strengths: what a session
+  // must agree with. The first call reads the files. 0: one can no longer be read.
   uint64_t fingerprint() const;
 
   // Special tokens in `text` are parsed if parse_special; add_special puts BOS in front where the file says so, but no
@@ -115,8 +116,8 @@ class HostModel {
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
   // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual
-  // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these messages.
-  // tools: a JSON array as OpenAI's API has it, empty for none; templates that know no tools leave them out.
+  // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these
+  // messages. tools: a JSON array as OpenAI's API has it, empty for none; templates that know no tools leave them out.
   Result<std::string> ApplyChatTemplate(std::span<const ChatMessage> messages, bool add_assistant,
                                         const std::string& tools = {}) const;
   const std::string& chat_template() const;  // its text or name; empty if there is none

@@ -37,8 +37,11 @@ void OutputProjections::Index(const ModelInfo& info) {
       const int64_t index = gguf_find_tensor(gguf.get(), name.c_str());
       const ggml_tensor* tensor = ggml_get_tensor(shapes, name.c_str());
       if (index < 0 || tensor == nullptr) continue;
-      places_[layer] = {files_.back().get(), gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), index),
-                        ggml_nbytes(tensor), static_cast<size_t>(ggml_nelements(tensor)), static_cast<size_t>(ggml_nrows(tensor)),
+      places_[layer] = {files_.back().get(),
+                        gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), index),
+                        ggml_nbytes(tensor),
+                        static_cast<size_t>(ggml_nelements(tensor)),
+                        static_cast<size_t>(ggml_nrows(tensor)),
                         static_cast<int>(tensor->type)};
     }
   }
@@ -56,7 +59,8 @@ bool OutputProjections::Read(const Place& place, std::vector<float>& values) {
   ParallelStretches(place.num_rows, kRowStretch, [&](size_t begin, size_t end) {
     std::byte* const raw = raw_.data() + begin * row_bytes;
     const size_t size = (end - begin) * row_bytes;
-    if (pread(fileno(place.file), raw, size, static_cast<off_t>(place.offset + begin * row_bytes)) != static_cast<ssize_t>(size)) {
+    if (pread(fileno(place.file), raw, size, static_cast<off_t>(place.offset + begin * row_bytes)) !=
+        static_cast<ssize_t>(size)) {
       read.store(false, std::memory_order_relaxed);
     } else if (type == GGML_TYPE_F32) {
       std::memcpy(values.data() + begin * row_values, raw, size);

@@ -15,7 +15,8 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kProbeSequences = 3;
-constexpr const char* kSelectsEntries = "an indexer selects what their attention sees, from a cache that pith does not keep";
+constexpr const char* kSelectsEntries =
+    "an indexer selects what their attention sees, from a cache that pith does not keep";
 
 struct Seen {
   std::set<int> written;                  // layers whose key cache gets rows
@@ -35,8 +36,9 @@ struct Seen {
 int NumVisible(const ggml_tensor* mask) {
   int count = 0;
   for (int64_t cell = 0; cell < mask->ne[0]; ++cell) {
-    const float value = mask->type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(static_cast<const ggml_fp16_t*>(mask->data)[cell])
-                                                    : static_cast<const float*>(mask->data)[cell];
+    const float value = mask->type == GGML_TYPE_F16
+                            ? ggml_fp16_to_fp32(static_cast<const ggml_fp16_t*>(mask->data)[cell])
+                            : static_cast<const float*>(mask->data)[cell];
     count += value > -1e30f;
   }
   return count;
@@ -45,8 +47,8 @@ int NumVisible(const ggml_tensor* mask) {
 // Only positions decide what a mask from outside the graph hides. One that the graph computes selects
 // entries by their content, over a cache of its own (an indexer's) that pith does not have.
 bool ComesFromOutside(const ggml_tensor* mask) {
-  while (mask->op == GGML_OP_CPY || mask->op == GGML_OP_CONT || mask->op == GGML_OP_VIEW || mask->op == GGML_OP_RESHAPE ||
-         mask->op == GGML_OP_PERMUTE) {
+  while (mask->op == GGML_OP_CPY || mask->op == GGML_OP_CONT || mask->op == GGML_OP_VIEW ||
+         mask->op == GGML_OP_RESHAPE || mask->op == GGML_OP_PERMUTE) {
     mask = mask->src[0];
   }
   return mask->op == GGML_OP_NONE;
@@ -74,7 +76,8 @@ void NoteShape(const ggml_tensor* node, Seen& seen) {
   if (node->src[1]->type != GGML_TYPE_F16 || node->src[2]->type != GGML_TYPE_F16) {
     seen.unsupported = "their attention does not read an f16 cache";
   }
-  if (node->src[2]->ne[2] != shape.num_kv_heads) seen.unsupported = "they have different numbers of key and value heads";
+  if (node->src[2]->ne[2] != shape.num_kv_heads)
+    seen.unsupported = "they have different numbers of key and value heads";
   if (node->src[1]->ne[3] != 1) seen.unsupported = "their cache is split into streams";
   if (node->src[3] != nullptr && !ComesFromOutside(node->src[3])) seen.unsupported = kSelectsEntries;
   shape.value_in_key = CacheTensorOf(node->src[1]) == CacheTensorOf(node->src[2]);
@@ -100,7 +103,8 @@ bool OnNode(ggml_tensor* node, bool ask, void* user_data) {
       if (node->op == GGML_OP_GET_ROWS && std::strcmp(source->name, "position_embd.weight") == 0) {
         seen.learned_positions = source->ne[1];
       }
-      if (node->op == GGML_OP_ROPE && std::strstr(source->name, "rope_factors_short") != nullptr) seen.short_rope = true;
+      if (node->op == GGML_OP_ROPE && std::strstr(source->name, "rope_factors_short") != nullptr)
+        seen.short_rope = true;
       if (std::strncmp(root->name, "cache_r_l", 9) == 0 || std::strncmp(root->name, "cache_s_l", 9) == 0) {
         seen.recurrent[root->name] = ggml_nbytes(root);
       }
@@ -130,7 +134,8 @@ bool SaysItHasAnIndexer(const llama_model* model, const std::string& architectur
   char buffer[64];
   for (const char* key : {".attention.indexer.top_k", ".attention.indexer.head_count"}) {
     const std::string name = architecture + key;
-    if (llama_model_meta_val_str(model, name.c_str(), buffer, sizeof buffer) > 0 && std::strcmp(buffer, "0") != 0) return true;
+    if (llama_model_meta_val_str(model, name.c_str(), buffer, sizeof buffer) > 0 && std::strcmp(buffer, "0") != 0)
+      return true;
   }
   return false;
 }
@@ -198,9 +203,11 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
   if (!ok) return Unsupported("libllama cannot decode with " + info.architecture + " models in small blocks");
   if (SaysItHasAnIndexer(model, info.architecture)) seen.unsupported = kSelectsEntries;
 
-  if (!seen.unsupported.empty()) return Unsupported(info.architecture + " models cannot be hosted: " + seen.unsupported);
+  if (!seen.unsupported.empty())
+    return Unsupported(info.architecture + " models cannot be hosted: " + seen.unsupported);
   if (seen.read.empty() && !seen.written.empty()) {
-    return Unsupported(info.architecture + " models cannot be hosted: libllama computes their attention without flash attention, "
+    return Unsupported(info.architecture +
+                       " models cannot be hosted: libllama computes their attention without flash attention, "
                        "the form that pith takes over");
   }
   if (seen.read.empty()) {

@@ -104,10 +104,12 @@ Result<std::vector<std::string>> ParseSequence(const std::string& text) {
       std::erase(one, '_');
       return name == dashed || name == one;
     };
-    const auto other = std::ranges::find(others, std::string_view(name), &std::pair<std::string_view, std::string_view>::first);
+    const auto other =
+        std::ranges::find(others, std::string_view(name), &std::pair<std::string_view, std::string_view>::first);
     if (other != std::end(others)) name = other->second;
     const auto found = std::ranges::find_if(known, is_meant);
-    if (found == known.end()) return InvalidArgument(fmt::format("\"{}\" is no sampler; llama.cpp's are {}", name, fmt::join(known, ", ")));
+    if (found == known.end())
+      return InvalidArgument(fmt::format("\"{}\" is no sampler; llama.cpp's are {}", name, fmt::join(known, ", ")));
     sequence.push_back(*found);
   }
   return sequence;
@@ -174,12 +176,14 @@ Status HostSampler::Private::MakeBias(const HostModel& model, const SamplerOptio
   std::vector<llama_logit_bias> biases;
   for (const auto& [token, value] : options.logit_bias) {
     if (token < 0 || token >= num_vocab) {
-      return InvalidArgument(fmt::format("--logit-bias names token {}, and the vocabulary ends before {}", token, num_vocab));
+      return InvalidArgument(
+          fmt::format("--logit-bias names token {}, and the vocabulary ends before {}", token, num_vocab));
     }
     biases.push_back({token, value});
   }
   int32_t num_suppressed = 0;  // by the file itself
-  const llama_token* suppressed = llama_vocab_get_suppress_tokens(llama_model_get_vocab(model.handle()), &num_suppressed);
+  const llama_token* suppressed =
+      llama_vocab_get_suppress_tokens(llama_model_get_vocab(model.handle()), &num_suppressed);
   constexpr float kNever = -std::numeric_limits<float>::infinity();
   for (int32_t i = 0; i < num_suppressed; ++i) biases.push_back({suppressed[i], kNever});
   for (int32_t token = 0; options.ignore_eos && token < num_vocab; ++token) {
@@ -204,13 +208,14 @@ Status HostSampler::Private::MakeGrammar(const HostModel& model, const SamplerOp
 }
 
 // Null: it would do nothing.
-llama_sampler* HostSampler::Private::Make(const std::string& name, const HostModel& model, const SamplerOptions& options) {
+llama_sampler* HostSampler::Private::Make(const std::string& name, const HostModel& model,
+                                          const SamplerOptions& options) {
   if (name == "penalties") {
     const bool is_on = options.repeat_penalty != 1 || options.presence_penalty != 0 || options.frequency_penalty != 0;
     const int last_n = LookBack(options.repeat_last_n, options);
     if (!is_on || last_n == 0) return nullptr;
-    return llama_sampler_init_penalties(model.info().num_vocab, last_n, options.repeat_penalty, options.frequency_penalty,
-                                        options.presence_penalty);
+    return llama_sampler_init_penalties(model.info().num_vocab, last_n, options.repeat_penalty,
+                                        options.frequency_penalty, options.presence_penalty);
   }
   if (name == "dry") {
     const int last_n = LookBack(options.dry_last_n, options);
@@ -220,7 +225,8 @@ llama_sampler* HostSampler::Private::Make(const std::string& name, const HostMod
     return llama_sampler_init_dry(llama_model_get_vocab(model.handle()), options.dry_multiplier, options.dry_base,
                                   options.dry_allowed_length, last_n, breakers.data(), breakers.size());
   }
-  if (name == "top_n_sigma") return options.top_n_sigma > 0 ? llama_sampler_init_top_n_sigma(options.top_n_sigma) : nullptr;
+  if (name == "top_n_sigma")
+    return options.top_n_sigma > 0 ? llama_sampler_init_top_n_sigma(options.top_n_sigma) : nullptr;
   if (name == "top_k") return options.top_k > 0 ? llama_sampler_init_top_k(options.top_k) : nullptr;
   if (name == "typ_p") return options.typical_p < 1 ? llama_sampler_init_typical(options.typical_p, 1) : nullptr;
   if (name == "top_p") return options.top_p < 1 ? llama_sampler_init_top_p(options.top_p, 1) : nullptr;
@@ -237,9 +243,10 @@ void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOption
   const auto add = [this](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
   if (options.mirostat > 0 && options.temperature > 0) {
     add(llama_sampler_init_temp(options.temperature));
-    add(options.mirostat == 1 ? llama_sampler_init_mirostat(model.info().num_vocab, options.seed, options.mirostat_tau,
-                                                            options.mirostat_eta, 100)
-                              : llama_sampler_init_mirostat_v2(options.seed, options.mirostat_tau, options.mirostat_eta));
+    add(options.mirostat == 1
+            ? llama_sampler_init_mirostat(model.info().num_vocab, options.seed, options.mirostat_tau,
+                                          options.mirostat_eta, 100)
+            : llama_sampler_init_mirostat_v2(options.seed, options.mirostat_tau, options.mirostat_eta));
     return;
   }
   // Of the others only two may take away the likeliest token.
@@ -279,8 +286,8 @@ llama_token_data_array HostSampler::Private::Candidates(std::span<const float> l
   return {candidates.data(), candidates.size(), -1, false};
 }
 
-// libllama's penalties look for each token of the vocabulary among the recent ones, which costs more than a small model's
-// attention: they get the recent ones alone. Token i is candidate i here.
+// libllama's penalties look for each token of the vocabulary among the recent ones, which costs more than a small
+// model's attention: they get the recent ones alone. Token i is candidate i here.
 void HostSampler::Private::Penalise(llama_token_data_array& array) {
   if (!penalties || recent.empty()) return;
   seen.clear();

@@ -171,8 +171,10 @@ Status TryInChild(const std::string& what, const TrialLimits& limits, const std:
   }
   if (waited == Waited::kNotWanted) return Cancelled(what + ": stopped");
   if (waited == Waited::kTooLong) {
-    return IoError(fmt::format("{}: nothing came of it within {} s, as where the disk hangs or another thread held a lock "
-                               "when the trial began", what, limits.wall_seconds));
+    return IoError(
+        fmt::format("{}: nothing came of it within {} s, as where the disk hangs or another thread held a lock "
+                    "when the trial began",
+                    what, limits.wall_seconds));
   }
   if (report.empty()) return Corrupt(fmt::format("{}: {}", what, Death(status, limits)));
   if (report[0] == kSucceeded) return {};

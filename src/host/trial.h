@@ -16,8 +16,8 @@ struct TrialLimits {
   int wall_seconds = 0;  // 0: without an end. Of a child that waits and computes nothing
 };
 
-// What a file of that size may take: twice its bytes and what libllama needs around any model; the time to read it, also
-// from a slow disk.
+// What a file of that size may take: twice its bytes and what libllama needs around any model; the time to read it,
+// also from a slow disk.
 TrialLimits LimitsForFile(size_t file_bytes);
 
 // Runs `work` in a forked child under the limits and returns its status, so that an abort, a crash, a leak or an

@@ -167,7 +167,8 @@ class Run {
     const Stopwatch watch(task_, team_);
     for (int head = 0; head < task_.num_kv_heads; ++head) {
       const int64_t n = task_.heads[head].num_entries();
-      const auto begin = static_cast<size_t>(n * team_.ith / team_.nth), end = static_cast<size_t>(n * (team_.ith + 1) / team_.nth);
+      const auto begin = static_cast<size_t>(n * team_.ith / team_.nth),
+                 end = static_cast<size_t>(n * (team_.ith + 1) / team_.nth);
       const EntryAttention& to = task_.observed[head];
       for (int i = 0; i < team_.nth; ++i) {
         const EntryAttention from = ObservedSums(task_, SpaceOf(i).observed).Head(head);

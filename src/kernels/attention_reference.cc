@@ -187,7 +187,8 @@ void ReferenceEntryAttention(const float* probabilities, int group, int num_quer
     for (int t = 0; t < num_queries; ++t) {
       double mean = 0;
       for (int g = 0; g < group; ++g) {
-        const auto p = static_cast<double>(probabilities[static_cast<size_t>(g) * stride + static_cast<size_t>(t) * n + j]);
+        const auto p =
+            static_cast<double>(probabilities[static_cast<size_t>(g) * stride + static_cast<size_t>(t) * n + j]);
         mean += p / group;
         largest = std::max(largest, p);
       }

@@ -120,14 +120,14 @@ float ObservedErrorOf(TestTask* test, int threads, bool all) {
     if (!all) head.squares = head.largest = nullptr;
   }
   task.observed = wanted.data();
-  const float output_error = ErrorOf(test, threads);
+  float error = ErrorOf(test, threads);
   task.observed = nullptr;
   std::vector<std::vector<float>> probabilities = test->ProbabilityBuffers();
   ReferenceProbabilities(task, TestTask::Pointers(&probabilities).data());
-  float error = output_error;
   for (size_t h = 0; h < probabilities.size(); ++h) {
     const int n = task.heads[h].num_entries();
-    ReferenceEntryAttention(probabilities[h].data(), task.num_heads / task.num_kv_heads, task.num_queries, n, expected.heads[h]);
+    ReferenceEntryAttention(probabilities[h].data(), task.num_heads / task.num_kv_heads, task.num_queries, n,
+                            expected.heads[h]);
     const auto compare = [&](const std::vector<float>& got, const std::vector<float>& want, float scale) {
       for (size_t j = 0; j < got.size(); ++j) {
         const float difference = std::abs(got[j] - want[j]) / scale;
@@ -192,7 +192,7 @@ std::string Describe(const AttentionTask& task, int threads) {
                      (task.alibi_slopes != nullptr ? " alibi" : "") + (task.sinks != nullptr ? " sinks" : "") +
                      " threads=" + std::to_string(threads) + " n=";
   for (const Segment& segment : task.heads[0].segments) {
-    text += std::string(KvFormatName(segment.layout->format.key)) + "/" + KvFormatName(segment.layout->format.value) + " ";
+    text += segment.layout->format.Name() + " ";
   }
   for (int h = 0; h < task.num_kv_heads; ++h) text += std::to_string(task.heads[h].num_entries()) + " ";
   return text;
@@ -267,8 +267,9 @@ float ErrorOfCorrupted(const TestShape& shape) {
 
 // The comparison must see one wrong entry among hundreds.
 TEST_P(AttentionTest, CorruptedEntryIsSeen) {
-  for (const auto& [num_queries, format] :
-       {std::pair{1, KvFormat::kQ8}, {40, KvFormat::kQ8}, {1, KvFormat::kQ4}, {40, KvFormat::kQ4}, {3, KvFormat::kBf16}}) {
+  using Case = std::pair<int, KvFormat>;
+  for (const auto& [num_queries, format] : {Case{1, KvFormat::kQ8}, Case{40, KvFormat::kQ8}, Case{1, KvFormat::kQ4},
+                                            Case{40, KvFormat::kQ4}, Case{3, KvFormat::kBf16}}) {
     TestShape shape = MediumShape(num_queries);
     shape.other = format;
     EXPECT_GT(ErrorOfCorrupted(shape), 20 * kTolerance);
@@ -560,7 +561,7 @@ TEST_P(UnitTest, MatchesReference) {
     const Extras extras(&test, &random);
     const int threads = OneOf(&random, {1, 2, 3, 4});
     const float error = seed % 4 == 0 ? ObservedErrorOf(&test, threads, true) : ErrorOf(&test, threads);
-    EXPECT_LT(error, std::max(ToleranceOf(test), kUnitTolerance)) << "seed " << seed << ": " << Describe(test.task, threads);
+    EXPECT_LT(error, std::max(ToleranceOf(test), kUnitTolerance)) << seed << ": " << Describe(test.task, threads);
     worst = std::max(worst, error);
   }
   RecordProperty("worst_error", testing::PrintToString(worst));

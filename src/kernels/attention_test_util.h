@@ -172,7 +172,8 @@ class TestTask {
     std::vector<Segment> segments;
   };
 
-  void StorePages(const PageLayout& layout, const std::vector<const TestEntry*>& entries, std::vector<std::byte*>* pages) {
+  void StorePages(const PageLayout& layout, const std::vector<const TestEntry*>& entries,
+                  std::vector<std::byte*>* pages) {
     const PageLayout plain = PageLayout::Make(KvFormat::kF16, layout.key_dim, layout.value_dim, layout.num_columns);
     const PoisonedBytes staging(plain.page_bytes);
     for (size_t i = 0; i < entries.size(); ++i) {

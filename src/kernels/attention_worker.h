@@ -140,9 +140,9 @@ class UnitProducts {
   void Convert(const StepWalker::Step& step) const {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      kernels_.convert_keys(*ref.layout, ref.page, space_.page);
+      kernels_.ConvertKeys(*ref.layout, ref.page, space_.page);
       PackRight(space_.page, dim_, kPageEntries, kPageEntries, KeysOfPage(p));
-      kernels_.convert_values(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
+      kernels_.ConvertValues(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
       PackRight(space_.page, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
     }
   }
@@ -307,7 +307,8 @@ class Worker {
     const auto dim = static_cast<size_t>(task_.key_dim);
     const float scale = QueryScale(task_);
     num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
-    for (int block = 0; block <= num_blocks_; ++block) space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
+    for (int block = 0; block <= num_blocks_; ++block)
+      space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
     for (int block = 0; block < num_blocks_; ++block) {
       const int begin = BlockBegin(block);
       const int block_rows = BlockBegin(block + 1) - begin;
@@ -326,8 +327,8 @@ class Worker {
   void Convert(const StepWalker::Step& step) {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      kernels_.convert_keys(*ref.layout, ref.page, KeysAt(p));
-      kernels_.convert_values(*ref.layout, ref.page, ref.count, ValuesAt(p), geometry_.acc_stride);
+      kernels_.ConvertKeys(*ref.layout, ref.page, KeysAt(p));
+      kernels_.ConvertValues(*ref.layout, ref.page, ref.count, ValuesAt(p), geometry_.acc_stride);
     }
   }
 
@@ -338,14 +339,16 @@ class Worker {
       args.key_dim = static_cast<size_t>(task_.key_dim);
       args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
       args.key_scales = ref.page + ref.layout->key_scale_offset;
-      const Source source = geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32;
+      const SourceKernels& kernels =
+          kernels_.of(geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32);
       Prefetch prefetch;
       if (geometry_.direct) {
         prefetch = lookahead.WithKeys(p);
         Fetch(ref.page + ref.layout->position_offset, sizeof(int32_t) * kPageEntries);
         // Whoever observes writes to them next.
         if (task_.observed != nullptr) {
-          Fetch(ref.page + ref.layout->column_offset, sizeof(float) * kPageEntries * static_cast<size_t>(ref.layout->num_columns));
+          Fetch(ref.page + ref.layout->column_offset,
+                sizeof(float) * kPageEntries * static_cast<size_t>(ref.layout->num_columns));
         }
         Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
       }
@@ -356,7 +359,7 @@ class Worker {
         args.query_scale = QueryScale(task_);
         args.scores = scores_ + begin * kStepEntries + p * kPageEntries;
         args.prefetch = PartOf(prefetch, block);
-        kernels_.score[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
+        kernels.score[BlockBegin(block + 1) - begin](args);
       }
     }
   }
@@ -454,7 +457,7 @@ class Worker {
       args.weights = weights + begin * kStepEntries;
       args.acc = acc_.values + static_cast<size_t>(begin) * geometry_.acc_stride;
       args.prefetch = PartOf(prefetch, block);
-      kernels_.accumulate[static_cast<int>(source)][BlockBegin(block + 1) - begin](args);
+      kernels_.of(source).accumulate[BlockBegin(block + 1) - begin](args);
     }
   }
 

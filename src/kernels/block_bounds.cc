@@ -83,7 +83,7 @@ void PageBounds(const PageLayout& layout, const std::byte* const* pages, int num
   PITH_CHECK(layout.key_dim <= kMaxDim);
   float high[kMaxDim], low[kMaxDim];
   for (int p = 0; p < num_pages; ++p) {
-    kernels.convert_keys(layout, pages[p], scratch);
+    kernels.ConvertKeys(layout, pages[p], scratch);
     if (p == 0) {
       HWY_DYNAMIC_DISPATCH(ChannelBoundsImpl)(scratch, layout.key_dim, greatest, least);
       continue;

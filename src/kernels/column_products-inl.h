@@ -20,8 +20,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Of two vectors of columns from `at` on with kRowsAbreast rows, [dim][kRowsAbreast]: an element takes eight loads for
 // twelve products, which is as many as hide their latency where two start in a cycle.
 template <class D>
-HWY_INLINE void ColumnProducts(D d, const float* at, size_t stride, const float* rows, int dim, hn::Vec<D> (&low)[kRowsAbreast],
-                               hn::Vec<D> (&high)[kRowsAbreast]) {
+HWY_INLINE void ColumnProducts(D d, const float* at, size_t stride, const float* rows, int dim,
+                               hn::Vec<D> (&low)[kRowsAbreast], hn::Vec<D> (&high)[kRowsAbreast]) {
   const size_t lanes = hn::Lanes(d);
   for (int r = 0; r < kRowsAbreast; ++r) low[r] = high[r] = hn::Zero(d);
   for (int c = 0; c < dim; ++c, at += stride, rows += kRowsAbreast) {

@@ -104,7 +104,8 @@ Group QuantizeClipped(std::span<const float> values, KvFormat format, Range rang
 Group QuantizeNested(std::span<const float> values, KvFormat format, Range range) {
   const int units = ZeroUnits(format), largest_zero = 127 / units;
   const auto levels = static_cast<float>((1 << BitsOf(format)) - 1);
-  const float needed = std::max((range.high - range.low) / levels, std::abs(range.low) / static_cast<float>(largest_zero));
+  const float needed =
+      std::max((range.high - range.low) / levels, std::abs(range.low) / static_cast<float>(largest_zero));
   const int upper = ByteAtLeast(needed, ScaleGrid::kNested);
   Group best, candidate;
   double least = -1;
@@ -129,7 +130,8 @@ Group Quantize(std::span<const float> values, KvFormat format, ScaleGrid grid) {
   switch (grid) {
     case ScaleGrid::kFine: return QuantizeRange(values, format, range, &error);
     case ScaleGrid::kClipped:
-      return format == KvFormat::kQ2 ? QuantizeClipped(values, format, range) : QuantizeRange(values, format, range, &error);
+      return format == KvFormat::kQ2 ? QuantizeClipped(values, format, range)
+                                     : QuantizeRange(values, format, range, &error);
     case ScaleGrid::kNested: return QuantizeNested(values, format, range);
   }
   return {};
@@ -191,7 +193,8 @@ Affine AffineOf(KvFormat format, const GroupPlace<const std::byte>& place) {
 }
 
 float HalfToFloat(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFF) << 13, sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFF) << 13, sign = static_cast<uint32_t>(bits & 0x8000)
+                                                                                << 16;
   float value = 0;
   std::memcpy(&value, &magnitude, sizeof(value));
   value = (bits & 0x7C00) == 0x7C00 ? ((bits & 1023) != 0 ? NAN : INFINITY) : value * 0x1p112f;

@@ -21,7 +21,8 @@ float LargestScale(KvFormat format, std::span<const float> values, ScaleGrid gri
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   const int units = ZeroUnits(format), largest_zero = grid == ScaleGrid::kFine ? 127 : 127 / units * units;
   const auto levels = static_cast<float>((1 << BitsOf(format)) - 1);
-  const float needed = std::max((*high - *low) / levels, std::abs(*low) * static_cast<float>(units) / static_cast<float>(largest_zero));
+  const float needed =
+      std::max((*high - *low) / levels, std::abs(*low) * static_cast<float>(units) / static_cast<float>(largest_zero));
   // A scale on the nested grid is the next power of two, or the one after it if the range straddles one level more.
   return std::max(needed, 0x1p-18f) * (grid == ScaleGrid::kFine ? 1.125f : 4.0f);
 }

@@ -279,7 +279,8 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
 template <class Codes, bool kContiguous, int R, class Finish>
 HWY_INLINE void Dot(DotArgs args, const Folded<R>& folded, const Finish& finish) {
   const auto passes = [&]<int... kPass>(std::integer_sequence<int, kPass...>) HWY_ATTR {
-    (DotPass<Codes, kContiguous, R, kPass>(args, folded, std::make_integer_sequence<int, DotVectors(R)>(), finish), ...);
+    (DotPass<Codes, kContiguous, R, kPass>(args, folded, std::make_integer_sequence<int, DotVectors(R)>(), finish),
+     ...);
   };
   passes(std::make_integer_sequence<int, DotPasses(R)>());
 }
@@ -329,11 +330,12 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
     DecodeFold<Codes>(here, here + num_groups * kPageEntries, kPageEntries, &scales);
     Fold<Codes>(factors, kPageEntries, scales, &folded);
     float* acc = args.acc + group * kGroupElements;
-    Dot<Codes, false, R>({codes, args.value_stride, kQuads, &prefetch, step}, folded, [&](int r, int v, VI sums) HWY_ATTR {
-      float* to = acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes;
-      const VF before = hn::Add(hn::LoadU(df, to), hn::Set(df, folded.bias[r]));
-      hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), hn::Set(df, folded.step[r]), before), df, to);
-    });
+    Dot<Codes, false, R>({codes, args.value_stride, kQuads, &prefetch, step}, folded,
+                         [&](int r, int v, VI sums) HWY_ATTR {
+                           float* to = acc + static_cast<size_t>(r) * args.acc_stride + v * kLanes;
+                           const VF before = hn::Add(hn::LoadU(df, to), hn::Set(df, folded.bias[r]));
+                           hn::StoreU(hn::MulAdd(hn::ConvertTo(df, sums), hn::Set(df, folded.step[r]), before), df, to);
+                         });
     codes += Codes::kGroupBytes;
   }
 }
@@ -344,5 +346,37 @@ void AccumulateGroupsDot(const AccumulateArgs& args) {
 }  // namespace pith::kernels
 HWY_AFTER_NAMESPACE();
 #endif  // PITH_GROUP_DOT
+
+HWY_BEFORE_NAMESPACE();
+namespace pith::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+
+template <class Codes, int... R>
+SourceKernels KernelsOfGroupRows(std::integer_sequence<int, R...>) {
+  SourceKernels kernels = {};
+#if PITH_GROUP_DOT
+  ((kernels.score[R + 1] = &ScoreGroupsDot<Codes, R + 1>), ...);
+  ((kernels.accumulate[R + 1] = &AccumulateGroupsDot<Codes, R + 1>), ...);
+#else
+  ((kernels.score[R + 1] = &ScoreGroups<Codes, R + 1>), ...);
+  ((kernels.accumulate[R + 1] = &AccumulateGroups<Codes, R + 1>), ...);
+#endif
+  kernels.convert_keys = &ConvertKeyGroups<Codes>;
+  kernels.convert_values = &ConvertValueGroups<Codes>;
+  return kernels;
+}
+
+// All kernels of a source whose elements lie in groups, in integers where the target has them.
+template <class Codes>
+SourceKernels KernelsOfGroups() {
+  return KernelsOfGroupRows<Codes>(std::make_integer_sequence<int, kBlockRows>());
+}
+
+}  // namespace
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace pith::kernels
+HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

@@ -13,6 +13,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/page_kernels-inl.h"
@@ -33,42 +34,8 @@ inline constexpr bool kHasTable = kLanes == 16;
 inline constexpr bool kHasTable = false;
 #endif
 
-// Vector v of a group's codes; bits above kMask are what else lies there.
-struct CodesQ4 {
-  static constexpr Source kSource = Source::kQ4;
-  static constexpr size_t kGroupBytes = 16;
-  static constexpr int kMask = 15;
-  static constexpr float kZeroUnit = 1.0f / 2;
-  static HWY_INLINE VU Raw(const uint8_t* group, int v) {
-    const hn::Rebind<uint8_t, DU> d8;
-    const int first = v * kLanes;
-    const VU bytes = hn::PromoteTo(DU(), hn::LoadU(d8, group + first % 16));
-    return first < 16 ? bytes : hn::ShiftRight<4>(bytes);
-  }
-};
-struct CodesQ2 {
-  static constexpr Source kSource = Source::kQ2;
-  static constexpr size_t kGroupBytes = 8;
-  static constexpr int kMask = 3;
-  static constexpr float kZeroUnit = 1.0f / 8;
-  static HWY_INLINE VU Raw(const uint8_t* group, int v) {
-    const DU du;
-    const hn::Rebind<uint8_t, DU> d8;
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-    const hn::Repartition<uint64_t, decltype(d8)> d64;
-    uint64_t word;
-    std::memcpy(&word, group, sizeof(word));
-    const VU bytes = hn::PromoteTo(du, hn::BitCast(d8, hn::Set(d64, word)));
-    const VU high = hn::ShiftLeft<1>(hn::ShiftRight<3>(hn::Iota(du, 0)));  // 0 in the lower, 2 in the upper lanes
-    return hn::Shr(bytes, hn::Add(high, hn::Set(du, static_cast<uint32_t>(v * 4))));
-#else
-    static_assert(kLanes <= 8);
-    const int first = v * kLanes;
-    const VU bytes = hn::PromoteTo(du, hn::LoadU(d8, group + first % 8));
-    return hn::Shr(bytes, hn::Set(du, static_cast<uint32_t>(first / 8 * 2)));
-#endif
-  }
-};
+// Codes, the parameter of all that follows, says how a group's codes lie (page_kernels_q4.cc, page_kernels_q2.cc):
+// Raw(group, v) are vector v of them, and bits above kMask are what else lies there.
 
 template <class Codes>
 HWY_INLINE VF CodeAsFloat(const uint8_t* group, int v) {
@@ -134,7 +101,8 @@ struct KeyScales {
 };
 
 template <class Codes, int R, int NV>
-HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, const char** prefetch, size_t prefetch_step) {
+HWY_INLINE void ScoreGroupColumns(const ScoreArgs& args, int first_vector, const char** prefetch,
+                                  size_t prefetch_step) {
   const DF df;
   VF sums[R][NV];
   PITH_UNROLL for (int r = 0; r < R; ++r) { PITH_UNROLL for (int v = 0; v < NV; ++v) sums[r][v] = hn::Zero(df); }
@@ -291,6 +259,8 @@ void ConvertValueGroups(const PageLayout& layout, const std::byte* page, int cou
       codes += layout.value_row_bytes();
     }
   }
+  std::fill_n(values + static_cast<size_t>(count) * stride, static_cast<size_t>(kPageEntries - count) * stride,
+              0.0f);
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ HWY_BEFORE_NAMESPACE();
 namespace pith::kernels {
 namespace HWY_NAMESPACE {
 
-// Candidates are lanes, from the newest on. All keys that have found none go through some of them while those lie in the
-// nearest cache. open: [groups of kRowsAbreast keys].
+// Candidates are lanes, from the newest on. All keys that have found none go through some of them while those lie in
+// the nearest cache. open: [groups of kRowsAbreast keys].
 HWY_ATTR void LastAlikeImpl(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end,
                             const float* packed, int32_t* open, int32_t* last) {
   const hn::ScalableTag<float> d;
@@ -29,7 +29,8 @@ HWY_ATTR void LastAlikeImpl(const float* columns, int n, int dim, size_t stride,
     for (int o = 0; o < num_open; ++o) {
       const int i = open[o], rows = HWY_MIN(kRowsAbreast, end - i);
       hn::Vec<decltype(d)> low[kRowsAbreast], high[kRowsAbreast];
-      ColumnProducts(d, columns + from, stride, packed + static_cast<size_t>(i - begin) * static_cast<size_t>(dim), dim, low, high);
+      ColumnProducts(d, columns + from, stride, packed + static_cast<size_t>(i - begin) * static_cast<size_t>(dim), dim,
+                     low, high);
       bool all_found = true;
       for (int r = 0; r < rows; ++r) {
         if (last[i + r] >= 0) continue;
@@ -49,8 +50,8 @@ HWY_ATTR void LastAlikeImpl(const float* columns, int n, int dim, size_t stride,
   }
 }
 
-HWY_ATTR void LargestProductsImpl(const float* columns, int n, int dim, size_t stride, const float* packed, int num_sets,
-                                  int set_size, float* out, size_t out_stride) {
+HWY_ATTR void LargestProductsImpl(const float* columns, int n, int dim, size_t stride, const float* packed,
+                                  int num_sets, int set_size, float* out, size_t out_stride) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d)), num_rows = num_sets * set_size;
   HWY_ALIGN float products[2 * HWY_MAX_BYTES / sizeof(float)];
@@ -61,7 +62,8 @@ HWY_ATTR void LargestProductsImpl(const float* columns, int n, int dim, size_t s
     int in_set = 0;
     for (int t = 0; t < num_rows; t += kRowsAbreast) {
       hn::Vec<decltype(d)> low[kRowsAbreast], high[kRowsAbreast];
-      ColumnProducts(d, columns + from, stride, packed + static_cast<size_t>(t) * static_cast<size_t>(dim), dim, low, high);
+      ColumnProducts(d, columns + from, stride, packed + static_cast<size_t>(t) * static_cast<size_t>(dim), dim, low,
+                     high);
       for (int r = 0; r < HWY_MIN(kRowsAbreast, num_rows - t); ++r) {
         most_low = hn::Max(most_low, low[r]);
         most_high = hn::Max(most_high, high[r]);
@@ -87,7 +89,8 @@ namespace pith::kernels {
 HWY_EXPORT(LastAlikeImpl);
 HWY_EXPORT(LargestProductsImpl);
 
-void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end, int32_t* last) {
+void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end,
+               int32_t* last) {
   const auto count = static_cast<size_t>(end - begin);
   const std::vector<float> packed = PackAbreast(count, static_cast<size_t>(dim), [&](size_t i, size_t c) {
     return columns[c * stride + static_cast<size_t>(begin) + i];
@@ -96,7 +99,8 @@ void LastAlike(const float* columns, int n, int dim, size_t stride, float thresh
   HWY_DYNAMIC_DISPATCH(LastAlikeImpl)(columns, n, dim, stride, threshold, begin, end, packed.data(), open.data(), last);
 }
 
-void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out, size_t out_stride) {
+void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out,
+                     size_t out_stride) {
   const auto size = static_cast<size_t>(sets.set_size), count = static_cast<size_t>(sets.num_sets) * size;
   const std::vector<float> packed = PackAbreast(count, static_cast<size_t>(dim), [&](size_t t, size_t c) {
     return sets.rows[t / size * sets.set_stride + t % size * sets.row_stride + c];

@@ -9,8 +9,8 @@
 
 namespace pith::kernels {
 
-// last[i] = the largest j != i with the product of vectors i and j above `threshold`, -1: none; for i from `begin` until
-// `end`. columns: [dim, stride] transposed, vector j in column j of n; stride at least n, a multiple of
+// last[i] = the largest j != i with the product of vectors i and j above `threshold`, -1: none; for i from `begin`
+// until `end`. columns: [dim, stride] transposed, vector j in column j of n; stride at least n, a multiple of
 // kColumnStride, zeros beyond n. O(n dim) per i where nothing is alike; stops at the first find from the end.
 void LastAlike(const float* columns, int n, int dim, size_t stride, float threshold, int begin, int end, int32_t* last);
 // The reference.
@@ -24,7 +24,8 @@ struct RowSets {
 };
 
 // out[s * out_stride + j] = the largest of the products of vector j with the rows of set s, j < n. columns as above.
-void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out, size_t out_stride);
+void LargestProducts(const float* columns, int n, int dim, size_t stride, const RowSets& sets, float* out,
+                     size_t out_stride);
 
 }  // namespace pith::kernels
 

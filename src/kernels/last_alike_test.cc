@@ -65,7 +65,9 @@ TEST_P(LastAlikeTest, LargestProductsAreThoseOfTheReference) {
         const std::vector<float> columns = Columns(n, dim, stride, 9, random);
         const auto row_stride = static_cast<size_t>(num_sets * dim + 2), set_stride = static_cast<size_t>(dim);
         std::vector<float> rows(row_stride * static_cast<size_t>(size), 100.0F);  // between rows is what must not count
-        const auto row = [&](int s, int t) { return rows.data() + static_cast<size_t>(s) * set_stride + static_cast<size_t>(t) * row_stride; };
+        const auto row = [&](int s, int t) {
+          return rows.data() + static_cast<size_t>(s) * set_stride + static_cast<size_t>(t) * row_stride;
+        };
         for (int s = 0; s < num_sets; ++s) {
           for (int t = 0; t < size; ++t) {
             for (int c = 0; c < dim; ++c) row(s, t)[c] = static_cast<float>(static_cast<int>(random() % 9) - 4) / 4;
@@ -73,16 +75,19 @@ TEST_P(LastAlikeTest, LargestProductsAreThoseOfTheReference) {
         }
         const size_t out_stride = static_cast<size_t>(n) + 3;
         std::vector<float> ours(out_stride * static_cast<size_t>(num_sets), -7);
-        LargestProducts(columns.data(), n, dim, stride, {rows.data(), num_sets, size, set_stride, row_stride}, ours.data(), out_stride);
+        LargestProducts(columns.data(), n, dim, stride, {rows.data(), num_sets, size, set_stride, row_stride},
+                        ours.data(), out_stride);
         for (int s = 0; s < num_sets; ++s) {
           for (int j = 0; j < n; ++j) {
             float most = -1e30F;
             for (int t = 0; t < size; ++t) {
               float product = 0;
-              for (int c = 0; c < dim; ++c) product += columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] * row(s, t)[c];
+              for (int c = 0; c < dim; ++c)
+                product += columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] * row(s, t)[c];
               most = std::max(most, product);
             }
-            ASSERT_EQ(ours[static_cast<size_t>(s) * out_stride + static_cast<size_t>(j)], most) << n << ' ' << dim << ' ' << size << ' ' << s << ' ' << j;
+            ASSERT_EQ(ours[static_cast<size_t>(s) * out_stride + static_cast<size_t>(j)], most)
+                << n << ' ' << dim << ' ' << size << ' ' << s << ' ' << j;
           }
           ASSERT_EQ(ours[static_cast<size_t>(s) * out_stride + static_cast<size_t>(n)], -7);
         }

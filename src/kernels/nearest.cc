@@ -49,8 +49,8 @@ HWY_INLINE uint64_t MaskBits(D d, M mask) {
 }
 
 // Candidates are lanes. All sources go through some of them while those lie in the nearest cache.
-HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const float* packed, const int32_t* sources,
-                          int num_sources, int wanted, int32_t* nearest, float* best_products) {
+HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, const float* packed,
+                          const int32_t* sources, int num_sources, int wanted, int32_t* nearest, float* best_products) {
   const hn::CappedTag<float, kColumnStride / 2> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   HWY_ALIGN float products[kColumnStride];
@@ -62,7 +62,8 @@ HWY_ATTR void NearestImpl(const float* columns, int n, int dim, size_t stride, c
   for (int j = 0; j < n; j += 2 * lanes) {
     for (int s = 0; s < num_sources; s += kRowsAbreast) {
       hn::Vec<decltype(d)> low[kRowsAbreast], high[kRowsAbreast];
-      ColumnProducts(d, columns + j, stride, packed + static_cast<size_t>(s) * static_cast<size_t>(dim), dim, low, high);
+      ColumnProducts(d, columns + j, stride, packed + static_cast<size_t>(s) * static_cast<size_t>(dim), dim, low,
+                     high);
       for (int k = 0; k < HWY_MIN(kRowsAbreast, num_sources - s); ++k) {
         const Best best = best_of(s + k);
         const auto limit = hn::Set(d, best.limit());
@@ -101,7 +102,8 @@ void Nearest(const float* columns, int n, int dim, size_t stride, std::span<cons
     return columns[c * stride + static_cast<size_t>(sources[s])];
   });
   HWY_DYNAMIC_DISPATCH(NearestImpl)
-  (columns, n, dim, stride, packed.data(), sources.data(), static_cast<int>(sources.size()), wanted, nearest, best.data());
+  (columns, n, dim, stride, packed.data(), sources.data(), static_cast<int>(sources.size()), wanted, nearest,
+   best.data());
 }
 
 void NearestScalar(const float* columns, int n, int dim, size_t stride, std::span<const int32_t> sources, int wanted,

@@ -22,7 +22,8 @@ TEST_P(NearestTest, FindsWhatTheReferenceFinds) {
       std::vector<float> columns(static_cast<size_t>(dim) * stride, 0.0F);
       for (int c = 0; c < dim; ++c) {
         for (int j = 0; j < n; ++j) {
-          columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] = static_cast<float>(static_cast<int>(random() % 9) - 4) / 4;
+          columns[static_cast<size_t>(c) * stride + static_cast<size_t>(j)] =
+              static_cast<float>(static_cast<int>(random() % 9) - 4) / 4;
         }
       }
       for (const int wanted : {1, 2, n / 2, n - 1}) {

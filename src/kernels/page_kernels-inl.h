@@ -1,4 +1,4 @@
-// Vector helpers and micro-kernels of page_kernels.cc, compiled once per target.
+// Vector helpers and micro-kernels of page_kernels*.cc, compiled once per target.
 #if defined(PITH_KERNELS_PAGE_KERNELS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PITH_KERNELS_PAGE_KERNELS_INL_H_
 #undef PITH_KERNELS_PAGE_KERNELS_INL_H_
@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/page_kernels.h"
 
@@ -45,38 +46,6 @@ inline constexpr int kRegisters = 16;
 inline constexpr int kRegisters = 32;
 #endif
 inline constexpr int kBlockRows = kRegisters == 32 ? 12 : 6;
-
-// How an element of each source becomes float32.
-struct LoadF16 {
-  static constexpr Source kSource = Source::kF16;
-  using T = uint16_t;
-  static HWY_INLINE VF Load(const T* from) {
-    const hn::Rebind<hwy::float16_t, DF> d16;
-    return hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
-  }
-};
-struct LoadQ8 {
-  static constexpr Source kSource = Source::kQ8;
-  using T = int8_t;
-  static HWY_INLINE VF Load(const T* from) {
-    const hn::Rebind<int8_t, DF> d8;
-    return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(d8, from)));
-  }
-};
-struct LoadBf16 {
-  static constexpr Source kSource = Source::kBf16;
-  using T = uint16_t;
-  static HWY_INLINE VF Load(const T* from) {
-    const hn::Rebind<uint16_t, DF> d16;
-    const hn::RebindToUnsigned<DF> du;
-    return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, from))));
-  }
-};
-struct LoadF32 {
-  static constexpr Source kSource = Source::kF32;
-  using T = float;
-  static HWY_INLINE VF Load(const T* from) { return hn::LoadU(DF(), from); }
-};
 
 // Fetches the next `bytes` and steps beyond them. Processors drop a prefetch that finds no free miss buffer, so
 // kernels ask for a line or two at a time, spread over all that they compute. Into the L2 cache, where the
@@ -205,7 +174,8 @@ constexpr int AccumulateVectors(int rows) {
 }
 
 template <class Load, int R, int CV>
-HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, const char** prefetch, size_t prefetch_step) {
+HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, size_t column, const char** prefetch,
+                                  size_t prefetch_step) {
   const DF df;
   using T = typename Load::T;
   VF sums[R][CV];
@@ -269,6 +239,60 @@ void AccumulatePage(const AccumulateArgs& args) {
     }
   }
   if ((rest & 1) != 0) AccumulateColumns<Load, R, 1>(args, column, &prefetch, step);
+}
+
+template <class Load>
+void ConvertKeysFrom(const PageLayout& layout, const std::byte* page, float* keys) {
+  const DF df;
+  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.key_offset);
+  const auto* scales = reinterpret_cast<const float*>(page + layout.key_scale_offset);
+  for (int d = 0; d < layout.key_dim; ++d) {
+    PITH_UNROLL for (int j = 0; j < kPageEntries; j += kLanes) {
+      VF k = Load::Load(from + j);
+      if (Load::kSource == Source::kQ8) k = hn::Mul(k, hn::LoadU(df, scales + j));
+      hn::StoreU(k, df, keys + j);
+    }
+    from += kPageEntries;
+    keys += kPageEntries;
+  }
+}
+
+template <class Load>
+void ConvertValuesFrom(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
+  const DF df;
+  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.value_offset);
+  const auto* scales = reinterpret_cast<const float*>(page + layout.value_scale_offset);
+  const int dim = layout.value_dim;
+  for (int j = 0; j < count; ++j) {
+    const VF scale = hn::Set(df, Load::kSource == Source::kQ8 ? scales[j] : 1.0f);
+    // Columns beyond Dv get whatever follows; nobody reads the sums that come of them.
+    for (int c = 0; c < dim; c += kLanes) {
+      VF v = Load::Load(from + c);
+      if (Load::kSource == Source::kQ8) v = hn::Mul(v, scale);
+      hn::StoreU(v, df, values + c);
+    }
+    from += dim;
+    values += stride;
+  }
+  std::fill_n(values, static_cast<size_t>(kPageEntries - count) * stride, 0.0f);
+}
+
+template <class Load, int... R>
+SourceKernels KernelsOfRows(std::integer_sequence<int, R...>) {
+  SourceKernels kernels = {};
+  ((kernels.score[R + 1] = &ScorePage<Load, R + 1>), ...);
+  ((kernels.accumulate[R + 1] = &AccumulatePage<Load, R + 1>), ...);
+  if constexpr (Load::kSource != Source::kF32) {
+    kernels.convert_keys = &ConvertKeysFrom<Load>;
+    kernels.convert_values = &ConvertValuesFrom<Load>;
+  }
+  return kernels;
+}
+
+// All kernels of a source whose elements lie one by one. Load: how one becomes float32, with kSource and T.
+template <class Load>
+SourceKernels KernelsOf() {
+  return KernelsOfRows<Load>(std::make_integer_sequence<int, kBlockRows>());
 }
 
 }  // namespace

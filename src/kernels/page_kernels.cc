@@ -1,5 +1,5 @@
-// Softmax, conversions and the table of each target; micro-kernels are in
-// page_kernels-inl.h.
+// Softmax and the table of each target. Micro-kernels are in page_kernels-inl.h, those of groups in group_*-inl.h; each
+// source of pages compiles its own in page_kernels_NAME.cc, since all of them together take minutes.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/page_kernels.cc"
@@ -10,10 +10,7 @@
 
 #include <cmath>
 #include <limits>
-#include <utility>
 
-#include "kernels/group_dot-inl.h"
-#include "kernels/group_kernels-inl.h"
 #include "kernels/page_kernels-inl.h"
 #include "kernels/target.h"
 
@@ -208,114 +205,22 @@ void PositionRange(const int32_t* positions, int count, int32_t* least, int32_t*
   *greatest = hn::GetLane(hn::MaxOfLanes(di, high));
 }
 
-template <class Load>
-void ConvertKeysFrom(const PageLayout& layout, const std::byte* page, float* keys) {
-  const DF df;
-  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.key_offset);
-  const auto* scales = reinterpret_cast<const float*>(page + layout.key_scale_offset);
-  for (int d = 0; d < layout.key_dim; ++d) {
-    PITH_UNROLL for (int j = 0; j < kPageEntries; j += kLanes) {
-      VF k = Load::Load(from + j);
-      if (Load::kSource == Source::kQ8) k = hn::Mul(k, hn::LoadU(df, scales + j));
-      hn::StoreU(k, df, keys + j);
-    }
-    from += kPageEntries;
-    keys += kPageEntries;
-  }
-}
-
-void ConvertKeys(const PageLayout& layout, const std::byte* page, float* keys) {
-  switch (layout.format.key) {
-    case KvFormat::kF16:
-      return ConvertKeysFrom<LoadF16>(layout, page, keys);
-    case KvFormat::kQ8:
-      return ConvertKeysFrom<LoadQ8>(layout, page, keys);
-    case KvFormat::kBf16:
-      return ConvertKeysFrom<LoadBf16>(layout, page, keys);
-    case KvFormat::kQ4:
-      return ConvertKeyGroups<CodesQ4>(layout, page, keys);
-    case KvFormat::kQ2:
-      return ConvertKeyGroups<CodesQ2>(layout, page, keys);
-  }
-}
-
-template <class Load>
-void ConvertValuesFrom(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
-  const DF df;
-  const auto* from = reinterpret_cast<const typename Load::T*>(page + layout.value_offset);
-  const auto* scales = reinterpret_cast<const float*>(page + layout.value_scale_offset);
-  const int dim = layout.value_dim;
-  for (int j = 0; j < count; ++j) {
-    const VF scale = hn::Set(df, Load::kSource == Source::kQ8 ? scales[j] : 1.0f);
-    // Columns beyond Dv get whatever follows; nobody reads the sums that come of them.
-    for (int c = 0; c < dim; c += kLanes) {
-      VF v = Load::Load(from + c);
-      if (Load::kSource == Source::kQ8) v = hn::Mul(v, scale);
-      hn::StoreU(v, df, values + c);
-    }
-    from += dim;
-    values += stride;
-  }
-}
-
-void ConvertValues(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) {
-  switch (layout.format.value) {
-    case KvFormat::kF16:
-      ConvertValuesFrom<LoadF16>(layout, page, count, values, stride);
-      break;
-    case KvFormat::kQ8:
-      ConvertValuesFrom<LoadQ8>(layout, page, count, values, stride);
-      break;
-    case KvFormat::kBf16:
-      ConvertValuesFrom<LoadBf16>(layout, page, count, values, stride);
-      break;
-    case KvFormat::kQ4:
-      ConvertValueGroups<CodesQ4>(layout, page, count, values, stride);
-      break;
-    case KvFormat::kQ2:
-      ConvertValueGroups<CodesQ2>(layout, page, count, values, stride);
-      break;
-  }
-  std::fill_n(values + static_cast<size_t>(count) * stride, static_cast<size_t>(kPageEntries - count) * stride, 0.0f);
-}
-
-template <class Codes, int... R>
-void FillGroupRows(PageKernels* kernels, std::integer_sequence<int, R...>) {
-  const int source = static_cast<int>(Codes::kSource);
-#if PITH_GROUP_DOT
-  ((kernels->score[source][R + 1] = &ScoreGroupsDot<Codes, R + 1>), ...);
-  ((kernels->accumulate[source][R + 1] = &AccumulateGroupsDot<Codes, R + 1>), ...);
-#else
-  ((kernels->score[source][R + 1] = &ScoreGroups<Codes, R + 1>), ...);
-  ((kernels->accumulate[source][R + 1] = &AccumulateGroups<Codes, R + 1>), ...);
-#endif
-}
-
-template <class Load, int... R>
-void FillRows(PageKernels* kernels, std::integer_sequence<int, R...>) {
-  const int source = static_cast<int>(Load::kSource);
-  ((kernels->score[source][R + 1] = &ScorePage<Load, R + 1>), ...);
-  ((kernels->accumulate[source][R + 1] = &AccumulatePage<Load, R + 1>), ...);
-}
-
 PageKernels MakeKernels() {
   PageKernels kernels = {};
   kernels.target_name = hwy::TargetName(HWY_TARGET);
   kernels.block_rows = kBlockRows;
-  FillRows<LoadF16>(&kernels, std::make_integer_sequence<int, kBlockRows>());
-  FillRows<LoadQ8>(&kernels, std::make_integer_sequence<int, kBlockRows>());
-  FillRows<LoadBf16>(&kernels, std::make_integer_sequence<int, kBlockRows>());
-  FillGroupRows<CodesQ4>(&kernels, std::make_integer_sequence<int, kBlockRows>());
-  FillGroupRows<CodesQ2>(&kernels, std::make_integer_sequence<int, kBlockRows>());
-  FillRows<LoadF32>(&kernels, std::make_integer_sequence<int, kBlockRows>());
+  kernels.sources[static_cast<int>(Source::kF16)] = KernelsOfF16();
+  kernels.sources[static_cast<int>(Source::kQ8)] = KernelsOfQ8();
+  kernels.sources[static_cast<int>(Source::kBf16)] = KernelsOfBf16();
+  kernels.sources[static_cast<int>(Source::kQ4)] = KernelsOfQ4();
+  kernels.sources[static_cast<int>(Source::kQ2)] = KernelsOfQ2();
+  kernels.sources[static_cast<int>(Source::kF32)] = KernelsOfF32();
   kernels.softmax = &SoftmaxStep;
   kernels.observe = &Observe;
   kernels.adjust = &Adjust;
   kernels.softmax_row = &SoftmaxRow;
   kernels.scale = &Scale;
   kernels.position_range = &PositionRange;
-  kernels.convert_keys = &ConvertKeys;
-  kernels.convert_values = &ConvertValues;
   return kernels;
 }
 

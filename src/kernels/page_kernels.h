@@ -112,13 +112,38 @@ struct ObserveArgs {
   float* largest;  // null with squares
 };
 
+// What reads pages of one source.
+struct SourceKernels {
+  // Indexed by R (1 .. block_rows).
+  ScoreFn score[kMaxBlockRows + 1];
+  AccumulateFn accumulate[kMaxBlockRows + 1];
+
+  // A page's keys as float32 [D][P], scales applied. Null for kF32, as the next one.
+  void (*convert_keys)(const PageLayout& layout, const std::byte* page, float* keys);
+  // A page's first `count` values as float32 [P][stride], scales applied; the other rows become 0.
+  void (*convert_values)(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride);
+};
+
+// On the target in use, each from a file of its own.
+SourceKernels KernelsOfF16();
+SourceKernels KernelsOfQ8();
+SourceKernels KernelsOfBf16();
+SourceKernels KernelsOfQ4();
+SourceKernels KernelsOfQ2();
+SourceKernels KernelsOfF32();
+
 struct PageKernels {
   const char* target_name;
   int block_rows;  // the most rows R of a block, at most kMaxBlockRows
 
-  // Indexed by Source and R (1 .. block_rows).
-  ScoreFn score[kNumSources][kMaxBlockRows + 1];
-  AccumulateFn accumulate[kNumSources][kMaxBlockRows + 1];
+  SourceKernels sources[kNumSources];
+  const SourceKernels& of(Source source) const { return sources[static_cast<int>(source)]; }
+  void ConvertKeys(const PageLayout& layout, const std::byte* page, float* keys) const {
+    of(SourceOf(layout.format.key)).convert_keys(layout, page, keys);
+  }
+  void ConvertValues(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) const {
+    of(SourceOf(layout.format.value)).convert_values(layout, page, count, values, stride);
+  }
 
   void (*softmax)(const SoftmaxArgs& args);
 
@@ -135,11 +160,6 @@ struct PageKernels {
 
   // Least and greatest of positions[0 .. count-1]; count >= 1.
   void (*position_range)(const int32_t* positions, int count, int32_t* least, int32_t* greatest);
-
-  // A page's keys as float32 [D][P], scales applied.
-  void (*convert_keys)(const PageLayout& layout, const std::byte* page, float* keys);
-  // A page's first `count` values as float32 [P][stride], scales applied; the other rows become 0.
-  void (*convert_values)(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride);
 };
 
 // The table of the target in use.

@@ -39,7 +39,8 @@ HWY_ATTR void PoolRowImpl(const float* in, int64_t n, int64_t before, int64_t af
   for (; i < n; ++i) out[i] = PoolOne(in, n, i - before, i + after, largest);
 }
 
-void ColumnMomentsOf(const float* rows, size_t stride, int count, size_t from, size_t to, double* mean, double* squares) {
+void ColumnMomentsOf(const float* rows, size_t stride, int count, size_t from, size_t to, double* mean,
+                     double* squares) {
   for (size_t j = from; j < to; ++j) {
     double sum = 0, square = 0;
     for (int t = 0; t < count; ++t) sum += static_cast<double>(rows[static_cast<size_t>(t) * stride + j]);
@@ -61,7 +62,8 @@ HWY_ATTR void ColumnMomentsImpl(const float* rows, size_t stride, int count, siz
   const size_t lanes = hn::Lanes(d);
   for (; j + lanes <= n && count > 0; j += lanes) {
     auto sum = hn::Zero(dd), square = hn::Zero(dd);
-    for (int t = 0; t < count; ++t) sum = hn::Add(sum, hn::PromoteTo(dd, hn::LoadU(d, rows + static_cast<size_t>(t) * stride + j)));
+    for (int t = 0; t < count; ++t)
+      sum = hn::Add(sum, hn::PromoteTo(dd, hn::LoadU(d, rows + static_cast<size_t>(t) * stride + j)));
     const auto of_all = hn::Div(sum, hn::Set(dd, static_cast<double>(count)));
     for (int t = 0; t < count; ++t) {
       const auto apart = hn::Sub(hn::PromoteTo(dd, hn::LoadU(d, rows + static_cast<size_t>(t) * stride + j)), of_all);

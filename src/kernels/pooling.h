@@ -8,8 +8,8 @@
 
 namespace pith::kernels {
 
-// out[i] = mean, or largest, of in[i - before .. i + after]; the mean counts what lies beyond the ends as zeros, the largest
-// leaves it out. in, out: [n], apart from each other.
+// out[i] = mean, or largest, of in[i - before .. i + after]; the mean counts what lies beyond the ends as zeros, the
+// largest leaves it out. in, out: [n], apart from each other.
 void PoolRow(std::span<const float> in, int64_t before, int64_t after, bool largest, std::span<float> out);
 
 // Of each of n columns of `count` rows, `stride` apart: the mean and the sum of squared differences from it, in double.

@@ -57,9 +57,11 @@ TEST_P(PoolingTest, ColumnMomentsEqualTheDefinition) {
       ColumnMoments(rows.data(), stride, count, n, mean.data(), squares.data());
       for (size_t j = 0; j < n; ++j) {
         double sum = 0, square = 0;
-        for (size_t t = 0; t < static_cast<size_t>(count); ++t) sum += static_cast<double>(rows[t * stride + j]) / count;
+        for (size_t t = 0; t < static_cast<size_t>(count); ++t)
+          sum += static_cast<double>(rows[t * stride + j]) / count;
         for (size_t t = 0; t < static_cast<size_t>(count); ++t) {
-          square += (static_cast<double>(rows[t * stride + j]) - sum) * (static_cast<double>(rows[t * stride + j]) - sum);
+          square +=
+              (static_cast<double>(rows[t * stride + j]) - sum) * (static_cast<double>(rows[t * stride + j]) - sum);
         }
         ASSERT_NEAR(mean[j], sum, 1e-12) << n << ' ' << count;
         ASSERT_NEAR(squares[j], square, 1e-12) << n << ' ' << count;

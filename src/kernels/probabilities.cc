@@ -123,7 +123,7 @@ class Scorer {
     const PageVisibility visibility = Visibility(kernels_, tile, ref);
     const StepPage page = {layout.positions(ref.page), nullptr, ref.count, visibility != PageVisibility::kWholly};
     const bool plain = !page.masked && task_.soft_cap == 0.0f && task_.alibi_slopes == nullptr;
-    const int source = static_cast<int>(SourceOf(layout.format.key));
+    const SourceKernels& kernels = kernels_.of(SourceOf(layout.format.key));
     ScoreArgs args = {};
     args.key_dim = static_cast<size_t>(task_.key_dim);
     args.keys = ref.page + layout.key_offset;
@@ -137,7 +137,7 @@ class Scorer {
       if (visibility == PageVisibility::kHidden) {
         std::fill_n(scores, rows * kStepEntries, kMinusInf);
       } else {
-        kernels_.score[source][rows](args);
+        kernels.score[rows](args);
       }
       for (int r = 0; r < rows; ++r) {
         float* at = scores + r * kStepEntries;
@@ -146,7 +146,8 @@ class Scorer {
           kernels_.adjust(at, rule, page, task_.soft_cap * kLog2E, task_.alibi_slopes != nullptr);
         }
         float* to = tile_rows.scores[begin + r] + ref.first_entry;
-        if (ref.count == kPageEntries) std::memcpy(to, at, sizeof(float) * kPageEntries);  // of a size that the compiler knows
+        if (ref.count == kPageEntries)
+          std::memcpy(to, at, sizeof(float) * kPageEntries);  // of a size that the compiler knows
         else std::memcpy(to, at, sizeof(float) * static_cast<size_t>(ref.count));
       }
     }

@@ -12,7 +12,8 @@
 #include "kernels/quad_products-inl.h"
 
 // Bytes of a value are at most 127, of a row 64, so that 255 * (64 + 64) and thus a pair's products, of bytes with 128
-// added, fit 16 bits. Both are small enough in length, too, that by Cauchy and Schwarz no sum over a stretch leaves 16 bits.
+// added, fit 16 bits. Both are small enough in length, too, that by Cauchy and Schwarz no sum over a stretch leaves 16
+// bits.
 #ifndef PITH_PROJECTED_NORMS_BYTES
 #define PITH_PROJECTED_NORMS_BYTES
 namespace pith::kernels {
@@ -39,8 +40,8 @@ using VF = hn::Vec<DF>;
 constexpr int kVectors = 2;
 constexpr int kRows = 4;
 
-// Bytes of x, none above `most` in magnitude, no stretch much longer than `length`. Returns what a byte is worth. Writes
-// whole vectors, zeros after the end.
+// Bytes of x, none above `most` in magnitude, no stretch much longer than `length`. Returns what a byte is worth.
+// Writes whole vectors, zeros after the end.
 HWY_INLINE float RoundToBytes(const float* x, int dim, float most, float length, int8_t* bytes) {
   const DF df;
   const hn::Rebind<int8_t, DF> d8;
@@ -84,16 +85,18 @@ HWY_INLINE void SumPairs(const int8_t* bytes, int count, int16_t* sums) {
 }
 
 // Of one query head.
-HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int dim, int row_bytes, int8_t* bytes,
-                           int16_t* sums, float* units) {
+HWY_ATTR void PackRowsImpl(const float* projection, int hidden, size_t row_stride, int dim, int row_bytes,
+                           int8_t* bytes, int16_t* sums, float* units) {
   for (int i = 0; i < hidden; ++i, projection += row_stride, bytes += row_bytes) {
     units[i] = RoundToBytes(projection, dim, kMostInRow, kLengthOfRow, bytes);
-    for (int begin = 0; begin < dim; begin += kStretch, sums += 2) SumPairs(bytes + begin, HWY_MIN(kStretch, dim - begin), sums);
+    for (int begin = 0; begin < dim; begin += kStretch, sums += 2)
+      SumPairs(bytes + begin, HWY_MIN(kStretch, dim - begin), sums);
   }
 }
 
 #if HWY_TARGET == HWY_SCALAR
-void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns, float* norms) {
+void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns,
+                        float* norms) {
   const int dim = projection.dim();
   int8_t* bytes = reinterpret_cast<int8_t*>(columns);
   for (int j = 0; j < n; ++j, values += dim) {
@@ -122,11 +125,13 @@ HWY_INLINE VPart StartOf(const int16_t* sums) {
 
 // Entries are lanes: two vectors of them times four rows of W at a time, so that four channels take six loads for eight
 // products, and no sum crosses lanes.
-HWY_ATTR void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns, float* norms) {
+HWY_ATTR void ProjectedNormsImpl(const float* values, int n, const PackedProjection& projection, int32_t* columns,
+                                 float* norms) {
   const DF df;
   const DI di;
   const int lanes = static_cast<int>(hn::Lanes(di)), width = kVectors * lanes;
-  const int dim = projection.dim(), quads = projection.num_quads(), hidden = projection.hidden(), group = projection.group();
+  const int dim = projection.dim(), quads = projection.num_quads(), hidden = projection.hidden(),
+            group = projection.group();
   int8_t* const bytes = reinterpret_cast<int8_t*>(columns + width * quads);
   HWY_ALIGN float units[kVectors * kMostLanes];
   for (int j = 0; j < n; j += width) {
@@ -137,7 +142,8 @@ HWY_ATTR void ProjectedNormsImpl(const float* values, int n, const PackedProject
       for (int p = 0; p < quads; ++p) std::memcpy(columns + p * width + k, bytes + 4 * p, sizeof(int32_t));
     }
     const VI offset = hn::Set(di, static_cast<int32_t>(0x80808080U));
-    for (int at = 0; at < quads * width; at += lanes) hn::Store(hn::Xor(hn::Load(di, columns + at), offset), di, columns + at);
+    for (int at = 0; at < quads * width; at += lanes)
+      hn::Store(hn::Xor(hn::Load(di, columns + at), offset), di, columns + at);
     VF total_low = hn::Zero(df), total_high = hn::Zero(df);
     for (int q = 0; q < group; ++q) {
       for (int i = 0; i < hidden; i += kRows) {

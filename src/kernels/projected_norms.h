@@ -8,8 +8,9 @@
 
 namespace pith::kernels {
 
-// The projection's columns of one kv head's group in bytes with a unit for each row and query head. Rounding moves a product
-// of one row by about 3%, and so the norm, a sum of hundreds of magnitudes, by 3% over the root of their number, about 0.1%.
+// The projection's columns of one kv head's group in bytes with a unit for each row and query head. Rounding moves a
+// product of one row by about 3%, and so the norm, a sum of hundreds of magnitudes, by 3% over the root of their
+// number, about 0.1%.
 class PackedProjection {
  public:
   // Quads of bytes that are summed before 16 bits are left.
@@ -27,10 +28,16 @@ class PackedProjection {
   int num_stretches() const { return (num_quads() + kStretchQuads - 1) / kStretchQuads; }
 
   // [4 * num_quads].
-  const int8_t* bytes(int q, int i) const { return bytes_.data() + RowIndex(q, i) * static_cast<size_t>(4 * num_quads()); }
+  const int8_t* bytes(int q, int i) const {
+    return bytes_.data() + RowIndex(q, i) * static_cast<size_t>(4 * num_quads());
+  }
   // [num_stretches, 2]: of bytes 0 and 1 of all quads, and of bytes 2 and 3.
-  const int16_t* sums(int q, int i) const { return sums_.data() + RowIndex(q, i) * static_cast<size_t>(2 * num_stretches()); }
-  size_t num_bytes() const { return bytes_.size() + sums_.size() * sizeof(sums_[0]) + units_.size() * sizeof(units_[0]); }
+  const int16_t* sums(int q, int i) const {
+    return sums_.data() + RowIndex(q, i) * static_cast<size_t>(2 * num_stretches());
+  }
+  size_t num_bytes() const {
+    return bytes_.size() + sums_.size() * sizeof(sums_[0]) + units_.size() * sizeof(units_[0]);
+  }
   // What a byte is worth.
   float unit(int q, int i) const { return units_[RowIndex(q, i)]; }
 

@@ -43,7 +43,8 @@ TEST(ProjectedNorms, EqualTheReferenceOnEveryTarget) {
           }
           // A single row shows how coarse bytes are; many of them average that away.
           const double bound = 0.15 / std::sqrt(group * hidden) * (std::sqrt(dim) + expected);
-          ASSERT_NEAR(norms[static_cast<size_t>(j)], expected, bound) << hwy::TargetName(target) << ' ' << n << ' ' << hidden;
+          ASSERT_NEAR(norms[static_cast<size_t>(j)], expected, bound)
+              << hwy::TargetName(target) << ' ' << n << ' ' << hidden;
           last_row += expected - without_last;
         }
         ASSERT_GT(last_row, 0.1 * n);
@@ -68,7 +69,8 @@ TEST(ProjectedNorms, AreTheSameOnEveryTarget) {
       std::vector<float> norms(40);
       ProjectedNorms(values.data(), 40, projection, norms.data());
       if (first.empty()) first = norms;
-      for (size_t j = 0; j < norms.size(); ++j) EXPECT_NEAR(norms[j], first[j], 1e-5F * first[j]) << hwy::TargetName(target);
+      for (size_t j = 0; j < norms.size(); ++j)
+        EXPECT_NEAR(norms[j], first[j], 1e-5F * first[j]) << hwy::TargetName(target);
     }
   }
   UseTarget(0);
@@ -85,7 +87,8 @@ TEST(ProjectedNorms, DoNotOverflow) {
         std::vector<float> weights(static_cast<size_t>(dim), one_large ? 0.0F : 3e-3F);
         if (one_large) {
           // The last two have one pair of products.
-          for (int j = 0; j < 3; ++j) values[static_cast<size_t>(j * dim + dim - 1)] = values[static_cast<size_t>(j * dim + dim / 2)] = 1e4F;
+          for (int j = 0; j < 3; ++j)
+            values[static_cast<size_t>(j * dim + dim - 1)] = values[static_cast<size_t>(j * dim + dim / 2)] = 1e4F;
           weights[static_cast<size_t>(dim - 1)] = weights[static_cast<size_t>(dim / 2)] = 3e-3F;
         }
         const double expected = 30.0 * (one_large ? (dim <= 2 ? 1 : 2) : dim);
@@ -93,7 +96,8 @@ TEST(ProjectedNorms, DoNotOverflow) {
         projection.Pack(weights.data(), 1, static_cast<size_t>(dim), 1, dim);
         std::vector<float> norms(3);
         ProjectedNorms(values.data(), 3, projection, norms.data());
-        for (const float norm : norms) EXPECT_NEAR(norm, expected, 0.05 * expected) << hwy::TargetName(target) << ' ' << dim << one_large;
+        for (const float norm : norms)
+          EXPECT_NEAR(norm, expected, 0.05 * expected) << hwy::TargetName(target) << ' ' << dim << one_large;
       }
     }
   }

@@ -90,7 +90,8 @@ double DotTiles(const TileUnit& unit, int rounds) {
   alignas(64) float sums[kTileBlock * kTileBlock] = {};
   unit.begin();
   for (int i = 0; i < rounds; ++i) {
-    unit.multiply({left, left, kTileDepth * kGroups, right, PackedWords(kTileDepth, kTileBlock), kGroups, sums, kTileBlock, true});
+    unit.multiply({left, left, kTileDepth * kGroups, right, PackedWords(kTileDepth, kTileBlock), kGroups, sums,
+                   kTileBlock, true});
   }
   unit.end();
   return 2.0 * 3.0 * kTileBlock * kTileBlock * kTileDepth * kGroups * rounds;

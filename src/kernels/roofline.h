@@ -16,8 +16,8 @@ float ReadMemory(const float* data, size_t bytes);
 // point operations done (two each).
 double MultiplyAddF32(int rounds);
 
-// The same with bf16 dot products (float32 sums, two multiply-adds per lane), in the matrix unit if there is one. 0: the CPU or
-// the target in use has none.
+// The same with bf16 dot products (float32 sums, two multiply-adds per lane), in the matrix unit if there is one. 0:
+// the CPU or the target in use has none.
 double DotBf16(int rounds);
 
 }  // namespace pith::kernels

@@ -31,7 +31,7 @@ void ScoreTable(const float* queries, int num_queries, int dim, const float* tab
     args.scores = scores;
     for (int first = 0; first < num_rows; first += kPageEntries) {
       args.keys = table + static_cast<size_t>(first) * static_cast<size_t>(dim);
-      kernels.score[static_cast<int>(Source::kF32)][rows](args);
+      kernels.of(Source::kF32).score[rows](args);
       const int count = std::min(kPageEntries, num_rows - first);
       for (int r = 0; r < rows; ++r) {
         std::copy_n(scores + r * kStepEntries, count, products + static_cast<size_t>(begin + r) * stride + first);

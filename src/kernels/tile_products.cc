@@ -19,7 +19,8 @@ using DU = hn::RebindToUnsigned<DF>;
 using VF = hn::Vec<DF>;
 using VU = hn::Vec<DU>;
 
-// Into bf16 in the upper 16 bits of words whose others are 0. Rounds to nearest. A NaN as arithmetic makes it stays one.
+// Into bf16 in the upper 16 bits of words whose others are 0. Rounds to nearest. A NaN as arithmetic makes it stays
+// one.
 HWY_INLINE void Split(VF x, VU* high, VU* low) {
   const DU du;
   const VU half = hn::Set(du, 0x8000u), mask = hn::Set(du, 0xFFFF0000u);
@@ -167,7 +168,8 @@ class PlainTiles {
   }
   template <int T>
   void Load(const void* from, size_t stride) {
-    for (size_t r = 0; r < kTileRows; ++r) std::memcpy(tiles_[T][r], static_cast<const std::byte*>(from) + r * stride, 64);
+    for (size_t r = 0; r < kTileRows; ++r)
+      std::memcpy(tiles_[T][r], static_cast<const std::byte*>(from) + r * stride, 64);
   }
   template <int T>
   void Store(void* to, size_t stride) const {

@@ -16,9 +16,10 @@ float Bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bi
 
 using SplitTest = TargetTest;
 
-INSTANTIATE_TEST_SUITE_P(Targets, SplitTest, testing::ValuesIn(Targets()), [](const testing::TestParamInfo<int64_t>& target) {
-  return std::string(hwy::TargetName(target.param));
-});
+INSTANTIATE_TEST_SUITE_P(Targets, SplitTest, testing::ValuesIn(Targets()),
+                         [](const testing::TestParamInfo<int64_t>& target) {
+                           return std::string(hwy::TargetName(target.param));
+                         });
 
 TEST_P(SplitTest, HalvesKeepSixteenBits) {
   std::mt19937 random(1);

@@ -165,7 +165,8 @@ Status BenchRunner::Prefill(std::span<const int32_t> tokens, bool tail) {
       }
       const SequenceId id = ids_[static_cast<size_t>(i)];
       // prefill=criti leaves the end of a prompt whole, and blocks come one by one.
-      engine_->SetPromptContinues(id, static_cast<size_t>(engine_->num_tokens(id)) + tokens.size() < static_cast<size_t>(ctx_));
+      engine_->SetPromptContinues(
+          id, static_cast<size_t>(engine_->num_tokens(id)) + tokens.size() < static_cast<size_t>(ctx_));
       PITH_RETURN_IF_ERROR(engine_->Prefill(id, tokens));
     }
     return {};

@@ -42,7 +42,8 @@ Result<DecodeTask> TokenizeForDecode(const HostModel& model, Task task) {
     PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model.Tokenize(*text, false, true));
     made.script.insert(made.script.end(), tokens.begin(), tokens.end());
   }
-  if (made.script.size() == made.first_target) return Corrupt(fmt::format("task {}: its target has no tokens", task.id));
+  if (made.script.size() == made.first_target)
+    return Corrupt(fmt::format("task {}: its target has no tokens", task.id));
   made.task = std::move(task);
   return made;
 }

@@ -48,7 +48,8 @@ Result<size_t> EvalLog::ReadRows(const std::string& text, const ordered_json& ru
                                            path_, name));
       }
     } else {
-      Result<EvalRow> row = json.is_discarded() ? Result<EvalRow>(Corrupt("this is not valid JSON")) : RowFromJson(json);
+      Result<EvalRow> row =
+          json.is_discarded() ? Result<EvalRow>(Corrupt("this is not valid JSON")) : RowFromJson(json);
       if (!row) return Corrupt(fmt::format("{}, line {}: {}", path_, number, row.error().message));
       rows_.push_back(std::move(*row));
     }

@@ -71,7 +71,8 @@ ordered_json EvalMaps::ToJson() const {
       for (size_t i = first_[layer]; i < first_[layer + 1]; ++i) heads.push_back(one.share[i] / one.items);
       layers.push_back(std::move(heads));
     }
-    budgets.push_back({{"policy", key.first}, {"keep", key.second}, {"items", one.items}, {"share", std::move(layers)}});
+    budgets.push_back(
+        {{"policy", key.first}, {"keep", key.second}, {"items", one.items}, {"share", std::move(layers)}});
   }
   auto texts = ordered_json::array();
   for (const Text& one : texts_) {

@@ -14,14 +14,16 @@ using nlohmann::ordered_json;
 
 Status ReadText(const ordered_json& json, const char* field, std::string& to) {
   const auto found = json.find(field);
-  if (found == json.end() || !found->is_string()) return Corrupt(fmt::format("the field \"{}\" is not a string", field));
+  if (found == json.end() || !found->is_string())
+    return Corrupt(fmt::format("the field \"{}\" is not a string", field));
   to = found->get<std::string>();
   return {};
 }
 
 Status ReadNumber(const ordered_json& json, const char* field, double& to) {
   const auto found = json.find(field);
-  if (found == json.end() || !found->is_number()) return Corrupt(fmt::format("the field \"{}\" is not a number", field));
+  if (found == json.end() || !found->is_number())
+    return Corrupt(fmt::format("the field \"{}\" is not a number", field));
   to = found->get<double>();
   return {};
 }
@@ -48,7 +50,8 @@ Result<EvalRow> RowFromJson(const ordered_json& json) {
   double length = 0, tokens = 0;
   PITH_RETURN_IF_ERROR(ReadNumber(json, "length", length));
   PITH_RETURN_IF_ERROR(ReadNumber(json, "tokens", tokens));
-  if (!(length >= 0 && length < 1e9 && tokens >= 0 && tokens < 1e9)) return Corrupt("a number of tokens is out of range");
+  if (!(length >= 0 && length < 1e9 && tokens >= 0 && tokens < 1e9))
+    return Corrupt("a number of tokens is out of range");
   row.length = static_cast<int>(length);
   row.tokens = static_cast<size_t>(tokens);
   PITH_RETURN_IF_ERROR(ReadNumber(json, "keep", row.keep));
@@ -129,8 +132,8 @@ void PrintTable(std::span<const EvalRow> rows) {
              "accuracy", "nll", "kl", any_long ? fmt::format(" {:>8} {:>8}", "long nll", "long kl") : "");
   for (const TableRow& row : MakeTable(rows)) {
     const EvalMean& mean = row.mean;
-    fmt::print("{:<14} {:<{}} {:>6.3g} {:>6.3f} {:>6.3f} {:>9} {:>8.3f} {:>8.4f}", row.task, row.policy, width, row.keep,
-               mean.Of(mean.kept), mean.Of(mean.kept_bytes), fmt::format("{}/{}", mean.ok, mean.count),
+    fmt::print("{:<14} {:<{}} {:>6.3g} {:>6.3f} {:>6.3f} {:>9} {:>8.3f} {:>8.4f}", row.task, row.policy, width,
+               row.keep, mean.Of(mean.kept), mean.Of(mean.kept_bytes), fmt::format("{}/{}", mean.ok, mean.count),
                mean.Of(mean.nll), mean.Of(mean.kl));
     if (mean.num_long > 0) {
       const auto num_long = static_cast<double>(mean.num_long);

@@ -8,7 +8,8 @@ namespace pith {
 namespace {
 
 constexpr const char* kGood =
-    R"({"id": "a", "task": "niah", "length": 512, "context_text": "c", "question_text": "", "target": " t", "more": [1]})";
+    R"({"id": "a", "task": "niah", "length": 512, "context_text": "c", "question_text": "", )"
+    R"("target": " t", "more": [1]})";
 
 std::string With(const std::string& from, const std::string& to) {
   std::string line = kGood;

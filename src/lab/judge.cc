@@ -33,7 +33,8 @@ Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
     question.push_back(context.back());
     context.pop_back();
   }
-  if (context.size() <= judged.num_pinnable) return Corrupt(fmt::format("task {}: its context has too few tokens", task.id));
+  if (context.size() <= judged.num_pinnable)
+    return Corrupt(fmt::format("task {}: its context has too few tokens", task.id));
   if (judged.target.empty()) return Corrupt(fmt::format("task {}: its target has no tokens", task.id));
   judged.first_row = question.size() - 1;
   judged.tail = std::move(question);
@@ -69,7 +70,8 @@ Result<std::unique_ptr<Judge>> Judge::Create(std::shared_ptr<HostModel> model, J
   engine.max_sequences = 1 + static_cast<int>(std::max<size_t>(1, o.keeps.size()));
   if (o.compress == CompressMode::kAfter) engine.later_recipes = o.recipes;
   if (o.reference) {
-    PITH_ASSIGN_OR_RETURN(judge->plain_, PlainContext::Create(*judge->model_, o.max_tokens + 1, 512, false, o.num_threads));
+    PITH_ASSIGN_OR_RETURN(judge->plain_,
+                          PlainContext::Create(*judge->model_, o.max_tokens + 1, 512, false, o.num_threads));
   }
   PITH_ASSIGN_OR_RETURN(judge->engine_, Engine::Create(judge->model_, engine));
   return judge;

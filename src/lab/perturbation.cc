@@ -88,20 +88,25 @@ Result<std::unique_ptr<Perturbation>> Perturbation::Create(std::shared_ptr<HostM
 
 OutputNorms Perturbation::Measure(size_t layer, std::span<const float> outputs, int num_queries) const {
   const LayerShape& shape = model_->info().layers[static_cast<size_t>(layers_[layer])];
-  return MeasureOutputs(outputs, num_queries, shape.num_heads, shape.value_dim, *model_->OutputProjection(layers_[layer]));
+  return MeasureOutputs(outputs, num_queries, shape.num_heads, shape.value_dim,
+                        *model_->OutputProjection(layers_[layer]));
 }
 
 Result<std::vector<std::vector<float>>> Perturbation::Outputs(SequenceId queries_of, SequenceId entries_of,
                                                               int num_queries) {
   std::vector<std::vector<float>> outputs(layers_.size());
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    PITH_ASSIGN_OR_RETURN(outputs[layer], engine_->AttentionOutputs(queries_of, entries_of, static_cast<int>(layer), num_queries));
+    PITH_ASSIGN_OR_RETURN(outputs[layer],
+                          engine_->AttentionOutputs(queries_of, entries_of, static_cast<int>(layer), num_queries));
   }
   return outputs;
 }
 
 Result<Perturbation::Asked> Perturbation::Ask(SequenceId queries_of, int num_tokens) {
-  Asked asked{.queries_of = queries_of, .num_queries = std::min(options_.perturbation_queries, num_tokens), .outputs = {}, .norms = {}};
+  Asked asked{.queries_of = queries_of,
+              .num_queries = std::min(options_.perturbation_queries, num_tokens),
+              .outputs = {},
+              .norms = {}};
   PITH_ASSIGN_OR_RETURN(asked.outputs, Outputs(queries_of, queries_of, asked.num_queries));
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     asked.norms.push_back(Measure(layer, asked.outputs[layer], asked.num_queries));
@@ -205,7 +210,10 @@ ordered_json Perturbation::ToJson() const {
                      {"layers", std::move(layers)},
                      {"heads", std::move(heads)}});
   }
-  return {{"base", options_.names.front()}, {"items", items}, {"queries", options_.perturbation_queries}, {"table", std::move(table)}};
+  return {{"base", options_.names.front()},
+          {"items", items},
+          {"queries", options_.perturbation_queries},
+          {"table", std::move(table)}};
 }
 
 void Perturbation::Print() const {

@@ -44,7 +44,8 @@ int64_t EntriesWithStandIns(const std::vector<LayerScores>& layers, const Budget
   int64_t total = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) {
-      total += std::min<int64_t>(budgets[l][h].keep + budget.stand_ins, static_cast<int64_t>(layers[l].heads[h].size()));
+      total +=
+          std::min<int64_t>(budgets[l][h].keep + budget.stand_ins, static_cast<int64_t>(layers[l].heads[h].size()));
     }
   }
   return total;

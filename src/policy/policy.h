@@ -124,8 +124,8 @@ struct Budget {
   // Not 0: n * ratio before rounding, as papers count. Totals are then int(keep_exact * heads), and
   // a method's own rounding may exceed that by less than one entry per head. 0: keep is a hard limit.
   double keep_exact = 0;
-  // Entries that each head gets beside those that are selected, if anything of it goes (Policy::StandIns()). Filled by the
-  // policy, which leaves room for them.
+  // Entries that each head gets beside those that are selected, if anything of it goes (Policy::StandIns()). Filled by
+  // the policy, which leaves room for them.
   int stand_ins = 0;
   // Above 1: heads are stored in whole pages of so many entries and a rest costs more, so an allocator that gives
   // heads different numbers gives multiples of it.
@@ -188,8 +188,8 @@ class Policy {
   // more than keep * kv heads in total, save for pinned entries.
   virtual KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const = 0;
 
-  // Changes the scores of a layer by the budget that it will be selected with; SelectAll() does so itself where this was
-  // not called.
+  // Changes the scores of a layer by the budget that it will be selected with; SelectAll() does so itself where this
+  // was not called.
   virtual void Refine(const Budget& budget, LayerScores& scores) const { (void)budget, scores.refined = true; }
 
   // Policies over all layers: scores of every layer, in order. Returns [L] kept heads;
@@ -241,8 +241,9 @@ struct Recipe {
   std::optional<CritiOptions> prefill;  // attention work that may be skipped while a prompt is read
   // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
   std::optional<PageFormat> format;
-  // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that holds
-  // this share of them, else the last. The engine, which knows the bytes, settles it (engine/cache_formats.h); format is unset.
+  // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that
+  // holds this share of them, else the last. The engine, which knows the bytes, settles it (engine/cache_formats.h);
+  // format is unset.
   std::optional<double> auto_format;
   // "A or B": B takes A's place where A cannot work since the prompt is not whole: block by block, and while decoding.
   std::shared_ptr<const Recipe> otherwise;

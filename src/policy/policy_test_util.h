@@ -116,7 +116,8 @@ class TestLayer {
     for (int g = 0; g < shape_.group; ++g) {
       const float* queries = head.queries.data() + static_cast<size_t>(g * shape_.window * dim);
       std::vector<float> mean(static_cast<size_t>(dim), 0.0F), triangle(kernels::TriangleSize(dim), 0.0F);
-      for (int i = 0; i < shape_.window * dim; ++i) mean[static_cast<size_t>(i % dim)] += queries[i] / static_cast<float>(rows);
+      for (int i = 0; i < shape_.window * dim; ++i)
+        mean[static_cast<size_t>(i % dim)] += queries[i] / static_cast<float>(rows);
       std::vector<float> centred(queries, queries + shape_.window * dim);
       for (size_t i = 0; i < centred.size(); ++i) centred[i] -= mean[i % static_cast<size_t>(dim)];
       kernels::AddOuterProductsScalar(centred.data(), shape_.window, dim, triangle.data());

@@ -336,7 +336,8 @@ TEST(PolicyProperties, StatisticsOfQueriesEqualTheirRows) {
         policy.Observe(i == 0 ? by_rows : by_sums, pointers);
       }
       for (size_t c = 0; c < columns[0].size(); ++c) {
-        for (size_t j = 0; j < kEntries; ++j) ASSERT_NEAR(columns[0][c][j], columns[1][c][j], 1e-5) << named.name << c << ' ' << j;
+        for (size_t j = 0; j < kEntries; ++j)
+          ASSERT_NEAR(columns[0][c][j], columns[1][c][j], 1e-5) << named.name << c << ' ' << j;
       }
     }
   }

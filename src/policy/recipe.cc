@@ -135,7 +135,8 @@ Result<Storage> ParseFormat(std::string_view text) {
     if (error == std::errc() && end == share.data() + share.size() && least >= 0.01 && least <= 1) {
       return Storage{.fixed = {}, .least = least};
     }
-    return InvalidArgument(fmt::format("format=auto takes a share of the entries from 0.01 to 1, not '{}'", Printable(share)));
+    return InvalidArgument(
+        fmt::format("format=auto takes a share of the entries from 0.01 to 1, not '{}'", Printable(share)));
   }
   const size_t slash = text.find('/');
   const std::optional<KvFormat> key = FindKvFormat(text.substr(0, slash));
@@ -249,7 +250,9 @@ std::vector<std::string_view> StagesOf(const NamedRecipe& named, int alternative
   if (either == std::string_view::npos) return SplitWords(named.stages, ' ');
   return SplitWords(alternative == 0 ? named.stages.substr(0, either) : named.stages.substr(either + kOr.size()), ' ');
 }
-bool HasAlternative(const NamedRecipe* named) { return named != nullptr && named->stages.find(kOr) != std::string_view::npos; }
+bool HasAlternative(const NamedRecipe* named) {
+  return named != nullptr && named->stages.find(kOr) != std::string_view::npos;
+}
 
 Status AddNamed(std::string_view word, Draft& draft) {
   const size_t colon = word.find(':');
@@ -271,7 +274,8 @@ Status AddNamed(std::string_view word, Draft& draft) {
       const size_t equals = stage.find('=');
       const auto kind = std::find(kStageKeys.begin(), kStageKeys.end(), stage.substr(0, equals));
       if (kind == kStageKeys.end()) continue;
-      PITH_ASSIGN_OR_RETURN(const ChosenStage chosen, ParseStage(static_cast<StageKind>(kind - kStageKeys.begin()), stage.substr(equals + 1)));
+      PITH_ASSIGN_OR_RETURN(const ChosenStage chosen,
+                            ParseStage(static_cast<StageKind>(kind - kStageKeys.begin()), stage.substr(equals + 1)));
       for (const ParamSpec& spec : chosen.entry->params) AddOnce(draft.other, spec.name);
     }
   }
@@ -491,8 +495,8 @@ Result<Recipe> ParseRecipe(std::string_view text) {
                                        recipe.text, otherwise.text));
   }
   if (otherwise.policy->repeat() != nullptr) {
-    return InvalidArgument(fmt::format("'{}' needs the whole prompt, too, so that it can't take the place of '{}'", otherwise.text,
-                                       recipe.text));
+    return InvalidArgument(fmt::format("'{}' needs the whole prompt, too, so that it can't take the place of '{}'",
+                                       otherwise.text, recipe.text));
   }
   recipe.text += fmt::format("{}{}", kOr, otherwise.text);
   SetOtherwise(std::move(otherwise), recipe);

@@ -49,7 +49,8 @@ TEST(Recipe, StagesReplaceThoseOfTheName) {
 
 TEST(Recipe, PrefillOptionGoesWithAnyRecipe) {
   EXPECT_FALSE(ParseRecipe("full")->prefill.has_value());
-  const Result<Recipe> recipe = ParseRecipe("snapkv:window=16 prefill=criti:segment=256,block=64,budget=1024,fusion=off");
+  const Result<Recipe> recipe =
+      ParseRecipe("snapkv:window=16 prefill=criti:segment=256,block=64,budget=1024,fusion=off");
   ASSERT_TRUE(recipe.has_value()) << recipe.error().message;
   ASSERT_TRUE(recipe->prefill.has_value());
   EXPECT_EQ(recipe->prefill->segment, 256);
@@ -63,7 +64,8 @@ TEST(Recipe, PrefillOptionGoesWithAnyRecipe) {
             "prefill=criti skips whole pages, so its block must be a multiple of 32, not 48");
   EXPECT_EQ(ErrorOf("full prefill=criti:block=64,segment=96"),
             "the segment of prefill=criti must be a multiple of its block, and 96 is none of 64");
-  EXPECT_EQ(ErrorOf("full prefill=criti:block=64,budget=32"), "the budget of prefill=criti must hold one block: 32 is less than 64");
+  EXPECT_EQ(ErrorOf("full prefill=criti:block=64,budget=32"),
+            "the budget of prefill=criti must hold one block: 32 is less than 64");
   EXPECT_EQ(ErrorOf("full prefill=crit"), "there is no prefill=crit; did you mean 'criti'?");
 }
 
@@ -133,8 +135,10 @@ TEST(Recipe, TheOtherAlternativeServesWhereThePromptIsNotWhole) {
   EXPECT_TRUE(NeedsWholePrompt(*ParseRecipe("kvzip")));
   EXPECT_FALSE(NeedsWholePrompt(*ParseRecipe("snapkv")));
 
-  EXPECT_EQ(ErrorOf("snapkv or h2o"), "'snapkv' works wherever 'h2o' does, so that 'or' has no meaning: choose one of them");
-  EXPECT_EQ(ErrorOf("kvzip or kvzip_head"), "'kvzip_head' needs the whole prompt, too, so that it can't take the place of 'kvzip'");
+  EXPECT_EQ(ErrorOf("snapkv or h2o"),
+            "'snapkv' works wherever 'h2o' does, so that 'or' has no meaning: choose one of them");
+  EXPECT_EQ(ErrorOf("kvzip or kvzip_head"),
+            "'kvzip_head' needs the whole prompt, too, so that it can't take the place of 'kvzip'");
   EXPECT_EQ(ErrorOf("kvzip or h2o or snapkv"), "a recipe has one 'or' at most");
   EXPECT_EQ(ErrorOf("kvzip or "), "the recipe is empty; name one, such as 'snapkv'");
   EXPECT_EQ(ErrorOf(" or h2o"), "the recipe is empty; name one, such as 'snapkv'");
@@ -170,7 +174,8 @@ TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
   EXPECT_EQ(ErrorOf("snapkv alloc=adda"), "there is no alloc=adda; did you mean 'ada'?");
   EXPECT_EQ(ErrorOf("score=knorm:windw=3"), "score=knorm has no parameter 'windw'; did you mean 'recent'?");
   EXPECT_EQ(ErrorOf("alloc=uniform:x=1 score=h2o"), "alloc=uniform has no parameter 'x'; it has none");
-  EXPECT_EQ(ErrorOf("snapkv format=q5"), "format=q5 is none of auto, f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
+  EXPECT_EQ(ErrorOf("snapkv format=q5"),
+            "format=q5 is none of auto, f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
   EXPECT_EQ(ErrorOf("snapkv sinks=-1"), "sinks must be a whole number between 0 and 4096, not '-1'");
   EXPECT_EQ(ErrorOf("snapkv h2o"), "the recipe 'h2o' must come first, alone or with stages after it");
   EXPECT_EQ(ErrorOf("score=snapkv score=h2o"), "score=snapkv and score=h2o exclude one another; name one of them");
@@ -211,7 +216,8 @@ TEST(Recipe, TheListIsCompleteAndFilledIn) {
     const Result<Recipe> spelled = ParseRecipe(info.stages);
     ASSERT_TRUE(spelled.has_value()) << info.stages;
     EXPECT_EQ(spelled->policy->needs(), ParseRecipe(info.name)->policy->needs()) << info.name;
-    for (const std::string& text : {info.summary, info.needs, info.cost, info.when, info.good_for}) EXPECT_FALSE(text.empty());
+    for (const std::string& text : {info.summary, info.needs, info.cost, info.when, info.good_for})
+      EXPECT_FALSE(text.empty());
   }
 }
 

@@ -58,8 +58,8 @@ std::string RecipesMarkdown() {
       "\n## Named recipes\n\n| name | what stays | good for | stages | reads | cost | when | paper "
       "|\n|---|---|---|---|---|---|---|---|\n";
   for (const RecipeInfo& r : ListRecipes()) {
-    text += fmt::format("| `{}` | {} | {} | `{}` | {} | {} | {} | {} |\n", r.name, Cell(r.summary), Cell(r.good_for), r.stages, r.needs,
-                        r.cost, r.when, PaperLink(r.paper));
+    text += fmt::format("| `{}` | {} | {} | `{}` | {} | {} | {} | {} |\n", r.name, Cell(r.summary), Cell(r.good_for),
+                        r.stages, r.needs, r.cost, r.when, PaperLink(r.paper));
   }
   text += "\n## Parameters\n\n| name | parameters, with default and range |\n|---|---|\n";
   for (const RecipeInfo& r : ListRecipes()) {

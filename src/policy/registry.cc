@@ -115,7 +115,8 @@ constexpr Factory<CritiOptions> kPrefills[] = {
 #undef PITH_IGNORE
 
 constexpr NamedRecipe kRecipes[] = {
-#define PITH_RECIPE(name, stages, paper, summary, cost, when, good_for) {name, stages, paper, summary, cost, when, good_for},
+#define PITH_RECIPE(name, stages, paper, summary, cost, when, good_for) \
+  {name, stages, paper, summary, cost, when, good_for},
 #include "policy/recipes.inc"
 #undef PITH_RECIPE
 };

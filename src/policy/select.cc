@@ -26,8 +26,8 @@ struct Candidate {
 };
 
 // Adds what is not pinned of one head.
-void AddCandidates(std::span<const float> scores, std::span<const float> ties, std::span<const uint8_t> pinned, uint32_t slot,
-                   std::vector<Candidate>& out) {
+void AddCandidates(std::span<const float> scores, std::span<const float> ties, std::span<const uint8_t> pinned,
+                   uint32_t slot, std::vector<Candidate>& out) {
   const size_t n = scores.size();
   for (size_t i = 0; i < n; ++i) {
     if (!pinned.empty() && pinned[i] != 0) continue;
@@ -138,7 +138,8 @@ double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, d
     }
   }
   if (spare < 0 && !overdraws) return -spare;
-  std::stable_sort(heads.begin(), heads.end(), [](const PagedHead& a, const PagedHead& b) { return a.worth > b.worth; });
+  std::stable_sort(heads.begin(), heads.end(),
+                   [](const PagedHead& a, const PagedHead& b) { return a.worth > b.worth; });
   for (PagedHead& head : heads) {
     const int more = page - head.entries % page;
     if (spare < head.cost || head.entries + more > head.most) continue;

@@ -29,8 +29,8 @@ double KeepFraction(const Budget& budget, int num_entries);
 void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& budgets);
 
 // Fitted budgets, with the entries that stand in, as multiples of page_entries that cost `total` at most: down, then up
-// again where most of what was given fits for what a page takes. A head that must hold more keeps just that. Not 0: what
-// that costs beyond the total, and nothing has changed; with `overdraws` it is taken from heads of several pages.
+// again where most of what was given fits for what a page takes. A head that must hold more keeps just that. Not 0:
+// what that costs beyond the total, and nothing has changed; with `overdraws` it is taken from heads of several pages.
 double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, double total, bool overdraws,
                     Allocation& budgets);
 
@@ -82,7 +82,8 @@ void MeanOfPooled(int group, const Pooling& pooling, const Fill& fill, std::span
   }
 }
 
-// Largest over the group of what fill(g, row) leaves in its row of zeros. out: [n], as each row. Query heads side by side.
+// Largest over the group of what fill(g, row) leaves in its row of zeros. out: [n], as each row. Query heads side by
+// side.
 template <typename Fill>
 void LargestOf(int group, const Fill& fill, std::span<float> out) {
   std::vector<std::vector<float>> rows(static_cast<size_t>(group), std::vector<float>(out.size()));

@@ -9,9 +9,10 @@
 //     | Stage::Rerank                       head's own budget known
 //   the best of each head stay              act=drop
 //
-// A stage is one file in score/, aggregate/, modify/, allocate/, act/ or prefill/ and one line
-// in registry.inc; its formulas may stand beside it in a file of their own, those of several folders in terms/. Stages never know one another. All methods are const and safe to call concurrently; loops over heads
-// that take long are ParallelFor (base/parallel.h), which the engine's threads share. Rerank() is called side by side.
+// A stage is one file in score/, aggregate/, modify/, allocate/, act/ or prefill/ and one line in registry.inc. Its
+// formulas may stand beside it in a file of their own, those of several folders in terms/. Stages never know one
+// another. All methods are const and safe to call concurrently; loops over heads that take long are ParallelFor
+// (base/parallel.h), which the engine's threads share. Rerank() is called side by side.
 #ifndef PITH_POLICY_STAGE_H_
 #define PITH_POLICY_STAGE_H_
 

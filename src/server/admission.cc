@@ -1,7 +1,8 @@
 // Who may begin, and in which bytes.
 //
-//   recipe drops entries   floor: an equal share, or all that its tokens take, if that is less;  ceiling: whatever is there
-//   recipe drops nothing   floor: all that its tokens will take;                                 ceiling: whatever is there
+//   recipe drops entries   floor: an equal share, or all that its tokens take, if that is less;  ceiling: whatever is
+//   there recipe drops nothing   floor: all that its tokens will take;                                 ceiling:
+//   whatever is there
 //
 // A request begins when its floor can be promised. Until then it waits, and those behind it too: whoever needs much is
 // not overtaken for ever. Resting prefixes go first, then the engine takes back what running sequences have borrowed.
@@ -26,7 +27,9 @@ size_t PagesOf(size_t num_tokens) { return (num_tokens + kPageEntries - 1) / kPa
 
 }  // namespace
 
-size_t JobBytes::Of(size_t num_tokens) const { return first_page + page * (std::max<size_t>(PagesOf(num_tokens), 1) - 1); }
+size_t JobBytes::Of(size_t num_tokens) const {
+  return first_page + page * (std::max<size_t>(PagesOf(num_tokens), 1) - 1);
+}
 
 size_t JobBytes::MostTokens() const {
   if (limit < first_page) return 0;
@@ -97,14 +100,15 @@ Status SchedulerImpl::PlanJob(Job& job) {
   job.bytes.page = two.steady_bytes - one.steady_bytes;
   const size_t prompt = job.text.size(), room = num_ctx - std::min(num_ctx, prompt);
   const bool is_promised_all = job.drops || options_.deterministic_reuse || job.choices.size() > 1;
-  const size_t wanted = request.generation.max_tokens < 0
-                            ? (is_promised_all ? room : std::min(kTokensAhead, room))
-                            : std::min(static_cast<size_t>(request.generation.max_tokens) - job.num_generated_before, room);
+  const size_t wanted =
+      request.generation.max_tokens < 0
+          ? (is_promised_all ? room : std::min(kTokensAhead, room))
+          : std::min(static_cast<size_t>(request.generation.max_tokens) - job.num_generated_before, room);
   const size_t all = job.bytes.Of(prompt + wanted);
   if (!job.drops && job.bytes.Of(prompt) > job.bytes.limit) {
-    const std::string sentence =
-        fmt::format("the prompt has {} tokens, and {:.2f} MiB of KV budget hold {} of them without dropping any", prompt,
-                    static_cast<double>(job.bytes.limit) / (1 << 20), std::min(job.bytes.MostTokens(), num_ctx));
+    const std::string sentence = fmt::format(
+        "the prompt has {} tokens, and {:.2f} MiB of KV budget hold {} of them without dropping any", prompt,
+        static_cast<double>(job.bytes.limit) / (1 << 20), std::min(job.bytes.MostTokens(), num_ctx));
     return request.refuse_eviction ? Status(OutOfContext(sentence)) : Status(OutOfBudget(sentence));
   }
   const size_t share = total_bytes_ / static_cast<size_t>(options_.max_running);

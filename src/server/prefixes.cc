@@ -13,8 +13,8 @@ constexpr double kLeastBytesPerToken = 64;
 
 size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b) {
   const size_t length = std::min(a.size(), b.size());
-  return static_cast<size_t>(std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(length), b.begin()).first -
-                             a.begin());
+  return static_cast<size_t>(
+      std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(length), b.begin()).first - a.begin());
 }
 
 double PrefixStore::PriorityOf(const Prefix& prefix) const {

@@ -108,7 +108,8 @@ TEST(OpenAiProtocol, LogprobsAndStops) {
 TEST(OpenAiProtocol, ToolsReachAModelWhoseTemplateKnowsNone) {
   FakeServer server;
   const std::string tools =
-      R"("tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}])";
+      R"("tools":[{"type":"function","function":{"name":"weather",)"
+      R"("parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}])";
   server.scheduler->text = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}\n</tool_call>";
   const auto exchange = server.Handle("POST", "/v1/chat/completions", With(tools + R"(,"tool_choice":"required")"));
   ASSERT_EQ(exchange->status, 200) << exchange->body;
@@ -145,7 +146,8 @@ TEST(OpenAiProtocol, WrongRequestsAreTheClients) {
        R"("n":0)", R"("n":1.5)", R"("max_tokens":1e30)", R"("logit_bias":{"300":1})", R"("logit_bias":{"a":1})",
        R"("tool_choice":"required")", R"("tools":[{}])", R"("tools":[{"type":"function","function":{"name":"a b"}}])",
        R"("response_format":{"type":"xml"})",
-       R"("response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
+       R"("response_format":{"type":"json_schema",)"
+       R"("json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
        R"("kv_budget":0)", R"("recipe":"none such")", R"("id_slot":7)", R"("messages":[])"}) {
     const auto exchange = server.Handle("POST", "/v1/chat/completions", With(more));
     EXPECT_EQ(exchange->status, 400) << more;

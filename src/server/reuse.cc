@@ -1,17 +1,18 @@
 // Texts that were read already.
 //
-// What a job has read rests when its first choice ends: prompt and answer, in the bytes that they hold. A later prompt of
-// the same tenant, recipe and kv_budget takes up the sequence, resting or running, with which it has most in common:
+// What a job has read rests when its first choice ends: prompt and answer, in the bytes that they hold. A later prompt
+// of the same tenant, recipe and kv_budget takes up the sequence, resting or running, with which it has most in common:
 //
-//   all that it has read begins the prompt      it goes on from there, whatever its recipe has dropped: like a conversation
-//   only a part of it does                      it is rewound to that part, where its recipe can (Engine::RewindTarget)
+//   all that it has read begins the prompt      it goes on from there, whatever its recipe has dropped: like a
+//   conversation only a part of it does                      it is rewound to that part, where its recipe can
+//   (Engine::RewindTarget)
 //
-// A resting sequence is taken, unless much of it would be lost for others or it was made for them (a checkpoint after the
-// pinned tokens, where nothing can be rewound); these, and running ones, are forked.
+// A resting sequence is taken, unless much of it would be lost for others or it was made for them (a checkpoint after
+// the pinned tokens, where nothing can be rewound); these, and running ones, are forked.
 //
-// deterministic_reuse: a prompt is read in blocks of block_tokens rows from its beginning, each in a step of its own, so
-// that a block's bits follow from the tokens before it alone. Only whole blocks of prompts are taken up then, and bytes
-// are the same whoever else is there.
+// deterministic_reuse: a prompt is read in blocks of block_tokens rows from its beginning, each in a step of its own,
+// so that a block's bits follow from the tokens before it alone. Only whole blocks of prompts are taken up then, and
+// bytes are the same whoever else is there.
 #include <algorithm>
 #include <utility>
 

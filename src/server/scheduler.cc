@@ -88,8 +88,8 @@ Result<RequestId> SchedulerImpl::Submit(Request request, std::shared_ptr<Request
   if (request.prompt.empty()) return InvalidArgument("the prompt is empty");
   if (request.num_pinned > request.prompt.size()) return InvalidArgument("more tokens are pinned than the prompt has");
   if (request.num_choices < 1 || request.num_choices > options_.max_running) {
-    return InvalidArgument(
-        fmt::format("{} choices were asked for; between 1 and {} are possible", request.num_choices, options_.max_running));
+    return InvalidArgument(fmt::format("{} choices were asked for; between 1 and {} are possible", request.num_choices,
+                                       options_.max_running));
   }
   if (request.slot >= options_.max_running) return InvalidArgument(fmt::format("there is no slot {}", request.slot));
   for (const int32_t token : request.prompt) {
@@ -97,7 +97,8 @@ Result<RequestId> SchedulerImpl::Submit(Request request, std::shared_ptr<Request
       return InvalidArgument(fmt::format("there is no token {}", token));
   }
   if (request.prompt.size() > num_ctx) {
-    return OutOfContext(fmt::format("the prompt has {} tokens, more than the context of {}", request.prompt.size(), num_ctx));
+    return OutOfContext(
+        fmt::format("the prompt has {} tokens, more than the context of {}", request.prompt.size(), num_ctx));
   }
   auto job = std::make_shared<Job>();
   for (int i = 0; i < request.num_choices; ++i) {
@@ -195,7 +196,8 @@ bool SchedulerImpl::TakeInbox() {
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [this] {
-        return stops_ || has_cancels_ || !inbox_.empty() || !commands_.empty() || !waiting_.empty() || !running_.empty();
+        return stops_ || has_cancels_ || !inbox_.empty() || !commands_.empty() || !waiting_.empty() ||
+               !running_.empty();
       });
       fresh.swap(inbox_);
       if (!commands_.empty()) {

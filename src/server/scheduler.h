@@ -88,8 +88,8 @@ class RequestSink {
   virtual ~RequestSink() = default;
   virtual void Started(const RequestUsage& usage, int slot) = 0;
   virtual void Progress(int prompt_done, int prompt_total) = 0;
-  // Whole characters, and the tokens sampled since the last call with their logprobs where they were wanted (a token may
-  // come before its text does). text or tokens may be empty.
+  // Whole characters, and the tokens sampled since the last call with their logprobs where they were wanted (a token
+  // may come before its text does). text or tokens may be empty.
   virtual void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) = 0;
   virtual void Ended(int choice, GenerationResult result) = 0;
   virtual void Finished(const RequestUsage& usage, const RequestTimes& times, const CacheReport& cache) = 0;
@@ -140,7 +140,8 @@ struct SavedSlot {
 class Scheduler {
  public:
   // `text` is asked on the engine's thread alone.
-  static Result<std::unique_ptr<Scheduler>> Create(std::shared_ptr<Engine> engine, std::shared_ptr<const TextModel> text,
+  static Result<std::unique_ptr<Scheduler>> Create(std::shared_ptr<Engine> engine,
+                                                   std::shared_ptr<const TextModel> text,
                                                    const SchedulerOptions& options);
   virtual ~Scheduler() = default;
 

@@ -63,8 +63,8 @@ struct Job {
   SteadyClock::time_point submitted, started, first_logits;
 
   // Known from Intake() on.
-  std::vector<int32_t> text;      // to be read before it (goes on) to generate: the prompt, and what was generated before
-                                  // it had to make room for others
+  std::vector<int32_t> text;  // to be read before it (goes on) to generate: the prompt, and what was generated before
+                              // it had to make room for others
   size_t num_generated_before = 0;  // of the first choice's tokens, those in `text`
   SequenceOptions options;
   bool drops = false;  // its recipe drops entries

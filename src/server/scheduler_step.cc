@@ -53,7 +53,8 @@ void SchedulerImpl::EndStep() {
   for (size_t i = 0; i < rows_.size(); ++i) {
     Job& job = *rows_[i].job;
     Choice& choice = *rows_[i].choice;
-    if (job.is_cancelled() || std::ranges::none_of(running_, [&](const JobPtr& other) { return other.get() == &job; })) {
+    if (job.is_cancelled() ||
+        std::ranges::none_of(running_, [&](const JobPtr& other) { return other.get() == &job; })) {
       continue;
     }
     if (job.failure) {
@@ -225,7 +226,8 @@ Status SchedulerImpl::ForkChoices(Job& job) {
 
 void SchedulerImpl::Say(Job& job, Choice& choice, std::string text) {
   const GenerationResult& result = choice.generator->result();
-  std::vector<int32_t> tokens(result.tokens.begin() + static_cast<std::ptrdiff_t>(choice.num_told), result.tokens.end());
+  std::vector<int32_t> tokens(result.tokens.begin() + static_cast<std::ptrdiff_t>(choice.num_told),
+                              result.tokens.end());
   std::vector<TokenLogprobs> logprobs;
   if (!result.logprobs.empty()) {
     logprobs.assign(result.logprobs.begin() + static_cast<std::ptrdiff_t>(choice.num_told), result.logprobs.end());

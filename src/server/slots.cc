@@ -59,7 +59,8 @@ Status SchedulerImpl::CheckSlot(int slot) const {
 Result<std::string> SchedulerImpl::SlotPath(const std::string& name) const {
   if (options_.save_folder.empty()) return Unsupported("this server was started without a folder for saved slots");
   const bool plain = std::ranges::all_of(name, [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '-';
   });
   if (name.empty() || name.size() > kLongestName || !plain || name.front() == '.') {
     return InvalidArgument("a file name consists of letters, digits, '-', '_' and '.', and does not begin with a '.'");

@@ -44,7 +44,9 @@ TEST(DivideRows, RandomWishesAreServedFully) {
 // A made-up engine: a step of d decodes takes decode + d * decode_row, a row of a prompt row_seconds.
 struct Machine {
   double decode = 0.01, decode_row = 0.001, row = 0.0015;
-  double Step(int decodes, int rows) const { return (decodes > 0 ? decode + decodes * decode_row : 0.002) + rows * row; }
+  double Step(int decodes, int rows) const {
+    return (decodes > 0 ? decode + decodes * decode_row : 0.002) + rows * row;
+  }
 };
 
 struct Outcome {

@@ -81,7 +81,9 @@ Result<Conversation::Rendered> Conversation::RenderLater(const std::string& mess
     PITH_ASSIGN_OR_RETURN(const std::string marked, after_answer(history, mark));
     return Rendered::Split(text, marked, mark);
   };
-  const auto is_empty = [](const Result<Rendered>& rendered) { return rendered->before.empty() && rendered->message.empty(); };
+  const auto is_empty = [](const Result<Rendered>& rendered) {
+    return rendered->before.empty() && rendered->message.empty();
+  };
 
   Result<Rendered> rendered = render(messages_);
   if (!rendered) return rendered;
@@ -135,10 +137,12 @@ Status Conversation::Queue(const Rendered& rendered, bool first) {
   size_t num_pinned = 0;
   if (pins) {
     // A message may change how the end of the head falls into tokens.
-    while (num_pinned < head.size() && num_pinned + 1 < tokens.size() && head[num_pinned] == tokens[num_pinned]) ++num_pinned;
+    while (num_pinned < head.size() && num_pinned + 1 < tokens.size() && head[num_pinned] == tokens[num_pinned])
+      ++num_pinned;
     if (num_pinned == 0 || rendered.before.find(Trim(options_.system)) == std::string::npos) {
-      pin_note_ = "the chat template does not write the system message before the first message as it is, so that it may "
-                  "be dropped like all else";
+      pin_note_ =
+          "the chat template does not write the system message before the first message as it is, so that it may "
+          "be dropped like all else";
     }
   }
   if (pending_.empty()) num_pinned_ = num_pinned;

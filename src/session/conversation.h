@@ -1,15 +1,15 @@
 // Messages and the tokens that a sequence must read for them.
 //
-// The sequence holds the conversation; each turn reads only what is new: the end of the answer before it (that the model
-// never saw as input), the new message, and the opening of the next answer.
+// The sequence holds the conversation; each turn reads only what is new: the end of the answer before it (that the
+// model never saw as input), the new message, and the opening of the next answer.
 //
 //   first turn     [ BOS, system message, user opening | message | user end, assistant opening ]
 //                    pinned, if a system message was given
 //   later turns    [ assistant end, user opening       | message | user end, assistant opening ]
 //
-// What the template puts there is found by rendering the whole conversation with a mark in place of the last answer, and
-// taking what follows the mark. So it does not matter what the template does to earlier messages, and nothing that stands
-// at the beginning is ever read a second time.
+// What the template puts there is found by rendering the whole conversation with a mark in place of the last answer,
+// and taking what follows the mark. So it does not matter what the template does to earlier messages, and nothing that
+// stands at the beginning is ever read a second time.
 #ifndef PITH_SESSION_CONVERSATION_H_
 #define PITH_SESSION_CONVERSATION_H_
 

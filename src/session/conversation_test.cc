@@ -51,7 +51,8 @@ TEST(Conversation, EachTurnReadsWhatIsNew) {
   const size_t pinned = sequence.pinned;
   conversation.Answered("Hello", std::nullopt);
   ASSERT_TRUE(conversation.Say("Bye"));
-  EXPECT_EQ(Read(conversation, sequence, model), "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(Read(conversation, sequence, model),
+            "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_EQ(sequence.pinned, pinned);
   conversation.Answered("See you", 'u');  // cut: its last token was not read
   ASSERT_TRUE(conversation.Say("x"));
@@ -126,7 +127,8 @@ TEST(Conversation, ASystemMessageThatMovesWithTheLastTurnIsReadOnce) {
     for (const ChatMessage& message : messages) {
       if (message.role == "system") system = message.content + "\n\n";
       if (message.role == "assistant") text += message.content + "</s>";
-      if (message.role == "user") text += "[INST]" + (&message == &messages.back() ? system : "") + message.content + "[/INST]";
+      if (message.role == "user")
+        text += "[INST]" + (&message == &messages.back() ? system : "") + message.content + "[/INST]";
     }
     return "<s>" + text;
   });
@@ -174,7 +176,8 @@ TEST(Conversation, ControlTokensOfTheUserMayBeText) {
   const auto num_ends = [&](bool control_tokens) {
     Conversation conversation(model, {.system = {}, .control_tokens = control_tokens});
     EXPECT_TRUE(conversation.Say(message));
-    EXPECT_EQ(model.TextOf(conversation.pending()), "<s><|im_start|>user\n" + message + "<|im_end|>\n<|im_start|>assistant\n");
+    EXPECT_EQ(model.TextOf(conversation.pending()),
+              "<s><|im_start|>user\n" + message + "<|im_end|>\n<|im_start|>assistant\n");
     return std::ranges::count(conversation.pending(), testing::kEnd);
   };
   EXPECT_EQ(num_ends(true), 2);

@@ -1,7 +1,7 @@
 // From logits to text: one generation, step by step, and the loop that drives it over a sequence.
 //
-// A server that interleaves many sequences calls Generator::Next() with each one's logits and decodes the tokens that it
-// returns in a batch; a program with one conversation calls Generate().
+// A server that interleaves many sequences calls Generator::Next() with each one's logits and decodes the tokens that
+// it returns in a batch; a program with one conversation calls Generate().
 #ifndef PITH_SESSION_GENERATOR_H_
 #define PITH_SESSION_GENERATOR_H_
 

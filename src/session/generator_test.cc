@@ -79,7 +79,8 @@ TEST(Generator, TheContextsEndKeepsTheText) {
 }
 
 TEST(Generator, StopStringsEndTheTextBeforeThem) {
-  for (const auto& [stop, text] : {std::pair("User:", "Fine. "), std::pair("e", "Fin"), std::pair("zzz", "Fine. User: and")}) {
+  for (const auto& [stop, text] :
+       {std::pair("User:", "Fine. "), std::pair("e", "Fin"), std::pair("zzz", "Fine. User: and")}) {
     const Outcome outcome = Play("Fine. User: and", {.stops = {"", stop}});
     EXPECT_EQ(outcome.result.text, text);
     EXPECT_EQ(outcome.result.stop, stop == std::string("zzz") ? StopReason::kEnd : StopReason::kStopString);
@@ -92,7 +93,8 @@ TEST(Generator, ATailThatLooksLikeAStopStringIsKept) {
   for (size_t length = 0; length <= text.size(); ++length) {
     for (const char* stop : {"abcabcabcd", "cabcabxy", "bxx"}) {
       EXPECT_EQ(Play(text.substr(0, length), {.stops = {stop}}).result.text, text.substr(0, length));
-      EXPECT_EQ(Play(text, {.max_tokens = static_cast<int>(length), .stops = {stop}}).result.text, text.substr(0, length));
+      EXPECT_EQ(Play(text, {.max_tokens = static_cast<int>(length), .stops = {stop}}).result.text,
+                text.substr(0, length));
     }
   }
   EXPECT_EQ(Play("xabcabd", {.stops = {"abcabcd", "bca"}}).result.text, "xa") << "the first that is complete ends it";
@@ -116,13 +118,15 @@ TEST(Generator, AFullBudgetKeepsTheText) {
   const ByteModel model;
   FakeSequence sequence;
   sequence.decode_error = Error{ErrorCode::kOutOfBudget, "full"};
-  const auto full = Generate(sequence, Generator(model, Script("hello"), {}), {.num_ctx = 9, .on_text = {}, .interrupted = {}});
+  const auto full =
+      Generate(sequence, Generator(model, Script("hello"), {}), {.num_ctx = 9, .on_text = {}, .interrupted = {}});
   ASSERT_TRUE(full);
   EXPECT_EQ(full->text, "h");
   EXPECT_EQ(full->stop, StopReason::kBudget);
   EXPECT_EQ(full->stop_message, "full");
   sequence.decode_error = Error{ErrorCode::kIo, "broken"};
-  const auto broken = Generate(sequence, Generator(model, Script("hello"), {}), {.num_ctx = 9, .on_text = {}, .interrupted = {}});
+  const auto broken =
+      Generate(sequence, Generator(model, Script("hello"), {}), {.num_ctx = 9, .on_text = {}, .interrupted = {}});
   ASSERT_FALSE(broken);
   EXPECT_EQ(broken.error().message, "broken");
 }

@@ -39,7 +39,9 @@ Status EngineSequence::Feed(std::span<const int32_t> tokens, bool pin, const Pro
   return engine_->Prefill(id_, tokens, pin, nullptr, progress);
 }
 
-Status EngineSequence::Decode(int32_t token) { return id_ == kNone ? Status(NoSequence()) : engine_->Decode(id_, token); }
+Status EngineSequence::Decode(int32_t token) {
+  return id_ == kNone ? Status(NoSequence()) : engine_->Decode(id_, token);
+}
 
 std::span<const float> EngineSequence::logits() const {
   return id_ == kNone ? std::span<const float>() : engine_->logits(id_);

@@ -63,12 +63,12 @@ class Cursor {
 
 void Append(std::span<const float> row, std::vector<float>& rows) { rows.insert(rows.end(), row.begin(), row.end()); }
 
-Result<RowLists> ReadPlain(const HostModel& model, const Reading& reading, const TokenLists& tokens, bool flash_attention,
-                           int num_threads) {
+Result<RowLists> ReadPlain(const HostModel& model, const Reading& reading, const TokenLists& tokens,
+                           bool flash_attention, int num_threads) {
   const int num_sequences = static_cast<int>(tokens.size());
   PITH_ASSIGN_OR_RETURN(const auto plain,
-                        PlainContext::Create(model, (LongestSequence(tokens) + 64) * num_sequences, LargestBlock(reading),
-                                             flash_attention, num_threads, num_sequences));
+                        PlainContext::Create(model, (LongestSequence(tokens) + 64) * num_sequences,
+                                             LargestBlock(reading), flash_attention, num_threads, num_sequences));
   RowLists rows;
   Cursor cursor(tokens);
   for (const ReadingStep& step : reading) {
@@ -151,7 +151,8 @@ Result<RowLists> ReadControl(const HostModel& model, const TokenLists& tokens, i
 Status Add(const RowLists& reference, const RowLists& other, size_t vocab, const char* who, DifferenceSum& sum) {
   for (const auto& [sequence, rows] : reference) {
     const std::vector<float>& others = other.at(sequence);
-    if (others.size() != rows.size()) return Corrupt(fmt::format("{} gives {} logits for {}", who, others.size(), rows.size()));
+    if (others.size() != rows.size())
+      return Corrupt(fmt::format("{} gives {} logits for {}", who, others.size(), rows.size()));
     for (const float logit : others) {
       if (!std::isfinite(logit)) return Corrupt(fmt::format("{} gives logits that are not finite", who));
     }
@@ -209,9 +210,9 @@ bool Parity::telling() const {
 }
 
 std::string Parity::ToString() const {
-  return fmt::format("mean KL {:.3g} (floor {:.3g}, control {:.3g}), largest difference {:.3g} (floor {:.3g}, control {:.3g})",
-                     pith.mean_kl(), floor.mean_kl(), control.mean_kl(), pith.max_abs(), floor.max_abs(),
-                     control.max_abs());
+  return fmt::format(
+      "mean KL {:.3g} (floor {:.3g}, control {:.3g}), largest difference {:.3g} (floor {:.3g}, control {:.3g})",
+      pith.mean_kl(), floor.mean_kl(), control.mean_kl(), pith.max_abs(), floor.max_abs(), control.max_abs());
 }
 
 Result<Parity> CompareReaders(const std::shared_ptr<HostModel>& model, const Reading& reading, int num_threads,

@@ -52,8 +52,10 @@ constexpr std::string_view kNoAttentionInLayer1 =
 constexpr std::string_view kIndexers = "deepseek32 deepseek4 glm-dsa dots3note hy_v4 minimax-m3 qwen4exp glm5-next";
 // No form without experts exists.
 constexpr std::string_view kNeedsExperts =
-    "llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic deepseek "
-    "deepseek2 deepseek2-ocr deepseek32 dots3note deepseek4 glm4moe glm-dsa exaone-moe bailingmoe bailingmoe2 bailingmoe3 "
+    "llama4 cohere2moe grok qwen2moe qwen3moe qwen3next qwen3vlmoe qwen35moe qwen4exp phimoe dbrx olmoe arctic "
+    "deepseek "
+    "deepseek2 deepseek2-ocr deepseek32 dots3note deepseek4 glm4moe glm-dsa exaone-moe bailingmoe bailingmoe2 "
+    "bailingmoe3 "
     "dots1 afmoe ernie4_5-moe hunyuan-moe hy_v3 hy_v4 gpt-oss lfm2moe smallthinker llada-moe grovemoe minimax-01 "
     "minimax-m2 minimax-m3 rnd1 mimo2 kimi-linear kimi-k3 glm5-next step35 mistral4 mellum laguna maple nemotron_h_moe "
     "granitemoe";
@@ -67,7 +69,8 @@ struct ShapeException {
 const ShapeException kShapes[] = {
     {"llama4", {.layers = 4}},  // every fourth layer is global and without RoPE
     {"gemma4", {.layers = 5}},
-    {"gemma3n", {.embd = 64, .heads = 2, .kv_heads = 1, .ff = 96, .layers = 22}},  // 20 layers have a cache, the rest share
+    {"gemma3n",
+     {.embd = 64, .heads = 2, .kv_heads = 1, .ff = 96, .layers = 22}},  // 20 layers have a cache, the rest share
     {"deepseek4", {.embd = 512, .heads = 8, .kv_heads = 1, .ff = 1024, .layers = 4}},
     {kMla, {.kv_heads = 1}},
     {"dots1 olmoe minicpm3 plm jina-bert-v2 deepseek2-ocr", {.kv_heads = 4}},

@@ -53,7 +53,8 @@ class SessionSample {
     sequence.next_position = num_tokens;
     sequence.entries_seen = num_tokens * owner_.num_global_heads;
     if (num_tokens > 4) sequence.pinned = {{0, 2}, {3, 4}};
-    for (size_t i = 0; i < sequence.queries.data().size(); ++i) sequence.queries.data()[i] = static_cast<uint16_t>(7 * i);
+    for (size_t i = 0; i < sequence.queries.data().size(); ++i)
+      sequence.queries.data()[i] = static_cast<uint16_t>(7 * i);
     for (int h = 0; h < 2; ++h) Fill(sequence, 0, h, h == 0 ? num_tokens : num_tokens / 2, num_tokens);
     Fill(sequence, 2, 0, std::min(num_tokens, 20), num_tokens);
     return sequence;

@@ -27,7 +27,8 @@ int main(int argc, char** argv) {
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   llama_context* context = llama_init_from_model(model, params);
   std::vector<llama_token> tokens(block, 1);
-  if (context == nullptr || llama_decode(context, llama_batch_get_one(tokens.data(), static_cast<int32_t>(block))) != 0) {
+  if (context == nullptr ||
+      llama_decode(context, llama_batch_get_one(tokens.data(), static_cast<int32_t>(block))) != 0) {
     std::fprintf(stderr, "plain_rss: cannot decode a block of %u tokens\n", block);
     return 1;
   }

@@ -90,7 +90,8 @@ TEST(Tutorial, AttentionToAShortValueCountsLess) {
 }
 
 TEST(Tutorial, TheBudgetHoldsOnRaggedHeads) {
-  for (const char* text : {"score=vatp:window=4", "score=vatp:window=4 alloc=ada", "score=vatp:window=4 mod=criticalkv"}) {
+  for (const char* text :
+       {"score=vatp:window=4", "score=vatp:window=4 alloc=ada", "score=vatp:window=4 mod=criticalkv"}) {
     const Result<Recipe> recipe = ParseRecipe(text);
     ASSERT_TRUE(recipe.has_value()) << recipe.error().message;
     LayerShapeForTest shape;

@@ -1,5 +1,5 @@
-// Mark0 (evict/one_bit.h): an object whose bit is 1 goes, by lot; where there is none, an unmarked one, by lot. All marks
-// are cleared when all objects have one.
+// Mark0 (evict/one_bit.h): an object whose bit is 1 goes, by lot; where there is none, an unmarked one, by lot. All
+// marks are cleared when all objects have one.
 #include <memory>
 #include <utility>
 

@@ -1,5 +1,5 @@
-// SIEVE (Zhang et al., NSDI 2024): one queue, new objects at the head, a hit sets a bit. The hand goes from tail to head
-// and around, clears set bits and evicts the first object without one; it stays on that one's neighbour.
+// SIEVE (Zhang et al., NSDI 2024): one queue, new objects at the head, a hit sets a bit. The hand goes from tail to
+// head and around, clears set bits and evicts the first object without one; it stays on that one's neighbour.
 #include <memory>
 #include <vector>
 

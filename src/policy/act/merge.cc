@@ -86,7 +86,8 @@ void FindNearest(const float* keys, int num_entries, int dim, std::span<const in
     for (size_t r = 0; r < count; ++r) {
       Normalise(keys + static_cast<size_t>(plan.evicted[first + r]) * width, dim, queries.data() + r * width);
     }
-    kernels::ScoreTable(queries.data(), static_cast<int>(count), dim, table.get(), num_kept, cosines.data(), kept.size());
+    kernels::ScoreTable(queries.data(), static_cast<int>(count), dim, table.get(), num_kept, cosines.data(),
+                        kept.size());
     for (size_t r = 0; r < count; ++r) {
       const auto row = cosines.begin() + static_cast<ptrdiff_t>(r * kept.size());
       const auto best = std::max_element(row, row + num_kept);

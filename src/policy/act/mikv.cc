@@ -54,7 +54,8 @@ void Balance(std::span<const float> queries, std::span<const float> keys, std::s
   const std::vector<float> query = Greatest(queries, balancer.size()), key = Greatest(keys, balancer.size());
   for (size_t c = 0; c < balancer.size(); ++c) {
     const bool none = query[c] == 0 || key[c] == 0;
-    balancer[c] = none ? 1 : std::clamp(static_cast<float>(std::sqrt(static_cast<double>(query[c]) / key[c])), 1e-4F, 1e4F);
+    balancer[c] =
+        none ? 1 : std::clamp(static_cast<float>(std::sqrt(static_cast<double>(query[c]) / key[c])), 1e-4F, 1e4F);
   }
 }
 
@@ -68,12 +69,14 @@ void DequantizeRow(const GroupCodes& codes, std::span<float> row) {
 
 GroupCodes QuantizeKey(std::span<const float> key, std::span<const float> balancer, int group, int bits) {
   std::vector<double> balanced;
-  for (size_t c = 0; c < key.size(); ++c) balanced.push_back(static_cast<double>(key[c]) * static_cast<double>(balancer[c]));
+  for (size_t c = 0; c < key.size(); ++c)
+    balanced.push_back(static_cast<double>(key[c]) * static_cast<double>(balancer[c]));
   return Quantize(balanced, group, bits);
 }
 
 void DequantizeKey(const GroupCodes& codes, std::span<const float> balancer, std::span<float> key) {
-  for (size_t c = 0; c < key.size(); ++c) key[c] = static_cast<float>(Worth(codes, c) / static_cast<double>(balancer[c]));
+  for (size_t c = 0; c < key.size(); ++c)
+    key[c] = static_cast<float>(Worth(codes, c) / static_cast<double>(balancer[c]));
 }
 
 TierSizes TierSizesFor(double ratio, int num_entries) {

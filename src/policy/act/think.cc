@@ -10,7 +10,8 @@ namespace {
 // Mean of squares by channel, in double since sums run over thousands of rows.
 std::vector<double> Energy(std::span<const float> rows, size_t dim) {
   std::vector<double> energy(dim, 0);
-  for (size_t i = 0; i < rows.size(); ++i) energy[i % dim] += static_cast<double>(rows[i]) * static_cast<double>(rows[i]);
+  for (size_t i = 0; i < rows.size(); ++i)
+    energy[i % dim] += static_cast<double>(rows[i]) * static_cast<double>(rows[i]);
   for (double& sum : energy) sum /= static_cast<double>(std::max<size_t>(rows.size() / dim, 1));
   return energy;
 }

@@ -34,7 +34,8 @@ class DBudget final : public Allocator {
     if (inputs.layer < skip_ || inputs.window == 0) return;
     const PrefixOptions options{threshold_, sinks_, rows_, floor_};
     if (paper_) {
-      for (size_t h = 0; h < inputs.heads.size(); ++h) scores.wanted[h] = LargestPrefix(inputs, inputs.heads[h], options);
+      for (size_t h = 0; h < inputs.heads.size(); ++h)
+        scores.wanted[h] = LargestPrefix(inputs, inputs.heads[h], options);
     } else {
       const int suffix = SharedSuffix(inputs, options);
       for (size_t h = 0; h < inputs.heads.size(); ++h) {

@@ -73,7 +73,8 @@ class Density final : public Allocator {
 
  private:
   // Heads of a layer are equal; entries that rounding leaves over go to the first heads with room.
-  static void Spread(std::span<const LayerScores> layers, const std::vector<double>& share, int64_t total, Allocation& out) {
+  static void Spread(std::span<const LayerScores> layers, const std::vector<double>& share, int64_t total,
+                     Allocation& out) {
     for (size_t l = 0; l < layers.size(); ++l) {
       for (size_t h = 0; h < out[l].size(); ++h) {
         const int keep = static_cast<int>(share[l] / static_cast<double>(out[l].size()) + 1e-9);
@@ -100,9 +101,10 @@ class Density final : public Allocator {
 }  // namespace
 
 StageInfo<Allocator> DensityStage() {
-  return {"layers whose attention is spread evenly over their entries get more",
-          {ChoiceParam("ends", "shared|whole", "whether layers 0, 1 and the last keep all they hold")},
-          [](const Params& p) -> std::unique_ptr<Allocator> { return std::make_unique<Density>(p.Choice("ends") == 1); }};
+  return {
+      "layers whose attention is spread evenly over their entries get more",
+      {ChoiceParam("ends", "shared|whole", "whether layers 0, 1 and the last keep all they hold")},
+      [](const Params& p) -> std::unique_ptr<Allocator> { return std::make_unique<Density>(p.Choice("ends") == 1); }};
 }
 
 }  // namespace pith

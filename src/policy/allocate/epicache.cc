@@ -13,7 +13,8 @@ namespace pith {
 namespace {
 
 Result<std::vector<double>> Read(const Params& p) {
-  if (p.Word("path").empty()) return InvalidArgument("alloc=epicache needs a file, as in alloc=epicache:similarity.json");
+  if (p.Word("path").empty())
+    return InvalidArgument("alloc=epicache needs a file, as in alloc=epicache:similarity.json");
   return ReadLayerNumbers(p.Word("path"), "similarity", -1);
 }
 

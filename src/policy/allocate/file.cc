@@ -20,7 +20,9 @@ class File final : public Allocator {
 
   bool layer_local() const override { return false; }
   bool ragged() const override { return true; }
-  Status CheckLayers(int num_layers) const override { return CheckLayerCount("file", path_, shares_.size(), num_layers); }
+  Status CheckLayers(int num_layers) const override {
+    return CheckLayerCount("file", path_, shares_.size(), num_layers);
+  }
 
   void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     std::vector<double> shares = shares_;

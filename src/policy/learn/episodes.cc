@@ -82,7 +82,8 @@ Centroids Spread(const Embeddings& segments, size_t count, std::mt19937_64& rand
   while (centroids.size() < count) {
     std::vector<double> distances;
     double sum = 0;
-    for (size_t i = 0; i < segments.count; ++i) sum += distances.emplace_back(Nearest(segments.row(i), centroids).second);
+    for (size_t i = 0; i < segments.count; ++i)
+      sum += distances.emplace_back(Nearest(segments.row(i), centroids).second);
     if (!(sum > 0)) break;
     double at = Uniform(random) * sum;
     size_t chosen = 0;

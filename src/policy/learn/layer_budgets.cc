@@ -107,7 +107,8 @@ Result<std::vector<double>> ReadLayerNumbers(const std::string& path, std::strin
   for (const auto& number : json[std::string(key)]) {
     const double value = number.is_number() ? number.get<double>() : std::nan("");
     if (!std::isfinite(value) || value < least) {
-      return Corrupt(fmt::format("{}: \"{}\"[{}] is no number of at least {}", Printable(path), key, numbers.size(), least));
+      return Corrupt(
+          fmt::format("{}: \"{}\"[{}] is no number of at least {}", Printable(path), key, numbers.size(), least));
     }
     numbers.push_back(value);
   }

@@ -33,7 +33,8 @@ TEST(EpiCacheExample, Matching) {
   // Means of (1, 0), (-.28, .96) and of (.6, -.8), (.8, -.6); k-means itself would cut otherwise.
   const Episodes episodes{{0, 0, 1, 1}, {{.36, .48}, {.7, -.7}}, 0};
   const std::vector<float> question = {5 / std::sqrt(26.0F), 1 / std::sqrt(26.0F)};
-  const std::vector<double> dot = MatchScores(question, episodes, false), cosine = MatchScores(question, episodes, true);
+  const std::vector<double> dot = MatchScores(question, episodes, false),
+                            cosine = MatchScores(question, episodes, true);
   EXPECT_NEAR(dot[0], .4472, 1e-4);
   EXPECT_NEAR(dot[1], .5491, 1e-4);
   EXPECT_EQ(BestMatch(dot), 1);
@@ -155,11 +156,13 @@ TEST_F(LayerFiles, SharesOfLayersAreFollowed) {
     Budget budget;
     budget.keep = 18;
     std::vector<size_t> sums;
-    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget)) sums.push_back(layer[0].size() + layer[1].size());
+    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget))
+      sums.push_back(layer[0].size() + layer[1].size());
     EXPECT_EQ(sums, (std::vector<size_t>{72, 48, 24, 0})) << level;
     budget.keep = 36;  // the first layer's share is longer than its heads: the next ones get the rest
     sums.clear();
-    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget)) sums.push_back(layer[0].size() + layer[1].size());
+    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget))
+      sums.push_back(layer[0].size() + layer[1].size());
     EXPECT_EQ(sums, (std::vector<size_t>{120, 120, 48, 0})) << level;
   }
 }
@@ -172,8 +175,8 @@ TEST_F(LayerFiles, AModelOfOtherLayersIsRefusedInOneSentence) {
     EXPECT_TRUE(recipe->policy->CheckLayers(3));
     const Status status = recipe->policy->CheckLayers(30);
     ASSERT_FALSE(status);
-    EXPECT_EQ(status.error().message, fmt::format("alloc={}: {} has 3 layers, and this model has 30 with a cache to share",
-                                                  stage, path));
+    EXPECT_EQ(status.error().message,
+              fmt::format("alloc={}: {} has 3 layers, and this model has 30 with a cache to share", stage, path));
   }
 }
 

@@ -54,7 +54,8 @@ std::vector<double> DecayFactors(const HeadRank& rank, const std::vector<size_t>
   std::vector<int32_t> nearest(options.num_sources * wanted);
   ParallelStretches(options.num_sources, kSourceStretch, [&](size_t begin, size_t end) {
     kernels::Nearest(columns.units.data(), static_cast<int>(count), static_cast<int>(dim), columns.stride,
-                     std::span(order).subspan(begin, end - begin), static_cast<int>(wanted), nearest.data() + begin * wanted);
+                     std::span(order).subspan(begin, end - begin), static_cast<int>(wanted),
+                     nearest.data() + begin * wanted);
   });
   for (size_t r = 0; r < options.num_sources; ++r) {
     const auto source = static_cast<size_t>(order[r]);

@@ -17,8 +17,9 @@ Status CheckCritiOptions(const CritiOptions& options) {
                                        kPageEntries, options.block));
   }
   if (options.segment % options.block != 0) {
-    return InvalidArgument(fmt::format("the segment of prefill=criti must be a multiple of its block, and {} is none of {}",
-                                       options.segment, options.block));
+    return InvalidArgument(
+        fmt::format("the segment of prefill=criti must be a multiple of its block, and {} is none of {}",
+                    options.segment, options.block));
   }
   if (options.budget < options.block) {
     return InvalidArgument(fmt::format("the budget of prefill=criti must hold one block: {} is less than {}",
@@ -61,23 +62,24 @@ void ChooseBlocks(std::span<const double> criticality, int count, bool keep_firs
 }
 
 StageInfo<CritiOptions> CritiStage() {
-  return {"while a prompt is read, segments of queries attend only to the earlier blocks that matter; nothing is dropped",
-          {IntParam("segment", 512, kPageEntries, 4096, "queries that share one selection"),
-           IntParam("block", 32, kPageEntries, 4096, "keys per block, a multiple of 32"),
-           IntParam("budget", 2048, kPageEntries, 1 << 24, "earlier entries that a segment attends to"),
-           IntParam("threshold", 4096, 0, 1 << 24, "segments with fewer earlier entries attend to all"),
-           IntParam("skip", 1, 0, 1000, "lowest layers that attend to all"),
-           ChoiceParam("fusion", "on|off", "moving average of the blocks' criticality over layers"),
-           ChoiceParam("first", "off|on", "the first block is always chosen")},
-          [](const Params& p) -> std::unique_ptr<CritiOptions> {
-            return std::make_unique<CritiOptions>(CritiOptions{.segment = p.Int("segment"),
-                                                               .block = p.Int("block"),
-                                                               .budget = p.Int("budget"),
-                                                               .threshold = p.Int("threshold"),
-                                                               .skip = p.Int("skip"),
-                                                               .fusion = p.Choice("fusion") == 0,
-                                                               .keep_first = p.Choice("first") == 1});
-          }};
+  return {
+      "while a prompt is read, segments of queries attend only to the earlier blocks that matter; nothing is dropped",
+      {IntParam("segment", 512, kPageEntries, 4096, "queries that share one selection"),
+       IntParam("block", 32, kPageEntries, 4096, "keys per block, a multiple of 32"),
+       IntParam("budget", 2048, kPageEntries, 1 << 24, "earlier entries that a segment attends to"),
+       IntParam("threshold", 4096, 0, 1 << 24, "segments with fewer earlier entries attend to all"),
+       IntParam("skip", 1, 0, 1000, "lowest layers that attend to all"),
+       ChoiceParam("fusion", "on|off", "moving average of the blocks' criticality over layers"),
+       ChoiceParam("first", "off|on", "the first block is always chosen")},
+      [](const Params& p) -> std::unique_ptr<CritiOptions> {
+        return std::make_unique<CritiOptions>(CritiOptions{.segment = p.Int("segment"),
+                                                           .block = p.Int("block"),
+                                                           .budget = p.Int("budget"),
+                                                           .threshold = p.Int("threshold"),
+                                                           .skip = p.Int("skip"),
+                                                           .fusion = p.Choice("fusion") == 0,
+                                                           .keep_first = p.Choice("first") == 1});
+      }};
 }
 
 }  // namespace pith

@@ -42,7 +42,9 @@ class ExpectedAttention final : public Scorer {
       const std::span<float> rest = std::span(score).subspan(static_cast<size_t>(first));
       if (rest.empty()) return;
       std::vector<std::vector<float>> shares(static_cast<size_t>(inputs.group), std::vector<float>(rest.size()));
-      ParallelFor(shares.size(), [&](size_t g) { Expect(inputs, head, g, turn, head.keys + static_cast<size_t>(first) * dim, shares[g]); });
+      ParallelFor(shares.size(), [&](size_t g) {
+        Expect(inputs, head, g, turn, head.keys + static_cast<size_t>(first) * dim, shares[g]);
+      });
       for (const std::vector<float>& share : shares) {
         for (size_t j = 0; j < rest.size(); ++j) rest[j] += share[j];
       }
@@ -55,8 +57,8 @@ class ExpectedAttention final : public Scorer {
 
  private:
   // The query head's share of the group's mean.
-  void Expect(const LayerInputs& inputs, const HeadInputs& head, size_t at, std::span<const float> turn, const float* keys,
-              std::span<float> share) const {
+  void Expect(const LayerInputs& inputs, const HeadInputs& head, size_t at, std::span<const float> turn,
+              const float* keys, std::span<float> share) const {
     const auto dim = static_cast<size_t>(inputs.key_dim);
     const float s = inputs.attention_scale;
     std::vector<float> mean(head.query_means + at * dim, head.query_means + (at + 1) * dim);

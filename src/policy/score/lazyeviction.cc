@@ -47,7 +47,8 @@ class LazyEviction final : public Scorer {
     const float* __restrict weights = received.data();
     const float alpha = alpha_;
     for (size_t j = 0; j < n; ++j) {  // without branches, which nobody could foresee
-      const float before = last[j], since = weights[j] >= alpha ? now : before;  // which is before where it stays silent
+      const float before = last[j],
+                  since = weights[j] >= alpha ? now : before;  // which is before where it stays silent
       longest[j] = std::max(longest[j], since - before);
       last[j] = since;
     }

@@ -39,8 +39,8 @@ std::vector<float> RkvImportance(const LayerInputs& layer, const HeadInputs& hea
                                  .row_stride = window * dim};
   std::vector<float> logits(num_rows * columns);
   ParallelStretches(columns, kKeyStretch, [&](size_t begin, size_t end) {
-    kernels::LargestProducts(keys.units.data() + begin, static_cast<int>(end - begin), layer.key_dim, keys.stride, queries,
-                             logits.data() + begin, columns);
+    kernels::LargestProducts(keys.units.data() + begin, static_cast<int>(end - begin), layer.key_dim, keys.stride,
+                             queries, logits.data() + begin, columns);
     for (size_t t = 0; t < num_rows; ++t) {
       for (size_t j = begin; j < end; ++j) logits[t * columns + j] *= keys.lengths[j] * scale;
     }
