@@ -40,16 +40,32 @@ class NumberText final : public TextModel {
   Result<std::string> Render(std::span<const ChatMessage>, bool) const override { return Unsupported("numbers only"); }
 };
 
+// Of the process, removed at its end: saved sequences name their model by its file's contents.
+class ModelFolder {
+ public:
+  ModelFolder() : path_(::testing::TempDir() + fmt::format("pith_scheduler_{}", getpid())) {
+    std::filesystem::create_directories(path_);
+  }
+  ~ModelFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  std::string File(const std::string& name) const { return path_ + "/" + name; }
+
+ private:
+  std::string path_;
+};
+
 std::shared_ptr<HostModel> RandomModel(const std::string& architecture = "llama") {
+  static const ModelFolder folder;
   static std::map<std::string, std::shared_ptr<HostModel>> models;
   std::shared_ptr<HostModel>& model = models[architecture];
   if (model != nullptr) return model;
-  const std::string path = ::testing::TempDir() + fmt::format("pith_scheduler_{}_{}.gguf", getpid(), architecture);
+  const std::string path = folder.File(architecture + ".gguf");
   const Status made = pith::testing::MakeRandomModel(architecture, false, path, 11);
   EXPECT_TRUE(made) << made.error().message;
   auto loaded = HostModel::Load(path, {});
   EXPECT_TRUE(loaded) << loaded.error().message;
-  std::filesystem::remove(path);
   if (loaded) model = *loaded;
   return model;
 }
@@ -303,11 +319,22 @@ TEST(ModelScheduler, ManyRequestsWithCancelsEachAsAlone) {
   EXPECT_EQ(IdleBytes(server), idle) << "bytes were left behind";
 }
 
+// A budget in which so many sequences hold so many tokens each, beside what an idle engine takes.
+size_t BudgetFor(ServerSetup setup, int sequences, size_t num_tokens) {
+  setup.budget_bytes = size_t{64} << 20;
+  const Server ample = Make(setup);
+  const KvStats idle = ample.engine->stats();
+  SequenceOptions options = ample.engine->options();
+  options.ceiling_bytes = size_t{32} << 20;
+  return idle.used_bytes + idle.promised_bytes +
+         static_cast<size_t>(sequences) * ample.engine->Admit(options, num_tokens)->steady_bytes;
+}
+
 TEST(ModelScheduler, EvictingRequestsShareABudgetThatHoldsFewOfThem) {
   ServerSetup setup;
   setup.recipe = "snapkv:window=8";
   setup.options.max_running = 4;
-  setup.budget_bytes = size_t{2} << 20;
+  setup.budget_bytes = BudgetFor(setup, 4, 150);
   Server server = Make(setup);
   const size_t idle = server.scheduler->stats().kv.used_bytes;
   std::vector<std::shared_ptr<Collector>> sinks;
@@ -370,6 +397,7 @@ TEST(ModelScheduler, SeveralChoicesReadThePromptOnce) {
 TEST(ModelScheduler, BadRequestsAreRefusedOrFailAlone) {
   ServerSetup setup;
   setup.num_ctx = 200;
+  const size_t holds_100 = BudgetFor(setup, 1, 100) - BudgetFor(setup, 0, 1);
   Server server = Make(setup);
   auto sink = std::make_shared<Collector>();
   const auto code = [&](const Request& request) {
@@ -390,7 +418,7 @@ TEST(ModelScheduler, BadRequestsAreRefusedOrFailAlone) {
 
   auto good = Send(server, Greedy(Prompt(100, 1), 30));
   request = Greedy(Prompt(150, 2), 5);
-  request.kv_budget_bytes = 100000;
+  request.kv_budget_bytes = holds_100;
   request.refuse_eviction = true;
   auto refused = Send(server, request);
   ASSERT_TRUE(refused->Wait());
@@ -591,17 +619,7 @@ TEST(ModelScheduler, TextsThatOutgrowTheBudgetTakeTurns) {
   ServerSetup setup;
   setup.options.max_running = 3;
   setup.options.max_retained = 0;
-  setup.budget_bytes = size_t{64} << 20;
-  size_t budget = 0;
-  {
-    const Server ample = Make(setup);
-    const KvStats idle = ample.engine->stats();
-    SequenceOptions options = ample.engine->options();
-    options.ceiling_bytes = size_t{32} << 20;
-    budget = idle.used_bytes + idle.promised_bytes + ample.engine->Admit(options, 500)->steady_bytes +
-             ample.engine->Admit(options, 330)->steady_bytes;
-  }
-  setup.budget_bytes = budget;
+  setup.budget_bytes = BudgetFor(setup, 1, 500) + BudgetFor(setup, 1, 330) - BudgetFor(setup, 0, 1);
   Server server = Make(setup);
   std::vector<std::shared_ptr<Collector>> sinks;
   for (unsigned i = 0; i < 3; ++i) {
@@ -678,7 +696,7 @@ TEST(ModelScheduler, HybridModelsAreServedToo) {
   ServerSetup setup;
   setup.architecture = "lfm2";
   setup.options.max_running = 3;
-  setup.options.max_retained = 4;
+  setup.options.max_retained = 8;
   Server server = Make(setup);
   ASSERT_NE(server.scheduler, nullptr);
   std::vector<std::shared_ptr<Collector>> sinks;

@@ -147,8 +147,8 @@ void SchedulerImpl::PlanStep() {
       }
     }
   }
-  // Products that are not pith's may round a row differently beside others.
-  if (apart && items_.size() > 1 && !engine_->model().byte_products()) {
+  // Products of libllama's may round a row differently beside others, and few files have none of them.
+  if (apart && items_.size() > 1) {
     const size_t turn = turn_++ % items_.size();
     rows_ = {rows_[turn]}, items_ = {items_[turn]};
   }
