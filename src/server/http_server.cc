@@ -7,17 +7,13 @@
 #include <future>
 #include <optional>
 #include <thread>
-#include <unordered_map>
 
 #include <fmt/format.h>
 
-#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -25,6 +21,8 @@
 #include <boost/beast/http/string_body.hpp>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+
+#include "server/http_shared.h"
 
 namespace pith::server {
 namespace {
@@ -43,22 +41,6 @@ constexpr size_t kLingerBytes = size_t{64} << 20;
 // Connections that are told at the same time that there are too many; more are closed without a word.
 constexpr size_t kMostRefused = 64;
 
-class Connection;
-
-// What all connections share; used on the connections' thread but for the atomics.
-struct Shared {
-  HttpServerOptions options;
-  HttpHandler handler;
-  HttpErrorShape error_shape;
-  asio::io_context io{1};
-  std::optional<asio::thread_pool> workers;
-  std::unordered_map<uint64_t, std::weak_ptr<Connection>> connections;  // by their numbers
-  uint64_t num_accepted = 0;
-  int num_served = 0;  // of them, those that were not refused
-  std::atomic<int> queued{0};
-  bool stopping = false;
-};
-
 std::string_view Reason(int status) {
   const auto text = http::obsolete_reason(static_cast<http::status>(status));
   return {text.data(), text.size()};
@@ -72,6 +54,8 @@ std::string DateNow() {
   const size_t size = std::strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &parts);
   return {text, size};
 }
+
+class Connection;
 
 class Exchange final : public HttpExchange, public std::enable_shared_from_this<Exchange> {
  public:
@@ -103,19 +87,20 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
   bool over_ = false;  // answered, or given up
 };
 
-class Connection : public std::enable_shared_from_this<Connection> {
+class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
   Connection(std::shared_ptr<Shared> shared, tcp::socket socket)
       : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {}
-  ~Connection() {
+  ~Connection() override {
     // Perhaps on another thread, where an answer was the last to know it.
-    asio::post(shared_->io, [shared = shared_, id = id_, was_served = is_served_] {
+    auto forget = [shared = shared_, id = id_, was_served = is_served_] {
       shared->connections.erase(id);
       if (was_served) --shared->num_served;
-    });
+    };
+    shared_->Queue(forget);
   }
 
-  asio::io_context& io() { return shared_->io; }
+  Shared& shared() { return *shared_; }
   uint64_t id() const { return id_; }
 
   void Start() {
@@ -175,8 +160,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     Complete();
   }
 
-  // The client has left, or is given up.
-  void Gone() {
+  void Gone() override {
     if (gone_) return;
     gone_ = true;
     const std::shared_ptr<Connection> self = shared_from_this();
@@ -192,7 +176,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   bool saw_end() const { return saw_end_; }
-  void CloseIfIdle() {
+  void CloseIfIdle() override {
     keep_alive_ = false;
     if (idle_) Gone();
   }
@@ -443,9 +427,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
 template <typename Task>
 void Exchange::InOrder(Task task) {
-  asio::dispatch(connection_->io(), [self = shared_from_this(), task = std::move(task)]() mutable {
+  auto run = [self = shared_from_this(), task = std::move(task)]() mutable {
     if (!self->over_) task(*self->connection_);
-  });
+  };
+  connection_->shared().Run(run);
 }
 
 void Exchange::Send(HttpResponse response) {
@@ -465,16 +450,18 @@ void Exchange::Abort() {
   InOrder([](Connection& connection) { connection.Gone(); });
 }
 void Exchange::Post(std::function<void()> task) {
-  asio::post(connection_->io(), [self = shared_from_this(), task = std::move(task)] {
+  auto run = [self = shared_from_this(), task = std::move(task)] {
     if (!self->over_) task();
-  });
+  };
+  connection_->shared().Queue(run);
 }
 void Exchange::OnLeave(std::function<void()> callback) {
-  asio::dispatch(connection_->io(), [self = shared_from_this(), callback = std::move(callback)]() mutable {
+  auto run = [self = shared_from_this(), callback]() mutable {
     if (self->left_ || self->over_) return callback();
     self->on_leave_.push_back(std::move(callback));
     if (self->connection_->saw_end()) self->connection_->Gone();
-  });
+  };
+  if (!connection_->shared().Run(run)) callback();
 }
 void Exchange::Leave() {
   left_ = true;
@@ -516,24 +503,25 @@ class Server final : public HttpServer {
       shared_->stopping = true;
       error_code ignored;
       acceptor_.close(ignored);
-      ForEach(&Connection::CloseIfIdle);
+      ForEach(&HttpConnection::CloseIfIdle);
     });
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     while (std::chrono::steady_clock::now() < end && NumServed() > 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     // Those that are left hear that their client is gone, so that nothing runs on for them.
-    asio::post(shared_->io, [this] { ForEach(&Connection::Gone); });
+    asio::post(shared_->io, [this] { ForEach(&HttpConnection::Gone); });
     shared_->workers->join();
     work_.reset();
     thread_.join();
+    shared_->End();
   }
 
  private:
-  void ForEach(void (Connection::*what)()) {
+  void ForEach(void (HttpConnection::*what)()) {
     const auto all = shared_->connections;
     for (const auto& [id, weak] : all) {
-      if (const std::shared_ptr<Connection> connection = weak.lock()) (connection.get()->*what)();
+      if (const std::shared_ptr<HttpConnection> connection = weak.lock()) (connection.get()->*what)();
     }
   }
 

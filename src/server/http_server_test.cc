@@ -193,6 +193,11 @@ TEST(HttpServer, StoppingWaitsForAnswers) {
   answer.join();
   EXPECT_TRUE(socket.Read().ends_with("done"));
   EXPECT_EQ(idle.Read(), "");
+  // Whoever still knows the exchange may use it, and nothing stays behind (LeakSanitizer).
+  kept->Send({.status = 200, .body = "late"});
+  bool left = false;
+  kept->OnLeave([&left] { left = true; });
+  EXPECT_TRUE(left);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ Result<std::vector<std::string>> ReadTexts(const char* const* texts, size_t coun
 size_t CopyText(std::string_view text, char* buffer, size_t capacity) {
   if (capacity == 0 || buffer == nullptr) return text.size();
   const size_t copied = std::min(text.size(), capacity - 1);
-  std::memcpy(buffer, text.data(), copied);
+  std::copy_n(text.data(), copied, buffer);
   buffer[copied] = '\0';
   return text.size();
 }
