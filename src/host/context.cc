@@ -129,6 +129,7 @@ struct HostContext::Private {
   void TakeOverStore(ggml_tensor* node, int layer, char kind);
   int& BufferOf(int layer, char kind) { return buffer_of[kind == 'v'].at(static_cast<size_t>(layer)); }
   int ReleaseBuffer(int layer, char kind);
+  int CacheOf(int layer) const { return info.cache_of.empty() ? layer : info.cache_of.at(static_cast<size_t>(layer)); }
   void DropPages(const ggml_tensor* cache);
   void NoteMemory(const ggml_tensor* node);
   bool BuildTeamGraph();
@@ -273,7 +274,12 @@ void HostContext::Private::TakeOverAttention(ggml_tensor* node) {
   Node& entry = NextNode();
   float params[3];  // scale, ALiBi bias, soft-cap
   std::memcpy(params, node->op_params, sizeof params);
-  entry.cache_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
+  const int own_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
+  entry.cache_layer = CacheOf(own_layer);
+  if (entry.cache_layer != own_layer) {  // its own rows are nobody's
+    (void)ReleaseBuffer(own_layer, 'k');
+    (void)ReleaseBuffer(own_layer, 'v');
+  }
   entry.first = caches_read.Insert(entry.cache_layer);
   // ggml stores the scale divided out of the cap: score = cap * tanh(scale / cap * q.k).
   entry.soft_cap = params[2];
