@@ -158,11 +158,11 @@ CoreResult Run(CoreCase& core, const std::string& recipe, int pinned = 0) {
     out.fresh.emplace_back();
     policy->Score(inputs, out.fresh.back());
     if (!policy->layer_local()) continue;
-    out.kept.push_back(policy->Select(inputs, out.fresh.back(), core.budget()));
+    out.kept.push_back(policy->Select(inputs, out.fresh.back(), core.budget()).value());
     out.ranked.push_back(policy->Rank(&inputs, {&out.fresh.back(), 1}, core.budget()).front());
   }
   if (policy->layer_local()) return out;
-  out.kept = policy->SelectAll(out.fresh, core.budget());
+  out.kept = policy->SelectAll(out.fresh, core.budget()).value();
   out.ranked = policy->Rank(nullptr, out.fresh, core.budget());
   return out;
 }

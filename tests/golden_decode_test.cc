@@ -77,7 +77,7 @@ class Simulator {
     Budget budget;
     budget.keep = plan_.budget + (plan_.prompt_stays ? n0_ : 0);
     LayerScores scores = Score();
-    const KeptHeads kept = policy_->Select(Inputs(), scores, budget);
+    const KeptHeads kept = policy_->Select(Inputs(), scores, budget).value();
     std::vector<std::vector<int32_t>> evicted(heads_.size());
     for (size_t h = 0; h < heads_.size(); ++h) {
       std::vector<int32_t> gone;

@@ -188,6 +188,10 @@ class EngineImpl final : public Engine, public AttentionSink {
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // All threads, right after LayerOps::Score() into scores_. True: it failed, and so has the group.
   bool FailByFault(RowGroup& group, const Team& team);
+  // All threads, after a loop with TakeSelection(). True: it was none, and the group has failed.
+  bool FailBySelection(RowGroup& group, const Team& team);
+  template <typename T>
+  void TakeSelection(Result<T> selected, T& into);
   // Before a block, which may have to be evicted from layer by layer by a recipe that compares layers.
   void PrepareCascade(RowGroup& group);
   // All threads, after each global layer of such a block.
@@ -283,6 +287,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
   std::vector<KeptHeads> all_kept_;  // of all layers, or of the first ones
+  Status select_status_;             // of the policy that was to write them
   int num_stand_ins_ = 0;            // of each head for which new entries are made
   std::vector<Cascade> cascades_;    // of each group of rows
   Merger merger_;

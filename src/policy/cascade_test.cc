@@ -48,7 +48,7 @@ Budget FinalBudget() { return {.keep = kKeep, .keep_fraction = static_cast<doubl
 Outcome AtTheEnd(const Policy& policy, const std::vector<std::unique_ptr<TestLayer>>& layers) {
   std::vector<LayerScores> scores(layers.size());
   for (size_t l = 0; l < layers.size(); ++l) policy.Score(layers[l]->inputs(), scores[l]);
-  return {policy.SelectAll(scores, FinalBudget()), int64_t{kLayers} * 3 * kEntries};
+  return {policy.SelectAll(scores, FinalBudget()).value(), int64_t{kLayers} * 3 * kEntries};
 }
 
 // One block, no more than `in_flight` layers of it beyond the total. early: as if each layer so far
@@ -74,7 +74,7 @@ Outcome InACascade(const Policy& policy, const std::vector<std::unique_ptr<TestL
     const int64_t total = int64_t{kLayers} * 3 * (last ? kKeep : kKeep + kSlack);
     if (!last && CountOf(out.kept) + later <= total + (in_flight - 1) * 3 * kEntries) continue;
     const int64_t part = early && !last ? total * static_cast<int64_t>(l + 1) / kLayers : total - later;
-    const std::vector<KeptHeads> kept = cascade.Shrink(policy, part);
+    const std::vector<KeptHeads> kept = cascade.Shrink(policy, part).value();
     for (size_t i = 0; i <= l; ++i) {
       for (size_t h = 0; h < 3; ++h) {
         std::vector<int32_t> left;
