@@ -312,7 +312,7 @@ PITH_GOLDEN_TEST(Core, cake, "in/l0/attn_window") {
   std::vector<int64_t> budgets;
   for (int l = 0; l < core.layers(); ++l) {
     const auto i = static_cast<size_t>(l);
-    preference.push_back(static_cast<float>(result.fresh[i].preference));
+    preference.push_back(static_cast<float>(result.fresh[i].notes.back().numbers.front()));
     budgets.push_back(static_cast<int64_t>(result.kept[i].front().size()) - static_cast<int64_t>(core.window()));
     std::vector<float> before_window;
     for (const auto& head : result.fresh[i].heads) {

@@ -25,9 +25,6 @@ void TrimScores(const KeptHeads& kept, LayerScores& scores) {
   Trim(kept, scores.heads);
   Trim(kept, scores.pinned);
   Trim(kept, scores.ties);
-  Trim(kept, scores.attention);
-  Trim(kept, scores.value_norms);
-  Trim(kept, scores.spread);
   for (StageNotes& notes : scores.notes) Trim(kept, notes.column);
 }
 

@@ -145,13 +145,13 @@ TEST(Cascade, TrimmedScoresAreThoseOfWhatStays) {
   LayerScores scores;
   scores.heads = {{1, 2, 3}, {4, 5, 6}};
   scores.ties = {{7, 8, 9}, {}};
-  scores.attention = {{1, 2}, {3, 4}};  // of the entries before the window
-  scores.preference = 5;
+  scores.NotesOf(nullptr).column = {{1, 2}, {3, 4}};  // of the entries before the window
+  scores.NotesOf(nullptr).numbers = {5};
   TrimScores({{0, 2}, {1}}, scores);
   EXPECT_EQ(scores.heads, (std::vector<std::vector<float>>{{1, 3}, {5}}));
   EXPECT_EQ(scores.ties, (std::vector<std::vector<float>>{{7, 9}, {}}));
-  EXPECT_EQ(scores.attention, (std::vector<std::vector<float>>{{1}, {4}}));
-  EXPECT_EQ(scores.preference, 5);
+  EXPECT_EQ(scores.NotesOf(nullptr).column, (std::vector<std::vector<float>>{{1}, {4}}));
+  EXPECT_EQ(scores.NotesOf(nullptr).numbers, std::vector<double>{5});
 }
 
 }  // namespace

@@ -102,19 +102,12 @@ struct StageNotes {
 struct LayerScores {
   int layer = 0;
   std::vector<std::vector<float>> heads;  // [kv heads][n]
-  // Filled by scorers whose allocator asks for it (CAKE's preference, ...).
-  double preference = 0;
 
   // What Select() and SelectAll() still need once keys and attention are gone. All [kv heads][n],
   // empty where a recipe has no use for them.
   int num_layers = 0;
   std::vector<std::vector<uint8_t>> pinned;     // copied from the inputs
   std::vector<std::vector<float>> ties;         // decides among equal scores; larger stays
-  std::vector<std::vector<float>> attention;    // mean attention of the window (DefensiveKV)
-  std::vector<std::vector<float>> value_norms;  // copied from the inputs (CriticalKV)
-  std::vector<std::vector<float>> spread;       // standard deviation of the attention (RoCo)
-  double certain_mass = 0;                      // attention that certain entries hold (DefensiveKV)
-  std::vector<int> wanted;                      // [kv heads] entries that suffice (DBudgetKV)
   int window = 0;                               // newest entries that were scored as the window
   bool refined = false;                         // Policy::Refine() has been called
   std::vector<StageNotes> notes;                // each stage knows its own alone

@@ -36,7 +36,7 @@ struct HeadBudget {
 struct HeadRank {
   int head = 0;
   HeadBudget budget;
-  const LayerScores* layer = nullptr;  // pinned, value_norms, spread, ...
+  const LayerScores* layer = nullptr;  // pinned, notes, ...
   const HeadInputs* inputs = nullptr;  // null where only scores are left
   int key_dim = 0;
   std::span<float> scores;
@@ -147,7 +147,7 @@ class Allocator : public Stage {
   // True: heads may end with different numbers of entries.
   virtual bool ragged() const { return true; }
   virtual bool keeps_everything() const { return false; }
-  // Statistics of one layer that Allocate() wants (LayerScores::preference, wanted).
+  // Statistics of one layer that Allocate() wants (LayerScores::NotesOf).
   virtual void Prepare(const LayerInputs& inputs, LayerScores& scores) const { (void)inputs, (void)scores; }
   // One layer for layer-local allocators and for Select(); else all of them. The caller clips to n,
   // adds room for pinned entries and enforces the total.
