@@ -330,8 +330,6 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
 }
 
 // The model's layer that is the i-th with a global cache.
-int EngineImpl::LayerOf(int global_layer) const {
-  return static_cast<int>(std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin());
-}
+int EngineImpl::LayerOf(int global_layer) const { return global_layers_[static_cast<size_t>(global_layer)]; }
 
 }  // namespace pith
