@@ -120,7 +120,7 @@ class Memory {
     layer.heads = inputs;
     LayerScores scores;
     policy_->Score(layer, scores);
-    const KeptHeads kept = policy_->Select(layer, scores, Budget{.keep = static_cast<int>(capacity)});
+    const KeptHeads kept = policy_->Select(layer, scores, Budget{.keep = static_cast<int>(capacity)}).value();
     for (size_t h = 0; h < heads_.size(); ++h) Compact(heads_[h], kept[h]);
   }
 
