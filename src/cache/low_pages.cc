@@ -50,8 +50,12 @@ void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source>
     kernels::ReadKey(*sources[i].layout, sources[i].page, sources[i].slot, keys.data() + i, kP);
     kernels::CopyValueAndState(layout, page, static_cast<int>(i), *sources[i].layout, sources[i].page, sources[i].slot);
   }
+  // What was rounded before is not to be rounded anew each time.
+  const bool rounded =
+      std::ranges::any_of(sources, [](const Source& from) { return from.layout->format.whole_pages(); });
+  const kernels::ScaleGrid grid = rounded ? kernels::ScaleGrid::kNested : kernels::ScaleGrid::kClipped;
   for (int d = 0; d < layout.key_dim; ++d) {
-    kernels::WriteKeyGroup(layout, page, d, keys.data() + static_cast<size_t>(d) * kP, kernels::ScaleGrid::kNested);
+    kernels::WriteKeyGroup(layout, page, d, keys.data() + static_cast<size_t>(d) * kP, grid);
   }
 }
 
