@@ -17,9 +17,6 @@
 namespace pith {
 namespace {
 
-// What statistics were before a step is charged beyond this, of all sequences together.
-constexpr size_t kFreeUndoBytes = size_t{8} << 20;
-
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
 }  // namespace
@@ -125,9 +122,7 @@ void EngineImpl::HoldUndo() {
     bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
   }
   if (bytes <= undo_bytes_) return;
-  // As Scratch grows.
-  const size_t grown = bytes + bytes / 4, charged = grown - std::min(grown, kFreeUndoBytes);
-  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, charged)) undo_bytes_ = bytes;
+  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, ChargedUndoBytes(bytes))) undo_bytes_ = bytes;
 }
 
 void EngineImpl::PlanUndo() {
