@@ -89,7 +89,8 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
   const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
   if (global < 0) {
     for (RowGroup& group : groups_) {
-      if (team.ith == 0 && !group.failed() && group.sequence->setup->style.in_layer) DropOutOfWindow(group, layer);
+      if (team.ith == 0 && !group.failed() && group.sequence->setup->style.schedule->FinishesLayers())
+        DropOutOfWindow(group, layer);
     }
     return DemoteLayer(layer, team);
   }
@@ -141,7 +142,8 @@ bool EngineImpl::DemotesOld(const RowGroup& group, int layer) const {
 void EngineImpl::DemoteLayer(int layer, const Team& team) {
   const auto demotes = [](const RowGroup& group) {
     const SequenceSetup& setup = *group.sequence->setup;
-    return !group.failed() && setup.formats.low && (setup.style.in_layer || !group.sequence->evicts_while_running());
+    return !group.failed() && setup.formats.low &&
+           (setup.style.schedule->FinishesLayers() || !group.sequence->evicts_while_running());
   };
   bool any = false;
   for (const RowGroup& group : groups_) any = any || demotes(group);

@@ -15,12 +15,12 @@ void EngineImpl::FinishBlock() {
   for (RowGroup& group : groups_) {
     if (group.failed()) continue;
     Sequence& sequence = *group.sequence;
-    const EvictionStyle& style = sequence.setup->style;
-    for (size_t layer = 0; layer < cache_->layers().size() && !style.in_layer; ++layer) {
+    const EvictionSchedule& schedule = *sequence.setup->style.schedule;
+    for (size_t layer = 0; layer < cache_->layers().size() && !schedule.FinishesLayers(); ++layer) {
       const LayerKind kind = model_->info().layers[layer].kind;
       if (kind == LayerKind::kWindow || kind == LayerKind::kChunk) DropOutOfWindow(group, static_cast<int>(layer));
     }
-    if (!sequence.evicts_while_running() || (style.in_layer && !style.cascades)) continue;
+    if (!sequence.evicts_while_running() || !schedule.EvictsAfterBlock()) continue;
     Status status = EvictAcrossLayers(sequence);
     if (status && sequence.setup->formats.low) status = DemoteAll(sequence);
     group.changed = true;
@@ -169,8 +169,7 @@ void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache>
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
-  const EvictionStyle& style = sequence.setup->style;
-  if (!style.in_layer || style.cascades || !sequence.evicts_while_running()) return false;
+  if (!sequence.setup->style.schedule->EvictsLayers() || !sequence.evicts_while_running()) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
   return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
 }
@@ -220,7 +219,7 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
 
 void EngineImpl::PrepareCascade(RowGroup& group) {
   Sequence& sequence = *group.sequence;
-  if (!sequence.setup->style.cascades || !sequence.evicts || group.num_rows == 1) return;
+  if (sequence.setup->style.schedule->LayersInCascade() == 0 || !sequence.evicts || group.num_rows == 1) return;
   const int64_t entries = GlobalEntriesOf(sequence) + group.num_rows * num_global_heads_;
   if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
@@ -242,7 +241,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     cascade.Add(*active.recipe.policy, std::move(scores_));
     const int64_t in_block =
         static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-    const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
+    const int64_t waiting = last ? 0 : (sequence.setup->style.schedule->LayersInCascade() - 1) * in_block;
     all_kept_.clear();
     select_status_ = Status();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {

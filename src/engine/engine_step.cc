@@ -150,7 +150,7 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += sequence.setup->flight.Bytes(num_rows, 1);
     most = std::min(most, std::max(ceiling, used) - used);
-  } else if (sequence.setup->formats.low && sequence.setup->style.in_layer) {
+  } else if (sequence.setup->formats.low && sequence.setup->style.schedule->FinishesLayers()) {
     // Each layer converts its full pages before the next one takes its rows.
     const size_t kept = BytesToKeep(sequence, num_rows);
     if (used + kept > ceiling) return tl::unexpected<Error>(FullError(sequence));
