@@ -177,15 +177,13 @@ bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
 // Every member returns the same.
 bool EngineImpl::FailByFault(RowGroup& group, const Team& team) {
   if (!ops_->score_failed()) return false;
-  if (team.ith == 0) group.Fail({ErrorCode::kInvalidArgument, scores_.fault});
-  team.Sync();
+  team.One([&] { group.Fail({ErrorCode::kInvalidArgument, scores_.fault}); });
   return true;
 }
 
 bool EngineImpl::FailBySelection(RowGroup& group, const Team& team) {
   if (select_status_) return false;
-  if (team.ith == 0) group.Fail(select_status_.error());
-  team.Sync();
+  team.One([&] { group.Fail(select_status_.error()); });
   return true;
 }
 
@@ -210,11 +208,10 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   });
   if (FailBySelection(group, team)) return;
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
-  if (team.ith == 0) {
+  team.One([&] {
     group.changed = true;
     if (!status) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 void EngineImpl::PrepareCascade(RowGroup& group) {
@@ -251,18 +248,18 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     }
   });
   if (FailBySelection(group, team)) return;
-  for (size_t i = 0; i < all_kept_.size(); ++i) {
-    const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
-    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+  team.All([&] {
+    for (size_t i = 0; i < all_kept_.size(); ++i) {
+      const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
+      for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+        if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+      }
     }
-  }
-  team.Sync();
-  if (team.ith == 0) {
+  });
+  team.One([&] {
     group.changed = true;
     if (group.out_of_pages != 0) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 Status EngineImpl::ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
@@ -280,8 +277,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
                                 std::span<const Shrink> targets, const Team& team) {
   const Policy& policy = *active.recipe.policy;
   Status result;
-  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
-  team.Sync();
+  team.One([&] { all_scores_.assign(static_cast<size_t>(num_global_layers_), {}); });
   for (size_t i = 0; i < global_index_.size(); ++i) {
     const int global = global_index_[i], layer = static_cast<int>(i);
     if (global < 0) continue;

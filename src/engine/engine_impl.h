@@ -174,6 +174,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void PrepareLayer(const AttentionCall& call, const Team& team);
   void ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const;
   void ActInLayer(const AttentionCall& call, const Team& team);
+  // Thread 0: the last queries of all groups, for recipes that look at them.
+  void KeepQueries(const AttentionCall& call, int global_layer);
   void DropOutOfWindow(RowGroup& group, int layer);
   // Demote() would convert pages of entries that were there before the group's rows.
   bool DemotesOld(const RowGroup& group, int layer) const;
