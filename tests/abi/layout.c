@@ -10,12 +10,11 @@ _Static_assert(offsetof(pith_model_options, chat_template) == 16, "offsetof(pith
 _Static_assert(offsetof(pith_model_options, lora_paths) == 24, "offsetof(pith_model_options, lora_paths)");
 _Static_assert(offsetof(pith_model_options, lora_scales) == 32, "offsetof(pith_model_options, lora_scales)");
 _Static_assert(offsetof(pith_model_options, num_loras) == 40, "offsetof(pith_model_options, num_loras)");
-_Static_assert(offsetof(pith_model_options, libllama_products) == 48,
-               "offsetof(pith_model_options, libllama_products)");
+_Static_assert(offsetof(pith_model_options, libllama_products) == 48, "offsetof(pith_model_options, libllama_products)");
 _Static_assert(offsetof(pith_model_options, trusted) == 49, "offsetof(pith_model_options, trusted)");
 _Static_assert(offsetof(pith_model_options, progress) == 56, "offsetof(pith_model_options, progress)");
 _Static_assert(offsetof(pith_model_options, progress_user) == 64, "offsetof(pith_model_options, progress_user)");
-_Static_assert(sizeof(pith_model_info) == 72, "sizeof(pith_model_info)");
+_Static_assert(sizeof(pith_model_info) == 104, "sizeof(pith_model_info)");
 _Static_assert(offsetof(pith_model_info, struct_size) == 0, "offsetof(pith_model_info, struct_size)");
 _Static_assert(offsetof(pith_model_info, num_layers) == 8, "offsetof(pith_model_info, num_layers)");
 _Static_assert(offsetof(pith_model_info, num_vocab) == 12, "offsetof(pith_model_info, num_vocab)");
@@ -28,6 +27,12 @@ _Static_assert(offsetof(pith_model_info, hybrid) == 48, "offsetof(pith_model_inf
 _Static_assert(offsetof(pith_model_info, has_chat_template) == 49, "offsetof(pith_model_info, has_chat_template)");
 _Static_assert(offsetof(pith_model_info, architecture) == 56, "offsetof(pith_model_info, architecture)");
 _Static_assert(offsetof(pith_model_info, description) == 64, "offsetof(pith_model_info, description)");
+_Static_assert(offsetof(pith_model_info, num_embd) == 72, "offsetof(pith_model_info, num_embd)");
+_Static_assert(offsetof(pith_model_info, bos_token) == 76, "offsetof(pith_model_info, bos_token)");
+_Static_assert(offsetof(pith_model_info, eos_token) == 80, "offsetof(pith_model_info, eos_token)");
+_Static_assert(offsetof(pith_model_info, newline_token) == 84, "offsetof(pith_model_info, newline_token)");
+_Static_assert(offsetof(pith_model_info, adds_bos) == 88, "offsetof(pith_model_info, adds_bos)");
+_Static_assert(offsetof(pith_model_info, chat_template) == 96, "offsetof(pith_model_info, chat_template)");
 _Static_assert(sizeof(pith_message) == 24, "sizeof(pith_message)");
 _Static_assert(offsetof(pith_message, struct_size) == 0, "offsetof(pith_message, struct_size)");
 _Static_assert(offsetof(pith_message, role) == 8, "offsetof(pith_message, role)");
@@ -68,11 +73,9 @@ _Static_assert(offsetof(pith_sequence_options, keep_entries) == 20, "offsetof(pi
 _Static_assert(offsetof(pith_sequence_options, floor_bytes) == 24, "offsetof(pith_sequence_options, floor_bytes)");
 _Static_assert(offsetof(pith_sequence_options, ceiling_bytes) == 32, "offsetof(pith_sequence_options, ceiling_bytes)");
 _Static_assert(offsetof(pith_sequence_options, seed) == 40, "offsetof(pith_sequence_options, seed)");
-_Static_assert(offsetof(pith_sequence_options, compress_after) == 48,
-               "offsetof(pith_sequence_options, compress_after)");
+_Static_assert(offsetof(pith_sequence_options, compress_after) == 48, "offsetof(pith_sequence_options, compress_after)");
 _Static_assert(offsetof(pith_sequence_options, later_recipes) == 56, "offsetof(pith_sequence_options, later_recipes)");
-_Static_assert(offsetof(pith_sequence_options, num_later_recipes) == 64,
-               "offsetof(pith_sequence_options, num_later_recipes)");
+_Static_assert(offsetof(pith_sequence_options, num_later_recipes) == 64, "offsetof(pith_sequence_options, num_later_recipes)");
 _Static_assert(sizeof(pith_sequence_stats) == 64, "sizeof(pith_sequence_stats)");
 _Static_assert(offsetof(pith_sequence_stats, struct_size) == 0, "offsetof(pith_sequence_stats, struct_size)");
 _Static_assert(offsetof(pith_sequence_stats, used_bytes) == 8, "offsetof(pith_sequence_stats, used_bytes)");
@@ -90,37 +93,33 @@ _Static_assert(offsetof(pith_admission, step_bytes) == 16, "offsetof(pith_admiss
 _Static_assert(offsetof(pith_admission, free_bytes) == 24, "offsetof(pith_admission, free_bytes)");
 _Static_assert(offsetof(pith_admission, missing_bytes) == 32, "offsetof(pith_admission, missing_bytes)");
 _Static_assert(offsetof(pith_admission, fits) == 40, "offsetof(pith_admission, fits)");
-_Static_assert(sizeof(pith_step_item) == 48, "sizeof(pith_step_item)");
+_Static_assert(sizeof(pith_step_item) == 56, "sizeof(pith_step_item)");
 _Static_assert(offsetof(pith_step_item, struct_size) == 0, "offsetof(pith_step_item, struct_size)");
 _Static_assert(offsetof(pith_step_item, sequence) == 8, "offsetof(pith_step_item, sequence)");
 _Static_assert(offsetof(pith_step_item, tokens) == 16, "offsetof(pith_step_item, tokens)");
 _Static_assert(offsetof(pith_step_item, num_tokens) == 24, "offsetof(pith_step_item, num_tokens)");
 _Static_assert(offsetof(pith_step_item, pin) == 32, "offsetof(pith_step_item, pin)");
 _Static_assert(offsetof(pith_step_item, all_logits) == 40, "offsetof(pith_step_item, all_logits)");
+_Static_assert(offsetof(pith_step_item, all_embeddings) == 48, "offsetof(pith_step_item, all_embeddings)");
 _Static_assert(sizeof(pith_sampler_options) == 152, "sizeof(pith_sampler_options)");
 _Static_assert(offsetof(pith_sampler_options, struct_size) == 0, "offsetof(pith_sampler_options, struct_size)");
 _Static_assert(offsetof(pith_sampler_options, temperature) == 8, "offsetof(pith_sampler_options, temperature)");
 _Static_assert(offsetof(pith_sampler_options, dynatemp_range) == 12, "offsetof(pith_sampler_options, dynatemp_range)");
-_Static_assert(offsetof(pith_sampler_options, dynatemp_exponent) == 16,
-               "offsetof(pith_sampler_options, dynatemp_exponent)");
+_Static_assert(offsetof(pith_sampler_options, dynatemp_exponent) == 16, "offsetof(pith_sampler_options, dynatemp_exponent)");
 _Static_assert(offsetof(pith_sampler_options, top_k) == 20, "offsetof(pith_sampler_options, top_k)");
 _Static_assert(offsetof(pith_sampler_options, top_p) == 24, "offsetof(pith_sampler_options, top_p)");
 _Static_assert(offsetof(pith_sampler_options, min_p) == 28, "offsetof(pith_sampler_options, min_p)");
 _Static_assert(offsetof(pith_sampler_options, typical_p) == 32, "offsetof(pith_sampler_options, typical_p)");
 _Static_assert(offsetof(pith_sampler_options, top_n_sigma) == 36, "offsetof(pith_sampler_options, top_n_sigma)");
-_Static_assert(offsetof(pith_sampler_options, xtc_probability) == 40,
-               "offsetof(pith_sampler_options, xtc_probability)");
+_Static_assert(offsetof(pith_sampler_options, xtc_probability) == 40, "offsetof(pith_sampler_options, xtc_probability)");
 _Static_assert(offsetof(pith_sampler_options, xtc_threshold) == 44, "offsetof(pith_sampler_options, xtc_threshold)");
 _Static_assert(offsetof(pith_sampler_options, repeat_last_n) == 48, "offsetof(pith_sampler_options, repeat_last_n)");
 _Static_assert(offsetof(pith_sampler_options, repeat_penalty) == 52, "offsetof(pith_sampler_options, repeat_penalty)");
-_Static_assert(offsetof(pith_sampler_options, presence_penalty) == 56,
-               "offsetof(pith_sampler_options, presence_penalty)");
-_Static_assert(offsetof(pith_sampler_options, frequency_penalty) == 60,
-               "offsetof(pith_sampler_options, frequency_penalty)");
+_Static_assert(offsetof(pith_sampler_options, presence_penalty) == 56, "offsetof(pith_sampler_options, presence_penalty)");
+_Static_assert(offsetof(pith_sampler_options, frequency_penalty) == 60, "offsetof(pith_sampler_options, frequency_penalty)");
 _Static_assert(offsetof(pith_sampler_options, dry_multiplier) == 64, "offsetof(pith_sampler_options, dry_multiplier)");
 _Static_assert(offsetof(pith_sampler_options, dry_base) == 68, "offsetof(pith_sampler_options, dry_base)");
-_Static_assert(offsetof(pith_sampler_options, dry_allowed_length) == 72,
-               "offsetof(pith_sampler_options, dry_allowed_length)");
+_Static_assert(offsetof(pith_sampler_options, dry_allowed_length) == 72, "offsetof(pith_sampler_options, dry_allowed_length)");
 _Static_assert(offsetof(pith_sampler_options, dry_last_n) == 76, "offsetof(pith_sampler_options, dry_last_n)");
 _Static_assert(offsetof(pith_sampler_options, mirostat) == 80, "offsetof(pith_sampler_options, mirostat)");
 _Static_assert(offsetof(pith_sampler_options, mirostat_tau) == 84, "offsetof(pith_sampler_options, mirostat_tau)");
@@ -155,11 +154,9 @@ _Static_assert(offsetof(pith_generation, top_tokens) == 80, "offsetof(pith_gener
 _Static_assert(offsetof(pith_generation, top_logprobs) == 88, "offsetof(pith_generation, top_logprobs)");
 _Static_assert(offsetof(pith_generation, num_top) == 96, "offsetof(pith_generation, num_top)");
 _Static_assert(sizeof(pith_conversation_options) == 32, "sizeof(pith_conversation_options)");
-_Static_assert(offsetof(pith_conversation_options, struct_size) == 0,
-               "offsetof(pith_conversation_options, struct_size)");
+_Static_assert(offsetof(pith_conversation_options, struct_size) == 0, "offsetof(pith_conversation_options, struct_size)");
 _Static_assert(offsetof(pith_conversation_options, system) == 8, "offsetof(pith_conversation_options, system)");
-_Static_assert(offsetof(pith_conversation_options, plain_control_tokens) == 16,
-               "offsetof(pith_conversation_options, plain_control_tokens)");
+_Static_assert(offsetof(pith_conversation_options, plain_control_tokens) == 16, "offsetof(pith_conversation_options, plain_control_tokens)");
 _Static_assert(offsetof(pith_conversation_options, sequence) == 24, "offsetof(pith_conversation_options, sequence)");
 _Static_assert(sizeof(pith_generate_options) == 72, "sizeof(pith_generate_options)");
 _Static_assert(offsetof(pith_generate_options, struct_size) == 0, "offsetof(pith_generate_options, struct_size)");
