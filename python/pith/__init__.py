@@ -22,8 +22,18 @@ Every failure is a pith.Error with one sentence. docs/python.md goes through the
 
 from . import _pith, bench, eval, llama_cpp, presses  # noqa: A004
 from ._engine import Conversation, Engine, Sequence, parse_bytes
-from ._errors import (Busy, Cancelled, Corrupt, Error, InvalidArgument, IoError, NotFound, OutOfBudget, OutOfContext,
-                      Unsupported)
+from ._errors import (
+    Busy,
+    Cancelled,
+    Corrupt,
+    Error,
+    InvalidArgument,
+    IoError,
+    NotFound,
+    OutOfBudget,
+    OutOfContext,
+    Unsupported,
+)
 from ._generation import Generation, Stream
 from ._model import Model, cache_dir, default_model, fetch_model
 from ._pipeline import Pipeline, pipeline
@@ -39,8 +49,40 @@ def set_log(callback):
 
 
 __all__ = [
-    "Busy", "Cancelled", "Conversation", "Corrupt", "Engine", "Error", "Generation", "Head", "InvalidArgument", "IoError",
-    "Model", "NotFound", "OutOfBudget", "OutOfContext", "Pipeline", "Seen", "Sequence", "Stream", "Unsupported", "View", "cache_dir",
-    "bench", "cosine", "default_model", "eval", "fetch_model", "llama_cpp", "normalise_recipe", "parse_bytes", "pipeline", "presses", "recipes", "register_scorer", "scorer",
-    "set_log", "stages"
+    "Busy",
+    "Cancelled",
+    "Conversation",
+    "Corrupt",
+    "Engine",
+    "Error",
+    "Generation",
+    "Head",
+    "InvalidArgument",
+    "IoError",
+    "Model",
+    "NotFound",
+    "OutOfBudget",
+    "OutOfContext",
+    "Pipeline",
+    "Seen",
+    "Sequence",
+    "Stream",
+    "Unsupported",
+    "View",
+    "cache_dir",
+    "bench",
+    "cosine",
+    "default_model",
+    "eval",
+    "fetch_model",
+    "llama_cpp",
+    "normalise_recipe",
+    "parse_bytes",
+    "pipeline",
+    "presses",
+    "recipes",
+    "register_scorer",
+    "scorer",
+    "set_log",
+    "stages",
 ]

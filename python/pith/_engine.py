@@ -11,8 +11,19 @@ from ._generation import Generation, Stream, astream, in_thread, sampling_of
 from ._model import Model
 from ._view import view_of
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 1000, "m": 1 << 20, "mib": 1 << 20, "mb": 1000**2,
-          "g": 1 << 30, "gib": 1 << 30, "gb": 1000**3}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 1 << 10,
+    "kib": 1 << 10,
+    "kb": 1000,
+    "m": 1 << 20,
+    "mib": 1 << 20,
+    "mb": 1000**2,
+    "g": 1 << 30,
+    "gib": 1 << 30,
+    "gb": 1000**3,
+}
 
 
 def parse_bytes(size) -> int:
@@ -43,9 +54,15 @@ def _as_tokens(tokens):
 
 
 def _sequence_options(recipe, ctx, keep_entries, floor, ceiling, seed, compress_after, later_recipes):
-    options = {"num_ctx": ctx, "keep_entries": keep_entries, "floor_bytes": parse_bytes(floor),
-               "ceiling_bytes": parse_bytes(ceiling), "seed": seed, "compress_after": compress_after,
-               "later_recipes": [str(one) for one in later_recipes]}
+    options = {
+        "num_ctx": ctx,
+        "keep_entries": keep_entries,
+        "floor_bytes": parse_bytes(floor),
+        "ceiling_bytes": parse_bytes(ceiling),
+        "seed": seed,
+        "compress_after": compress_after,
+        "later_recipes": [str(one) for one in later_recipes],
+    }
     if recipe is not None:
         options["recipe"] = str(recipe)
     return options
@@ -64,18 +81,30 @@ class Engine:
     seed:          of sampling, and of recipes that draw.
     fixed_threads: never fewer while other processes take cores.
 
-    Calls about one engine take turns, whichever threads they come from; engines do not meet. Raises pith.OutOfBudget where
-    the budget holds less than one block.
+    Calls about one engine take turns, whichever threads they come from; engines do not meet. Raises pith.OutOfBudget
+    where the budget holds less than one block.
     """
 
-    def __init__(self, model=None, *, budget=None, recipe="full", ctx=0, sequences=1, threads=0, block_tokens=0, seed=0,
-                 fixed_threads=False):
+    def __init__(
+        self,
+        model=None,
+        *,
+        budget=None,
+        recipe="full",
+        ctx=0,
+        sequences=1,
+        threads=0,
+        block_tokens=0,
+        seed=0,
+        fixed_threads=False,
+    ):
         self.model = model if isinstance(model, Model) else Model(model)
         share = _share(budget)
 
         def make(budget_bytes):
-            return _pith.Engine(self.model._own, budget_bytes, ctx, threads, sequences, block_tokens, str(recipe), seed,
-                                fixed_threads)
+            return _pith.Engine(
+                self.model._own, budget_bytes, ctx, threads, sequences, block_tokens, str(recipe), seed, fixed_threads
+            )
 
         if share is None:
             self._own = make(0 if budget is None else parse_bytes(budget))
@@ -92,8 +121,9 @@ class Engine:
         """Rows of a step at most."""
         return self._own.block_tokens()
 
-    def sequence(self, *, recipe=None, ctx=0, keep_entries=0, floor=0, ceiling=0, seed=0, compress_after=False,
-                 later_recipes=()) -> "Sequence":
+    def sequence(
+        self, *, recipe=None, ctx=0, keep_entries=0, floor=0, ceiling=0, seed=0, compress_after=False, later_recipes=()
+    ) -> "Sequence":
         """A new sequence.
 
         recipe:         None: the engine's.
@@ -110,9 +140,21 @@ class Engine:
         options = _sequence_options(recipe, ctx, keep_entries, floor, ceiling, seed, compress_after, later_recipes)
         return Sequence(self, self._own.sequence(options), press)
 
-    def restore(self, saved, *, recipe=None, ctx=0, keep_entries=0, floor=0, ceiling=0, seed=0, compress_after=False,
-                later_recipes=()) -> "Sequence":
-        """A sequence that was saved: bytes of Sequence.to_bytes(), or the path of a file. It goes on with the same bits,
+    def restore(
+        self,
+        saved,
+        *,
+        recipe=None,
+        ctx=0,
+        keep_entries=0,
+        floor=0,
+        ceiling=0,
+        seed=0,
+        compress_after=False,
+        later_recipes=(),
+    ) -> "Sequence":
+        """A sequence that was saved: bytes of Sequence.to_bytes(), or the path of a file. It goes on with the same
+        bits,
         with the same model and recipe."""
         options = _sequence_options(recipe, ctx, keep_entries, floor, ceiling, seed, compress_after, later_recipes)
         is_bytes = isinstance(saved, (bytes, bytearray, memoryview))
@@ -124,7 +166,8 @@ class Engine:
         return Conversation(self, system, **options)
 
     def admit(self, num_tokens: int, *, recipe=None, ctx=0, keep_entries=0, floor=0, ceiling=0) -> dict:
-        """What a sequence takes that reads so many tokens: steady_bytes, step_bytes, free_bytes, missing_bytes, fits."""
+        """What a sequence takes that reads so many tokens: steady_bytes, step_bytes, free_bytes, missing_bytes,
+        fits."""
         return self._own.admit(_sequence_options(recipe, ctx, keep_entries, floor, ceiling, 0, False, ()), num_tokens)
 
     def step(self, items, *, logits="last", embeddings=False) -> list:
@@ -176,8 +219,8 @@ class Sequence:
         """Reads tokens (or a text), in blocks.
 
         pin: no recipe drops them. progress(done, total): called between blocks; False stops.
-        After an error len(self) says how far it came. Ctrl-C ends it within a layer; a sequence whose recipe had dropped
-        entries in that step is lost then, and says so.
+        After an error len(self) says how far it came. Ctrl-C ends it within a layer; a sequence whose recipe had
+        dropped entries in that step is lost then, and says so.
         """
         if isinstance(tokens, (str, bytes)):
             tokens = self.engine.model.tokenize(tokens, begins=len(self) == 0)
@@ -193,8 +236,8 @@ class Sequence:
 
     @property
     def logits(self):
-        """Of the last token read: float32 (vocab,), read-only, without a copy (pith.View). It ends with the next call that
-        reads on this engine, and with close(). None where the engine's last step was one of other sequences."""
+        """Of the last token read: float32 (vocab,), read-only, without a copy (pith.View). It ends with the next call
+        that reads on this engine, and with close(). None where the engine's last step was one of other sequences."""
         array = self._own.logits()
         if array is None:
             return None
@@ -221,7 +264,7 @@ class Sequence:
         tokens, block, parts = _as_tokens(tokens), self.engine.block_tokens, []
         for at in range(0, len(tokens), block):
             wants = {"logits": "all"} if what == "logits" else {"embeddings": True}
-            result = self.engine.step([(self, tokens[at:at + block], pin)], **wants)[0]
+            result = self.engine.step([(self, tokens[at : at + block], pin)], **wants)[0]
             if result["error"] is not None:
                 raise result["error"]
             parts.append(result[what])
@@ -231,11 +274,13 @@ class Sequence:
     def generate(self, max_tokens=128, *, stops=(), num_logprobs=0, **sampling):
         """Yields pieces of text, whole characters, as they are made; what was sampled has been read.
 
-        sampling: temperature, top_k, top_p, min_p, seed, grammar, json_schema, logit_bias={token: number}, ... (names of
-        llama.cpp); what is not given is what the model recommends. The generator's value is a pith.Generation.
+        sampling: temperature, top_k, top_p, min_p, seed, grammar, json_schema, logit_bias={token: number}, ... (names
+        of llama.cpp); what is not given is what the model recommends. The generator's value is a pith.Generation.
         """
         stops = [stops] if isinstance(stops, str) else list(stops)
-        generator = _pith.Generator(self.engine.model._own, sampling_of(sampling), max(0, max_tokens), num_logprobs, stops)
+        generator = _pith.Generator(
+            self.engine.model._own, sampling_of(sampling), max(0, max_tokens), num_logprobs, stops
+        )
         prompt_tokens = len(self)
 
         def run():
@@ -275,7 +320,9 @@ class Sequence:
         """Compresses what was read to a share of its entries, or a part of its positions; the share that stayed."""
         if end is None and begin == 0:
             return self._own.compress(None if recipe is None else str(recipe), keep, 0, -1)
-        return self._own.compress(None if recipe is None else str(recipe), keep, begin, len(self) if end is None else end)
+        return self._own.compress(
+            None if recipe is None else str(recipe), keep, begin, len(self) if end is None else end
+        )
 
     def set_budget(self, floor, ceiling):
         """Bytes that are guaranteed, and that it may borrow."""
@@ -341,8 +388,21 @@ class Conversation:
     sequence options: recipe, ctx, keep_entries, floor, ceiling, seed, compress_after (Engine.sequence()).
     """
 
-    def __init__(self, engine=None, system=None, *, plain_control_tokens=False, recipe=None, ctx=0, keep_entries=0, floor=0,
-                 ceiling=0, seed=0, compress_after=False, later_recipes=()):
+    def __init__(
+        self,
+        engine=None,
+        system=None,
+        *,
+        plain_control_tokens=False,
+        recipe=None,
+        ctx=0,
+        keep_entries=0,
+        floor=0,
+        ceiling=0,
+        seed=0,
+        compress_after=False,
+        later_recipes=(),
+    ):
         self.engine = engine if isinstance(engine, Engine) else Engine(engine)
         options = _sequence_options(recipe, ctx, keep_entries, floor, ceiling, seed, compress_after, later_recipes)
         self._own = _pith.conversation(self.engine._own, system, plain_control_tokens, options)
@@ -356,8 +416,8 @@ class Conversation:
         """A message of the user, and the model's answer.
 
         on_text(piece): called with whole characters as they are made; False stops.
-        Where the context or the budget ends, the text is there with its reason (`stop`). Raises pith.InvalidArgument for a
-        message that is empty or does not fit: the conversation is as it was then.
+        Where the context or the budget ends, the text is there with its reason (`stop`). Raises pith.InvalidArgument
+        for a message that is empty or does not fit: the conversation is as it was then.
         """
         return self._generate(message, None, max_tokens, stops, num_logprobs, on_text, sampling)
 

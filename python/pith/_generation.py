@@ -6,10 +6,35 @@ import threading
 from dataclasses import dataclass, field
 from typing import List, Tuple
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
-             "dynatemp_range", "dynatemp_exponent", "repeat_last_n", "repeat_penalty", "presence_penalty",
-             "frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last_n", "mirostat",
-             "mirostat_tau", "mirostat_eta", "seed", "ignore_eos", "order", "grammar", "json_schema", "logit_bias")
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "repeat_last_n",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_last_n",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "seed",
+    "ignore_eos",
+    "order",
+    "grammar",
+    "json_schema",
+    "logit_bias",
+)
 
 
 @dataclass
@@ -51,6 +76,7 @@ def sampling_of(options: dict) -> dict:
         raise TypeError(f"there is no option '{next(iter(options))}'")
     if isinstance(chosen.get("json_schema"), (dict, list, bool)):
         import json
+
         chosen["json_schema"] = json.dumps(chosen["json_schema"])
     return chosen
 

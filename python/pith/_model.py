@@ -53,8 +53,9 @@ class Model:
     Models may be shared by engines and threads. Raises pith.NotFound, pith.Corrupt, pith.Unsupported.
     """
 
-    def __init__(self, path=None, *, threads=0, gpu_layers=0, chat_template=None, lora=(), libllama_products=False,
-                 trusted=False):
+    def __init__(
+        self, path=None, *, threads=0, gpu_layers=0, chat_template=None, lora=(), libllama_products=False, trusted=False
+    ):
         if path is None:
             path = default_model()
             if not path.exists() and not os.environ.get("PITH_DEFAULT_MODEL"):
@@ -63,8 +64,16 @@ class Model:
         if isinstance(lora, (str, os.PathLike)):
             lora = [lora]
         strengths = [float(one) for one in lora.values()] if hasattr(lora, "values") else []
-        self._own = _pith.Model(self.path, threads, gpu_layers, chat_template, [os.fspath(one) for one in lora],
-                                strengths, libllama_products, trusted)
+        self._own = _pith.Model(
+            self.path,
+            threads,
+            gpu_layers,
+            chat_template,
+            [os.fspath(one) for one in lora],
+            strengths,
+            libllama_products,
+            trusted,
+        )
         self._info = self._own.info()
         self._press = None  # at work on new sequences (pith.presses)
 

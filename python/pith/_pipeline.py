@@ -13,12 +13,21 @@ class Pipeline:
         self.model = model if isinstance(model, Model) else Model(model)
         self._threads = threads
 
-    def __call__(self, context: str, question=None, questions=None, answer_prefix="", press=None, max_new_tokens=50,
-                 max_context_length=None) -> dict:
+    def __call__(
+        self,
+        context: str,
+        question=None,
+        questions=None,
+        answer_prefix="",
+        press=None,
+        max_new_tokens=50,
+        max_context_length=None,
+    ) -> dict:
         """Reads the context, compresses it by the press (None: not), and answers greedily.
 
         question: one; questions: several, each after the context alone.
-        Returns {"answer": text} or {"answers": texts}, with "kept" (share of entries), "kv_bytes" (of the compressed cache)
+        Returns {"answer": text} or {"answers": texts}, with "kept" (share of entries), "kv_bytes" (of the compressed
+        cache)
         and "context_tokens".
         """
         if question is not None and questions is not None:

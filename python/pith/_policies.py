@@ -9,10 +9,29 @@ from . import _pith
 from ._errors import InvalidArgument
 from ._view import plain, view_of
 
-_NEEDS = ("keys", "values", "window_probs", "window_queries", "every_query", "value_norms", "repeat", "query_moments",
-          "squares", "largest")
-_ARRAYS = ("positions", "pinned", "keys", "values", "window_probs", "window_queries", "value_norms", "query_means",
-           "query_covariances")
+_NEEDS = (
+    "keys",
+    "values",
+    "window_probs",
+    "window_queries",
+    "every_query",
+    "value_norms",
+    "repeat",
+    "query_moments",
+    "squares",
+    "largest",
+)
+_ARRAYS = (
+    "positions",
+    "pinned",
+    "keys",
+    "values",
+    "window_probs",
+    "window_queries",
+    "value_norms",
+    "query_means",
+    "query_covariances",
+)
 
 
 def recipes() -> list:
@@ -33,7 +52,8 @@ def normalise_recipe(recipe: str) -> str:
 class Head:
     """What a scorer sees: the entries of one kv head in one layer, in time order.
 
-    n: entries, D and Dv: head sizes, G: query heads per kv head, w: window. Arrays are float32, read-only, without a copy
+    n: entries, D and Dv: head sizes, G: query heads per kv head, w: window. Arrays are float32, read-only, without a
+    copy
     (pith.View), and end with the call; what was not asked for (needs=) is None.
 
     positions          int32 (n,), ascending        pinned             uint8 (n,) or None; 1: never dropped
@@ -95,15 +115,31 @@ def cosine(a, b):
     return dot / np.maximum(np.sqrt(np.einsum("...d,...d->...", a, a)) * norms, np.float32(1e-12))
 
 
-def register_scorer(name: str, score: Callable, *, needs=("keys", "values"), window=0, aggregates=False, sinks=0,
-                    params: Optional[dict] = None, columns: Optional[dict] = None, observe: Optional[Callable] = None,
-                    repeat_chunk=0, per="head", summary="", paper=""):
+def register_scorer(
+    name: str,
+    score: Callable,
+    *,
+    needs=("keys", "values"),
+    window=0,
+    aggregates=False,
+    sinks=0,
+    params: Optional[dict] = None,
+    columns: Optional[dict] = None,
+    observe: Optional[Callable] = None,
+    repeat_chunk=0,
+    per="head",
+    summary="",
+    paper="",
+):
     """From now on score=NAME works in every recipe, beside every built-in stage.
 
-    score(head):  a pith.Head; returns a float for each of its entries, (n,). Larger stays, inf first of all. Another shape,
-                  NaN and -inf are errors of what was being read. Called by the engine's threads, one at a time (the GIL).
+    score(head):  a pith.Head; returns a float for each of its entries, (n,). Larger stays, inf first of all. Another
+    shape,
+                  NaN and -inf are errors of what was being read. Called by the engine's threads, one at a time (the
+                  GIL).
     per:          "layer": score(heads) gets all heads of a layer and returns a list of arrays.
-    needs:        of "keys", "values", "window_probs", "window_queries", "value_norms", "query_moments", and with observe
+    needs:        of "keys", "values", "window_probs", "window_queries", "value_norms", "query_moments", and with
+    observe
                   "every_query" or "repeat" (the prompt is read once more), "squares", "largest".
     window:       last queries to observe; recipes change it by the parameter "window".
     params:       {name: default} or {name: (default, min, max)}; ints are whole numbers. head.params has their values.
@@ -127,17 +163,27 @@ def register_scorer(name: str, score: Callable, *, needs=("keys", "values"), win
         specs.append((param, float(initial), float(low), float(high), whole, ""))
     if not summary:
         summary = (inspect.getdoc(score) or "in Python").splitlines()[0]
-    options = {"needs": sum(1 << _NEEDS.index(need) for need in set(needs)), "window": window, "aggregates": aggregates,
-               "num_sinks": sinks, "repeat_chunk": repeat_chunk, "params": specs, "per_layer": per == "layer",
-               "columns": [(column, float(initial)) for column, initial in (columns or {}).items()], "summary": summary,
-               "paper": paper}
+    options = {
+        "needs": sum(1 << _NEEDS.index(need) for need in set(needs)),
+        "window": window,
+        "aggregates": aggregates,
+        "num_sinks": sinks,
+        "repeat_chunk": repeat_chunk,
+        "params": specs,
+        "per_layer": per == "layer",
+        "columns": [(column, float(initial)) for column, initial in (columns or {}).items()],
+        "summary": summary,
+        "paper": paper,
+    }
 
     def observe_seen(given, own_columns):
         observe(Seen(given), own_columns)
 
     if per == "layer":
+
         def score_all(heads):
             return list(score(heads))
+
     else:
         score_all = score
     _pith.register_scorer(name, Head, score_all, observe_seen if observe is not None else None, options)

@@ -4,8 +4,20 @@ import numpy as np
 
 from ._errors import InvalidArgument
 
-_PLAIN = frozenset(("_is_over", "__class__", "__array_finalize__", "__dict__", "__array_priority__", "__array_interface__",
-                    "__array_struct__", "__del__", "__new__", "__init__"))
+_PLAIN = frozenset(
+    (
+        "_is_over",
+        "__class__",
+        "__array_finalize__",
+        "__dict__",
+        "__array_priority__",
+        "__array_interface__",
+        "__array_struct__",
+        "__del__",
+        "__new__",
+        "__init__",
+    )
+)
 
 
 class View(np.ndarray):
@@ -13,8 +25,8 @@ class View(np.ndarray):
 
     It ends at a stated time: logits with the next call that reads tokens on their engine or with their sequence, what a
     scorer sees with its call. From then on every use raises `pith.InvalidArgument`, of slices of it, too. `copy()` or
-    arithmetic give arrays that last. `numpy.asarray(view)` is a plain array of the same memory, for which nobody watches
-    the time.
+    arithmetic give arrays that last. `numpy.asarray(view)` is a plain array of the same memory, for which nobody
+    watches the time.
     """
 
     def __array_finalize__(self, source):

@@ -22,7 +22,8 @@ def bench(model=None, recipes=("full", "pith"), contexts=(512,), *, keep=0.1, pr
     """Reads made-up text of so many tokens, compresses it to a share of its entries, and decodes.
 
     Returns rows: recipe, context, keep, kept, prefill_tokens_per_second (compression apart), compress_seconds,
-    decode_tokens_per_second (medians of `repeat`), kv_bytes (of the sequence after compression), peak_bytes (of the engine).
+    decode_tokens_per_second (medians of `repeat`), kv_bytes (of the sequence after compression), peak_bytes (of the
+    engine).
     """
     model = model if isinstance(model, Model) else Model(model)
     rows = []
@@ -50,9 +51,17 @@ def _measure(model, recipe, tokens, keep, predict, repeat, threads):
                 sequence.decode(token)
             times.append((read - begin, compressed - read, time.perf_counter() - compressed))
     reading, compressing, decoding = (statistics.median(column) for column in zip(*times))
-    return {"recipe": recipe, "context": len(tokens), "keep": 1.0 if recipe == "full" else keep, "kept": kept,
-            "prefill_tokens_per_second": len(tokens) / reading, "compress_seconds": compressing,
-            "decode_tokens_per_second": predict / decoding, "kv_bytes": held, "peak_bytes": engine.stats["peak_bytes"]}
+    return {
+        "recipe": recipe,
+        "context": len(tokens),
+        "keep": 1.0 if recipe == "full" else keep,
+        "kept": kept,
+        "prefill_tokens_per_second": len(tokens) / reading,
+        "compress_seconds": compressing,
+        "decode_tokens_per_second": predict / decoding,
+        "kv_bytes": held,
+        "peak_bytes": engine.stats["peak_bytes"],
+    }
 
 
 def find_program() -> str:
@@ -64,10 +73,11 @@ def find_program() -> str:
 
 
 def run_program(command: str, *arguments: str) -> dict:
-    """What `pith COMMAND ARGUMENTS --json` says, such as run_program("bench", "-c", "512"). Raises RuntimeError with its
-    message where it fails."""
-    done = subprocess.run([find_program(), command, *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True)
+    """What `pith COMMAND ARGUMENTS --json` says, such as run_program("bench", "-c", "512"). Raises RuntimeError with
+    its message where it fails."""
+    done = subprocess.run(
+        [find_program(), command, *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"pith {command} failed"])[-1])
     return json.loads(done.stdout)

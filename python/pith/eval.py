@@ -3,7 +3,8 @@
     rows = pith.eval.evaluate(recipes=["snapkv", "score=mine alloc=ada"], tasks=pith.eval.own_tasks(), keep=[0.5, 0.2])
     pith.eval.summary(rows)
 
-Recipes with scorers of this process work here. Tasks are dictionaries with context_text, question_text and target; load_*()
+Recipes with scorers of this process work here. Tasks are dictionaries with context_text, question_text and target;
+load_*()
 make them of local files.
 """
 
@@ -40,11 +41,18 @@ def _rows_of(source):
 
 
 def _task(kind, number, context, question, target):
-    return {"id": f"{kind}-{number}", "task": kind, "context_text": context, "question_text": question, "target": target}
+    return {
+        "id": f"{kind}-{number}",
+        "task": kind,
+        "context_text": context,
+        "question_text": question,
+        "target": target,
+    }
 
 
 def load_ruler(source) -> list:
-    """RULER: NVIDIA's lines (input, outputs), whose last paragraph is the question, or kvpress's rows (context, question,
+    """RULER: NVIDIA's lines (input, outputs), whose last paragraph is the question, or kvpress's rows (context,
+    question,
     answer_prefix, answer)."""
     tasks = []
     for i, row in enumerate(_rows_of(source)):
@@ -57,8 +65,15 @@ def load_ruler(source) -> list:
         text = row["input"]
         at = max(text.rfind("\n"), text.rfind("Question:"), 0)
         answers = row["outputs"] if isinstance(row["outputs"], list) else [row["outputs"]]
-        tasks.append(_task(kind, row.get("index", i), text[:at], text[at:] + row.get("answer_prefix", ""),
-                           " " + ", ".join(map(str, answers))))
+        tasks.append(
+            _task(
+                kind,
+                row.get("index", i),
+                text[:at],
+                text[at:] + row.get("answer_prefix", ""),
+                " " + ", ".join(map(str, answers)),
+            )
+        )
     return tasks
 
 
@@ -67,8 +82,15 @@ def load_longbench(source) -> list:
     tasks = []
     for i, row in enumerate(_rows_of(source)):
         target = row["answers"][0] if row.get("answers") else row.get("answer", "")
-        tasks.append(_task(str(row.get("dataset", "longbench")), row.get("_id", i), row["context"],
-                           f"\n\nQuestion: {row.get('input') or 'Summarise the text.'}\nAnswer:", " " + str(target)))
+        tasks.append(
+            _task(
+                str(row.get("dataset", "longbench")),
+                row.get("_id", i),
+                row["context"],
+                f"\n\nQuestion: {row.get('input') or 'Summarise the text.'}\nAnswer:",
+                " " + str(target),
+            )
+        )
     return tasks
 
 
@@ -79,8 +101,10 @@ def make_needles(haystack: str, *, words=400, count=8, seed=0) -> list:
         raise ValueError(f"the haystack has {len(all_words)} words, and {words} are wanted")
     for i in range(count):
         begin = draw.randrange(len(all_words) - words + 1)
-        text = all_words[begin:begin + words]
-        number, city = str(draw.randrange(1000, 10000)), draw.choice(["Paris", "Oslo", "Lima", "Cairo", "Delhi", "Quito"])
+        text = all_words[begin : begin + words]
+        number, city = str(draw.randrange(1000, 10000)), draw.choice(
+            ["Paris", "Oslo", "Lima", "Cairo", "Delhi", "Quito"]
+        )
         at = words * i // max(1, count - 1) if count > 1 else words // 2
         text.insert(at, f"The secret number of {city} is {number}.")
         tasks.append(_task("needle", i, " ".join(text), f"\nThe secret number of {city} is", " " + number))
@@ -96,7 +120,7 @@ def _log_softmax(logits):
 def _judge(sequence, tail, targets):
     """Log probabilities after the target's tokens' predecessors, (targets, vocab)."""
     logits = sequence.logits_of(tail[:-1])
-    return _log_softmax(logits[len(tail) - 1 - targets:])
+    return _log_softmax(logits[len(tail) - 1 - targets :])
 
 
 def _judge_item(engine, task, recipes, keeps, mode):
@@ -111,10 +135,18 @@ def _judge_item(engine, task, recipes, keeps, mode):
 
     def row(recipe, keep, kept, seconds_of, found, full):
         own = found[np.arange(count), picked]
-        return {"id": task.get("id"), "task": task.get("task"), "recipe": recipe, "keep": keep, "kept": kept,
-                "nll": float(-own.mean()), "kl": float((np.exp(full) * (full - found)).sum(axis=-1).mean()),
-                "accuracy": float((found.argmax(axis=-1) == picked).all()), "context_tokens": len(context),
-                "kv_bytes": seconds_of}
+        return {
+            "id": task.get("id"),
+            "task": task.get("task"),
+            "recipe": recipe,
+            "keep": keep,
+            "kept": kept,
+            "nll": float(-own.mean()),
+            "kl": float((np.exp(full) * (full - found)).sum(axis=-1).mean()),
+            "accuracy": float((found.argmax(axis=-1) == picked).all()),
+            "context_tokens": len(context),
+            "kv_bytes": seconds_of,
+        }
 
     rows = []
     with engine.sequence(recipe="full", compress_after=True, later_recipes=recipes) as read:
@@ -132,14 +164,24 @@ def _judge_item(engine, task, recipes, keeps, mode):
     return rows
 
 
-def evaluate(model=None, recipes=("snapkv", "keydiff"), tasks=None, keep=(0.5, 0.2), *, mode="agnostic", limit=None,
-             threads=0, progress=None) -> list:
+def evaluate(
+    model=None,
+    recipes=("snapkv", "keydiff"),
+    tasks=None,
+    keep=(0.5, 0.2),
+    *,
+    mode="agnostic",
+    limit=None,
+    threads=0,
+    progress=None,
+) -> list:
     """Reads each task's context once; for every recipe and share to keep, compresses a copy and judges the answer.
 
-    recipes: texts, or presses (their own compression_ratio is left aside). mode: "agnostic" compresses before the question is
-    known, "aware" after it. progress(done, total) is called after each task.
+    recipes: texts, or presses (their own compression_ratio is left aside). mode: "agnostic" compresses before the
+    question is known, "aware" after it. progress(done, total) is called after each task.
 
-    Returns a list of dictionaries: id, task, recipe, keep, kept (share of entries), nll (nats per target token), kl (from the
+    Returns a list of dictionaries: id, task, recipe, keep, kept (share of entries), nll (nats per target token), kl
+    (from the
     full cache), accuracy (0 or 1), context_tokens, kv_bytes. frame(rows) is a pandas frame of them.
     """
     if mode not in ("agnostic", "aware"):
@@ -168,7 +210,10 @@ def summary(rows) -> list:
         groups.setdefault((row["recipe"], row["keep"]), []).append(row)
     out = []
     for (recipe, keep), own in groups.items():
-        means = {name: math.fsum(row[name] for row in own) / len(own) for name in ("kept", "nll", "kl", "accuracy", "kv_bytes")}
+        means = {
+            name: math.fsum(row[name] for row in own) / len(own)
+            for name in ("kept", "nll", "kl", "accuracy", "kv_bytes")
+        }
         out.append(dict({"recipe": recipe, "keep": keep, "items": len(own)}, **means))
     return out
 
@@ -176,12 +221,14 @@ def summary(rows) -> list:
 def frame(rows):
     """Rows as a pandas DataFrame; needs pandas."""
     import pandas
+
     return pandas.DataFrame(rows)
 
 
 def plot(rows, value="nll", axes=None):
     """A curve of each recipe over the share kept; needs matplotlib. Returns its axes."""
     import matplotlib.pyplot as plt
+
     axes = axes or plt.figure().gca()
     means, curves = summary(rows), {}
     for row in means:

@@ -5,8 +5,8 @@
         ...
     pith.pipeline(model)(context, question="...", press=press)["answer"]
 
-compression_ratio is the share that is removed, as in kvpress; pith's `keep` is the rest. `press.recipe` is what runs. Every
-class has a short name, too: SnapKV is SnapKVPress.
+compression_ratio is the share that is removed, as in kvpress; pith's `keep` is the rest. `press.recipe` is what runs.
+Every class has a short name, too: SnapKV is SnapKVPress.
 """
 
 import contextlib
@@ -151,8 +151,15 @@ class PyramidKVPress(SnapKVPress):
 class ExpectedAttentionPress(BasePress):
     """What queries to come are expected to attend to."""
 
-    def __init__(self, compression_ratio: float = 0.0, n_future_positions: int = 512, n_sink: int = 4,
-                 use_covariance: bool = True, use_vnorm: bool = True, epsilon: float = 0.0):
+    def __init__(
+        self,
+        compression_ratio: float = 0.0,
+        n_future_positions: int = 512,
+        n_sink: int = 4,
+        use_covariance: bool = True,
+        use_vnorm: bool = True,
+        epsilon: float = 0.0,
+    ):
         self.compression_ratio = compression_ratio
         self.n_future_positions = n_future_positions
         self.n_sink = n_sink
@@ -162,8 +169,10 @@ class ExpectedAttentionPress(BasePress):
 
     @property
     def recipe(self) -> str:
-        return (f"expectedattention:future={self.n_future_positions},sinks={self.n_sink},"
-                f"covariance={int(self.use_covariance)},vnorm={int(self.use_vnorm)},epsilon={self.epsilon}")
+        return (
+            f"expectedattention:future={self.n_future_positions},sinks={self.n_sink},"
+            f"covariance={int(self.use_covariance)},vnorm={int(self.use_vnorm)},epsilon={self.epsilon}"
+        )
 
 
 class KVzipPress(BasePress):
@@ -222,8 +231,9 @@ class CriticalKVPress(_WrappedPress):
 class CriticalAdaKVPress(CriticalKVPress):
     """Both."""
 
-    def __init__(self, press: BasePress, alpha_safeguard: float = 0.20, epsilon: float = 1e-4,
-                 first_stage_ratio: float = 0.5):
+    def __init__(
+        self, press: BasePress, alpha_safeguard: float = 0.20, epsilon: float = 1e-4, first_stage_ratio: float = 0.5
+    ):
         super().__init__(press, epsilon, first_stage_ratio)
         self.alpha_safeguard = alpha_safeguard
 
@@ -245,6 +255,23 @@ def table() -> list:
     return rows
 
 
-Knorm, KeyDiff, TOVA, ObservedAttention, Random = KnormPress, KeyDiffPress, TOVAPress, ObservedAttentionPress, RandomPress
-StreamingLLM, SnapKV, PyramidKV, ExpectedAttention = StreamingLLMPress, SnapKVPress, PyramidKVPress, ExpectedAttentionPress
-KVzip, AdaKV, CriticalKV, CriticalAdaKV, Recipe = KVzipPress, AdaKVPress, CriticalKVPress, CriticalAdaKVPress, RecipePress
+Knorm, KeyDiff, TOVA, ObservedAttention, Random = (
+    KnormPress,
+    KeyDiffPress,
+    TOVAPress,
+    ObservedAttentionPress,
+    RandomPress,
+)
+StreamingLLM, SnapKV, PyramidKV, ExpectedAttention = (
+    StreamingLLMPress,
+    SnapKVPress,
+    PyramidKVPress,
+    ExpectedAttentionPress,
+)
+KVzip, AdaKV, CriticalKV, CriticalAdaKV, Recipe = (
+    KVzipPress,
+    AdaKVPress,
+    CriticalKVPress,
+    CriticalAdaKVPress,
+    RecipePress,
+)

@@ -4,8 +4,10 @@ import pytest
 
 import pith
 
-STORY = ("The old lighthouse stood on a rock above the bay. Each evening the keeper climbed its stairs, lit the lamp and wrote "
-         "down the weather. One winter a ship from Lima came in with a broken mast; her captain was called Ines. ") * 6
+STORY = (
+    "The old lighthouse stood on a rock above the bay. Each evening the keeper climbed its stairs, lit the lamp "
+    "and wrote down the weather. One winter a ship from Lima came in with a broken mast; her captain was called Ines. "
+) * 6
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ FRAMEWORKS = ["langchain-community", "llama-index-core", "llama-index-llms-llama
 
 
 def run(*command, **options):
-    return subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          **options)
+    return subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def skip(why):
@@ -47,20 +48,46 @@ def install(folder, library):
         made = run(sys.executable, "-m", "venv", folder / "venv")
         if made.returncode != 0:
             skip("there is no venv module: " + made.stdout.strip().splitlines()[-1])
-        got = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "llama-index-llms-llama-cpp")
+        got = run(
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "llama-index-llms-llama-cpp",
+        )
         if got.returncode == 0:
             wanted = [name for name in FRAMEWORKS if name != "llama-index-llms-llama-cpp"]
             got = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS, *wanted)
         if got.returncode != 0:
             skip("the packages cannot be installed: " + (got.stdout.strip().splitlines() or ["?"])[-1])
         done.touch()
-    stamp = stamp_of(ROOT / "python" / "pith", ROOT / "python" / "src", ROOT / "python" / "CMakeLists.txt",
-                     ROOT / "pyproject.toml", ROOT / "include", library)
+    stamp = stamp_of(
+        ROOT / "python" / "pith",
+        ROOT / "python" / "src",
+        ROOT / "python" / "CMakeLists.txt",
+        ROOT / "pyproject.toml",
+        ROOT / "include",
+        library,
+    )
     record = folder / "venv" / ".pith"
     if not record.exists() or record.read_text() != stamp:
-        got = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation",
-                  "--no-deps", "--force-reinstall", f"-Ccmake.define.PITH_LIBRARY={library}", f"-Cbuild-dir={folder}/build",
-                  ROOT)
+        got = run(
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-build-isolation",
+            "--no-deps",
+            "--force-reinstall",
+            f"-Ccmake.define.PITH_LIBRARY={library}",
+            f"-Cbuild-dir={folder}/build",
+            ROOT,
+        )
         if got.returncode != 0:
             print(got.stdout)
             sys.exit("the package could not be installed; what pip said is above")
@@ -79,8 +106,11 @@ def main():
     python = install(given.folder, given.library)
     tests = given.tests or [str(ROOT / "python" / "tests")]
     # From another folder: the package must not be found in the source tree.
-    done = subprocess.run([str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", *tests],
-                          cwd=given.folder, env={**os.environ, "PITH_BINARY": given.binary, "PYTHONFAULTHANDLER": "1"})
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", *tests],
+        cwd=given.folder,
+        env={**os.environ, "PITH_BINARY": given.binary, "PYTHONFAULTHANDLER": "1"},
+    )
     sys.exit(done.returncode)
 
 

@@ -39,7 +39,9 @@ def test_a_model_says_what_it_is(model):
 
 
 def test_sizes():
-    assert pith.parse_bytes("64MiB") == 64 << 20 and pith.parse_bytes("1.5 GB") == 1500000000 and pith.parse_bytes(7) == 7
+    assert (
+        pith.parse_bytes("64MiB") == 64 << 20 and pith.parse_bytes("1.5 GB") == 1500000000 and pith.parse_bytes(7) == 7
+    )
     for wrong in ("", "-1", "MiB", "3 parsecs", -1, True):
         with pytest.raises(pith.InvalidArgument):
             pith.parse_bytes(wrong)
@@ -68,8 +70,17 @@ def test_logits_are_views_that_end(engine, story):
     kept, part, best = logits.copy(), logits[:10], int(logits.argmax())
     assert isinstance(logits + 1, np.ndarray) and type(logits + 1) is np.ndarray
     sequence.decode(best)
-    for use in (lambda: logits[0], lambda: part + 1, lambda: logits.argmax(), lambda: np.exp(logits), lambda: list(part),
-                lambda: len(logits), lambda: np.argmax(logits), lambda: pickle.dumps(logits), lambda: logits.shape):
+    for use in (
+        lambda: logits[0],
+        lambda: part + 1,
+        lambda: logits.argmax(),
+        lambda: np.exp(logits),
+        lambda: list(part),
+        lambda: len(logits),
+        lambda: np.argmax(logits),
+        lambda: pickle.dumps(logits),
+        lambda: logits.shape,
+    ):
         with pytest.raises(pith.InvalidArgument, match="read on"):
             use()
     assert "over" in repr(logits)
@@ -153,8 +164,14 @@ def test_generation_streams_and_returns_its_result(engine):
 def test_grammars_schemas_and_stops(engine):
     sequence = engine.sequence().prefill("The answer is")
     assert sequence.fork().complete(8, grammar='root ::= " yes" | " no"').text in (" yes", " no")
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     import json
+
     found = sequence.fork().complete(40, json_schema=schema, temperature=0)
     assert isinstance(json.loads(found.text)["n"], int)
     stopped = sequence.complete(30, temperature=0, stops=" ")

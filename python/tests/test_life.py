@@ -15,8 +15,14 @@ import pith
 
 
 def run_script(code, **options):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        **options,
+    )
 
 
 def resident():
@@ -84,8 +90,10 @@ def test_two_threads_on_two_engines_and_on_one(model):
     def work(engine):
         results.append(once(engine))
 
-    threads = [threading.Thread(target=work, args=(engine,))
-               for engine in (pith.Engine(model, ctx=256, threads=1), pith.Engine(model, ctx=256, threads=1), shared, shared)]
+    threads = [
+        threading.Thread(target=work, args=(engine,))
+        for engine in (pith.Engine(model, ctx=256, threads=1), pith.Engine(model, ctx=256, threads=1), shared, shared)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -152,13 +160,22 @@ def test_ctrl_c_stops_within_a_layer(model):
 
 
 def test_ctrl_c_ends_a_program(model):
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
         import pith
         talk = pith.Conversation(pith.Engine(ctx=4000))
         print("begins", flush=True)
         for piece in talk.stream("Tell me a very long story.", 3000):
             print(piece, end="", flush=True)
-    """)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "begins\n"
     time.sleep(1)
     process.send_signal(signal.SIGINT)
@@ -174,7 +191,8 @@ def test_a_forked_child_is_told(model):
         child = os.fork()
         if child == 0:
             failures = 0
-            for call in (lambda: sequence.decode(1), lambda: engine.stats, lambda: engine.sequence(), lambda: pith.Model()):
+            for call in (lambda: sequence.decode(1), lambda: engine.stats, lambda: engine.sequence(), lambda:
+            pith.Model()):
                 try:
                     call()
                 except pith.Unsupported as error:

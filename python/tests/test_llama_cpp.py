@@ -9,9 +9,19 @@ import pytest
 import pith
 from pith.llama_cpp import Llama, LlamaGrammar, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a city.", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Bonn"]}}, "required": ["city"],
-    "additionalProperties": False}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Bonn"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +94,11 @@ def test_log_probabilities(llm, all_logits):
     echoed = all_logits("The capital of France is", max_tokens=2, temperature=0, logprobs=1, echo=True)["choices"][0]
     assert echoed["text"].startswith("The capital of France is")
     assert echoed["logprobs"]["token_logprobs"][0] is None
-    assert len(echoed["logprobs"]["tokens"]) == len(echoed["logprobs"]["text_offset"]) == len(
-        all_logits.tokenize(b"The capital of France is")) + 2
+    assert (
+        len(echoed["logprobs"]["tokens"])
+        == len(echoed["logprobs"]["text_offset"])
+        == len(all_logits.tokenize(b"The capital of France is")) + 2
+    )
     assert len(all_logits.eval_logits) == all_logits.n_tokens
     with pytest.raises(ValueError, match="logits_all"):
         llm("a", max_tokens=1, logprobs=1, echo=True)
@@ -103,15 +116,23 @@ def test_chat(llm):
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == choice["message"]["content"]
     with pytest.raises(ValueError, match="Invalid chat handler"):
-        Llama(str(pith.default_model()), n_ctx=64, chat_format="nonsense", verbose=False).create_chat_completion(messages)
+        Llama(str(pith.default_model()), n_ctx=64, chat_format="nonsense", verbose=False).create_chat_completion(
+            messages
+        )
 
 
 def test_formats_of_the_answer(llm):
     messages = [{"role": "user", "content": "Give me a city as JSON."}]
-    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"],
-              "additionalProperties": False}
-    for response_format in ({"type": "json_object", "schema": schema},
-                            {"type": "json_schema", "json_schema": {"name": "c", "schema": schema}}):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    for response_format in (
+        {"type": "json_object", "schema": schema},
+        {"type": "json_schema", "json_schema": {"name": "c", "schema": schema}},
+    ):
         answer = llm.create_chat_completion(messages, response_format=response_format, temperature=0)
         assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city"}
 
@@ -121,16 +142,23 @@ def test_tools(llm):
     choice = {"type": "function", "function": {"name": "weather"}}
     answer = llm.create_chat_completion(messages, tools=[TOOL], tool_choice=choice, temperature=0)["choices"][0]
     call = answer["message"]["tool_calls"][0]
-    assert answer["finish_reason"] == "tool_calls" and call["type"] == "function" and call["function"]["name"] == "weather"
+    assert (
+        answer["finish_reason"] == "tool_calls" and call["type"] == "function" and call["function"]["name"] == "weather"
+    )
     assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Bonn")
     required = llm.create_chat_completion(messages, tools=[TOOL], tool_choice="required", temperature=0)["choices"][0]
     assert json.loads(required["message"]["tool_calls"][0]["function"]["arguments"])["city"] in ("Paris", "Bonn")
     chunks = list(llm.create_chat_completion(messages, tools=[TOOL], tool_choice=choice, temperature=0, stream=True))
-    said = "".join(call["function"]["arguments"] for chunk in chunks
-                   for call in chunk["choices"][0]["delta"].get("tool_calls") or [])
+    said = "".join(
+        call["function"]["arguments"]
+        for chunk in chunks
+        for call in chunk["choices"][0]["delta"].get("tool_calls") or []
+    )
     assert json.loads(said)["city"] in ("Paris", "Bonn") and chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    history = messages + [{"role": "assistant", "content": None, "tool_calls": [call]},
-                          {"role": "tool", "content": "sunny", "tool_call_id": call["id"]}]
+    history = messages + [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": call["id"]},
+    ]
     assert llm.create_chat_completion(history, tools=[TOOL], tool_choice="none", max_tokens=8)["choices"][0]["message"]
     with pytest.raises(ValueError, match="not found in tools"):
         llm.create_chat_completion(messages, tools=[TOOL], tool_choice={"type": "function", "function": {"name": "x"}})
@@ -145,7 +173,7 @@ def test_states_and_caches(llm):
     llm.reset()
     llm.eval(llm.tokenize(b"Something else"))
     llm.load_state(state)
-    assert llm.n_tokens == len(tokens) and llm.input_ids[:len(tokens)].tolist() == tokens
+    assert llm.n_tokens == len(tokens) and llm.input_ids[: len(tokens)].tolist() == tokens
     assert [token for _, token in zip(range(6), llm.generate(tokens, temp=0))] == first
     again = pickle.loads(pickle.dumps(state))
     llm.load_state(again)

@@ -11,6 +11,7 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs(model, path):
     import matplotlib
+
     matplotlib.use("Agg")
     book = json.loads(path.read_text())
     assert all(cell["outputs"] == [] for cell in book["cells"] if cell["cell_type"] == "code")

@@ -8,8 +8,10 @@ import pytest
 import pith
 from pith import presses
 
-CONTEXT = ("The lighthouse keeper is called Ines. Her boat is red and lies in the north of the bay. " +
-           "Each evening she climbs the stairs, lights the lamp and writes down the weather. " * 12)
+CONTEXT = (
+    "The lighthouse keeper is called Ines. Her boat is red and lies in the north of the bay. "
+    + "Each evening she climbs the stairs, lights the lamp and writes down the weather. " * 12
+)
 
 
 def test_every_press_is_a_recipe():
@@ -43,8 +45,12 @@ def test_the_pipeline_answers(model):
     pipe = pith.pipeline(model)
     full = pipe(CONTEXT, question="What is the keeper called?", max_new_tokens=16)
     assert "Ines" in full["answer"] and full["kept"] == 1
-    some = pipe(CONTEXT, questions=["What is the keeper called?", "Which colour has the boat?"], max_new_tokens=8,
-                press=presses.KVzip(compression_ratio=0.4))
+    some = pipe(
+        CONTEXT,
+        questions=["What is the keeper called?", "Which colour has the boat?"],
+        max_new_tokens=8,
+        press=presses.KVzip(compression_ratio=0.4),
+    )
     assert len(some["answers"]) == 2 and some["kept"] == pytest.approx(0.6, abs=0.03)
     assert some["kv_bytes"] < full["kv_bytes"]
     with pytest.warns(UserWarning, match="was cut"):
@@ -65,6 +71,7 @@ def test_eval_judges_scorers_of_ones_own(model):
     assert 0 < means["snapkv"]["kl"] < 20
     assert len(pith.eval.frame(rows)) == len(rows)
     import matplotlib
+
     matplotlib.use("Agg")
     assert pith.eval.plot(rows).get_legend() is not None
 
@@ -74,7 +81,9 @@ def test_it_agrees_with_the_program(model):
         pytest.skip("PITH_BINARY is not set")
     tasks = [task for task in pith.eval.own_tasks() if task["length"] == 512][:2]
     own = pith.eval.summary(pith.eval.evaluate(model, ["knorm", "keydiff"], tasks, keep=[0.5]))
-    theirs = pith.bench.run_program("eval", "--recipes", "knorm,keydiff", "--keep", "0.5", "--lengths", "512", "--limit", "2")
+    theirs = pith.bench.run_program(
+        "eval", "--recipes", "knorm,keydiff", "--keep", "0.5", "--lengths", "512", "--limit", "2"
+    )
     said = {}
     for row in theirs["rows"]:
         said.setdefault(row["recipe"], []).append(row["nll"])
@@ -88,8 +97,13 @@ def test_loaders(tmp_path):
     path.write_text(json.dumps({"index": 3, "input": "Some text.\nQuestion: what? Answer:", "outputs": ["it"]}) + "\n")
     assert pith.eval.load_ruler(path)[0]["target"] == " it"
     row = {"context": "c", "question": "q?", "answer_prefix": "A:", "answer": ["x", "y"], "task": "niah"}
-    assert pith.eval.load_ruler([row])[0] == {"id": "niah-0", "task": "niah", "context_text": "c", "question_text": "q?A:",
-                                              "target": " x, y"}
+    assert pith.eval.load_ruler([row])[0] == {
+        "id": "niah-0",
+        "task": "niah",
+        "context_text": "c",
+        "question_text": "q?A:",
+        "target": " x, y",
+    }
     row = {"context": "c", "input": "q?", "answers": ["a"], "dataset": "qasper", "_id": "7"}
     assert pith.eval.load_longbench([row])[0]["id"] == "qasper-7"
     needles = pith.eval.make_needles(CONTEXT * 3, words=100, count=3)

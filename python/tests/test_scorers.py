@@ -54,8 +54,13 @@ def test_it_evicts_while_text_is_read(model, story):
 def test_what_it_sees(engine, story):
     seen = []
 
-    @pith.scorer("looks", needs=("keys", "values", "window_probs", "value_norms", "query_moments"), window=8, aggregates=True,
-                 params={"weight": (0.5, 0, 1), "rank": 3})
+    @pith.scorer(
+        "looks",
+        needs=("keys", "values", "window_probs", "value_norms", "query_moments"),
+        window=8,
+        aggregates=True,
+        params={"weight": (0.5, 0, 1), "rank": 3},
+    )
     def looks(head):
         n = len(head)
         assert head.keys.shape == (n, head.key_dim) and head.values.shape == (n, head.value_dim)
@@ -75,19 +80,23 @@ def test_what_it_sees(engine, story):
     assert {one[2:] for one in seen} == {(0.25, 3.0, 16)}
 
 
-@pytest.mark.parametrize("name, result, why", [
-    ("gives_nan", lambda n: np.full(n, np.nan), "NaN"),
-    ("gives_shape", lambda n: np.zeros(n + 1), r"shape must be \(\d+,\)"),
-    ("gives_text", lambda n: "text", "could not convert"),
-    ("gives_minus_inf", lambda n: np.full(n, -np.inf), "-inf"),
-    ("gives_none", lambda n: None, ""),
-])
+@pytest.mark.parametrize(
+    "name, result, why",
+    [
+        ("gives_nan", lambda n: np.full(n, np.nan), "NaN"),
+        ("gives_shape", lambda n: np.zeros(n + 1), r"shape must be \(\d+,\)"),
+        ("gives_text", lambda n: "text", "could not convert"),
+        ("gives_minus_inf", lambda n: np.full(n, -np.inf), "-inf"),
+        ("gives_none", lambda n: None, ""),
+    ],
+)
 def test_results_are_checked(engine, story, name, result, why):
     pith.register_scorer(name, lambda head: result(len(head)))
     with pytest.raises(pith.InvalidArgument, match=f"score={name} failed in layer") as caught:
         compress(engine, story, f"score={name}")
     assert caught.value.__cause__ is not None
     import re
+
     assert re.search(why, str(caught.value)), str(caught.value)
     assert engine.sequence().prefill(story[:30]).logits is not None
 
@@ -152,7 +161,9 @@ def test_whole_layers_and_columns(engine, story):
         assert [head.head for head in heads] == list(range(heads[0].num_heads))
         return [head.columns["total"].copy() for head in heads]
 
-    pith.register_scorer("totals", score, needs=("keys", "every_query"), columns={"total": 0.0}, observe=observe, per="layer")
+    pith.register_scorer(
+        "totals", score, needs=("keys", "every_query"), columns={"total": 0.0}, observe=observe, per="layer"
+    )
     sequence = compress(engine, story, "score=totals")
     assert observed and 0.25 < sequence.stats["kept_fraction"] < 0.35
     with pytest.raises(pith.InvalidArgument, match="needs some of"):

@@ -10,7 +10,8 @@ _Static_assert(offsetof(pith_model_options, chat_template) == 16, "offsetof(pith
 _Static_assert(offsetof(pith_model_options, lora_paths) == 24, "offsetof(pith_model_options, lora_paths)");
 _Static_assert(offsetof(pith_model_options, lora_scales) == 32, "offsetof(pith_model_options, lora_scales)");
 _Static_assert(offsetof(pith_model_options, num_loras) == 40, "offsetof(pith_model_options, num_loras)");
-_Static_assert(offsetof(pith_model_options, libllama_products) == 48, "offsetof(pith_model_options, libllama_products)");
+_Static_assert(offsetof(pith_model_options, libllama_products) == 48,
+               "offsetof(pith_model_options, libllama_products)");
 _Static_assert(offsetof(pith_model_options, trusted) == 49, "offsetof(pith_model_options, trusted)");
 _Static_assert(offsetof(pith_model_options, progress) == 56, "offsetof(pith_model_options, progress)");
 _Static_assert(offsetof(pith_model_options, progress_user) == 64, "offsetof(pith_model_options, progress_user)");
@@ -73,9 +74,11 @@ _Static_assert(offsetof(pith_sequence_options, keep_entries) == 20, "offsetof(pi
 _Static_assert(offsetof(pith_sequence_options, floor_bytes) == 24, "offsetof(pith_sequence_options, floor_bytes)");
 _Static_assert(offsetof(pith_sequence_options, ceiling_bytes) == 32, "offsetof(pith_sequence_options, ceiling_bytes)");
 _Static_assert(offsetof(pith_sequence_options, seed) == 40, "offsetof(pith_sequence_options, seed)");
-_Static_assert(offsetof(pith_sequence_options, compress_after) == 48, "offsetof(pith_sequence_options, compress_after)");
+_Static_assert(offsetof(pith_sequence_options, compress_after) == 48,
+               "offsetof(pith_sequence_options, compress_after)");
 _Static_assert(offsetof(pith_sequence_options, later_recipes) == 56, "offsetof(pith_sequence_options, later_recipes)");
-_Static_assert(offsetof(pith_sequence_options, num_later_recipes) == 64, "offsetof(pith_sequence_options, num_later_recipes)");
+_Static_assert(offsetof(pith_sequence_options, num_later_recipes) == 64,
+               "offsetof(pith_sequence_options, num_later_recipes)");
 _Static_assert(sizeof(pith_sequence_stats) == 64, "sizeof(pith_sequence_stats)");
 _Static_assert(offsetof(pith_sequence_stats, struct_size) == 0, "offsetof(pith_sequence_stats, struct_size)");
 _Static_assert(offsetof(pith_sequence_stats, used_bytes) == 8, "offsetof(pith_sequence_stats, used_bytes)");
@@ -105,21 +108,26 @@ _Static_assert(sizeof(pith_sampler_options) == 152, "sizeof(pith_sampler_options
 _Static_assert(offsetof(pith_sampler_options, struct_size) == 0, "offsetof(pith_sampler_options, struct_size)");
 _Static_assert(offsetof(pith_sampler_options, temperature) == 8, "offsetof(pith_sampler_options, temperature)");
 _Static_assert(offsetof(pith_sampler_options, dynatemp_range) == 12, "offsetof(pith_sampler_options, dynatemp_range)");
-_Static_assert(offsetof(pith_sampler_options, dynatemp_exponent) == 16, "offsetof(pith_sampler_options, dynatemp_exponent)");
+_Static_assert(offsetof(pith_sampler_options, dynatemp_exponent) == 16,
+               "offsetof(pith_sampler_options, dynatemp_exponent)");
 _Static_assert(offsetof(pith_sampler_options, top_k) == 20, "offsetof(pith_sampler_options, top_k)");
 _Static_assert(offsetof(pith_sampler_options, top_p) == 24, "offsetof(pith_sampler_options, top_p)");
 _Static_assert(offsetof(pith_sampler_options, min_p) == 28, "offsetof(pith_sampler_options, min_p)");
 _Static_assert(offsetof(pith_sampler_options, typical_p) == 32, "offsetof(pith_sampler_options, typical_p)");
 _Static_assert(offsetof(pith_sampler_options, top_n_sigma) == 36, "offsetof(pith_sampler_options, top_n_sigma)");
-_Static_assert(offsetof(pith_sampler_options, xtc_probability) == 40, "offsetof(pith_sampler_options, xtc_probability)");
+_Static_assert(offsetof(pith_sampler_options, xtc_probability) == 40,
+               "offsetof(pith_sampler_options, xtc_probability)");
 _Static_assert(offsetof(pith_sampler_options, xtc_threshold) == 44, "offsetof(pith_sampler_options, xtc_threshold)");
 _Static_assert(offsetof(pith_sampler_options, repeat_last_n) == 48, "offsetof(pith_sampler_options, repeat_last_n)");
 _Static_assert(offsetof(pith_sampler_options, repeat_penalty) == 52, "offsetof(pith_sampler_options, repeat_penalty)");
-_Static_assert(offsetof(pith_sampler_options, presence_penalty) == 56, "offsetof(pith_sampler_options, presence_penalty)");
-_Static_assert(offsetof(pith_sampler_options, frequency_penalty) == 60, "offsetof(pith_sampler_options, frequency_penalty)");
+_Static_assert(offsetof(pith_sampler_options, presence_penalty) == 56,
+               "offsetof(pith_sampler_options, presence_penalty)");
+_Static_assert(offsetof(pith_sampler_options, frequency_penalty) == 60,
+               "offsetof(pith_sampler_options, frequency_penalty)");
 _Static_assert(offsetof(pith_sampler_options, dry_multiplier) == 64, "offsetof(pith_sampler_options, dry_multiplier)");
 _Static_assert(offsetof(pith_sampler_options, dry_base) == 68, "offsetof(pith_sampler_options, dry_base)");
-_Static_assert(offsetof(pith_sampler_options, dry_allowed_length) == 72, "offsetof(pith_sampler_options, dry_allowed_length)");
+_Static_assert(offsetof(pith_sampler_options, dry_allowed_length) == 72,
+               "offsetof(pith_sampler_options, dry_allowed_length)");
 _Static_assert(offsetof(pith_sampler_options, dry_last_n) == 76, "offsetof(pith_sampler_options, dry_last_n)");
 _Static_assert(offsetof(pith_sampler_options, mirostat) == 80, "offsetof(pith_sampler_options, mirostat)");
 _Static_assert(offsetof(pith_sampler_options, mirostat_tau) == 84, "offsetof(pith_sampler_options, mirostat_tau)");
@@ -154,9 +162,11 @@ _Static_assert(offsetof(pith_generation, top_tokens) == 80, "offsetof(pith_gener
 _Static_assert(offsetof(pith_generation, top_logprobs) == 88, "offsetof(pith_generation, top_logprobs)");
 _Static_assert(offsetof(pith_generation, num_top) == 96, "offsetof(pith_generation, num_top)");
 _Static_assert(sizeof(pith_conversation_options) == 32, "sizeof(pith_conversation_options)");
-_Static_assert(offsetof(pith_conversation_options, struct_size) == 0, "offsetof(pith_conversation_options, struct_size)");
+_Static_assert(offsetof(pith_conversation_options, struct_size) == 0,
+               "offsetof(pith_conversation_options, struct_size)");
 _Static_assert(offsetof(pith_conversation_options, system) == 8, "offsetof(pith_conversation_options, system)");
-_Static_assert(offsetof(pith_conversation_options, plain_control_tokens) == 16, "offsetof(pith_conversation_options, plain_control_tokens)");
+_Static_assert(offsetof(pith_conversation_options, plain_control_tokens) == 16,
+               "offsetof(pith_conversation_options, plain_control_tokens)");
 _Static_assert(offsetof(pith_conversation_options, sequence) == 24, "offsetof(pith_conversation_options, sequence)");
 _Static_assert(sizeof(pith_generate_options) == 72, "sizeof(pith_generate_options)");
 _Static_assert(offsetof(pith_generate_options, struct_size) == 0, "offsetof(pith_generate_options, struct_size)");

@@ -10,8 +10,14 @@ import importlib
 import sys
 
 from ._constants import *  # noqa: F401, F403
-from ._llama import (Llama, LlamaState, LlamaTokenizer, LogitsProcessorList, MinTokensLogitsProcessor,
-                     StoppingCriteriaList)
+from ._llama import (
+    Llama,
+    LlamaState,
+    LlamaTokenizer,
+    LogitsProcessorList,
+    MinTokensLogitsProcessor,
+    StoppingCriteriaList,
+)
 from .llama_cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
 from .llama_grammar import LlamaGrammar
 from .llama_types import *  # noqa: F401, F403
@@ -23,8 +29,8 @@ _SUBMODULES = ("llama_types", "llama_cache", "llama_grammar", "llama_chat_format
 
 
 def install() -> None:
-    """From now on `import llama_cpp` gives this package in this process. Raises RuntimeError where the real one has been
-    imported already, whose objects would be mixed with these."""
+    """From now on `import llama_cpp` gives this package in this process. Raises RuntimeError where the real one has
+    been imported already, whose objects would be mixed with these."""
     here = sys.modules[__name__]
     before = sys.modules.get("llama_cpp")
     if before is here:

@@ -6,13 +6,43 @@ import re
 from .llama_grammar import JSON_GBNF, LlamaGrammar, json_schema_to_gbnf
 
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
-_COMPLETION = ("temperature", "top_p", "top_k", "min_p", "typical_p", "stream", "stop", "seed", "max_tokens",
-               "presence_penalty", "frequency_penalty", "repeat_penalty", "tfs_z", "mirostat_mode", "mirostat_tau",
-               "mirostat_eta", "model", "logits_processor", "grammar", "logit_bias")
+_COMPLETION = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "stream",
+    "stop",
+    "seed",
+    "max_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "tfs_z",
+    "mirostat_mode",
+    "mirostat_tau",
+    "mirostat_eta",
+    "model",
+    "logits_processor",
+    "grammar",
+    "logit_bias",
+)
 
 
-def chat_completion(llama, *, messages, functions=None, function_call=None, tools=None, tool_choice=None,
-                    response_format=None, logprobs=None, top_logprobs=None, **request):
+def chat_completion(
+    llama,
+    *,
+    messages,
+    functions=None,
+    function_call=None,
+    tools=None,
+    tool_choice=None,
+    response_format=None,
+    logprobs=None,
+    top_logprobs=None,
+    **request,
+):
     """create_chat_completion() by the model's own template."""
     tools = [{"type": "function", "function": one} for one in functions] if functions else tools
     if isinstance(function_call, dict):
@@ -68,8 +98,14 @@ def _grammar_of_calls(tools):
     alternatives = []
     for tool in tools:
         own = _tool(tools, tool["function"]["name"])
-        alternatives.append({"type": "object", "additionalProperties": False, "required": ["name", "arguments"],
-                             "properties": {"name": {"const": own["name"]}, "arguments": own["parameters"]}})
+        alternatives.append(
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["name", "arguments"],
+                "properties": {"name": {"const": own["name"]}, "arguments": own["parameters"]},
+            }
+        )
     schema = alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
     grammar = re.sub(r"^root ::=", "one-call ::=", json_schema_to_gbnf(json.dumps(schema)), flags=re.MULTILINE)
     return grammar + '\nroot ::= "<tool_call>\\n" one-call "\\n</tool_call>"\n'
@@ -83,7 +119,9 @@ def render(llama, messages, tools=None):
             message["content"] = ""
         if message.get("function_call") and not message.get("tool_calls"):
             message["tool_calls"] = [{"id": "call_0", "type": "function", "function": message.pop("function_call")}]
-    if not tools and not any(message.get("tool_calls") or message["role"] in ("tool", "function") for message in messages):
+    if not tools and not any(
+        message.get("tool_calls") or message["role"] in ("tool", "function") for message in messages
+    ):
         return llama._pith_model.render(messages)
     knows = "tools" in (llama._info["chat_template"] or "")
     if knows:
@@ -117,10 +155,13 @@ def _without_tool_roles(messages, tools):
         out.insert(0, {"role": "system", "content": ""})
     listed = "\n".join(json.dumps(tool) for tool in tools)
     out[0]["content"] += ("\n\n" if out[0]["content"] else "") + (
-        "You may call one or more functions to assist with the user query.\n\nYou are provided with function signatures "
-        f"within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>\n\nFor each function call, return a JSON object with "
-        "the function's name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+        "You may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n"
+        f"<tools>\n{listed}\n</tools>\n\n"
+        "For each function call, return a JSON object with the function's name and arguments within "
+        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
     return out
 
 
@@ -132,27 +173,48 @@ def _logprobs_of(found):
         return None
     content = []
     for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"]):
-        content.append({"token": token, "bytes": None, "logprob": logprob,
-                        "top_logprobs": [{"token": one, "logprob": value, "bytes": None} for one, value in top.items()]})
+        content.append(
+            {
+                "token": token,
+                "bytes": None,
+                "logprob": logprob,
+                "top_logprobs": [{"token": one, "logprob": value, "bytes": None} for one, value in top.items()],
+            }
+        )
     return {"content": content, "refusal": None}
 
 
 def _head(completion, kind):
-    return {"id": "chat" + completion["id"], "object": kind, "created": completion["created"], "model": completion["model"]}
+    return {
+        "id": "chat" + completion["id"],
+        "object": kind,
+        "created": completion["created"],
+        "model": completion["model"],
+    }
 
 
 def to_chat(completion):
     """A completion as a chat's answer."""
     choice = completion["choices"][0]
-    return dict(_head(completion, "chat.completion"),
-                choices=[{"index": 0, "message": {"role": "assistant", "content": choice["text"]},
-                          "logprobs": _logprobs_of(choice["logprobs"]), "finish_reason": choice["finish_reason"]}],
-                usage=completion["usage"])
+    return dict(
+        _head(completion, "chat.completion"),
+        choices=[
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": choice["text"]},
+                "logprobs": _logprobs_of(choice["logprobs"]),
+                "finish_reason": choice["finish_reason"],
+            }
+        ],
+        usage=completion["usage"],
+    )
 
 
 def _chunk(chunk, delta, finish_reason=None, logprobs=None):
-    return dict(_head(chunk, "chat.completion.chunk"),
-                choices=[{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}])
+    return dict(
+        _head(chunk, "chat.completion.chunk"),
+        choices=[{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}],
+    )
 
 
 def to_chat_chunks(chunks):
@@ -164,20 +226,30 @@ def to_chat_chunks(chunks):
             is_first = False
         choice = chunk["choices"][0]
         ended = choice["finish_reason"] is not None
-        yield _chunk(chunk, {} if ended else {"content": choice["text"]}, choice["finish_reason"],
-                     _logprobs_of(choice["logprobs"]))
+        yield _chunk(
+            chunk,
+            {} if ended else {"content": choice["text"]},
+            choice["finish_reason"],
+            _logprobs_of(choice["logprobs"]),
+        )
 
 
 def _function(completion, name):
     choice = completion["choices"][0]
     function = {"name": name, "arguments": choice["text"]}
     call = {"id": f"call__0_{name}_{completion['id']}", "type": "function", "function": dict(function)}
-    return dict(_head(completion, "chat.completion"),
-                choices=[{"index": 0,
-                          "message": {"role": "assistant", "content": None, "function_call": function,
-                                      "tool_calls": [call]},
-                          "logprobs": _logprobs_of(choice["logprobs"]), "finish_reason": "tool_calls"}],
-                usage=completion["usage"])
+    return dict(
+        _head(completion, "chat.completion"),
+        choices=[
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": None, "function_call": function, "tool_calls": [call]},
+                "logprobs": _logprobs_of(choice["logprobs"]),
+                "finish_reason": "tool_calls",
+            }
+        ],
+        usage=completion["usage"],
+    )
 
 
 def _function_chunks(chunks, name):
@@ -190,8 +262,12 @@ def _function_chunks(chunks, name):
         choice = chunk["choices"][0]
         function = {"name": name, "arguments": choice["text"]}
         call = {"index": 0, "id": f"call__0_{name}_{chunk['id']}", "type": "function", "function": dict(function)}
-        yield _chunk(chunk, {"role": None, "content": None, "function_call": function, "tool_calls": [call]}, None,
-                     _logprobs_of(choice["logprobs"]))
+        yield _chunk(
+            chunk,
+            {"role": None, "content": None, "function_call": function, "tool_calls": [call]},
+            None,
+            _logprobs_of(choice["logprobs"]),
+        )
     if last is not None:
         yield _chunk(last, dict(blank, role=None), "tool_calls")
 
@@ -208,8 +284,13 @@ def _parsed(text, tools, identity):
         arguments = said.get("arguments", said.get("parameters", {})) if isinstance(said, dict) else None
         if not isinstance(arguments, dict) or said.get("name") not in names:
             return False
-        calls.append({"id": f"call_{len(calls)}_{said['name']}_{identity}", "type": "function",
-                      "function": {"name": said["name"], "arguments": json.dumps(arguments)}})
+        calls.append(
+            {
+                "id": f"call_{len(calls)}_{said['name']}_{identity}",
+                "type": "function",
+                "function": {"name": said["name"], "arguments": json.dumps(arguments)},
+            }
+        )
         return True
 
     rest = _CALL.sub(lambda found: "" if take(found[1]) else found[0], text)

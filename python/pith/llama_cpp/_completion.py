@@ -14,7 +14,9 @@ def complete(llama, head, prompt, suffix, max_tokens, logprobs, echo, stop, stre
         raise ValueError("logprobs of an echoed prompt are not supported for models created with logits_all=False")
     stops = [one.encode("utf-8") for one in ([stop] if isinstance(stop, str) else stop or []) if one]
     _look_up(llama, prompt_tokens)
-    prompt_text = prompt if isinstance(prompt, str) else llama.detokenize(prompt_tokens).decode("utf-8", errors="ignore")
+    prompt_text = (
+        prompt if isinstance(prompt, str) else llama.detokenize(prompt_tokens).decode("utf-8", errors="ignore")
+    )
     run = _Run(llama, prompt_tokens, len(prompt_text), limit, stops, logprobs)
     for released in run.go(stopping_criteria, sampling):
         if stream:
@@ -33,9 +35,15 @@ def complete(llama, head, prompt, suffix, max_tokens, logprobs, echo, stop, stre
     if suffix is not None:
         text += suffix
     count = len(run.tokens)
-    yield dict(head, choices=[_choice(text, found, run.finish_reason)],
-               usage={"prompt_tokens": len(prompt_tokens), "completion_tokens": count,
-                      "total_tokens": len(prompt_tokens) + count})
+    yield dict(
+        head,
+        choices=[_choice(text, found, run.finish_reason)],
+        usage={
+            "prompt_tokens": len(prompt_tokens),
+            "completion_tokens": count,
+            "total_tokens": len(prompt_tokens) + count,
+        },
+    )
 
 
 def _choice(text, logprobs, finish_reason):
@@ -64,7 +72,7 @@ def _look_up(llama, prompt_tokens):
         state = llama.cache[prompt_tokens]
     except KeyError:
         return
-    cached = longest_token_prefix(state.input_ids[:state.n_tokens].tolist(), prompt_tokens)
+    cached = longest_token_prefix(state.input_ids[: state.n_tokens].tolist(), prompt_tokens)
     if cached > longest_token_prefix(llama._input_ids.tolist(), prompt_tokens):
         llama.load_state(state)
         if llama.verbose:
@@ -128,14 +136,14 @@ class _Run:
         self.limit = limit
         self.stops = stops
         self.num_logprobs = num_logprobs
-        self.offset = offset       # of the next shown character
-        self.tokens = []           # the completion's
+        self.offset = offset  # of the next shown character
+        self.tokens = []  # the completion's
         self.text = ""
         self.logprobs = None if num_logprobs is None else _empty()
         self.finish_reason = "length"
-        self.held = []             # (token, bytes, logprob, top) that are not shown yet
+        self.held = []  # (token, bytes, logprob, top) that are not shown yet
         self.longest = max((len(stop) for stop in stops), default=0)
-        self.tail = b""            # of the text, as long as a stop string may be
+        self.tail = b""  # of the text, as long as a stop string may be
 
     def go(self, stopping_criteria, sampling):
         """Yields pieces to show."""

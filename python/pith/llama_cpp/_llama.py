@@ -23,13 +23,31 @@ from .llama_cache import longest_token_prefix
 
 _ORDER = "penalties;top_k;typ_p;top_p;min_p;temperature"
 # Names of llama-cpp-python's formats and of libllama's templates.
-_FORMATS = {"chatml": "chatml", "qwen": "chatml", "llama-2": "llama2", "llama-3": "llama3", "gemma": "gemma",
-            "zephyr": "zephyr", "vicuna": "vicuna", "openchat": "openchat", "mistral-instruct": "mistral-v1",
-            "chatglm3": "chatglm3"}
+_FORMATS = {
+    "chatml": "chatml",
+    "qwen": "chatml",
+    "llama-2": "llama2",
+    "llama-3": "llama3",
+    "gemma": "gemma",
+    "zephyr": "zephyr",
+    "vicuna": "vicuna",
+    "openchat": "openchat",
+    "mistral-instruct": "mistral-v1",
+    "chatglm3": "chatglm3",
+}
 _KV_FORMATS = {constants.GGML_TYPE_F16: "f16", constants.GGML_TYPE_Q8_0: "q8", constants.GGML_TYPE_Q4_0: "q4"}
 # What changes nothing here: memory maps are libllama's own choice, attention is pith's.
-_WITHOUT_EFFECT = {"tensor_split": None, "vocab_only": False, "use_mlock": False, "kv_overrides": None,
-                   "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "draft_model": None, "spm_infill": False}
+_WITHOUT_EFFECT = {
+    "tensor_split": (None,),
+    "vocab_only": (False,),
+    "use_mlock": (False,),
+    "kv_overrides": (None,),
+    # LangChain gives the second ones where nothing was asked for.
+    "rope_freq_base": (0.0, 10000.0),
+    "rope_freq_scale": (0.0, 1.0),
+    "draft_model": (None,),
+    "spm_infill": (False,),
+}
 
 
 class LogitsProcessorList(List[Callable]):
@@ -82,33 +100,74 @@ class Llama:
     kv_budget: bytes, "64MiB", or "20%" of the f16 cache of n_ctx, never exceeded; None: all of that.
     recipe:    what stays when it is full (pith.recipes()); None: "pith" with a kv_budget, else "full".
 
-    The other arguments, methods and answers are llama-cpp-python's. What has no meaning here (threads of other kinds, GPU
-    splits, flash attention, which is always on) is accepted; what would change answers and is not done warns.
+    The other arguments, methods and answers are llama-cpp-python's. What has no meaning here (threads of other kinds,
+    GPU splits, flash attention, which is always on) is accepted; what would change answers and is not done warns.
     """
 
-    def __init__(self, model_path=None, *, n_gpu_layers: int = 0, seed: int = constants.LLAMA_DEFAULT_SEED,
-                 n_ctx: int = 512, n_batch: int = 512, n_ubatch: int = 512, n_threads: Optional[int] = None,
-                 n_threads_batch: Optional[int] = None, pooling_type: int = constants.LLAMA_POOLING_TYPE_UNSPECIFIED,
-                 logits_all: bool = False, embedding: bool = False, last_n_tokens_size: int = 64,
-                 lora_scale: float = 1.0, lora_path: Optional[str] = None, chat_format: Optional[str] = None,
-                 chat_handler=None, tokenizer=None, type_k: Optional[int] = None, type_v: Optional[int] = None,
-                 verbose: bool = True, kv_budget=None, recipe: Optional[str] = None, **kwargs):
+    def __init__(
+        self,
+        model_path=None,
+        *,
+        n_gpu_layers: int = 0,
+        seed: int = constants.LLAMA_DEFAULT_SEED,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_threads: Optional[int] = None,
+        n_threads_batch: Optional[int] = None,
+        pooling_type: int = constants.LLAMA_POOLING_TYPE_UNSPECIFIED,
+        logits_all: bool = False,
+        embedding: bool = False,
+        last_n_tokens_size: int = 64,
+        lora_scale: float = 1.0,
+        lora_path: Optional[str] = None,
+        chat_format: Optional[str] = None,
+        chat_handler=None,
+        tokenizer=None,
+        type_k: Optional[int] = None,
+        type_v: Optional[int] = None,
+        verbose: bool = True,
+        kv_budget=None,
+        recipe: Optional[str] = None,
+        **kwargs,
+    ):
         self.verbose = verbose
         for name, neutral in _WITHOUT_EFFECT.items():
-            if kwargs.get(name, neutral) != neutral:
+            if kwargs.get(name, neutral[0]) not in neutral:
                 warnings.warn(f"pith leaves {name} out", RuntimeWarning, stacklevel=2)
-        self._settings = dict(kwargs, n_gpu_layers=n_gpu_layers, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch,
-                              n_threads=n_threads, n_threads_batch=n_threads_batch, pooling_type=pooling_type,
-                              logits_all=logits_all, embedding=embedding, last_n_tokens_size=last_n_tokens_size,
-                              lora_scale=lora_scale, lora_path=lora_path, chat_format=chat_format,
-                              chat_handler=chat_handler, tokenizer=tokenizer, type_k=type_k, type_v=type_v,
-                              verbose=verbose, kv_budget=kv_budget, recipe=recipe)
+        self._settings = dict(
+            kwargs,
+            n_gpu_layers=n_gpu_layers,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            pooling_type=pooling_type,
+            logits_all=logits_all,
+            embedding=embedding,
+            last_n_tokens_size=last_n_tokens_size,
+            lora_scale=lora_scale,
+            lora_path=lora_path,
+            chat_format=chat_format,
+            chat_handler=chat_handler,
+            tokenizer=tokenizer,
+            type_k=type_k,
+            type_v=type_v,
+            verbose=verbose,
+            kv_budget=kv_budget,
+            recipe=recipe,
+        )
         if model_path is not None and not Path(model_path).exists():
             raise ValueError(f"Model path does not exist: {model_path}")
         threads = n_threads or 0
-        self._pith_model = Model(model_path, threads=threads, gpu_layers=max(0, n_gpu_layers),
-                                 chat_template=_FORMATS.get(chat_format),
-                                 lora={lora_path: lora_scale} if lora_path else ())
+        self._pith_model = Model(
+            model_path,
+            threads=threads,
+            gpu_layers=max(0, n_gpu_layers),
+            chat_template=_FORMATS.get(chat_format),
+            lora={lora_path: lora_scale} if lora_path else (),
+        )
         self.model_path = self._pith_model.path
         self._info = self._pith_model.info
         self._n_vocab = self._info["num_vocab"]
@@ -116,8 +175,13 @@ class Llama:
         self.n_batch = min(self._n_ctx, n_batch)
         self.tokenizer_ = tokenizer or LlamaTokenizer(self)
         recipe = recipe or ("pith" if kv_budget is not None else "full")
-        self._engine = Engine(self._pith_model, budget=kv_budget, ctx=self._n_ctx, threads=threads,
-                              recipe=recipe + _format_of(type_k, type_v))
+        self._engine = Engine(
+            self._pith_model,
+            budget=kv_budget,
+            ctx=self._n_ctx,
+            threads=threads,
+            recipe=recipe + _format_of(type_k, type_v),
+        )
         self._sequence = self._engine.sequence()
         self.metadata = self._pith_model.metadata
         self.last_n_tokens_size = last_n_tokens_size
@@ -154,11 +218,11 @@ class Llama:
 
     @property
     def _input_ids(self):
-        return self.input_ids[:self.n_tokens]
+        return self.input_ids[: self.n_tokens]
 
     @property
     def _scores(self):
-        return self.scores[:self.n_tokens, :]
+        return self.scores[: self.n_tokens, :]
 
     @property
     def eval_tokens(self):
@@ -216,7 +280,7 @@ class Llama:
         """Reads tokens after the n_tokens that were read."""
         tokens = np.asarray(tokens, dtype=np.intc)
         if not self._go_back(self.n_tokens):
-            again = self.input_ids[:self.n_tokens].copy()
+            again = self.input_ids[: self.n_tokens].copy()
             self._start_over()
             if len(again):
                 self._sequence.prefill(again)
@@ -240,14 +304,40 @@ class Llama:
         self.n_tokens = end
         self._requires_eval = False
 
-    def _init_sampler(self, top_k=40, top_p=0.95, min_p=0.05, typical_p=1.0, temp=0.80, repeat_penalty=1.0,
-                      frequency_penalty=0.0, presence_penalty=0.0, tfs_z=1.0, mirostat_mode=0, mirostat_eta=0.1,
-                      mirostat_tau=5.0, penalize_nl=True, logits_processor=None, grammar=None):
-        options = {"temperature": temp, "top_k": max(0, top_k), "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
-                   "repeat_penalty": repeat_penalty, "frequency_penalty": frequency_penalty,
-                   "presence_penalty": presence_penalty, "repeat_last_n": self.last_n_tokens_size,
-                   "seed": self._seed & 0xFFFFFFFF, "order": _ORDER, "mirostat": mirostat_mode,
-                   "mirostat_tau": mirostat_tau, "mirostat_eta": mirostat_eta}
+    def _init_sampler(
+        self,
+        top_k=40,
+        top_p=0.95,
+        min_p=0.05,
+        typical_p=1.0,
+        temp=0.80,
+        repeat_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        tfs_z=1.0,
+        mirostat_mode=0,
+        mirostat_eta=0.1,
+        mirostat_tau=5.0,
+        penalize_nl=True,
+        logits_processor=None,
+        grammar=None,
+    ):
+        options = {
+            "temperature": temp,
+            "top_k": max(0, top_k),
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "repeat_penalty": repeat_penalty,
+            "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty,
+            "repeat_last_n": self.last_n_tokens_size,
+            "seed": self._seed & 0xFFFFFFFF,
+            "order": _ORDER,
+            "mirostat": mirostat_mode,
+            "mirostat_tau": mirostat_tau,
+            "mirostat_eta": mirostat_eta,
+        }
         if temp < 0.0:  # the distribution as it is
             options.update(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0, mirostat=0)
         if grammar is not None:
@@ -263,21 +353,47 @@ class Llama:
             if logits is not None:
                 return np.asarray(logits)
             # Restored, or read beside others: the last token is read once more.
-            tokens = self.input_ids[idx:self.n_tokens].copy()
+            tokens = self.input_ids[idx : self.n_tokens].copy()
             self.n_tokens = idx
             self.eval(tokens)
             return np.asarray(self._sequence.logits)
         raise RuntimeError(f"logits of token {idx} are kept with logits_all=True alone")
 
-    def sample(self, top_k=40, top_p=0.95, min_p=0.05, typical_p=1.0, temp=0.80, repeat_penalty=1.0,
-               frequency_penalty=0.0, presence_penalty=0.0, tfs_z=1.0, mirostat_mode=0, mirostat_eta=0.1,
-               mirostat_tau=5.0, penalize_nl=True, logits_processor=None, grammar=None, idx: Optional[int] = None):
+    def sample(
+        self,
+        top_k=40,
+        top_p=0.95,
+        min_p=0.05,
+        typical_p=1.0,
+        temp=0.80,
+        repeat_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        tfs_z=1.0,
+        mirostat_mode=0,
+        mirostat_eta=0.1,
+        mirostat_tau=5.0,
+        penalize_nl=True,
+        logits_processor=None,
+        grammar=None,
+        idx: Optional[int] = None,
+    ):
         """A token after the last one read, or after token idx."""
         assert self.n_tokens > 0
         sampler = self._sampler or self._init_sampler(
-            top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, temp=temp, repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, mirostat_mode=mirostat_mode,
-            mirostat_eta=mirostat_eta, mirostat_tau=mirostat_tau, grammar=grammar)
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_eta=mirostat_eta,
+            mirostat_tau=mirostat_tau,
+            grammar=grammar,
+        )
         logits = self._row(self.n_tokens - 1 if idx is None else idx)
         if logits_processor is not None:
             logits = logits.copy()
@@ -300,18 +416,45 @@ class Llama:
         self.reset()
         return tokens
 
-    def generate(self, tokens, top_k=40, top_p=0.95, min_p=0.05, typical_p=1.0, temp=0.80, repeat_penalty=1.0,
-                 reset: bool = True, frequency_penalty=0.0, presence_penalty=0.0, tfs_z=1.0, mirostat_mode=0,
-                 mirostat_tau=5.0, mirostat_eta=0.1, penalize_nl=True, logits_processor=None, stopping_criteria=None,
-                 grammar=None):
+    def generate(
+        self,
+        tokens,
+        top_k=40,
+        top_p=0.95,
+        min_p=0.05,
+        typical_p=1.0,
+        temp=0.80,
+        repeat_penalty=1.0,
+        reset: bool = True,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        tfs_z=1.0,
+        mirostat_mode=0,
+        mirostat_tau=5.0,
+        mirostat_eta=0.1,
+        penalize_nl=True,
+        logits_processor=None,
+        stopping_criteria=None,
+        grammar=None,
+    ):
         """Yields tokens after a prompt. Tokens that are sent to the generator are read after the one it gave.
 
         reset: what was read before is forgotten but for what the prompt begins with.
         """
         sampler = self._init_sampler(
-            top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, temp=temp, repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, mirostat_mode=mirostat_mode,
-            mirostat_eta=mirostat_eta, mirostat_tau=mirostat_tau, grammar=grammar)
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_eta=mirostat_eta,
+            mirostat_tau=mirostat_tau,
+            grammar=grammar,
+        )
         tokens = [int(token) for token in tokens]
         if reset and self.n_tokens > 0:
             tokens = self._reuse(tokens)
@@ -349,7 +492,7 @@ class Llama:
         data, total = [], 0
         for text in texts:
             tokens = self.tokenize(text.encode("utf-8"))
-            tokens = tokens[:self.n_batch] if truncate else tokens
+            tokens = tokens[: self.n_batch] if truncate else tokens
             if len(tokens) > self.n_batch:
                 raise ValueError(f"Requested tokens ({len(tokens)}) exceed batch size of {self.n_batch}")
             total += len(tokens)
@@ -374,13 +517,34 @@ class Llama:
 
     # ---- Completions
 
-    def create_completion(self, prompt, suffix: Optional[str] = None, max_tokens: Optional[int] = 16,
-                          temperature: float = 0.8, top_p: float = 0.95, min_p: float = 0.05, typical_p: float = 1.0,
-                          logprobs: Optional[int] = None, echo: bool = False, stop=[], frequency_penalty: float = 0.0,
-                          presence_penalty: float = 0.0, repeat_penalty: float = 1.0, top_k: int = 40,
-                          stream: bool = False, seed: Optional[int] = None, tfs_z: float = 1.0, mirostat_mode: int = 0,
-                          mirostat_tau: float = 5.0, mirostat_eta: float = 0.1, model: Optional[str] = None,
-                          stopping_criteria=None, logits_processor=None, grammar=None, logit_bias=None):
+    def create_completion(
+        self,
+        prompt,
+        suffix: Optional[str] = None,
+        max_tokens: Optional[int] = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        logprobs: Optional[int] = None,
+        echo: bool = False,
+        stop=[],
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: Optional[int] = None,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: Optional[str] = None,
+        stopping_criteria=None,
+        logits_processor=None,
+        grammar=None,
+        logit_bias=None,
+    ):
         """Goes on after a prompt (text or tokens). Returns the completion, or with stream=True its chunks."""
         if logit_bias is not None:
             bias = {int(token): float(value) for token, value in logit_bias.items()}
@@ -396,36 +560,98 @@ class Llama:
             self.set_seed(seed)
         else:
             self.set_seed(random.Random(self._seed).randint(0, 2**32))
-        sampling = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "temp": temperature,
-                    "mirostat_mode": mirostat_mode, "mirostat_tau": mirostat_tau, "mirostat_eta": mirostat_eta,
-                    "frequency_penalty": frequency_penalty, "presence_penalty": presence_penalty,
-                    "repeat_penalty": repeat_penalty, "logits_processor": logits_processor, "grammar": grammar}
-        head = {"id": f"cmpl-{uuid.uuid4()}", "object": "text_completion", "created": int(time.time()),
-                "model": model if model is not None else self.model_path}
-        chunks = complete(self, head, prompt, suffix, max_tokens, logprobs, echo, stop, stream, stopping_criteria, sampling)
+        sampling = {
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "temp": temperature,
+            "mirostat_mode": mirostat_mode,
+            "mirostat_tau": mirostat_tau,
+            "mirostat_eta": mirostat_eta,
+            "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty,
+            "repeat_penalty": repeat_penalty,
+            "logits_processor": logits_processor,
+            "grammar": grammar,
+        }
+        head = {
+            "id": f"cmpl-{uuid.uuid4()}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model if model is not None else self.model_path,
+        }
+        chunks = complete(
+            self, head, prompt, suffix, max_tokens, logprobs, echo, stop, stream, stopping_criteria, sampling
+        )
         return chunks if stream else next(chunks)
 
     def __call__(self, prompt, *args, **kwargs):
         """create_completion()."""
         return self.create_completion(prompt, *args, **kwargs)
 
-    def create_chat_completion(self, messages, functions=None, function_call=None, tools=None, tool_choice=None,
-                               temperature: float = 0.2, top_p: float = 0.95, top_k: int = 40, min_p: float = 0.05,
-                               typical_p: float = 1.0, stream: bool = False, stop=[], seed: Optional[int] = None,
-                               response_format=None, max_tokens: Optional[int] = None, presence_penalty: float = 0.0,
-                               frequency_penalty: float = 0.0, repeat_penalty: float = 1.0, tfs_z: float = 1.0,
-                               mirostat_mode: int = 0, mirostat_tau: float = 5.0, mirostat_eta: float = 0.1,
-                               model: Optional[str] = None, logits_processor=None, grammar=None, logit_bias=None,
-                               logprobs: Optional[bool] = None, top_logprobs: Optional[int] = None):
+    def create_chat_completion(
+        self,
+        messages,
+        functions=None,
+        function_call=None,
+        tools=None,
+        tool_choice=None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop=[],
+        seed: Optional[int] = None,
+        response_format=None,
+        max_tokens: Optional[int] = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: Optional[str] = None,
+        logits_processor=None,
+        grammar=None,
+        logit_bias=None,
+        logprobs: Optional[bool] = None,
+        top_logprobs: Optional[int] = None,
+    ):
         """Answers messages. Returns the answer, or with stream=True its chunks."""
-        request = dict(messages=messages, functions=functions, function_call=function_call, tools=tools,
-                       tool_choice=tool_choice, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-                       typical_p=typical_p, stream=stream, stop=stop, seed=seed, response_format=response_format,
-                       max_tokens=max_tokens, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-                       repeat_penalty=repeat_penalty, tfs_z=tfs_z, mirostat_mode=mirostat_mode,
-                       mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, model=model,
-                       logits_processor=logits_processor, grammar=grammar, logit_bias=logit_bias, logprobs=logprobs,
-                       top_logprobs=top_logprobs)
+        request = dict(
+            messages=messages,
+            functions=functions,
+            function_call=function_call,
+            tools=tools,
+            tool_choice=tool_choice,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            typical_p=typical_p,
+            stream=stream,
+            stop=stop,
+            seed=seed,
+            response_format=response_format,
+            max_tokens=max_tokens,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repeat_penalty=repeat_penalty,
+            tfs_z=tfs_z,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            model=model,
+            logits_processor=logits_processor,
+            grammar=grammar,
+            logit_bias=logit_bias,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+        )
         handler = self.chat_handler or self._chat_handlers.get(self.chat_format) or _registered(self.chat_format)
         if handler is not None:
             return handler(llama=self, **request)
@@ -434,6 +660,7 @@ class Llama:
     def create_chat_completion_openai_v1(self, *args, **kwargs):
         """The same as objects of the package openai."""
         from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
         if kwargs.get("stream", False):
             return (ChatCompletionChunk(**chunk) for chunk in self.create_chat_completion(*args, **kwargs))
         return ChatCompletion(**self.create_chat_completion(*args, **kwargs))
@@ -452,8 +679,14 @@ class Llama:
             self.eval([])
         state = self._sequence.to_bytes() if self.n_tokens > 0 else b""
         scores = self._scores.copy() if self._logits_all else np.zeros((0, self._n_vocab), dtype=np.single)
-        return LlamaState(scores=scores, input_ids=self.input_ids.copy(), n_tokens=self.n_tokens, llama_state=state,
-                          llama_state_size=len(state), seed=self._seed)
+        return LlamaState(
+            scores=scores,
+            input_ids=self.input_ids.copy(),
+            n_tokens=self.n_tokens,
+            llama_state=state,
+            llama_state_size=len(state),
+            seed=self._seed,
+        )
 
     def load_state(self, state: LlamaState) -> None:
         """Takes it up again. It must be one of the same model, recipe and kv_budget."""
@@ -465,8 +698,8 @@ class Llama:
             self.reset()
             raise
         if self._logits_all:
-            self.scores[:len(state.scores)] = state.scores
-            self.scores[len(state.scores):] = 0
+            self.scores[: len(state.scores)] = state.scores
+            self.scores[len(state.scores) :] = 0
         self.input_ids = state.input_ids.copy()
         self.n_tokens = state.n_tokens
         self._requires_eval = True
@@ -528,24 +761,44 @@ class Llama:
         return longest_token_prefix(a, b)
 
     @classmethod
-    def from_pretrained(cls, repo_id: str, filename: Optional[str], additional_files=None, local_dir=None,
-                        local_dir_use_symlinks="auto", cache_dir=None, **kwargs) -> "Llama":
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: Optional[str],
+        additional_files=None,
+        local_dir=None,
+        local_dir_use_symlinks="auto",
+        cache_dir=None,
+        **kwargs,
+    ) -> "Llama":
         """Fetches a file of the Hugging Face hub by the package huggingface-hub, and loads it."""
         import fnmatch
+
         try:
             from huggingface_hub import HfFileSystem, hf_hub_download
         except ImportError:
-            raise ImportError("Llama.from_pretrained requires the huggingface-hub package. "
-                              "You can install it with `pip install huggingface-hub`.")
-        files = [entry["name"] if isinstance(entry, dict) else entry for entry in HfFileSystem().ls(repo_id, recursive=True)]
+            raise ImportError(
+                "Llama.from_pretrained requires the huggingface-hub package. "
+                "You can install it with `pip install huggingface-hub`."
+            )
+        files = [
+            entry["name"] if isinstance(entry, dict) else entry for entry in HfFileSystem().ls(repo_id, recursive=True)
+        ]
         files = [str(Path(name).relative_to(repo_id)) for name in files]
         found = [name for name in files if fnmatch.fnmatch(name, filename)]
         if len(found) != 1:
-            raise ValueError(f"{'No' if not found else 'Multiple'} files found in {repo_id} that match {filename}\n\n"
-                             f"Available files:\n{files}")
+            raise ValueError(
+                f"{'No' if not found else 'Multiple'} files found in {repo_id} that match {filename}\n\n"
+                f"Available files:\n{files}"
+            )
         folder, name = str(Path(found[0]).parent), Path(found[0]).name
-        path = hf_hub_download(repo_id=repo_id, filename=name, subfolder=folder if folder != "." else None,
-                               local_dir=local_dir, cache_dir=cache_dir)
+        path = hf_hub_download(
+            repo_id=repo_id,
+            filename=name,
+            subfolder=folder if folder != "." else None,
+            local_dir=local_dir,
+            cache_dir=cache_dir,
+        )
         for pattern in additional_files or []:
             for other in (one for one in files if fnmatch.fnmatch(one, pattern)):
                 hf_hub_download(repo_id=repo_id, filename=other, local_dir=local_dir, cache_dir=cache_dir)
@@ -565,8 +818,10 @@ class LlamaTokenizer:
         return self._model.tokenize(text, begins=add_bos, special=special)
 
     def detokenize(self, tokens: List[int], prev_tokens: Optional[List[int]] = None, special: bool = False) -> bytes:
-        output = b"".join(self._model._own.plain_piece(int(token)) if not special else self._model.piece(int(token))
-                          for token in tokens)
+        output = b"".join(
+            self._model._own.plain_piece(int(token)) if not special else self._model.piece(int(token))
+            for token in tokens
+        )
         # The space that tokenizers of this kind put in front of a text.
         first = (list(prev_tokens) + list(tokens) if prev_tokens else list(tokens))[:1]
         begins = not prev_tokens or not any(self._model._own.plain_piece(int(token)) for token in prev_tokens)
@@ -591,6 +846,7 @@ def _format_of(type_k, type_v) -> str:
 
 def _registered(name):
     from .llama_chat_format import REGISTERED
+
     if name in REGISTERED:
         return REGISTERED[name]
     if name == "chat_template.default" or name in _FORMATS:

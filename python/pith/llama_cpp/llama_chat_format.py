@@ -26,7 +26,9 @@ def register_chat_completion_handler(name: str, overwrite: bool = False):
 
     def decorator(handler):
         if not overwrite and name in REGISTERED:
-            raise ValueError(f"Formatter with name '{name}' is already registered. Use `overwrite=True` to overwrite it.")
+            raise ValueError(
+                f"Formatter with name '{name}' is already registered. Use `overwrite=True` to overwrite it."
+            )
         REGISTERED[name] = handler
         return handler
 
@@ -53,18 +55,37 @@ def register_chat_format(name: str):
 def chat_formatter_to_chat_completion_handler(formatter):
     """A handler that answers a formatter's prompts."""
 
-    def handler(*, llama, messages, functions=None, function_call=None, tools=None, tool_choice=None, response_format=None,
-                logprobs=None, top_logprobs=None, stop=(), stream=False, **request):
-        formatted = formatter(messages=messages, functions=functions, function_call=function_call, tools=tools,
-                              tool_choice=tool_choice)
+    def handler(
+        *,
+        llama,
+        messages,
+        functions=None,
+        function_call=None,
+        tools=None,
+        tool_choice=None,
+        response_format=None,
+        logprobs=None,
+        top_logprobs=None,
+        stop=(),
+        stream=False,
+        **request,
+    ):
+        formatted = formatter(
+            messages=messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice
+        )
         stops = [stop] if isinstance(stop, str) else list(stop or [])
         stops += [formatted.stop] if isinstance(formatted.stop, str) else list(formatted.stop or [])
         if request.get("grammar") is None:
             request["grammar"] = grammar_of_format(response_format)
         prompt = llama.tokenize(formatted.prompt.encode("utf-8"), add_bos=not formatted.added_special, special=True)
-        answer = llama.create_completion(prompt, stop=stops, stream=stream,
-                                         logprobs=(top_logprobs or 0) if logprobs else None,
-                                         stopping_criteria=formatted.stopping_criteria, **request)
+        answer = llama.create_completion(
+            prompt,
+            stop=stops,
+            stream=stream,
+            logprobs=(top_logprobs or 0) if logprobs else None,
+            stopping_criteria=formatted.stopping_criteria,
+            **request,
+        )
         return to_chat_chunks(answer) if stream else to_chat(answer)
 
     return handler
@@ -73,9 +94,16 @@ def chat_formatter_to_chat_completion_handler(formatter):
 class Jinja2ChatFormatter:
     """A template in Jinja, by the package jinja2."""
 
-    def __init__(self, template: str, eos_token: str, bos_token: str, add_generation_prompt: bool = True,
-                 stop_token_ids: Optional[List[int]] = None):
+    def __init__(
+        self,
+        template: str,
+        eos_token: str,
+        bos_token: str,
+        add_generation_prompt: bool = True,
+        stop_token_ids: Optional[List[int]] = None,
+    ):
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
         self.template = template
         self.eos_token = eos_token
         self.bos_token = bos_token
@@ -87,15 +115,26 @@ class Jinja2ChatFormatter:
         def raise_exception(message: str):
             raise ValueError(message)
 
-        prompt = self._environment.render(messages=messages, eos_token=self.eos_token, bos_token=self.bos_token,
-                                          raise_exception=raise_exception,
-                                          add_generation_prompt=self.add_generation_prompt, functions=functions,
-                                          function_call=function_call, tools=tools, tool_choice=tool_choice)
+        prompt = self._environment.render(
+            messages=messages,
+            eos_token=self.eos_token,
+            bos_token=self.bos_token,
+            raise_exception=raise_exception,
+            add_generation_prompt=self.add_generation_prompt,
+            functions=functions,
+            function_call=function_call,
+            tools=tools,
+            tool_choice=tool_choice,
+        )
         criteria = None
         if self.stop_token_ids is not None:
             criteria = lambda tokens, logits: len(tokens) > 0 and tokens[-1] in self.stop_token_ids  # noqa: E731
-        return ChatFormatterResponse(prompt=prompt, stop=[self.eos_token] if self.eos_token else None,
-                                     stopping_criteria=criteria, added_special=True)
+        return ChatFormatterResponse(
+            prompt=prompt,
+            stop=[self.eos_token] if self.eos_token else None,
+            stopping_criteria=criteria,
+            added_special=True,
+        )
 
     def to_chat_handler(self):
         """The handler for Llama(chat_handler=...)."""
@@ -107,5 +146,9 @@ def hf_tokenizer_config_to_chat_formatter(tokenizer_config: Dict[str, Any], add_
     for name in ("chat_template", "bos_token", "eos_token"):
         if not isinstance(tokenizer_config.get(name), str):
             raise ValueError(f"tokenizer_config has no text '{name}'")
-    return Jinja2ChatFormatter(tokenizer_config["chat_template"], eos_token=tokenizer_config["eos_token"],
-                               bos_token=tokenizer_config["bos_token"], add_generation_prompt=add_generation_prompt)
+    return Jinja2ChatFormatter(
+        tokenizer_config["chat_template"],
+        eos_token=tokenizer_config["eos_token"],
+        bos_token=tokenizer_config["bos_token"],
+        add_generation_prompt=add_generation_prompt,
+    )

@@ -204,9 +204,13 @@ class ChatCompletionRequestFunctionMessage(TypedDict):
     name: str
 
 
-ChatCompletionRequestMessage = Union[ChatCompletionRequestSystemMessage, ChatCompletionRequestUserMessage,
-                                     ChatCompletionRequestAssistantMessage, ChatCompletionRequestToolMessage,
-                                     ChatCompletionRequestFunctionMessage]
+ChatCompletionRequestMessage = Union[
+    ChatCompletionRequestSystemMessage,
+    ChatCompletionRequestUserMessage,
+    ChatCompletionRequestAssistantMessage,
+    ChatCompletionRequestToolMessage,
+    ChatCompletionRequestFunctionMessage,
+]
 
 
 class ChatCompletionRequestFunctionCallOption(TypedDict):

@@ -42,7 +42,8 @@ Result<std::string> TextMember(const Json& object, const char* name) {
   std::string all;
   for (const Json& part : *at) {
     const bool is_text = part.is_object() && part.contains("text") && part.at("text").is_string();
-    if (!is_text) return InvalidArgument(fmt::format("'{}' of a message must be a text, or an array of text parts", name));
+    if (!is_text)
+      return InvalidArgument(fmt::format("'{}' of a message must be a text, or an array of text parts", name));
     all += part.at("text").get<std::string>();
   }
   if (at->is_array()) return all;
