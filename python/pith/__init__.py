@@ -12,7 +12,7 @@ Model          a GGUF file: tokens, templates
 Engine         sequences of one model under one budget of bytes
 Sequence       tokens in, logits out; forks, compression, sessions
 Conversation   messages and answers
-scorer         a policy of one's own, in Python
+scorer         a policy of one's own, in Python; aggregator, modifier, allocator: its other stages
 presses        kvpress's names; pipeline(): a question about a long context
 llama_cpp      a drop-in for llama-cpp-python
 eval, bench    what `pith eval` and `pith bench` measure, as rows
@@ -37,7 +37,23 @@ from ._errors import (
 from ._generation import Generation, Stream
 from ._model import Model, cache_dir, default_model, fetch_model
 from ._pipeline import Pipeline, pipeline
-from ._policies import Head, Seen, cosine, normalise_recipe, recipes, register_scorer, scorer, stages
+from ._policies import (
+    Division,
+    Head,
+    Seen,
+    aggregator,
+    allocator,
+    cosine,
+    modifier,
+    normalise_recipe,
+    recipes,
+    register_aggregator,
+    register_allocator,
+    register_modifier,
+    register_scorer,
+    scorer,
+    stages,
+)
 from ._view import View
 
 __version__ = _pith.version()
@@ -53,6 +69,7 @@ __all__ = [
     "Cancelled",
     "Conversation",
     "Corrupt",
+    "Division",
     "Engine",
     "Error",
     "Generation",
@@ -69,6 +86,8 @@ __all__ = [
     "Stream",
     "Unsupported",
     "View",
+    "aggregator",
+    "allocator",
     "cache_dir",
     "bench",
     "cosine",
@@ -76,11 +95,15 @@ __all__ = [
     "eval",
     "fetch_model",
     "llama_cpp",
+    "modifier",
     "normalise_recipe",
     "parse_bytes",
     "pipeline",
     "presses",
     "recipes",
+    "register_aggregator",
+    "register_allocator",
+    "register_modifier",
     "register_scorer",
     "scorer",
     "set_log",

@@ -81,30 +81,48 @@ def sampling_of(options: dict) -> dict:
     return chosen
 
 
-class Stream:
-    """Pieces of a text as they are made, by a thread of its own. Iterating ends with the text; close(), or leaving the
-    loop, stops it. `generation` is there once the iteration has ended."""
+class _Feed:
+    """Between a stream and its thread, which must not keep the stream alive."""
 
-    def __init__(self, run, cancel):
-        # run(on_text) -> Generation
+    def __init__(self):
+        self.pieces = queue.SimpleQueue()
+        self.is_closed = False
+        self.has_begun = False
+        self.has_ended = False
+
+    def run(self, generate):
+        try:
+            result = generate(self.take)
+            self.has_ended = True
+            self.pieces.put((None, result, None))
+        except BaseException as error:  # handed to whoever iterates
+            self.has_ended = True
+            self.pieces.put((None, None, error))
+
+    def take(self, text):
+        self.has_begun = True
+        if text:
+            self.pieces.put((text, None, None))
+        return not self.is_closed
+
+    def close(self, cancel):
+        """The text ends with its next token; before the first one, what reads the prompt is cancelled."""
+        self.is_closed = True
+        if not self.has_begun and not self.has_ended:
+            cancel()
+
+
+class Stream:
+    """Pieces of a text as they are made, by a thread of its own. Iterating ends with the text; close(), or letting go of
+    the stream, stops it. `generation` is there once the iteration has ended."""
+
+    def __init__(self, generate, cancel):
+        # generate(on_text) -> Generation
         self.generation = None
         self._cancel = cancel
-        self._pieces = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(run,), daemon=True, name="pith-stream")
+        self._feed = _Feed()
+        self._thread = threading.Thread(target=self._feed.run, args=(generate,), daemon=True, name="pith-stream")
         self._thread.start()
-
-    def _run(self, run):
-        try:
-            result = run(self._take)
-            self._pieces.put((None, result, None))
-        except BaseException as error:  # handed to whoever iterates
-            self._pieces.put((None, None, error))
-
-    def _take(self, text):
-        if text:
-            self._pieces.put((text, None, None))
-        return not self._closed.is_set()
 
     def __iter__(self):
         return self
@@ -113,7 +131,7 @@ class Stream:
         if self._thread is None:
             raise StopIteration
         try:
-            text, result, error = self._pieces.get()
+            text, result, error = self._feed.pieces.get()
         except BaseException:  # Ctrl-C
             self.close()
             raise
@@ -127,11 +145,10 @@ class Stream:
         raise StopIteration
 
     def close(self):
-        """Stops the generation after the token at hand, and waits for it."""
+        """Stops the generation, and waits for it."""
         if self._thread is None:
             return
-        self._closed.set()
-        self._cancel()
+        self._feed.close(self._cancel)
         self._thread.join()
         self._thread = None
 
@@ -143,8 +160,7 @@ class Stream:
 
     def __del__(self):
         if getattr(self, "_thread", None) is not None:
-            self._closed.set()
-            self._cancel()
+            self._feed.close(self._cancel)
 
 
 async def in_thread(call, cancel):
@@ -171,6 +187,5 @@ async def astream(stream_of):
                 return
             yield piece
     finally:
-        stream._closed.set()
-        stream._cancel()
+        stream._feed.close(stream._cancel)
         await loop.run_in_executor(None, stream.close)

@@ -115,6 +115,27 @@ def cosine(a, b):
     return dot / np.maximum(np.sqrt(np.einsum("...d,...d->...", a, a)) * norms, np.float32(1e-12))
 
 
+def _need_bits(needs):
+    needs = (needs,) if isinstance(needs, str) else tuple(needs)
+    for need in needs:
+        if need not in _NEEDS:
+            raise InvalidArgument(f"a stage needs some of {', '.join(_NEEDS)}, not '{need}'", "invalid_argument")
+    return sum(1 << _NEEDS.index(need) for need in set(needs))
+
+
+def _param_specs(params):
+    specs = []
+    for param, value in (params or {}).items():
+        initial, low, high = value if isinstance(value, (tuple, list)) else (value, -1e9, 1e9)
+        whole = isinstance(initial, int) and not isinstance(initial, bool)
+        specs.append((param, float(initial), float(low), float(high), whole, ""))
+    return specs
+
+
+def _summary_of(function):
+    return (inspect.getdoc(function) or "in Python").splitlines()[0]
+
+
 def register_scorer(
     name: str,
     score: Callable,
@@ -150,29 +171,18 @@ def register_scorer(
 
     Raises pith.InvalidArgument: the name is taken, or the options make no sense. A scorer cannot be taken back.
     """
-    needs = (needs,) if isinstance(needs, str) else tuple(needs)
-    for need in needs:
-        if need not in _NEEDS:
-            raise InvalidArgument(f"a scorer needs some of {', '.join(_NEEDS)}, not '{need}'", "invalid_argument")
     if per not in ("head", "layer"):
         raise InvalidArgument("per is 'head' or 'layer'", "invalid_argument")
-    specs = []
-    for param, value in (params or {}).items():
-        initial, low, high = value if isinstance(value, (tuple, list)) else (value, -1e9, 1e9)
-        whole = isinstance(initial, int) and not isinstance(initial, bool)
-        specs.append((param, float(initial), float(low), float(high), whole, ""))
-    if not summary:
-        summary = (inspect.getdoc(score) or "in Python").splitlines()[0]
     options = {
-        "needs": sum(1 << _NEEDS.index(need) for need in set(needs)),
+        "needs": _need_bits(needs),
         "window": window,
         "aggregates": aggregates,
         "num_sinks": sinks,
         "repeat_chunk": repeat_chunk,
-        "params": specs,
+        "params": _param_specs(params),
         "per_layer": per == "layer",
         "columns": [(column, float(initial)) for column, initial in (columns or {}).items()],
-        "summary": summary,
+        "summary": summary or _summary_of(score),
         "paper": paper,
     }
 
@@ -202,3 +212,120 @@ def scorer(name: str, **options):
         return function
 
     return register
+
+
+class Division:
+    """What an allocator divides: `layers` (dictionaries with layer, window, and lists by kv head: scores, float32 (n,)
+    views,
+    and pinned, uint8 (n,) or None), `keep` (entries of each head if all had the same), `total` (of all these heads
+    together), `keep_fraction`, `params`."""
+
+    def __init__(self, given):
+        over = self._over = [None]
+
+        def view(array):
+            return None if array is None else view_of(array, lambda: over[0])
+
+        self.__dict__.update(given)
+        for layer in self.layers:
+            layer["scores"] = [view(array) for array in layer["scores"]]
+            layer["pinned"] = [view(array) for array in layer["pinned"]]
+
+    def _end(self):
+        self._over[0] = "the allocator's call has ended"
+        self.layers = []
+
+
+def register_aggregator(name: str, aggregate: Callable, *, params: Optional[dict] = None, summary="", paper=""):
+    """From now on agg=NAME works in every recipe whose scorer aggregates.
+
+    aggregate(probs, params): float32 (G, w, n), attention of w queries of each of G query heads over n entries,
+    read-only and
+    ended with the call; returns a number for each entry, (n,). pith pools what it gives where the scorer wants that.
+    """
+
+    def call(probs, given):
+        over = [None]
+        try:
+            return np.asarray(aggregate(view_of(probs, lambda: over[0]), given), np.float32)
+        finally:
+            over[0] = "the aggregator's call has ended"
+
+    options = {"params": _param_specs(params), "summary": summary or _summary_of(aggregate), "paper": paper}
+    _pith.register_aggregator(name, call, options)
+
+
+def register_modifier(
+    name: str,
+    modify: Callable,
+    *,
+    needs=("keys", "values"),
+    window=0,
+    params: Optional[dict] = None,
+    summary="",
+    paper="",
+):
+    """From now on mod=NAME works in every recipe.
+
+    modify(head, scores): a pith.Head, and the float32 (n,) scores of the scorer and of the modifiers before, read-only;
+    returns the scores that take their place, (n,). inf stays first of all; NaN and -inf are errors. needs and window:
+    as of
+    register_scorer(), but for what observe() takes.
+    """
+
+    def call(head, scores):
+        return modify(head, view_of(scores, lambda: head._over[0]))
+
+    options = {
+        "needs": _need_bits(needs),
+        "window": window,
+        "params": _param_specs(params),
+        "summary": summary or _summary_of(modify),
+        "paper": paper,
+    }
+    _pith.register_modifier(name, Head, call, options)
+
+
+def register_allocator(
+    name: str, allocate: Callable, *, across_layers=False, params: Optional[dict] = None, summary="", paper=""
+):
+    """From now on alloc=NAME works in every recipe.
+
+    allocate(division): a pith.Division of one layer, or, across_layers, of all of them; returns for each of its layers
+    a list
+    of whole numbers, the entries that each kv head keeps. Beyond the total they are cut; below 0 they are an error.
+    """
+
+    def call(given):
+        division = Division(given)
+        try:
+            return [[int(number) for number in layer] for layer in allocate(division)]
+        finally:
+            division._end()
+
+    options = {
+        "across_layers": across_layers,
+        "params": _param_specs(params),
+        "summary": summary or _summary_of(allocate),
+        "paper": paper,
+    }
+    _pith.register_allocator(name, call, options)
+
+
+def _decorator(register):
+    def named(name: str, **options):
+        def take(function):
+            register(name, function, **options)
+            return function
+
+        return take
+
+    return named
+
+
+aggregator = _decorator(register_aggregator)
+aggregator.__doc__ = "register_aggregator() as a decorator: @pith.aggregator(NAME)."
+modifier = _decorator(register_modifier)
+modifier.__doc__ = "register_modifier() as a decorator: @pith.modifier(NAME)."
+allocator = _decorator(register_allocator)
+allocator.__doc__ = "register_allocator() as a decorator: @pith.allocator(NAME)."

@@ -66,8 +66,8 @@ bool IsMainThread() { return syscall(SYS_gettid) == getpid(); }
 // Of this thread's callbacks. Taken before the call returns.
 thread_local std::optional<nb::python_error> kept;
 
-// Of scorers, by name; guarded by the GIL.
-std::map<std::string, nb::python_error>& KeptOfScorers() {
+// Of stages, by word; guarded by the GIL.
+std::map<std::string, nb::python_error>& KeptOfStages() {
   static auto* const all = new std::map<std::string, nb::python_error>;
   return *all;
 }
@@ -75,10 +75,10 @@ std::map<std::string, nb::python_error>& KeptOfScorers() {
 // What ended a call with this message, if a callback did.
 std::optional<nb::python_error> TakeException(const std::string& message) {
   if (kept) return std::exchange(kept, std::nullopt);
-  for (auto& [name, error] : KeptOfScorers()) {
-    if (message.find("score=" + name + " ") == std::string::npos) continue;
+  for (auto& [word, error] : KeptOfStages()) {
+    if (message.find(word + " ") == std::string::npos) continue;
     std::optional<nb::python_error> found(std::move(error));
-    KeptOfScorers().erase(name);
+    KeptOfStages().erase(word);
     return found;
   }
   return std::nullopt;
@@ -196,11 +196,11 @@ InCallback::~InCallback() { --callback_depth; }
 void KeepException(nb::python_error error) {
   if (!kept) kept.emplace(std::move(error));
 }
-void KeepScorerException(const std::string& scorer, nb::python_error error) {
-  KeptOfScorers().try_emplace(scorer, std::move(error));
+void KeepStageException(const std::string& word, nb::python_error error) {
+  KeptOfStages().try_emplace(word, std::move(error));
 }
 bool HasException() { return kept.has_value(); }
-bool HasScorerException(const std::string& scorer) { return KeptOfScorers().contains(scorer); }
+bool HasStageException(const std::string& word) { return KeptOfStages().contains(word); }
 void ForgetException() { kept.reset(); }
 
 void Raise(pith_status status, const std::string& message) {
@@ -238,4 +238,5 @@ NB_MODULE(_pith, module) {
   AddText(module);
   AddConversation(module);
   AddScorers(module);
+  AddStages(module);
 }

@@ -64,7 +64,8 @@ struct ModelBox {
 // An engine, whose calls take turns. Who has the turn never waits for the GIL holding it, except in callbacks.
 class EngineBox {
  public:
-  EngineBox(std::shared_ptr<ModelBox> model, pith_engine* handle) : model_(std::move(model)), handle_(handle) {}
+  EngineBox(std::shared_ptr<ModelBox> model, pith_engine* handle, bool is_shared)
+      : model_(std::move(model)), handle_(handle), is_shared_(is_shared) {}
   ~EngineBox();
   EngineBox(const EngineBox&) = delete;
   EngineBox& operator=(const EngineBox&) = delete;
@@ -77,6 +78,7 @@ class EngineBox {
 
   pith_engine* handle() const { return handle_; }
   const std::shared_ptr<ModelBox>& model() const { return model_; }
+  bool is_shared() const { return is_shared_; }  // by several sequences at once
   // Rises whenever views of this engine's memory end.
   std::atomic<uint64_t> epoch{0};
 
@@ -85,6 +87,7 @@ class EngineBox {
 
   std::shared_ptr<ModelBox> model_;
   pith_engine* const handle_;
+  const bool is_shared_;
   std::mutex mutex_;
   std::condition_variable turn_ended_;
   std::atomic<bool> busy_{false};
@@ -133,11 +136,11 @@ class InCallback {
   InCallback& operator=(const InCallback&) = delete;
 };
 
-// An exception that a callback raised on the thread of the call that it ends, or a scorer on any thread. With the GIL.
+// An exception that a callback raised on the thread of the call that it ends, or a stage on any thread. With the GIL.
 void KeepException(nb::python_error error);
-void KeepScorerException(const std::string& scorer, nb::python_error error);
+void KeepStageException(const std::string& word, nb::python_error error);  // "score=mine"
 bool HasException();
-bool HasScorerException(const std::string& scorer);
+bool HasStageException(const std::string& word);
 void ForgetException();
 // Throws: what a callback raised, if it was none of Exception's kinds (KeyboardInterrupt); else the failure, caused by
 // it.
@@ -191,6 +194,7 @@ void AddEngine(nb::module_& module);
 void AddText(nb::module_& module);
 void AddConversation(nb::module_& module);
 void AddScorers(nb::module_& module);
+void AddStages(nb::module_& module);
 
 }  // namespace pith_python
 

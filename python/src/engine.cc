@@ -33,7 +33,7 @@ std::shared_ptr<EngineBox> NewEngine(const Model& model, const EngineSpec& spec)
   const nb::gil_scoped_release released;
   pith_engine* engine = nullptr;
   Check(pith_engine_new(model.box->handle, &own, &engine));
-  return std::make_shared<EngineBox>(model.box, engine);
+  return std::make_shared<EngineBox>(model.box, engine, spec.max_sequences > 1);
 }
 
 nb::dict EngineStats(const Engine& engine) {
@@ -132,6 +132,7 @@ nb::list Step(const Engine& engine, const nb::list& items) {
         for (size_t i = 0; i < own.size(); ++i) own[i].sequence = parts[i].sequence->Get();
         const pith_status status = pith_step(engine.box->handle(), own.data(), own.size(), statuses.data());
         for (size_t i = 0; i < own.size(); ++i) messages[i] = pith_step_message(engine.box->handle(), i);
+        for (StepPart& part : parts) KeepLogits(*part.sequence);
         all_refused = status != PITH_OK && own.empty();
         return all_refused ? status : PITH_OK;
       });
@@ -158,11 +159,17 @@ std::unique_ptr<Sequence> NewSequence(const Engine& engine, const nb::dict& opti
 
 std::unique_ptr<Sequence> ForkOf(const Sequence& sequence) {
   pith_sequence* fork = nullptr;
+  std::vector<float> logits;
   {
     const Turn turn(sequence.box());
     Check(pith_sequence_fork(sequence.Get(), &fork));
+    size_t count = 0;
+    const float* own = LogitsOf(sequence, count);
+    if (own != nullptr) logits.assign(own, own + count);
   }
-  return std::make_unique<Sequence>(sequence.shared_box(), fork);
+  auto made = std::make_unique<Sequence>(sequence.shared_box(), fork);
+  made->kept_logits = std::move(logits);
+  return made;
 }
 
 std::unique_ptr<Sequence> RestoreSequence(const Engine& engine, const nb::dict& options,
@@ -195,26 +202,42 @@ void Prefill(Sequence& sequence, const TokenArray& tokens, bool pin, const nb::o
   RunLong(
       sequence.box(), [&sequence] { sequence.IfRunning(pith_sequence_cancel); },
       [&] {
-        return pith_sequence_prefill(sequence.Get(), tokens.data(), tokens.shape(0), pin,
-                                     progress.is_none() ? nullptr : on_progress, const_cast<nb::object*>(&progress));
+        const pith_status status =
+            pith_sequence_prefill(sequence.Get(), tokens.data(), tokens.shape(0), pin,
+                                  progress.is_none() ? nullptr : on_progress, const_cast<nb::object*>(&progress));
+        KeepLogits(sequence);
+        return status;
       });
 }
 
 void Decode(Sequence& sequence, int32_t token) {
   RunLong(
       sequence.box(), [&sequence] { sequence.IfRunning(pith_sequence_cancel); },
-      [&] { return pith_sequence_decode(sequence.Get(), token); });
+      [&] {
+        const pith_status status = pith_sequence_decode(sequence.Get(), token);
+        KeepLogits(sequence);
+        return status;
+      });
 }
 
-// [vocab], read-only, of the engine's own memory, which lives as long as the array.
+// [vocab], read-only, of the engine's own memory, which lives as long as the array; a copy where that has gone on.
 nb::object Logits(const Sequence& sequence) {
   const float* logits = nullptr;
   size_t count = 0;
+  std::vector<float>* copy = nullptr;
   {
     const Turn turn(sequence.box());
-    logits = pith_sequence_logits(sequence.Get(), &count);
+    logits = LogitsOf(sequence, count);
+    if (logits != nullptr && logits == sequence.kept_logits.data()) {
+      copy = new std::vector<float>(sequence.kept_logits);
+      logits = copy->data();
+    }
   }
   if (logits == nullptr) return nb::none();
+  if (copy != nullptr) {
+    const nb::capsule owner(copy, [](void* own) noexcept { delete static_cast<std::vector<float>*>(own); });
+    return nb::cast(FloatView(logits, {count}, owner));
+  }
   auto* held = new std::shared_ptr<EngineBox>(sequence.shared_box());
   const nb::capsule owner(held, [](void* box) noexcept { delete static_cast<std::shared_ptr<EngineBox>*>(box); });
   return nb::cast(FloatView(logits, {count}, owner));
@@ -275,10 +298,11 @@ void AddSequence(nb::module_& module) {
              Check(pith_sequence_set_budget(sequence.Get(), floor_bytes, ceiling_bytes));
            })
       .def("rewind",
-           [](const Sequence& sequence, int32_t num_tokens) {
+           [](Sequence& sequence, int32_t num_tokens) {
              const Turn turn(sequence.box());
              sequence.box().epoch.fetch_add(1);
              Check(pith_sequence_rewind(sequence.Get(), num_tokens));
+             sequence.kept_logits.clear();
            })
       .def("rewind_target",
            [](const Sequence& sequence, int32_t num_tokens) {
@@ -295,6 +319,20 @@ void AddSequence(nb::module_& module) {
 }
 
 }  // namespace
+
+const float* LogitsOf(const Sequence& sequence, size_t& count) {
+  const float* logits = pith_sequence_logits(sequence.Get(), &count);
+  if (logits != nullptr || sequence.kept_logits.empty()) return logits;
+  count = sequence.kept_logits.size();
+  return sequence.kept_logits.data();
+}
+
+void KeepLogits(Sequence& sequence) {
+  if (!sequence.box().is_shared()) return;
+  size_t count = 0;
+  const float* logits = pith_sequence_logits(sequence.Get(), &count);
+  sequence.kept_logits.assign(logits, logits + count);
+}
 
 SequenceSpec SequenceSpecOf(const nb::dict& given) {
   SequenceSpec spec;

@@ -49,6 +49,8 @@ class Part {
     if (handle_ != nullptr && box_->is_busy()) cancel(handle_);
   }
   EngineBox& box() const { return *box_; }
+  // Logits that the engine no longer has, since it read something else meanwhile. With the turn.
+  std::vector<float> kept_logits;
   const std::shared_ptr<EngineBox>& shared_box() const { return box_; }
 
  private:
@@ -58,6 +60,10 @@ class Part {
 };
 
 using Sequence = Part<pith_sequence, pith_sequence_free>;
+// Of the last token read: the engine's, or those that were kept. With the turn.
+const float* LogitsOf(const Sequence& sequence, size_t& count);
+// After it has read: where other sequences may read next, its logits are kept.
+void KeepLogits(Sequence& sequence);
 using Talk = Part<pith_conversation, pith_conversation_free>;
 
 struct SequenceSpec {

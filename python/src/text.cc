@@ -125,15 +125,18 @@ class Generator {
     std::string shown;
     RunLong(
         sequence.box(), [&sequence] { sequence.IfRunning(pith_sequence_cancel); },
-        [&] {
+        [&]() -> pith_status {
           pith_sequence* const own = sequence.Get();
           size_t count = 0, length = 0;
           const char* text = "";
-          const float* logits = pith_sequence_logits(own, &count);
+          const float* logits = LogitsOf(sequence, count);
           const pith_status status = pith_generator_next(handle_, logits, count, &token, &text, &length);
           if (status != PITH_OK) return status;
           shown.assign(text, length);
-          return decode && token >= 0 ? pith_sequence_decode(own, token) : PITH_OK;
+          if (!decode || token < 0) return PITH_OK;
+          const pith_status decoded = pith_sequence_decode(own, token);
+          KeepLogits(sequence);
+          return decoded;
         });
     return nb::make_tuple(token, nb::str(shown.data(), shown.size()));
   }

@@ -225,5 +225,9 @@ def test_help_and_types_are_there():
     assert "kv-cache budget" in done.stdout.lower() and "class Engine" in done.stdout
     folder = os.path.dirname(pith.__file__)
     assert os.path.exists(os.path.join(folder, "py.typed")) and os.path.exists(os.path.join(folder, "_pith.pyi"))
+    with open(os.path.join(folder, "_pith.pyi")) as file:
+        stub = file.read()
+    for name in vars(pith._pith):
+        assert name.startswith("__") or f"def {name}(" in stub or f"class {name}:" in stub, name
     for name in pith.__all__:
         assert getattr(pith, name).__doc__, name

@@ -61,7 +61,10 @@ def test_characters_stay_whole(llm):
 
 
 def test_seeds_and_determinism(llm):
-    ask = lambda **kwargs: llm("I like", max_tokens=12, temperature=1.0, **kwargs)["choices"][0]["text"]  # noqa: E731
+    def ask(**kwargs):
+        llm.reset()  # what is read in other blocks may round differently
+        return llm("I like", max_tokens=12, temperature=1.0, **kwargs)["choices"][0]["text"]
+
     assert ask(seed=3) == ask(seed=3)
     assert len({ask(seed=i) for i in range(5)}) > 1
 
@@ -232,10 +235,10 @@ def test_embeddings(all_logits):
 
 
 def test_a_budget_holds(model):
-    llm = Llama(str(pith.default_model()), n_ctx=2048, kv_budget="16MiB", verbose=False)
+    llm = Llama(str(pith.default_model()), n_ctx=2048, kv_budget="16MiB", recipe="keydiff", verbose=False)
     text = "The keeper of the old lighthouse wrote down the weather every evening. " * 60
     answer = llm(text + "\nIn short:", max_tokens=24)
-    assert answer["usage"]["prompt_tokens"] > 800 and answer["choices"][0]["text"]
+    assert answer["usage"]["prompt_tokens"] > 700 and answer["choices"][0]["text"]
     assert llm.kv_stats["peak_bytes"] <= 16 << 20 and llm.kv_stats["entries"] < llm.kv_stats["entries_seen"]
     llm.close()
 

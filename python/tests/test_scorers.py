@@ -189,3 +189,42 @@ def test_engines_on_threads_with_one_scorer(model, story):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_aggregators_modifiers_and_allocators(engine, story):
+    @pith.aggregator("largest_py")
+    def largest(probs, params):
+        assert probs.ndim == 3 and not probs.flags.writeable
+        return probs.max(axis=(0, 1))
+
+    @pith.modifier("damp_py", params={"by": (0.5, 0, 1)})
+    def damp(head, scores):
+        assert scores.shape == (len(head),) and head.keys.shape[0] == len(head)
+        return scores * head.params["by"]
+
+    seen = []
+
+    @pith.allocator("first_py")
+    def first(division):
+        """The first head of each layer keeps more."""
+        seen.append(division.keep)
+        heads = len(division.layers[0]["scores"])
+        assert len(division.layers) == 1 and division.total == heads * division.keep
+        return [[division.keep * 3 // 2] + [(division.total - division.keep * 3 // 2) // (heads - 1)] * (heads - 1)]
+
+    assert {"largest_py", "damp_py", "first_py"} <= {one["name"] for one in pith.stages()}
+    plain = compress(engine, story, "snapkv:pool=1 agg=max")
+    mine = compress(engine, story, "snapkv:pool=1 agg=largest_py mod=damp_py:by=0.25")
+    # A factor changes no order, and the largest is agg=max.
+    assert mine.stats["entries"] == plain.stats["entries"]
+    np.testing.assert_array_equal(plain.logits_of([5]), mine.logits_of([5]))
+    plain.close()
+    mine.close()
+    assert 0.25 < compress(engine, story, "knorm alloc=first_py").stats["kept_fraction"] < 0.35 and seen
+
+    pith.register_allocator("wrong_py", lambda division: [[-1] * len(division.layers[0]["scores"])])
+    with pytest.raises(pith.InvalidArgument, match="alloc=wrong_py failed in layer 0.*cannot keep -1"):
+        compress(engine, story, "knorm alloc=wrong_py")
+    pith.register_modifier("nan_py", lambda head, scores: scores * np.nan)
+    with pytest.raises(pith.InvalidArgument, match="mod=nan_py failed in layer 0.*NaN"):
+        compress(engine, story, "knorm mod=nan_py")

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, List, Optional
 
 import numpy as np
@@ -199,6 +200,19 @@ class Llama:
         recurrent = bool(self._info["recurrent_bytes"])
         self._is_hybrid = self._info["hybrid"]
         self._is_recurrent = recurrent and not self._is_hybrid
+        self.context_params = SimpleNamespace(
+            n_ctx=self._n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_seq_max=1,
+            n_threads_batch=n_threads_batch,
+            embeddings=embedding,
+            pooling_type=pooling_type,
+            type_k=type_k,
+            type_v=type_v,
+        )
+        self.model_params = SimpleNamespace(n_gpu_layers=n_gpu_layers, vocab_only=False)
         self.n_tokens = 0
         self.input_ids = np.zeros((self._n_ctx,), dtype=np.intc)
         self._all_scores = None

@@ -142,13 +142,34 @@ class Jinja2ChatFormatter:
 
 
 def hf_tokenizer_config_to_chat_formatter(tokenizer_config: Dict[str, Any], add_generation_prompt: bool = True):
-    """The formatter of a tokenizer_config.json."""
+    """The formatter of a tokenizer_config.json, by the package jinja2."""
     for name in ("chat_template", "bos_token", "eos_token"):
         if not isinstance(tokenizer_config.get(name), str):
             raise ValueError(f"tokenizer_config has no text '{name}'")
-    return Jinja2ChatFormatter(
+    inner = Jinja2ChatFormatter(
         tokenizer_config["chat_template"],
         eos_token=tokenizer_config["eos_token"],
         bos_token=tokenizer_config["bos_token"],
-        add_generation_prompt=add_generation_prompt,
     )
+
+    def format_tokenizer_config(*, messages, **kwargs):
+        # An empty message of the assistant opens the answer.
+        if add_generation_prompt:
+            messages = [*messages, {"role": "assistant", "content": ""}]
+        response = inner(messages=messages)
+        response.stop = [inner.eos_token, inner.bos_token]
+        return response
+
+    return format_tokenizer_config
+
+
+def format_mistral_instruct(messages, **kwargs):
+    """Mistral's first format, without BOS."""
+    prompt = ""
+    for message in messages:
+        content = message.get("content")
+        if message["role"] == "user" and isinstance(content, str):
+            prompt += "[INST] " + content + " [/INST]"
+        elif message["role"] == "assistant" and content is not None:
+            prompt += content + "</s>"
+    return ChatFormatterResponse(prompt=prompt, stop="</s>")
