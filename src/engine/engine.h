@@ -116,6 +116,8 @@ struct StepItem {
   // Logits of every token are appended here, [tokens.size(), vocab]; null: only those of the last one are kept
   // (Engine::logits()).
   std::vector<float>* all_logits = nullptr;
+  // The same for embeddings, [tokens.size(), num_embd].
+  std::vector<float>* all_embeddings = nullptr;
 };
 
 // What it would take to read a prompt, and whether it is there.

@@ -348,6 +348,22 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
   }
 }
 
+// libllama gives embeddings of all rows of a block, and then wants to give logits of all of them, too.
+void EngineImpl::WantEmbeddings(std::span<const StepItem> items) {
+  const auto wants = [](const StepItem& item) { return item.all_embeddings != nullptr; };
+  wants_embeddings_ = std::ranges::any_of(items, wants);
+  context_->WantEmbeddings(wants_embeddings_);
+}
+
+Status EngineImpl::CopyEmbeddings(const RowGroup& group, std::vector<float>& to) {
+  for (int i = 0; i < group.num_outputs; ++i) {
+    const std::span<const float> row = context_->embeddings(group.first_output + i);
+    if (row.empty()) return Unsupported("this model's graph in libllama has no embeddings");
+    to.insert(to.end(), row.begin(), row.end());
+  }
+  return {};
+}
+
 void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuses) {
   if (statuses.size() != items.size()) {
     for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
@@ -356,6 +372,7 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
+  WantEmbeddings(items);
   BeginBlock();
   item_of_group_.clear();
   size_t num_rows = 0;
@@ -376,7 +393,8 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    AddGroup(**sequence, items[i].tokens, items[i].all_logits != nullptr ? 0 : items[i].tokens.size() - 1,
+    const bool wants_all = items[i].all_logits != nullptr || wants_embeddings_;
+    AddGroup(**sequence, items[i].tokens, wants_all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     item_of_group_.push_back(i);
@@ -387,9 +405,11 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     BeginBlock();
     item_of_group_.clear();
   }
-  if (groups_.empty()) return;
-  RunBlock();
-  EndItems(items, statuses);
+  if (!groups_.empty()) {
+    RunBlock();
+    EndItems(items, statuses);
+  }
+  if (std::exchange(wants_embeddings_, false)) context_->WantEmbeddings(false);
 }
 
 void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -399,6 +419,7 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
+    if (item.all_embeddings != nullptr) statuses[item_of_group_[g]] = CopyEmbeddings(group, *item.all_embeddings);
   }
 }
 

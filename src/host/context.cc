@@ -20,6 +20,7 @@ struct HostContext::Private {
   bool hybrid = false;
   int num_threads = 1;
   int num_vocab = 0;
+  bool has_embeddings = false;
   ModelInfo info;
   std::unique_ptr<Batch> batch;
   std::vector<int> output_rows;
@@ -149,6 +150,21 @@ std::span<const float> HostContext::logits(int output) const {
       llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
   PITH_CHECK(row != nullptr);
   return {row, static_cast<size_t>(private_->num_vocab)};
+}
+
+void HostContext::WantEmbeddings(bool on) {
+  if (std::exchange(private_->has_embeddings, on) == on) return;
+  const OwnCode own(false);
+  llama_set_embeddings(private_->context.get(), on);
+}
+
+std::span<const float> HostContext::embeddings(int output) const {
+  if (!private_->has_embeddings) return {};
+  const OwnCode own(false);
+  const float* row =
+      llama_get_embeddings_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
+  if (row == nullptr) return {};
+  return {row, static_cast<size_t>(private_->info.num_embd)};
 }
 
 void HostContext::CopySlot(int from, int to) {

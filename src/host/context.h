@@ -71,6 +71,10 @@ class HostContext {
   Status Decode(const BlockRows& rows);
   // Logits of the i-th row that wanted them, [vocab]. Valid until the next Decode.
   std::span<const float> logits(int output) const;
+  // From the next block on: embeddings of rows, too, which all must want their logits then.
+  void WantEmbeddings(bool on);
+  // Of the i-th row, [num_embd]; empty where it was not wanted.
+  std::span<const float> embeddings(int output) const;
 
   // Recurrent state (nothing for attention-only models).
   void CopySlot(int from, int to);

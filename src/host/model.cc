@@ -109,6 +109,7 @@ void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info
   info.description = description;
   info.num_layers = llama_model_n_layer(model);
   info.num_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+  info.num_embd = llama_model_n_embd_out(model);
   info.trained_ctx = llama_model_n_ctx_train(model);
   info.window = llama_model_n_swa(model);
   info.num_params = llama_model_n_params(model);
@@ -256,6 +257,10 @@ std::string HostModel::Piece(int32_t token) const {
   return piece;
 }
 
+bool HostModel::IsControl(int32_t token) const {
+  return llama_vocab_is_control(llama_model_get_vocab(model_), token);
+}
+
 bool HostModel::IsEndOfGeneration(int32_t token) const {
   return llama_vocab_is_eog(llama_model_get_vocab(model_), token);
 }
@@ -272,6 +277,28 @@ std::string HostModel::bos_text() const {
 std::string HostModel::eos_text() const {
   const llama_token token = llama_vocab_eos(llama_model_get_vocab(model_));
   return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token);
+}
+
+static_assert(LLAMA_TOKEN_NULL == -1);
+int32_t HostModel::bos_token() const { return llama_vocab_bos(llama_model_get_vocab(model_)); }
+int32_t HostModel::eos_token() const { return llama_vocab_eos(llama_model_get_vocab(model_)); }
+int32_t HostModel::newline_token() const { return llama_vocab_nl(llama_model_get_vocab(model_)); }
+bool HostModel::adds_bos() const { return llama_vocab_get_add_bos(llama_model_get_vocab(model_)); }
+
+std::vector<std::pair<std::string, std::string>> HostModel::ListMetadata() const {
+  // As snprintf.
+  const auto read = [](const auto& write) {
+    std::string text(static_cast<size_t>(std::max(write(nullptr, size_t{0}), 0)), '\0');
+    (void)write(text.data(), text.size() + 1);
+    return text;
+  };
+  std::vector<std::pair<std::string, std::string>> all;
+  for (int i = 0; i < llama_model_meta_count(model_); ++i) {
+    all.emplace_back(
+        read([&](char* to, size_t size) { return llama_model_meta_key_by_index(model_, i, to, size); }),
+        read([&](char* to, size_t size) { return llama_model_meta_val_str_by_index(model_, i, to, size); }));
+  }
+  return all;
 }
 
 // A name of libllama's stays one; a text is Jinja if it can be.
