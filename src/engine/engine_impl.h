@@ -275,6 +275,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<int32_t> tokens_, positions_, slots_;
   std::vector<uint8_t> wants_logits_;
   std::vector<RowGroup> groups_;
+  bool wants_hidden_ = false;  // of the block
   std::vector<Status> step_statuses_;  // of decoding
   std::vector<StepItem> step_items_;
   std::vector<size_t> item_of_group_;

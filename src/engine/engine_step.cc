@@ -79,6 +79,7 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
 }
 
 void EngineImpl::BeginBlock() {
+  wants_hidden_ = false;
   tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
 }
 
@@ -218,7 +219,7 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_, wants_hidden_});
     in_block_ = false;
     TakeCancels();
     if (status) status = CheckHostBytes();
@@ -344,7 +345,9 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    AddGroup(**sequence, items[i].tokens, items[i].all_logits != nullptr ? 0 : items[i].tokens.size() - 1,
+    const bool all = items[i].all_logits != nullptr || items[i].all_hidden != nullptr;
+    wants_hidden_ = wants_hidden_ || items[i].all_hidden != nullptr;
+    AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     item_of_group_.push_back(i);
@@ -367,6 +370,10 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
+    for (int row = 0; item.all_hidden != nullptr && row < group.num_outputs; ++row) {
+      const std::span<const float> hidden = context_->hidden(group.first_output + row);
+      item.all_hidden->insert(item.all_hidden->end(), hidden.begin(), hidden.end());
+    }
   }
 }
 
