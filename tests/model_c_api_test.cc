@@ -373,9 +373,56 @@ bool Moody(void*, const pith_layer_input* layer, float* const* scores) {
   return true;
 }
 
-TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
-  ASSERT_EQ(pith_register_scorer("moody", Moody, nullptr, nullptr), PITH_OK) << pith_last_error();
-  for (const char* recipe : {"score=moody", "score=moody alloc=global"}) {
+// The same of the other stages, which change nothing while they are well.
+bool MoodyNumbers(void*, const pith_window_rows* rows, float* numbers) {
+  for (int i = 0; i < rows->num_entries; ++i) numbers[i] = rows->probabilities[i];
+  if (fails && rows->num_entries > 0) numbers[0] = INFINITY;
+  return true;
+}
+bool MoodyChange(void*, const pith_layer_input* layer, float* const* scores) {
+  if (fails && layer->layer == 5) scores[0][0] = NAN;
+  return true;
+}
+bool MoodyOrder(void*, const pith_head_ranking* head, float*) { return !fails || head->layer != 5; }
+bool MoodyShares(void*, const pith_division* division, int32_t* const* keep) {
+  for (int l = 0; l < division->num_layers; ++l) {
+    for (int h = 0; h < division->layers[l]->num_heads; ++h) keep[l][h] = division->keep;
+    if (fails && division->layers[l]->layer == 5) keep[l][0] = -1;
+  }
+  return true;
+}
+
+void RegisterMoody() {
+  static const bool registered = [] {
+    auto reranks = PITH_INIT(pith_modifier_options);
+    reranks.rerank = MoodyOrder;
+    auto across = PITH_INIT(pith_allocator_options);
+    across.across_layers = true;
+    return pith_register_scorer("moody", Moody, nullptr, nullptr) == PITH_OK &&
+           pith_register_aggregator("moody", MoodyNumbers, nullptr, nullptr) == PITH_OK &&
+           pith_register_modifier("moody", MoodyChange, nullptr, nullptr) == PITH_OK &&
+           pith_register_modifier("moody_order", nullptr, nullptr, &reranks) == PITH_OK &&
+           pith_register_allocator("moody", MoodyShares, nullptr, nullptr) == PITH_OK &&
+           pith_register_allocator("moody_across", MoodyShares, nullptr, &across) == PITH_OK;
+  }();
+  ASSERT_TRUE(registered) << pith_last_error();
+}
+
+TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
+  RegisterMoody();
+  struct Case {
+    const char *recipe, *sentence;
+  };
+  for (const auto& [recipe, sentence] : {
+           Case{"score=moody", "score=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=moody alloc=global", "score=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=snapkv agg=moody", "agg=moody made inf of what entry 0 got, which is no number in layer 0"},
+           Case{"score=keydiff mod=moody", "mod=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=keydiff mod=moody_order", "mod=moody_order failed in layer 5"},
+           Case{"score=keydiff mod=moody_order alloc=global", "mod=moody_order failed in layer 5"},
+           Case{"score=keydiff alloc=moody", "alloc=moody gave head 0 in layer 5 -1 entries"},
+           Case{"score=keydiff alloc=moody_across", "alloc=moody_across gave head 0 in layer 5 -1 entries"},
+       }) {
     SCOPED_TRACE(recipe);
     fails = false;
     Open(3);
@@ -401,7 +448,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
     fails = true;
     const auto [failed, fine] = step(calm);
     EXPECT_EQ(failed, PITH_ERROR_INVALID_ARGUMENT);
-    EXPECT_NE(std::string(pith_step_message(engine_, 0)).find("score=moody gave entry 0 of head 0 in layer 5"),
+    EXPECT_NE(std::string(pith_step_message(engine_, 0)).find(sentence),
               std::string::npos)
         << pith_step_message(engine_, 0);
     EXPECT_EQ(fine, PITH_OK);
@@ -409,7 +456,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
     double kept = 1;
     pith_sequence* whole = control;
     EXPECT_EQ(pith_sequence_compress(whole, recipe, 0.5, &kept), PITH_ERROR_INVALID_ARGUMENT);
-    EXPECT_NE(std::string(pith_last_error()).find("score=moody gave entry 0"), std::string::npos) << pith_last_error();
+    EXPECT_NE(std::string(pith_last_error()).find(sentence), std::string::npos) << pith_last_error();
     EXPECT_EQ(kept, 0);
     TearDown();
     sequences_.clear();

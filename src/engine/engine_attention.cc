@@ -108,7 +108,7 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
       }
     }
   } else if (observes) {
-    ops_->Observe(layer, groups_, team);
+    ops_->Observe(layer, global, groups_, team);
   }
   for (size_t i = 0; i < groups_.size(); ++i) {
     RowGroup& group = groups_[i];
@@ -116,7 +116,11 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
     const SequenceSetup& setup = *group.sequence->setup;
     if (repeat_policy_ == nullptr) {
       if (setup.counts_moments) ops_->AddMoments(call, group, i, global, team);
-      if (team.ith == 0) group.changed = group.changed || setup.observed_needs != 0 || setup.counts_moments;
+      if (team.ith == 0 && group.undo != nullptr) {
+        group.undo->NoteLayer(global, model_->info().layers[static_cast<size_t>(layer)].num_heads);
+      } else if (team.ith == 0) {
+        group.changed = group.changed || setup.observed_needs != 0 || setup.counts_moments;
+      }
     }
     if (group.evicts) EvictInLayer(call, group, team);
     if (group.cascades) CascadeInLayer(call, group, team);

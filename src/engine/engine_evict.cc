@@ -183,6 +183,20 @@ bool EngineImpl::FailByFault(RowGroup& group, const Team& team) {
   return true;
 }
 
+bool EngineImpl::FailBySelection(RowGroup& group, const Team& team) {
+  if (select_status_) return false;
+  if (team.ith == 0) group.Fail(select_status_.error());
+  team.Sync();
+  return true;
+}
+
+// Thread 0, within a loop that it leads: what a policy has selected, or why it has not.
+template <typename T>
+void EngineImpl::TakeSelection(Result<T> selected, T& into) {
+  select_status_ = selected ? Status() : Status(tl::unexpected(selected.error()));
+  into = selected ? std::move(*selected) : T();
+}
+
 void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
   const int layer = call.cache_layer;
   Sequence& sequence = *group.sequence;
@@ -193,8 +207,9 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
-    kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
+    TakeSelection(active.recipe.policy->Select(ops_->inputs(), scores_, budget), kept_);
   });
+  if (FailBySelection(group, team)) return;
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
   if (team.ith == 0) {
     group.changed = true;
@@ -229,12 +244,14 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
         static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
     const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
     all_kept_.clear();
+    select_status_ = Status();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
       int64_t left = last ? sequence.share.keep_entries * num_global_heads_ : MostEntries(sequence);
       for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
-      all_kept_ = cascade.Shrink(*active.recipe.policy, left);
+      TakeSelection(cascade.Shrink(*active.recipe.policy, left), all_kept_);
     }
   });
+  if (FailBySelection(group, team)) return;
   for (size_t i = 0; i < all_kept_.size(); ++i) {
     const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
     for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
@@ -276,9 +293,11 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
       ops_->loops().Lead(team, [&] {
-        kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
+        TakeSelection(policy.Select(ops_->inputs(), scores, target.budget.value_or(own)), kept_);
+        if (!select_status_) return;
         num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
       });
+      if (!select_status_) return select_status_;
       Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
       if (result && !made) result = std::move(made);
       Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
@@ -291,9 +310,11 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
   const Budget own = BlockBudget(source, GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
     ops_->loops().Lead(team, [&] {
-      all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
+      TakeSelection(policy.SelectAll(all_scores_, target.budget.value_or(own)), all_kept_);
+      if (!select_status_) return;
       num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
     });
+    if (!select_status_) return select_status_;
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
       KeptHeads& kept = all_kept_[static_cast<size_t>(global_index_[i])];
@@ -309,8 +330,6 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
 }
 
 // The model's layer that is the i-th with a global cache.
-int EngineImpl::LayerOf(int global_layer) const {
-  return static_cast<int>(std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin());
-}
+int EngineImpl::LayerOf(int global_layer) const { return global_layers_[static_cast<size_t>(global_layer)]; }
 
 }  // namespace pith

@@ -17,6 +17,8 @@
 namespace pith {
 namespace {
 
+// What statistics were before a step is charged beyond this, of all sequences together.
+constexpr size_t kFreeUndoBytes = size_t{8} << 20;
 
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
@@ -110,6 +112,38 @@ size_t EngineImpl::BytesToKeep(const Sequence& sequence, int num_rows) const {
   const size_t page_cost = sequence.setup->flight.page_cost;
   return low_pages * (low_page + PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*)) +
          (pages - std::min(pages, pages_before)) * page_cost;
+}
+
+// Statistics may be taken back with a step that fails: their copy is kept from step to step.
+void EngineImpl::HoldUndo() {
+  undos_.resize(std::max(undos_.size(), groups_.size()));
+  if (repeat_policy_ != nullptr || model_->info().hybrid) return;
+  size_t bytes = 0;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const SequenceSetup& setup = *groups_[i].sequence->setup;
+    if (groups_[i].failed() || (setup.observed_needs == 0 && !setup.counts_moments)) continue;
+    groups_[i].undo = &undos_[i];
+    bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
+  }
+  if (bytes <= undo_bytes_) return;
+  // As Scratch grows.
+  const size_t grown = bytes + bytes / 4, charged = grown - std::min(grown, kFreeUndoBytes);
+  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, charged)) undo_bytes_ = bytes;
+}
+
+void EngineImpl::PlanUndo() {
+  float* memory = undo_bytes_ > 0 ? undo_buffer_.Floats(undo_bytes_ / sizeof(float)) : nullptr;
+  size_t left = undo_bytes_ / sizeof(float);
+  for (RowGroup& group : groups_) {
+    if (group.failed() || group.undo == nullptr) continue;
+    const size_t own = group.undo->Plan(*cache_, *group.sequence, global_layers_);
+    if (own > left) {
+      group.undo = nullptr;
+      continue;
+    }
+    group.undo->SetMemory(memory);
+    memory += own, left -= own;
+  }
 }
 
 // The rows' bytes become part of what their sequences are guaranteed until the block ends.
@@ -210,8 +244,10 @@ void EngineImpl::RunBlock() {
   const double wall = clock.Wall(), cpu = clock.Cpu();
   for (auto& [id, sequence] : sequences_) sequence->output = -1;
   TakeCancels();
+  HoldUndo();
   ReserveBlock();
   LeaveOutFailed();
+  PlanUndo();
   if (!tokens_.empty()) {
     // libllama wants at least one row's logits.
     if (std::ranges::find(wants_logits_, 1) == wants_logits_.end()) wants_logits_.back() = 1;
@@ -295,6 +331,7 @@ void EngineImpl::RollBack(RowGroup& group) {
   if (group.notes_queries) sequence.ForgetQueriesOf(group.num_rows);
   sequence.next_position = group.start;
   if (group.pins) sequence.pinned.pop_back();
+  if (whole && group.undo != nullptr) group.undo->Restore(*cache_, sequence, global_layers_);
   if (whole) return;
   sequence.lost = Error{group.error->code,
                         fmt::format("this sequence is lost, since a step broke off within its layers ({}): free it",

@@ -59,8 +59,8 @@ KeptHeads Choose(const std::string& recipe, LayerShapeForTest shape = {}) {
   parsed->policy->Score(layer.inputs(), scores);
   EXPECT_EQ(scores.fault, "");
   const Budget budget{.keep = 10};
-  return parsed->policy->layer_local() ? parsed->policy->Select(layer.inputs(), scores, budget)
-                                       : parsed->policy->SelectAll({&scores, 1}, budget).front();
+  return parsed->policy->layer_local() ? parsed->policy->Select(layer.inputs(), scores, budget).value()
+                                       : parsed->policy->SelectAll({&scores, 1}, budget).value().front();
 }
 
 TEST(CApiPolicy, AScorerFromOutsideChoosesLikeTheSameOneInside) {
@@ -207,9 +207,9 @@ TEST(CApiPolicy, WhatMakesNoSenseIsRefused) {
     return std::string(pith_last_error());
   };
   pith_scorer_options fine = PITH_INIT(pith_scorer_options);
-  EXPECT_EQ(refused("snapkv", fine), "there is a score=snapkv already");
+  EXPECT_EQ(refused("snapkv", fine), "score=snapkv is there already");
   ASSERT_EQ(pith_register_scorer("taken", ByPosition, nullptr, &fine), PITH_OK) << pith_last_error();
-  EXPECT_EQ(refused("taken", fine), "there is a score=taken already");
+  EXPECT_EQ(refused("taken", fine), "score=taken is there already");
   for (const char* name : {"", "Upper", "with space", "a=b", "a:b", "\xff"}) {
     EXPECT_NE(refused(name, fine).find("is no name for a scorer"), std::string::npos) << name;
   }
