@@ -733,6 +733,7 @@ class OllamaClient(WithClients):
         cut = client.embed(model=name, input="word " * 3000, truncate=True)
         self.assertLessEqual(cut.prompt_eval_count, 2048)
         self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "word " * 3000, "truncate": False})[0], 400)
+        self.assertEqual(client.embed(model=name, input="").embeddings, [])
         for keep in ("soon", [], "5 minutes"):
             self.assertEqual(self.server.post("/api/generate", {"model": name, "keep_alive": keep})[0], 400, keep)
         self.assertEqual(client.generate(model=name, prompt="", keep_alive="0s").done_reason, "unload")

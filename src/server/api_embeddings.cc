@@ -223,7 +223,12 @@ void OllamaEmbed(Call& call) {
   if (status) status = ReadKeepAlive(reader, keep);
   if (!status) return call.Fail(status.error());
   if (keep) call.catalog.KeepAlive(call.context.model.id, *keep);
-  Start(call, *reader.Find("input"), "input", std::move(options));
+  const Json& input = *reader.Find("input");
+  const bool is_empty = input.is_string() ? input.get_ref<const std::string&>().empty() : input == Json::array();
+  if (is_empty) {  // the client wants the model in memory
+    return call.Reply({{"model", options.name}, {"embeddings", Json::array()}, {"prompt_eval_count", 0}});
+  }
+  Start(call, input, "input", std::move(options));
 }
 
 void OllamaEmbeddings(Call& call) {

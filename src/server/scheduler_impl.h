@@ -232,6 +232,7 @@ class SchedulerImpl final : public Scheduler {
   std::vector<Row> rows_;
   std::vector<StepItem> items_;
   std::vector<float> row_logits_, row_hidden_;  // of the step's one prompt whose rows are wanted
+  bool takes_rows_ = false;  // whether it was their turn in the last step
   size_t turn_ = 0;  // of decodes that take steps of their own
   std::vector<Status> statuses_;
 

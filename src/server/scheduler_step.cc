@@ -159,9 +159,17 @@ void SchedulerImpl::PlanStep() {
 }
 
 void SchedulerImpl::PlanPrompts(std::vector<Job*> reading, int rows) {
-  // Rows that are wanted cost memory by the vocabulary: one such prompt at a time, in small pieces.
+  // Rows that are wanted cost memory by the vocabulary: one such prompt at a time, in small pieces, and in steps of its
+  // own, so that others are not read in small pieces, too.
+  const bool has_others = std::ranges::any_of(reading, [](const Job* job) { return !job->wants_rows(); });
+  takes_rows_ = !has_others || !takes_rows_;
   bool is_taken = false;
-  std::erase_if(reading, [&](const Job* job) { return job->wants_rows() && std::exchange(is_taken, true); });
+  const bool has_such = std::ranges::any_of(reading, &Job::wants_rows);
+  if (has_such) {
+    std::erase_if(reading, [&](const Job* job) {
+      return job->wants_rows() != takes_rows_ || (takes_rows_ && std::exchange(is_taken, true));
+    });
+  }
   const bool apart = options_.deterministic_reuse;
   if (apart) reading.resize(1);
   std::vector<int> wanted;
