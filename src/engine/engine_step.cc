@@ -78,6 +78,7 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
 }
 
 void EngineImpl::BeginBlock() {
+  wants_hidden_ = false;
   tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
 }
 
@@ -249,7 +250,7 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_, wants_hidden_});
     in_block_ = false;
     TakeCancels();
     if (status) status = CheckHostBytes();
@@ -348,16 +349,9 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
   }
 }
 
-// libllama gives embeddings of all rows of a block, and then wants to give logits of all of them, too.
-void EngineImpl::WantEmbeddings(std::span<const StepItem> items) {
-  const auto wants = [](const StepItem& item) { return item.all_embeddings != nullptr; };
-  wants_embeddings_ = std::ranges::any_of(items, wants);
-  context_->WantEmbeddings(wants_embeddings_);
-}
-
-Status EngineImpl::CopyEmbeddings(const RowGroup& group, std::vector<float>& to) {
+Status EngineImpl::CopyHidden(const RowGroup& group, std::vector<float>& to) {
   for (int i = 0; i < group.num_outputs; ++i) {
-    const std::span<const float> row = context_->embeddings(group.first_output + i);
+    const std::span<const float> row = context_->hidden(group.first_output + i);
     if (row.empty()) return Unsupported("this model's graph in libllama has no embeddings");
     to.insert(to.end(), row.begin(), row.end());
   }
@@ -372,7 +366,6 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
-  WantEmbeddings(items);
   BeginBlock();
   item_of_group_.clear();
   size_t num_rows = 0;
@@ -393,8 +386,9 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    const bool wants_all = items[i].all_logits != nullptr || wants_embeddings_;
-    AddGroup(**sequence, items[i].tokens, wants_all ? 0 : items[i].tokens.size() - 1,
+    const bool all = items[i].all_logits != nullptr || items[i].all_hidden != nullptr;
+    wants_hidden_ = wants_hidden_ || items[i].all_hidden != nullptr;
+    AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     item_of_group_.push_back(i);
@@ -409,7 +403,6 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     RunBlock();
     EndItems(items, statuses);
   }
-  if (std::exchange(wants_embeddings_, false)) context_->WantEmbeddings(false);
 }
 
 void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -419,7 +412,7 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
-    if (item.all_embeddings != nullptr) statuses[item_of_group_[g]] = CopyEmbeddings(group, *item.all_embeddings);
+    if (item.all_hidden != nullptr) statuses[item_of_group_[g]] = CopyHidden(group, *item.all_hidden);
   }
 }
 

@@ -96,7 +96,7 @@ void AddOwn(Exposition& out, const SchedulerStats& stats) {
 }  // namespace
 
 void Metrics(Call& call) {
-  const SchedulerStats stats = call.context.scheduler->stats();
+  const SchedulerStats stats = call.context.scheduler != nullptr ? call.context.scheduler->stats() : SchedulerStats();
   Exposition out;
   AddLlama(out, stats);
   AddOwn(out, stats);

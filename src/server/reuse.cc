@@ -63,7 +63,7 @@ std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& cho
 SequenceId SchedulerImpl::TakePrefix(Job& job) {
   job.prompt_done = 0;
   const Request& request = job.request;
-  if (!request.reuse_prefix) return -1;
+  if (!request.reuse_prefix || request.wants_rows()) return -1;
   const auto savings = [&](const Prefix& prefix) {
     return Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence);
   };

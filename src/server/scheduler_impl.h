@@ -81,6 +81,11 @@ struct Job {
   RequestUsage usage;
   CacheReport cache;
   int64_t dropped_before = 0;  // entries that its prefix had lost
+  // Of prompt rows that were read, where they are wanted; told once.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  std::vector<double> pooled;
+  bool rows_told = false;
+  bool wants_rows() const { return request.wants_rows() && !rows_told; }
 
   // A sink is called with it held; Cancel() comes from any thread, the sink's calls included.
   std::recursive_mutex mutex;
@@ -165,6 +170,7 @@ class SchedulerImpl final : public Scheduler {
   // Steps (scheduler_step.cc).
   void StepOnce();
   void PlanStep();
+  void PlanPrompts(std::vector<Job*> reading, int rows);
   size_t PieceEnd(const Job& job) const;
   void MakeRoomForStep();
   void EndStep();
@@ -172,6 +178,11 @@ class SchedulerImpl final : public Scheduler {
   bool Preempt(Job& job);
   void SendBack(Job& job);
   void AfterPiece(Job& job);
+  // Rows of prompts whose logits or hidden states are wanted, in a step at most.
+  int MostWantedRows() const;
+  // The same of a piece that was read; then all of it for the sink.
+  void TakeRows(Job& job, std::span<const int32_t> tokens);
+  void TellRows(Job& job);
   Status ForkChoices(Job& job);
   // What was sampled since the last time, and this text.
   void Say(Job& job, Choice& choice, std::string text);
@@ -220,6 +231,8 @@ class SchedulerImpl final : public Scheduler {
   };
   std::vector<Row> rows_;
   std::vector<StepItem> items_;
+  std::vector<float> row_logits_, row_hidden_;  // of the step's one prompt whose rows are wanted
+  bool takes_rows_ = false;  // whether it was their turn in the last step
   size_t turn_ = 0;  // of decodes that take steps of their own
   std::vector<Status> statuses_;
 
