@@ -14,6 +14,7 @@
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/sampler_flags.h"
+#include "cli/store_flags.h"
 #include "cli/terminal.h"
 #include "server/scheduler.h"
 #include "server/server.h"
@@ -29,6 +30,7 @@ Variables of the environment such as LLAMA_ARG_PORT stand for flags that are not
 Examples:
   pith serve
   pith serve -m model.gguf -c 32768 --kv-budget 2GiB -np 8 --port 8080
+  pith serve --store ~/.cache/pith/store,ram=1GiB,ssd=20GiB    # prompts that begin alike start at once, also after a restart
   curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 )";
 
@@ -40,6 +42,7 @@ struct ServeFlags {
   ModelFlags model;
   CacheFlags cache;
   SamplerFlags sampler;
+  StoreFlags store;
   OutputFlags output;
   std::string template_file;
   std::string host = "127.0.0.1";
@@ -65,6 +68,7 @@ Status Check(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) && flags.cache.compress != "after") {
     return InvalidArgument(
@@ -165,7 +169,12 @@ Result<int> Serve(ServeFlags& flags) {
   if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
   scheduling.deterministic_reuse = flags.deterministic_reuse;
   scheduling.save_folder = flags.slot_save_path;
+  PITH_ASSIGN_OR_RETURN(scheduling.store, flags.store.Open(*model));
   server::ReserveSequences(scheduling, &options);
+  if (flags.store.places()) {
+    options.resting_sequences += kPlacerSequences;
+    scheduling.store->Warm();
+  }
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   server::ServedModel served = MakeServed(flags, model, options, sampling);
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<server::Scheduler> scheduler,
@@ -247,6 +256,7 @@ void AddServe(CLI::App& app, Command& chosen) {
   AddServerFlags(*command, *flags);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddStoreFlag(*command, flags->store);
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   AddVariables(*command);
