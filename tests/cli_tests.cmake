@@ -25,6 +25,14 @@ if(NOT PITH_SANITIZE)
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
   endforeach()
 endif()
+# Prefixes that outlive their process.
+if(NOT PITH_SANITIZE)
+  foreach(class Kept Placed Tidied Served)
+    add_test(NAME store_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/store_test.py ${class})
+    set_tests_properties(store_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  endforeach()
+endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)
   foreach(class Manners Llama Slots Models OpenAi AnthropicClient OllamaClient LangChain)

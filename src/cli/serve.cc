@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/sampler_flags.h"
+#include "cli/store_flags.h"
 #include "cli/terminal.h"
 #include "server/catalog.h"
 #include "server/embedding_scheduler.h"
@@ -33,6 +34,7 @@ Examples:
   pith serve
   pith serve -m model.gguf -c 32768 --kv-budget 2GiB -np 8 --port 8080
   pith serve --models ~/models --models-max 2 --keep-alive 600
+  pith serve --store ~/.cache/pith/store,ram=1GiB,ssd=20GiB    # prompts that begin alike start at once, also after a restart
   curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 )";
 
@@ -44,6 +46,7 @@ struct ServeFlags {
   ModelFlags model;
   CacheFlags cache;
   SamplerFlags sampler;
+  StoreFlags store;
   OutputFlags output;
   std::string template_file;
   std::string host = "127.0.0.1";
@@ -73,6 +76,7 @@ Status Check(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) && flags.cache.compress != "after") {
     return InvalidArgument(
@@ -145,7 +149,7 @@ server::ServedModel MakeServed(const std::shared_ptr<HostModel>& model, std::str
 
 Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags& flags,
                                                                const std::shared_ptr<HostModel>& model, std::string id,
-                                                               size_t share) {
+                                                               size_t share, std::shared_ptr<store::Store> store) {
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeServerEngine(flags, model->info(), share));
   auto context = std::make_unique<server::ServerContext>();
   server::ServedModel& served = context->model = MakeServed(model, std::move(id));
@@ -167,7 +171,12 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
   scheduling.deterministic_reuse = flags.deterministic_reuse;
   scheduling.save_folder = flags.slot_save_path;
+  PITH_ASSIGN_OR_RETURN(scheduling.store, flags.store.Use(std::move(store), *model));
   server::ReserveSequences(scheduling, &options);
+  if (flags.store.places()) {
+    options.resting_sequences += kPlacerSequences;
+    scheduling.store->Warm();
+  }
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<Engine> engine, Engine::Create(model, options));
   PITH_ASSIGN_OR_RETURN(context->scheduler, server::Scheduler::Create(engine, served.text, scheduling));
   context->saves_slots = !flags.slot_save_path.empty();
@@ -192,11 +201,12 @@ Result<std::unique_ptr<server::ServerContext>> LoadEmbeddings(const ServeFlags& 
 }
 
 // One of --models, whether it generates text or gives embeddings alone.
-Result<std::unique_ptr<server::ServerContext>> LoadFile(ServeFlags flags, const server::ModelFile& file) {
+Result<std::unique_ptr<server::ServerContext>> LoadFile(ServeFlags flags, const server::ModelFile& file,
+                                                        std::shared_ptr<store::Store> store) {
   flags.model.path = file.path;
   flags.output.progress = false;
   const Result<std::shared_ptr<HostModel>> model = LoadModel(flags.model, flags.output);
-  if (model) return MakeChatContext(flags, *model, file.id, static_cast<size_t>(flags.models_max));
+  if (model) return MakeChatContext(flags, *model, file.id, static_cast<size_t>(flags.models_max), std::move(store));
   if (model.error().code != ErrorCode::kUnsupported) return tl::unexpected<Error>(model.error());
   auto embeds = LoadEmbeddings(flags, file.path, file.id);
   return embeds ? std::move(embeds) : tl::unexpected<Error>(model.error());
@@ -241,18 +251,19 @@ server::ServerOptions MakeServerOptions(const ServeFlags& flags, std::vector<std
 
 // The models that are served, and the sentence about them.
 Result<std::unique_ptr<server::ModelCatalog>> MakeCatalog(const ServeFlags& flags, std::string* what) {
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<store::Store> store, flags.store.OpenStore());
   server::CatalogOptions options;
   if (!flags.models.empty()) {
     options.max_loaded = flags.models_max;
     options.keep_seconds = flags.keep_alive;
     options.scan = [folder = flags.models] { return ScanModels(folder); };
-    options.load = [flags](const server::ModelFile& file) { return LoadFile(flags, file); };
+    options.load = [flags, store](const server::ModelFile& file) { return LoadFile(flags, file, store); };
   }
   auto catalog = std::make_unique<server::ModelCatalog>(options);
   if (flags.models.empty()) {
     PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
     PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ServerContext> context,
-                          MakeChatContext(flags, model, flags.alias, 1));
+                          MakeChatContext(flags, model, flags.alias, 1, store));
     *what = model->info().description;
     catalog->AddLoaded(std::move(context));
   } else {
@@ -360,6 +371,7 @@ void AddServe(CLI::App& app, Command& chosen) {
   AddServerFlags(*command, *flags);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddStoreFlag(*command, flags->store);
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   AddVariables(*command);

@@ -78,6 +78,7 @@ SequenceId SchedulerImpl::TakePrefix(Job& job) {
                                  other->request.num_pinned, first.sequence);
     if (saved > most) most = saved, source = other.get();
   }
+  if (const SequenceId stored = TakeStored(job, most); stored >= 0) return stored;
   SequenceId sequence = source != nullptr ? ForkLive(job, *source, most) : -1;
   if (sequence < 0 && resting >= 0) most = of_resting, sequence = TakeResting(job, resting, most);
   if (sequence >= 0) job.prompt_done = most;

@@ -20,6 +20,11 @@
 #include "pith/types.h"
 #include "session/generator.h"
 #include "session/text_model.h"
+#include "store/store.h"
+
+namespace pith {
+class StoredPrefixes;
+}
 
 namespace pith::server {
 
@@ -34,6 +39,7 @@ struct SchedulerOptions {
   int max_retained = 64;       // prefixes kept after their requests; 0: none
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
+  std::shared_ptr<StoredPrefixes> store;  // outlives the process; null: none. The engine's thread uses it
 };
 
 // Sets how many sequences the engine must hold for such a scheduler.
@@ -146,6 +152,7 @@ struct SchedulerStats {
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe
   Histogram first_token_seconds, token_gap_seconds;
   std::vector<SlotState> slots;
+  std::optional<store::StoreStats> store;
 };
 
 struct SavedSlot {

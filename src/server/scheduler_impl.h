@@ -19,6 +19,7 @@
 #include "server/prefixes.h"
 #include "server/scheduler.h"
 #include "server/step_plan.h"
+#include "session/stored_prefixes.h"
 
 namespace pith::server {
 
@@ -76,6 +77,7 @@ struct Job {
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
   bool generates = false;    // `text` is read
   bool told = false;         // that it has started
+  bool asked_store = false;  // for its prompt's beginning: once
   bool finished = false;     // its sink is about to hear so
   std::optional<Error> failure;  // of sampling
   RequestUsage usage;
@@ -117,6 +119,7 @@ class SchedulerImpl final : public Scheduler {
   // The thread (scheduler.cc).
   void Run();
   bool TakeInbox();  // waits while there is nothing to do; false: the end
+  bool IsIdle();  // nobody asks for anything
   void DropCancelled();
   void FailAll(const Error& error);
   // Runs fn between steps and waits for it.
@@ -166,6 +169,13 @@ class SchedulerImpl final : public Scheduler {
   void Rest(Job& job, Choice& choice);
   void Checkpoint(Job& job);
   void AddPrefix(Prefix prefix);
+
+  // The store behind them (stored.cc).
+  ReadingKey ReadingOf(const PrefixKey& key) const;
+  SequenceId TakeStored(Job& job, size_t at_least);
+  void KeepInStore(const Prefix& prefix);
+  bool KeepOneInStore();  // false: there is nothing to keep
+  size_t StoredCut(const Job& job) const;  // where a checkpoint would serve others; 0: nowhere
 
   // Steps (scheduler_step.cc).
   void StepOnce();
