@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/paths.h"
@@ -519,6 +522,97 @@ TEST_F(ModelCApi, LibllamaIsHeardWhereSomebodyListens) {
   // An error is the thread's own.
   std::thread([] { EXPECT_STREQ(pith_last_error(), ""); }).join();
   EXPECT_STRNE(pith_last_error(), "");
+}
+
+TEST_F(ModelCApi, AModelTellsItsTokensAndItsMetadata) {
+  auto info = PITH_INIT(pith_model_info);
+  ASSERT_EQ(pith_model_get_info(model_, &info), PITH_OK);
+  EXPECT_EQ(info.num_embd, 576);
+  EXPECT_TRUE(pith_token_ends(model_, info.eos_token));
+  EXPECT_TRUE(pith_token_is_control(model_, info.eos_token));
+  EXPECT_FALSE(pith_token_is_control(model_, info.newline_token));
+  EXPECT_FALSE(pith_token_is_control(model_, -1));
+  EXPECT_NE(std::strstr(info.chat_template, "messages"), nullptr);
+  std::vector<std::pair<std::string, std::string>> all;
+  pith_model_list_metadata(
+      model_,
+      [](void* user, const char* key, const char* value) {
+        static_cast<std::vector<std::pair<std::string, std::string>>*>(user)->emplace_back(key, value);
+      },
+      &all);
+  EXPECT_NE(std::ranges::find(all, std::pair<std::string, std::string>("general.architecture", "llama")), all.end());
+  // A program from before these fields.
+  constexpr size_t kBefore = offsetof(pith_model_info, num_embd);
+  alignas(pith_model_info) unsigned char old[sizeof(pith_model_info)];
+  std::memset(old, 0x5a, sizeof old);
+  std::memcpy(old, &kBefore, sizeof kBefore);
+  ASSERT_EQ(pith_model_get_info(model_, reinterpret_cast<pith_model_info*>(old)), PITH_OK);
+  EXPECT_EQ(old[kBefore], 0x5a);
+}
+
+TEST_F(ModelCApi, MessagesAndSchemasComeAsJson) {
+  const auto render = [](const char* messages, const char* tools) {
+    size_t length = 0;
+    EXPECT_EQ(pith_apply_template_json(model_, messages, tools, true, nullptr, 0, &length), PITH_OK)
+        << pith_last_error();
+    std::string text(length, '\0');
+    EXPECT_EQ(pith_apply_template_json(model_, messages, tools, true, text.data(), length + 1, &length), PITH_OK);
+    return text;
+  };
+  const pith_message message = {sizeof message, "user", "Hi"};
+  std::string plain(256, '\0');
+  size_t length = 0;
+  ASSERT_EQ(pith_apply_template(model_, &message, 1, true, plain.data(), plain.size(), &length), PITH_OK);
+  plain.resize(length);
+  EXPECT_EQ(render(R"([{"role":"user","content":"Hi"}])", nullptr), plain);
+  EXPECT_EQ(render(R"([{"role":"user","content":[{"type":"text","text":"H"},{"type":"text","text":"i"}]}])", "[]"),
+            plain);
+  for (const char* wrong : {"", "{}", "[1]", R"([{"content":"a"}])", R"([{"role":"user","content":5}])",
+                            R"([{"role":"user","content":"a","tool_calls":[{}]}])"}) {
+    EXPECT_EQ(pith_apply_template_json(model_, wrong, nullptr, true, nullptr, 0, &length), PITH_ERROR_INVALID_ARGUMENT)
+        << wrong;
+  }
+  std::string grammar(4096, '\0');
+  ASSERT_EQ(pith_grammar_of_schema(R"({"enum":["a","b"]})", grammar.data(), grammar.size(), &length), PITH_OK);
+  grammar.resize(length);
+  EXPECT_NE(grammar.find("root ::="), std::string::npos);
+  EXPECT_EQ(pith_grammar_of_schema("{", nullptr, 0, &length), PITH_ERROR_INVALID_ARGUMENT);
+}
+
+TEST_F(ModelCApi, EmbeddingsComeBesideLogits) {
+  Open(2);
+  const Tokens text = Tokenize("The old lighthouse stood on a rock.");
+  auto info = PITH_INIT(pith_model_info);
+  ASSERT_EQ(pith_model_get_info(model_, &info), PITH_OK);
+  const auto width = static_cast<size_t>(info.num_embd);
+  pith_sequence* one = New();
+  pith_sequence* other = New();
+  std::vector<float> embeddings(text.size() * width, NAN), again(3 * width, NAN);
+  pith_step_item items[2] = {PITH_INIT(pith_step_item), PITH_INIT(pith_step_item)};
+  items[0].sequence = one;
+  items[0].tokens = text.data();
+  items[0].num_tokens = text.size();
+  items[0].all_embeddings = embeddings.data();
+  items[1].sequence = other;
+  items[1].tokens = text.data();
+  items[1].num_tokens = 3;
+  ASSERT_EQ(pith_step(engine_, items, 2, nullptr), PITH_OK) << pith_last_error();
+  EXPECT_TRUE(std::ranges::all_of(embeddings, [](float x) { return std::isfinite(x); }));
+  const std::vector<float> logits = LogitsOf(other);
+  // The same rows in a step of their own.
+  ASSERT_EQ(pith_sequence_rewind(other, 0), PITH_OK) << pith_last_error();
+  items[1].all_embeddings = again.data();
+  ASSERT_EQ(pith_step(engine_, items + 1, 1, nullptr), PITH_OK) << pith_last_error();
+  double dot = 0, left = 0, right = 0;
+  for (size_t i = 0; i < again.size(); ++i) {
+    dot += embeddings[i] * again[i], left += embeddings[i] * embeddings[i], right += again[i] * again[i];
+  }
+  EXPECT_GT(dot / std::sqrt(left * right), 0.999);
+  EXPECT_GT(left, 1.0);
+  // And without them again, only the last row has logits.
+  ASSERT_EQ(pith_sequence_rewind(other, 0), PITH_OK);
+  ASSERT_EQ(pith_sequence_prefill(other, text.data(), 3, false, nullptr, nullptr), PITH_OK);
+  EXPECT_EQ(LogitsOf(other).size(), logits.size());
 }
 
 }  // namespace

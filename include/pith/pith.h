@@ -120,6 +120,12 @@ typedef struct pith_model_info {
   bool has_chat_template;
   const char* architecture;  // as long as the model
   const char* description;   // "llama 135M Q4_1"
+  int32_t num_embd;          // floats of an embedding
+  int32_t bos_token;         // that begins a text; -1: none, as of the next two
+  int32_t eos_token;         // that ends it
+  int32_t newline_token;
+  bool adds_bos;             // pith_tokenize() puts bos_token in front of a text that begins
+  const char* chat_template; // the template's text or name, "" if there is none; as long as the model
 } pith_model_info;
 
 typedef struct pith_message {
@@ -132,6 +138,10 @@ typedef struct pith_message {
 PITH_API pith_status pith_model_load(const char* path, const pith_model_options* options, pith_model** model);
 PITH_API void pith_model_free(pith_model* model);
 PITH_API pith_status pith_model_get_info(const pith_model* model, pith_model_info* info);
+// What the file says of itself, such as "general.name"; arrays are left out. Called for each, with texts that live as
+// long as the call.
+PITH_API void pith_model_list_metadata(const pith_model* model,
+                                       void (*visit)(void* user, const char* key, const char* value), void* user);
 
 // begins: the text is the first of its sequence, and gets what the tokenizer puts there (BOS). special: control
 // tokens in it are tokens. *count: tokens that there are; they are cut where `capacity` ends.
@@ -140,9 +150,16 @@ PITH_API pith_status pith_tokenize(const pith_model* model, const char* text, si
 // Bytes of one token, which may end within a character. Returns their number; 0 for what is no token.
 PITH_API size_t pith_token_piece(const pith_model* model, int32_t token, char* buffer, size_t capacity);
 PITH_API bool pith_token_ends(const pith_model* model, int32_t token);
+// Of a template, and no text.
+PITH_API bool pith_token_is_control(const pith_model* model, int32_t token);
 // opens_answer: with the beginning of the assistant's next message. UNSUPPORTED: the template refuses these messages.
 PITH_API pith_status pith_apply_template(const pith_model* model, const pith_message* messages, size_t num_messages,
                                          bool opens_answer, char* buffer, size_t capacity, size_t* length);
+// The same for messages and tools as OpenAI's API has them, in JSON: an array of messages, with "tool_calls" and
+// "tool_call_id", whose contents are texts or arrays of text parts; an array of tools, or NULL. Templates that know no
+// tools leave them out. INVALID_ARGUMENT: the JSON is none of that.
+PITH_API pith_status pith_apply_template_json(const pith_model* model, const char* messages, const char* tools,
+                                              bool opens_answer, char* buffer, size_t capacity, size_t* length);
 
 // ---- Engine: sequences of one model under one KV budget -------------------------------------------------------------
 
@@ -220,6 +237,7 @@ typedef struct pith_step_item {
   size_t num_tokens;
   bool pin;                 // no recipe drops them
   float* all_logits;        // NULL, or room for [num_tokens, num_vocab]: of every token; else the last one's are kept
+  float* all_embeddings;    // NULL, or room for [num_tokens, num_embd]: what the model makes logits of, of every token
 } pith_step_item;
 
 // OUT_OF_BUDGET: the budget holds less than one block.
@@ -332,6 +350,8 @@ PITH_API pith_status pith_sampler_new(const pith_model* model, const pith_sample
                                       pith_sampler** sampler);
 PITH_API void pith_sampler_free(pith_sampler* sampler);
 PITH_API pith_status pith_sampler_sample(pith_sampler* sampler, const float* logits, size_t count, int32_t* token);
+// GBNF of the texts that a JSON schema allows. INVALID_ARGUMENT: it is none. buffer: as of pith_recipe_normalise().
+PITH_API pith_status pith_grammar_of_schema(const char* schema, char* buffer, size_t capacity, size_t* length);
 // Penalties, grammar and mirostat begin anew; random numbers go on.
 PITH_API void pith_sampler_reset(pith_sampler* sampler);
 

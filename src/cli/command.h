@@ -50,6 +50,7 @@ void AddTune(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
+void AddStore(CLI::App& app, Command& chosen);
 
 // --json, --progress
 struct OutputFlags {

@@ -17,9 +17,6 @@
 namespace pith {
 namespace {
 
-// What statistics were before a step is charged beyond this, of all sequences together.
-constexpr size_t kFreeUndoBytes = size_t{8} << 20;
-
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
 }  // namespace
@@ -81,6 +78,7 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
 }
 
 void EngineImpl::BeginBlock() {
+  wants_hidden_ = false;
   tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
 }
 
@@ -125,9 +123,7 @@ void EngineImpl::HoldUndo() {
     bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
   }
   if (bytes <= undo_bytes_) return;
-  // As Scratch grows.
-  const size_t grown = bytes + bytes / 4, charged = grown - std::min(grown, kFreeUndoBytes);
-  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, charged)) undo_bytes_ = bytes;
+  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, ChargedUndoBytes(bytes))) undo_bytes_ = bytes;
 }
 
 void EngineImpl::PlanUndo() {
@@ -155,7 +151,7 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += sequence.setup->flight.Bytes(num_rows, 1);
     most = std::min(most, std::max(ceiling, used) - used);
-  } else if (sequence.setup->formats.low && sequence.setup->style.in_layer) {
+  } else if (sequence.setup->formats.low && sequence.setup->style.schedule->FinishesLayers()) {
     // Each layer converts its full pages before the next one takes its rows.
     const size_t kept = BytesToKeep(sequence, num_rows);
     if (used + kept > ceiling) return tl::unexpected<Error>(FullError(sequence));
@@ -254,7 +250,7 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_, wants_hidden_});
     in_block_ = false;
     TakeCancels();
     if (status) status = CheckHostBytes();
@@ -353,6 +349,15 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
   }
 }
 
+Status EngineImpl::CopyHidden(const RowGroup& group, std::vector<float>& to) {
+  for (int i = 0; i < group.num_outputs; ++i) {
+    const std::span<const float> row = context_->hidden(group.first_output + i);
+    if (row.empty()) return Unsupported("this model's graph in libllama has no embeddings");
+    to.insert(to.end(), row.begin(), row.end());
+  }
+  return {};
+}
+
 void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuses) {
   if (statuses.size() != items.size()) {
     for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
@@ -381,7 +386,9 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    AddGroup(**sequence, items[i].tokens, items[i].all_logits != nullptr ? 0 : items[i].tokens.size() - 1,
+    const bool all = items[i].all_logits != nullptr || items[i].all_hidden != nullptr;
+    wants_hidden_ = wants_hidden_ || items[i].all_hidden != nullptr;
+    AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     groups_.back().settles = count > 1 && !(*sequence)->prompt_continues;
@@ -393,9 +400,10 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     BeginBlock();
     item_of_group_.clear();
   }
-  if (groups_.empty()) return;
-  RunBlock();
-  EndItems(items, statuses);
+  if (!groups_.empty()) {
+    RunBlock();
+    EndItems(items, statuses);
+  }
 }
 
 void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -405,6 +413,7 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
+    if (item.all_hidden != nullptr) statuses[item_of_group_[g]] = CopyHidden(group, *item.all_hidden);
   }
 }
 

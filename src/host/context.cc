@@ -18,6 +18,7 @@ struct HostContext::Private {
   llama_memory_t memory = nullptr;
   std::unique_ptr<GraphTakeover> takeover;
   bool hybrid = false;
+  bool keeps_hidden = false;  // of all rows
   int num_threads = 1;
   int num_vocab = 0;
   ModelInfo info;
@@ -73,6 +74,7 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   params.n_seq_max = static_cast<uint32_t>(self.hybrid ? num_slots + 1 : block_sequences);
   params.n_outputs_max = std::max(params.n_batch, params.n_seq_max);
   params.kv_unified = true;
+  params.pooling_type = LLAMA_POOLING_TYPE_NONE;
   params.n_threads = params.n_threads_batch = num_threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
@@ -128,6 +130,9 @@ Status HostContext::Decode(const BlockRows& rows) {
   self.takeover->BeginBlock();
   const int status = [&] {
     const OwnCode own(false);
+    if (std::exchange(self.keeps_hidden, rows.wants_hidden) != rows.wants_hidden) {
+      llama_set_embeddings(self.context.get(), rows.wants_hidden);
+    }
     return llama_decode(self.context.get(), self.batch->get());
   }();
   const bool complete = self.takeover->complete();
@@ -149,6 +154,14 @@ std::span<const float> HostContext::logits(int output) const {
       llama_get_logits_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
   PITH_CHECK(row != nullptr);
   return {row, static_cast<size_t>(private_->num_vocab)};
+}
+
+std::span<const float> HostContext::hidden(int output) const {
+  const OwnCode own(false);
+  const float* row =
+      llama_get_embeddings_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
+  if (row == nullptr) return {};
+  return {row, static_cast<size_t>(private_->info.hidden_dim)};
 }
 
 void HostContext::CopySlot(int from, int to) {

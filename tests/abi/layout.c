@@ -15,7 +15,7 @@ _Static_assert(offsetof(pith_model_options, libllama_products) == 48,
 _Static_assert(offsetof(pith_model_options, trusted) == 49, "offsetof(pith_model_options, trusted)");
 _Static_assert(offsetof(pith_model_options, progress) == 56, "offsetof(pith_model_options, progress)");
 _Static_assert(offsetof(pith_model_options, progress_user) == 64, "offsetof(pith_model_options, progress_user)");
-_Static_assert(sizeof(pith_model_info) == 72, "sizeof(pith_model_info)");
+_Static_assert(sizeof(pith_model_info) == 104, "sizeof(pith_model_info)");
 _Static_assert(offsetof(pith_model_info, struct_size) == 0, "offsetof(pith_model_info, struct_size)");
 _Static_assert(offsetof(pith_model_info, num_layers) == 8, "offsetof(pith_model_info, num_layers)");
 _Static_assert(offsetof(pith_model_info, num_vocab) == 12, "offsetof(pith_model_info, num_vocab)");
@@ -28,6 +28,12 @@ _Static_assert(offsetof(pith_model_info, hybrid) == 48, "offsetof(pith_model_inf
 _Static_assert(offsetof(pith_model_info, has_chat_template) == 49, "offsetof(pith_model_info, has_chat_template)");
 _Static_assert(offsetof(pith_model_info, architecture) == 56, "offsetof(pith_model_info, architecture)");
 _Static_assert(offsetof(pith_model_info, description) == 64, "offsetof(pith_model_info, description)");
+_Static_assert(offsetof(pith_model_info, num_embd) == 72, "offsetof(pith_model_info, num_embd)");
+_Static_assert(offsetof(pith_model_info, bos_token) == 76, "offsetof(pith_model_info, bos_token)");
+_Static_assert(offsetof(pith_model_info, eos_token) == 80, "offsetof(pith_model_info, eos_token)");
+_Static_assert(offsetof(pith_model_info, newline_token) == 84, "offsetof(pith_model_info, newline_token)");
+_Static_assert(offsetof(pith_model_info, adds_bos) == 88, "offsetof(pith_model_info, adds_bos)");
+_Static_assert(offsetof(pith_model_info, chat_template) == 96, "offsetof(pith_model_info, chat_template)");
 _Static_assert(sizeof(pith_message) == 24, "sizeof(pith_message)");
 _Static_assert(offsetof(pith_message, struct_size) == 0, "offsetof(pith_message, struct_size)");
 _Static_assert(offsetof(pith_message, role) == 8, "offsetof(pith_message, role)");
@@ -90,13 +96,14 @@ _Static_assert(offsetof(pith_admission, step_bytes) == 16, "offsetof(pith_admiss
 _Static_assert(offsetof(pith_admission, free_bytes) == 24, "offsetof(pith_admission, free_bytes)");
 _Static_assert(offsetof(pith_admission, missing_bytes) == 32, "offsetof(pith_admission, missing_bytes)");
 _Static_assert(offsetof(pith_admission, fits) == 40, "offsetof(pith_admission, fits)");
-_Static_assert(sizeof(pith_step_item) == 48, "sizeof(pith_step_item)");
+_Static_assert(sizeof(pith_step_item) == 56, "sizeof(pith_step_item)");
 _Static_assert(offsetof(pith_step_item, struct_size) == 0, "offsetof(pith_step_item, struct_size)");
 _Static_assert(offsetof(pith_step_item, sequence) == 8, "offsetof(pith_step_item, sequence)");
 _Static_assert(offsetof(pith_step_item, tokens) == 16, "offsetof(pith_step_item, tokens)");
 _Static_assert(offsetof(pith_step_item, num_tokens) == 24, "offsetof(pith_step_item, num_tokens)");
 _Static_assert(offsetof(pith_step_item, pin) == 32, "offsetof(pith_step_item, pin)");
 _Static_assert(offsetof(pith_step_item, all_logits) == 40, "offsetof(pith_step_item, all_logits)");
+_Static_assert(offsetof(pith_step_item, all_embeddings) == 48, "offsetof(pith_step_item, all_embeddings)");
 _Static_assert(sizeof(pith_sampler_options) == 152, "sizeof(pith_sampler_options)");
 _Static_assert(offsetof(pith_sampler_options, struct_size) == 0, "offsetof(pith_sampler_options, struct_size)");
 _Static_assert(offsetof(pith_sampler_options, temperature) == 8, "offsetof(pith_sampler_options, temperature)");
