@@ -107,7 +107,7 @@ def main():
     tests = given.tests or [str(ROOT / "python" / "tests")]
     # From another folder: the package must not be found in the source tree.
     done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", *tests],
+        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *tests],
         cwd=given.folder,
         env={**os.environ, "PITH_BINARY": given.binary, "PYTHONFAULTHANDLER": "1"},
     )
