@@ -254,7 +254,7 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
 }
 
 bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
-  if (ledger_->uncommitted_bytes() < bytes) {
+  if (ledger_->uncommitted_bytes() < bytes && ChargedUndoBytes(undo_bytes_) > 0) {
     undo_buffer_.Clear();
     undo_held_ = HeldBytes();
     undo_bytes_ = 0;

@@ -15,12 +15,12 @@ void EngineImpl::FinishBlock() {
   for (RowGroup& group : groups_) {
     if (group.failed()) continue;
     Sequence& sequence = *group.sequence;
-    const EvictionStyle& style = sequence.setup->style;
-    for (size_t layer = 0; layer < cache_->layers().size() && !style.in_layer; ++layer) {
+    const EvictionSchedule& schedule = *sequence.setup->style.schedule;
+    for (size_t layer = 0; layer < cache_->layers().size() && !schedule.FinishesLayers(); ++layer) {
       const LayerKind kind = model_->info().layers[layer].kind;
       if (kind == LayerKind::kWindow || kind == LayerKind::kChunk) DropOutOfWindow(group, static_cast<int>(layer));
     }
-    if (!sequence.evicts_while_running() || (style.in_layer && !style.cascades)) continue;
+    if (!sequence.evicts_while_running() || !schedule.EvictsAfterBlock()) continue;
     Status status = EvictAcrossLayers(sequence);
     if (status && sequence.setup->formats.low) status = DemoteAll(sequence);
     group.changed = true;
@@ -169,8 +169,7 @@ void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache>
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
-  const EvictionStyle& style = sequence.setup->style;
-  if (!style.in_layer || style.cascades || !sequence.evicts_while_running()) return false;
+  if (!sequence.setup->style.schedule->EvictsLayers() || !sequence.evicts_while_running()) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
   return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
 }
@@ -178,15 +177,13 @@ bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
 // Every member returns the same.
 bool EngineImpl::FailByFault(RowGroup& group, const Team& team) {
   if (!ops_->score_failed()) return false;
-  if (team.ith == 0) group.Fail({ErrorCode::kInvalidArgument, scores_.fault});
-  team.Sync();
+  team.One([&] { group.Fail({ErrorCode::kInvalidArgument, scores_.fault}); });
   return true;
 }
 
 bool EngineImpl::FailBySelection(RowGroup& group, const Team& team) {
   if (select_status_) return false;
-  if (team.ith == 0) group.Fail(select_status_.error());
-  team.Sync();
+  team.One([&] { group.Fail(select_status_.error()); });
   return true;
 }
 
@@ -211,16 +208,15 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   });
   if (FailBySelection(group, team)) return;
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
-  if (team.ith == 0) {
+  team.One([&] {
     group.changed = true;
     if (!status) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 void EngineImpl::PrepareCascade(RowGroup& group) {
   Sequence& sequence = *group.sequence;
-  if (!sequence.setup->style.cascades || !sequence.evicts || group.num_rows == 1) return;
+  if (sequence.setup->style.schedule->LayersInCascade() == 0 || !sequence.evicts || group.num_rows == 1) return;
   const int64_t entries = GlobalEntriesOf(sequence) + group.num_rows * num_global_heads_;
   if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
@@ -242,7 +238,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     cascade.Add(*active.recipe.policy, std::move(scores_));
     const int64_t in_block =
         static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-    const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
+    const int64_t waiting = last ? 0 : (sequence.setup->style.schedule->LayersInCascade() - 1) * in_block;
     all_kept_.clear();
     select_status_ = Status();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
@@ -252,18 +248,18 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     }
   });
   if (FailBySelection(group, team)) return;
-  for (size_t i = 0; i < all_kept_.size(); ++i) {
-    const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
-    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+  team.All([&] {
+    for (size_t i = 0; i < all_kept_.size(); ++i) {
+      const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
+      for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+        if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+      }
     }
-  }
-  team.Sync();
-  if (team.ith == 0) {
+  });
+  team.One([&] {
     group.changed = true;
     if (group.out_of_pages != 0) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 Status EngineImpl::ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
@@ -281,8 +277,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
                                 std::span<const Shrink> targets, const Team& team) {
   const Policy& policy = *active.recipe.policy;
   Status result;
-  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
-  team.Sync();
+  team.One([&] { all_scores_.assign(static_cast<size_t>(num_global_layers_), {}); });
   for (size_t i = 0; i < global_index_.size(); ++i) {
     const int global = global_index_[i], layer = static_cast<int>(i);
     if (global < 0) continue;

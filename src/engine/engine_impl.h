@@ -169,13 +169,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   int NumParts(int nth) const { return std::min(std::max(nth, options_.num_threads), nth * kernels::kMaxMembers); }
   Error FullError(const Sequence& sequence) const;
   void TakeCancels();
-  void WantEmbeddings(std::span<const StepItem> items);
-  Status CopyEmbeddings(const RowGroup& group, std::vector<float>& to);
+  Status CopyHidden(const RowGroup& group, std::vector<float>& to);
 
   // Layers (engine_attention.cc).
   void PrepareLayer(const AttentionCall& call, const Team& team);
   void ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const;
   void ActInLayer(const AttentionCall& call, const Team& team);
+  // Thread 0: the last queries of all groups, for recipes that look at them.
+  void KeepQueries(const AttentionCall& call, int global_layer);
   void DropOutOfWindow(RowGroup& group, int layer);
   // Demote() would convert pages of entries that were there before the group's rows.
   bool DemotesOld(const RowGroup& group, int layer) const;
@@ -286,11 +287,11 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<int32_t> tokens_, positions_, slots_;
   std::vector<uint8_t> wants_logits_;
   std::vector<RowGroup> groups_;
+  bool wants_hidden_ = false;  // of the block
   std::vector<Status> step_statuses_;  // of decoding
   std::vector<StepItem> step_items_;
   std::vector<size_t> item_of_group_;
   bool in_block_ = false;  // libllama's graph runs
-  bool wants_embeddings_ = false;  // of all rows of the step
   LayerScores scores_;
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others

@@ -17,9 +17,6 @@
 namespace pith {
 namespace {
 
-// What statistics were before a step is charged beyond this, of all sequences together.
-constexpr size_t kFreeUndoBytes = size_t{8} << 20;
-
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
 }  // namespace
@@ -81,6 +78,7 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
 }
 
 void EngineImpl::BeginBlock() {
+  wants_hidden_ = false;
   tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
 }
 
@@ -125,9 +123,7 @@ void EngineImpl::HoldUndo() {
     bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
   }
   if (bytes <= undo_bytes_) return;
-  // As Scratch grows.
-  const size_t grown = bytes + bytes / 4, charged = grown - std::min(grown, kFreeUndoBytes);
-  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, charged)) undo_bytes_ = bytes;
+  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, ChargedUndoBytes(bytes))) undo_bytes_ = bytes;
 }
 
 void EngineImpl::PlanUndo() {
@@ -155,7 +151,7 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += sequence.setup->flight.Bytes(num_rows, 1);
     most = std::min(most, std::max(ceiling, used) - used);
-  } else if (sequence.setup->formats.low && sequence.setup->style.in_layer) {
+  } else if (sequence.setup->formats.low && sequence.setup->style.schedule->FinishesLayers()) {
     // Each layer converts its full pages before the next one takes its rows.
     const size_t kept = BytesToKeep(sequence, num_rows);
     if (used + kept > ceiling) return tl::unexpected<Error>(FullError(sequence));
@@ -254,7 +250,7 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_, wants_hidden_});
     in_block_ = false;
     TakeCancels();
     if (status) status = CheckHostBytes();
@@ -353,16 +349,9 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
   }
 }
 
-// libllama gives embeddings of all rows of a block, and then wants to give logits of all of them, too.
-void EngineImpl::WantEmbeddings(std::span<const StepItem> items) {
-  const auto wants = [](const StepItem& item) { return item.all_embeddings != nullptr; };
-  wants_embeddings_ = std::ranges::any_of(items, wants);
-  context_->WantEmbeddings(wants_embeddings_);
-}
-
-Status EngineImpl::CopyEmbeddings(const RowGroup& group, std::vector<float>& to) {
+Status EngineImpl::CopyHidden(const RowGroup& group, std::vector<float>& to) {
   for (int i = 0; i < group.num_outputs; ++i) {
-    const std::span<const float> row = context_->embeddings(group.first_output + i);
+    const std::span<const float> row = context_->hidden(group.first_output + i);
     if (row.empty()) return Unsupported("this model's graph in libllama has no embeddings");
     to.insert(to.end(), row.begin(), row.end());
   }
@@ -377,7 +366,6 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
-  WantEmbeddings(items);
   BeginBlock();
   item_of_group_.clear();
   size_t num_rows = 0;
@@ -398,8 +386,9 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    const bool wants_all = items[i].all_logits != nullptr || wants_embeddings_;
-    AddGroup(**sequence, items[i].tokens, wants_all ? 0 : items[i].tokens.size() - 1,
+    const bool all = items[i].all_logits != nullptr || items[i].all_hidden != nullptr;
+    wants_hidden_ = wants_hidden_ || items[i].all_hidden != nullptr;
+    AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     item_of_group_.push_back(i);
@@ -414,7 +403,6 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     RunBlock();
     EndItems(items, statuses);
   }
-  if (std::exchange(wants_embeddings_, false)) context_->WantEmbeddings(false);
 }
 
 void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -424,7 +412,7 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
-    if (item.all_embeddings != nullptr) statuses[item_of_group_[g]] = CopyEmbeddings(group, *item.all_embeddings);
+    if (item.all_hidden != nullptr) statuses[item_of_group_[g]] = CopyHidden(group, *item.all_hidden);
   }
 }
 

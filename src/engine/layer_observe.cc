@@ -49,17 +49,17 @@ void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size
   const int first = std::clamp(kUncountedQueries - positions.front(), 0, group.num_rows),
             count = group.num_rows - first;
   const auto dim = static_cast<size_t>(task.key_dim), factors = 2 * rotation.pairs.size();
-  if (team.ith == 0) {
+  team.One([&] {
     const size_t rows = static_cast<size_t>(team.nth * kObservedRows) * dim;
     moment_scratch_ = moment_buffer_.Floats(rows + static_cast<size_t>(group.num_rows) * factors);
-  }
-  team.Sync();
+  });
   float* rows = moment_scratch_ + static_cast<size_t>(team.ith * kObservedRows) * dim;
   float* turns = moment_scratch_ + static_cast<size_t>(team.nth * kObservedRows) * dim;
   const auto turn = [&](int t) { return std::span(turns + static_cast<size_t>(t) * factors, factors); };
-  for (int t = first + team.ith; t < group.num_rows; t += team.nth)
-    rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
-  team.Sync();
+  team.All([&] {
+    for (int t = first + team.ith; t < group.num_rows; t += team.nth)
+      rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
+  });
   for (int h = team.ith; h < task.num_heads; h += team.nth) {
     if (group.undo != nullptr) {
       group.undo->SaveMoments(group.sequence->moments, global_layer, h,
@@ -99,8 +99,7 @@ void LayerOps::FindProbabilities(const GroupWork& work, std::span<const HeadCach
     }
   }
   team.Sync();
-  kernels::RunProbabilities(window_task_, probabilities_.data(), team);
-  team.Sync();
+  team.All([&] { kernels::RunProbabilities(window_task_, probabilities_.data(), team); });
 }
 
 void LayerOps::Observe(int layer, int global_layer, std::span<const RowGroup> groups, const Team& team) {

@@ -18,9 +18,9 @@ struct HostContext::Private {
   llama_memory_t memory = nullptr;
   std::unique_ptr<GraphTakeover> takeover;
   bool hybrid = false;
+  bool keeps_hidden = false;  // of all rows
   int num_threads = 1;
   int num_vocab = 0;
-  bool has_embeddings = false;
   ModelInfo info;
   std::unique_ptr<Batch> batch;
   std::vector<int> output_rows;
@@ -74,6 +74,7 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   params.n_seq_max = static_cast<uint32_t>(self.hybrid ? num_slots + 1 : block_sequences);
   params.n_outputs_max = std::max(params.n_batch, params.n_seq_max);
   params.kv_unified = true;
+  params.pooling_type = LLAMA_POOLING_TYPE_NONE;
   params.n_threads = params.n_threads_batch = num_threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
@@ -129,6 +130,9 @@ Status HostContext::Decode(const BlockRows& rows) {
   self.takeover->BeginBlock();
   const int status = [&] {
     const OwnCode own(false);
+    if (std::exchange(self.keeps_hidden, rows.wants_hidden) != rows.wants_hidden) {
+      llama_set_embeddings(self.context.get(), rows.wants_hidden);
+    }
     return llama_decode(self.context.get(), self.batch->get());
   }();
   const bool complete = self.takeover->complete();
@@ -152,19 +156,12 @@ std::span<const float> HostContext::logits(int output) const {
   return {row, static_cast<size_t>(private_->num_vocab)};
 }
 
-void HostContext::WantEmbeddings(bool on) {
-  if (std::exchange(private_->has_embeddings, on) == on) return;
-  const OwnCode own(false);
-  llama_set_embeddings(private_->context.get(), on);
-}
-
-std::span<const float> HostContext::embeddings(int output) const {
-  if (!private_->has_embeddings) return {};
+std::span<const float> HostContext::hidden(int output) const {
   const OwnCode own(false);
   const float* row =
       llama_get_embeddings_ith(private_->context.get(), private_->output_rows.at(static_cast<size_t>(output)));
   if (row == nullptr) return {};
-  return {row, static_cast<size_t>(private_->info.num_embd)};
+  return {row, static_cast<size_t>(private_->info.hidden_dim)};
 }
 
 void HostContext::CopySlot(int from, int to) {

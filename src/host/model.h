@@ -43,6 +43,9 @@ struct LayerShape {
   bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 
+// Of the hidden states of a text's tokens, one that stands for the text.
+enum class EmbeddingPooling : uint8_t { kNone, kMean, kFirst, kLast };
+
 struct ModelInfo {
   std::string path;
   std::vector<std::string> part_paths;  // of a split model all parts, else the path
@@ -50,7 +53,8 @@ struct ModelInfo {
   std::string description;  // "llama 135M Q4_1"
   int num_layers = 0;
   int num_vocab = 0;
-  int num_embd = 0;         // floats of an embedding
+  int hidden_dim = 0;       // of what the output layer gets
+  EmbeddingPooling pooling = EmbeddingPooling::kMean;  // that the file names; the mean where it names none
   int trained_ctx = 0;
   int max_positions = 0;    // positions end here (learned ones, or RoPE factors for short contexts), 0: nowhere
   int window = 0;           // sliding window in tokens, 0: none
@@ -82,6 +86,8 @@ struct HostModelOptions {
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
   bool try_in_child = true;
+  // For embeddings alone (host/embedding_context.h): a model without a KV cache, such as an encoder.
+  bool for_embeddings = false;
 };
 
 struct ChatToolCall {
@@ -115,6 +121,8 @@ class HostModel {
   // Special tokens in `text` are parsed if parse_special; add_special puts BOS in front where the file says so, but no
   // EOS behind a text that goes on. kInvalidArgument: TokenizeText().
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
+  // A text that ends here, with what the tokenizer puts around one: for embeddings.
+  Result<std::vector<int32_t>> TokenizeWhole(std::string_view text) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
   bool IsControl(int32_t token) const;

@@ -50,7 +50,7 @@ Status ReadItems(EngineState& state, const pith_step_item* items, size_t num_ite
                            .tokens = {item.tokens, item.num_tokens},
                            .pin = item.pin,
                            .all_logits = item.all_logits != nullptr ? &state.all_logits[i] : nullptr,
-                           .all_embeddings = item.all_embeddings != nullptr ? &state.all_embeddings[i] : nullptr});
+                           .all_hidden = item.all_embeddings != nullptr ? &state.all_embeddings[i] : nullptr});
   }
   return {};
 }
@@ -72,7 +72,7 @@ Status RunStep(EngineState& state, const pith_step_item* items, size_t num_items
     if (!state.statuses[i] && first) first = state.statuses[i];
     if (!state.statuses[i]) continue;
     copy(state.items[i].all_logits, own[i].all_logits);
-    copy(state.items[i].all_embeddings, own[i].all_embeddings);
+    copy(state.items[i].all_hidden, own[i].all_embeddings);
   }
   return first;
 }

@@ -144,7 +144,7 @@ pith_status pith_model_get_info(const pith_model* model, pith_model_info* info) 
     full.has_chat_template = model->state->model->has_chat_template();
     full.architecture = own.architecture.c_str();
     full.description = own.description.c_str();
-    full.num_embd = own.num_embd;
+    full.num_embd = own.hidden_dim;
     full.bos_token = model->state->model->bos_token();
     full.eos_token = model->state->model->eos_token();
     full.newline_token = model->state->model->newline_token();

@@ -11,6 +11,7 @@
 
 #include "pith/pith.h"
 #include "policy/policy_test_util.h"
+#include "policy/registered.h"
 #include "policy/registry.h"
 
 namespace pith {
@@ -88,7 +89,10 @@ TEST(CApiPolicy, MixesWithEveryStageThatTheSameOneInsideMixesWith) {
   ASSERT_EQ(pith_register_scorer("mixing", ByWindow, nullptr, &window), PITH_OK) << pith_last_error();
   int num_mixed = 0;
   for (const StageEntry* entry : Stages()) {
-    if (entry->kind == StageKind::kScore) continue;
+    // Those that other tests have registered are none of its business.
+    const bool registered =
+        std::ranges::any_of(RegisteredStages(), [&](const RegisteredStage* s) { return &s->entry == entry; });
+    if (entry->kind == StageKind::kScore || registered) continue;
     const bool reads = !entry->params.empty() && entry->params.front().kind == ParamSpec::Kind::kText;
     const std::string word = fmt::format(" {}={}{}", KeyOf(entry->kind), entry->name, reads ? ":missing.json" : "");
     const Result<Recipe> inside = ParseRecipe("score=snapkv" + word), outside = ParseRecipe("score=mixing" + word);
