@@ -110,8 +110,9 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
   EXPECT_TRUE(std::equal(last.begin(), last.end(), engine->logits(base).begin()));
 }
 
-// A fact is asked for that nobody knew of while compressing.
-TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
+// A fact is asked for that nobody knew of while compressing. What is judged needs weights that mean something, which
+// the model of sanitized tests lacks: Slow tests run without sanitizers alone.
+TEST(SlowRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   // The last queries, which a window observes, are about something else.
   const std::vector<int32_t> context = Tokenize(Ledger(24) +
                                                 "\n\nRain fell on the roofs all night. By morning the streets were "
