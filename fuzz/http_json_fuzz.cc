@@ -23,7 +23,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                     "/apply-template",
                                     "/slots/1?action=save",
                                     "/slots/1?action=restore",
-                                    "/v1/embeddings"};
+                                    "/v1/embeddings",
+                                    "/api/embed",
+                                    "/embedding"};
   if (size == 0) return 0;
   static pith::testing::FakeServer server;
   server.scheduler->requests.clear();

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 
-LAYERS = ["base", "evict", "kernels", "cache", "policy", "host", "engine", "session", "server", "lab", "cli"]
+LAYERS = ["base", "evict", "store", "kernels", "cache", "policy", "host", "engine", "session", "server", "lab", "cli"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.M)
 HOST_ONLY = re.compile(r"^(llama(-cpp)?|ggml[\w-]*|gguf)\.h$")
 SUFFIXES = {".h", ".hpp", ".cc", ".inc"}

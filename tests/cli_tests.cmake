@@ -37,12 +37,28 @@ if(NOT PITH_SANITIZE)
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
   endforeach()
 endif()
+# Prefixes that outlive their process.
+if(NOT PITH_SANITIZE)
+  foreach(class Kept Placed Tidied Served)
+    add_test(NAME store_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/store_test.py ${class})
+    set_tests_properties(store_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  endforeach()
+endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)
-  foreach(class Manners Llama Slots OpenAi AnthropicClient OllamaClient LangChain)
+  foreach(class Manners Llama Slots Models OpenAi AnthropicClient OllamaClient LangChain)
     add_test(NAME serve_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/serve_test.py ${class})
     set_tests_properties(serve_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")
+  endforeach()
+endif()
+# The page in a browser, and a rolling restart, with programs of Debian's that not every machine has.
+if(NOT PITH_SANITIZE)
+  foreach(class Page RollingRestart)
+    add_test(NAME Slow${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/serve_slow_test.py ${class})
+    set_tests_properties(Slow${class} PROPERTIES LABELS slow TIMEOUT 600 RUN_SERIAL ON
+      SKIP_REGULAR_EXPRESSION "skipped=" ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
   endforeach()
 endif()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.

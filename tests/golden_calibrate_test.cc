@@ -146,7 +146,7 @@ void CheckEviction(const GgufFile& file, const std::string& method, const std::s
       const auto first = expected.begin() + static_cast<ptrdiff_t>(b * kv_heads * n);
       ExpectNumbers(shown, {first, first + static_cast<ptrdiff_t>(kv_heads * n)}, fmt::format("score l{} b{}", l, b));
     }
-    const std::vector<KeptHeads> kept = policy->SelectAll(scores, budget);
+    const std::vector<KeptHeads> kept = policy->SelectAll(scores, budget).value();
     for (size_t l = 0; l < num_layers; ++l) {
       std::vector<int64_t> mask(kv_heads * n, 0);
       const int64_t most = file.tensor("out/epicache/budget").i64[l] * static_cast<int64_t>(kv_heads);

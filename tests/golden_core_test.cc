@@ -158,11 +158,11 @@ CoreResult Run(CoreCase& core, const std::string& recipe, int pinned = 0) {
     out.fresh.emplace_back();
     policy->Score(inputs, out.fresh.back());
     if (!policy->layer_local()) continue;
-    out.kept.push_back(policy->Select(inputs, out.fresh.back(), core.budget()));
+    out.kept.push_back(policy->Select(inputs, out.fresh.back(), core.budget()).value());
     out.ranked.push_back(policy->Rank(&inputs, {&out.fresh.back(), 1}, core.budget()).front());
   }
   if (policy->layer_local()) return out;
-  out.kept = policy->SelectAll(out.fresh, core.budget());
+  out.kept = policy->SelectAll(out.fresh, core.budget()).value();
   out.ranked = policy->Rank(nullptr, out.fresh, core.budget());
   return out;
 }
@@ -312,7 +312,7 @@ PITH_GOLDEN_TEST(Core, cake, "in/l0/attn_window") {
   std::vector<int64_t> budgets;
   for (int l = 0; l < core.layers(); ++l) {
     const auto i = static_cast<size_t>(l);
-    preference.push_back(static_cast<float>(result.fresh[i].preference));
+    preference.push_back(static_cast<float>(result.fresh[i].notes.back().numbers.front()));
     budgets.push_back(static_cast<int64_t>(result.kept[i].front().size()) - static_cast<int64_t>(core.window()));
     std::vector<float> before_window;
     for (const auto& head : result.fresh[i].heads) {

@@ -77,7 +77,7 @@ class Simulator {
     Budget budget;
     budget.keep = plan_.budget + (plan_.prompt_stays ? n0_ : 0);
     LayerScores scores = Score();
-    const KeptHeads kept = policy_->Select(Inputs(), scores, budget);
+    const KeptHeads kept = policy_->Select(Inputs(), scores, budget).value();
     std::vector<std::vector<int32_t>> evicted(heads_.size());
     for (size_t h = 0; h < heads_.size(); ++h) {
       std::vector<int32_t> gone;
@@ -319,8 +319,8 @@ void CheckRoco(const GgufFile& file, const std::string& method, const Plan& plan
   const LayerScores scores = sim.Score();
   ExpectNumbers(sim.ByPosition([&](size_t h, size_t i) { return scores.heads[h][i]; }), file.tensor(out + "mean").f32,
                 out + "mean");
-  ExpectNumbers(sim.ByPosition([&](size_t h, size_t i) { return scores.spread[h][i]; }), file.tensor(out + "std").f32,
-                out + "std", {1e-6, 1e-3});
+  ExpectNumbers(sim.ByPosition([&](size_t h, size_t i) { return scores.notes.front().column[h][i]; }),
+                file.tensor(out + "std").f32, out + "std", {1e-6, 1e-3});
   CompareEntries(file, sim, [&](size_t h, size_t i) {
     const std::vector<int32_t>& positions = sim.head(h).positions;
     LayerInputs now;

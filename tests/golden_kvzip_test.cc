@@ -94,7 +94,7 @@ std::vector<KeptHeads> Cut(const GgufFile& file, const std::string& recipe, doub
   const auto num_heads = static_cast<double>(file.param("layers") * file.param("kv_heads"));
   budget.keep = static_cast<int>(total / num_heads);
   budget.keep_exact = (total + 0.5) / num_heads;
-  std::vector<KeptHeads> kept = policy->SelectAll(all, budget);
+  std::vector<KeptHeads> kept = policy->SelectAll(all, budget).value();
   if (scores != nullptr) *scores = std::move(all);
   return kept;
 }
@@ -136,7 +136,7 @@ PITH_GOLDEN_TEST(KvZip, kvzip_uniform, "in/chunks") {
     for (HeadInputs& head : heads) head.positions = positions;
     LayerInputs inputs;
     inputs.heads = heads;
-    kept.push_back(policy->Select(inputs, layer, budget));
+    kept.push_back(policy->Select(inputs, layer, budget).value());
   }
   ExpectKeptPairs(file, kept, "kvzip_uniform");
 }

@@ -53,7 +53,7 @@ PITH_GOLDEN_TEST(Methods, rkv, "in/q_window") {
   ExpectNumbers(before_window, file.tensor("out/rkv/score").f32, "out/rkv/score");
   Budget budget;
   budget.keep = file.param("budget");
-  const std::vector<int64_t> ours = MaskOf(policy->Select(inputs, scores, budget), n);
+  const std::vector<int64_t> ours = MaskOf(policy->Select(inputs, scores, budget).value(), n);
   const std::vector<int64_t>& theirs = file.tensor("out/rkv/kept").i64;
   for (size_t h = 0; h < heads.size(); ++h) {
     const auto first = static_cast<ptrdiff_t>(h * n);
@@ -166,7 +166,7 @@ void CheckDBudget(const GgufFile& file, const std::string& method, const std::st
     policy->Score(inputs, scores);
     Budget budget;
     budget.keep = static_cast<int>(n);
-    const KeptHeads kept = policy->Select(inputs, scores, budget);
+    const KeptHeads kept = policy->Select(inputs, scores, budget).value();
     ExpectExactly(MaskOf(kept, n), file.tensor(out + "kept").i64, out + "kept");
     if (method == "dbudgetkv_paper" || l < file.param("skip")) continue;
     const auto first = static_cast<int64_t>(n) - (static_cast<int64_t>(kept.front().size()) - file.param("n_sink"));

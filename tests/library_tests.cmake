@@ -26,6 +26,11 @@ add_test(NAME AbiFindsChanges COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST
 set_tests_properties(Abi AbiFindsChanges PROPERTIES LABELS unit)
 add_test(NAME Examples COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/examples_test.py ${examples})
 set_tests_properties(Examples PROPERTIES LABELS model TIMEOUT 1800)
+# The Python package, in a virtual environment of this build; the program is what its eval is compared with.
+add_test(NAME PythonPackage COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/python/tests/run.py
+  --library $<TARGET_FILE:libpith> --binary $<TARGET_FILE:pith> --folder ${PROJECT_BINARY_DIR}/python)
+set_tests_properties(PythonPackage PROPERTIES LABELS slow TIMEOUT 1200 RUN_SERIAL ON
+  SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 add_test(NAME LibraryFromPython COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/ctypes_test.py
   $<TARGET_FILE:libpith>)
 set_tests_properties(LibraryFromPython PROPERTIES LABELS model TIMEOUT 600)

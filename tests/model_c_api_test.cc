@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/paths.h"
@@ -374,9 +377,56 @@ bool Moody(void*, const pith_layer_input* layer, float* const* scores) {
   return true;
 }
 
-TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
-  ASSERT_EQ(pith_register_scorer("moody", Moody, nullptr, nullptr), PITH_OK) << pith_last_error();
-  for (const char* recipe : {"score=moody", "score=moody alloc=global"}) {
+// The same of the other stages, which change nothing while they are well.
+bool MoodyNumbers(void*, const pith_window_rows* rows, float* numbers) {
+  for (int i = 0; i < rows->num_entries; ++i) numbers[i] = rows->probabilities[i];
+  if (fails && rows->num_entries > 0) numbers[0] = INFINITY;
+  return true;
+}
+bool MoodyChange(void*, const pith_layer_input* layer, float* const* scores) {
+  if (fails && layer->layer == 5) scores[0][0] = NAN;
+  return true;
+}
+bool MoodyOrder(void*, const pith_head_ranking* head, float*) { return !fails || head->layer != 5; }
+bool MoodyShares(void*, const pith_division* division, int32_t* const* keep) {
+  for (int l = 0; l < division->num_layers; ++l) {
+    for (int h = 0; h < division->layers[l]->num_heads; ++h) keep[l][h] = division->keep;
+    if (fails && division->layers[l]->layer == 5) keep[l][0] = -1;
+  }
+  return true;
+}
+
+void RegisterMoody() {
+  static const bool registered = [] {
+    auto reranks = PITH_INIT(pith_modifier_options);
+    reranks.rerank = MoodyOrder;
+    auto across = PITH_INIT(pith_allocator_options);
+    across.across_layers = true;
+    return pith_register_scorer("moody", Moody, nullptr, nullptr) == PITH_OK &&
+           pith_register_aggregator("moody", MoodyNumbers, nullptr, nullptr) == PITH_OK &&
+           pith_register_modifier("moody", MoodyChange, nullptr, nullptr) == PITH_OK &&
+           pith_register_modifier("moody_order", nullptr, nullptr, &reranks) == PITH_OK &&
+           pith_register_allocator("moody", MoodyShares, nullptr, nullptr) == PITH_OK &&
+           pith_register_allocator("moody_across", MoodyShares, nullptr, &across) == PITH_OK;
+  }();
+  ASSERT_TRUE(registered) << pith_last_error();
+}
+
+TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
+  RegisterMoody();
+  struct Case {
+    const char *recipe, *sentence;
+  };
+  for (const auto& [recipe, sentence] : {
+           Case{"score=moody", "score=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=moody alloc=global", "score=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=snapkv agg=moody", "agg=moody made inf of what entry 0 got, which is no number in layer 0"},
+           Case{"score=keydiff mod=moody", "mod=moody gave entry 0 of head 0 in layer 5 the score nan"},
+           Case{"score=keydiff mod=moody_order", "mod=moody_order failed in layer 5"},
+           Case{"score=keydiff mod=moody_order alloc=global", "mod=moody_order failed in layer 5"},
+           Case{"score=keydiff alloc=moody", "alloc=moody gave head 0 in layer 5 -1 entries"},
+           Case{"score=keydiff alloc=moody_across", "alloc=moody_across gave head 0 in layer 5 -1 entries"},
+       }) {
     SCOPED_TRACE(recipe);
     fails = false;
     Open(3);
@@ -402,7 +452,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
     fails = true;
     const auto [failed, fine] = step(calm);
     EXPECT_EQ(failed, PITH_ERROR_INVALID_ARGUMENT);
-    EXPECT_NE(std::string(pith_step_message(engine_, 0)).find("score=moody gave entry 0 of head 0 in layer 5"),
+    EXPECT_NE(std::string(pith_step_message(engine_, 0)).find(sentence),
               std::string::npos)
         << pith_step_message(engine_, 0);
     EXPECT_EQ(fine, PITH_OK);
@@ -410,7 +460,7 @@ TEST_F(ModelCApi, AScorerThatFailsFailsItsOwnSequenceWithASentence) {
     double kept = 1;
     pith_sequence* whole = control;
     EXPECT_EQ(pith_sequence_compress(whole, recipe, 0.5, &kept), PITH_ERROR_INVALID_ARGUMENT);
-    EXPECT_NE(std::string(pith_last_error()).find("score=moody gave entry 0"), std::string::npos) << pith_last_error();
+    EXPECT_NE(std::string(pith_last_error()).find(sentence), std::string::npos) << pith_last_error();
     EXPECT_EQ(kept, 0);
     TearDown();
     sequences_.clear();
@@ -473,6 +523,97 @@ TEST_F(ModelCApi, LibllamaIsHeardWhereSomebodyListens) {
   // An error is the thread's own.
   std::thread([] { EXPECT_STREQ(pith_last_error(), ""); }).join();
   EXPECT_STRNE(pith_last_error(), "");
+}
+
+TEST_F(ModelCApi, AModelTellsItsTokensAndItsMetadata) {
+  auto info = PITH_INIT(pith_model_info);
+  ASSERT_EQ(pith_model_get_info(model_, &info), PITH_OK);
+  EXPECT_EQ(info.num_embd, 576);
+  EXPECT_TRUE(pith_token_ends(model_, info.eos_token));
+  EXPECT_TRUE(pith_token_is_control(model_, info.eos_token));
+  EXPECT_FALSE(pith_token_is_control(model_, info.newline_token));
+  EXPECT_FALSE(pith_token_is_control(model_, -1));
+  EXPECT_NE(std::strstr(info.chat_template, "messages"), nullptr);
+  std::vector<std::pair<std::string, std::string>> all;
+  pith_model_list_metadata(
+      model_,
+      [](void* user, const char* key, const char* value) {
+        static_cast<std::vector<std::pair<std::string, std::string>>*>(user)->emplace_back(key, value);
+      },
+      &all);
+  EXPECT_NE(std::ranges::find(all, std::pair<std::string, std::string>("general.architecture", "llama")), all.end());
+  // A program from before these fields.
+  constexpr size_t kBefore = offsetof(pith_model_info, num_embd);
+  alignas(pith_model_info) unsigned char old[sizeof(pith_model_info)];
+  std::memset(old, 0x5a, sizeof old);
+  std::memcpy(old, &kBefore, sizeof kBefore);
+  ASSERT_EQ(pith_model_get_info(model_, reinterpret_cast<pith_model_info*>(old)), PITH_OK);
+  EXPECT_EQ(old[kBefore], 0x5a);
+}
+
+TEST_F(ModelCApi, MessagesAndSchemasComeAsJson) {
+  const auto render = [](const char* messages, const char* tools) {
+    size_t length = 0;
+    EXPECT_EQ(pith_apply_template_json(model_, messages, tools, true, nullptr, 0, &length), PITH_OK)
+        << pith_last_error();
+    std::string text(length, '\0');
+    EXPECT_EQ(pith_apply_template_json(model_, messages, tools, true, text.data(), length + 1, &length), PITH_OK);
+    return text;
+  };
+  const pith_message message = {sizeof message, "user", "Hi"};
+  std::string plain(256, '\0');
+  size_t length = 0;
+  ASSERT_EQ(pith_apply_template(model_, &message, 1, true, plain.data(), plain.size(), &length), PITH_OK);
+  plain.resize(length);
+  EXPECT_EQ(render(R"([{"role":"user","content":"Hi"}])", nullptr), plain);
+  EXPECT_EQ(render(R"([{"role":"user","content":[{"type":"text","text":"H"},{"type":"text","text":"i"}]}])", "[]"),
+            plain);
+  for (const char* wrong : {"", "{}", "[1]", R"([{"content":"a"}])", R"([{"role":"user","content":5}])",
+                            R"([{"role":"user","content":"a","tool_calls":[{}]}])"}) {
+    EXPECT_EQ(pith_apply_template_json(model_, wrong, nullptr, true, nullptr, 0, &length), PITH_ERROR_INVALID_ARGUMENT)
+        << wrong;
+  }
+  std::string grammar(4096, '\0');
+  ASSERT_EQ(pith_grammar_of_schema(R"({"enum":["a","b"]})", grammar.data(), grammar.size(), &length), PITH_OK);
+  grammar.resize(length);
+  EXPECT_NE(grammar.find("root ::="), std::string::npos);
+  EXPECT_EQ(pith_grammar_of_schema("{", nullptr, 0, &length), PITH_ERROR_INVALID_ARGUMENT);
+}
+
+TEST_F(ModelCApi, EmbeddingsComeBesideLogits) {
+  Open(2);
+  const Tokens text = Tokenize("The old lighthouse stood on a rock.");
+  auto info = PITH_INIT(pith_model_info);
+  ASSERT_EQ(pith_model_get_info(model_, &info), PITH_OK);
+  const auto width = static_cast<size_t>(info.num_embd);
+  pith_sequence* one = New();
+  pith_sequence* other = New();
+  std::vector<float> embeddings(text.size() * width, NAN), again(3 * width, NAN);
+  pith_step_item items[2] = {PITH_INIT(pith_step_item), PITH_INIT(pith_step_item)};
+  items[0].sequence = one;
+  items[0].tokens = text.data();
+  items[0].num_tokens = text.size();
+  items[0].all_embeddings = embeddings.data();
+  items[1].sequence = other;
+  items[1].tokens = text.data();
+  items[1].num_tokens = 3;
+  ASSERT_EQ(pith_step(engine_, items, 2, nullptr), PITH_OK) << pith_last_error();
+  EXPECT_TRUE(std::ranges::all_of(embeddings, [](float x) { return std::isfinite(x); }));
+  const std::vector<float> logits = LogitsOf(other);
+  // The same rows in a step of their own.
+  ASSERT_EQ(pith_sequence_rewind(other, 0), PITH_OK) << pith_last_error();
+  items[1].all_embeddings = again.data();
+  ASSERT_EQ(pith_step(engine_, items + 1, 1, nullptr), PITH_OK) << pith_last_error();
+  double dot = 0, left = 0, right = 0;
+  for (size_t i = 0; i < again.size(); ++i) {
+    dot += embeddings[i] * again[i], left += embeddings[i] * embeddings[i], right += again[i] * again[i];
+  }
+  EXPECT_GT(dot / std::sqrt(left * right), 0.999);
+  EXPECT_GT(left, 1.0);
+  // And without them again, only the last row has logits.
+  ASSERT_EQ(pith_sequence_rewind(other, 0), PITH_OK);
+  ASSERT_EQ(pith_sequence_prefill(other, text.data(), 3, false, nullptr, nullptr), PITH_OK);
+  EXPECT_EQ(LogitsOf(other).size(), logits.size());
 }
 
 }  // namespace

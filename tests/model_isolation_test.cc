@@ -30,6 +30,7 @@ TEST(ModelIsolation, EightKindsFailInEachLayer) {
     std::vector<int> layers((*model)->info().layers.size());
     std::iota(layers.begin(), layers.end(), 0);
     Isolation(*model, size_t{16} << 20, 1, text).Check(layers);
+    Isolation(*model, size_t{16} << 20, 2, text, kCountingKinds).Check(layers);
     std::filesystem::remove(path);
   }
 }

@@ -230,6 +230,11 @@ class Manners(Served):
                 "type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
             self.assertEqual(status, 400, answer)
             self.assertLess(time.time() - start, 5)
+        start = time.time()
+        status, _, answer = self.server.post("/completion", {"prompt": "a", "n_predict": 60,
+                                                             "grammar": 'root ::= [a-z ] x x x | [a-z ]\nx ::= root | ""'})
+        self.assertIn(status, (200, 400), answer)
+        self.assertLess(time.time() - start, 10)
         for grammar in ("root ::= ((\"a\"{1000}){1000}){1000}", "root ::= \"a\"{9,1}", "nonsense", "root ::= root"):
             self.assertEqual(self.server.post("/completion", {"prompt": "a", "grammar": grammar})[0], 400, grammar)
 
@@ -383,6 +388,86 @@ class Slots(unittest.TestCase):
             server.stop()
 
 
+class Models(unittest.TestCase):
+    """Several models: loaded when they are asked for."""
+
+    @classmethod
+    def setUpClass(cls):
+        if not os.path.exists(default_model()):
+            raise unittest.SkipTest("no default model")
+        maker = os.environ.get("PITH_RANDOM_MODEL") or os.path.join(os.path.dirname(BINARY), "tests", "random_model")
+        cls.folder = tempfile.TemporaryDirectory()
+        for name in ("one", "two"):
+            os.symlink(default_model(), f"{cls.folder.name}/{name}.gguf")
+        subprocess.run([maker, "bert", cls.folder.name + "/encoder.gguf"], check=True)
+        with open(cls.folder.name + "/broken.gguf", "wb") as broken:
+            broken.write(b"GGUF" + b"\xff" * 100)
+        cls.server = Server("--models", cls.folder.name, "--slot-save-path", cls.folder.name, "--kv-budget", "64MiB")
+
+    @classmethod
+    def tearDownClass(cls):
+        code = cls.server.stop()
+        cls.folder.cleanup()
+        assert code == 0, f"the server ended with {code}"
+
+    def ask(self, model, **more):
+        body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "temperature": 0, **more}
+        return self.server.post("/v1/chat/completions", {**body, **({"model": model} if model else {})})
+
+    def loaded(self):
+        return [model["name"] for model in self.server.request("GET", "/api/ps")[2]["models"]]
+
+    def test_models_come_and_go(self):
+        names = [model["id"] for model in self.server.request("GET", "/v1/models")[2]["data"]]
+        self.assertEqual(names, ["broken", "encoder", "one", "two"])
+        status, _, first = self.ask("one")
+        self.assertEqual((status, first["model"], self.loaded()), (200, "one", ["one"]))
+        answers = []
+        threads = [threading.Thread(target=lambda name=name: answers.append(self.ask(name))) for name in ("two", "one", "two", "one", "two:latest")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual([status for status, _, _ in answers], [200] * 5)
+        self.assertEqual({body["choices"][0]["message"]["content"] for _, _, body in answers}, {first["choices"][0]["message"]["content"]})
+        self.assertEqual(len(self.loaded()), 1)
+        self.assertEqual(self.ask("")[2]["model"], self.loaded()[0])
+        metrics = self.server.request("GET", "/metrics")[2]
+        self.assertEqual(re.search(r"\npith:kv_budget_bytes (\S+)\n", metrics).group(1), str(64 << 20))
+
+    def test_models_that_are_not_there(self):
+        for path, shape in (("/v1/chat/completions", "model_not_found"), ("/v1/embeddings", "model_not_found")):
+            status, _, body = self.server.post(path, {"model": "none", "messages": [], "input": "a"})
+            self.assertEqual((status, body["error"]["code"]), (404, shape))
+        self.assertEqual(self.server.post("/v1/messages", {"model": "none"})[2]["error"]["type"], "not_found_error")
+        status, _, body = self.server.post("/api/chat", {"model": "none", "messages": []})
+        self.assertEqual((status, "not found" in body["error"]), (404, True))
+        status, _, body = self.ask("broken")
+        self.assertEqual((status, self.ask("../one")[0]), (400, 404), body)
+
+    def test_an_encoder(self):
+        status, _, body = self.server.post("/v1/embeddings", {"model": "encoder", "input": [[5, 6, 7], [9]]})
+        self.assertEqual((status, len(body["data"]) if status == 200 else body), (200, 2))
+        self.assertAlmostEqual(sum(x * x for x in body["data"][0]["embedding"]), 1, places=3)
+        self.assertNotEqual(body["data"][0]["embedding"], body["data"][1]["embedding"])
+        self.assertEqual(self.ask("encoder")[0], 400)
+        self.assertEqual(self.server.post("/api/show", {"model": "encoder"})[2]["capabilities"], ["embedding"])
+
+    def test_keep_alive(self):
+        self.server.post("/api/generate", {"model": "one", "keep_alive": "1h"})
+        expires = self.server.request("GET", "/api/ps")[2]["models"][0]["expires_at"]
+        self.assertGreater(expires, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3000)))
+        answer = self.server.post("/api/generate", {"model": "one", "keep_alive": 0})[2]
+        self.assertIn('"unload"', json.dumps(answer) if isinstance(answer, dict) else answer)
+        for _ in range(100):
+            if not self.loaded():
+                break
+            time.sleep(0.05)
+        self.assertEqual(self.loaded(), [])
+        self.assertEqual(self.server.request("GET", "/slots")[2], [])
+        self.assertEqual(self.server.request("GET", "/props")[0], 200)
+
+
 class WithClients(Served):
     @classmethod
     def setUpClass(cls):
@@ -479,6 +564,34 @@ class OpenAi(WithClients):
         with self.assertRaises(openai.BadRequestError):
             self.ask(tools=tools, tool_choice={"type": "function", "function": {"name": "unknown"}})
 
+    def test_embeddings(self):
+        client = self.client()
+        texts = ["The river is deep.", "A deep river.", "Seven plus two is nine."]
+        many = client.embeddings.create(model="any", input=texts)  # the client asks for base64 itself
+        rows = [one.embedding for one in many.data]
+        self.assertEqual([one.index for one in many.data], [0, 1, 2])
+        self.assertEqual({len(row) for row in rows}, {576})
+        product = lambda a, b: sum(x * y for x, y in zip(a, b))  # noqa: E731
+        self.assertAlmostEqual(product(rows[0], rows[0]), 1, places=4)
+        self.assertGreater(product(rows[0], rows[1]), product(rows[0], rows[2]))
+        plain = client.embeddings.create(model="any", input=texts[0], encoding_format="float")
+        self.assertLess(max(abs(x - y) for x, y in zip(plain.data[0].embedding, rows[0])), 1e-5)
+        self.assertEqual(many.usage.total_tokens, sum(len(self.server.post("/tokenize", {"content": t})[2]["tokens"]) for t in texts))
+        tokens = self.server.post("/tokenize", {"content": texts[0]})[2]["tokens"]
+        self.assertLess(max(abs(x - y) for x, y in zip(client.embeddings.create(model="any", input=tokens).data[0].embedding, rows[0])), 1e-5)
+        short = client.embeddings.create(model="any", input=texts[0], dimensions=64).data[0].embedding
+        self.assertEqual((len(short), round(product(short, short), 4)), (64, 1))
+        self.assertEqual(len(client.embeddings.create(model="any", input=["a"] * 40).data), 40)
+        for wrong in ({}, {"input": 5}, {"input": []}, {"input": ""}, {"input": [""]}, {"input": ["a", 5]}, {"input": [10**9]}, {"input": "a", "dimensions": 0},
+                      {"input": "a", "dimensions": 9999}, {"input": "a", "encoding_format": "hex"}, {"input": "word " * 3000}):
+            self.assertEqual(self.server.post("/v1/embeddings", wrong)[0], 400, str(wrong)[:60])
+        self.assertEqual(len(self.server.post("/embedding", {"content": "a"})[2][0]["embedding"][0]), 576)
+
+    def test_an_answer_that_the_client_begins(self):
+        messages = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "The capital of France is"}]
+        answer = self.client().chat.completions.create(model="any", messages=messages, max_tokens=3, temperature=0)
+        self.assertTrue(answer.choices[0].message.content.startswith(" Paris"), answer.choices[0].message.content)
+
     def test_completions(self):
         client = self.client()
         plain = client.completions.create(model="any", prompt="The capital of France is", max_tokens=5, temperature=0, logprobs=2)
@@ -487,6 +600,17 @@ class OpenAi(WithClients):
         self.assertEqual(plain.choices[0].logprobs.text_offset[0], 0)
         echo = client.completions.create(model="any", prompt="The capital of France is", max_tokens=5, temperature=0, echo=True)
         self.assertEqual(echo.choices[0].text, "The capital of France is" + plain.choices[0].text)
+        for maximum in (0, 5):
+            scored = client.completions.create(model="any", prompt="The capital of France is", max_tokens=maximum, temperature=0, echo=True,
+                                               logprobs=2).choices[0].logprobs
+            self.assertEqual("".join(scored.tokens), echo.choices[0].text if maximum else "The capital of France is")
+            self.assertIsNone(scored.token_logprobs[0])
+            self.assertTrue(all(-30 < one <= 0 for one in scored.token_logprobs[1:]), scored.token_logprobs)
+            self.assertEqual({len(one) for one in scored.top_logprobs[1:]}, {2})
+        # What the prompt's tokens get is what they would have got if they had been written.
+        tokens = self.server.post("/tokenize", {"content": "The capital of France is"})[2]["tokens"]
+        last = client.completions.create(model="any", prompt=tokens[:-1], max_tokens=1, logprobs=5, temperature=0).choices[0].logprobs
+        self.assertAlmostEqual(last.top_logprobs[0][" is"], scored.token_logprobs[len(tokens) - 1], places=1)
         both = client.completions.create(model="any", prompt=["One two", "Red green"], n=2, max_tokens=3)
         self.assertEqual([c.index for c in both.choices], [0, 1, 2, 3])
         self.assertEqual(both.usage.completion_tokens, sum(1 for _ in both.choices) * 3)
@@ -520,9 +644,6 @@ class OpenAi(WithClients):
         self.assertEqual(client.models.retrieve(name).id, name)
         with self.assertRaises(openai.NotFoundError):
             client.models.retrieve("none")
-        with self.assertRaises(openai.APIStatusError) as raised:
-            client.embeddings.create(model="any", input="a")
-        self.assertEqual(raised.exception.status_code, 501)
         with self.assertRaises(openai.BadRequestError) as raised:
             self.ask("word " * 3000)
         self.assertEqual(raised.exception.type, "exceed_context_size_error")
@@ -604,7 +725,18 @@ class OllamaClient(WithClients):
         self.assertEqual(client.show(name).details.format, "gguf")
         self.assertEqual(client.ps().models[0].model, name)
         self.assertTrue(self.server.request("GET", "/api/version")[2]["version"])
-        self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "a"})[0], 501)
+        both = client.embed(model=name, input=["The sky is blue.", "A blue sky."])
+        self.assertEqual(len(both.embeddings), 2)
+        self.assertAlmostEqual(sum(x * x for x in both.embeddings[0]), 1, places=3)
+        self.assertGreater(both.prompt_eval_count, 6)
+        self.assertEqual(client.embeddings(model=name, prompt="The sky is blue.").embedding, both.embeddings[0])
+        cut = client.embed(model=name, input="word " * 3000, truncate=True)
+        self.assertLessEqual(cut.prompt_eval_count, 2048)
+        self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "word " * 3000, "truncate": False})[0], 400)
+        self.assertEqual(client.embed(model=name, input="").embeddings, [])
+        for keep in ("soon", [], "5 minutes"):
+            self.assertEqual(self.server.post("/api/generate", {"model": name, "keep_alive": keep})[0], 400, keep)
+        self.assertEqual(client.generate(model=name, prompt="", keep_alive="0s").done_reason, "unload")
         status, _, body = self.server.post("/api/show", {"model": "none"})
         self.assertEqual((status, isinstance(body["error"], str)), (404, True))
 

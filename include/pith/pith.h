@@ -1,4 +1,5 @@
-// pith as a library, in C: models, sequences of tokens under one KV budget, conversations, and scorers of one's own.
+// pith as a library, in C: models, sequences of tokens under one KV budget, conversations; <pith/policy.h>, which
+// belongs to it: recipes, and stages of one's own.
 // <pith/pith.hpp> is the same in C++. docs/library.md: which calls for which task.
 //
 // Status     Every call that can fail returns a pith_status; pith_last_error() is its sentence. Whatever a failing call
@@ -119,6 +120,12 @@ typedef struct pith_model_info {
   bool has_chat_template;
   const char* architecture;  // as long as the model
   const char* description;   // "llama 135M Q4_1"
+  int32_t num_embd;          // floats of an embedding
+  int32_t bos_token;         // that begins a text; -1: none, as of the next two
+  int32_t eos_token;         // that ends it
+  int32_t newline_token;
+  bool adds_bos;             // pith_tokenize() puts bos_token in front of a text that begins
+  const char* chat_template; // the template's text or name, "" if there is none; as long as the model
 } pith_model_info;
 
 typedef struct pith_message {
@@ -131,6 +138,10 @@ typedef struct pith_message {
 PITH_API pith_status pith_model_load(const char* path, const pith_model_options* options, pith_model** model);
 PITH_API void pith_model_free(pith_model* model);
 PITH_API pith_status pith_model_get_info(const pith_model* model, pith_model_info* info);
+// What the file says of itself, such as "general.name"; arrays are left out. Called for each, with texts that live as
+// long as the call.
+PITH_API void pith_model_list_metadata(const pith_model* model,
+                                       void (*visit)(void* user, const char* key, const char* value), void* user);
 
 // begins: the text is the first of its sequence, and gets what the tokenizer puts there (BOS). special: control
 // tokens in it are tokens. *count: tokens that there are; they are cut where `capacity` ends.
@@ -139,9 +150,16 @@ PITH_API pith_status pith_tokenize(const pith_model* model, const char* text, si
 // Bytes of one token, which may end within a character. Returns their number; 0 for what is no token.
 PITH_API size_t pith_token_piece(const pith_model* model, int32_t token, char* buffer, size_t capacity);
 PITH_API bool pith_token_ends(const pith_model* model, int32_t token);
+// Of a template, and no text.
+PITH_API bool pith_token_is_control(const pith_model* model, int32_t token);
 // opens_answer: with the beginning of the assistant's next message. UNSUPPORTED: the template refuses these messages.
 PITH_API pith_status pith_apply_template(const pith_model* model, const pith_message* messages, size_t num_messages,
                                          bool opens_answer, char* buffer, size_t capacity, size_t* length);
+// The same for messages and tools as OpenAI's API has them, in JSON: an array of messages, with "tool_calls" and
+// "tool_call_id", whose contents are texts or arrays of text parts; an array of tools, or NULL. Templates that know no
+// tools leave them out. INVALID_ARGUMENT: the JSON is none of that.
+PITH_API pith_status pith_apply_template_json(const pith_model* model, const char* messages, const char* tools,
+                                              bool opens_answer, char* buffer, size_t capacity, size_t* length);
 
 // ---- Engine: sequences of one model under one KV budget -------------------------------------------------------------
 
@@ -219,6 +237,7 @@ typedef struct pith_step_item {
   size_t num_tokens;
   bool pin;                 // no recipe drops them
   float* all_logits;        // NULL, or room for [num_tokens, num_vocab]: of every token; else the last one's are kept
+  float* all_embeddings;    // NULL, or room for [num_tokens, num_embd]: what the model makes logits of, of every token
 } pith_step_item;
 
 // OUT_OF_BUDGET: the budget holds less than one block.
@@ -331,6 +350,8 @@ PITH_API pith_status pith_sampler_new(const pith_model* model, const pith_sample
                                       pith_sampler** sampler);
 PITH_API void pith_sampler_free(pith_sampler* sampler);
 PITH_API pith_status pith_sampler_sample(pith_sampler* sampler, const float* logits, size_t count, int32_t* token);
+// GBNF of the texts that a JSON schema allows. INVALID_ARGUMENT: it is none. buffer: as of pith_recipe_normalise().
+PITH_API pith_status pith_grammar_of_schema(const char* schema, char* buffer, size_t capacity, size_t* length);
 // Penalties, grammar and mirostat begin anew; random numbers go on.
 PITH_API void pith_sampler_reset(pith_sampler* sampler);
 
@@ -442,158 +463,10 @@ PITH_API pith_status pith_conversation_save_to(const pith_conversation* conversa
 PITH_API pith_status pith_conversation_restore(pith_conversation* conversation, const char* path);
 PITH_API pith_status pith_conversation_restore_from(pith_conversation* conversation, pith_read_fn read, void* user);
 
-// ---- Recipes and scorers of one's own -------------------------------------------------------------------------------
-
-typedef struct pith_recipe_info {
-  size_t struct_size;
-  const char* name;
-  const char* paper;
-  const char* summary;
-  const char* stages;
-  const char* needs;
-  const char* cost;
-  const char* when;
-  const char* good_for;
-  const char* parameters;
-} pith_recipe_info;
-
-typedef struct pith_stage_info {
-  size_t struct_size;
-  const char* kind;  // "score", "agg", "mod", "alloc", "act", "prefill"
-  const char* name;
-  const char* paper;
-  const char* summary;
-  const char* parameters;
-} pith_stage_info;
-
-// Called for each, with texts that live as long as the call.
-PITH_API void pith_list_recipes(void (*visit)(void* user, const pith_recipe_info* recipe), void* user);
-PITH_API void pith_list_stages(void (*visit)(void* user, const pith_stage_info* stage), void* user);
-// A recipe as pith writes it, with all stages. INVALID_ARGUMENT, NOT_FOUND: with the nearest valid choice. buffer:
-// may be NULL if capacity is 0; length: may be NULL.
-PITH_API pith_status pith_recipe_normalise(const char* recipe, char* buffer, size_t capacity, size_t* length);
-
-// What a scorer is given; everything else is NULL.
-enum {
-  PITH_NEED_KEYS = 1 << 0,
-  PITH_NEED_VALUES = 1 << 1,
-  PITH_NEED_WINDOW_PROBS = 1 << 2,
-  PITH_NEED_WINDOW_QUERIES = 1 << 3,
-  PITH_NEED_EVERY_QUERY = 1 << 4,  // observe() is called with what every query pays
-  PITH_NEED_VALUE_NORMS = 1 << 5,
-  PITH_NEED_REPEAT = 1 << 6,  // the prompt is read once more before it is compressed, and observe() is called with that
-  PITH_NEED_QUERY_MOMENTS = 1 << 7,
-  PITH_NEED_SQUARES = 1 << 8,      // pith_observation::squares
-  PITH_NEED_LARGEST = 1 << 9,      // pith_observation::largest
-};
-
-// Entries of one kv head, in time order. n: num_entries, D and Dv: head sizes, G: query heads per kv head, w: window.
-typedef struct pith_head_input {
-  size_t struct_size;
-  int32_t num_entries;
-  const int32_t* positions;        // [n], ascending
-  const uint8_t* pinned;           // [n] or NULL; 1: no recipe may drop it
-  const float* keys;               // [n, D], after RoPE
-  const float* values;             // [n, Dv]
-  const float* window_probs;       // [G, w, n], attention of the last w queries after the softmax
-  const float* window_queries;     // [G, w, D], after RoPE
-  const float* value_norms;        // [n], length of the value after the output projection
-  const float* query_means;        // [G, D] of all queries so far, before RoPE
-  const float* query_covariances;  // [G, D (D + 1) / 2] of them: lower triangles, row by row
-  const float* const* columns;     // [num_columns][n], what the scorer remembers
-} pith_head_input;
-
-// Channels of a query or key as a complex number, which a position multiplies by magnitude * exp(i * angle * position).
-typedef struct pith_rotated_pair {
-  int32_t real;
-  int32_t imaginary;
-  double angle;  // radians
-  double magnitude;
-} pith_rotated_pair;
-
-typedef struct pith_layer_input {
-  size_t struct_size;
-  int32_t layer;                         // counts layers with a global cache
-  int32_t num_layers;
-  int32_t num_heads;                     // kv heads
-  int32_t group;                         // G
-  int32_t key_dim;                       // D
-  int32_t value_dim;                     // Dv
-  int32_t window;                        // w: rows really present
-  int32_t next_position;
-  uint64_t seed;
-  float attention_scale;
-  const pith_head_input* const* heads;   // [num_heads]
-  const pith_rotated_pair* rotation;     // [num_rotated], with PITH_NEED_QUERY_MOMENTS; other channels stay as they are
-  size_t num_rotated;
-  const double* params;                  // [num_params], as in the recipe
-  const void* internal;                  // of pith_window_attention()
-} pith_layer_input;
-
-// What some consecutive entries of one kv head received of new queries, or of those of the second reading.
-typedef struct pith_observation {
-  size_t struct_size;
-  int32_t layer;
-  int32_t kv_head;
-  int32_t num_queries;
-  int32_t num_entries;         // n
-  const int32_t* positions;    // [n]
-  const float* sum;            // [n] over queries: the mean over the group
-  const float* squares;        // [n] over queries: the square of that mean
-  const float* largest;        // [n] over queries and the group
-  const double* params;
-} pith_observation;
-
-// scores: [num_heads][n], all 0 in the beginning. Larger stays; INFINITY stays first of all. NaN, -INFINITY or a
-// return of false fail what was being read or compressed. Called from several threads, for different layers at once.
-typedef bool (*pith_score_fn)(void* user, const pith_layer_input* layer, float* const* scores);
-// Updates columns [num_columns][n]; what one entry gets must not hang on the others. Called from several threads.
-typedef void (*pith_observe_fn)(void* user, const pith_observation* seen, float* const* columns);
-
-typedef struct pith_param {
-  size_t struct_size;  // of each element of an array
-  const char* name;
-  const char* help;
-  double initial;
-  double min;
-  double max;
-  bool whole;          // a whole number
-} pith_param;
-
-typedef struct pith_column {
-  size_t struct_size;  // of each element of an array
-  const char* name;
-  float initial;       // of a new entry
-} pith_column;
-
-typedef struct pith_scorer_options {
-  size_t struct_size;
-  const char* summary;          // one line for listings
-  const char* paper;            // "arXiv:2406.12335"
-  uint32_t needs;               // PITH_NEED_*
-  int32_t window;               // last queries to observe; recipes change it by the parameter "window", 1 to 4096
-  bool aggregates;              // pith_window_attention() is used, so that recipes may name an agg=
-  int32_t num_sinks;            // first tokens that stay unless the recipe says
-  const pith_param* params;     // recipes give them by name, [num_params]
-  size_t num_params;
-  const pith_column* columns;   // remembered per entry and counted in the budget, [num_columns]
-  size_t num_columns;
-  pith_observe_fn observe;      // with PITH_NEED_EVERY_QUERY or PITH_NEED_REPEAT
-  int32_t repeat_chunk;         // with PITH_NEED_REPEAT: tokens that one pass repeats; 0: 2000
-} pith_scorer_options;
-
-// From now on score=NAME works in every recipe, beside every built-in stage, and stands in pith_list_stages(). name:
-// small letters, digits and _. `score` and `user` must live as long as the process. options: NULL: keys and values.
-// INVALID_ARGUMENT: the name is taken, or the options make no sense. From any thread.
-PITH_API pith_status pith_register_scorer(const char* name, pith_score_fn score, void* user,
-                                          const pith_scorer_options* options);
-// Within a score callback: attention of the window as the recipe's agg= makes it one number per entry, pooled over
-// `pool` neighbours (1: not). The window's own entries, which stay, get INFINITY. scores: [n]. Returns how many were
-// scored; 0 without PITH_NEED_WINDOW_PROBS.
-PITH_API int32_t pith_window_attention(const pith_layer_input* layer, int32_t head, int32_t pool, float* scores);
-
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+#include <pith/policy.h>
 
 #endif  // PITH_PITH_H_

@@ -20,6 +20,7 @@
 #include <pith/cpp/engine.hpp>
 #include <pith/cpp/model.hpp>
 #include <pith/cpp/scorer.hpp>
+#include <pith/cpp/stages.hpp>
 #include <pith/cpp/text.hpp>
 
 #endif  // PITH_PITH_HPP_

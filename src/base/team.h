@@ -58,6 +58,20 @@ struct Team {
   void Sync() const {
     if (nth > 1) barrier->Wait(nth);
   }
+
+  // Phases, which all members run: each has ended for all of them before anybody goes on. What one of them does alone
+  // ...
+  template <typename Body>
+  void One(const Body& body) const {
+    if (ith == 0) body();
+    Sync();
+  }
+  // ... and what all do, each its part.
+  template <typename Body>
+  void All(const Body& body) const {
+    body();
+    Sync();
+  }
 };
 
 }  // namespace pith

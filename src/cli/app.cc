@@ -75,6 +75,7 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
   AddBench(app, chosen);
   AddParity(app, chosen);
   AddSim(app, chosen);
+  AddStore(app, chosen);
   for (const char* command : {"run", "chat"}) {
     const std::string help = "Backslashes in -p and --system stand for characters: \\n, \\t, \\x41 and so on";
     app.get_subcommand(command)->add_flag("-e,--escape", help);

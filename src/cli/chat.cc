@@ -13,9 +13,11 @@
 #include "cli/generate.h"
 #include "cli/line_input.h"
 #include "cli/sampler_flags.h"
+#include "cli/store_flags.h"
 #include "cli/terminal.h"
 #include "session/conversation.h"
 #include "session/generator.h"
+#include "session/stored_reading.h"
 #include "session/token_sequence.h"
 
 namespace pith::cli {
@@ -30,6 +32,7 @@ Examples:
   pith chat
   pith chat -m model.gguf --system "You answer in one sentence." --kv-budget 32MiB -c 100000
   pith chat --prompt-cache talk.session    # the next time the conversation goes on
+  pith chat --system-prompt-file rules.txt --store ~/.cache/pith/store    # the rules are read once for all chats
   printf 'Hello!\nWhat did I just say?\n' | pith chat --temp 0
 )";
 
@@ -40,18 +43,22 @@ struct ChatFlags {
   PromptFlags text;
   OutputFlags output;
   int max_tokens = 512;
+  StoreFlags store;
   std::string prompt_cache;
   bool prompt_cache_ro = false;
 };
 
 class Chat {
  public:
-  Chat(ChatFlags& flags, std::shared_ptr<HostModel> model, std::unique_ptr<EngineSequence> sequence,
-       const EngineOptions& options, std::unique_ptr<HostSampler> sampler)
+  Chat(ChatFlags& flags, std::shared_ptr<HostModel> model, std::shared_ptr<Engine> engine,
+       std::unique_ptr<EngineSequence> sequence,
+       std::shared_ptr<StoredPrefixes> prefixes, const EngineOptions& options, std::unique_ptr<HostSampler> sampler)
       : flags_(flags),
         model_(std::move(model)),
         text_(model_),
+        engine_(std::move(engine)),
         sequence_(std::move(sequence)),
+        prefixes_(std::move(prefixes)),
         recipe_(options.recipe),
         num_ctx_(options.num_ctx),
         sampler_(std::move(sampler)),
@@ -77,6 +84,10 @@ class Chat {
         ClearInterrupt();
       }
     }
+    Keep();
+    const std::shared_ptr<Engine> engine = engine_;
+    sequence_.reset();
+    PlaceContexts(prefixes_.get(), *engine, flags_.output);
     return unsaved_ ? kExitError : kExitOk;
   }
 
@@ -103,8 +114,22 @@ class Chat {
     if (!saved) Complain(saved.error());
   }
 
+  // What was read goes to the store, for whoever begins alike.
+  void Keep() {
+    if (prefixes_ == nullptr || read_.size() != static_cast<size_t>(sequence_->num_tokens())) return;
+    (void)prefixes_->Keep(sequence_->engine(), sequence_->id(), KeyOfEngine(sequence_->engine()), read_, num_pinned_,
+                          read_seconds_);
+  }
+  void Forget() {
+    read_.clear();
+    read_seconds_ = 0;
+    num_pinned_ = 0;
+  }
+
   Status Reset() {
+    Keep();
     PITH_RETURN_IF_ERROR(sequence_->Reset());
+    Forget();
     conversation_.Reset();
     Save();
     return {};
@@ -137,7 +162,9 @@ class Chat {
                  "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
                  "room)\n",
                  num_ctx_);
+      Keep();
       PITH_RETURN_IF_ERROR(sequence_->Reset());
+      Forget();
       conversation_ = std::move(alone);
     }
     if (const std::string note = conversation_.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
@@ -146,10 +173,25 @@ class Chat {
 
   Status Feed() {
     ProgressLine progress("reading", flags_.output.progress);
-    return conversation_.Feed(*sequence_, [&progress](size_t done, size_t total) {
+    const auto goes_on = [&progress](size_t done, size_t total) {
       progress.Update(static_cast<double>(done), static_cast<double>(total));
       return !Interrupted();
-    });
+    };
+    const std::vector<int32_t> pending(conversation_.pending().begin(), conversation_.pending().end());
+    const bool is_first = prefixes_ != nullptr && sequence_->num_tokens() == 0;
+    const Stopwatch watch;
+    StoredReading reading;
+    if (is_first) num_pinned_ = conversation_.num_pinned();
+    PITH_RETURN_IF_ERROR(is_first ? ReadThroughStore(*prefixes_, KeyOfEngine(sequence_->engine()), conversation_,
+                                                     *sequence_, goes_on, reading)
+                                  : conversation_.Feed(*sequence_, goes_on));
+    read_seconds_ += is_first ? reading.compute_seconds : watch.seconds();
+    read_.insert(read_.end(), pending.begin(), pending.end());
+    if (reading.taken) {
+      fmt::print(stderr, "[{} tokens come from the store ({}, {:.0f} ms)]\n", reading.taken->tokens,
+                 store::TierName(reading.taken->tier), 1000 * reading.taken->load_seconds);
+    }
+    return {};
   }
 
   Status Turn(const std::string& message) {
@@ -172,6 +214,12 @@ class Chat {
     if (!written) return WithAdvice(written.error());
     PrintText("\n");
     const GenerationResult& answer = *written;
+    const auto num_fed =
+        static_cast<std::ptrdiff_t>(sequence_->num_tokens()) - static_cast<std::ptrdiff_t>(read_.size());
+    if (num_fed > 0 && num_fed <= static_cast<std::ptrdiff_t>(answer.tokens.size())) {
+      read_.insert(read_.end(), answer.tokens.begin(), answer.tokens.begin() + num_fed);
+    }
+    read_seconds_ += answer.seconds;
     conversation_.Answered(answer.text, answer.unfed);
     const std::string cut = CutNote(answer, flags_.max_tokens);
     fmt::print(stderr, "[{} read ({:.1f}/s), {} written ({:.1f}/s){}{}; {}]\n", fed,
@@ -186,7 +234,12 @@ class Chat {
   ChatFlags& flags_;
   std::shared_ptr<HostModel> model_;
   HostText text_;
+  std::shared_ptr<Engine> engine_;
   std::unique_ptr<EngineSequence> sequence_;
+  std::shared_ptr<StoredPrefixes> prefixes_;  // null: no --store
+  std::vector<int32_t> read_;  // by the sequence, as far as it is known
+  size_t num_pinned_ = 0;      // of read_
+  double read_seconds_ = 0;    // that reading it took
   Recipe recipe_;
   int num_ctx_;
   std::unique_ptr<HostSampler> sampler_;
@@ -198,6 +251,10 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
+  if (flags.store.given() && !flags.prompt_cache.empty()) {
+    return InvalidArgument("--store and --prompt-cache both keep what was read: give one of them");
+  }
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) || flags.cache.compress == "after") {
     return InvalidArgument(
@@ -223,10 +280,14 @@ Result<int> RunChat(ChatFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
   options.seed = sampling.seed;
+  if (flags.store.places()) options.resting_sequences = kPlacerSequences;
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   WarnBeyondTraining(model->info(), static_cast<size_t>(options.num_ctx));
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
-  return Chat(flags, std::move(model), std::move(sequence), options, std::move(sampler)).Loop(reader);
+  PITH_ASSIGN_OR_RETURN(std::shared_ptr<StoredPrefixes> prefixes, flags.store.Open(*model));
+  if (prefixes != nullptr) prefixes->Warm();
+  return Chat(flags, std::move(model), engine, std::move(sequence), std::move(prefixes), options, std::move(sampler))
+      .Loop(reader);
 }
 
 }  // namespace
@@ -241,6 +302,7 @@ void AddChat(CLI::App& app, Command& chosen) {
             "(same model, recipe and format)",
             "FILE");
   AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  AddStoreFlag(*command, flags->store);
   AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);

@@ -49,6 +49,7 @@ void AddEval(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
+void AddStore(CLI::App& app, Command& chosen);
 
 // --json, --progress
 struct OutputFlags {

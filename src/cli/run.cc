@@ -11,10 +11,12 @@
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/sampler_flags.h"
+#include "cli/store_flags.h"
 #include "cli/terminal.h"
 #include "lab/machine.h"
 #include "session/conversation.h"
 #include "session/generator.h"
+#include "session/stored_reading.h"
 #include "session/token_sequence.h"
 
 namespace pith::cli {
@@ -29,6 +31,7 @@ Examples:
   pith run -m model.gguf --raw -p "Once upon a time" --temp 0 --json
   cat notes.txt | pith run -f - --kv-budget 20% --recipe snapkv:window=64
   pith run -f book.txt --raw --prompt-cache book.session --kv-budget 64MiB    # the second time it starts at once
+  pith run -f book.txt --raw --store ~/.cache/pith/store    # and every text that begins like one that was read
 )";
 
 // What stays of a prompt that is compressed once, unless --keep says.
@@ -46,6 +49,7 @@ struct RunFlags {
   int logprobs = -1;  // of how many tokens beside the chosen one; -1: none
   double keep = 0;  // 0: not given
   bool raw = false;
+  StoreFlags store;
   std::string prompt_cache;
   bool prompt_cache_all = false;
   bool prompt_cache_ro = false;
@@ -57,6 +61,7 @@ Status Check(const RunFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   if (flags.has_prompt == flags.has_file) {
     return InvalidArgument(flags.has_prompt ? "give the prompt with -p or with -f, not with both"
                                             : "a prompt is missing: give a text with -p or a file with -f");
@@ -77,6 +82,9 @@ Status Check(const RunFlags& flags) {
   if (rereads && !flags.prompt_cache.empty()) {
     return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow",
                                        flags.cache.recipe));
+  }
+  if (flags.store.given() && !flags.prompt_cache.empty()) {
+    return InvalidArgument("--store and --prompt-cache both keep what was read: give one of them");
   }
   if (flags.prompt_cache.empty() && (flags.prompt_cache_all || flags.prompt_cache_ro)) {
     return InvalidArgument("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE");
@@ -102,10 +110,13 @@ struct Outcome {
   size_t pinned_tokens = 0;  // of the prompt: the system message and what stands before it
   size_t cached_tokens = 0;  // of the prompt, restored from --prompt-cache
   double prefill_seconds = 0;
+  std::optional<StoredPrefixes::Taken> stored;  // what --store gave
   uint32_t seed = 0;
   Status saved;  // of --prompt-cache: the answer is given even so
   bool templated = false;
   bool prefilled = false;
+
+  double load_seconds() const { return stored ? stored->load_seconds : 0; }
 };
 
 // [{"token", "logprob", "top": [{"token", "logprob"}]}], of each token of the text
@@ -132,6 +143,7 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
           {"tokens", generation.tokens.size()},
           {"prompt_tokens", outcome.prompt_tokens},
           {"cached_tokens", outcome.cached_tokens},
+          {"cached_in", outcome.stored ? store::TierName(outcome.stored->tier) : ""},
           {"pinned_tokens", outcome.pinned_tokens},
           {"kv", KvJson(engine.stats(), recipe)},
           {"timings",
@@ -140,7 +152,7 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
                  ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
                  : 0.0},
             {"decode_tps", generation.decode_tps()},
-            {"ttft_ms", 1000 * (outcome.prefill_seconds + generation.first_token_seconds)},
+            {"ttft_ms", 1000 * (outcome.load_seconds() + outcome.prefill_seconds + generation.first_token_seconds)},
             {"attention_share", times.attention / total},
             {"policy_share", times.policy / total}}},
           {"token_ids", generation.tokens},
@@ -164,7 +176,10 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
       outcome.prefill_seconds > 0
           ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
           : 0;
-  if (outcome.cached_tokens > 0) {
+  if (outcome.stored) {
+    fmt::print(stderr, "{} of the prompt's tokens come from the store ({}, {:.0f} ms); ", outcome.cached_tokens,
+               store::TierName(outcome.stored->tier), 1000 * outcome.load_seconds());
+  } else if (outcome.cached_tokens > 0) {
     fmt::print(stderr, "{} of the prompt's tokens come from {}; ", outcome.cached_tokens, flags.prompt_cache);
   }
   fmt::print(stderr, "{} prompt tokens ({:.1f}/s), {} generated ({:.1f}/s, {}); {}\n", outcome.prompt_tokens,
@@ -215,17 +230,12 @@ Status CompressPrompt(const RunFlags& flags, const EngineSequence& sequence, con
   return {};
 }
 
-// Prefill and generation; an interrupt is a result, not an error.
-Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation,
-               const EngineOptions& options, Generator generator, Outcome& outcome) {
-  const CancelOnInterrupt cancel(sequence.engine());
-  const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
-  PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
-  conversation.AlreadyRead(outcome.cached_tokens);
-  const bool has_unread = !conversation.pending().empty();
+// Reads what --prompt-cache does not hold.
+Status ReadPromptText(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation,
+                      const EngineOptions& options, Outcome& outcome) {
   const Stopwatch watch;
   Status status;
-  if (has_unread) {
+  if (!conversation.pending().empty()) {
     ProgressLine progress("reading the prompt", flags.output.progress);
     status = conversation.Feed(sequence, [&progress](size_t done, size_t total) {
       progress.Update(static_cast<double>(done), static_cast<double>(total));
@@ -234,6 +244,49 @@ Status Produce(const RunFlags& flags, EngineSequence& sequence, Conversation& co
   }
   if (status) status = CompressPrompt(flags, sequence, options);
   outcome.prefill_seconds = watch.seconds();
+  return status;
+}
+
+// The same with --store, which keeps the whole in the end.
+Status ReadStored(const RunFlags& flags, StoredPrefixes& prefixes, EngineSequence& sequence,
+                  Conversation& conversation, const EngineOptions& options, Outcome& outcome) {
+  const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
+  const size_t num_pinned = conversation.num_pinned();
+  const bool after = options.compress == CompressMode::kAfter;
+  ReadingKey key = KeyOfEngine(sequence.engine());
+  if (after) key.compress = fmt::format("keep={}", flags.keep > 0 ? flags.keep : kDefaultKeep);
+  const Stopwatch watch;
+  StoredReading reading;
+  Status status;
+  {
+    ProgressLine progress("reading the prompt", flags.output.progress);
+    status = ReadThroughStore(prefixes, key, conversation, sequence, [&progress](size_t done, size_t total) {
+      progress.Update(static_cast<double>(done), static_cast<double>(total));
+      return !Interrupted();
+    }, reading);
+  }
+  outcome.stored = reading.taken;
+  if (reading.taken) outcome.cached_tokens = reading.taken->tokens;
+  const bool is_whole = outcome.cached_tokens == tokens.size();
+  if (status && !(after && is_whole)) status = CompressPrompt(flags, sequence, options);
+  outcome.prefill_seconds = watch.seconds() - outcome.load_seconds();
+  if (status && !is_whole) {
+    (void)prefixes.Keep(sequence.engine(), sequence.id(), key, tokens, num_pinned, reading.compute_seconds);
+  }
+  return status;
+}
+
+// Prefill and generation; an interrupt is a result, not an error.
+Status Produce(const RunFlags& flags, StoredPrefixes* prefixes, EngineSequence& sequence, Conversation& conversation,
+               const EngineOptions& options, Generator generator, Outcome& outcome) {
+  const CancelOnInterrupt cancel(sequence.engine());
+  const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
+  PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
+  conversation.AlreadyRead(outcome.cached_tokens);
+  const bool has_unread = !conversation.pending().empty();
+  const Status status = prefixes != nullptr
+                            ? ReadStored(flags, *prefixes, sequence, conversation, options, outcome)
+                            : ReadPromptText(flags, sequence, conversation, options, outcome);
   if (!status) {
     if (!Interrupted()) return WithAdvice(status.error());
     outcome.generation.stop = StopReason::kInterrupted;
@@ -301,14 +354,18 @@ Result<int> Run(RunFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
   options.seed = outcome.seed = sampling.seed;
+  if (flags.store.places()) options.resting_sequences = kPlacerSequences;
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   const size_t wanted = flags.max_tokens < 0 ? SIZE_MAX : outcome.prompt_tokens + static_cast<size_t>(flags.max_tokens);
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<StoredPrefixes> prefixes, flags.store.Open(*model));
   WarnBeyondTraining(model->info(), std::min(wanted, static_cast<size_t>(options.num_ctx)));
-  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
   Generator generator(text, SampleBy(*sampler),
                       {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
-  PITH_RETURN_IF_ERROR(Produce(flags, *sequence, conversation, options, std::move(generator), outcome));
+  PITH_RETURN_IF_ERROR(Produce(flags, prefixes.get(), *sequence, conversation, options, std::move(generator), outcome));
   PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
+  sequence.reset();
+  PlaceContexts(prefixes.get(), *engine, flags.output);
   return ExitCode(outcome);
 }
 
@@ -332,6 +389,7 @@ void AddRun(CLI::App& app, Command& chosen) {
             "FILE");
   AddFlag(*command, "--prompt-cache-all", flags->prompt_cache_all, "Keep the generated text in that file too");
   AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  AddStoreFlag(*command, flags->store);
   AddFlag(*command, "--raw,--no-chat", flags->raw, "No chat template: the model gets the text as it is");
   AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);

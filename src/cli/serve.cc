@@ -1,4 +1,5 @@
 // pith serve: the model over HTTP, to the clients of OpenAI, Anthropic, Ollama and llama-server.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,7 +15,10 @@
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/sampler_flags.h"
+#include "cli/store_flags.h"
 #include "cli/terminal.h"
+#include "server/catalog.h"
+#include "server/embedding_scheduler.h"
 #include "server/scheduler.h"
 #include "server/server.h"
 
@@ -29,6 +33,8 @@ Variables of the environment such as LLAMA_ARG_PORT stand for flags that are not
 Examples:
   pith serve
   pith serve -m model.gguf -c 32768 --kv-budget 2GiB -np 8 --port 8080
+  pith serve --models ~/models --models-max 2 --keep-alive 600
+  pith serve --store ~/.cache/pith/store,ram=1GiB,ssd=20GiB    # prompts that begin alike start at once, also after a restart
   curl localhost:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 )";
 
@@ -40,11 +46,16 @@ struct ServeFlags {
   ModelFlags model;
   CacheFlags cache;
   SamplerFlags sampler;
+  StoreFlags store;
   OutputFlags output;
   std::string template_file;
   std::string host = "127.0.0.1";
   int port = 8080;
   std::string alias;
+  std::string models;
+  int models_max = 1;
+  int keep_alive = -1;
+  std::string embedding_model;
   std::vector<std::string> api_keys;
   std::string api_key_file;
   std::string slot_save_path;
@@ -65,6 +76,7 @@ Status Check(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   if (NeedsWholePrompt(recipe) && flags.cache.compress != "after") {
     return InvalidArgument(
@@ -75,6 +87,13 @@ Status Check(const ServeFlags& flags) {
   std::error_code error;
   if (!flags.slot_save_path.empty() && !std::filesystem::is_directory(flags.slot_save_path, error)) {
     return InvalidArgument(fmt::format("--slot-save-path names {}, which is no folder", flags.slot_save_path));
+  }
+  if (flags.models.empty()) return {};
+  if (!flags.model.path.empty()) return InvalidArgument("--models serves the files of a folder; leave -m out");
+  if (!flags.alias.empty())
+    return InvalidArgument("models of --models have the names of their files; leave --alias out");
+  if (!std::filesystem::is_directory(flags.models, error)) {
+    return InvalidArgument(fmt::format("--models names {}, which is no folder", flags.models));
   }
   return {};
 }
@@ -98,43 +117,124 @@ Result<std::vector<std::string>> ApiKeys(const ServeFlags& flags) {
   return keys;
 }
 
-Result<EngineOptions> MakeServerEngine(const ServeFlags& flags, const ModelInfo& info) {
+// The budget of one of `share` models that may be loaded at once.
+Result<EngineOptions> MakeServerEngine(const ServeFlags& flags, const ModelInfo& info, size_t share) {
   CacheFlags cache = flags.cache;
   cache.parallel = 0;  // not one conversation here
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(cache, flags.model, info));
   const auto parallel = static_cast<size_t>(flags.parallel());
   const size_t full = FullCacheBytes(info, options.num_ctx) * parallel;
   if (flags.cache.budget.empty()) {
-    options.budget_bytes = full <= kDefaultServerBytes ? 0 : kDefaultServerBytes;
+    options.budget_bytes = full <= kDefaultServerBytes / share ? 0 : kDefaultServerBytes / share;
   } else {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.cache.budget));
-    if (budget.share > 0)
-      options.budget_bytes = std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1);
+    const size_t bytes =
+        budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
+    options.budget_bytes = std::max<size_t>(bytes / share, 1);
   }
   return options;
 }
 
-server::ServedModel MakeServed(const ServeFlags& flags, const std::shared_ptr<HostModel>& model,
-                               const EngineOptions& options, const SamplerOptions& sampling) {
+server::ServedModel MakeServed(const std::shared_ptr<HostModel>& model, std::string id) {
   server::ServedModel served;
   served.info = model->info();
-  served.id = flags.alias.empty() ? std::filesystem::path(served.info.path).stem().string() : flags.alias;
+  served.id = id.empty() ? std::filesystem::path(served.info.path).stem().string() : std::move(id);
   served.text = std::make_shared<HostText>(model);
   served.chat_template = model->chat_template();
   served.bos = model->bos_text();
   served.eos = model->eos_text();
+  served.created = server::UnixTime();
+  return served;
+}
+
+Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags& flags,
+                                                               const std::shared_ptr<HostModel>& model, std::string id,
+                                                               size_t share, std::shared_ptr<store::Store> store) {
+  PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeServerEngine(flags, model->info(), share));
+  auto context = std::make_unique<server::ServerContext>();
+  server::ServedModel& served = context->model = MakeServed(model, std::move(id));
+  SamplerFlags sampler = flags.sampler;
+  PITH_ASSIGN_OR_RETURN(served.sampling, sampler.Make(*model, options.num_ctx));
   served.num_ctx = options.num_ctx;
   served.num_slots = flags.parallel();
-  served.sampling = sampling;
   served.recipe = options.recipe;
-  served.created = server::UnixTime();
-  served.parse_budget = [full =
-                             FullCacheBytes(served.info, options.num_ctx)](const std::string& text) -> Result<size_t> {
+  served.parse_budget = [full = FullCacheBytes(served.info, options.num_ctx)](const std::string& text)
+      -> Result<size_t> {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(text));
     return budget.share > 0 ? std::max<size_t>(static_cast<size_t>(budget.share * static_cast<double>(full)), 1)
                             : budget.bytes;
   };
-  return served;
+  server::SchedulerOptions scheduling;
+  scheduling.max_running = flags.parallel();
+  scheduling.max_waiting = flags.queue;
+  scheduling.max_retained = flags.max_retained;
+  if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
+  scheduling.deterministic_reuse = flags.deterministic_reuse;
+  scheduling.save_folder = flags.slot_save_path;
+  PITH_ASSIGN_OR_RETURN(scheduling.store, flags.store.Use(std::move(store), *model));
+  server::ReserveSequences(scheduling, &options);
+  if (flags.store.places()) {
+    options.resting_sequences += kPlacerSequences;
+    scheduling.store->Warm();
+  }
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<Engine> engine, Engine::Create(model, options));
+  PITH_ASSIGN_OR_RETURN(context->scheduler, server::Scheduler::Create(engine, served.text, scheduling));
+  context->saves_slots = !flags.slot_save_path.empty();
+  return context;
+}
+
+Result<std::unique_ptr<server::ServerContext>> LoadEmbeddings(const ServeFlags& flags, const std::string& path,
+                                                              std::string id) {
+  HostModelOptions options;
+  options.num_threads = flags.model.num_threads();
+  options.for_embeddings = true;
+  options.progress = [](float) { return !Interrupted(); };
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, HostModel::Load(path, options));
+  auto context = std::make_unique<server::ServerContext>();
+  context->model = MakeServed(model, std::move(id));
+  context->model.generates = false;
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::EmbeddingScheduler> scheduler,
+                        server::EmbeddingScheduler::Create(model, options.num_threads, flags.queue));
+  context->model.num_ctx = scheduler->num_ctx();
+  context->scheduler = std::move(scheduler);
+  return context;
+}
+
+// One of --models, whether it generates text or gives embeddings alone.
+Result<std::unique_ptr<server::ServerContext>> LoadFile(ServeFlags flags, const server::ModelFile& file,
+                                                        std::shared_ptr<store::Store> store) {
+  flags.model.path = file.path;
+  flags.output.progress = false;
+  const Result<std::shared_ptr<HostModel>> model = LoadModel(flags.model, flags.output);
+  if (model) return MakeChatContext(flags, *model, file.id, static_cast<size_t>(flags.models_max), std::move(store));
+  if (model.error().code != ErrorCode::kUnsupported) return tl::unexpected<Error>(model.error());
+  auto embeds = LoadEmbeddings(flags, file.path, file.id);
+  return embeds ? std::move(embeds) : tl::unexpected<Error>(model.error());
+}
+
+// GGUF files of a folder, by name; of split ones the first part.
+std::vector<server::ModelFile> ScanModels(const std::string& folder) {
+  std::vector<server::ModelFile> files;
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const std::filesystem::path& path = at->path();
+    std::string id = path.stem().string();
+    std::error_code ignored;
+    if (path.extension() != ".gguf" || id.starts_with("mmproj") || !at->is_regular_file(ignored)) continue;
+    constexpr std::string_view kFirst = "-00001-of-";
+    const size_t part = id.rfind("-of-");
+    const bool is_split = part != std::string::npos && part >= 6 && id[part - 6] == '-' && id.size() == part + 9;
+    if (is_split && id.compare(part - 6, kFirst.size(), kFirst) != 0) continue;
+    if (is_split) id.resize(part - 6);
+    struct stat info {};
+    if (::stat(path.c_str(), &info) != 0) continue;
+    files.push_back({.id = id,
+                     .path = path.string(),
+                     .bytes = static_cast<size_t>(info.st_size),
+                     .modified = static_cast<int64_t>(info.st_mtime)});
+  }
+  std::ranges::sort(files, {}, &server::ModelFile::id);
+  return files;
 }
 
 server::ServerOptions MakeServerOptions(const ServeFlags& flags, std::vector<std::string> keys) {
@@ -146,8 +246,35 @@ server::ServerOptions MakeServerOptions(const ServeFlags& flags, std::vector<std
   options.http.limits.write_seconds = flags.timeout;
   options.http.limits.body_seconds = 2.0 * flags.timeout;
   options.api_keys = std::move(keys);
-  options.saves_slots = !flags.slot_save_path.empty();
   return options;
+}
+
+// The models that are served, and the sentence about them.
+Result<std::unique_ptr<server::ModelCatalog>> MakeCatalog(const ServeFlags& flags, std::string* what) {
+  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<store::Store> store, flags.store.OpenStore());
+  server::CatalogOptions options;
+  if (!flags.models.empty()) {
+    options.max_loaded = flags.models_max;
+    options.keep_seconds = flags.keep_alive;
+    options.scan = [folder = flags.models] { return ScanModels(folder); };
+    options.load = [flags, store](const server::ModelFile& file) { return LoadFile(flags, file, store); };
+  }
+  auto catalog = std::make_unique<server::ModelCatalog>(options);
+  if (flags.models.empty()) {
+    PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
+    PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ServerContext> context,
+                          MakeChatContext(flags, model, flags.alias, 1, store));
+    *what = model->info().description;
+    catalog->AddLoaded(std::move(context));
+  } else {
+    *what = fmt::format("the {} models of {}", catalog->List().size(), flags.models);
+  }
+  if (!flags.embedding_model.empty()) {
+    PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ServerContext> context,
+                          LoadEmbeddings(flags, flags.embedding_model, ""));
+    catalog->AddLoaded(std::move(context));
+  }
+  return catalog;
 }
 
 Result<int> Serve(ServeFlags& flags) {
@@ -155,27 +282,13 @@ Result<int> Serve(ServeFlags& flags) {
   PromptFlags text;
   text.template_file = flags.template_file;
   PITH_RETURN_IF_ERROR(text.ReadFiles(flags.model));
-  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
-  PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeServerEngine(flags, model->info()));
-  PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
-  server::SchedulerOptions scheduling;
-  scheduling.max_running = flags.parallel();
-  scheduling.max_waiting = flags.queue;
-  scheduling.max_retained = flags.max_retained;
-  if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
-  scheduling.deterministic_reuse = flags.deterministic_reuse;
-  scheduling.save_folder = flags.slot_save_path;
-  server::ReserveSequences(scheduling, &options);
-  PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
-  server::ServedModel served = MakeServed(flags, model, options, sampling);
-  PITH_ASSIGN_OR_RETURN(std::shared_ptr<server::Scheduler> scheduler,
-                        server::Scheduler::Create(engine, served.text, scheduling));
-  PITH_ASSIGN_OR_RETURN(
-      const std::unique_ptr<server::Server> serving,
-      server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(served), scheduler));
+  std::string what;
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ModelCatalog> catalog, MakeCatalog(flags, &what));
+  PITH_ASSIGN_OR_RETURN(const std::unique_ptr<server::Server> serving,
+                        server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(catalog)));
   const bool is_v6 = flags.host.find(':') != std::string::npos;
-  fmt::print("pith serves {} at http://{}{}{}:{}\n", model->info().description, is_v6 ? "[" : "", flags.host,
-             is_v6 ? "]" : "", serving->port());
+  fmt::print("pith serves {} at http://{}{}{}:{}\n", what, is_v6 ? "[" : "", flags.host, is_v6 ? "]" : "",
+             serving->port());
   std::fflush(stdout);
   while (!Interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   serving->Drain(flags.drain_seconds);
@@ -186,6 +299,14 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
   AddOption(command, "--host", flags.host, "Address to listen at (default 127.0.0.1: this machine alone)", "ADDRESS");
   AddNumber(command, "--port", flags.port, 0, 65535, "Port (default 8080; 0: any that is free)", "N");
   AddOption(command, "-a,--alias", flags.alias, "Name of the model in answers (default: the file's)", "NAME");
+  AddOption(command, "--models,--models-dir", flags.models,
+            "Folder of GGUF files, loaded when a request names one, instead of the one model of -m", "FOLDER");
+  AddNumber(command, "--models-max", flags.models_max, 1, 64,
+            "Of these, loaded at once, each with its share of the budget (default 1)", "N");
+  AddNumber(command, "--keep-alive", flags.keep_alive, -1, 1000000,
+            "Seconds that an unused one stays loaded (default -1: until another one wants its place)", "SECONDS");
+  AddOption(command, "--embedding-model", flags.embedding_model,
+            "GGUF file of an encoder for requests for embeddings (default: the model itself gives them)", "FILE");
   AddOption(command, "--api-key", flags.api_keys,
             "Key that clients must send, for everything but /health; several between commas", "KEY");
   AddOption(command, "--api-key-file", flags.api_key_file, "The same from a file, one a line", "FILE");
@@ -209,7 +330,8 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
             "Seconds that what runs may take after SIGTERM (default 600)", "SECONDS");
   AddOption(command, "--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template",
             "FILE");
-  for (const char* name : {"--metrics", "--slots", "--props", "--jinja", "--cont-batching", "--no-webui"}) {
+  for (const char* name :
+       {"--metrics", "--slots", "--props", "--jinja", "--cont-batching", "--no-webui", "--embeddings", "--embedding"}) {
     Hide(AddFlag(command, name, flags.ignored, ""));  // llama-server's: always so here
   }
 }
@@ -235,6 +357,8 @@ void AddVariables(CLI::App& command) {
       {"--chat-template-file", "LLAMA_ARG_CHAT_TEMPLATE_FILE"},
       {"--api-key-file", "LLAMA_ARG_API_KEY_FILE"},
       {"--slot-save-path", "LLAMA_ARG_SLOT_SAVE_PATH"},
+      {"--models", "LLAMA_ARG_MODELS_DIR"},
+      {"--models-max", "LLAMA_ARG_MODELS_MAX"},
   };
   for (const auto& [option, variable] : kVariables) FromEnvironment(command, option, variable);
 }
@@ -247,6 +371,7 @@ void AddServe(CLI::App& app, Command& chosen) {
   AddServerFlags(*command, *flags);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddStoreFlag(*command, flags->store);
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   AddVariables(*command);

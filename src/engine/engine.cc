@@ -57,6 +57,7 @@ Status EngineImpl::Init() {
                                      std::max(shape.key_dim, shape.value_dim), kMostChannels));
     }
     const bool global = shape.kind == LayerKind::kGlobal;
+    if (global) global_layers_.push_back(static_cast<int>(global_index_.size()));
     global_index_.push_back(global ? num_global_layers_++ : -1);
     if (global) num_global_heads_ += shape.num_kv_heads;
   }
@@ -253,6 +254,11 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
 }
 
 bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
+  if (ledger_->uncommitted_bytes() < bytes && ChargedUndoBytes(undo_bytes_) > 0) {
+    undo_buffer_.Clear();
+    undo_held_ = HeldBytes();
+    undo_bytes_ = 0;
+  }
   for (const auto& [id, sequence] : sequences_) {
     if (ledger_->uncommitted_bytes() >= bytes) return true;
     if (sequence.get() == except || sequence->account->used_bytes() <= sequence->floor_bytes) continue;

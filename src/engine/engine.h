@@ -116,6 +116,9 @@ struct StepItem {
   // Logits of every token are appended here, [tokens.size(), vocab]; null: only those of the last one are kept
   // (Engine::logits()).
   std::vector<float>* all_logits = nullptr;
+  // The same of hidden states behind the last norm, [tokens.size(), ModelInfo::hidden_dim]. libllama then keeps logits
+  // of every row of the step.
+  std::vector<float>* all_hidden = nullptr;
 };
 
 // What it would take to read a prompt, and whether it is there.

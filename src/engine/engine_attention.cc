@@ -52,30 +52,33 @@ void EngineImpl::ClearOutput(const AttentionCall& call, const RowGroup& group, c
 void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
   const int global = global_index_[static_cast<size_t>(call.cache_layer)];
   const Clock::time_point start = Clock::now();
-  if (team.ith == 0) PrepareLayer(call, team);
-  team.Sync();
-  for (size_t i = 0; i < groups_.size(); ++i) {
-    if (groups_[i].failed()) {
-      ClearOutput(call, groups_[i], team);
-    } else if (call.first) {
-      ops_->Append(call, groups_[i], i, team);
+  team.One([&] { PrepareLayer(call, team); });
+  team.All([&] {
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      if (groups_[i].failed()) {
+        ClearOutput(call, groups_[i], team);
+      } else if (call.first) {
+        ops_->Append(call, groups_[i], i, team);
+      }
     }
-  }
-  team.Sync();
-  ops_->Attend(groups_, team);
-  for (size_t i = 0; team.ith == 0 && call.first && global >= 0 && repeat_policy_ == nullptr && i < groups_.size();
-       ++i) {
-    RowGroup& group = groups_[i];
-    if (group.failed()) continue;
-    group.notes_queries = true;
-    ops_->KeepQueries(call, group, i, global);
-  }
-  team.Sync();
+  });
+  team.All([&] {
+    ops_->Attend(groups_, team);
+    if (team.ith == 0 && call.first && global >= 0 && repeat_policy_ == nullptr) KeepQueries(call, global);
+  });
   if (team.ith == 0) {
     times_.attention += SecondsSince(start) - ops_->observe_seconds();
     times_.policy += ops_->observe_seconds();
   }
   if (call.first) ActInLayer(call, team);
+}
+
+void EngineImpl::KeepQueries(const AttentionCall& call, int global_layer) {
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    if (groups_[i].failed()) continue;
+    groups_[i].notes_queries = true;
+    ops_->KeepQueries(call, groups_[i], i, global_layer);
+  }
 }
 
 void EngineImpl::DropOutOfWindow(RowGroup& group, int layer) {
@@ -89,7 +92,8 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
   const int layer = call.cache_layer, global = global_index_[static_cast<size_t>(layer)];
   if (global < 0) {
     for (RowGroup& group : groups_) {
-      if (team.ith == 0 && !group.failed() && group.sequence->setup->style.in_layer) DropOutOfWindow(group, layer);
+      if (team.ith == 0 && !group.failed() && group.sequence->setup->style.schedule->FinishesLayers())
+        DropOutOfWindow(group, layer);
     }
     return DemoteLayer(layer, team);
   }
@@ -108,7 +112,7 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
       }
     }
   } else if (observes) {
-    ops_->Observe(layer, groups_, team);
+    ops_->Observe(layer, global, groups_, team);
   }
   for (size_t i = 0; i < groups_.size(); ++i) {
     RowGroup& group = groups_[i];
@@ -116,7 +120,11 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
     const SequenceSetup& setup = *group.sequence->setup;
     if (repeat_policy_ == nullptr) {
       if (setup.counts_moments) ops_->AddMoments(call, group, i, global, team);
-      if (team.ith == 0) group.changed = group.changed || setup.observed_needs != 0 || setup.counts_moments;
+      if (team.ith == 0 && group.undo != nullptr) {
+        group.undo->NoteLayer(global, model_->info().layers[static_cast<size_t>(layer)].num_heads);
+      } else if (team.ith == 0) {
+        group.changed = group.changed || setup.observed_needs != 0 || setup.counts_moments;
+      }
     }
     if (group.evicts) EvictInLayer(call, group, team);
     if (group.cascades) CascadeInLayer(call, group, team);
@@ -137,21 +145,24 @@ bool EngineImpl::DemotesOld(const RowGroup& group, int layer) const {
 void EngineImpl::DemoteLayer(int layer, const Team& team) {
   const auto demotes = [](const RowGroup& group) {
     const SequenceSetup& setup = *group.sequence->setup;
-    return !group.failed() && setup.formats.low && (setup.style.in_layer || !group.sequence->evicts_while_running());
+    return !group.failed() && setup.formats.low &&
+           (setup.style.schedule->FinishesLayers() || !group.sequence->evicts_while_running());
   };
   bool any = false;
   for (const RowGroup& group : groups_) any = any || demotes(group);
   if (!any) return;
-  for (RowGroup& group : groups_) {
-    if (team.ith == 0 && demotes(group)) group.changed = group.changed || DemotesOld(group, layer);
-  }
-  team.Sync();
-  for (RowGroup& group : groups_) {
-    if (demotes(group) && !ops_->Demote(group.sequence->cache_id, layer, team)) {
-      std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+  team.One([&] {
+    for (RowGroup& group : groups_) {
+      if (demotes(group)) group.changed = group.changed || DemotesOld(group, layer);
     }
-  }
-  team.Sync();
+  });
+  team.All([&] {
+    for (RowGroup& group : groups_) {
+      if (demotes(group) && !ops_->Demote(group.sequence->cache_id, layer, team)) {
+        std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+      }
+    }
+  });
   if (team.ith != 0) return;
   for (RowGroup& group : groups_) {
     if (group.out_of_pages != 0) group.Fail(FullError(*group.sequence));

@@ -15,12 +15,12 @@ void EngineImpl::FinishBlock() {
   for (RowGroup& group : groups_) {
     if (group.failed()) continue;
     Sequence& sequence = *group.sequence;
-    const EvictionStyle& style = sequence.setup->style;
-    for (size_t layer = 0; layer < cache_->layers().size() && !style.in_layer; ++layer) {
+    const EvictionSchedule& schedule = *sequence.setup->style.schedule;
+    for (size_t layer = 0; layer < cache_->layers().size() && !schedule.FinishesLayers(); ++layer) {
       const LayerKind kind = model_->info().layers[layer].kind;
       if (kind == LayerKind::kWindow || kind == LayerKind::kChunk) DropOutOfWindow(group, static_cast<int>(layer));
     }
-    if (!sequence.evicts_while_running() || (style.in_layer && !style.cascades)) continue;
+    if (!sequence.evicts_while_running() || !schedule.EvictsAfterBlock()) continue;
     Status status = EvictAcrossLayers(sequence);
     if (status && sequence.setup->formats.low) status = DemoteAll(sequence);
     group.changed = true;
@@ -169,8 +169,7 @@ void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache>
 }
 
 bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
-  const EvictionStyle& style = sequence.setup->style;
-  if (!style.in_layer || style.cascades || !sequence.evicts_while_running()) return false;
+  if (!sequence.setup->style.schedule->EvictsLayers() || !sequence.evicts_while_running()) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
   return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
 }
@@ -178,9 +177,21 @@ bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
 // Every member returns the same.
 bool EngineImpl::FailByFault(RowGroup& group, const Team& team) {
   if (!ops_->score_failed()) return false;
-  if (team.ith == 0) group.Fail({ErrorCode::kInvalidArgument, scores_.fault});
-  team.Sync();
+  team.One([&] { group.Fail({ErrorCode::kInvalidArgument, scores_.fault}); });
   return true;
+}
+
+bool EngineImpl::FailBySelection(RowGroup& group, const Team& team) {
+  if (select_status_) return false;
+  team.One([&] { group.Fail(select_status_.error()); });
+  return true;
+}
+
+// Thread 0, within a loop that it leads: what a policy has selected, or why it has not.
+template <typename T>
+void EngineImpl::TakeSelection(Result<T> selected, T& into) {
+  select_status_ = selected ? Status() : Status(tl::unexpected(selected.error()));
+  into = selected ? std::move(*selected) : T();
 }
 
 void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team) {
@@ -193,19 +204,19 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
-    kept_ = active.recipe.policy->Select(ops_->inputs(), scores_, budget);
+    TakeSelection(active.recipe.policy->Select(ops_->inputs(), scores_, budget), kept_);
   });
+  if (FailBySelection(group, team)) return;
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
-  if (team.ith == 0) {
+  team.One([&] {
     group.changed = true;
     if (!status) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 void EngineImpl::PrepareCascade(RowGroup& group) {
   Sequence& sequence = *group.sequence;
-  if (!sequence.setup->style.cascades || !sequence.evicts || group.num_rows == 1) return;
+  if (sequence.setup->style.schedule->LayersInCascade() == 0 || !sequence.evicts || group.num_rows == 1) return;
   const int64_t entries = GlobalEntriesOf(sequence) + group.num_rows * num_global_heads_;
   if (entries <= MostEntries(sequence)) return;
   group.cascades = true;
@@ -227,26 +238,28 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     cascade.Add(*active.recipe.policy, std::move(scores_));
     const int64_t in_block =
         static_cast<int64_t>(group.num_rows) * cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-    const int64_t waiting = last ? 0 : (sequence.setup->style.layers_in_flight - 1) * in_block;
+    const int64_t waiting = last ? 0 : (sequence.setup->style.schedule->LayersInCascade() - 1) * in_block;
     all_kept_.clear();
+    select_status_ = Status();
     if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
       int64_t left = last ? sequence.share.keep_entries * num_global_heads_ : MostEntries(sequence);
       for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
-      all_kept_ = cascade.Shrink(*active.recipe.policy, left);
+      TakeSelection(cascade.Shrink(*active.recipe.policy, left), all_kept_);
     }
   });
-  for (size_t i = 0; i < all_kept_.size(); ++i) {
-    const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
-    for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-      if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+  if (FailBySelection(group, team)) return;
+  team.All([&] {
+    for (size_t i = 0; i < all_kept_.size(); ++i) {
+      const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
+      for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+        if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+      }
     }
-  }
-  team.Sync();
-  if (team.ith == 0) {
+  });
+  team.One([&] {
     group.changed = true;
     if (group.out_of_pages != 0) group.Fail(FullError(sequence));
-  }
-  team.Sync();
+  });
 }
 
 Status EngineImpl::ScoreAndKeepOnTeam(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
@@ -264,8 +277,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
                                 std::span<const Shrink> targets, const Team& team) {
   const Policy& policy = *active.recipe.policy;
   Status result;
-  if (team.ith == 0) all_scores_.assign(static_cast<size_t>(num_global_layers_), {});
-  team.Sync();
+  team.One([&] { all_scores_.assign(static_cast<size_t>(num_global_layers_), {}); });
   for (size_t i = 0; i < global_index_.size(); ++i) {
     const int global = global_index_[i], layer = static_cast<int>(i);
     if (global < 0) continue;
@@ -276,9 +288,11 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     for (const Shrink& target : targets) {
       if (!policy.layer_local()) break;
       ops_->loops().Lead(team, [&] {
-        kept_ = policy.Select(ops_->inputs(), scores, target.budget.value_or(own));
+        TakeSelection(policy.Select(ops_->inputs(), scores, target.budget.value_or(own)), kept_);
+        if (!select_status_) return;
         num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
       });
+      if (!select_status_) return select_status_;
       Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
       if (result && !made) result = std::move(made);
       Status status = KeepHeads(policy, source, *target.sequence, layer, kept_, team);
@@ -291,9 +305,11 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
   const Budget own = BlockBudget(source, GlobalEntriesOf(source), static_cast<int>(num_global_heads_));
   for (const Shrink& target : targets) {
     ops_->loops().Lead(team, [&] {
-      all_kept_ = policy.SelectAll(all_scores_, target.budget.value_or(own));
+      TakeSelection(policy.SelectAll(all_scores_, target.budget.value_or(own)), all_kept_);
+      if (!select_status_) return;
       num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
     });
+    if (!select_status_) return select_status_;
     for (size_t i = 0; i < global_index_.size(); ++i) {
       if (global_index_[i] < 0) continue;
       KeptHeads& kept = all_kept_[static_cast<size_t>(global_index_[i])];
@@ -309,8 +325,6 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
 }
 
 // The model's layer that is the i-th with a global cache.
-int EngineImpl::LayerOf(int global_layer) const {
-  return static_cast<int>(std::find(global_index_.begin(), global_index_.end(), global_layer) - global_index_.begin());
-}
+int EngineImpl::LayerOf(int global_layer) const { return global_layers_[static_cast<size_t>(global_layer)]; }
 
 }  // namespace pith

@@ -24,6 +24,7 @@
 #include "engine/sequence.h"
 #include "engine/session_file.h"
 #include "engine/stand_ins.h"
+#include "engine/statistics_undo.h"
 #include "host/context.h"
 #include "policy/cascade.h"
 
@@ -143,6 +144,9 @@ class EngineImpl final : public Engine, public AttentionSink {
   void ReserveBlock();
   Status ReserveGroup(Sequence& sequence, int num_rows);
   void ReleaseBlock();
+  // Room for what statistics were, as far as there is any: before rows are promised bytes, and then for what is there.
+  void HoldUndo();
+  void PlanUndo();
   void LeaveOutFailed();
   size_t BytesToExtend(const Sequence& sequence, int num_rows) const;
   // Of a sequence that converts full pages: what it will hold more when the rows are read, at most.
@@ -165,11 +169,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   int NumParts(int nth) const { return std::min(std::max(nth, options_.num_threads), nth * kernels::kMaxMembers); }
   Error FullError(const Sequence& sequence) const;
   void TakeCancels();
+  Status CopyHidden(const RowGroup& group, std::vector<float>& to);
 
   // Layers (engine_attention.cc).
   void PrepareLayer(const AttentionCall& call, const Team& team);
   void ClearOutput(const AttentionCall& call, const RowGroup& group, const Team& team) const;
   void ActInLayer(const AttentionCall& call, const Team& team);
+  // Thread 0: the last queries of all groups, for recipes that look at them.
+  void KeepQueries(const AttentionCall& call, int global_layer);
   void DropOutOfWindow(RowGroup& group, int layer);
   // Demote() would convert pages of entries that were there before the group's rows.
   bool DemotesOld(const RowGroup& group, int layer) const;
@@ -188,6 +195,10 @@ class EngineImpl final : public Engine, public AttentionSink {
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // All threads, right after LayerOps::Score() into scores_. True: it failed, and so has the group.
   bool FailByFault(RowGroup& group, const Team& team);
+  // All threads, after a loop with TakeSelection(). True: it was none, and the group has failed.
+  bool FailBySelection(RowGroup& group, const Team& team);
+  template <typename T>
+  void TakeSelection(Result<T> selected, T& into);
   // Before a block, which may have to be evicted from layer by layer by a recipe that compares layers.
   void PrepareCascade(RowGroup& group);
   // All threads, after each global layer of such a block.
@@ -260,6 +271,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::optional<ThreadGovernor> token_governor_, block_governor_;  // of steps with one row per sequence; of others
 
   std::vector<int> global_index_;  // of each layer among the global ones, -1: not global
+  std::vector<int> global_layers_;  // those that are
   int num_global_layers_ = 0;
   int64_t num_global_heads_ = 0;
   int spare_slot_ = -1;  // of the host context, for second readings
@@ -275,6 +287,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<int32_t> tokens_, positions_, slots_;
   std::vector<uint8_t> wants_logits_;
   std::vector<RowGroup> groups_;
+  bool wants_hidden_ = false;  // of the block
   std::vector<Status> step_statuses_;  // of decoding
   std::vector<StepItem> step_items_;
   std::vector<size_t> item_of_group_;
@@ -283,8 +296,13 @@ class EngineImpl final : public Engine, public AttentionSink {
   std::vector<LayerScores> all_scores_;
   KeptHeads kept_;                   // of the layer at hand, thread 0's word to the others
   std::vector<KeptHeads> all_kept_;  // of all layers, or of the first ones
+  Status select_status_;             // of the policy that was to write them
   int num_stand_ins_ = 0;            // of each head for which new entries are made
   std::vector<Cascade> cascades_;    // of each group of rows
+  std::vector<StatisticsUndo> undos_;  // likewise
+  Scratch undo_buffer_;                // theirs, of undo_bytes_
+  HeldBytes undo_held_;                // what is charged of it
+  size_t undo_bytes_ = 0;
   Merger merger_;
   // While a second reading runs, else null.
   const Policy* repeat_policy_ = nullptr;

@@ -17,7 +17,6 @@
 namespace pith {
 namespace {
 
-
 Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpected<Error>(*group.error)) : Status(); }
 
 }  // namespace
@@ -79,6 +78,7 @@ void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, s
 }
 
 void EngineImpl::BeginBlock() {
+  wants_hidden_ = false;
   tokens_.clear(), positions_.clear(), slots_.clear(), wants_logits_.clear(), groups_.clear();
 }
 
@@ -111,6 +111,36 @@ size_t EngineImpl::BytesToKeep(const Sequence& sequence, int num_rows) const {
          (pages - std::min(pages, pages_before)) * page_cost;
 }
 
+// Statistics may be taken back with a step that fails: their copy is kept from step to step.
+void EngineImpl::HoldUndo() {
+  undos_.resize(std::max(undos_.size(), groups_.size()));
+  if (repeat_policy_ != nullptr || model_->info().hybrid) return;
+  size_t bytes = 0;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const SequenceSetup& setup = *groups_[i].sequence->setup;
+    if (groups_[i].failed() || (setup.observed_needs == 0 && !setup.counts_moments)) continue;
+    groups_[i].undo = &undos_[i];
+    bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
+  }
+  if (bytes <= undo_bytes_) return;
+  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, ChargedUndoBytes(bytes))) undo_bytes_ = bytes;
+}
+
+void EngineImpl::PlanUndo() {
+  float* memory = undo_bytes_ > 0 ? undo_buffer_.Floats(undo_bytes_ / sizeof(float)) : nullptr;
+  size_t left = undo_bytes_ / sizeof(float);
+  for (RowGroup& group : groups_) {
+    if (group.failed() || group.undo == nullptr) continue;
+    const size_t own = group.undo->Plan(*cache_, *group.sequence, global_layers_);
+    if (own > left) {
+      group.undo = nullptr;
+      continue;
+    }
+    group.undo->SetMemory(memory);
+    memory += own, left -= own;
+  }
+}
+
 // The rows' bytes become part of what their sequences are guaranteed until the block ends.
 Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
   MemoryAccount& account = *sequence.account;
@@ -121,7 +151,7 @@ Status EngineImpl::ReserveGroup(Sequence& sequence, int num_rows) {
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += sequence.setup->flight.Bytes(num_rows, 1);
     most = std::min(most, std::max(ceiling, used) - used);
-  } else if (sequence.setup->formats.low && sequence.setup->style.in_layer) {
+  } else if (sequence.setup->formats.low && sequence.setup->style.schedule->FinishesLayers()) {
     // Each layer converts its full pages before the next one takes its rows.
     const size_t kept = BytesToKeep(sequence, num_rows);
     if (used + kept > ceiling) return tl::unexpected<Error>(FullError(sequence));
@@ -209,8 +239,10 @@ void EngineImpl::RunBlock() {
   const double wall = clock.Wall(), cpu = clock.Cpu();
   for (auto& [id, sequence] : sequences_) sequence->output = -1;
   TakeCancels();
+  HoldUndo();
   ReserveBlock();
   LeaveOutFailed();
+  PlanUndo();
   if (!tokens_.empty()) {
     // libllama wants at least one row's logits.
     if (std::ranges::find(wants_logits_, 1) == wants_logits_.end()) wants_logits_.back() = 1;
@@ -218,7 +250,7 @@ void EngineImpl::RunBlock() {
       if (!group.failed()) BeginGroup(group);
     }
     in_block_ = true;
-    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_});
+    Status status = context_->Decode({tokens_, positions_, slots_, wants_logits_, wants_hidden_});
     in_block_ = false;
     TakeCancels();
     if (status) status = CheckHostBytes();
@@ -294,6 +326,7 @@ void EngineImpl::RollBack(RowGroup& group) {
   if (group.notes_queries) sequence.ForgetQueriesOf(group.num_rows);
   sequence.next_position = group.start;
   if (group.pins) sequence.pinned.pop_back();
+  if (whole && group.undo != nullptr) group.undo->Restore(*cache_, sequence, global_layers_);
   if (whole) return;
   sequence.lost = Error{group.error->code,
                         fmt::format("this sequence is lost, since a step broke off within its layers ({}): free it",
@@ -314,6 +347,15 @@ void EngineImpl::CopyRows(const RowGroup& group, std::vector<float>& to) {
     const std::span<const float> row = context_->logits(group.first_output + i);
     to.insert(to.end(), row.begin(), row.end());
   }
+}
+
+Status EngineImpl::CopyHidden(const RowGroup& group, std::vector<float>& to) {
+  for (int i = 0; i < group.num_outputs; ++i) {
+    const std::span<const float> row = context_->hidden(group.first_output + i);
+    if (row.empty()) return Unsupported("this model's graph in libllama has no embeddings");
+    to.insert(to.end(), row.begin(), row.end());
+  }
+  return {};
 }
 
 void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -344,7 +386,9 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
       continue;
     }
     const auto count = static_cast<int>(items[i].tokens.size());
-    AddGroup(**sequence, items[i].tokens, items[i].all_logits != nullptr ? 0 : items[i].tokens.size() - 1,
+    const bool all = items[i].all_logits != nullptr || items[i].all_hidden != nullptr;
+    wants_hidden_ = wants_hidden_ || items[i].all_hidden != nullptr;
+    AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
     item_of_group_.push_back(i);
@@ -355,9 +399,10 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     BeginBlock();
     item_of_group_.clear();
   }
-  if (groups_.empty()) return;
-  RunBlock();
-  EndItems(items, statuses);
+  if (!groups_.empty()) {
+    RunBlock();
+    EndItems(items, statuses);
+  }
 }
 
 void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -367,6 +412,7 @@ void EngineImpl::EndItems(std::span<const StepItem> items, std::span<Status> sta
     statuses[item_of_group_[g]] = StatusOf(group);
     if (group.failed()) continue;
     if (item.all_logits != nullptr) CopyRows(group, *item.all_logits);
+    if (item.all_hidden != nullptr) statuses[item_of_group_[g]] = CopyHidden(group, *item.all_hidden);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/layer_ops.h"
+#include "engine/statistics_undo.h"
 
 namespace pith {
 namespace {
@@ -48,18 +49,22 @@ void LayerOps::AddMoments(const AttentionCall& call, const RowGroup& group, size
   const int first = std::clamp(kUncountedQueries - positions.front(), 0, group.num_rows),
             count = group.num_rows - first;
   const auto dim = static_cast<size_t>(task.key_dim), factors = 2 * rotation.pairs.size();
-  if (team.ith == 0) {
+  team.One([&] {
     const size_t rows = static_cast<size_t>(team.nth * kObservedRows) * dim;
     moment_scratch_ = moment_buffer_.Floats(rows + static_cast<size_t>(group.num_rows) * factors);
-  }
-  team.Sync();
+  });
   float* rows = moment_scratch_ + static_cast<size_t>(team.ith * kObservedRows) * dim;
   float* turns = moment_scratch_ + static_cast<size_t>(team.nth * kObservedRows) * dim;
   const auto turn = [&](int t) { return std::span(turns + static_cast<size_t>(t) * factors, factors); };
-  for (int t = first + team.ith; t < group.num_rows; t += team.nth)
-    rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
-  team.Sync();
+  team.All([&] {
+    for (int t = first + team.ith; t < group.num_rows; t += team.nth)
+      rotation.Unturn(positions[static_cast<size_t>(t)], turn(t));
+  });
   for (int h = team.ith; h < task.num_heads; h += team.nth) {
+    if (group.undo != nullptr) {
+      group.undo->SaveMoments(group.sequence->moments, global_layer, h,
+                              std::max(positions.front() + first - kUncountedQueries, 0), count);
+    }
     for (int from = 0; from < count; from += kObservedRows) {
       const int some = std::min(kObservedRows, count - from);
       for (int i = 0; i < some; ++i) {
@@ -94,21 +99,20 @@ void LayerOps::FindProbabilities(const GroupWork& work, std::span<const HeadCach
     }
   }
   team.Sync();
-  kernels::RunProbabilities(window_task_, probabilities_.data(), team);
-  team.Sync();
+  team.All([&] { kernels::RunProbabilities(window_task_, probabilities_.data(), team); });
 }
 
-void LayerOps::Observe(int layer, std::span<const RowGroup> groups, const Team& team) {
+void LayerOps::Observe(int layer, int global_layer, std::span<const RowGroup> groups, const Team& team) {
   for (size_t i = 0; i < groups.size(); ++i) {
     if (groups[i].failed() || groups[i].sequence->setup->observed_needs == 0) continue;
     GroupWork& work = *works_[i];
-    work.task.observed != nullptr ? ObserveGathered(layer, groups[i], work, team)
-                                  : ObserveRows(layer, groups[i], work, team);
+    work.task.observed != nullptr ? ObserveGathered(layer, global_layer, groups[i], work, team)
+                                  : ObserveRows(layer, global_layer, groups[i], work, team);
   }
   team.Sync();
 }
 
-void LayerOps::ObserveGathered(int layer, const RowGroup& group, GroupWork& work, const Team& team) {
+void LayerOps::ObserveGathered(int layer, int global_layer, const RowGroup& group, GroupWork& work, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
   // Where heads cannot be shared out evenly, stretches of them are: what a query does to one entry does not hang on
   // others.
@@ -123,11 +127,11 @@ void LayerOps::ObserveGathered(int layer, const RowGroup& group, GroupWork& work
                      .query_positions = work.positions,
                      .positions = {}};
     ObservePages(heads[h], work.observed[h], task % parts, parts, seen, group.sequence->setup->active,
-                 observe_buffers_[static_cast<size_t>(team.ith)]);
+                 {group.undo, global_layer, h}, observe_buffers_[static_cast<size_t>(team.ith)]);
   }
 }
 
-void LayerOps::ObserveRows(int layer, const RowGroup& group, GroupWork& work, const Team& team) {
+void LayerOps::ObserveRows(int layer, int global_layer, const RowGroup& group, GroupWork& work, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(group.sequence->cache_id, layer);
   for (int from = 0; from < group.num_rows; from += kObservedRows) {
     const int rows = std::min(kObservedRows, group.num_rows - from);
@@ -140,7 +144,9 @@ void LayerOps::ObserveRows(int layer, const RowGroup& group, GroupWork& work, co
                        .probabilities = probabilities_[h],
                        .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
                        .positions = {}};
-      ObserveHead(heads[h], seen, group.sequence->setup->active, observe_buffers_[static_cast<size_t>(team.ith)]);
+      // Saved is what was there before the first rows.
+      ObserveHead(heads[h], seen, group.sequence->setup->active, {from == 0 ? group.undo : nullptr, global_layer, h},
+                  observe_buffers_[static_cast<size_t>(team.ith)]);
     }
     team.Sync();
   }
@@ -148,7 +154,8 @@ void LayerOps::ObserveRows(int layer, const RowGroup& group, GroupWork& work, co
 
 // Statistics are brought up to date where they lie.
 void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& received, size_t part, size_t num_parts,
-                            Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers) {
+                            Observation& seen, std::span<const ActiveRecipe> recipes, const SavedHead& saved,
+                            ObserveBuffers& buffers) {
   const int all = head.num_entries();
   const auto num_pages = (static_cast<size_t>(all) + kP - 1) / kP;
   const int begin = static_cast<int>(num_pages * part / num_parts) * kP;
@@ -156,6 +163,7 @@ void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& rece
   const auto from = [](const float* statistic, int first) {
     return statistic == nullptr ? nullptr : statistic + first;
   };
+  size_t before = 0;  // columns of the recipes before
   for (const ActiveRecipe& active : recipes) {
     const Policy& policy = *active.recipe.policy;
     if ((policy.needs() & kNeedEveryQuery) == 0) continue;
@@ -167,6 +175,12 @@ void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& rece
         const PageLayout& layout = head.layout_of(first + kPagesAhead * kP);
         for (size_t at = layout.position_offset; at < layout.page_bytes; at += kLine) __builtin_prefetch(next + at, 1);
       }
+      const auto count = static_cast<size_t>(std::min(kP, end - first));
+      for (size_t c = 0; saved.undo != nullptr && c < columns.size(); ++c) {
+        const float* column =
+            head.layout_of(first).column(head.page_of(first), active.first_column + static_cast<int>(c));
+        saved.undo->SaveColumn(saved.global_layer, saved.head, before + c, first, {column, count});
+      }
       // A shared page that cannot be copied keeps its old statistics: a fork under a full budget.
       if (!head.MakeWritable(first)) continue;
       const PageLayout& layout = head.layout_of(first);
@@ -174,23 +188,25 @@ void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& rece
       for (size_t c = 0; c < columns.size(); ++c) {
         columns[c] = layout.column(page, active.first_column + static_cast<int>(c));
       }
-      seen.num_entries = std::min(kP, end - first);
+      seen.num_entries = static_cast<int>(count);
       seen.positions = {layout.positions(page), static_cast<size_t>(seen.num_entries)};
       seen.sum = from(received.sum, first);
       seen.squares = from(received.squares, first);
       seen.largest = from(received.largest, first);
       policy.Observe(seen, columns);
     }
+    before += columns.size();
   }
 }
 
 void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
-                           ObserveBuffers& buffers) {
+                           const SavedHead& saved, ObserveBuffers& buffers) {
   const auto n = static_cast<size_t>(head.num_entries());
   buffers.positions.resize(n);
   head.ReadPositions(buffers.positions);
   seen.num_entries = static_cast<int>(n);
   seen.positions = buffers.positions;
+  size_t before = 0;  // columns of the recipes before
   for (const ActiveRecipe& active : recipes) {
     if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
     const auto num_columns = static_cast<size_t>(active.num_columns);
@@ -199,12 +215,16 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
     for (size_t c = 0; c < num_columns; ++c) {
       buffers.column_pointers[c] = buffers.columns.data() + c * n;
       head.ReadColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
+      if (saved.undo != nullptr) {
+        saved.undo->SaveColumn(saved.global_layer, saved.head, before + c, 0, {buffers.column_pointers[c], n});
+      }
     }
     active.recipe.policy->Observe(seen, buffers.column_pointers);
     for (size_t c = 0; c < num_columns; ++c) {
       // As in ObservePages.
       (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
     }
+    before += num_columns;
   }
 }
 

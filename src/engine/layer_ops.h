@@ -24,6 +24,8 @@
 
 namespace pith {
 
+class StatisticsUndo;
+
 // A run of rows of one block that belong to one sequence, and how it fares.
 struct RowGroup {
   Sequence* sequence = nullptr;
@@ -39,6 +41,7 @@ struct RowGroup {
   bool evicts = false;              // from the layer at hand
   bool notes_queries = false;       // its ring holds queries of the rows
   bool changed = false;             // what the rows did to the sequence cannot be taken back
+  StatisticsUndo* undo = nullptr;   // of what they do to statistics; null: nothing, or there is no room for it
   uint8_t out_of_pages = 0;         // a thread of the team found none; by atomic_ref
   std::optional<Error> error = {};  // nothing more happens to it
 
@@ -86,7 +89,7 @@ class LayerOps {
   // Thread 0's time within Attend() that only Observe() has a use for.
   double observe_seconds() const;
   // All threads: gives what this block's queries paid to the recipes that observe every query, and syncs.
-  void Observe(int layer, std::span<const RowGroup> groups, const Team& team);
+  void Observe(int layer, int global_layer, std::span<const RowGroup> groups, const Team& team);
   // All threads: the same for the rows of a second reading.
   void ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index, const RepeatObserver& observer,
                      const Team& team);
@@ -154,21 +157,28 @@ class LayerOps {
   void FindProbabilities(const GroupWork& work, std::span<const HeadCache> heads, int from, int rows, const Team& team);
   static void PlanObserved(GroupWork& work, uint32_t needs);
   // What attention did not gather is computed row by row.
-  void ObserveRows(int layer, const RowGroup& group, GroupWork& work, const Team& team);
-  void ObserveGathered(int layer, const RowGroup& group, GroupWork& work, const Team& team);
+  void ObserveRows(int layer, int global_layer, const RowGroup& group, GroupWork& work, const Team& team);
+  void ObserveGathered(int layer, int global_layer, const RowGroup& group, GroupWork& work, const Team& team);
   // Of the stretch of a head that a thread is at.
   struct ObserveBuffers {
     std::vector<int32_t> positions;
     std::vector<float> columns;
     std::vector<float*> column_pointers;
   };
+  // Where the statistics of a head are saved before they change; undo: may be null.
+  struct SavedHead {
+    StatisticsUndo* undo = nullptr;
+    int global_layer = 0;
+    size_t head = 0;
+  };
   // Give one observation of a head to all recipes that want it, out of what attention gathered (for the part-th of
   // num_parts stretches of the head's pages) ...
   static void ObservePages(HeadCache& head, const kernels::EntryAttention& received, size_t part, size_t num_parts,
-                           Observation& seen, std::span<const ActiveRecipe> recipes, ObserveBuffers& buffers);
+                           Observation& seen, std::span<const ActiveRecipe> recipes, const SavedHead& saved,
+                           ObserveBuffers& buffers);
   // ... or out of probabilities.
   static void ObserveHead(HeadCache& head, Observation& seen, std::span<const ActiveRecipe> recipes,
-                          ObserveBuffers& buffers);
+                          const SavedHead& saved, ObserveBuffers& buffers);
   void ObserveChunk(const GroupWork& work, int head_index, const HeadCache& head, int from, int rows, int layer,
                     int global_layer, const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active,

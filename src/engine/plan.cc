@@ -159,10 +159,8 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
 
 // Of one layer, or of all where eviction comes at the end of the block.
 FlightShape FlightOf(const Shape& shape, const EvictionStyle& style) {
-  const auto layers = static_cast<size_t>(style.layers_in_flight);
-  return {.heads = style.in_layer ? std::min(layers * shape.widest_layer_heads, shape.all_heads) : shape.all_heads,
-          // In a cascade all heads take a token before one of them is rid of any.
-          .token_pages = style.cascades ? shape.all_heads / kP + 1 : 0,
+  return {.heads = style.schedule->HeadsInFlight(shape.widest_layer_heads, shape.all_heads),
+          .token_pages = style.schedule->TokenPages(shape.all_heads),
           .page_cost = shape.page_cost()};
 }
 
@@ -273,13 +271,14 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const Eviction
                        const EngineOptions& options, int block_tokens) {
   const auto sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
   EvictionStyle whole = style;
-  whole.in_layer = false;  // no layer evicts before the next
+  whole.schedule = EvictionSchedule::AfterBlock();  // nothing goes before
   const MemoryPlan plan = CommonPlan(info, shape, whole, options, block_tokens);
   const size_t kept = shape.all_heads * (PagesFor(options.num_ctx) + 2);
   const size_t pages = shape.low_page_bytes == 0 ? kept * shape.page_cost()
                                                  : kept * shape.low_page_cost() + shape.all_heads * shape.page_cost();
   return plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
-         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, options.num_ctx) + pages);
+         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, options.num_ctx) + pages +
+                      style.schedule->TokenPages(shape.all_heads) * shape.page_cost());
 }
 
 }  // namespace
@@ -404,9 +403,10 @@ EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options) {
       std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
   // Pages in few bits are encoded again whenever entries leave them: once a block must do.
   const bool low = FullPageFormat(options).whole_pages();
-  style.cascades = !shares && !low && style.evicts && !policy->layer_local() && policy->cascades();
-  style.in_layer = !shares && (!style.evicts || policy->layer_local() || style.cascades);
-  if (style.cascades) style.layers_in_flight = std::max(1, CountLayers(info, LayerKind::kGlobal) / kCascadeSteps);
+  if (shares || (style.evicts && !policy->layer_local())) style.schedule = EvictionSchedule::AfterBlock();
+  if (!shares && !low && style.evicts && !policy->layer_local() && policy->cascades()) {
+    style.schedule = EvictionSchedule::Cascade(std::max(1, CountLayers(info, LayerKind::kGlobal) / kCascadeSteps));
+  }
   style.ragged = style.evicts && policy->ragged();
   return style;
 }

@@ -3,10 +3,12 @@
 #define PITH_ENGINE_PLAN_H_
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
+#include "engine/eviction_schedule.h"
 #include "engine/query_moments.h"
 #include "host/model.h"
 #include "pith/types.h"
@@ -38,10 +40,7 @@ struct MemoryPlan {
 // What the plan needs to know of a recipe.
 struct EvictionStyle {
   bool evicts = true;
-  bool in_layer = true;  // a layer evicts right after its own attention, so one layer's block is in flight
-  bool cascades =
-      false;  // layers evict together whenever the block of so many is in flight; a token is evicted at its end
-  int layers_in_flight = 1;
+  std::shared_ptr<const EvictionSchedule> schedule = EvictionSchedule::InLayer();
   bool ragged = true;    // heads end with different numbers of entries, so each may waste a page
 };
 

@@ -33,7 +33,7 @@ size_t PagesAtWorst(const MemoryPlan& plan, const EvictionStyle& style, size_t h
   const size_t per_head =
       static_cast<size_t>((plan.keep_entries + plan.slack_entries + kPageEntries - 1) / kPageEntries);
   const size_t block = static_cast<size_t>((plan.block_tokens + kPageEntries - 1) / kPageEntries) + 1;
-  return heads * (per_head + (style.ragged ? 1 : 0)) + (style.in_layer ? layer_heads : heads) * block;
+  return heads * (per_head + (style.ragged ? 1 : 0)) + (style.schedule->FinishesLayers() ? layer_heads : heads) * block;
 }
 
 TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
@@ -42,7 +42,9 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
     for (const bool in_layer : {false, true}) {
       for (size_t mib = 4; mib <= 96; mib += 4) {
         const EngineOptions options = Options(mib << 20);
-        const EvictionStyle style{.evicts = true, .in_layer = in_layer, .ragged = ragged};
+        const EvictionStyle style{.evicts = true,
+                                  .schedule = in_layer ? EvictionSchedule::InLayer() : EvictionSchedule::AfterBlock(),
+                                  .ragged = ragged};
         const auto plan = PlanMemory(info, style, options);
         if (!plan) {
           EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
@@ -113,20 +115,22 @@ TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
   for (int i = 0; i < 3; ++i) {
     options.recipe = *ParseRecipe(std::array{"snapkv", "cake", "pyramidkv"}[static_cast<size_t>(i)]);
     const EvictionStyle style = StyleOf(info, options);
-    EXPECT_EQ(style.cascades, i == 1);
-    EXPECT_EQ(style.in_layer, i < 2);
-    EXPECT_EQ(style.layers_in_flight, i == 1 ? 3 : 1);
+    EXPECT_EQ(style.schedule->LayersInCascade(), i == 1 ? 3 : 0);
+    EXPECT_EQ(style.schedule->FinishesLayers(), i < 2);
+    EXPECT_EQ(style.schedule->EvictsLayers(), i == 0);
+    EXPECT_EQ(style.schedule->EvictsAfterBlock(), i > 0);
     const MemoryPlan plan = *PlanMemory(info, style, options);
-    EXPECT_LE(PagesAtWorst(plan, style, 90, 3 * static_cast<size_t>(style.layers_in_flight)), plan.num_pages);
+    EXPECT_LE(PagesAtWorst(plan, style, 90, 3 * static_cast<size_t>(std::max(style.schedule->LayersInCascade(), 1))),
+              plan.num_pages);
     keep[i] = plan.keep_entries;
   }
   EXPECT_GE(keep[0], keep[1]);
   EXPECT_GT(3 * keep[1], 4 * keep[2]) << "whose blocks are all in flight";
   options.recipe = *ParseRecipe("cake format=q4");
-  EXPECT_FALSE(StyleOf(info, options).cascades);
+  EXPECT_EQ(StyleOf(info, options).schedule->LayersInCascade(), 0);
   options.recipe = *ParseRecipe("cake");
   options.compress = CompressMode::kAfter;
-  EXPECT_FALSE(StyleOf(info, options).cascades);
+  EXPECT_EQ(StyleOf(info, options).schedule->LayersInCascade(), 0);
 }
 
 TEST(PlanTest, MomentsOfQueriesAreCharged) {

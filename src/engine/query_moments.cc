@@ -54,6 +54,18 @@ void QueryMoments::Add(int layer, int head, int64_t before, float* rows, int cou
   }
 }
 
+bool QueryMoments::ChangesSums(int64_t before, int count) {
+  return (before + count) / kWaiting > before / kWaiting;
+}
+
+void QueryMoments::CopyHead(int layer, int head, bool sums, const float* from, float* to) const {
+  const auto dim = static_cast<size_t>(shape_.key_dim), triangle = kernels::TriangleSize(shape_.key_dim);
+  const size_t mean = Offset(layer, head), waiting = mean + dim + triangle;
+  std::copy_n(from + mean, dim, to + mean);
+  std::copy_n(from + waiting, dim * kWaiting, to + waiting);
+  if (sums) std::copy_n(from + mean + dim, triangle, to + mean + dim);
+}
+
 void QueryMoments::Covariance(int layer, int head, int64_t seen, int dim, float* triangle) const {
   const float *sums = mean(layer, head) + shape_.key_dim, *waiting = sums + kernels::TriangleSize(shape_.key_dim);
   const size_t size = kernels::TriangleSize(dim);

@@ -30,6 +30,9 @@ class QueryMoments {
   // rows [count, dim] follow `before` others of the head; they are overwritten. Threads: one per head.
   void Add(int layer, int head, int64_t before, float* rows, int count, int dim);
   const float* mean(int layer, int head) const { return data_.data() + Offset(layer, head); }  // [dim]
+  // Between two arrays like data(): what Add() changes of a head; the sums only if ChangesSums().
+  void CopyHead(int layer, int head, bool sums, const float* from, float* to) const;
+  static bool ChangesSums(int64_t before, int count);
   // [dim (dim + 1) / 2], as a triangle; of all `seen` queries, over their number.
   void Covariance(int layer, int head, int64_t seen, int dim, float* triangle) const;
 

@@ -58,6 +58,7 @@ struct BlockRows {
   std::span<const int32_t> positions;
   std::span<const int32_t> slots;         // sequence slot of each row; rows of a slot stand together
   std::span<const uint8_t> wants_logits;  // 1: keep this row's logits
+  bool wants_hidden = false;              // and what the output layer got for it; libllama then keeps every row's
 };
 
 class HostContext {
@@ -71,6 +72,9 @@ class HostContext {
   Status Decode(const BlockRows& rows);
   // Logits of the i-th row that wanted them, [vocab]. Valid until the next Decode.
   std::span<const float> logits(int output) const;
+  // The same of the hidden state behind the last norm, [hidden_dim], of a block that wanted it;
+  // empty where the architecture's graph has none.
+  std::span<const float> hidden(int output) const;
 
   // Recurrent state (nothing for attention-only models).
   void CopySlot(int from, int to);

@@ -15,6 +15,7 @@
 #include "ggml-cpu.h"
 #include "host/block_product.h"
 #include "host/chat_template.h"
+#include "host/embedding_context.h"
 #include "host/fingerprint.h"
 #include "host/gguf_check.h"
 #include "host/llama_util.h"
@@ -83,6 +84,9 @@ Status RefuseUnhostable(const llama_model* model, const std::string& architectur
   if (architecture == "plm") return Unsupported("libllama aborts on plm models");
   if (llama_model_has_encoder(model))
     return Unsupported(architecture + " models have an encoder, which pith does not host");
+  if (Metadata(model, (architecture + ".attention.causal").c_str()) == "false") {
+    return Unsupported(architecture + " models give embeddings and do not generate text");
+  }
   if (!llama_model_has_decoder(model)) return Unsupported(architecture + " models do not generate text");
   if (llama_model_is_diffusion(model))
     return Unsupported(architecture + " models diffuse instead of decoding token by token");
@@ -101,6 +105,12 @@ void AddMetadata(const llama_model* model, Hash64& hash) {
   }
 }
 
+EmbeddingPooling PoolingOf(const llama_model* model, const std::string& architecture) {
+  const std::string type = Metadata(model, (architecture + ".pooling_type").c_str());
+  if (type == std::to_string(LLAMA_POOLING_TYPE_CLS)) return EmbeddingPooling::kFirst;
+  return type == std::to_string(LLAMA_POOLING_TYPE_LAST) ? EmbeddingPooling::kLast : EmbeddingPooling::kMean;
+}
+
 void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info) {
   info.path = path;
   info.architecture = Metadata(model, "general.architecture");
@@ -109,6 +119,8 @@ void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info
   info.description = description;
   info.num_layers = llama_model_n_layer(model);
   info.num_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+  info.hidden_dim = llama_model_n_embd_out(model);
+  info.pooling = PoolingOf(model, info.architecture);
   info.trained_ctx = llama_model_n_ctx_train(model);
   info.window = llama_model_n_swa(model);
   info.num_params = llama_model_n_params(model);
@@ -196,8 +208,12 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
                    LoadReason("its hyper-parameters or tensors do not fit its architecture"));
   }
   FillInfo(host->model_, path, host->info_);
-  PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
-  PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
+  if (options.for_embeddings) {
+    PITH_RETURN_IF_ERROR(ProbeEmbeddings(*host));
+  } else {
+    PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
+    PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
+  }
   for (const std::string& lora : options.lora_paths) {
     load_error.clear();
     llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
@@ -244,6 +260,10 @@ Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add
                       parse_special);
 }
 
+Result<std::vector<int32_t>> HostModel::TokenizeWhole(std::string_view text) const {
+  return TokenizeText(llama_model_get_vocab(model_), Metadata(model_, "tokenizer.ggml.pre"), text, true, false, true);
+}
+
 std::string HostModel::Piece(int32_t token) const {
   const llama_vocab* vocab = llama_model_get_vocab(model_);
   std::string piece(32, '\0');
@@ -254,6 +274,10 @@ std::string HostModel::Piece(int32_t token) const {
   }
   piece.resize(static_cast<size_t>(std::max(length, 0)));
   return piece;
+}
+
+bool HostModel::IsControl(int32_t token) const {
+  return llama_vocab_is_control(llama_model_get_vocab(model_), token);
 }
 
 bool HostModel::IsEndOfGeneration(int32_t token) const {
@@ -272,6 +296,28 @@ std::string HostModel::bos_text() const {
 std::string HostModel::eos_text() const {
   const llama_token token = llama_vocab_eos(llama_model_get_vocab(model_));
   return token == LLAMA_TOKEN_NULL ? std::string() : Piece(token);
+}
+
+static_assert(LLAMA_TOKEN_NULL == -1);
+int32_t HostModel::bos_token() const { return llama_vocab_bos(llama_model_get_vocab(model_)); }
+int32_t HostModel::eos_token() const { return llama_vocab_eos(llama_model_get_vocab(model_)); }
+int32_t HostModel::newline_token() const { return llama_vocab_nl(llama_model_get_vocab(model_)); }
+bool HostModel::adds_bos() const { return llama_vocab_get_add_bos(llama_model_get_vocab(model_)); }
+
+std::vector<std::pair<std::string, std::string>> HostModel::ListMetadata() const {
+  // As snprintf.
+  const auto read = [](const auto& write) {
+    std::string text(static_cast<size_t>(std::max(write(nullptr, size_t{0}), 0)), '\0');
+    (void)write(text.data(), text.size() + 1);
+    return text;
+  };
+  std::vector<std::pair<std::string, std::string>> all;
+  for (int i = 0; i < llama_model_meta_count(model_); ++i) {
+    all.emplace_back(
+        read([&](char* to, size_t size) { return llama_model_meta_key_by_index(model_, i, to, size); }),
+        read([&](char* to, size_t size) { return llama_model_meta_val_str_by_index(model_, i, to, size); }));
+  }
+  return all;
 }
 
 // A name of libllama's stays one; a text is Jinja if it can be.

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/rotation.h"
@@ -42,6 +43,9 @@ struct LayerShape {
   bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 
+// Of the hidden states of a text's tokens, one that stands for the text.
+enum class EmbeddingPooling : uint8_t { kNone, kMean, kFirst, kLast };
+
 struct ModelInfo {
   std::string path;
   std::vector<std::string> part_paths;  // of a split model all parts, else the path
@@ -49,6 +53,8 @@ struct ModelInfo {
   std::string description;  // "llama 135M Q4_1"
   int num_layers = 0;
   int num_vocab = 0;
+  int hidden_dim = 0;       // of what the output layer gets
+  EmbeddingPooling pooling = EmbeddingPooling::kMean;  // that the file names; the mean where it names none
   int trained_ctx = 0;
   int max_positions = 0;    // positions end here (learned ones, or RoPE factors for short contexts), 0: nowhere
   int window = 0;           // sliding window in tokens, 0: none
@@ -80,6 +86,8 @@ struct HostModelOptions {
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
   bool try_in_child = true;
+  // For embeddings alone (host/embedding_context.h): a model without a KV cache, such as an encoder.
+  bool for_embeddings = false;
 };
 
 struct ChatToolCall {
@@ -113,8 +121,11 @@ class HostModel {
   // Special tokens in `text` are parsed if parse_special; add_special puts BOS in front where the file says so, but no
   // EOS behind a text that goes on. kInvalidArgument: TokenizeText().
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool add_special, bool parse_special) const;
+  // A text that ends here, with what the tokenizer puts around one: for embeddings.
+  Result<std::vector<int32_t>> TokenizeWhole(std::string_view text) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
   bool IsEndOfGeneration(int32_t token) const;
+  bool IsControl(int32_t token) const;
   // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual
   // templates, which it recognises by what they contain. kUnsupported: there is none, or neither can write these
   // messages. tools: a JSON array as OpenAI's API has it, empty for none; templates that know no tools leave them out.
@@ -123,11 +134,18 @@ class HostModel {
   const std::string& chat_template() const;  // its text or name; empty if there is none
   std::string bos_text() const;              // of the token that begins a text; empty if there is none
   std::string eos_text() const;              // of the one that ends it
+  int32_t bos_token() const;                 // -1: there is none
+  int32_t eos_token() const;
+  int32_t newline_token() const;
+  bool adds_bos() const;                     // Tokenize() does, where asked for special tokens
   bool has_chat_template() const;
   bool knows_chat_template() const;  // and it can be read
 
   // False: libllama was built for the CPU alone, and num_gpu_layers has no effect.
   static bool SupportsGpu();
+
+  // What the file says of itself: keys and values as texts, arrays left out.
+  std::vector<std::pair<std::string, std::string>> ListMetadata() const;
 
   // [hidden, heads * Dv] float32 rows of the layer's output projection; empty: none found. One layer is kept at a time:
   // asking for another one reads and dequantises it.

@@ -15,6 +15,7 @@
 #include <fmt/ranges.h>
 
 #include "host/grammar_bounds.h"
+#include "host/grammar_guard.h"
 #include "host/llama_util.h"
 #include "host/model.h"
 
@@ -24,6 +25,10 @@ namespace {
 // Processor time that a grammar may take to accept one token. Of an ambiguous one libllama holds more with each
 // character, several times as much; milliseconds are plenty for others.
 constexpr double kSlowestSeconds = 0.02;
+// What it may take in a whole text, and stacks times tokens of the vocabulary where it has to look at all of them.
+constexpr double kMostSeconds = 30;
+constexpr double kMostLookedAt = 1e8;
+constexpr const char* kTooSlow = "the grammar takes too long: too many of its rules fit the same text";
 
 double ThreadSeconds() {
   timespec now{};
@@ -152,6 +157,8 @@ struct HostSampler::Private {
   LlamaSamplerPtr bias;       // null: none
   LlamaSamplerPtr penalties;  // where they come first; likewise
   LlamaSamplerPtr grammar;
+  std::unique_ptr<GrammarGuard> guard;  // of the grammar
+  double grammar_seconds = 0;           // of processor time, in this text
   LlamaSamplerPtr chain;      // the rest, which selects
   std::vector<llama_sampler*> restarted;     // those of the chain that a new generation begins anew
   std::vector<llama_token_data> candidates;  // [vocab], reused
@@ -168,6 +175,7 @@ struct HostSampler::Private {
   llama_token_data_array Candidates(std::span<const float> logits);
   void Penalise(llama_token_data_array& array);
   Result<int32_t> Choose(std::span<const float> logits, bool by_grammar);
+  Result<int32_t> ChooseByGrammar(const HostModel& model, std::span<const float> logits);
   void Accept(int32_t token);
 };
 
@@ -198,6 +206,9 @@ Status HostSampler::Private::MakeBias(const HostModel& model, const SamplerOptio
 Status HostSampler::Private::MakeGrammar(const HostModel& model, const SamplerOptions& options) {
   if (options.grammar.empty()) return {};
   PITH_RETURN_IF_ERROR(CheckGrammarBounds(options.grammar));
+  guard = GrammarGuard::Parse(options.grammar);
+  if (guard == nullptr) return InvalidArgument("the grammar is not valid GBNF with a rule \"root\"");
+  if (!guard->Start()) return InvalidArgument(kTooSlow);
   try {
     grammar.reset(llama_sampler_init_grammar(llama_model_get_vocab(model.handle()), options.grammar.c_str(), "root"));
   } catch (const std::exception&) {
@@ -267,12 +278,12 @@ void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOption
   add(is_greedy ? llama_sampler_init_greedy() : llama_sampler_init_dist(options.seed));
 }
 
-HostSampler::HostSampler() : private_(std::make_unique<Private>()) {}
+HostSampler::HostSampler(const HostModel& model) : model_(model), private_(std::make_unique<Private>()) {}
 HostSampler::~HostSampler() = default;
 
 Result<std::unique_ptr<HostSampler>> HostSampler::Create(const HostModel& model, const SamplerOptions& options) {
   PITH_RETURN_IF_ERROR(CheckSampling(options));
-  std::unique_ptr<HostSampler> sampler(new HostSampler());
+  std::unique_ptr<HostSampler> sampler(new HostSampler(model));
   Private& made = *sampler->private_;
   PITH_RETURN_IF_ERROR(made.MakeBias(model, options));
   PITH_RETURN_IF_ERROR(made.MakeGrammar(model, options));
@@ -330,27 +341,36 @@ void HostSampler::Private::Accept(int32_t token) {
   llama_sampler_accept(chain.get(), token);
 }
 
+// As llama.cpp does it: grammars are slow over a whole vocabulary, and most tokens fit without being asked to.
+Result<int32_t> HostSampler::Private::ChooseByGrammar(const HostModel& model, std::span<const float> logits) {
+  const double start = ThreadSeconds();
+  PITH_ASSIGN_OR_RETURN(int32_t token, Choose(logits, false));
+  llama_token_data one{token, 1.0f, 0.0f};
+  llama_token_data_array only{&one, 1, -1, false};
+  llama_sampler_apply(grammar.get(), &only);
+  if (!std::isfinite(one.logit)) {
+    const double looked_at = static_cast<double>(guard->num_stacks()) * static_cast<double>(logits.size());
+    if (looked_at > kMostLookedAt) return Unsupported(kTooSlow);
+    PITH_ASSIGN_OR_RETURN(token, Choose(logits, true));
+  }
+  if (!model.IsEndOfGeneration(token) && !guard->Accept(model.Piece(token))) return Unsupported(kTooSlow);
+  const double accepts = ThreadSeconds();
+  Accept(token);
+  const double end = ThreadSeconds();
+  grammar_seconds += end - start;
+  if (end - accepts > kSlowestSeconds || grammar_seconds > kMostSeconds) return Unsupported(kTooSlow);
+  return token;
+}
+
 Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
   if (logits.size() != private_->candidates.size()) {
     return InvalidArgument(fmt::format("there are {} logits, and the model has {} tokens", logits.size(),
                                        private_->candidates.size()));
   }
   try {
-    // As llama.cpp does it: grammars are slow over a whole vocabulary, and most tokens fit without being asked to.
-    PITH_ASSIGN_OR_RETURN(int32_t token, private_->Choose(logits, false));
-    if (private_->grammar) {
-      llama_token_data one{token, 1.0f, 0.0f};
-      llama_token_data_array only{&one, 1, -1, false};
-      llama_sampler_apply(private_->grammar.get(), &only);
-      if (!std::isfinite(one.logit)) {
-        PITH_ASSIGN_OR_RETURN(token, private_->Choose(logits, true));
-      }
-    }
-    const double start = private_->grammar ? ThreadSeconds() : 0;
+    if (private_->grammar) return private_->ChooseByGrammar(model_, logits);
+    PITH_ASSIGN_OR_RETURN(const int32_t token, private_->Choose(logits, false));
     private_->Accept(token);
-    if (private_->grammar && ThreadSeconds() - start > kSlowestSeconds) {
-      return Unsupported("the grammar takes too long: too many of its rules fit the same text");
-    }
     return token;
   } catch (const std::exception& error) {
     return Unsupported(fmt::format("libllama's sampler failed: {}", error.what()));
@@ -358,7 +378,11 @@ Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
 }
 
 void HostSampler::StartOver() {
-  if (private_->grammar) llama_sampler_reset(private_->grammar.get());
+  if (private_->grammar) {
+    llama_sampler_reset(private_->grammar.get());
+    (void)private_->guard->Start();
+    private_->grammar_seconds = 0;
+  }
   if (private_->penalties) llama_sampler_reset(private_->penalties.get());
   for (llama_sampler* sampler : private_->restarted) llama_sampler_reset(sampler);
   private_->recent.clear();

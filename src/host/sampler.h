@@ -63,7 +63,8 @@ Status CheckSampling(const SamplerOptions& options);
 // Not thread-safe.
 class HostSampler {
  public:
-  // kInvalidArgument: CheckSampling()'s, a token that the vocabulary lacks, or a grammar that is none.
+  // `model` outlives it. kInvalidArgument: CheckSampling()'s, a token that the vocabulary lacks, or a grammar that is
+  // none.
   static Result<std::unique_ptr<HostSampler>> Create(const HostModel& model, const SamplerOptions& options);
   ~HostSampler();
 
@@ -73,8 +74,9 @@ class HostSampler {
   void StartOver();
 
  private:
-  HostSampler();
+  explicit HostSampler(const HostModel& model);
   struct Private;
+  const HostModel& model_;  // outlives it
   std::unique_ptr<Private> private_;
 };
 

@@ -124,7 +124,7 @@ size_t ReachOfMatch(std::string_view text, std::string_view pre) {
 }
 
 Result<std::vector<int32_t>> TokenizeText(const llama_vocab* vocab, std::string_view pre, std::string_view text,
-                                          bool add_special, bool parse_special) {
+                                          bool add_special, bool parse_special, bool is_whole) {
   if (const size_t valid = ValidUtf8Prefix(text); valid != text.size()) {
     return InvalidArgument(fmt::format("the text is not valid UTF-8 (byte {})", valid));
   }
@@ -145,7 +145,7 @@ Result<std::vector<int32_t>> TokenizeText(const llama_vocab* vocab, std::string_
     PITH_RETURN_IF_ERROR(RunWithStack(call, kStackBase + reach * kStackPerCharacter));
   }
   if (!call.done) return InvalidArgument("this model's tokenizer fails on the text, or the text is too long for it");
-  if (add_special && llama_vocab_get_add_eos(vocab) && !call.tokens.empty() &&
+  if (add_special && !is_whole && llama_vocab_get_add_eos(vocab) && !call.tokens.empty() &&
       call.tokens.back() == llama_vocab_eos(vocab)) {
     call.tokens.pop_back();
   }

@@ -18,11 +18,11 @@ struct llama_vocab;
 
 namespace pith {
 
-// The tokens that libllama gives, but no EOS behind them: every text here is one that goes on. `pre` is the file's
+// The tokens that libllama gives, but no EOS behind a text that goes on (is_whole: it ends here). `pre` is the file's
 // tokenizer.ggml.pre. kInvalidArgument: not UTF-8, too long, or with a run that no stack of 2 GiB has room for.
 // kUnsupported: no vocabulary.
 Result<std::vector<int32_t>> TokenizeText(const llama_vocab* vocab, std::string_view pre, std::string_view text,
-                                          bool add_special, bool parse_special);
+                                          bool add_special, bool parse_special, bool is_whole = false);
 
 // Characters of valid UTF-8 that one match of a pre-tokenizer's expressions goes over at most: the longest run of
 // blanks and the longest of others.

@@ -25,9 +25,7 @@ void TrimScores(const KeptHeads& kept, LayerScores& scores) {
   Trim(kept, scores.heads);
   Trim(kept, scores.pinned);
   Trim(kept, scores.ties);
-  Trim(kept, scores.attention);
-  Trim(kept, scores.value_norms);
-  Trim(kept, scores.spread);
+  for (StageNotes& notes : scores.notes) Trim(kept, notes.column);
 }
 
 void Cascade::Begin(const Budget& budget) {
@@ -40,12 +38,12 @@ void Cascade::Add(const Policy& policy, LayerScores scores) {
   layers_.push_back(std::move(scores));
 }
 
-std::vector<KeptHeads> Cascade::Shrink(const Policy& policy, int64_t num_entries) {
+Result<std::vector<KeptHeads>> Cascade::Shrink(const Policy& policy, int64_t num_entries) {
   int64_t num_heads = 0;
   for (const LayerScores& layer : layers_) num_heads += static_cast<int64_t>(layer.heads.size());
   Budget budget = budget_;
   budget.keep = static_cast<int>(std::max<int64_t>(num_entries / std::max<int64_t>(num_heads, 1), 1));
-  std::vector<KeptHeads> kept = policy.SelectAll(layers_, budget);
+  PITH_ASSIGN_OR_RETURN(std::vector<KeptHeads> kept, policy.SelectAll(layers_, budget));
   for (size_t l = 0; l < layers_.size(); ++l) TrimScores(kept[l], layers_[l]);
   return kept;
 }

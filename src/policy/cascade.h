@@ -26,8 +26,8 @@ class Cascade {
   void Add(const Policy& policy, LayerScores scores);
 
   // What stays in each of the layers so far: at most num_entries in all (save for pinned ones), of those that stayed
-  // the last time.
-  std::vector<KeptHeads> Shrink(const Policy& policy, int64_t num_entries);
+  // the last time. kInvalidArgument: a registered stage failed; nothing has changed.
+  Result<std::vector<KeptHeads>> Shrink(const Policy& policy, int64_t num_entries);
 
  private:
   Budget budget_;

@@ -48,7 +48,7 @@ Budget FinalBudget() { return {.keep = kKeep, .keep_fraction = static_cast<doubl
 Outcome AtTheEnd(const Policy& policy, const std::vector<std::unique_ptr<TestLayer>>& layers) {
   std::vector<LayerScores> scores(layers.size());
   for (size_t l = 0; l < layers.size(); ++l) policy.Score(layers[l]->inputs(), scores[l]);
-  return {policy.SelectAll(scores, FinalBudget()), int64_t{kLayers} * 3 * kEntries};
+  return {policy.SelectAll(scores, FinalBudget()).value(), int64_t{kLayers} * 3 * kEntries};
 }
 
 // One block, no more than `in_flight` layers of it beyond the total. early: as if each layer so far
@@ -74,7 +74,7 @@ Outcome InACascade(const Policy& policy, const std::vector<std::unique_ptr<TestL
     const int64_t total = int64_t{kLayers} * 3 * (last ? kKeep : kKeep + kSlack);
     if (!last && CountOf(out.kept) + later <= total + (in_flight - 1) * 3 * kEntries) continue;
     const int64_t part = early && !last ? total * static_cast<int64_t>(l + 1) / kLayers : total - later;
-    const std::vector<KeptHeads> kept = cascade.Shrink(policy, part);
+    const std::vector<KeptHeads> kept = cascade.Shrink(policy, part).value();
     for (size_t i = 0; i <= l; ++i) {
       for (size_t h = 0; h < 3; ++h) {
         std::vector<int32_t> left;
@@ -145,13 +145,13 @@ TEST(Cascade, TrimmedScoresAreThoseOfWhatStays) {
   LayerScores scores;
   scores.heads = {{1, 2, 3}, {4, 5, 6}};
   scores.ties = {{7, 8, 9}, {}};
-  scores.attention = {{1, 2}, {3, 4}};  // of the entries before the window
-  scores.preference = 5;
+  scores.NotesOf(nullptr).column = {{1, 2}, {3, 4}};  // of the entries before the window
+  scores.NotesOf(nullptr).numbers = {5};
   TrimScores({{0, 2}, {1}}, scores);
   EXPECT_EQ(scores.heads, (std::vector<std::vector<float>>{{1, 3}, {5}}));
   EXPECT_EQ(scores.ties, (std::vector<std::vector<float>>{{7, 9}, {}}));
-  EXPECT_EQ(scores.attention, (std::vector<std::vector<float>>{{1}, {4}}));
-  EXPECT_EQ(scores.preference, 5);
+  EXPECT_EQ(scores.NotesOf(nullptr).column, (std::vector<std::vector<float>>{{1}, {4}}));
+  EXPECT_EQ(scores.NotesOf(nullptr).numbers, std::vector<double>{5});
 }
 
 }  // namespace

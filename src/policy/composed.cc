@@ -1,8 +1,11 @@
 #include "policy/composed.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <utility>
 
 #include "base/check.h"
@@ -18,6 +21,28 @@ constexpr int kDefaultWindow = 32;
 constexpr double kScarce = 0.05;
 // How often places are divided until pages of the divided ones cost no more.
 constexpr int kDivisions = 8;
+
+// Passes on, and remembers that the aggregator failed, whichever thread of the scorer saw it.
+class WatchedAggregator final : public Aggregator {
+ public:
+  explicit WatchedAggregator(const Aggregator& inner) : inner_(inner) {}
+
+  void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const override {
+    Status status = inner_.TryAggregate(probs, pooling, out);
+    if (status) return;
+    std::fill(out.begin(), out.end(), 0.0F);
+    const std::lock_guard lock(mutex_);
+    // Of several the first by name, so that threads make no difference.
+    if (status_ || status.error().message < status_.error().message) status_ = std::move(status);
+  }
+  // When the scorer is through.
+  const Status& status() const { return status_; }
+
+ private:
+  const Aggregator& inner_;
+  mutable std::mutex mutex_;
+  mutable Status status_;
+};
 
 // A score that is no number loses against every other; the order stays total whatever comes in.
 void MakeComparable(std::vector<float>& scores) {
@@ -53,11 +78,22 @@ int64_t EntriesWithStandIns(const std::vector<LayerScores>& layers, const Budget
 
 }  // namespace
 
+StageNotes& LayerScores::NotesOf(const Stage* owner) {
+  const auto there = std::ranges::find(notes, owner, &StageNotes::owner);
+  return there != notes.end() ? *there : notes.emplace_back(StageNotes{owner, {}, {}});
+}
+
+const StageNotes& LayerScores::NotesOf(const Stage* owner) const {
+  static const StageNotes none;
+  const auto there = std::ranges::find(notes, owner, &StageNotes::owner);
+  return there != notes.end() ? *there : none;
+}
+
 // The base class serves policies that are layer-local.
-std::vector<KeptHeads> Policy::SelectAll(std::span<const LayerScores> scores, const Budget& budget) const {
+Result<std::vector<KeptHeads>> Policy::SelectAll(std::span<const LayerScores> scores, const Budget& budget) const {
   (void)scores, (void)budget;
   PITH_CHECK(layer_local());
-  return {};
+  return std::vector<KeptHeads>();
 }
 
 ComposedPolicy::ComposedPolicy(PolicyParts parts) : parts_(std::move(parts)) {
@@ -131,13 +167,18 @@ void ComposedPolicy::Score(const LayerInputs& inputs, LayerScores& scores) const
       scores.pinned.back().resize(static_cast<size_t>(head.num_entries), 0);
     }
   }
-  parts_.scorer->Score(inputs, *parts_.aggregator, scores);
+  const WatchedAggregator aggregator(*parts_.aggregator);
+  parts_.scorer->Score(inputs, aggregator, scores);
+  if (scores.fault.empty() && !aggregator.status()) {
+    scores.fault = fmt::format("{} in layer {}", aggregator.status().error().message, inputs.layer);
+  }
   for (auto& head : scores.heads) MakeComparable(head);
   for (const auto& modifier : parts_.modifiers) {
+    if (!scores.fault.empty()) return;
     modifier->Adjust(inputs, scores);
     for (auto& head : scores.heads) MakeComparable(head);
   }
-  parts_.allocator->Prepare(inputs, scores);
+  if (scores.fault.empty()) parts_.allocator->Prepare(inputs, scores);
 }
 
 void ComposedPolicy::Refine(const Budget& budget, LayerScores& scores) const {
@@ -145,21 +186,21 @@ void ComposedPolicy::Refine(const Budget& budget, LayerScores& scores) const {
   scores.refined = true;
 }
 
-void ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
+Status ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
   size_t num_heads = 0;
   for (const LayerScores& layer : ranked.layers) num_heads += layer.heads.size();
   Budget left = budget;
   double total = -1;  // that pages may cost
   for (int round = 1;; ++round) {
-    parts_.allocator->Allocate(ranked.layers, left, ranked.budgets);
-    if (keeps_everything()) return;
+    PITH_RETURN_IF_ERROR(parts_.allocator->TryAllocate(ranked.layers, left, ranked.budgets));
+    if (keeps_everything()) return {};
     // With keep_exact a method's own rounding may go beyond the total by less than one a head.
     const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
     FitBudgets(ranked.layers, TotalEntries(left, num_heads) + rounding, ranked.budgets);
-    if (budget.page_entries <= 1 || !ragged()) return;
+    if (budget.page_entries <= 1 || !ragged()) return {};
     if (total < 0) total = static_cast<double>(EntriesWithStandIns(ranked.layers, left, ranked.budgets));
     const double missing = RoundToPages(ranked.layers, left, total, round == kDivisions, ranked.budgets);
-    if (missing == 0) return;
+    if (missing == 0) return {};
     // Rests that must be there cost more than their places: all heads compete for what is left.
     const double less = missing / static_cast<double>(std::max<size_t>(num_heads, 1));
     left.keep = std::max(0, static_cast<int>(left.keep - less));
@@ -170,37 +211,52 @@ void ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
 ComposedPolicy::Ranked ComposedPolicy::RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                                const Budget& given) const {
   const Budget budget = WithoutStandIns(given);
-  Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size())};
+  Ranked out{{scores.begin(), scores.end()}, Allocation(scores.size()), {}};
   for (size_t l = 0; l < scores.size(); ++l) {
     if (!out.layers[l].refined) Refine(budget, out.layers[l]);
     out.budgets[l].resize(scores[l].heads.size());
   }
-  Divide(budget, out);
-  for (size_t l = 0; l < out.layers.size(); ++l) {
-    LayerScores& layer = out.layers[l];
-    if (layer.ties.empty()) layer.ties.resize(layer.heads.size());
-    ParallelFor(layer.heads.size(), [&](size_t h) {
-      HeadRank rank{static_cast<int>(h),
-                    out.budgets[l][h],
-                    &layer,
-                    inputs == nullptr ? nullptr : &inputs->heads[h],
-                    inputs == nullptr ? 0 : inputs->key_dim,
-                    layer.heads[h],
-                    &layer.ties[h]};
-      for (const Stage* stage : stages()) stage->Rerank(rank);
-      MakeComparable(layer.heads[h]);
-    });
+  out.status = Divide(budget, out);
+  for (size_t l = 0; l < out.layers.size() && out.status; ++l) {
+    out.status = Rerank(inputs, out.budgets[l], out.layers[l]);
   }
   return out;
 }
 
-KeptHeads ComposedPolicy::Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const {
+Status ComposedPolicy::Rerank(const LayerInputs* inputs, std::span<const HeadBudget> budgets,
+                              LayerScores& layer) const {
+  if (layer.ties.empty()) layer.ties.resize(layer.heads.size());
+  std::vector<Status> statuses(layer.heads.size());
+  ParallelFor(layer.heads.size(), [&](size_t h) {
+    HeadRank rank{static_cast<int>(h),
+                  budgets[h],
+                  &layer,
+                  inputs == nullptr ? nullptr : &inputs->heads[h],
+                  inputs == nullptr ? 0 : inputs->key_dim,
+                  layer.heads[h],
+                  &layer.ties[h],
+                  {}};
+    for (const Stage* stage : stages()) {
+      if (rank.status) stage->Rerank(rank);
+    }
+    MakeComparable(layer.heads[h]);
+    statuses[h] = std::move(rank.status);
+  });
+  const auto failed = std::ranges::find_if(statuses, [](const Status& status) { return !status; });
+  return failed == statuses.end() ? Status() : *failed;
+}
+
+Result<KeptHeads> ComposedPolicy::Select(const LayerInputs& inputs, const LayerScores& scores,
+                                         const Budget& budget) const {
   const Ranked ranked = RankAll(&inputs, {&scores, 1}, budget);
+  PITH_RETURN_IF_ERROR(ranked.status);
   return std::move(SelectRanked(ranked.layers, ranked.budgets).front());
 }
 
-std::vector<KeptHeads> ComposedPolicy::SelectAll(std::span<const LayerScores> scores, const Budget& budget) const {
+Result<std::vector<KeptHeads>> ComposedPolicy::SelectAll(std::span<const LayerScores> scores,
+                                                         const Budget& budget) const {
   const Ranked ranked = RankAll(nullptr, scores, budget);
+  PITH_RETURN_IF_ERROR(ranked.status);
   return SelectRanked(ranked.layers, ranked.budgets);
 }
 

@@ -41,8 +41,8 @@ class ComposedPolicy final : public Policy {
   }
   void Score(const LayerInputs& inputs, LayerScores& scores) const override;
   void Refine(const Budget& budget, LayerScores& scores) const override;
-  KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const override;
-  std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const override;
+  Result<KeptHeads> Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const override;
+  Result<std::vector<KeptHeads>> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const override;
   std::vector<LayerScores> Rank(const LayerInputs* inputs, std::span<const LayerScores> scores,
                                 const Budget& budget) const override;
 
@@ -50,11 +50,14 @@ class ComposedPolicy final : public Policy {
   struct Ranked {
     std::vector<LayerScores> layers;
     Allocation budgets;
+    Status status;  // of the stages
   };
   // What is left to choose, with the number of entries that are made.
   Budget WithoutStandIns(const Budget& budget) const;
   // Fills in what each head keeps of the layers that are refined.
-  void Divide(const Budget& budget, Ranked& ranked) const;
+  Status Divide(const Budget& budget, Ranked& ranked) const;
+  // Lets stages change the order within the heads of one layer. inputs: may be null.
+  Status Rerank(const LayerInputs* inputs, std::span<const HeadBudget> budgets, LayerScores& layer) const;
   Ranked RankAll(const LayerInputs* inputs, std::span<const LayerScores> scores, const Budget& budget) const;
   std::vector<const Stage*> stages() const;
 

@@ -45,7 +45,7 @@ struct OneHead {
     Budget budget;
     budget.keep = keep;
     std::vector<int32_t> kept;
-    const KeptHeads indices = policy.Select(layer, scores, budget);
+    const KeptHeads indices = policy.Select(layer, scores, budget).value();
     for (int32_t i : indices.front()) kept.push_back(positions[static_cast<size_t>(i)]);
     return kept;
   }
@@ -309,7 +309,7 @@ TEST(KvZipExample, FourWaysToCut) {
   Budget budget;
   budget.keep = 2;
   const auto cut = [&](const std::string& allocator) {
-    return PolicyOf("score=peak alloc=" + allocator)->SelectAll({&layer, 1}, budget).front();
+    return PolicyOf("score=peak alloc=" + allocator)->SelectAll({&layer, 1}, budget).value().front();
   };
   EXPECT_EQ(cut("global"), (KeptHeads{{1, 2}, {0, 3}}));
   EXPECT_EQ(cut("global:strict=1"), (KeptHeads{{2}, {0, 3}}));

@@ -88,27 +88,35 @@ struct Observation {
   const float* largest = nullptr;  // [n] over queries and the group (kNeedLargest)
 };
 
+class Stage;
+
+// What one stage remembers of a layer from scoring to selection.
+struct StageNotes {
+  const Stage* owner = nullptr;
+  std::vector<std::vector<float>> column;  // [kv heads][n], or of the first entries of each; follows those that stay
+  std::vector<double> numbers;
+};
+
 // Scores of one layer. Larger stays. +infinity always stays (as far as the
 // budget allows), and ties are broken towards newer entries.
 struct LayerScores {
   int layer = 0;
   std::vector<std::vector<float>> heads;  // [kv heads][n]
-  // Filled by scorers whose allocator asks for it (CAKE's preference, ...).
-  double preference = 0;
 
   // What Select() and SelectAll() still need once keys and attention are gone. All [kv heads][n],
   // empty where a recipe has no use for them.
   int num_layers = 0;
   std::vector<std::vector<uint8_t>> pinned;     // copied from the inputs
   std::vector<std::vector<float>> ties;         // decides among equal scores; larger stays
-  std::vector<std::vector<float>> attention;    // mean attention of the window (DefensiveKV)
-  std::vector<std::vector<float>> value_norms;  // copied from the inputs (CriticalKV)
-  std::vector<std::vector<float>> spread;       // standard deviation of the attention (RoCo)
-  double certain_mass = 0;                      // attention that certain entries hold (DefensiveKV)
-  std::vector<int> wanted;                      // [kv heads] entries that suffice (DBudgetKV)
   int window = 0;                               // newest entries that were scored as the window
   bool refined = false;                         // Policy::Refine() has been called
-  std::string fault;                            // one sentence of a scorer that failed; nothing may be dropped by these
+  std::vector<StageNotes> notes;                // each stage knows its own alone
+  std::string fault;                            // one sentence of a stage that failed; nothing may be dropped by these
+
+  // Made where there are none.
+  StageNotes& NotesOf(const Stage* owner);
+  // There are none where the stage has made none.
+  const StageNotes& NotesOf(const Stage* owner) const;
 };
 
 struct ColumnSpec {
@@ -185,16 +193,17 @@ class Policy {
 
   // Layer-local policies. Never returns fewer than min(keep, n) entries per head
   // on average (but for those that find their own size, as DBudgetKV does), nor
-  // more than keep * kv heads in total, save for pinned entries.
-  virtual KeptHeads Select(const LayerInputs& inputs, const LayerScores& scores, const Budget& budget) const = 0;
+  // more than keep * kv heads in total, save for pinned entries. kInvalidArgument: a registered stage failed.
+  virtual Result<KeptHeads> Select(const LayerInputs& inputs, const LayerScores& scores,
+                                   const Budget& budget) const = 0;
 
   // Changes the scores of a layer by the budget that it will be selected with; SelectAll() does so itself where this
   // was not called.
   virtual void Refine(const Budget& budget, LayerScores& scores) const { (void)budget, scores.refined = true; }
 
   // Policies over all layers: scores of every layer, in order. Returns [L] kept heads;
-  // the total is at most keep * kv heads * L.
-  virtual std::vector<KeptHeads> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const;
+  // the total is at most keep * kv heads * L. kInvalidArgument as Select().
+  virtual Result<std::vector<KeptHeads>> SelectAll(std::span<const LayerScores> scores, const Budget& budget) const;
 
   // The scores as they stand when entries are chosen: budget-dependent stages applied, protected
   // entries +infinity. For dumps and tests. inputs: null where only scores are left.

@@ -86,11 +86,11 @@ Outcome Choose(const Policy& policy, const std::vector<std::unique_ptr<TestLayer
     const LayerInputs inputs = layers[l]->inputs();
     policy.Score(inputs, scores[l]);
     if (!policy.layer_local()) continue;
-    out.kept.push_back(policy.Select(inputs, scores[l], budget));
+    out.kept.push_back(policy.Select(inputs, scores[l], budget).value());
     out.ranked.push_back(policy.Rank(&inputs, {&scores[l], 1}, budget).front());
   }
   if (policy.layer_local()) return out;
-  return {policy.SelectAll(scores, budget), policy.Rank(nullptr, scores, budget)};
+  return {policy.SelectAll(scores, budget).value(), policy.Rank(nullptr, scores, budget)};
 }
 
 std::vector<std::unique_ptr<TestLayer>> MakeLayers(LayerShapeForTest shape, const Policy& policy, int count,

@@ -1,6 +1,7 @@
 #include "policy/registry.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "policy/registered.h"
@@ -57,6 +58,13 @@ std::unique_ptr<T> MakeFrom(std::span<const Factory<T>> table, std::string_view 
   const auto it = std::find_if(table.begin(), table.end(), [&](const Factory<T>& f) { return f.name == name; });
   PITH_CHECK(it != table.end());
   return it->info().make(params);
+}
+
+// The registered one of that name, or that in the table.
+template <typename T>
+std::unique_ptr<T> MakeAny(std::span<const Factory<T>> table, std::string_view name, const Params& params) {
+  std::unique_ptr<T> registered = MakeRegistered<T>(name, params);
+  return registered != nullptr ? std::move(registered) : MakeFrom<T>(table, name, params);
 }
 
 #define PITH_IGNORE(name, function, paper)
@@ -127,8 +135,7 @@ std::vector<const StageEntry*> Stages() {
   static const std::vector<StageEntry> table = MakeTable();
   std::vector<const StageEntry*> all;
   for (const StageEntry& entry : table) all.push_back(&entry);
-  const std::vector<const RegisteredScorer*> registered = RegisteredScorers();
-  for (const RegisteredScorer* scorer : registered) all.push_back(&scorer->entry);
+  for (const RegisteredStage* stage : RegisteredStages()) all.push_back(&stage->entry);
   return all;
 }
 
@@ -148,19 +155,16 @@ std::vector<std::string_view> StageNames(StageKind kind) {
 }
 
 std::unique_ptr<Scorer> MakeScorer(std::string_view name, const Params& params) {
-  for (const RegisteredScorer* scorer : RegisteredScorers()) {
-    if (scorer->entry.name == name) return scorer->make(params);
-  }
-  return MakeFrom<Scorer>(kScorers, name, params);
+  return MakeAny<Scorer>(kScorers, name, params);
 }
 std::unique_ptr<Aggregator> MakeAggregator(std::string_view name, const Params& params) {
-  return MakeFrom<Aggregator>(kAggregators, name, params);
+  return MakeAny<Aggregator>(kAggregators, name, params);
 }
 std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& params) {
-  return MakeFrom<Modifier>(kModifiers, name, params);
+  return MakeAny<Modifier>(kModifiers, name, params);
 }
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params) {
-  return MakeFrom<Allocator>(kAllocators, name, params);
+  return MakeAny<Allocator>(kAllocators, name, params);
 }
 
 std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params) {

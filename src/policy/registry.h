@@ -43,19 +43,30 @@ std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& pa
 std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params);
 CritiOptions MakePrefill(std::string_view name, const Params& params);
 
-// A scorer from outside the tree.
-struct ScorerRegistration {
+template <typename T>
+using MakeStage = std::function<std::unique_ptr<T>(const Params&)>;
+
+// A stage from outside the tree.
+template <typename T>
+struct StageRegistration {
   std::string name;               // small letters, digits and _
   std::string paper;
   std::string summary;
   std::vector<ParamSpec> params;  // their texts are copied
-  int num_sinks = 0;
-  std::function<std::unique_ptr<Scorer>(const Params&)> make;
+  int num_sinks = 0;              // of scorers
+  MakeStage<T> make;
 };
+using ScorerRegistration = StageRegistration<Scorer>;
+using AggregatorRegistration = StageRegistration<Aggregator>;
+using ModifierRegistration = StageRegistration<Modifier>;
+using AllocatorRegistration = StageRegistration<Allocator>;
 
-// score=NAME is known from now on, until the process ends. kInvalidArgument: the name is taken or none, or so is a
-// parameter's. From any thread.
+// score=NAME (agg=, mod=, alloc=) is known from now on, until the process ends. kInvalidArgument: the name is taken or
+// none, or so is a parameter's. From any thread.
 Status RegisterScorer(ScorerRegistration registration);
+Status RegisterAggregator(AggregatorRegistration registration);
+Status RegisterModifier(ModifierRegistration registration);
+Status RegisterAllocator(AllocatorRegistration registration);
 
 struct NamedRecipe {
   std::string_view name;

@@ -36,11 +36,12 @@ struct HeadBudget {
 struct HeadRank {
   int head = 0;
   HeadBudget budget;
-  const LayerScores* layer = nullptr;  // pinned, value_norms, spread, ...
+  const LayerScores* layer = nullptr;  // pinned, notes, ...
   const HeadInputs* inputs = nullptr;  // null where only scores are left
   int key_dim = 0;
   std::span<float> scores;
   std::vector<float>* ties = nullptr;  // may be filled ([n]) where empty
+  Status status = {};                  // of a stage that failed
 
   std::span<const uint8_t> pinned() const {
     if (layer->pinned.empty()) return {};
@@ -107,6 +108,11 @@ class Aggregator : public Stage {
  public:
   // One number per column from [group, rows] each. out: [columns].
   virtual void Aggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const = 0;
+  // What is called, for those that can fail (registered ones).
+  virtual Status TryAggregate(const WindowProbs& probs, const Pooling& pooling, std::span<float> out) const {
+    Aggregate(probs, pooling, out);
+    return {};
+  }
 };
 
 class Scorer : public Stage {
@@ -141,11 +147,16 @@ class Allocator : public Stage {
   // True: heads may end with different numbers of entries.
   virtual bool ragged() const { return true; }
   virtual bool keeps_everything() const { return false; }
-  // Statistics of one layer that Allocate() wants (LayerScores::preference, wanted).
+  // Statistics of one layer that Allocate() wants (LayerScores::NotesOf).
   virtual void Prepare(const LayerInputs& inputs, LayerScores& scores) const { (void)inputs, (void)scores; }
   // One layer for layer-local allocators and for Select(); else all of them. The caller clips to n,
   // adds room for pinned entries and enforces the total.
   virtual void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const = 0;
+  // What is called, for those that can fail (registered ones).
+  virtual Status TryAllocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const {
+    Allocate(layers, budget, out);
+    return {};
+  }
 };
 
 // What happens to entries that do not stay.

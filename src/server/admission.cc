@@ -44,6 +44,7 @@ size_t SchedulerImpl::UncommittedBytes() const {
 bool SchedulerImpl::DropPrefix() {
   const std::optional<Prefix> victim = prefixes_.TakeVictim();
   if (!victim) return false;
+  KeepInStore(*victim);
   engine_->Free(victim->sequence);
   return true;
 }
@@ -225,9 +226,11 @@ Result<SequenceId> SchedulerImpl::SequenceFor(Job& job) {
 
 void SchedulerImpl::PlanCheckpoint(Job& job) const {
   job.checkpoint_at = 0;
-  const bool rewinds = !job.drops && !engine_->model().info().hybrid;
+  const bool cuts = options_.store != nullptr && (options_.store->places() || engine_->model().info().window > 0);
+  const bool rewinds = !job.drops && !engine_->model().info().hybrid && !cuts;
   if (rewinds || !job.request.reuse_prefix || options_.max_retained < 2) return;
   size_t at = job.request.num_pinned;
+  if (const size_t cut = StoredCut(job); cut > 0) at = cut;
   if (options_.deterministic_reuse) at -= at % static_cast<size_t>(engine_->block_tokens());
   if (at < kLeastCheckpoint || at <= job.prompt_done || at >= job.text.size()) return;
   const std::span<const int32_t> front = std::span(job.text).first(at);

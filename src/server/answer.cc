@@ -9,27 +9,33 @@
 namespace pith::server {
 namespace {
 
-// The state of one answer. Everything but Add() and CancelAll() happens on the connections' thread.
+// Prompts of one request that the scheduler has at once; the others come when these are done.
+constexpr int kMostAtOnce = 8;
+
+// The state of one answer. Everything but its beginning happens on the connections' thread.
 class Answer : public std::enable_shared_from_this<Answer> {
  public:
-  Answer(ServerContext& context, const ChatRequest& request, Dialect dialect, std::shared_ptr<HttpExchange> exchange,
-         std::unique_ptr<AnswerWriter> writer)
-      : context_(context),
-        dialect_(dialect),
-        exchange_(std::move(exchange)),
+  Answer(const Call& call, ChatRequest request, std::unique_ptr<AnswerWriter> writer)
+      : lease_(call.lease),
+        context_(call.context),
+        dialect_(call.dialect),
+        exchange_(call.exchange),
         writer_(std::move(writer)),
+        base_(std::move(request.base)),
+        prompts_(std::move(request.prompts)),
+        prompt_text_(std::move(request.prompt_text)),
         tools_(request.uses_tools() ? request.tools : std::vector<ToolSpec>()),
-        stops_(request.base.generation.stops),
+        stops_(base_.generation.stops),
         stream_(request.stream),
         is_evict_off_(request.is_evict_off),
-        num_choices_(request.base.num_choices),
-        num_prompts_(static_cast<int>(request.prompts.size())),
+        num_choices_(base_.num_choices),
+        num_prompts_(static_cast<int>(prompts_.size())),
         filters_(static_cast<size_t>(num_prompts_ * num_choices_)),
         sent_tokens_(filters_.size()) {
-    for (const auto& prompt : request.prompts) longest_ = std::max(longest_, prompt.size());
+    for (const auto& prompt : prompts_) longest_ = std::max(longest_, prompt.size());
   }
 
-  void Submit(const ChatRequest& request);
+  static void Begin(const std::shared_ptr<Answer>& self);
 
   template <typename Task>
   void Post(Task task) {
@@ -48,6 +54,11 @@ class Answer : public std::enable_shared_from_this<Answer> {
     if (stream_ && num_prompts_ == 1) writer_->Progress(done, total);
   }
 
+  void PromptLogprobs(int prompt, std::vector<TokenLogprobs> logprobs) {
+    writer_->PromptLogprobs(prompt, std::move(logprobs));
+  }
+  void Embedding(int prompt, std::vector<float> embedding) { writer_->Embedding(prompt, std::move(embedding)); }
+
   void Text(int prompt, Delta delta) {
     if (!stream_) return;
     delta.choice += prompt * num_choices_;
@@ -55,7 +66,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     if (!tools_.empty()) delta.text = filters_[choice].Push(delta.text);
     sent_tokens_[choice] += delta.tokens.size();
     if (delta.text.empty() && delta.tokens.empty()) return;
-    Begin();
+    BeginOnce();
     writer_->Text(std::move(delta));
   }
 
@@ -65,6 +76,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     end.stop = result.stop;
     end.num_tokens = static_cast<int>(result.tokens.size());
     if (result.stop == StopReason::kStopString) end.stop_string = StopOf(result);
+    if (choice == 0 && !prompt_text_.empty()) Remember(result.tokens);
     const auto at = static_cast<size_t>(end.choice);
     if (stream_) {
       if (!tools_.empty()) {
@@ -88,7 +100,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
       end.logprobs = std::move(result.logprobs);
     }
     end.is_last = ++num_ended_ == num_prompts_ * num_choices_;
-    Begin();
+    BeginOnce();
     writer_->Ended(std::move(end));
   }
 
@@ -101,9 +113,9 @@ class Answer : public std::enable_shared_from_this<Answer> {
       totals_.cache = cache;
     else
       totals_.cache.used_bytes += cache.used_bytes;
-    if (num_finished_ < num_prompts_) return;
+    if (num_finished_ < num_prompts_) return SubmitNext();
     over_ = true;
-    Begin();
+    BeginOnce();
     writer_->Finished(totals_);
   }
 
@@ -115,8 +127,17 @@ class Answer : public std::enable_shared_from_this<Answer> {
 
  private:
   // Headers go out with the first thing that there is to say, so that errors before it have a status of their own.
-  void Begin() {
+  void BeginOnce() {
     if (!std::exchange(begun_, true)) writer_->Begin(totals_.usage, totals_.slot);
+  }
+
+  // The conversation so far, for its next turn.
+  void Remember(const std::vector<int32_t>& written) {
+    std::string text = prompt_text_;
+    for (const int32_t token : written) text += context_.model.text->Piece(token);
+    std::vector<int32_t> tokens = prompts_.front();
+    tokens.insert(tokens.end(), written.begin(), written.end());
+    context_.memory.Add(base_.tenant, std::move(text), std::move(tokens));
   }
 
   // The stop string that the text ends before: it begins the tokens' text behind it.
@@ -134,11 +155,17 @@ class Answer : public std::enable_shared_from_this<Answer> {
   }
 
   HttpResponse ErrorOf(const Error& error) const;
+  Result<RequestId> SubmitOne(int prompt);
+  void SubmitNext();
 
+  std::shared_ptr<const void> lease_;  // goes last
   ServerContext& context_;
   Dialect dialect_;
   std::shared_ptr<HttpExchange> exchange_;
   std::unique_ptr<AnswerWriter> writer_;
+  Request base_;  // of all prompts
+  std::vector<std::vector<int32_t>> prompts_;
+  std::string prompt_text_;  // of the one prompt, where it was messages
   std::vector<ToolSpec> tools_;
   std::vector<std::string> stops_;
   bool stream_, is_evict_off_;
@@ -148,7 +175,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   std::vector<size_t> sent_tokens_;  // of each choice
   std::vector<RequestId> ids_;
   AnswerTotals totals_;
-  int num_ended_ = 0, num_finished_ = 0;
+  int num_submitted_ = 0, num_ended_ = 0, num_finished_ = 0;
   bool begun_ = false, over_ = false;
 };
 
@@ -162,6 +189,16 @@ class Sink final : public RequestSink {
   }
   void Progress(int prompt_done, int prompt_total) override {
     answer_->Post([prompt_done, prompt_total](Answer& answer) { answer.Progress(prompt_done, prompt_total); });
+  }
+  void PromptLogprobs(std::vector<TokenLogprobs> logprobs) override {
+    answer_->Post([prompt = prompt_, logprobs = std::move(logprobs)](Answer& answer) mutable {
+      answer.PromptLogprobs(prompt, std::move(logprobs));
+    });
+  }
+  void Embedding(std::vector<float> embedding) override {
+    answer_->Post([prompt = prompt_, embedding = std::move(embedding)](Answer& answer) mutable {
+      answer.Embedding(prompt, std::move(embedding));
+    });
   }
   void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
     Delta delta{choice, std::move(text), std::move(tokens), std::move(logprobs)};
@@ -200,27 +237,44 @@ HttpResponse Answer::ErrorOf(const Error& error) const {
   return LengthError(context_, dialect_, error, longest_, is_evict_off_);
 }
 
-void Answer::Submit(const ChatRequest& request) {
-  for (int prompt = 0; prompt < num_prompts_; ++prompt) {
-    Request one = request.base;
-    one.prompt = request.prompts[static_cast<size_t>(prompt)];
-    const Result<RequestId> id =
-        context_.scheduler->Submit(std::move(one), std::make_shared<Sink>(shared_from_this(), prompt));
+// On a worker thread, before anything else knows this answer.
+void Answer::Begin(const std::shared_ptr<Answer>& self) {
+  const int count = self->num_submitted_ = std::min(self->num_prompts_, kMostAtOnce);
+  for (int prompt = 0; prompt < count; ++prompt) {
+    const Result<RequestId> id = self->SubmitOne(prompt);
     if (!id) {
-      Post([error = id.error()](Answer& answer) { answer.Failed(error); });
+      self->Post([error = id.error()](Answer& answer) { answer.Failed(error); });
       return;
     }
     // The client may be gone already: then it is cancelled at once.
-    Post([id = *id](Answer& answer) { answer.ids_.push_back(id); });
-    exchange_->OnLeave([scheduler = context_.scheduler, id = *id] { scheduler->Cancel(id); });
+    self->Post([id = *id](Answer& answer) { answer.ids_.push_back(id); });
+  }
+}
+
+Result<RequestId> Answer::SubmitOne(int prompt) {
+  Request one = base_;
+  one.prompt = prompts_[static_cast<size_t>(prompt)];
+  PITH_ASSIGN_OR_RETURN(const RequestId id, context_.scheduler->Submit(std::move(one), std::make_shared<Sink>(
+                                                                                          shared_from_this(), prompt)));
+  exchange_->OnLeave([scheduler = context_.scheduler, id] { scheduler->Cancel(id); });
+  return id;
+}
+
+// One prompt is done: the next.
+void Answer::SubmitNext() {
+  while (num_submitted_ < num_prompts_ && num_submitted_ - num_finished_ < kMostAtOnce) {
+    const Result<RequestId> id = SubmitOne(num_submitted_);
+    if (!id && id.error().code == ErrorCode::kBusy && num_submitted_ > num_finished_) return;  // with the next one
+    if (!id) return Failed(id.error());
+    ++num_submitted_;
+    ids_.push_back(*id);
   }
 }
 
 }  // namespace
 
-void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect,
-                 std::shared_ptr<HttpExchange> exchange, std::unique_ptr<AnswerWriter> writer) {
-  std::make_shared<Answer>(context, request, dialect, std::move(exchange), std::move(writer))->Submit(request);
+void StartAnswer(const Call& call, ChatRequest request, std::unique_ptr<AnswerWriter> writer) {
+  Answer::Begin(std::make_shared<Answer>(call, std::move(request), std::move(writer)));
 }
 
 HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request,
@@ -238,11 +292,24 @@ Json KvJson(const CacheReport& cache) {
              {"kept_fraction", cache.kept_fraction},
              {"evicted_tokens", cache.evicted_tokens},
              {"evicted_spans", std::move(spans)},
-             {"recipe", cache.recipe}};
+             {"recipe", cache.recipe},
+             {"format", cache.format}};
   if (cache.held_heads.empty()) return kv;
   Json map = Json::array();
   for (const uint16_t heads : cache.held_heads) map.push_back(100 * heads / std::max(cache.num_heads, 1));
   kv["map"] = std::move(map);
+  if (cache.layers.empty()) return kv;
+  // A character for each position, since there are many: tenths of the layer's heads that hold it, 'a' for all.
+  Json layers = Json::array();
+  for (const CacheReport::Layer& layer : cache.layers) {
+    std::string held;
+    for (const uint8_t heads : layer.held) {
+      const int tenths = (10 * heads + layer.num_heads - 1) / std::max(layer.num_heads, 1);
+      held += tenths >= 10 ? 'a' : static_cast<char>('0' + tenths);
+    }
+    layers.push_back({{"heads", layer.num_heads}, {"entries", layer.entries}, {"held", std::move(held)}});
+  }
+  kv["layers"] = std::move(layers);
   return kv;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "server/api.h"
 #include "server/chat_request.h"
 #include "server/http_server.h"
 #include "server/protocol.h"
@@ -48,6 +49,9 @@ class AnswerWriter {
     (void)usage, (void)slot;
   }  // before anything else but Failed()
   virtual void Progress(int done, int total) { (void)done, (void)total; }
+  // Of one prompt, before its texts, where they were asked for.
+  virtual void PromptLogprobs(int prompt, std::vector<TokenLogprobs> logprobs) { (void)prompt, (void)logprobs; }
+  virtual void Embedding(int prompt, std::vector<float> embedding) { (void)prompt, (void)embedding; }
   virtual void Text(Delta delta) = 0;  // of streams alone
   virtual void Ended(ChoiceEnd end) = 0;
   virtual void Finished(const AnswerTotals& totals) = 0;
@@ -56,8 +60,7 @@ class AnswerWriter {
 };
 
 // On a worker thread, with a request that is prepared.
-void StartAnswer(ServerContext& context, const ChatRequest& request, Dialect dialect,
-                 std::shared_ptr<HttpExchange> exchange, std::unique_ptr<AnswerWriter> writer);
+void StartAnswer(const Call& call, ChatRequest request, std::unique_ptr<AnswerWriter> writer);
 
 // Members that replies share.
 Json KvJson(const CacheReport& cache);

@@ -3,8 +3,10 @@
 #define PITH_SERVER_API_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "server/catalog.h"
 #include "server/chat_request.h"
 #include "server/http_server.h"
 #include "server/protocol.h"
@@ -13,13 +15,16 @@ namespace pith::server {
 
 // What a handler gets: its request and where the answer goes.
 struct Call {
-  ServerContext& context;
+  ModelCatalog& catalog;
+  ServerContext& context;  // of the model that was asked for
+  std::shared_ptr<const void> lease;  // that keeps it loaded
   HttpRequest request;
   std::shared_ptr<HttpExchange> exchange;
   std::string tenant;  // whose key it came with
   Dialect dialect = Dialect::kOpenAi;
+  std::shared_ptr<Json> parsed;  // the body as JSON, for BodyOf() to take; null: not yet
 
-  void Reply(const Json& body) const { exchange->Send(JsonResponse(body)); }
+  void Reply(const Json& reply) const { exchange->Send(JsonResponse(reply)); }
   void Fail(const Error& error) const { exchange->Send(ErrorResponse(dialect, error, context.draining)); }
   void Fail(int status, const std::string& message) const { exchange->Send(ErrorResponse(dialect, status, message)); }
 };
@@ -54,8 +59,11 @@ void LlamaCompletion(Call& call);
 void Page(Call& call);
 // metrics.cc
 void Metrics(Call& call);
-// What this model cannot do: 501.
-void NoEmbeddings(Call& call);
+// api_embeddings.cc
+void OpenAiEmbeddings(Call& call);
+void LlamaEmbedding(Call& call);
+void OllamaEmbed(Call& call);
+void OllamaEmbeddings(Call& call);
 
 // Shared by protocols that speak OpenAI's chat: messages, tools and tool_choice of an object.
 Status ReadMessages(const Json& list, const std::string& path, std::vector<ChatMessage>& messages);
@@ -75,6 +83,8 @@ std::string Event(const Json& data);
 std::string Event(const char* name, const Json& data);
 // Parses, prepares and starts: what every generating handler does between its own reading and its own writer.
 Result<Json> BodyOf(const Call& call);
+// Ollama's: a number with a unit, or of seconds. kInvalidArgument. Negative: for ever; none: nothing was said.
+Status ReadKeepAlive(JsonReader& reader, std::optional<double>& seconds);
 
 }  // namespace pith::server
 

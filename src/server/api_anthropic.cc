@@ -281,8 +281,9 @@ void AnthropicMessages(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   if (const Status read = ReadAnthropic(*body, call.context.model, request); !read) return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context.model, request); !ready) return call.Fail(ready.error());
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::make_unique<AnthropicWriter>(call, request));
+  if (const Status ready = Prepare(call.context, request); !ready) return call.Fail(ready.error());
+  auto writer = std::make_unique<AnthropicWriter>(call, request);
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 void AnthropicCountTokens(Call& call) {

@@ -255,8 +255,8 @@ void LlamaProps(Call& call) {
 
 void LlamaSlots(Call& call) {
   Json list = Json::array();
-  for (const SlotState& slot : call.context.scheduler->stats().slots)
-    list.push_back(SlotJson(call.context.model, slot));
+  const SchedulerStats stats = call.context.scheduler != nullptr ? call.context.scheduler->stats() : SchedulerStats();
+  for (const SlotState& slot : stats.slots) list.push_back(SlotJson(call.context.model, slot));
   if (call.request.Parameter("fail_on_no_slot") == "1") {
     bool is_free = false;
     for (const Json& slot : list) is_free = is_free || !slot.at("is_processing").get<bool>();
@@ -296,6 +296,11 @@ void SaveOrRestore(Call& call, int slot, bool saves) {
     const bool is_clients = code == ErrorCode::kNotFound || (code == ErrorCode::kCorrupt && !saves);
     return is_clients ? call.Fail(code == ErrorCode::kNotFound ? 404 : 400, done.error().message)
                       : call.Fail(done.error());
+  }
+  if (!saves) {
+    std::string text;
+    for (const int32_t token : done->restored) text += call.context.model.text->Piece(token);
+    call.context.memory.Add(done->tenant, std::move(text), done->restored);
   }
   const Json timings = {{saves ? "save_ms" : "restore_ms", 1000 * done->seconds}};
   if (saves)
@@ -396,12 +401,12 @@ void LlamaCompletion(Call& call) {
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   LlamaExtras extras;
   if (const Status read = ReadLlama(*body, call.context.model, request, extras); !read) return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context.model, request); !ready) {
+  if (const Status ready = Prepare(call.context, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
   auto writer =
       std::make_unique<LlamaWriter>(call, request, extras.prompt, extras.returns_tokens, extras.returns_progress);
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 }  // namespace pith::server

@@ -60,6 +60,7 @@ Status ReadMessage(const Json& json, const std::string& path, ChatMessage& messa
       PITH_RETURN_IF_ERROR(ReadCalls(*calls, path + ".tool_calls", message.tool_calls));
   }
   if (const Json* content = reader.Find("content"); content != nullptr) {
+    if (content->is_array() && content->empty() && message.role != "tool") reader.Fail("content", "has no parts");
     PITH_ASSIGN_OR_RETURN(message.content, ReadContent(*content, path + ".content"));
   } else if (message.role != "assistant" || message.tool_calls.empty()) {
     reader.Fail("content", "is missing");
@@ -234,11 +235,8 @@ std::string Event(const char* name, const Json& data) {
   return fmt::format("event: {}\ndata: {}\n\n", name, Dump(data));
 }
 
-Result<Json> BodyOf(const Call& call) { return ParseJsonObject(call.request.body); }
-
-void NoEmbeddings(Call& call) {
-  if (const Result<Json> body = BodyOf(call); !body) return call.Fail(body.error());
-  call.Fail(501, "this server generates text; it gives no embeddings");
+Result<Json> BodyOf(const Call& call) {
+  return call.parsed != nullptr ? Result<Json>(std::move(*call.parsed)) : ParseJsonObject(call.request.body);
 }
 
 }  // namespace pith::server

@@ -1,5 +1,9 @@
 // Ollama's /api: NDJSON streams, durations in nanoseconds.
+#include <algorithm>
+#include <charconv>
 #include <chrono>
+#include <cmath>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -106,21 +110,6 @@ class OllamaWriter final : public AnswerWriter {
   ChoiceEnd end_;
 };
 
-// A number with a unit, seconds without one, negative for ever: checked, but this server's model stays loaded.
-Status CheckKeepAlive(JsonReader& reader, bool& unloads) {
-  const Json* value = reader.Find("keep_alive");
-  if (value == nullptr) return {};
-  const auto text = value->is_string() ? value->get<std::string>() : std::string();
-  if (value->is_number()) {
-    unloads = value->get<double>() == 0;
-  } else if (!text.empty() && text.find_first_not_of("-0123456789.hmsnu") == std::string::npos) {
-    unloads = text == "0" || text == "0s" || text == "0m" || text == "0h";
-  } else {
-    reader.Fail("keep_alive", "must be a duration such as \"5m\", or a number of seconds");
-  }
-  return reader.status();
-}
-
 // "json", or a schema.
 Status ReadOllamaFormat(JsonReader& reader, ChatRequest& request) {
   const Json* format = reader.Find("format");
@@ -150,7 +139,8 @@ Status ReadOptions(JsonReader& outer, const ServedModel& model, ChatRequest& req
 
 struct OllamaExtras {
   std::string name;
-  bool unloads = false;
+  std::optional<double> keep_seconds;
+  bool unloads() const { return keep_seconds == 0.0; }
 };
 
 Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& request, OllamaExtras& extras) {
@@ -163,7 +153,7 @@ Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& req
   reader.Bool("logprobs", logprobs);
   reader.Integer("top_logprobs", 0, 20, top);
   if (logprobs) request.base.generation.num_logprobs = top;
-  PITH_RETURN_IF_ERROR(CheckKeepAlive(reader, extras.unloads));
+  PITH_RETURN_IF_ERROR(ReadKeepAlive(reader, extras.keep_seconds));
   PITH_RETURN_IF_ERROR(ReadOllamaFormat(reader, request));
   PITH_RETURN_IF_ERROR(ReadOptions(reader, model, request));
   return ReadOwnFields(reader, model, request);
@@ -177,7 +167,7 @@ void ReplyLoaded(Call& call, const OllamaExtras& extras, bool is_chat) {
   else
     line["response"] = "";
   line["done"] = true;
-  line["done_reason"] = extras.unloads ? "unload" : "load";
+  line["done_reason"] = extras.unloads() ? "unload" : "load";
   call.exchange->Send({.status = 200, .body = Dump(line) + "\n"});
 }
 
@@ -246,9 +236,9 @@ Status ReadOllamaMessages(JsonReader& reader, ChatRequest& request, bool& is_emp
 }
 
 void Answer(Call& call, ChatRequest request, bool is_chat, const OllamaExtras& extras) {
-  if (const Status ready = Prepare(call.context.model, request); !ready) return call.Fail(ready.error());
+  if (const Status ready = Prepare(call.context, request); !ready) return call.Fail(ready.error());
   auto writer = std::make_unique<OllamaWriter>(call, request, is_chat, extras.name);
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 Json DetailsJson(const ServedModel& model) {
@@ -262,16 +252,54 @@ Json DetailsJson(const ServedModel& model) {
           {"quantization_level", last == std::string::npos ? "" : text.substr(last + 1)}};
 }
 
-Json TagJson(const ServedModel& model) {
-  return {{"name", model.id},
-          {"model", model.id},
-          {"modified_at", TimestampOf(model.created)},
-          {"size", model.info.file_bytes},
-          {"digest", ""},
-          {"details", DetailsJson(model)}};
+Json TagJson(const ModelState& state) {
+  Json tag = {{"name", state.file.id},
+              {"model", state.file.id},
+              {"modified_at", TimestampOf(state.file.modified)},
+              {"size", state.file.bytes},
+              {"digest", ""},
+              {"details", {{"parent_model", ""}, {"format", "gguf"}}}};
+  if (state.loaded) tag["details"] = DetailsJson(state.loaded->context->model);
+  return tag;
+}
+
+// "1h30m", "10s", "300ms", "-1s"; the number of seconds, and what is left behind the last unit is wrong.
+std::optional<double> ParseDuration(const std::string& text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3},
+                                                            {"s", 1},     {"m", 60},    {"h", 3600}};
+  const char* at = text.c_str();
+  const double sign = *at == '-' ? -1 : 1;
+  at += *at == '-' || *at == '+' ? 1 : 0;
+  if (std::string_view(at) == "0") return 0.0;
+  double sum = 0;
+  do {
+    double number = 0;
+    const auto [end, error] = std::from_chars(at, text.c_str() + text.size(), number, std::chars_format::fixed);
+    if (error != std::errc()) return std::nullopt;
+    size_t length = 0;
+    while (end[length] >= 'a' && end[length] <= 'z') ++length;
+    const auto unit = std::ranges::find(kUnits, std::string_view(end, length),
+                                        &std::pair<std::string_view, double>::first);
+    if (unit == std::end(kUnits)) return std::nullopt;
+    sum += number * unit->second;
+    at = end + length;
+  } while (*at != '\0');
+  return sign * sum;
 }
 
 }  // namespace
+
+Status ReadKeepAlive(JsonReader& reader, std::optional<double>& seconds) {
+  const Json* value = reader.Find("keep_alive");
+  if (value == nullptr) return {};
+  if (value->is_number())
+    seconds = value->get<double>();
+  else if (value->is_string())
+    seconds = ParseDuration(value->get<std::string>());
+  if (!seconds || !std::isfinite(*seconds))
+    reader.Fail("keep_alive", "must be a duration such as \"5m\", or a number of seconds");
+  return reader.status();
+}
 
 void OllamaGenerate(Call& call) {
   const Result<Json> body = BodyOf(call);
@@ -283,6 +311,7 @@ void OllamaGenerate(Call& call) {
   Status status = ReadShared(reader, call.context.model, request, extras);
   if (status) status = ReadGenerate(reader, call.context.model, request, is_empty);
   if (!status) return call.Fail(status.error());
+  if (extras.keep_seconds) call.catalog.KeepAlive(call.context.model.id, *extras.keep_seconds);
   if (is_empty) return ReplyLoaded(call, extras, false);
   Answer(call, std::move(request), false, extras);
 }
@@ -299,18 +328,30 @@ void OllamaChat(Call& call) {
   if (status) status = ReadTools(reader, request);
   if (status) status = ReadToolChoice(reader, request);
   if (!status) return call.Fail(status.error());
+  if (extras.keep_seconds) call.catalog.KeepAlive(call.context.model.id, *extras.keep_seconds);
   if (is_empty) return ReplyLoaded(call, extras, true);
   Answer(call, std::move(request), true, extras);
 }
 
-void OllamaTags(Call& call) { call.Reply({{"models", Json::array({TagJson(call.context.model)})}}); }
+void OllamaTags(Call& call) {
+  Json list = Json::array();
+  for (const ModelState& state : call.catalog.List()) list.push_back(TagJson(state));
+  call.Reply({{"models", std::move(list)}});
+}
 
 void OllamaPs(Call& call) {
-  Json tag = TagJson(call.context.model);
-  tag["expires_at"] = "2318-01-01T00:00:00Z";  // never
-  tag["size_vram"] = 0;
-  tag["context_length"] = call.context.model.num_ctx;
-  call.Reply({{"models", Json::array({std::move(tag)})}});
+  constexpr double kNever = 100.0 * 365 * 86400;
+  Json list = Json::array();
+  for (const ModelState& state : call.catalog.List()) {
+    if (!state.loaded) continue;
+    Json tag = TagJson(state);
+    const double seconds = state.expires_seconds < 0 ? kNever : state.expires_seconds;
+    tag["expires_at"] = TimestampOf(UnixTime() + static_cast<int64_t>(std::min(seconds, kNever)));
+    tag["size_vram"] = 0;
+    tag["context_length"] = state.loaded->context->model.num_ctx;
+    list.push_back(std::move(tag));
+  }
+  call.Reply({{"models", std::move(list)}});
 }
 
 void OllamaVersion(Call& call) { call.Reply({{"version", PITH_VERSION}}); }
@@ -325,11 +366,12 @@ void OllamaShow(Call& call) {
   if (name.empty()) reader.Require("model");
   if (const Status status = reader.status(); !status) return call.Fail(status.error());
   const ServedModel& model = call.context.model;
+  // A server of one model takes any name elsewhere, but has nothing to show of another one.
   if (name != model.id && name != model.id + ":latest") {
     return call.Fail(404, fmt::format("model '{}' not found; this server has '{}'", Escaped(name, 100), model.id));
   }
   const std::string& architecture = model.info.architecture;
-  Json capabilities = Json::array({"completion", "tools"});
+  Json capabilities = model.generates ? Json::array({"completion", "tools", "embedding"}) : Json::array({"embedding"});
   call.Reply({{"modelfile", "FROM " + model.id + "\n"},
               {"parameters", ""},
               {"template", model.chat_template},

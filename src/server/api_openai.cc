@@ -175,6 +175,11 @@ class TextWriter final : public CompletionWriter {
         offsets_(request.prompts.size() * static_cast<size_t>(request.base.num_choices)),
         echoed_(offsets_.size()) {
     if (!echoes_.empty()) prompts_ = request.prompts;
+    of_prompts_.resize(request.prompts.size());
+  }
+
+  void PromptLogprobs(int prompt, std::vector<TokenLogprobs> logprobs) override {
+    of_prompts_[static_cast<size_t>(prompt)] = std::move(logprobs);
   }
 
   void Text(Delta delta) override {
@@ -206,7 +211,6 @@ class TextWriter final : public CompletionWriter {
     return echoes_[static_cast<size_t>(choice / num_choices_)];
   }
 
-  // The prompt's own tokens have no logprobs: nobody sampled them.
   Json Logprobs(int choice, const std::vector<TokenLogprobs>& logprobs, bool with_prompt) {
     if (!wants_logprobs_) return nullptr;
     Json tokens = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
@@ -217,20 +221,22 @@ class TextWriter final : public CompletionWriter {
       offsets.push_back(offset);
       offset += piece.size();
     };
-    if (with_prompt) {
-      for (const int32_t token : prompts_[static_cast<size_t>(choice / num_choices_)]) {
-        add(token);
-        values.push_back(nullptr);
-        tops.push_back(nullptr);
-      }
-    }
-    for (const TokenLogprobs& one : logprobs) {
+    const auto add_scored = [&](const TokenLogprobs& one) {
       add(one.chosen.token);
       values.push_back(FiniteLogprob(one.chosen.logprob));
       Json top = Json::object();
       for (const TokenLogprob& other : one.top) top[model_.text->Piece(other.token)] = FiniteLogprob(other.logprob);
       tops.push_back(std::move(top));
+    };
+    if (with_prompt) {  // nothing stands before its first token
+      const auto prompt = static_cast<size_t>(choice / num_choices_);
+      add(prompts_[prompt].front());
+      if (!echoes_[prompt].starts_with(tokens.front().get<std::string>())) offset = 0;  // BOS
+      values.push_back(nullptr);
+      tops.push_back(nullptr);
+      for (const TokenLogprobs& one : of_prompts_[prompt]) add_scored(one);
     }
+    for (const TokenLogprobs& one : logprobs) add_scored(one);
     return {{"tokens", std::move(tokens)},
             {"token_logprobs", std::move(values)},
             {"top_logprobs", std::move(tops)},
@@ -240,6 +246,7 @@ class TextWriter final : public CompletionWriter {
   int num_choices_;
   std::vector<std::string> echoes_;
   std::vector<std::vector<int32_t>> prompts_;
+  std::vector<std::vector<TokenLogprobs>> of_prompts_;  // of each prompt's tokens but the first
   std::vector<size_t> offsets_;
   std::vector<char> echoed_;
 };
@@ -320,23 +327,28 @@ Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& r
   PITH_RETURN_IF_ERROR(reader.status());
   PITH_RETURN_IF_ERROR(ReadPrompts(*reader.Find("prompt"), model, request.prompts, echoes));
   if (!echo) echoes.clear();
+  if (echo) request.base.prompt_logprobs = request.base.generation.num_logprobs;
   return {};
 }
 
-Json ModelJson(const ServedModel& model) {
-  return {{"id", model.id},
-          {"object", "model"},
-          {"created", model.created},
-          {"owned_by", "pith"},
-          {"type", "model"},
-          {"display_name", model.id},
-          {"created_at", TimestampOf(model.created)},
-          {"meta",
-           {{"n_vocab", model.info.num_vocab},
-            {"n_ctx", model.num_ctx},
-            {"n_ctx_train", model.info.trained_ctx},
-            {"n_params", model.info.num_params},
-            {"size", model.info.file_bytes}}}};
+Json ModelJson(const ModelState& state) {
+  Json json = {{"id", state.file.id},
+               {"object", "model"},
+               {"created", state.file.modified},
+               {"owned_by", "pith"},
+               {"type", "model"},
+               {"display_name", state.file.id},
+               {"created_at", TimestampOf(state.file.modified)},
+               {"status", {{"value", state.loaded ? "loaded" : "unloaded"}}}};
+  if (!state.loaded) {
+    json["meta"] = {{"size", state.file.bytes}};
+    return json;
+  }
+  const ServedModel& model = state.loaded->context->model;
+  json["meta"] = {{"n_vocab", model.info.num_vocab},         {"n_ctx", model.num_ctx},
+                  {"n_ctx_train", model.info.trained_ctx},   {"n_embd", model.info.hidden_dim},
+                  {"n_params", model.info.num_params},       {"size", model.info.file_bytes}};
+  return json;
 }
 
 }  // namespace
@@ -346,10 +358,11 @@ void OpenAiChat(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   if (const Status read = ReadChat(*body, call.context.model, request); !read) return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context.model, request); !ready) {
+  if (const Status ready = Prepare(call.context, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::make_unique<ChatWriter>(call, request));
+  auto writer = std::make_unique<ChatWriter>(call, request);
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 void OpenAiCompletions(Call& call) {
@@ -359,28 +372,30 @@ void OpenAiCompletions(Call& call) {
   std::vector<std::string> echoes;
   if (const Status read = ReadCompletion(*body, call.context.model, request, echoes); !read)
     return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context.model, request); !ready) {
+  if (const Status ready = Prepare(call.context, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
   auto writer = std::make_unique<TextWriter>(call, request, std::move(echoes));
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 void OpenAiModels(Call& call) {
-  const std::string& id = call.context.model.id;
-  call.Reply({{"object", "list"},
-              {"data", Json::array({ModelJson(call.context.model)})},
-              {"first_id", id},
-              {"last_id", id},
-              {"has_more", false}});
+  Json data = Json::array();
+  for (const ModelState& state : call.catalog.List()) data.push_back(ModelJson(state));
+  const Json first = data.empty() ? Json() : data.front()["id"], last = data.empty() ? Json() : data.back()["id"];
+  call.Reply({{"object", "list"}, {"data", data}, {"first_id", first}, {"last_id", last}, {"has_more", false}});
 }
 
 void OpenAiModel(Call& call) {
   const std::string id = call.request.path.substr(std::string_view("/v1/models/").size());
-  if (id == call.context.model.id) return call.Reply(ModelJson(call.context.model));
+  std::string known;
+  for (const ModelState& state : call.catalog.List()) {
+    if (state.file.id == id) return call.Reply(ModelJson(state));
+    known += fmt::format("{}\"{}\"", known.empty() ? "" : ", ", state.file.id);
+  }
   const bool is_anthropic = !call.request.Header("anthropic-version").empty();
   const std::string message =
-      fmt::format("there is no model \"{}\"; this server has \"{}\"", Escaped(id, 100), call.context.model.id);
+      fmt::format("there is no model \"{}\"; this server has {}", Escaped(id, 100), known.empty() ? "none" : known);
   if (is_anthropic) return call.exchange->Send(ErrorResponse(Dialect::kAnthropic, 404, message));
   call.exchange->Send(ErrorResponse(call.dialect, 404, "invalid_request_error", message,
                                     {{"code", "model_not_found"}, {"param", "model"}}));

@@ -293,11 +293,11 @@ void OpenAiResponses(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   if (const Status read = ReadResponses(*body, call.context.model, request); !read) return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context.model, request); !ready) {
+  if (const Status ready = Prepare(call.context, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
   auto writer = std::make_unique<ResponsesWriter>(call, request, EchoOf(*body, request));
-  StartAnswer(call.context, request, call.dialect, call.exchange, std::move(writer));
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 }  // namespace pith::server

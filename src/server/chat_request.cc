@@ -233,7 +233,14 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   }
   reader.Text("session", request.session);
   reader.Bool("pin", request.pin);
-  reader.Bool("kv_map", request.base.reports_positions);
+  const Json* const map = reader.Find("kv_map");
+  const bool has_layers = map != nullptr && map->is_string() && map->get<std::string>() == "layers";
+  if (has_layers)
+    request.base.reports_positions = request.base.reports_layers = true;
+  else if (map != nullptr && !map->is_boolean())
+    reader.Fail("kv_map", "must be true, false or \"layers\"");
+  else
+    reader.Bool("kv_map", request.base.reports_positions);
   reader.Text("prompt_cache_key", request.base.cache_key);
   if (!request.session.empty()) request.base.cache_key = request.session;
   reader.Bool("cache_prompt", request.base.reuse_prefix);
@@ -278,7 +285,27 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
   return {};
 }
 
+namespace {
+
+// The beginning of the answer that the client has written itself: the last message, if it is the assistant's.
+std::string TakeBeginning(ChatRequest& request) {
+  const ChatMessage& last = request.messages.back();
+  if (request.messages.size() < 2 || last.role != "assistant" || !last.tool_calls.empty()) return {};
+  std::string beginning = last.content;
+  if (!beginning.empty()) request.messages.pop_back();
+  return beginning;
+}
+
+}  // namespace
+
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer) {
+  if (opens_answer && !request.messages.empty() && request.messages.back().role == "assistant") {
+    ChatRequest front = request;
+    if (const std::string beginning = TakeBeginning(front); !beginning.empty()) {
+      PITH_ASSIGN_OR_RETURN(std::string text, RenderPrompt(model, front, true));
+      return text + beginning;
+    }
+  }
   if (!model.text->has_template())
     return Unsupported("this model has no chat template, so that it takes prompts but no messages");
   const std::vector<ToolSpec> tools = request.uses_tools() ? request.tools : std::vector<ToolSpec>();
@@ -297,12 +324,14 @@ Status CheckLength(const ServedModel& model, size_t num_tokens) {
                   num_tokens, model.num_ctx));
 }
 
-Status Prepare(const ServedModel& model, ChatRequest& request) {
+Status Prepare(ServerContext& context, ChatRequest& request) {
+  const ServedModel& model = context.model;
   PITH_RETURN_IF_ERROR(CheckTools(request.tools));
   PITH_RETURN_IF_ERROR(MakeGrammar(model, request));
   if (!request.messages.empty()) {
-    PITH_ASSIGN_OR_RETURN(const std::string text, RenderPrompt(model, request, true));
-    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.text->Tokenize(text, true, true));
+    PITH_ASSIGN_OR_RETURN(request.prompt_text, RenderPrompt(model, request, true));
+    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
+                          context.memory.Tokenize(*model.text, request.base.tenant, request.prompt_text));
     request.prompts.push_back(std::move(tokens));
     const std::vector<int32_t>& prompt = request.prompts.front();
     PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));

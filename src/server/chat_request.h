@@ -29,6 +29,7 @@ struct ChatRequest {
 
   // What goes to the scheduler, once for each prompt: all but the prompt itself is filled by the protocol.
   std::vector<std::vector<int32_t>> prompts;
+  std::string prompt_text;  // of messages, as the template wrote them
   Request base;
 
   bool uses_tools() const { return !tools.empty() && tool_choice != ToolChoice::kNone; }
@@ -48,7 +49,7 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
 
 // Messages become prompts, tools and schemas become a grammar. On a worker thread: templates and tokenising take time.
 // kInvalidArgument, kUnsupported; kOutOfContext, with the sentence that names the prompt's tokens and the limit.
-Status Prepare(const ServedModel& model, ChatRequest& request);
+Status Prepare(ServerContext& context, ChatRequest& request);
 // The messages as the template writes them.
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer);
 // kOutOfContext where a prompt leaves no room to answer.

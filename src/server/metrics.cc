@@ -93,13 +93,62 @@ void AddOwn(Exposition& out, const SchedulerStats& stats) {
   out.AddHistogram("pith:inter_token_seconds", "Between tokens of one text.", stats.token_gap_seconds);
 }
 
+void AddStore(Exposition& out, const store::StoreStats& stats) {
+  const auto by_tier = [&](const char* type, const char* name, const char* help, const auto& value) {
+    out.Head(type, name, help);
+    for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd}) {
+      out.Labelled(name, "tier", store::TierName(tier),
+                   static_cast<double>(value(stats.tiers[static_cast<size_t>(tier)])));
+    }
+  };
+  const auto number = [](uint64_t value) { return static_cast<double>(value); };
+  out.Add("counter", "pith_store_lookup_tokens_total", "Prompt tokens that were looked up.",
+          number(stats.lookup_tokens));
+  out.Add("counter", "pith_store_hit_tokens_total", "Of them, found and loaded.", number(stats.hit_tokens));
+  out.Head("counter", "pith_store_requests_total", "Lookups by how they ended.");
+  out.Labelled("pith_store_requests_total", "result", "hit", number(stats.lookups - stats.misses));
+  out.Labelled("pith_store_requests_total", "result", "miss", number(stats.misses));
+  out.Add("counter", "pith_store_too_slow_total", "Prefixes that computing beats.", number(stats.too_slow));
+  out.Add("counter", "pith_store_ttft_saved_seconds_total", "Computing less loading, estimated.", stats.saved_seconds);
+  by_tier("gauge", "pith_store_bytes", "Bytes of prefixes.", [](const store::TierStats& t) { return t.bytes; });
+  by_tier("gauge", "pith_store_capacity_bytes", "The tier's limit.",
+          [](const store::TierStats& t) { return t.capacity_bytes; });
+  by_tier("gauge", "pith_store_objects", "Prefixes.", [](const store::TierStats& t) { return t.objects; });
+  by_tier("counter", "pith_store_tier_hits_total", "Prefixes loaded.",
+          [](const store::TierStats& t) { return t.hits; });
+  by_tier("counter", "pith_store_tier_hit_tokens_total", "Their tokens.",
+          [](const store::TierStats& t) { return t.hit_tokens; });
+  by_tier("counter", "pith_store_puts_total", "Prefixes stored.", [](const store::TierStats& t) { return t.puts; });
+  by_tier("counter", "pith_store_evictions_total", "Prefixes that went for others.",
+          [](const store::TierStats& t) { return t.evictions; });
+  by_tier("counter", "pith_store_promotions_total", "Prefixes taken into memory from there.",
+          [](const store::TierStats& t) { return t.promotions; });
+  by_tier("gauge", "pith_store_read_bytes_per_second", "Speed of loading, a moving average.",
+          [](const store::TierStats& t) { return t.bytes_per_second; });
+  out.Add("gauge", "pith_store_file_bytes", "Bytes of the folder's files.", number(stats.ssd_file_bytes));
+  out.Head("counter", "pith_store_errors_total", "Failures, each a miss, by kind.");
+  for (const auto& [kind, count] : stats.errors) out.Labelled("pith_store_errors_total", "kind", kind, number(count));
+  for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd}) {
+    const store::TierStats& of = stats.tiers[static_cast<size_t>(tier)];
+    for (const bool put : {false, true}) {
+      const store::Latencies& from = put ? of.put_seconds : of.get_seconds;
+      const std::string name = fmt::format("pith_store_{}_{}_seconds", store::TierName(tier), put ? "put" : "get");
+      out.AddHistogram(name.c_str(), put ? "Storing a prefix." : "Loading a prefix.",
+                       {.bounds = {from.kBounds.begin(), from.kBounds.end()},
+                        .counts = {from.counts.begin(), from.counts.end()},
+                        .sum = from.sum});
+    }
+  }
+}
+
 }  // namespace
 
 void Metrics(Call& call) {
-  const SchedulerStats stats = call.context.scheduler->stats();
+  const SchedulerStats stats = call.context.scheduler != nullptr ? call.context.scheduler->stats() : SchedulerStats();
   Exposition out;
   AddLlama(out, stats);
   AddOwn(out, stats);
+  if (stats.store) AddStore(out, *stats.store);
   call.exchange->Send({.status = 200, .body = out.text(), .type = "text/plain; version=0.0.4; charset=utf-8"});
 }
 

@@ -34,6 +34,7 @@ struct Prefix {
   bool checkpoint = false;        // made for others: it stays when it is taken up
   int slot = -1;                  // in which it was read
   size_t bytes = 0;
+  bool stored = false;            // a store of prefixes has it, or does not want it
   double priority = 0;            // the store's own
 };
 
@@ -63,6 +64,7 @@ class PrefixStore {
   }
 
   void Add(Prefix prefix);
+  void MarkStored(size_t index) { prefixes_[index].stored = true; }
   // It was of use again.
   void Touch(int index);
   // Removes it; its sequence is the caller's.

@@ -16,6 +16,7 @@
 #include "server/http_server.h"
 #include "server/json_reader.h"
 #include "server/scheduler.h"
+#include "server/text_memory.h"
 #include "server/tools.h"
 #include "session/text_model.h"
 
@@ -33,6 +34,7 @@ struct ServedModel {
   SamplerOptions sampling;  // where a request says nothing
   Recipe recipe;            // of the server
   int64_t created = 0;      // unix time
+  bool generates = true;    // false: it gives embeddings alone
   // "64MiB", or "20%" of the full f16 cache of the context, as bytes.
   std::function<Result<size_t>(const std::string&)> parse_budget;
 
@@ -42,6 +44,7 @@ struct ServedModel {
 struct ServerContext {
   ServedModel model;
   std::shared_ptr<Scheduler> scheduler;
+  TextMemory memory;
   bool saves_slots = false;
   std::atomic<bool> draining{false};
 };

@@ -102,7 +102,9 @@ TEST(OpenAiProtocol, LogprobsAndStops) {
       Body(*server.Handle("POST", "/v1/completions", R"({"prompt":"ab","echo":true,"logprobs":1,"max_tokens":2})"));
   EXPECT_EQ(echo["choices"][0]["text"], "abHe");
   EXPECT_EQ(echo["choices"][0]["logprobs"]["tokens"], Json::parse(R"(["<s>","a","b","H","e"])"));
-  EXPECT_TRUE(echo["choices"][0]["logprobs"]["token_logprobs"][1].is_null());
+  EXPECT_EQ(echo["choices"][0]["logprobs"]["token_logprobs"], Json::parse("[null,-1.5,-1.5,-0.5,-0.5]"));
+  // What begins the text is not in it.
+  EXPECT_EQ(echo["choices"][0]["logprobs"]["text_offset"], Json::parse("[0,0,1,2,3]"));
 }
 
 TEST(OpenAiProtocol, ToolsReachAModelWhoseTemplateKnowsNone) {
@@ -278,10 +280,9 @@ TEST(Routes, MethodsKeysAndNames) {
   EXPECT_EQ(exchange->Header("Allow"), "POST, OPTIONS");
   EXPECT_EQ(server.Handle("GET", "/v1/models/bytes")->status, 200);
   EXPECT_EQ(Body(*server.Handle("GET", "/v1/models/other"))["error"]["code"], "model_not_found");
-  EXPECT_EQ(server.Handle("POST", "/v1/embeddings", R"({"input":"a"})")->status, 501);
   EXPECT_EQ(server.Handle("POST", "/tokenize", "x", {{"Content-Encoding", "gzip"}})->status, 415);
 
-  const server::Router guarded(server.context, {"one", "two"});
+  const server::Router guarded(server.catalog, server.front, {"one", "two"});
   const auto status = [&](const std::string& path, std::vector<std::pair<std::string, std::string>> headers) {
     auto one = std::make_shared<FakeExchange>();
     guarded.Handle({.method = "GET", .path = path, .query = {}, .body = {}, .headers = std::move(headers)}, one);
@@ -305,6 +306,54 @@ TEST(JsonReader, Bounds) {
   for (int i = 0; i < 10000; ++i) wide += "\"" + std::to_string(i) + "\":1,";
   EXPECT_FALSE(server::ParseJsonObject(wide + "\"z\":1}"));
   EXPECT_TRUE(server::ParseJsonObject(" {\"a\": \"[[[[{\\\"\"} "));
+}
+
+TEST(OpenAiProtocol, EchoedPromptsAreScored) {
+  FakeServer server;
+  const auto exchange =
+      server.Handle("POST", "/v1/completions", R"({"prompt":"abc","max_tokens":2,"echo":true,"logprobs":0})");
+  ASSERT_EQ(exchange->status, 200) << exchange->body;
+  const Json choice = Body(*exchange)["choices"][0];
+  EXPECT_EQ(choice["text"], "abcHe");
+  const Json& values = choice["logprobs"]["token_logprobs"];
+  const size_t prompt = server.scheduler->requests.at(0).prompt.size();
+  ASSERT_EQ(values.size(), prompt + 2);
+  EXPECT_TRUE(values[0].is_null());
+  for (size_t i = 1; i < prompt; ++i) EXPECT_EQ(values[i], -1.5);
+  EXPECT_EQ(values[prompt], -0.5);
+}
+
+TEST(Embeddings, InAllShapes) {
+  FakeServer server;
+  server.context.model.info.hidden_dim = 3;
+  const Json vector = {0.6f, 0.0f, 0.8f};
+  const auto post = [&](const char* path, const char* body) { return server.Handle("POST", path, body); };
+  const Json openai = Body(*post("/v1/embeddings", R"({"input":["a","bc"]})"));
+  EXPECT_EQ(openai["data"][1]["embedding"], vector);
+  EXPECT_EQ(openai["data"][1]["index"], 1);
+  EXPECT_EQ(openai["usage"]["total_tokens"], openai["usage"]["prompt_tokens"]);
+  EXPECT_EQ(Body(*post("/v1/embeddings", R"({"input":"a","encoding_format":"base64"})"))["data"][0]["embedding"],
+            "mpkZPwAAAADNzEw/");
+  EXPECT_EQ(Body(*post("/v1/embeddings", R"({"input":"a","dimensions":2})"))["data"][0]["embedding"],
+            Json::parse("[1.0,0.0]"));
+  EXPECT_EQ(Body(*post("/api/embed", R"({"model":"bytes","input":"a"})"))["embeddings"], Json::array({vector}));
+  EXPECT_EQ(Body(*post("/api/embeddings", R"({"model":"bytes","prompt":"a"})"))["embedding"], vector);
+  EXPECT_EQ(Body(*post("/embedding", R"({"content":"a"})"))[0]["embedding"], Json::array({vector}));
+  EXPECT_TRUE(server.scheduler->requests.back().refuse_eviction);
+  for (const char* wrong : {"{}", R"({"input":[]})", R"({"input":[[]]})", R"({"input":{}})", R"({"input":[1,"a"]})",
+                            R"({"input":"a","dimensions":4})", R"({"input":"a","encoding_format":"x"})"}) {
+    EXPECT_EQ(post("/v1/embeddings", wrong)->status, 400) << wrong;
+  }
+}
+
+TEST(OpenAiProtocol, TheClientMayBeginTheAnswer) {
+  FakeServer server;
+  const auto exchange = server.Handle(
+      "POST", "/v1/chat/completions",
+      R"({"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Well,"}],"max_tokens":1})");
+  ASSERT_EQ(exchange->status, 200) << exchange->body;
+  EXPECT_EQ(TextOf(server, server.scheduler->requests.at(0).prompt),
+            "<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell,");
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& cho
 SequenceId SchedulerImpl::TakePrefix(Job& job) {
   job.prompt_done = 0;
   const Request& request = job.request;
-  if (!request.reuse_prefix) return -1;
+  if (!request.reuse_prefix || request.wants_rows()) return -1;
   const auto savings = [&](const Prefix& prefix) {
     return Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence);
   };
@@ -78,6 +78,7 @@ SequenceId SchedulerImpl::TakePrefix(Job& job) {
                                  other->request.num_pinned, first.sequence);
     if (saved > most) most = saved, source = other.get();
   }
+  if (const SequenceId stored = TakeStored(job, most); stored >= 0) return stored;
   SequenceId sequence = source != nullptr ? ForkLive(job, *source, most) : -1;
   if (sequence < 0 && resting >= 0) most = of_resting, sequence = TakeResting(job, resting, most);
   if (sequence >= 0) job.prompt_done = most;

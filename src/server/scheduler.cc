@@ -156,6 +156,7 @@ SchedulerStats SchedulerImpl::stats() {
   stats.waiting = static_cast<int>(num_waiting_);
   stats.refused = num_refused_;
   stats.cancelled = num_cancelled_;
+  if (options_.store != nullptr) stats.store = options_.store->store().stats();
   return stats;
 }
 
@@ -189,10 +190,17 @@ void SchedulerImpl::Run() {
   Publish();
 }
 
+bool SchedulerImpl::IsIdle() {
+  const std::lock_guard lock(mutex_);
+  return !stops_ && !has_cancels_ && inbox_.empty() && commands_.empty() && waiting_.empty() && running_.empty();
+}
+
 bool SchedulerImpl::TakeInbox() {
   std::vector<JobPtr> fresh;
   for (;;) {
     std::function<void()> command;
+    while (IsIdle() && KeepOneInStore()) {
+    }
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [this] {

@@ -20,6 +20,11 @@
 #include "pith/types.h"
 #include "session/generator.h"
 #include "session/text_model.h"
+#include "store/store.h"
+
+namespace pith {
+class StoredPrefixes;
+}
 
 namespace pith::server {
 
@@ -34,6 +39,7 @@ struct SchedulerOptions {
   int max_retained = 64;       // prefixes kept after their requests; 0: none
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
+  std::shared_ptr<StoredPrefixes> store;  // outlives the process; null: none. The engine's thread uses it
 };
 
 // Sets how many sequences the engine must hold for such a scheduler.
@@ -55,6 +61,12 @@ struct Request {
   std::string cache_key;              // prompt_cache_key or a session's name: a hint at what to reuse; may be empty
   int slot = -1;                      // llama-server's id_slot; -1: any
   bool reports_positions = false;     // CacheReport::held_heads
+  bool reports_layers = false;        // CacheReport::layers, too
+  int prompt_logprobs = -1;           // of the prompt's tokens but the first, as GeneratorOptions::num_logprobs
+  EmbeddingPooling pooling = EmbeddingPooling::kNone;  // of the prompt's hidden states; kNone: they are not wanted
+
+  // Every row of the prompt is looked at, so that none can be taken from a prefix.
+  bool wants_rows() const { return prompt_logprobs >= 0 || pooling != EmbeddingPooling::kNone; }
 };
 
 // What the cache of a sequence held when its text ended.
@@ -65,6 +77,14 @@ struct CacheReport {
   int64_t evicted_tokens = 0;         // positions that no layer and head holds any more
   std::vector<std::pair<int32_t, int32_t>> evicted_spans;  // of these, [start, end)
   std::vector<uint16_t> held_heads;   // of each position, how many kv heads hold it; where it was asked for
+  // The same of each layer with a global cache; where layers were asked for.
+  struct Layer {
+    int num_heads = 0;
+    int64_t entries = 0;
+    std::vector<uint8_t> held;  // of each position; at most 255
+  };
+  std::vector<Layer> layers;
+  std::string format;                 // of full pages
   int num_heads = 0;                  // kv heads of all layers with a global cache
   std::string recipe;
 };
@@ -88,6 +108,9 @@ class RequestSink {
   virtual ~RequestSink() = default;
   virtual void Started(const RequestUsage& usage, int slot) = 0;
   virtual void Progress(int prompt_done, int prompt_total) = 0;
+  // Once the prompt is read, where it was asked for: of its tokens but the first; of the whole, of length 1.
+  virtual void PromptLogprobs(std::vector<TokenLogprobs> logprobs) { (void)logprobs; }
+  virtual void Embedding(std::vector<float> embedding) { (void)embedding; }
   // Whole characters, and the tokens sampled since the last call with their logprobs where they were wanted (a token
   // may come before its text does). text or tokens may be empty.
   virtual void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) = 0;
@@ -129,12 +152,15 @@ struct SchedulerStats {
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe
   Histogram first_token_seconds, token_gap_seconds;
   std::vector<SlotState> slots;
+  std::optional<store::StoreStats> store;
 };
 
 struct SavedSlot {
   int tokens = 0;
   size_t bytes = 0;
   double seconds = 0;
+  std::string tenant = {};              // of what was restored, whose it is
+  std::vector<int32_t> restored = {};   // and its tokens
 };
 
 class Scheduler {

@@ -19,6 +19,7 @@
 #include "server/prefixes.h"
 #include "server/scheduler.h"
 #include "server/step_plan.h"
+#include "session/stored_prefixes.h"
 
 namespace pith::server {
 
@@ -76,11 +77,17 @@ struct Job {
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
   bool generates = false;    // `text` is read
   bool told = false;         // that it has started
+  bool asked_store = false;  // for its prompt's beginning: once
   bool finished = false;     // its sink is about to hear so
   std::optional<Error> failure;  // of sampling
   RequestUsage usage;
   CacheReport cache;
   int64_t dropped_before = 0;  // entries that its prefix had lost
+  // Of prompt rows that were read, where they are wanted; told once.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  std::vector<double> pooled;
+  bool rows_told = false;
+  bool wants_rows() const { return request.wants_rows() && !rows_told; }
 
   // A sink is called with it held; Cancel() comes from any thread, the sink's calls included.
   std::recursive_mutex mutex;
@@ -112,6 +119,7 @@ class SchedulerImpl final : public Scheduler {
   // The thread (scheduler.cc).
   void Run();
   bool TakeInbox();  // waits while there is nothing to do; false: the end
+  bool IsIdle();  // nobody asks for anything
   void DropCancelled();
   void FailAll(const Error& error);
   // Runs fn between steps and waits for it.
@@ -162,9 +170,17 @@ class SchedulerImpl final : public Scheduler {
   void Checkpoint(Job& job);
   void AddPrefix(Prefix prefix);
 
+  // The store behind them (stored.cc).
+  ReadingKey ReadingOf(const PrefixKey& key) const;
+  SequenceId TakeStored(Job& job, size_t at_least);
+  void KeepInStore(const Prefix& prefix);
+  bool KeepOneInStore();  // false: there is nothing to keep
+  size_t StoredCut(const Job& job) const;  // where a checkpoint would serve others; 0: nowhere
+
   // Steps (scheduler_step.cc).
   void StepOnce();
   void PlanStep();
+  void PlanPrompts(std::vector<Job*> reading, int rows);
   size_t PieceEnd(const Job& job) const;
   void MakeRoomForStep();
   void EndStep();
@@ -172,6 +188,11 @@ class SchedulerImpl final : public Scheduler {
   bool Preempt(Job& job);
   void SendBack(Job& job);
   void AfterPiece(Job& job);
+  // Rows of prompts whose logits or hidden states are wanted, in a step at most.
+  int MostWantedRows() const;
+  // The same of a piece that was read; then all of it for the sink.
+  void TakeRows(Job& job, std::span<const int32_t> tokens);
+  void TellRows(Job& job);
   Status ForkChoices(Job& job);
   // What was sampled since the last time, and this text.
   void Say(Job& job, Choice& choice, std::string text);
@@ -220,6 +241,8 @@ class SchedulerImpl final : public Scheduler {
   };
   std::vector<Row> rows_;
   std::vector<StepItem> items_;
+  std::vector<float> row_logits_, row_hidden_;  // of the step's one prompt whose rows are wanted
+  bool takes_rows_ = false;  // whether it was their turn in the last step
   size_t turn_ = 0;  // of decodes that take steps of their own
   std::vector<Status> statuses_;
 

@@ -44,6 +44,7 @@ void SchedulerImpl::EndStep() {
       Sample(*row.job, *row.choice, engine_->logits(row.choice->sequence));
       continue;
     }
+    if (items_[i].all_logits != nullptr || items_[i].all_hidden != nullptr) TakeRows(*row.job, items_[i].tokens);
     row.job->prompt_done += items_[i].tokens.size();
     if (row.job->prompt_done < row.job->text.size()) continue;
     if (row.job->first_logits == SteadyClock::time_point()) row.job->first_logits = SteadyClock::now();
@@ -102,6 +103,7 @@ void SchedulerImpl::SendBack(Job& job) {
   job.num_generated_before = choice.num_fed = generated.size();
   job.generates = false;
   job.prompt_done = 0;
+  job.prompt_logprobs.clear(), job.pooled.clear();
   ++counters_.preempted;
   std::erase(running_, self);
   waiting_.push_front(self);
@@ -153,10 +155,31 @@ void SchedulerImpl::PlanStep() {
     rows_ = {rows_[turn]}, items_ = {items_[turn]};
   }
   if (rows == 0) return;
-  std::vector<int> wanted;
+  PlanPrompts(reading, rows);
+}
+
+void SchedulerImpl::PlanPrompts(std::vector<Job*> reading, int rows) {
+  // Rows that are wanted cost memory by the vocabulary: one such prompt at a time, in small pieces, and in steps of its
+  // own, so that others are not read in small pieces, too.
+  const bool has_others = std::ranges::any_of(reading, [](const Job* job) { return !job->wants_rows(); });
+  takes_rows_ = !has_others || !takes_rows_;
+  bool is_taken = false;
+  const bool has_such = std::ranges::any_of(reading, &Job::wants_rows);
+  if (has_such) {
+    std::erase_if(reading, [&](const Job* job) {
+      return job->wants_rows() != takes_rows_ || (takes_rows_ && std::exchange(is_taken, true));
+    });
+  }
+  const bool apart = options_.deterministic_reuse;
   if (apart) reading.resize(1);
-  for (const Job* job : reading) wanted.push_back(static_cast<int>(PieceEnd(*job) - job->prompt_done));
+  std::vector<int> wanted;
+  for (const Job* job : reading) {
+    const int piece = static_cast<int>(PieceEnd(*job) - job->prompt_done);
+    wanted.push_back(job->wants_rows() ? std::min(piece, MostWantedRows()) : piece);
+  }
+  if (is_taken) rows = std::min(rows, MostWantedRows());
   const std::vector<int> got = apart ? wanted : DivideRows(wanted, rows);
+  row_logits_.clear(), row_hidden_.clear();
   for (size_t i = 0; i < reading.size(); ++i) {
     Job& job = *reading[i];
     if (got[i] == 0) continue;
@@ -164,9 +187,12 @@ void SchedulerImpl::PlanStep() {
     const size_t end = job.prompt_done + static_cast<size_t>(got[i]);
     engine_->SetPromptContinues(choice.sequence, end < job.text.size());
     rows_.push_back({&job, &choice, true});
-    items_.push_back({.sequence = choice.sequence,
-                      .tokens = std::span(job.text).subspan(job.prompt_done, static_cast<size_t>(got[i])),
-                      .pin = end <= job.request.num_pinned});
+    items_.push_back(
+        {.sequence = choice.sequence,
+         .tokens = std::span(job.text).subspan(job.prompt_done, static_cast<size_t>(got[i])),
+         .pin = end <= job.request.num_pinned,
+         .all_logits = job.wants_rows() && job.request.prompt_logprobs >= 0 ? &row_logits_ : nullptr,
+         .all_hidden = job.wants_rows() && job.request.pooling != EmbeddingPooling::kNone ? &row_hidden_ : nullptr});
   }
 }
 
@@ -196,6 +222,7 @@ void SchedulerImpl::AfterPiece(Job& job) {
   }
   if (job.checkpoint_at > 0 && job.prompt_done == job.checkpoint_at) Checkpoint(job);
   if (job.prompt_done < job.text.size()) return;
+  TellRows(job);
   job.generates = true;
   if (const Status status = ForkChoices(job); !status) {
     Fail(job, status.error());
@@ -314,7 +341,7 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
   const SequenceStats stats = engine_->stats(choice.sequence);
   CacheReport& report = job.cache;
   report = {.budget_bytes = stats.ceiling_bytes, .used_bytes = stats.used_bytes, .kept_fraction = stats.kept_fraction,
-            .evicted_spans = {}, .held_heads = {}, .recipe = stats.recipe};
+            .evicted_spans = {}, .held_heads = {}, .layers = {}, .format = stats.format.Name(), .recipe = stats.recipe};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
     evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);
@@ -324,11 +351,18 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
   int global = 0;
   for (const LayerShape& layer : engine_->model().info().layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
+    CacheReport::Layer of_layer{.num_heads = layer.num_kv_heads, .entries = 0, .held = {}};
+    if (job.request.reports_layers) of_layer.held.assign(held.size(), 0);
     for (int head = 0; head < layer.num_kv_heads; ++head) {
       for (const int32_t position : engine_->EntryPositions(choice.sequence, global, head)) {
         ++held[static_cast<size_t>(position)];
+        ++of_layer.entries;
+        if (of_layer.held.empty()) continue;
+        uint8_t& count = of_layer.held[static_cast<size_t>(position)];
+        if (count < UINT8_MAX) ++count;
       }
     }
+    if (job.request.reports_layers) report.layers.push_back(std::move(of_layer));
     report.num_heads += layer.num_kv_heads;
     ++global;
   }

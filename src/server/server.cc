@@ -1,9 +1,11 @@
 #include "server/server.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
 #include "base/utf8.h"
@@ -16,41 +18,42 @@ struct Route {
   const char* method;
   std::string_view path;  // with '*' at its end: anything may stand there
   void (*handle)(Call&);
+  Needs needs = Needs::kNothing;
 };
 
 constexpr Route kRoutes[] = {
     {"GET", "/", Page},
     {"GET", "/health", LlamaHealth},
     {"GET", "/v1/health", LlamaHealth},
-    {"GET", "/metrics", Metrics},
-    {"GET", "/props", LlamaProps},
-    {"GET", "/slots", LlamaSlots},
-    {"POST", "/slots/*", LlamaSlotAction},
-    {"POST", "/tokenize", LlamaTokenize},
-    {"POST", "/detokenize", LlamaDetokenize},
-    {"POST", "/apply-template", LlamaApplyTemplate},
-    {"POST", "/completion", LlamaCompletion},
-    {"POST", "/completions", LlamaCompletion},
+    {"GET", "/metrics", Metrics, Needs::kLoaded},
+    {"GET", "/props", LlamaProps, Needs::kLoaded},
+    {"GET", "/slots", LlamaSlots, Needs::kLoaded},
+    {"POST", "/slots/*", LlamaSlotAction, Needs::kModel},
+    {"POST", "/tokenize", LlamaTokenize, Needs::kModel},
+    {"POST", "/detokenize", LlamaDetokenize, Needs::kModel},
+    {"POST", "/apply-template", LlamaApplyTemplate, Needs::kModel},
+    {"POST", "/completion", LlamaCompletion, Needs::kModel},
+    {"POST", "/completions", LlamaCompletion, Needs::kModel},
+    {"POST", "/embedding", LlamaEmbedding, Needs::kEmbedding},
+    {"POST", "/embeddings", LlamaEmbedding, Needs::kEmbedding},
     {"GET", "/models", OpenAiModels},
     {"GET", "/v1/models", OpenAiModels},
     {"GET", "/v1/models/*", OpenAiModel},
-    {"POST", "/chat/completions", OpenAiChat},
-    {"POST", "/v1/chat/completions", OpenAiChat},
-    {"POST", "/v1/completions", OpenAiCompletions},
-    {"POST", "/v1/responses", OpenAiResponses},
-    {"POST", "/v1/embeddings", NoEmbeddings},
-    {"POST", "/embeddings", NoEmbeddings},
-    {"POST", "/embedding", NoEmbeddings},
-    {"POST", "/v1/messages", AnthropicMessages},
-    {"POST", "/v1/messages/count_tokens", AnthropicCountTokens},
-    {"POST", "/api/generate", OllamaGenerate},
-    {"POST", "/api/chat", OllamaChat},
+    {"POST", "/chat/completions", OpenAiChat, Needs::kModel},
+    {"POST", "/v1/chat/completions", OpenAiChat, Needs::kModel},
+    {"POST", "/v1/completions", OpenAiCompletions, Needs::kModel},
+    {"POST", "/v1/responses", OpenAiResponses, Needs::kModel},
+    {"POST", "/v1/embeddings", OpenAiEmbeddings, Needs::kEmbedding},
+    {"POST", "/v1/messages", AnthropicMessages, Needs::kModel},
+    {"POST", "/v1/messages/count_tokens", AnthropicCountTokens, Needs::kModel},
+    {"POST", "/api/generate", OllamaGenerate, Needs::kModel},
+    {"POST", "/api/chat", OllamaChat, Needs::kModel},
     {"GET", "/api/tags", OllamaTags},
-    {"POST", "/api/show", OllamaShow},
+    {"POST", "/api/show", OllamaShow, Needs::kModel},
     {"GET", "/api/ps", OllamaPs},
     {"GET", "/api/version", OllamaVersion},
-    {"POST", "/api/embed", NoEmbeddings},
-    {"POST", "/api/embeddings", NoEmbeddings},
+    {"POST", "/api/embed", OllamaEmbed, Needs::kEmbedding},
+    {"POST", "/api/embeddings", OllamaEmbeddings, Needs::kEmbedding},
 };
 
 bool Matches(const Route& route, std::string_view path) {
@@ -90,7 +93,13 @@ int Router::KeyOf(const HttpRequest& request) const {
 }
 
 void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) const {
-  Call call{context_, std::move(request), std::move(exchange), "", Dialect::kOpenAi};
+  Call call{.catalog = catalog_,
+            .context = front_,
+            .lease = nullptr,
+            .request = std::move(request),
+            .exchange = std::move(exchange),
+            .tenant = {},
+            .parsed = nullptr};
   if (FindInvalidUtf8(call.request.path) != std::string_view::npos) return call.Fail(400, "the address is not UTF-8");
   while (call.request.path.size() > 1 && call.request.path.ends_with('/')) call.request.path.pop_back();
   const std::string& path = call.request.path;
@@ -108,7 +117,7 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
       const std::string_view coding = call.request.Header("Content-Encoding");
       if (!coding.empty() && coding != "identity")
         return call.Fail(415, "the request's body must come without a content coding");
-      return route.handle(call);
+      return WithModel(std::move(call), route.needs, route.handle);
     }
     allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ",
                            route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
@@ -121,8 +130,74 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
   call.exchange->Send(std::move(response));
 }
 
+namespace {
+
+// The same call with another context, which a reference cannot be given.
+Call WithContext(const Call& call, const ModelLease& lease) {
+  return {.catalog = call.catalog,
+          .context = *lease.context,
+          .lease = lease.lease,
+          .request = call.request,
+          .exchange = call.exchange,
+          .tenant = call.tenant,
+          .dialect = call.dialect,
+          .parsed = call.parsed};
+}
+
+// What the request names: in its body, or in the query.
+Result<std::string> ModelNameOf(Call& call) {
+  std::string name = call.request.Parameter("model");
+  if (call.request.method != "POST") return name;
+  // An action on a slot may come without a body.
+  if (call.request.body.empty() && call.request.path.starts_with("/slots/")) return name;
+  PITH_ASSIGN_OR_RETURN(Json body, ParseJsonObject(call.request.body));
+  JsonReader reader(body);
+  if (call.request.path == "/api/show") reader.Text("name", name);  // its old name
+  reader.Text("model", name);
+  PITH_RETURN_IF_ERROR(reader.status());
+  call.parsed = std::make_shared<Json>(std::move(body));
+  call.request.body.clear();
+  return name;
+}
+
+HttpResponse NoModel(const Call& call, const Error& error) {
+  const bool is_file = error.code != ErrorCode::kNotFound && error.code != ErrorCode::kBusy &&
+                       error.code != ErrorCode::kCancelled;
+  // Another try will not help: the file is no model that can be served here.
+  if (is_file) return ErrorResponse(call.dialect, 400, error.message);
+  if (error.code != ErrorCode::kNotFound || call.dialect != Dialect::kOpenAi)
+    return ErrorResponse(call.dialect, error, call.context.draining);
+  return ErrorResponse(call.dialect, 404, "invalid_request_error", error.message,
+                       {{"code", "model_not_found"}, {"param", "model"}});
+}
+
+}  // namespace
+
+void Router::WithModel(Call call, Needs needs, void (*handle)(Call&)) const {
+  if (needs == Needs::kNothing) return handle(call);
+  if (needs == Needs::kLoaded) {
+    const ModelLease lease = catalog_.AcquireLoaded(call.request.Parameter("model"));
+    if (lease.context == nullptr) return handle(call);
+    Call loaded = WithContext(call, lease);
+    return handle(loaded);
+  }
+  const Result<std::string> name = ModelNameOf(call);
+  if (!name) return call.Fail(name.error());
+  if (front_.draining) return call.Fail(Error{ErrorCode::kBusy, "the server is shutting down"});
+  catalog_.Acquire(*name, needs == Needs::kEmbedding, [call, handle](const Result<ModelLease>& lease) {
+    if (!lease) return call.exchange->Send(NoModel(call, lease.error()));
+    Call loaded = WithContext(call, *lease);
+    try {
+      handle(loaded);
+    } catch (const std::exception&) {  // memory, on the catalog's thread
+      loaded.Fail(500, "the server has no room left for this request");
+    }
+  });
+}
+
 struct Server::Private {
-  ServerContext context;
+  ServerContext front;  // of the server itself, without a model
+  std::unique_ptr<ModelCatalog> catalog;
   std::unique_ptr<Router> router;
   std::unique_ptr<HttpServer> http;
 };
@@ -130,14 +205,11 @@ struct Server::Private {
 Server::Server() : private_(std::make_unique<Private>()) {}
 Server::~Server() = default;
 
-Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, ServedModel model,
-                                               std::shared_ptr<Scheduler> scheduler) {
+Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, std::unique_ptr<ModelCatalog> catalog) {
   std::unique_ptr<Server> server(new Server());
   Private& own = *server->private_;
-  own.context.model = std::move(model);
-  own.context.scheduler = std::move(scheduler);
-  own.context.saves_slots = options.saves_slots;
-  own.router = std::make_unique<Router>(own.context, options.api_keys);
+  own.catalog = std::move(catalog);
+  own.router = std::make_unique<Router>(*own.catalog, own.front, options.api_keys);
   const auto handle = [router = own.router.get()](HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
     router->Handle(std::move(request), std::move(exchange));
   };
@@ -151,8 +223,8 @@ Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, Ser
 int Server::port() const { return private_->http->port(); }
 
 void Server::Drain(double seconds) {
-  private_->context.draining = true;
-  private_->context.scheduler->Drain(seconds);
+  private_->front.draining = true;
+  private_->catalog->Drain(seconds);
   private_->http->Stop(10);
 }
 

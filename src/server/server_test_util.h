@@ -28,6 +28,12 @@ class FakeScheduler final : public server::Scheduler {
     server::RequestUsage usage{.prompt_tokens = num_prompt, .cached_tokens = cached_tokens};
     if (failure) return sink->Failed(*failure), ++last_;
     sink->Started(usage, 0);
+    if (request.pooling != EmbeddingPooling::kNone) sink->Embedding({0.6f, 0.0f, 0.8f});
+    if (request.prompt_logprobs >= 0) {
+      std::vector<TokenLogprobs> logprobs;
+      for (int i = 1; i < num_prompt; ++i) logprobs.push_back({{request.prompt[static_cast<size_t>(i)], -1.5f}, {}});
+      sink->PromptLogprobs(std::move(logprobs));
+    }
     for (int choice = 0; choice < request.num_choices; ++choice) {
       GenerationResult result = Write(request.generation);
       for (size_t at = 0; at < result.text.size(); at += 3) {
@@ -65,6 +71,8 @@ class FakeScheduler final : public server::Scheduler {
                             .evicted_tokens = 3,
                             .evicted_spans = {{4, 7}},
                             .held_heads = {},
+                            .layers = {},
+                            .format = "f16",
                             .recipe = "pith"};
   server::SchedulerStats statistics;
   std::vector<server::Request> requests;
@@ -148,7 +156,7 @@ class FakeExchange final : public server::HttpExchange {
 
 // The routes over these.
 struct FakeServer {
-  FakeServer() : scheduler(std::make_shared<FakeScheduler>()), router(context, {}) {
+  FakeServer() : scheduler(std::make_shared<FakeScheduler>()), router(catalog, front, {}) {
     context.scheduler = scheduler;
     context.saves_slots = true;
     server::ServedModel& model = context.model;
@@ -164,6 +172,7 @@ struct FakeServer {
       if (text == "1KiB") return size_t{1024};
       return InvalidArgument("it is none");
     };
+    catalog.AddLoaded(context);
   }
 
   std::shared_ptr<FakeExchange> Handle(std::string method, std::string path, std::string body = "",
@@ -183,7 +192,8 @@ struct FakeServer {
   }
 
   std::shared_ptr<FakeScheduler> scheduler;
-  server::ServerContext context;
+  server::ServerContext context, front;
+  server::ModelCatalog catalog;
   server::Router router;
 };
 

@@ -129,9 +129,13 @@ Result<SavedSlot> SchedulerImpl::RestoreSlot(int slot, const std::string& file_n
     (void)EraseResting(slot);
     while (prefixes_.size() >= static_cast<size_t>(std::max(options_.max_retained, 1)) && DropPrefix()) {
     }
-    const int tokens = static_cast<int>(prefix.tokens.size());
+    SavedSlot done{.tokens = static_cast<int>(prefix.tokens.size()),
+                   .bytes = FileBytes(path),
+                   .tenant = prefix.key.tenant,
+                   .restored = prefix.tokens};
     AddPrefix(std::move(prefix));
-    return SavedSlot{.tokens = tokens, .bytes = FileBytes(path), .seconds = SecondsBetween(start, SteadyClock::now())};
+    done.seconds = SecondsBetween(start, SteadyClock::now());
+    return done;
   });
 }
 

@@ -170,18 +170,19 @@ void Conversation::AlreadyRead(size_t count) {
   num_pinned_ -= std::min(num_pinned_, count);
 }
 
-Status Conversation::Feed(TokenSequence& sequence, const Progress& progress) {
-  const auto feed = [&](size_t count, bool pin) -> Status {
-    if (count == 0) return {};
+Status Conversation::Feed(TokenSequence& sequence, size_t count, const Progress& progress) {
+  const auto feed = [&](size_t piece, bool pin) -> Status {
+    if (piece == 0) return {};
     const int before = sequence.num_tokens();
-    const Status status = sequence.Feed(std::span(pending_).first(count), pin, progress);
-    const auto fed = status ? count : static_cast<size_t>(std::max(0, sequence.num_tokens() - before));
+    const Status status = sequence.Feed(std::span(pending_).first(piece), pin, progress);
+    const auto fed = status ? piece : static_cast<size_t>(std::max(0, sequence.num_tokens() - before));
     pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(fed));
     if (pin) num_pinned_ -= fed;
     return status;
   };
-  PITH_RETURN_IF_ERROR(feed(num_pinned_, true));
-  return feed(pending_.size(), false);
+  const size_t pinned = std::min(num_pinned_, count);
+  PITH_RETURN_IF_ERROR(feed(pinned, true));
+  return feed(count - pinned, false);
 }
 
 void Conversation::Continued(std::optional<int32_t> unfed) {

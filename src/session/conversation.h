@@ -46,7 +46,11 @@ class Conversation {
   // The sequence has read the first `count` of pending() already (a session that was taken up).
   void AlreadyRead(size_t count);
   // Reads what is queued. What an error or an interrupt keeps from being read stays in the queue.
-  Status Feed(TokenSequence& sequence, const Progress& progress = {});
+  Status Feed(TokenSequence& sequence, const Progress& progress = {}) {
+    return Feed(sequence, pending_.size(), progress);
+  }
+  // The first `count` of it.
+  Status Feed(TokenSequence& sequence, size_t count, const Progress& progress);
 
   // The answer to what was said. `unfed`: its last token, which the sequence has not read (Generation::unfed).
   void Answered(std::string answer, std::optional<int32_t> unfed);

@@ -22,6 +22,10 @@ class TextModel {
   // begins: the text is the first of its sequence, and gets what the tokenizer puts there (BOS), once even where the
   // template wrote it too; otherwise it gets none of that. parse_special: control tokens in it are tokens.
   virtual Result<std::vector<int32_t>> Tokenize(std::string_view text, bool begins, bool parse_special) const = 0;
+  // A text that ends here, with what the tokenizer puts around one, for embeddings.
+  virtual Result<std::vector<int32_t>> TokenizeWhole(std::string_view text) const {
+    return Tokenize(text, true, false);
+  }
   virtual std::string Piece(int32_t token) const = 0;  // bytes; may end inside a UTF-8 character
   virtual bool IsEnd(int32_t token) const = 0;         // of generation
   virtual bool has_template() const = 0;
@@ -40,6 +44,9 @@ class HostText final : public TextModel {
   explicit HostText(std::shared_ptr<const HostModel> model) : model_(std::move(model)) {}
 
   Result<std::vector<int32_t>> Tokenize(std::string_view text, bool begins, bool parse_special) const override;
+  Result<std::vector<int32_t>> TokenizeWhole(std::string_view text) const override {
+    return model_->TokenizeWhole(text);
+  }
   std::string Piece(int32_t token) const override { return model_->Piece(token); }
   bool IsEnd(int32_t token) const override { return model_->IsEndOfGeneration(token); }
   bool has_template() const override { return model_->has_chat_template(); }

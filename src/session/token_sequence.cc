@@ -98,9 +98,9 @@ Result<std::vector<std::byte>> EngineSequence::SaveToMemory(const SessionNote& n
 }
 
 Result<EngineSequence::Restored> EngineSequence::RestoreFromMemory(std::span<const std::byte> saved) {
-  if (!options_) return InvalidArgument("a sequence is restored from memory with the options that it was made with");
   Free();  // its place may be the only one
-  Result<RestoredSequence> restored = engine_->RestoreFromMemory(saved, *options_);
+  const SequenceOptions& own = engine_->options();
+  Result<RestoredSequence> restored = engine_->RestoreFromMemory(saved, options_ ? *options_ : own);
   if (!restored) return Renew(restored.error());
   id_ = restored->sequence;
   return Restored{std::move(restored->note), restored->has_logits};

@@ -60,7 +60,7 @@ class EngineSequence final : public TokenSequence {
   // Takes what the file holds in place of what was read so far. Nothing, and an empty sequence, where the file is
   // missing or empty. Otherwise Engine::Restore()'s errors, after which the sequence is empty, too.
   Result<std::optional<Restored>> Restore(const std::string& path);
-  // The same through memory, for a sequence with options of its own.
+  // The same through memory.
   Result<std::vector<std::byte>> SaveToMemory(const SessionNote& note) const;
   Result<Restored> RestoreFromMemory(std::span<const std::byte> saved);
 

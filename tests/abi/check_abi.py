@@ -28,6 +28,12 @@ def code_of(header):
     return re.sub(r"/\*.*?\*/", "", text, flags=re.S)
 
 
+def read(path):
+    """A header with those of pith that it includes."""
+    of_pith = r"#include <(pith/\w+\.h)>"
+    return re.sub(of_pith, lambda part: (path.parent.parent / part[1]).read_text(), path.read_text())
+
+
 def functions(header):
     """Prototypes as text, one for each exported function."""
     found = re.findall(r"PITH_API ((?:[^;()]|\([^;()]*(?:\([^;()]*\)[^;()]*)*\))*);", code_of(header))
@@ -103,7 +109,7 @@ def write(path, header, compiler):
 
 def main():
     path = pathlib.Path(sys.argv[1]).resolve()
-    header = path.read_text()
+    header = read(path)
     if sys.argv[2] == "--write":
         return write(path, header, sys.argv[3])
     listed = (HERE / "functions.txt").read_text().splitlines()

@@ -143,7 +143,8 @@ struct StepItem {
   Sequence* sequence = nullptr;
   std::span<const int32_t> tokens = {};
   bool pin = false;
-  std::vector<float>* all_logits = nullptr;  // becomes [tokens, vocab], of every token
+  std::vector<float>* all_logits = nullptr;      // becomes [tokens, vocab], of every token
+  std::vector<float>* all_embeddings = nullptr;  // becomes [tokens, ModelInfo::num_embd], of every token
 };
 
 class Engine {
@@ -183,12 +184,15 @@ class Engine {
   // sequence alone.
   std::vector<Status> Step(std::span<const StepItem> items) {
     const auto num_vocab = static_cast<size_t>(model_.info().num_vocab);
+    const auto num_embd = static_cast<size_t>(model_.info().num_embd);
     std::vector<pith_step_item> own;
     for (const StepItem& item : items) {
       if (item.all_logits != nullptr) item.all_logits->resize(item.tokens.size() * num_vocab);
+      if (item.all_embeddings != nullptr) item.all_embeddings->resize(item.tokens.size() * num_embd);
       own.push_back({sizeof(pith_step_item), item.sequence != nullptr ? item.sequence->get() : nullptr,
                      item.tokens.data(), item.tokens.size(), item.pin,
-                     item.all_logits != nullptr ? item.all_logits->data() : nullptr});
+                     item.all_logits != nullptr ? item.all_logits->data() : nullptr,
+                     item.all_embeddings != nullptr ? item.all_embeddings->data() : nullptr});
     }
     std::vector<pith_status> codes(items.size());
     const pith_status result = pith_step(get(), own.data(), own.size(), codes.data());

@@ -88,15 +88,24 @@ struct ScorerOptions {
   std::vector<ScorerColumn> columns = {};
 };
 
+namespace internal {
+
+inline std::vector<pith_param> ParamsOf(const std::vector<ScorerParam>& own) {
+  std::vector<pith_param> params;
+  for (const ScorerParam& p : own) {
+    params.push_back({sizeof(pith_param), p.name.c_str(), p.help.c_str(), p.initial, p.min, p.max, p.whole});
+  }
+  return params;
+}
+
+}  // namespace internal
+
 // From now on score=NAME works in every recipe. The scorer lives as long as the process. kInvalidArgument: the name is
 // taken, or the options make no sense.
 inline Status RegisterScorer(const std::string& name, std::shared_ptr<const Scorer> scorer,
                              const ScorerOptions& options = {}) {
   if (scorer == nullptr) return InvalidArgument("there is no scorer");
-  std::vector<pith_param> params;
-  for (const ScorerParam& p : options.params) {
-    params.push_back({sizeof(pith_param), p.name.c_str(), p.help.c_str(), p.initial, p.min, p.max, p.whole});
-  }
+  const std::vector<pith_param> params = internal::ParamsOf(options.params);
   std::vector<pith_column> columns;
   for (const ScorerColumn& c : options.columns) columns.push_back({sizeof(pith_column), c.name.c_str(), c.initial});
   auto own = PITH_INIT(pith_scorer_options);

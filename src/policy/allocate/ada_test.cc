@@ -36,7 +36,8 @@ size_t KeptOf(const std::string& recipe_text) {
   inputs.heads = heads;
   const Budget budget{.keep = 4, .keep_fraction = 0.25, .keep_exact = 4.25};
   size_t kept = 0;
-  for (const auto& head : recipe->policy->Select(inputs, scores, budget)) kept += head.size();
+  const Result<KeptHeads> chosen = recipe->policy->Select(inputs, scores, budget);
+  for (const auto& head : chosen.value()) kept += head.size();
   return kept;
 }
 

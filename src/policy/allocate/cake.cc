@@ -25,13 +25,14 @@ class Cake final : public Allocator {
 
   void Prepare(const LayerInputs& inputs, LayerScores& scores) const override {
     const AttentionMotion motion = MotionOf(inputs, window_);
-    scores.preference = std::pow(std::max(motion.entropy, 0.0), 1 / tau1_) * std::pow(motion.variance, 1 / tau2_);
+    scores.NotesOf(this).numbers = {std::pow(std::max(motion.entropy, 0.0), 1 / tau1_) *
+                                    std::pow(motion.variance, 1 / tau2_)};
     scores.window = std::min(window_, inputs.window);
   }
 
   void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     double sum = 0;
-    for (const LayerScores& layer : layers) sum += layer.preference;
+    for (const LayerScores& layer : layers) sum += PreferenceOf(layer);
     const double mean = budget.keep_exact > 0 ? budget.keep_exact : budget.keep;
     const int window = layers.empty() ? 0 : layers.front().window;
     const auto total = static_cast<int>((mean - window) * static_cast<double>(layers.size()));
@@ -41,7 +42,7 @@ class Cake final : public Allocator {
       size_t n = 0;
       for (const auto& head : layer.heads) n = std::max(n, head.size());
       room.push_back(std::max(0, static_cast<int>(n) - layer.window));
-      share.push_back(sum > 0 && std::isfinite(sum) ? static_cast<int>(layer.preference / sum * total) : 0);
+      share.push_back(sum > 0 && std::isfinite(sum) ? static_cast<int>(PreferenceOf(layer) / sum * total) : 0);
     }
     if (total > 0) FillRooms(total, room, budget.keep_exact == 0, share);
     for (size_t l = 0; l < layers.size(); ++l) {
@@ -51,6 +52,8 @@ class Cake final : public Allocator {
   }
 
  private:
+  double PreferenceOf(const LayerScores& layer) const { return layer.NotesOf(this).numbers.front(); }
+
   double tau1_;
   double tau2_;
   int window_ = 0;

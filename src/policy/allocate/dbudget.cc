@@ -29,24 +29,26 @@ class DBudget final : public Allocator {
   int window() const override { return rows_; }
 
   void Prepare(const LayerInputs& inputs, LayerScores& scores) const override {
-    scores.wanted.clear();
-    for (const HeadInputs& head : inputs.heads) scores.wanted.push_back(head.num_entries);
+    std::vector<double>& wanted = scores.NotesOf(this).numbers;
+    wanted.clear();
+    for (const HeadInputs& head : inputs.heads) wanted.push_back(head.num_entries);
     if (inputs.layer < skip_ || inputs.window == 0) return;
     const PrefixOptions options{threshold_, sinks_, rows_, floor_};
     if (paper_) {
       for (size_t h = 0; h < inputs.heads.size(); ++h)
-        scores.wanted[h] = LargestPrefix(inputs, inputs.heads[h], options);
+        wanted[h] = LargestPrefix(inputs, inputs.heads[h], options);
     } else {
       const int suffix = SharedSuffix(inputs, options);
       for (size_t h = 0; h < inputs.heads.size(); ++h) {
-        scores.wanted[h] = std::min(inputs.heads[h].num_entries, sinks_ + std::max(suffix, floor_));
+        wanted[h] = std::min(inputs.heads[h].num_entries, sinks_ + std::max(suffix, floor_));
       }
     }
   }
 
   void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
     for (size_t l = 0; l < layers.size(); ++l) {
-      for (size_t h = 0; h < out[l].size(); ++h) out[l][h] = {std::min(layers[l].wanted[h], budget.keep), 0};
+      const std::vector<double>& wanted = layers[l].NotesOf(this).numbers;
+      for (size_t h = 0; h < out[l].size(); ++h) out[l][h] = {std::min(static_cast<int>(wanted[h]), budget.keep), 0};
     }
   }
 

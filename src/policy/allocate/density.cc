@@ -31,7 +31,7 @@ class Density final : public Allocator {
                    [](float s) { return std::abs(s) < 1e30F; });
       heads.emplace_back(finite[h]);
     }
-    scores.preference = LayerDensity(heads);
+    scores.NotesOf(this).numbers = {LayerDensity(heads)};
   }
 
   void Allocate(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) const override {
@@ -40,7 +40,7 @@ class Density final : public Allocator {
     for (const LayerScores& layer : layers) {
       double entries = 0;
       for (const auto& head : layer.heads) entries += static_cast<double>(head.size());
-      weights.push_back(std::exp(-layer.preference));
+      weights.push_back(std::exp(-layer.NotesOf(this).numbers.front()));
       room.push_back(entries);
       num_heads += layer.heads.size();
     }

@@ -156,12 +156,14 @@ TEST_F(LayerFiles, SharesOfLayersAreFollowed) {
     Budget budget;
     budget.keep = 18;
     std::vector<size_t> sums;
-    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget))
+    std::vector<KeptHeads> selected = recipe->policy->SelectAll(scores, budget).value();
+    for (const KeptHeads& layer : selected)
       sums.push_back(layer[0].size() + layer[1].size());
     EXPECT_EQ(sums, (std::vector<size_t>{72, 48, 24, 0})) << level;
     budget.keep = 36;  // the first layer's share is longer than its heads: the next ones get the rest
     sums.clear();
-    for (const KeptHeads& layer : recipe->policy->SelectAll(scores, budget))
+    selected = recipe->policy->SelectAll(scores, budget).value();
+    for (const KeptHeads& layer : selected)
       sums.push_back(layer[0].size() + layer[1].size());
     EXPECT_EQ(sums, (std::vector<size_t>{120, 120, 48, 0})) << level;
   }

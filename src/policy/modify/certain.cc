@@ -27,8 +27,9 @@ class Certain final : public Modifier {
     MakePositive(scores);
     WeighByValueShares(inputs, scores);
     scores.window = std::min(window_, inputs.window);
-    const double before_window = MeanAttention(inputs, window_, scores.attention);
-    scores.certain_mass = mass_ - before_window;
+    StageNotes& notes = scores.NotesOf(this);
+    const double before_window = MeanAttention(inputs, window_, notes.column);
+    notes.numbers = {mass_ - before_window};
   }
 
   void Refine(const Budget& budget, LayerScores& scores) const override {
@@ -39,10 +40,11 @@ class Certain final : public Modifier {
       }
     }
     scores.ties.resize(scores.heads.size());
+    const StageNotes& notes = scores.NotesOf(this);
     ParallelFor(scores.heads.size(), [&](size_t h) {
-      const std::vector<float>& mean = scores.attention[h];
+      const std::vector<float>& mean = notes.column[h];
       std::vector<float>& score = scores.heads[h];
-      for (size_t i : CertainEntries(mean, scores, budget)) score[i] = most;
+      for (size_t i : CertainEntries(mean, notes.numbers.front(), scores.window, budget)) score[i] = most;
       scores.ties[h].assign(score.size(), kProtected);
       std::copy(mean.begin(), mean.end(), scores.ties[h].begin());
       std::replace(score.begin(), score.end(), kProtected, most);

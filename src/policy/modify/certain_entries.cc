@@ -64,10 +64,11 @@ double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vec
   return rows > 0 ? before_window / rows : 0;
 }
 
-std::vector<size_t> CertainEntries(const std::vector<float>& mean, const LayerScores& scores, const Budget& budget) {
+std::vector<size_t> CertainEntries(const std::vector<float>& mean, double certain_mass, int window,
+                                   const Budget& budget) {
   const auto n = static_cast<double>(mean.size());
-  const double keep = KeepFraction(budget, static_cast<int>(mean.size()) + scores.window);
-  const int most = static_cast<int>(n * keep - scores.window);
+  const double keep = KeepFraction(budget, static_cast<int>(mean.size()) + window);
+  const int most = static_cast<int>(n * keep - window);
   std::vector<uint64_t> order(mean.size());  // best first, then lower index
   for (size_t i = 0; i < order.size(); ++i) order[i] = uint64_t{Falling(mean[i])} << 32 | i;
   const auto candidates = order.begin() + std::clamp(most, 0, static_cast<int>(order.size()));
@@ -78,7 +79,7 @@ std::vector<size_t> CertainEntries(const std::vector<float>& mean, const LayerSc
   for (auto at = order.begin(); at != candidates; ++at) {
     const auto i = static_cast<size_t>(*at & 0xFFFFFFFFU);
     mass += static_cast<double>(mean[i]);
-    if (mass >= scores.certain_mass) break;
+    if (mass >= certain_mass) break;
     certain.push_back(i);
   }
   return certain;

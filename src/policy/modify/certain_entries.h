@@ -18,9 +18,10 @@ void WeighByValueShares(const LayerInputs& inputs, LayerScores& scores);
 // the window, as many as the window has.
 double MeanAttention(const LayerInputs& inputs, int window, std::vector<std::vector<float>>& means);
 
-// The entries of largest mean attention, as long as their sum stays below scores.certain_mass and
+// The entries of largest mean attention, as long as their sum stays below certain_mass and
 // their number within the budget beside the window.
-std::vector<size_t> CertainEntries(const std::vector<float>& mean, const LayerScores& scores, const Budget& budget);
+std::vector<size_t> CertainEntries(const std::vector<float>& mean, double certain_mass, int window,
+                                   const Budget& budget);
 
 }  // namespace pith
 

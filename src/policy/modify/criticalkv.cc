@@ -20,16 +20,18 @@ class CriticalKv final : public Modifier {
 
   void Adjust(const LayerInputs& inputs, LayerScores& scores) const override {
     MakePositive(scores);
-    scores.value_norms.clear();
+    std::vector<std::vector<float>>& norms = scores.NotesOf(this).column;
+    norms.clear();
     for (const HeadInputs& head : inputs.heads) {
-      if (head.value_norms == nullptr) return scores.value_norms.clear();
-      scores.value_norms.emplace_back(head.value_norms, head.value_norms + head.num_entries);
+      if (head.value_norms == nullptr) return norms.clear();
+      norms.emplace_back(head.value_norms, head.value_norms + head.num_entries);
     }
   }
 
   void Rerank(HeadRank& rank) const override {
-    if (rank.layer->value_norms.empty()) return;
-    const std::vector<float>& norms = rank.layer->value_norms[static_cast<size_t>(rank.head)];
+    const std::vector<std::vector<float>>& of_heads = rank.layer->NotesOf(this).column;
+    if (of_heads.empty()) return;
+    const std::vector<float>& norms = of_heads[static_cast<size_t>(rank.head)];
     const int first = std::max(static_cast<int>(first_ * rank.budget.keep), rank.budget.floor);
     const std::vector<int32_t> sure = SelectTop(rank.scores, *rank.ties, rank.pinned(), first);
     for (size_t i = 0; i < rank.scores.size(); ++i) {

@@ -32,10 +32,11 @@ class Roco final : public Scorer {
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    scores.spread.resize(scores.heads.size());
+    std::vector<std::vector<float>>& spread = scores.NotesOf(this).column;  // standard deviation of the attention
+    spread.resize(scores.heads.size());
     ParallelFor(scores.heads.size(), [&](size_t h) {
       const std::span<float* const> columns = inputs.heads[h].columns;
-      scores.spread[h].resize(scores.heads[h].size());
+      spread[h].resize(scores.heads[h].size());
       for (size_t i = 0; i < scores.heads[h].size(); ++i) {
         const double count = std::max(1, QueriesThatSaw(inputs, inputs.heads[h].positions[i]));
         const double mean = static_cast<double>(columns[0][i]) / count;
@@ -43,14 +44,14 @@ class Roco final : public Scorer {
         // with one query there is none.
         const double variance = count > 1 ? static_cast<double>(columns[1][i]) / count - mean * mean : 0;
         scores.heads[h][i] = static_cast<float>(mean);
-        scores.spread[h][i] = static_cast<float>(std::sqrt(std::max(variance, 0.0)));
+        spread[h][i] = static_cast<float>(std::sqrt(std::max(variance, 0.0)));
       }
     });
   }
 
   void Rerank(HeadRank& rank) const override {
     const int budget = CompetingBudget(rank);
-    std::vector<float> spread = rank.layer->spread[static_cast<size_t>(rank.head)];
+    std::vector<float> spread = rank.layer->NotesOf(this).column[static_cast<size_t>(rank.head)];
     std::vector<size_t> order;  // of those that compete
     for (size_t i = 0; i < spread.size(); ++i) {
       if (rank.pinned().empty() || rank.pinned()[i] == 0) order.push_back(i);

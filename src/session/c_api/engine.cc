@@ -38,16 +38,19 @@ Result<EngineOptions> ReadEngineOptions(const HostModel& model, const pith_engin
 Status ReadItems(EngineState& state, const pith_step_item* items, size_t num_items) {
   PITH_ASSIGN_OR_RETURN(const std::vector<pith_step_item> own, ReadAll(items, num_items, "items of the step"));
   state.all_logits.resize(std::max(state.all_logits.size(), num_items));
+  state.all_embeddings.resize(state.all_logits.size());
   for (size_t i = 0; i < num_items; ++i) {
     const pith_step_item& item = own[i];
     PITH_RETURN_IF_ERROR(Require(item.sequence, "sequence in an item of the step"));
     if (item.sequence->state.get() != &state) return InvalidArgument("a sequence of the step is one of another engine");
     if (item.num_tokens > 0) PITH_RETURN_IF_ERROR(Require(item.tokens, "tokens in an item of the step"));
     state.all_logits[i].clear();
+    state.all_embeddings[i].clear();
     state.items.push_back({.sequence = item.sequence->own->id(),
                            .tokens = {item.tokens, item.num_tokens},
                            .pin = item.pin,
-                           .all_logits = item.all_logits != nullptr ? &state.all_logits[i] : nullptr});
+                           .all_logits = item.all_logits != nullptr ? &state.all_logits[i] : nullptr,
+                           .all_hidden = item.all_embeddings != nullptr ? &state.all_embeddings[i] : nullptr});
   }
   return {};
 }
@@ -59,14 +62,17 @@ Status RunStep(EngineState& state, const pith_step_item* items, size_t num_items
   state.statuses.assign(num_items, read);
   if (!read) return read;
   state.engine->Step(state.items, state.statuses);
-  const size_t stride = num_items == 0 ? 0 : items->struct_size;
+  // A vector of ours for an array of theirs, which an older program's struct may lack.
+  const auto copy = [](const std::vector<float>* from, float* to) {
+    if (from != nullptr) std::copy(from->begin(), from->end(), to);
+  };
+  PITH_ASSIGN_OR_RETURN(const std::vector<pith_step_item> own, ReadAll(items, num_items, "items of the step"));
   Status first;
   for (size_t i = 0; i < num_items; ++i) {
     if (!state.statuses[i] && first) first = state.statuses[i];
-    if (state.items[i].all_logits == nullptr || !state.statuses[i]) continue;
-    const auto* item =
-        reinterpret_cast<const pith_step_item*>(reinterpret_cast<const unsigned char*>(items) + i * stride);
-    std::copy(state.all_logits[i].begin(), state.all_logits[i].end(), item->all_logits);
+    if (!state.statuses[i]) continue;
+    copy(state.items[i].all_logits, own[i].all_logits);
+    copy(state.items[i].all_hidden, own[i].all_embeddings);
   }
   return first;
 }

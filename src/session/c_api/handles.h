@@ -35,7 +35,7 @@ struct EngineState {
   // Of the last step.
   std::vector<StepItem> items;
   std::vector<Status> statuses;
-  std::vector<std::vector<float>> all_logits;
+  std::vector<std::vector<float>> all_logits, all_embeddings;
 };
 
 // A caller's options over the engine's.

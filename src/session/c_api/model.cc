@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/cores.h"
@@ -29,6 +30,72 @@ Result<HostModelOptions> ReadModelOptions(const pith_model_options* given) {
     };
   }
   return own;
+}
+
+using Json = nlohmann::json;
+
+// Member `name` as a text: "" where it is missing or null, the texts of an array of parts one after the other.
+Result<std::string> TextMember(const Json& object, const char* name) {
+  const auto at = object.find(name);
+  if (at == object.end() || at->is_null()) return std::string();
+  if (at->is_string()) return at->get<std::string>();
+  std::string all;
+  for (const Json& part : *at) {
+    const bool is_text = part.is_object() && part.contains("text") && part.at("text").is_string();
+    if (!is_text)
+      return InvalidArgument(fmt::format("'{}' of a message must be a text, or an array of text parts", name));
+    all += part.at("text").get<std::string>();
+  }
+  if (at->is_array()) return all;
+  return InvalidArgument(fmt::format("'{}' of a message must be a text, or an array of text parts", name));
+}
+
+Result<ChatToolCall> ReadToolCall(const Json& call) {
+  ChatToolCall own;
+  if (!call.is_object() || !call.contains("function") || !call.at("function").is_object()) {
+    return InvalidArgument("each of 'tool_calls' must be an object with a 'function'");
+  }
+  const Json& function = call.at("function");
+  PITH_ASSIGN_OR_RETURN(own.id, TextMember(call, "id"));
+  PITH_ASSIGN_OR_RETURN(own.name, TextMember(function, "name"));
+  if (function.contains("arguments") && function.at("arguments").is_object()) {
+    own.arguments = function.at("arguments").dump(-1, ' ', false, Json::error_handler_t::replace);
+  } else {
+    PITH_ASSIGN_OR_RETURN(own.arguments, TextMember(function, "arguments"));
+  }
+  return own;
+}
+
+Result<std::vector<ChatMessage>> ReadMessages(const char* text) {
+  const Json list = Json::parse(text, nullptr, false);
+  if (!list.is_array()) return InvalidArgument("messages must be a JSON array");
+  std::vector<ChatMessage> all;
+  for (const Json& message : list) {
+    if (!message.is_object() || !message.contains("role") || !message.at("role").is_string())
+      return InvalidArgument("each message must be an object with a 'role'");
+    ChatMessage own;
+    own.role = message.at("role").get<std::string>();
+    PITH_ASSIGN_OR_RETURN(own.content, TextMember(message, "content"));
+    PITH_ASSIGN_OR_RETURN(own.tool_call_id, TextMember(message, "tool_call_id"));
+    PITH_ASSIGN_OR_RETURN(own.name, TextMember(message, "name"));
+    const auto calls = message.find("tool_calls");
+    if (calls != message.end() && calls->is_array()) {
+      for (const Json& call : *calls) {
+        PITH_ASSIGN_OR_RETURN(ChatToolCall one, ReadToolCall(call));
+        own.tool_calls.push_back(std::move(one));
+      }
+    }
+    all.push_back(std::move(own));
+  }
+  return all;
+}
+
+// Empty for none.
+Result<std::string> ReadTools(const char* text) {
+  if (text == nullptr) return std::string();
+  const Json list = Json::parse(text, nullptr, false);
+  if (!list.is_array()) return InvalidArgument("tools must be a JSON array");
+  return list.empty() ? std::string() : list.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 Status CheckToken(const pith_model* model, int32_t token) {
@@ -77,7 +144,23 @@ pith_status pith_model_get_info(const pith_model* model, pith_model_info* info) 
     full.has_chat_template = model->state->model->has_chat_template();
     full.architecture = own.architecture.c_str();
     full.description = own.description.c_str();
+    full.num_embd = own.hidden_dim;
+    full.bos_token = model->state->model->bos_token();
+    full.eos_token = model->state->model->eos_token();
+    full.newline_token = model->state->model->newline_token();
+    full.adds_bos = model->state->model->adds_bos();
+    full.chat_template = model->state->model->chat_template().c_str();
     return Fill(full, info, "place for the model's description");
+  });
+}
+
+void pith_model_list_metadata(const pith_model* model, void (*visit)(void* user, const char* key, const char* value),
+                              void* user) {
+  (void)Guarded([&]() -> Status {
+    PITH_RETURN_IF_ERROR(Require(model, "model"));
+    if (visit == nullptr) return InvalidArgument("there is no function that takes metadata");
+    for (const auto& [key, value] : model->state->model->ListMetadata()) visit(user, key.c_str(), value.c_str());
+    return {};
   });
 }
 
@@ -112,6 +195,10 @@ bool pith_token_ends(const pith_model* model, int32_t token) {
   return Guarded([&] { return CheckToken(model, token); }) == PITH_OK && model->state->model->IsEndOfGeneration(token);
 }
 
+bool pith_token_is_control(const pith_model* model, int32_t token) {
+  return Guarded([&] { return CheckToken(model, token); }) == PITH_OK && model->state->model->IsControl(token);
+}
+
 pith_status pith_apply_template(const pith_model* model, const pith_message* messages, size_t num_messages,
                                 bool opens_answer, char* buffer, size_t capacity, size_t* length) {
   return Guarded([&]() -> Status {
@@ -125,6 +212,22 @@ pith_status pith_apply_template(const pith_model* model, const pith_message* mes
       history.push_back({message.role, message.content});
     }
     PITH_ASSIGN_OR_RETURN(const std::string text, model->state->model->ApplyChatTemplate(history, opens_answer));
+    const size_t needed = CopyText(text, buffer, capacity);
+    if (length != nullptr) *length = needed;
+    return {};
+  });
+}
+
+pith_status pith_apply_template_json(const pith_model* model, const char* messages, const char* tools,
+                                     bool opens_answer, char* buffer, size_t capacity, size_t* length) {
+  return Guarded([&]() -> Status {
+    if (length != nullptr) *length = 0;
+    PITH_RETURN_IF_ERROR(Require(model, "model"));
+    PITH_RETURN_IF_ERROR(Require(messages, "messages"));
+    PITH_ASSIGN_OR_RETURN(const std::vector<ChatMessage> history, ReadMessages(messages));
+    PITH_ASSIGN_OR_RETURN(const std::string own_tools, ReadTools(tools));
+    PITH_ASSIGN_OR_RETURN(const std::string text,
+                          model->state->model->ApplyChatTemplate(history, opens_answer, own_tools));
     const size_t needed = CopyText(text, buffer, capacity);
     if (length != nullptr) *length = needed;
     return {};

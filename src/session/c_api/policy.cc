@@ -1,30 +1,23 @@
 // Recipes, and scorers that programs bring along.
 #include <fmt/format.h>
 
-#include <cmath>
-#include <limits>
 #include <optional>
 #include <utility>
 
 #include "policy/registry.h"
 #include "policy/score/observe.h"
 #include "policy/select.h"
+#include "session/c_api/stage_view.h"
 #include "session/c_api/support.h"
 
 namespace pith::c_api {
 namespace {
 
-constexpr int kDefaultWindow = 32;
-constexpr int kLargestWindow = 4096;
 constexpr size_t kMostColumns = 16;
 constexpr int kMostSinks = 4096;
-constexpr uint32_t kWindowNeeds = kNeedWindowProbs | kNeedWindowQueries;
-constexpr uint32_t kObserveNeeds = kNeedEveryQuery | kNeedRepeat;
-constexpr uint32_t kStatisticNeeds = kNeedSquares | kNeedLargest;
 constexpr int kSmallestChunk = 64;
 constexpr int kLargestChunk = 65536;
-constexpr uint32_t kKnownNeeds =
-    kNeedKeys | kNeedValues | kNeedValueNorms | kNeedQueryMoments | kWindowNeeds | kObserveNeeds | kStatisticNeeds;
+constexpr uint32_t kKnownNeeds = kPlainNeeds | kObserveNeeds | kStatisticNeeds;
 
 static_assert(PITH_NEED_KEYS == uint32_t{kNeedKeys} && PITH_NEED_VALUES == uint32_t{kNeedValues});
 static_assert(PITH_NEED_WINDOW_PROBS == uint32_t{kNeedWindowProbs});
@@ -38,85 +31,19 @@ struct Column {
   float initial = 0;
 };
 
-// What a program has registered, for all recipes that name it.
-struct OutsideScorer {
-  std::string name;
+struct OutsideScorer : OutsideStage {
   pith_score_fn score = nullptr;
   pith_observe_fn observe = nullptr;
-  void* user = nullptr;
-  uint32_t needs = 0;
-  int window = 0;  // 0: looks at no window
   bool aggregates = false;
   RepeatOptions repeat;  // with kNeedRepeat
-  std::vector<std::string> param_names;
   std::vector<Column> columns;
-};
-
-// pith_layer_input::internal.
-struct Within {
-  const LayerInputs* inputs;
-  const Aggregator* aggregator;
-  int window;
-};
-
-// One layer as C sees it.
-class LayerView {
- public:
-  LayerView(const LayerInputs& inputs, const Within& within, const std::vector<double>& params)
-      : heads_(inputs.heads.size()), pointers_(inputs.heads.size()) {
-    for (size_t h = 0; h < heads_.size(); ++h) {
-      const HeadInputs& head = inputs.heads[h];
-      heads_[h] = {.struct_size = sizeof(pith_head_input),
-                   .num_entries = head.num_entries,
-                   .positions = head.positions.data(),
-                   .pinned = head.pinned.empty() ? nullptr : head.pinned.data(),
-                   .keys = head.keys,
-                   .values = head.values,
-                   .window_probs = head.window_probs,
-                   .window_queries = head.window_queries,
-                   .value_norms = head.value_norms,
-                   .query_means = head.query_means,
-                   .query_covariances = head.query_covariances,
-                   .columns = head.columns.empty() ? nullptr : head.columns.data()};
-      pointers_[h] = &heads_[h];
-    }
-    if (inputs.rotation != nullptr) {
-      for (const RotatedPair& pair : inputs.rotation->pairs) {
-        rotation_.push_back({pair.real, pair.imaginary, pair.angle, pair.magnitude});
-      }
-    }
-    layer_ = {.struct_size = sizeof(pith_layer_input),
-              .layer = inputs.layer,
-              .num_layers = inputs.num_layers,
-              .num_heads = static_cast<int32_t>(heads_.size()),
-              .group = inputs.group,
-              .key_dim = inputs.key_dim,
-              .value_dim = inputs.value_dim,
-              .window = inputs.window,
-              .next_position = inputs.next_position,
-              .seed = inputs.seed,
-              .attention_scale = inputs.attention_scale,
-              .heads = pointers_.data(),
-              .rotation = rotation_.data(),
-              .num_rotated = rotation_.size(),
-              .params = params.data(),
-              .internal = &within};
-  }
-  LayerView(const LayerView&) = delete;
-  const pith_layer_input* get() const { return &layer_; }
-
- private:
-  std::vector<pith_head_input> heads_;
-  std::vector<const pith_head_input*> pointers_;
-  std::vector<pith_rotated_pair> rotation_;
-  pith_layer_input layer_;
 };
 
 // One registered scorer within a recipe, with the recipe's parameters.
 class CalledScorer final : public Scorer {
  public:
-  CalledScorer(std::shared_ptr<const OutsideScorer> outside, const Params& params) : outside_(std::move(outside)) {
-    for (const std::string& name : outside_->param_names) params_.push_back(params.Real(name));
+  CalledScorer(std::shared_ptr<const OutsideScorer> outside, const Params& params)
+      : outside_(std::move(outside)), params_(outside_->Values(params)) {
     if (outside_->window > 0) window_ = params.Int("window");
   }
 
@@ -154,28 +81,20 @@ class CalledScorer final : public Scorer {
 
   void Score(const LayerInputs& inputs, const Aggregator& aggregator, LayerScores& scores) const override {
     const Within within{&inputs, &aggregator, window_};
-    const LayerView view(inputs, within, params_);
+    const LayerView view(inputs, params_, &within);
     std::vector<float*> out;
     for (std::vector<float>& head : scores.heads) out.push_back(head.data());
     if (!outside_->score(outside_->user, view.get(), out.data())) {
-      scores.fault = fmt::format("score={} failed in layer {}", outside_->name, inputs.layer);
+      scores.fault = fmt::format("{} failed in layer {}", outside_->word, inputs.layer);
     }
-    for (size_t h = 0; h < scores.heads.size() && scores.fault.empty(); ++h) Check(inputs.layer, h, scores);
+    for (size_t h = 0; h < scores.heads.size() && scores.fault.empty(); ++h) {
+      const Status status = CheckScores(outside_->word, inputs.layer, static_cast<int>(h), scores.heads[h]);
+      if (!status) scores.fault = status.error().message;
+    }
     if (window_ > 0) scores.window = std::min(window_, inputs.window);
   }
 
  private:
-  void Check(int layer, size_t h, LayerScores& scores) const {
-    const auto is_bad = [](float score) {
-      return std::isnan(score) || score == -std::numeric_limits<float>::infinity();
-    };
-    const auto bad = std::find_if(scores.heads[h].begin(), scores.heads[h].end(), is_bad);
-    if (bad == scores.heads[h].end()) return;
-    scores.fault =
-        fmt::format("score={} gave entry {} of head {} in layer {} the score {}, which is no number to compare",
-                    outside_->name, bad - scores.heads[h].begin(), h, layer, *bad);
-  }
-
   std::shared_ptr<const OutsideScorer> outside_;
   std::vector<double> params_;
   int window_ = 0;
@@ -211,32 +130,12 @@ Status CheckNeeds(const OutsideScorer& scorer, const pith_scorer_options& option
   return {};
 }
 
-// The parameters' texts are the caller's, for RegisterScorer() to copy.
-Result<std::vector<ParamSpec>> ReadParams(const pith_scorer_options& options, OutsideScorer& scorer) {
-  PITH_ASSIGN_OR_RETURN(const std::vector<pith_param> given, ReadAll(options.params, options.num_params, "parameters"));
-  std::vector<ParamSpec> specs;
-  for (const pith_param& param : given) {
-    PITH_RETURN_IF_ERROR(Require(param.name, "name of a parameter"));
-    scorer.param_names.emplace_back(param.name);
-    specs.push_back({.name = param.name,
-                     .kind = param.whole ? ParamSpec::Kind::kInt : ParamSpec::Kind::kReal,
-                     .initial = param.initial,
-                     .min = param.min,
-                     .max = param.max,
-                     .choices = {},
-                     .help = param.help == nullptr ? "" : param.help});
-  }
-  if (scorer.window > 0)
-    specs.push_back(IntParam("window", scorer.window, 1, kLargestWindow, "last queries that are observed"));
-  return specs;
-}
-
 Status Register(const char* name, pith_score_fn score, void* user, const pith_scorer_options* given) {
   PITH_RETURN_IF_ERROR(Require(name, "name of the scorer"));
   if (score == nullptr) return InvalidArgument("there is no function that scores");
   PITH_ASSIGN_OR_RETURN(const pith_scorer_options options, Read(given, "options of the scorer"));
   auto scorer = std::make_shared<OutsideScorer>();
-  scorer->name = name;
+  scorer->word = fmt::format("score={}", name);
   scorer->score = score;
   scorer->observe = options.observe;
   scorer->user = user;
@@ -248,7 +147,7 @@ Status Register(const char* name, pith_score_fn score, void* user, const pith_sc
   PITH_ASSIGN_OR_RETURN(const std::vector<pith_column> columns,
                         ReadAll(options.columns, options.num_columns, "columns"));
   for (const pith_column& column : columns) scorer->columns.push_back({Text(column.name), column.initial});
-  PITH_ASSIGN_OR_RETURN(std::vector<ParamSpec> params, ReadParams(options, *scorer));
+  PITH_ASSIGN_OR_RETURN(std::vector<ParamSpec> params, ReadParams(options.params, options.num_params, *scorer));
   return RegisterScorer({.name = name,
                          .paper = Text(options.paper),
                          .summary = Text(options.summary),

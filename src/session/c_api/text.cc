@@ -186,6 +186,17 @@ pith_status pith_sampler_sample(pith_sampler* sampler, const float* logits, size
   });
 }
 
+pith_status pith_grammar_of_schema(const char* schema, char* buffer, size_t capacity, size_t* length) {
+  return Guarded([&]() -> Status {
+    if (length != nullptr) *length = 0;
+    PITH_RETURN_IF_ERROR(Require(schema, "schema"));
+    PITH_ASSIGN_OR_RETURN(const std::string grammar, GrammarOfJsonSchema(schema));
+    const size_t needed = CopyText(grammar, buffer, capacity);
+    if (length != nullptr) *length = needed;
+    return {};
+  });
+}
+
 void pith_sampler_reset(pith_sampler* sampler) {
   if (sampler != nullptr) sampler->own->StartOver();
 }

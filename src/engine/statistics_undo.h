@@ -1,0 +1,64 @@
+// What a step's queries change in a sequence's statistics, as it was before: columns of recipes that observe every
+// query, and moments of queries. A step that fails in a later layer is taken back with it.
+#ifndef PITH_ENGINE_STATISTICS_UNDO_H_
+#define PITH_ENGINE_STATISTICS_UNDO_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "engine/sequence.h"
+
+namespace pith {
+
+// What is charged where the copies of all sequences take so many bytes, of which the first 8 MiB are not.
+inline size_t ChargedUndoBytes(size_t bytes) {
+  constexpr size_t kFreeBytes = size_t{8} << 20;
+  const size_t grown = bytes + bytes / 4;  // as Scratch grows
+  return grown - std::min(grown, kFreeBytes);
+}
+
+class StatisticsUndo {
+ public:
+  // For a step of the sequence whose rows are not there yet; global_layers: the model's layers that have statistics.
+  // Returns the floats that it takes, 0: nothing would change.
+  size_t Plan(const KvCache& cache, const Sequence& sequence, std::span<const int> global_layers);
+  void SetMemory(float* memory) { memory_ = memory; }
+
+  // Threads: one at a time for a page, or a head's moments. column: counts those of all recipes that observe.
+  void SaveColumn(int global_layer, size_t head, size_t column, int first_entry, std::span<const float> values);
+  // Before `count` queries follow `before` others of the head.
+  void SaveMoments(const QueryMoments& moments, int global_layer, int head, int64_t before, int count);
+  // All of the layer, which has so many query heads, is saved and may have changed.
+  void NoteLayer(int global_layer, int num_query_heads) {
+    noted_layers_ = global_layer + 1;
+    query_heads_[static_cast<size_t>(global_layer)] = num_query_heads;
+  }
+
+  // When the step's rows are gone.
+  void Restore(KvCache& cache, Sequence& sequence, std::span<const int> global_layers) const;
+
+ private:
+  struct Head {
+    int num_entries = 0;
+    size_t offset = 0;
+  };
+  const Head& head(int global_layer, size_t index) const {
+    return heads_[first_head_[static_cast<size_t>(global_layer)] + index];
+  }
+  void RestoreColumns(HeadCache& head, const Sequence& sequence, const Head& saved) const;
+
+  std::vector<size_t> first_head_;  // of each global layer
+  std::vector<Head> heads_;         // [columns][entries] from offset on
+  std::vector<int> query_heads_;    // of each global layer that is noted
+  size_t moments_offset_ = 0;
+  bool sums_changed_ = false;
+  int noted_layers_ = 0;
+  float* memory_ = nullptr;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_STATISTICS_UNDO_H_

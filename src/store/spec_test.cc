@@ -1,0 +1,42 @@
+#include "store/spec.h"
+
+#include <gtest/gtest.h>
+
+namespace pith::store {
+namespace {
+
+TEST(StoreSpec, Forms) {
+  const auto plain = ParseStoreSpec("some/dir");
+  ASSERT_TRUE(plain);
+  EXPECT_EQ(plain->folder, "some/dir");
+  EXPECT_EQ(plain->ram_bytes, kDefaultRamBytes);
+  EXPECT_EQ(plain->ssd_bytes, kDefaultSsdBytes);
+  const auto whole = ParseStoreSpec("file:/a b,ram=1MiB,ssd=64MiB,evictor=gdsf");
+  ASSERT_TRUE(whole);
+  EXPECT_EQ(whole->folder, "/a b");
+  EXPECT_EQ(whole->ram_bytes, size_t{1} << 20);
+  EXPECT_EQ(whole->ssd_bytes, size_t{64} << 20);
+  EXPECT_EQ(whole->evictor, "gdsf");
+  const auto placed = ParseStoreSpec("d,place=evicpress,loss=5%");
+  ASSERT_TRUE(placed);
+  EXPECT_TRUE(placed->places);
+  EXPECT_DOUBLE_EQ(placed->quality_loss, 0.05);
+  EXPECT_FALSE(plain->places);
+  const auto ram = ParseStoreSpec("ram:2MiB");
+  ASSERT_TRUE(ram);
+  EXPECT_TRUE(ram->folder.empty());
+  EXPECT_EQ(ram->ram_bytes, size_t{2} << 20);
+}
+
+TEST(StoreSpec, MistakesAreNamed) {
+  for (const char* bad :
+       {"", ",ram=1MiB", "d,ram", "d,ram=", "d,ram=x", "d,rom=1MiB", "d,evictor=belady", "ram:", "ram:x", "d,ssd=1MiB",
+        "d,place=x", "d,loss=2", "d,loss=200%", "ram:1MiB,place=evicpress", "redis://host:6379", "valkey://host"}) {
+    const auto spec = ParseStoreSpec(bad);
+    EXPECT_FALSE(spec) << bad;
+    EXPECT_TRUE(spec || !spec.error().message.empty());
+  }
+}
+
+}  // namespace
+}  // namespace pith::store
