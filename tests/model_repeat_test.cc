@@ -114,8 +114,8 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
 }
 
 // Attention over a chunk alone shows what attention over everything shows of it, where the chunk is everything; and
-// about that where it is not.
-TEST(ModelRepeat, PassesNeedNotSeeOtherChunks) {
+// about that where it is not: with weights that mean something, which the model of sanitized tests lacks.
+TEST(SlowRepeat, PassesNeedNotSeeOtherChunks) {
   const std::vector<int32_t> context = Tokenize(Ledger(24));
   const EngineOptions options =
       Options({"kvzip", "kvzip:sight=whole", "kvzip:chunk=128", "kvzip:chunk=128,sight=whole"});
@@ -147,8 +147,9 @@ TEST(ModelRepeat, PassesNeedNotSeeOtherChunks) {
   EXPECT_LT(common(2, 3), 1) << "control";
 }
 
-// A fact is asked for that nobody knew of while compressing.
-TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
+// A fact is asked for that nobody knew of while compressing. What is judged needs weights that mean something, which
+// the model of sanitized tests lacks: Slow tests run without sanitizers alone.
+TEST(SlowRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   // The last queries, which a window observes, are about something else.
   const std::vector<int32_t> context = Tokenize(Ledger(24) +
                                                 "\n\nRain fell on the roofs all night. By morning the streets were "
