@@ -19,7 +19,7 @@ import unittest
 BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
 MODEL = os.environ.get("PITH_TEST_MODEL", "")
 THREADS = os.environ.get("PITH_TEST_THREADS", "2")
-SANITIZED = bool(os.environ.get("PITH_SANITIZE"))  # ten times as slow
+SANITIZED = bool(os.environ.get("PITH_SANITIZE"))  # ten times as slow, and on random weights
 TIMEOUT = 900
 
 TEXT = " ".join(
@@ -265,14 +265,15 @@ class Run(ModelCase):
 
     def test_ignore_eos(self):
         arguments = ["-p", "Say yes.", "-c", "256", "-n", "120"]
-        self.assertLess(self.run_json(*arguments)["tokens"], 120)
+        if not SANITIZED:  # random weights see no reason to end
+            self.assertLess(self.run_json(*arguments)["tokens"], 120)
         self.assertEqual(self.run_json(*arguments, "--ignore-eos")["tokens"], 120)
 
     def test_warns_beyond_the_trained_context(self):
         trained = info()["trained_ctx"]
         for ctx, warns in ((trained, False), (2 * trained, True)):
             done = pith("run", *model_flags(), "--json", "-p", "One word:", "-n", "-1" if warns else "1", "--temp", "0",
-                        "--kv-budget", "16MiB", "-c", str(ctx))
+                        "--kv-budget", "16MiB", "-c", str(ctx), "--grammar", 'root ::= "yes"')
             self.assertEqual("warning" in done.stderr.decode(), warns, done.stderr.decode())
             self.json_of(done)
 
@@ -503,8 +504,9 @@ class Commands(ModelCase):
         self.assertEqual(len(result["table"]), 2 * 3 * 2)
         rows = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "later"}
         seen = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "observed"}
-        # What it has judged by, it serves best.
-        self.assertLess(seen["snapkv:window=16", 0.1]["error"], 0.7 * seen["random", 0.1]["error"])
+        # What it has judged by, it serves best, if the weights mean something.
+        if not SANITIZED:
+            self.assertLess(seen["snapkv:window=16", 0.1]["error"], 0.7 * seen["random", 0.1]["error"])
         self.assertEqual(result["base"], "random")
         for policy in ("random", "snapkv:window=16"):
             whole, half, tenth = (rows[policy, keep] for keep in (1.0, 0.5, 0.1))
@@ -513,7 +515,8 @@ class Commands(ModelCase):
             self.assertLess(half["error"], tenth["error"])
             self.assertEqual(len(half["heads"]), len(half["layers"]))
         # The heads follow what they attend to better than chance does.
-        self.assertGreater(rows["snapkv:window=16", 0.1]["heads_lower_l1"], 0.6)
+        if not SANITIZED:
+            self.assertGreater(rows["snapkv:window=16", 0.1]["heads_lower_l1"], 0.6)
         self.assertIsNone(rows["random", 0.1]["heads_lower"])
         self.assert_sentence(pith(*flags), "needs --recipes", codes=(2,))
 
