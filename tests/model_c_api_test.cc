@@ -429,11 +429,11 @@ TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
        }) {
     SCOPED_TRACE(recipe);
     fails = false;
-    Open(3);
+    Open(4);
     auto few = PITH_INIT(pith_sequence_options);
     few.recipe = recipe;
     few.keep_entries = 64;
-    pith_sequence *moody = nullptr, *calm = New("full"), *control = New("full");
+    pith_sequence *moody = nullptr, *calm = New("full"), *control = New("full"), *whole = New(recipe, true);
     ASSERT_EQ(pith_sequence_new(engine_, &few, &moody), PITH_OK) << pith_last_error();
     sequences_.push_back(moody);
     const Tokens text = LongText(8), more = LongText(2);
@@ -444,6 +444,7 @@ TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
       return std::pair(statuses[0], statuses[1]);
     };
     Prefill(moody, text);
+    Prefill(whole, more);
     auto stats = PITH_INIT(pith_sequence_stats);
     ASSERT_EQ(pith_sequence_get_stats(moody, &stats), PITH_OK);
     EXPECT_LT(stats.kept_fraction, 0.9) << "it drops while it is well";
@@ -458,7 +459,6 @@ TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
     EXPECT_EQ(fine, PITH_OK);
     EXPECT_EQ(LogitsOf(calm), expected);
     double kept = 1;
-    pith_sequence* whole = control;
     EXPECT_EQ(pith_sequence_compress(whole, recipe, 0.5, &kept), PITH_ERROR_INVALID_ARGUMENT);
     EXPECT_NE(std::string(pith_last_error()).find(sentence), std::string::npos) << pith_last_error();
     EXPECT_EQ(kept, 0);

@@ -15,8 +15,7 @@ bool Observes(const ActiveRecipe& active) { return (active.recipe.policy->needs(
 size_t StatisticsUndo::Plan(const KvCache& cache, const Sequence& sequence, std::span<const int> global_layers) {
   const SequenceSetup& setup = *sequence.setup;
   first_head_.clear(), heads_.clear();
-  noted_layers_ = 0;
-  query_heads_.assign(global_layers.size(), 0);
+  query_heads_.assign(global_layers.size(), -1);
   memory_ = nullptr;
   size_t num_columns = 0, floats = 0;
   for (const ActiveRecipe& active : setup.active)
@@ -62,12 +61,14 @@ void StatisticsUndo::RestoreColumns(HeadCache& head, const Sequence& sequence, c
 }
 
 void StatisticsUndo::Restore(KvCache& cache, Sequence& sequence, std::span<const int> global_layers) const {
-  for (int global = 0; global < noted_layers_; ++global) {
+  for (int global = 0; global < static_cast<int>(global_layers.size()); ++global) {
+    const int query_heads = query_heads_[static_cast<size_t>(global)];
+    if (query_heads < 0) continue;
     const std::span<HeadCache> heads = cache.heads(sequence.cache_id, global_layers[static_cast<size_t>(global)]);
     for (size_t h = 0; sequence.setup->observed_needs != 0 && h < heads.size(); ++h) {
       RestoreColumns(heads[h], sequence, head(global, h));
     }
-    for (int h = 0; sequence.setup->counts_moments && h < query_heads_[static_cast<size_t>(global)]; ++h) {
+    for (int h = 0; sequence.setup->counts_moments && h < query_heads; ++h) {
       sequence.moments.CopyHead(global, h, sums_changed_, memory_ + moments_offset_, sequence.moments.data().data());
     }
   }

@@ -33,7 +33,6 @@ class StatisticsUndo {
   void SaveMoments(const QueryMoments& moments, int global_layer, int head, int64_t before, int count);
   // All of the layer, which has so many query heads, is saved and may have changed.
   void NoteLayer(int global_layer, int num_query_heads) {
-    noted_layers_ = global_layer + 1;
     query_heads_[static_cast<size_t>(global_layer)] = num_query_heads;
   }
 
@@ -52,10 +51,9 @@ class StatisticsUndo {
 
   std::vector<size_t> first_head_;  // of each global layer
   std::vector<Head> heads_;         // [columns][entries] from offset on
-  std::vector<int> query_heads_;    // of each global layer that is noted
+  std::vector<int> query_heads_;    // of each global layer that is noted, -1: it is not
   size_t moments_offset_ = 0;
   bool sums_changed_ = false;
-  int noted_layers_ = 0;
   float* memory_ = nullptr;
 };
 
