@@ -207,8 +207,10 @@ void Raise(pith_status status, const std::string& message) {
   std::optional<nb::python_error> by = TakeException(message);
   if (!by) throw Failure(status, message);
   if (!PyErr_GivenExceptionMatches(by->type().ptr(), PyExc_Exception)) throw std::move(*by);
-  std::string said = message + ": " + nb::cast<std::string>(nb::str(by->type().attr("__name__"))) + ": " +
-                     nb::cast<std::string>(nb::str(by->value()));
+  // One sentence: of a longer text its first line.
+  const auto text = nb::cast<std::string>(nb::str(by->value()));
+  const std::string said = message + ": " + nb::cast<std::string>(nb::str(by->type().attr("__name__"))) + ": " +
+                           text.substr(0, text.find('\n'));
   nb::object error = KindOf(status)(said, pith_status_name(status));
   error.attr("__cause__") = by->value();
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());

@@ -165,7 +165,10 @@ void RunLong(EngineBox& box, std::function<void()> cancel, const Call& call) {
     interrupted = watch.was_interrupted();
   }
   if (interrupted) pith_engine_clear_cancel(box.handle());
-  if (interrupted && PyErr_CheckSignals() != 0) throw nb::python_error();
+  if (interrupted && PyErr_CheckSignals() != 0) {
+    ForgetException();
+    throw nb::python_error();
+  }
   if (status != PITH_OK) Raise(status, message);
 }
 

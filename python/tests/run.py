@@ -74,20 +74,10 @@ def install(folder, library):
     )
     record = folder / "venv" / ".pith"
     if not record.exists() or record.read_text() != stamp:
-        got = run(
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-build-isolation",
-            "--no-deps",
-            "--force-reinstall",
-            f"-Ccmake.define.PITH_LIBRARY={library}",
-            f"-Cbuild-dir={folder}/build",
-            ROOT,
-        )
+        # By the environment, as older pips have other options for it.
+        settings = {"SKBUILD_CMAKE_DEFINE": f"PITH_LIBRARY={library}", "SKBUILD_BUILD_DIR": str(folder / "build")}
+        options = ["--quiet", "--disable-pip-version-check", "--no-build-isolation", "--no-deps", "--force-reinstall"]
+        got = run(python, "-m", "pip", "install", *options, ROOT, env={**os.environ, **settings})
         if got.returncode != 0:
             print(got.stdout)
             sys.exit("the package could not be installed; what pip said is above")
@@ -107,7 +97,7 @@ def main():
     tests = given.tests or [str(ROOT / "python" / "tests")]
     # From another folder: the package must not be found in the source tree.
     done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", *tests],
+        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *tests],
         cwd=given.folder,
         env={**os.environ, "PITH_BINARY": given.binary, "PYTHONFAULTHANDLER": "1"},
     )
