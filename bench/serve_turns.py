@@ -87,7 +87,7 @@ def speed(flags):
                                "--raw", "--json"], capture_output=True, text=True)
         if said.returncode != 0:
             sys.exit(said.stderr)
-        ran.append(json.loads(said.stdout)["decode_tps"])
+        ran.append(json.loads(said.stdout)["timings"]["decode_tps"])
     server.stop()
     return {"serve_tokens_per_second": round(statistics.median(served), 2), "run_tokens_per_second": round(statistics.median(ran), 2),
             "share": round(statistics.median(served) / statistics.median(ran), 4)}
