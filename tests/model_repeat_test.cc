@@ -115,7 +115,7 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
 
 // Attention over a chunk alone shows what attention over everything shows of it, where the chunk is everything; and
 // about that where it is not.
-TEST(ModelRepeat, PassesNeedNotSeeOtherChunks) {
+TEST(SlowRepeat, PassesNeedNotSeeOtherChunks) {
   const std::vector<int32_t> context = Tokenize(Ledger(24));
   const EngineOptions options =
       Options({"kvzip", "kvzip:sight=whole", "kvzip:chunk=128", "kvzip:chunk=128,sight=whole"});
