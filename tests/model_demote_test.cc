@@ -118,7 +118,8 @@ TEST(ModelDemote, BytesAreThoseOfTheFormula) {
   }
 }
 
-TEST(ModelDemote, TheBytesDecideHowManyStay) {
+// Judges what the weights say, as sanitized tests cannot, which run on random ones.
+TEST(SlowDemote, TheBytesDecideHowManyStay) {
   const std::vector<int32_t> context = Ledger(700),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   const EngineOptions options =
