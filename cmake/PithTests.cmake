@@ -4,6 +4,7 @@
 # model, every other LABEL, else unit. Suites become ctest entries as PithSuites.cmake says.
 #
 # PITH_ONE_THREAD_SUITES (regular expression): model and slow suites of one thread, which may run side by side.
+# PITH_TEST_MODEL: what model and slow suites take for the default model, made by the test SmallModel; empty: itself.
 # PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
 # runs one, another for each commit.
 set(PITH_TEST_PARTS 4)
@@ -19,6 +20,7 @@ function(pith_add_tests target libraries)
   add_executable(${target} ${arg_SOURCES})
   target_link_libraries(${target} PRIVATE ${libraries} pith_warnings GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE PITH_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_compile_options(${target} PRIVATE ${PITH_LITTLE_OPTIMISED})
   # Programs are compiled with -fPIE, which headers for the layers' -fPIC do not fit.
   if(target STREQUAL pith_base_tests)
     target_precompile_headers(${target} PRIVATE ${PITH_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>)
@@ -33,6 +35,7 @@ set(own_label ${arg_LABEL})
 set(parts ${PITH_TEST_PARTS})
 set(one_thread [==[${PITH_ONE_THREAD_SUITES}]==])
 set(parted [==[${PITH_PARTED_SUITES}]==])
+set(small_model [==[${PITH_TEST_MODEL}]==])
 set(source_dir [==[${PROJECT_SOURCE_DIR}]==])
 set(reports [==[${PROJECT_BINARY_DIR}/suites]==])
 include([==[${PROJECT_SOURCE_DIR}/cmake/PithSuites.cmake]==])

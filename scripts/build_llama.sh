@@ -36,6 +36,8 @@ kFlags=(
   -DGGML_NATIVE=ON
   -DGGML_OPENMP=ON
 )
+# How its own files are optimised; named by an absolute path, so the key has its text.
+readonly kQuickLlama=$PWD/cmake/QuickLlama.cmake
 read -ra further_flags <<<"${PITH_GGML_FLAGS:-}"
 kFlags+=("${further_flags[@]}")
 readonly kCompiler=c++
@@ -56,7 +58,7 @@ esac
 
 command -v "$kCompiler" >/dev/null || die "no C++ compiler was found; install the package g++."
 cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo || uname -m)
-key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "${kJinjaFiles[@]}" "${jinja_flags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
+key=$(printf '%s\n' "$kVersion" "${kFlags[@]}" "$(<"$kQuickLlama")" "${kJinjaFiles[@]}" "${jinja_flags[@]}" "$("$kCompiler" -dumpfullversion -dumpmachine)" "$cpu" |
   sha256sum | cut -c1-12)
 root=$(pith_cache_dir)/llama
 prefix=$root/$kVersion-$key
@@ -130,7 +132,7 @@ fi
 export GIT_DIR=/nonexistent
 cmake -G Ninja -S "$source" -B "$work/build" "${kFlags[@]}" "${launcher[@]}" \
   -DCMAKE_C_COMPILER=cc -DCMAKE_CXX_COMPILER="$kCompiler" \
-  -DCMAKE_INSTALL_PREFIX="$work/prefix" >"$log" 2>&1 9>&- || fail
+  -DCMAKE_INSTALL_PREFIX="$work/prefix" -DCMAKE_PROJECT_llama.cpp_INCLUDE="$kQuickLlama" >"$log" 2>&1 9>&- || fail
 
 cmake --build "$work/build" -j "$(build_jobs)" 2>&1 9>&- | show_progress libllama "$log" || fail
 cmake --install "$work/build" >>"$log" 2>&1 9>&- || fail

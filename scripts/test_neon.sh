@@ -14,7 +14,7 @@ readonly kCompiler=aarch64-linux-gnu-g++ kEmulator=qemu-aarch64-static
 for tool in $kCompiler $kEmulator; do
   command -v "$tool" >/dev/null || die "$tool is missing; the head of this script says what to install."
 done
-disabled=$(grep -o -m 1 'HWY_DISABLED_TARGETS=([^)]*)' "$root/src/CMakeLists.txt")
+disabled="HWY_DISABLED_TARGETS=($(sed -n 's/^set(_disabled \(HWY.*\))$/\1/p' "$root/cmake/PithSimd.cmake" | tr ' ' '|'))"
 out=$root/build/neon
 mkdir -p "$out"
 flags=(-O2 -std=c++20 -Wall -Wextra -Werror -Wno-restrict -DHWY_SHARED_DEFINE -DFMT_SHARED "-D$disabled"

@@ -387,6 +387,52 @@ class Commands(ModelCase):
                 with open(output) as file:
                     self.assertEqual(json.load(file)["items"], items)
 
+    def test_tune_budgets(self):
+        lines = "".join(json.dumps({"id": f"t{i}", "task": "boats", "length": 100, "context_text": TEXT[40 * i:40 * i + 600],
+                                    "question_text": " In the year 1802 the town counted", "target": " 13 boats"}) + "\n"
+                        for i in range(3))
+        tasks, log = self.write("tasks.jsonl", lines), os.path.join(self.folder, "log.jsonl")
+        output, other = os.path.join(self.folder, "b.json"), os.path.join(self.folder, "c.json")
+        flags = ["tune", "budgets", *model_flags(), "--tasks", tasks, "--samples", "2", "--entries", "24", "--group", "64",
+                 "--iterations", "1", "--recipe", "h2o", "--json"]
+        found = self.json_of(pith(*flags, "--output", output, "--resume", log))
+        self.assertEqual(sum(found["layers"]), 24 * len(found["layers"]))
+        self.assertEqual([row["budgets"] for row in found["held_out"]],
+                         ["found", "equal", "pyramid", "random 1", "random 2", "random 3"])
+        with open(output) as file:
+            self.assertEqual(json.load(file)["layers"], found["layers"])
+        with open(log) as file:
+            answers = file.read().splitlines()
+        # What is known is not asked for: answers that were changed come back, and one that was lost is found again.
+        changed = [answers[0]] + [json.dumps({**json.loads(line), "score": 0.25}) for line in answers[1:-1]]
+        with open(log, "w") as file:
+            file.write("\n".join(changed) + "\n" + answers[-1][:9])
+        again = self.json_of(pith(*flags, "--output", other, "--resume", log))
+        with open(log) as file:
+            scores = [json.loads(line)["score"] for line in file.read().splitlines()[1:]]
+        self.assertEqual(len(scores), len(answers) - 1)
+        self.assertEqual(scores.count(0.25), len(answers) - 2)
+        self.assertEqual(again["entries"], 24)
+        self.assert_sentence(pith(*flags, "--output", other, "--resume", log, "--seed", "7"), "another search", codes=(1,))
+        done = pith("eval", *model_flags(), "--tasks", tasks, "--recipes", f"h2o alloc=file:{output}", "--keep", "0.2", "--json")
+        self.json_of(done)
+        self.usage("tune", "budgets", "--recipe", "snapkv", says="--output is missing")
+        self.usage("tune", "budgets", "--output", output, "--recipe", "full", says="drops entries")
+
+    def test_tune_share(self):
+        output = os.path.join(self.folder, "share.json")
+        flags = ["tune", "share", *model_flags(), "--texts", "2", "--tokens", "16", "--output", output, "--json"]
+        found = self.json_of(pith(*flags, "--layers", "1", "--threshold", "-1"))
+        self.assertEqual(found["sharing"], 1)
+        followers = [layer for layer, root in enumerate(found["share"]) if layer != root]
+        self.assertEqual(len(followers), 1)
+        run = ["run", *model_flags(), "-p", "The river", "-n", "4", "--temp", "0", "--raw", "-c", "256", "--json"]
+        shared = self.json_of(pith(*run, "--share-layers", output))
+        whole = self.json_of(pith(*run))
+        self.assertLess(shared["kv"]["entries"], whole["kv"]["entries"])
+        wrong = self.write("wrong.json", json.dumps({"share": [0, 0]}))
+        self.assert_sentence(pith(*run, "--share-layers", wrong), "map of layers", codes=(1,))
+
     def test_eval_resumes(self):
         lines = "".join(json.dumps({"id": f"t{i}", "task": "boats", "length": 100, "pinned_text": "Count the boats. ",
                                     "context_text": TEXT[:600], "question_text": " In the year 1802 the town counted",

@@ -12,10 +12,22 @@ foreach(class Prompts Arguments Files)
   set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
-foreach(class TruncatedModel BadPrompts Run HardBudget Commands)
+set(small_model "")
+if(PITH_TEST_MODEL)
+  set(small_model FIXTURES_REQUIRED SmallModel)
+endif()
+# One thread each, so that two classes run side by side; what takes times or waits for them has the machine alone.
+foreach(class TruncatedModel BadPrompts HardBudget Run Commands)
+  set(threads 1)
+  set(alone OFF)
+  if(class MATCHES "^(Run|Commands)$")
+    set(threads 2)
+    set(alone ON)
+  endif()
   add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
-  set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 RUN_SERIAL ON
-    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
+  set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS ${threads} RUN_SERIAL ${alone} ${small_model}
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE};PITH_TEST_MODEL=${PITH_TEST_MODEL};\
+PITH_TEST_THREADS=${threads}")
 endforeach()
 # Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
 if(NOT PITH_SANITIZE)

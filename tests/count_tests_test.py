@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""scripts/count_tests.py, which decides what ./pith test says at its end, on made-up reports."""
+"""scripts/count_tests.py, which decides what ./pith test says at its end, and slowest.py, on made-up reports."""
 import os
 import subprocess
 import sys
 import tempfile
 import unittest
 
-SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "scripts", "count_tests.py")
+SCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "scripts")
+SCRIPT = os.path.join(SCRIPTS, "count_tests.py")
 
 SUITE = """<?xml version="1.0"?>
 <testsuites tests="4" failures="1"><testsuite name="A">
@@ -51,6 +52,23 @@ class CountTests(unittest.TestCase):
 
     def test_a_suite_that_crashed(self):
         self.assertEqual(self.count({"a": "fail", "b": "run"}, {"b": GOOD}), (2, 1, 0))
+
+
+class Slowest(unittest.TestCase):
+    def test_the_longest_of_each_kind(self):
+        with tempfile.TemporaryDirectory() as tree:
+            with open(os.path.join(tree, ".ninja_log"), "w") as file:
+                file.write("# ninja log v5\n0\t9000\t1\told.o\taa\n0\t2000\t1\told.o\taa\n0\t3500\t1\tlong.o\tbb\n"
+                           "5\t15\t1\tprogram\tcc\n5\t15\t1\talias\tcc\n")
+            with open(os.path.join(tree, "tests.xml"), "w") as file:
+                file.write('<testsuite><testcase name="A" status="run" time="1.5"/>'
+                           '<testcase name="B" status="fail" time="40"/></testsuite>')
+            done = subprocess.run([sys.executable, os.path.join(SCRIPTS, "slowest.py"), "-n", "1", tree],
+                                  capture_output=True, text=True, check=True).stdout
+        self.assertIn("compiled: 2, 6 s together\n     3.5 s  long.o\n", done)
+        self.assertIn("linked: 1, 0 s together", done)
+        self.assertIn("tests: 2, 42 s together\n    40.0 s  B\n", done)
+        self.assertNotIn("old.o", done)
 
 
 if __name__ == "__main__":

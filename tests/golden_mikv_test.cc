@@ -6,6 +6,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/attention.h"
+#include "kernels/group_codec.h"
 #include "policy/act/mikv.h"
 #include "tests/support/golden.h"
 
@@ -218,6 +220,70 @@ PITH_GOLDEN_TEST(Methods, mikv, "out/mikv/balancer") {
   test.Store();
   for (int t = 0; t < file.param("steps"); ++t) test.CheckStep(static_cast<size_t>(t));
   test.CheckEnd();
+}
+
+// Keys as a page in q2 holds them.
+std::vector<float> StoredInPages(std::span<const float> keys, size_t dim) {
+  const PageLayout wide = PageLayout::Make(PageFormat(), static_cast<int>(dim), static_cast<int>(dim), 0);
+  const PageLayout low = PageLayout::Make(KvFormat::kQ2, static_cast<int>(dim), static_cast<int>(dim), 0);
+  std::vector<std::byte> page(wide.page_bytes), converted(low.page_bytes);
+  std::vector<float> stored(keys.size());
+  for (size_t first = 0; first < keys.size() / dim; first += kPageEntries) {
+    for (size_t i = 0; i < kPageEntries; ++i) {
+      const float* key = keys.data() + (first + i) * dim;
+      kernels::WriteEntryF32(wide, page.data(), static_cast<int>(i), key, key, static_cast<int32_t>(i));
+    }
+    kernels::ConvertPage(wide, page.data(), low, converted.data());
+    kernels::ReadKeys(low, converted.data(), kPageEntries, stored.data() + first * dim);
+  }
+  return stored;
+}
+
+// A balancer takes most of the error of keys whose groups are channels of one entry, and none where they are entries of
+// one channel, as in the cache's pages.
+TEST(GoldenMethods, ABalancerIsOfNoUseWhereGroupsAreChannels) {
+  double plain = 0, balanced = 0, plain_pages = 0, balanced_pages = 0;
+  ForEachGolden("mikv", "out/mikv/balancer", [&](const GgufFile& file) {
+    const auto n = static_cast<size_t>(file.param("n")), dim = static_cast<size_t>(file.param("head_dim"));
+    const auto kv_heads = static_cast<size_t>(file.param("kv_heads"));
+    const size_t rows = static_cast<size_t>(file.param("heads")) / kv_heads * n,
+                 whole = n / kPageEntries * kPageEntries;
+    for (size_t h = 0; h < kv_heads; ++h) {
+      const std::span<const float> queries = std::span(file.tensor("in/q").f32).subspan(h * rows * dim, rows * dim);
+      const std::span<const float> keys = std::span(file.tensor("in/k").f32).subspan(h * n * dim, whole * dim);
+      std::vector<float> balancer(dim), none(dim, 1), turned(keys.begin(), keys.end());
+      Balance(queries, std::span(file.tensor("in/k").f32).subspan(h * n * dim, n * dim), balancer);
+      for (size_t i = 0; i < turned.size(); ++i) turned[i] *= balancer[i % dim];
+      std::vector<float> in_pages = StoredInPages(keys, dim), turned_in_pages = StoredInPages(turned, dim);
+      for (size_t i = 0; i < turned.size(); ++i) turned_in_pages[i] /= balancer[i % dim];
+      const auto error = [&](std::span<const float> stored) {
+        double squares = 0;
+        for (size_t row = 0; row < rows; row += 7) {
+          for (size_t key = 0; key < keys.size(); key += dim) {
+            double change = 0;
+            for (size_t c = 0; c < dim; ++c) {
+              change +=
+                  static_cast<double>(queries[row * dim + c]) * static_cast<double>(stored[key + c] - keys[key + c]);
+            }
+            squares += change * change;
+          }
+        }
+        return squares;
+      };
+      const auto rounded = [&](std::span<const float> by) {
+        std::vector<float> stored(keys.size());
+        for (size_t key = 0; key < keys.size(); key += dim) {
+          const GroupCodes codes = QuantizeKey(keys.subspan(key, dim), by, file.param("group"), 2);
+          DequantizeKey(codes, by, std::span(stored).subspan(key, dim));
+        }
+        return stored;
+      };
+      plain += error(rounded(none)), balanced += error(rounded(balancer));
+      plain_pages += error(in_pages), balanced_pages += error(turned_in_pages);
+    }
+  });
+  EXPECT_LT(balanced, 0.7 * plain);
+  EXPECT_LT(std::abs(balanced_pages - plain_pages), 0.15 * plain_pages);
 }
 
 }  // namespace

@@ -306,6 +306,7 @@ TEST_F(ModelCApi, AGeneratorEndsAtItsStopStringWithLogprobs) {
   pith_sampler_options sampling;
   ASSERT_EQ(pith_sampler_options_init(model_, &sampling, sizeof sampling), PITH_OK);
   sampling.temperature = 0;
+  sampling.repeat_penalty = 1;
   pith_sampler* sampler = nullptr;
   ASSERT_EQ(pith_sampler_new(model_, &sampling, &sampler), PITH_OK) << pith_last_error();
   auto options = PITH_INIT(pith_generator_options);

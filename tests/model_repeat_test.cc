@@ -1,13 +1,16 @@
 // Recipes that read a prompt again (KVzip), on the default model.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "engine/engine.h"
 #include "tests/support/default_model.h"
@@ -110,8 +113,43 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
   EXPECT_TRUE(std::equal(last.begin(), last.end(), engine->logits(base).begin()));
 }
 
-// A fact is asked for that nobody knew of while compressing.
-TEST(ModelRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
+// Attention over a chunk alone shows what attention over everything shows of it, where the chunk is everything; and
+// about that where it is not: with weights that mean something, which the model of sanitized tests lacks.
+TEST(SlowRepeat, PassesNeedNotSeeOtherChunks) {
+  const std::vector<int32_t> context = Tokenize(Ledger(24));
+  const EngineOptions options =
+      Options({"kvzip", "kvzip:sight=whole", "kvzip:chunk=128", "kvzip:chunk=128,sight=whole"});
+  auto engine = Make(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  std::vector<std::vector<int32_t>> kept;
+  for (const Recipe& recipe : options.later_recipes) {
+    const SequenceId fork = *engine->Fork(base);
+    const CompressTarget target{fork, 0.3};
+    ASSERT_TRUE(engine->CompressForks(base, recipe, {&target, 1}));
+    kept.emplace_back();
+    for (int layer = 0; layer < 30; ++layer) {
+      for (int head = 0; head < 3; ++head) {
+        for (const int32_t position : engine->EntryPositions(fork, layer, head))
+          kept.back().push_back((layer * 3 + head) * 10000 + position);
+      }
+    }
+    engine->Free(fork);
+  }
+  const auto common = [&](size_t a, size_t b) {
+    std::vector<int32_t> both;
+    std::ranges::set_intersection(kept[a], kept[b], std::back_inserter(both));
+    return static_cast<double>(both.size()) / static_cast<double>(kept[a].size());
+  };
+  EXPECT_EQ(kept[0], kept[1]);
+  std::printf("in common: %.3f of 128 with 128 that see all, %.3f with one chunk\n", common(2, 3), common(2, 0));
+  EXPECT_GT(common(2, 3), 0.8);
+  EXPECT_LT(common(2, 3), 1) << "control";
+}
+
+// A fact is asked for that nobody knew of while compressing. What is judged needs weights that mean something, which
+// the model of sanitized tests lacks: Slow tests run without sanitizers alone.
+TEST(SlowRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
   // The last queries, which a window observes, are about something else.
   const std::vector<int32_t> context = Tokenize(Ledger(24) +
                                                 "\n\nRain fell on the roofs all night. By morning the streets were "
@@ -191,17 +229,44 @@ TEST(ModelRepeat, EntriesThatStandInAreEntries) {
     const std::vector<float> expected = Follow(*engine, sequence, tail);
     EXPECT_EQ(Follow(*engine, fork, tail), expected);
     engine->Free(fork);
-    if (!options.later_recipes.front().format) {
-      const auto restored = engine->RestoreFromMemory(*saved, options);
-      ASSERT_TRUE(restored) << restored.error().message;
-      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
-      engine->Free(restored->sequence);
-    }
+    const auto restored = engine->RestoreFromMemory(*saved, options);
+    ASSERT_TRUE(restored) << restored.error().message;
+    EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
+    engine->Free(restored->sequence);
     const double before = engine->KeptBytes(sequence);
     const auto again = engine->Compress(sequence, options.later_recipes.front(), 0.1);
     ASSERT_TRUE(again) << again.error().message;
     EXPECT_LT(engine->KeptBytes(sequence), 0.5 * before);
     ASSERT_TRUE(engine->Decode(sequence, tail.front()));
+  }
+}
+
+// Whatever a compression has converted pages to, and by a recipe that the sequence was not made for.
+TEST(ModelRepeat, ConvertedSequencesComeBackFromFilesAndMemory) {
+  const std::vector<int32_t> context = Tokenize(Ledger(8)), tail = Tokenize("In chapter 7 the garden met a river");
+  const std::string path = ::testing::TempDir() + fmt::format("pith_converted_{}", getpid());
+  const EngineOptions options = Options({});
+  auto engine = Make(options);
+  for (const char* const text : {"full format=q8", "full format=q4", "keydiff format=q4/q2", "keydiff format=q2",
+                                 "keydiff format=bf16/q4", "keydiff format=auto:0.6"}) {
+    SCOPED_TRACE(text);
+    const SequenceId sequence = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(sequence, context));
+    const auto kept = engine->Compress(sequence, *ParseRecipe(text), 0.3);
+    ASSERT_TRUE(kept) << kept.error().message;
+    const double bytes = engine->KeptBytes(sequence);
+    const auto saved = engine->SaveToMemory(sequence, {});
+    ASSERT_TRUE(saved) << saved.error().message;
+    ASSERT_TRUE(engine->Save(sequence, path, {}));
+    const std::vector<float> expected = Follow(*engine, sequence, tail);
+    engine->Free(sequence);
+    for (const bool from_file : {false, true}) {
+      const auto restored = from_file ? engine->Restore(path) : engine->RestoreFromMemory(*saved, options);
+      ASSERT_TRUE(restored) << restored.error().message;
+      EXPECT_EQ(engine->KeptBytes(restored->sequence), bytes);
+      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
+      engine->Free(restored->sequence);
+    }
   }
 }
 

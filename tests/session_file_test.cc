@@ -89,6 +89,30 @@ TEST_F(SessionFile, MomentsComeBackOrAreRefused) {
   for (const int cache_id : {saved.cache_id, same.cache_id, other.cache_id}) sample_.cache().Free(cache_id);
 }
 
+// A compression converts pages of a sequence that was made for another format, or for none.
+TEST_F(SessionFile, PagesInAnotherFormatThanTheSequencesComeBack) {
+  for (const PageFormat format : {PageFormat(KvFormat::kQ2), PageFormat(KvFormat::kQ8), PageFormat(),
+                                  PageFormat(KvFormat::kQ4, KvFormat::kQ2), PageFormat(KvFormat::kQ4)}) {
+    const Sequence compressed = sample_.Filled(100);
+    ASSERT_TRUE(sample_.cache().SetLow(compressed.cache_id, format));
+    const Bytes body = sample_.Body(compressed);
+    sample_.cache().Free(compressed.cache_id);
+    Sequence sequence = sample_.NewSequence();
+    SessionNote note;
+    const Status read = sample_.Read(body, sequence, note);
+    ASSERT_TRUE(read) << format.Name() << ": " << read.error().message;
+    EXPECT_EQ(sample_.Body(sequence), body) << format.Name();
+    EXPECT_TRUE(sample_.cache().Verify()) << format.Name();
+    sample_.cache().Free(sequence.cache_id);
+  }
+}
+
+TEST_F(SessionFile, SequencesMadeForAnotherFormatAreRefused) {
+  const Bytes body = BodyOf(40);
+  sample_.owner().format = KvFormat::kQ8;
+  ExpectRefused(body, "another format, q4, not q8");
+}
+
 TEST_F(SessionFile, EveryTruncationIsRefused) {
   const Bytes body = BodyOf(40);
   for (size_t length = 0; length < body.size(); ++length) {

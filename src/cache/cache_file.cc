@@ -3,10 +3,11 @@
 // are zero, and so is what lies between the parts of a page.
 //
 //   u32 layers
-//   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 format of low pages; heads
-//   head:  u32 entries, u32 low pages, pages
+//   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages; heads
+//   head:  u32 entries, u32 low and lower pages, u32 lower pages, pages
 //
 // A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
@@ -22,17 +23,14 @@ namespace {
 
 constexpr int kP = kPageEntries;
 
-using LayoutNumbers = std::array<uint32_t, 5>;
-
-uint32_t NumberOf(PageFormat format) {
-  return static_cast<uint32_t>(format.key) + 256 * static_cast<uint32_t>(format.value);
-}
+using LayoutNumbers = std::array<uint32_t, 6>;
 
 LayoutNumbers NumbersOf(const HeadCache& head) {
   const PageLayout& layout = head.layout();
-  const PageLayout* low = head.low_layout();
-  return {NumberOf(layout.format), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
-          static_cast<uint32_t>(layout.num_columns), low != nullptr ? NumberOf(low->format) : ~0u};
+  const PageLayout *low = head.low_layout(), *lower = head.lower_layout();
+  return {layout.format.number(), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
+          static_cast<uint32_t>(layout.num_columns), low != nullptr ? low->format.number() : ~0u,
+          lower != nullptr ? lower->format.number() : ~0u};
 }
 
 tl::unexpected<Error> Truncated() { return Corrupt("it ends within its cache"); }
@@ -45,6 +43,7 @@ tl::unexpected<Error> OtherShape(const std::string& what) {
 void HeadCache::Save(ByteWriter& writer) const {
   writer.Number(static_cast<uint32_t>(num_entries_));
   writer.Number(static_cast<uint32_t>(num_low_));
+  writer.Number(static_cast<uint32_t>(num_lower_));
   std::vector<std::byte> copy;
   for (int at = 0; at < num_entries_; at += kP) {
     const PageLayout& layout = layout_of(at);
@@ -60,32 +59,36 @@ void HeadCache::Save(ByteWriter& writer) const {
   }
 }
 
-Status HeadCache::ExtendLow(size_t num_pages) {
-  PITH_CHECK(pages_.empty() && low_.pool != nullptr);
-  if (num_pages > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(num_pages));
-  while (num_low_ < num_pages) {
-    std::byte* page = low_.pool->Acquire(account());
+Status HeadCache::ExtendLow(size_t num_lower, size_t num_low) {
+  PITH_CHECK(pages_.empty());
+  if (num_low > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(num_low));
+  while (num_low_ < num_low) {
+    const bool lower = num_low_ < num_lower;
+    std::byte* page = (lower ? lower_ : low_).pool->Acquire(account());
     if (page == nullptr) return OutOfBudget("the KV budget has no free page left");
     pages_.push_back(page);
     ++num_low_;
+    if (lower) ++num_lower_;
     num_entries_ += kP;
   }
   return {};
 }
 
 Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
-  uint32_t count = 0, num_low = 0;
-  if (!reader.Number(count) || !reader.Number(num_low)) return Truncated();
+  uint32_t count = 0, num_low = 0, num_lower = 0;
+  if (!reader.Number(count) || !reader.Number(num_low) || !reader.Number(num_lower)) return Truncated();
   if (count > static_cast<uint32_t>(end_position)) {
     return Corrupt("a head of its cache has more entries than the sequence has tokens");
   }
-  if (num_low > (low_.pool != nullptr ? count / kP : 0)) {
+  if (num_low > count / kP || num_lower > num_low || (num_lower > 0 && lower_.pool == nullptr) ||
+      (num_low > num_lower && low_.pool == nullptr)) {
     return Corrupt("a head of its cache has more low pages than it fills");
   }
-  const size_t low_bytes = num_low > 0 ? num_low * low_.layout->page_bytes : 0;
+  size_t low_bytes = num_lower > 0 ? num_lower * lower_.layout->page_bytes : 0;
+  if (num_low > num_lower) low_bytes += (num_low - num_lower) * low_.layout->page_bytes;
   const size_t bytes = low_bytes + ((count + kP - 1) / kP - num_low) * layout_->page_bytes;
   if (bytes > reader.left()) return Truncated();
-  if (num_low > 0) PITH_RETURN_IF_ERROR(ExtendLow(num_low));
+  if (num_low > 0) PITH_RETURN_IF_ERROR(ExtendLow(num_lower, num_low));
   const int rest = static_cast<int>(count) - num_entries_;
   PITH_RETURN_IF_ERROR(Extend(rest));
   Commit(rest);
@@ -93,8 +96,9 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
     if (!reader.Read({page_of(at), layout_of(at).page_bytes})) return Truncated();
   }
   if (!Verify()) return Corrupt("positions in its cache do not ascend");
-  const int n = num_entries_;
-  if (n > 0 && layout_of(n - 1).positions(page_of(n - 1))[(n - 1) % kP] >= end_position) {
+  std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
+  ReadPositions(positions);
+  if (std::ranges::any_of(positions, [end_position](int32_t position) { return position >= end_position; })) {
     return Corrupt("positions in its cache lie beyond its tokens");
   }
   return {};

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
@@ -58,9 +59,10 @@ class Model {
   KvCache& cache() { return *cache_; }
   size_t num_refused() const { return num_refused_; }
   size_t num_done() const { return num_done_; }
+  size_t num_lowered() const { return num_lowered_; }  // pages
 
   void Step() {
-    const auto action = rng_() % 24;
+    const auto action = rng_() % 28;
     if (naive_.empty() || action == 0) return New();
     if (action == 1) return Fork();
     if (action == 2) return Free();
@@ -74,7 +76,9 @@ class Model {
     if (action < 19) return Demote(id, at);
     if (action < 21) return Truncate(id, at);
     if (action == 21) return Drop(id, at);
-    Write(id, at);
+    if (action < 24) return Write(id, at);
+    if (action == 24) return ChangeLower(id);
+    Lower(id, at);
   }
 
   void ExpectAgreement() {
@@ -125,8 +129,10 @@ class Model {
     sequence.layout.num_columns = static_cast<int>(rng_() % 3);
     if (rng_() % 4 == 0) sequence.layout.entry = KvFormat::kQ8;
     if (rng_() % 2 == 0) sequence.layout.low = kLowFormats[rng_() % kLowFormats.size()];
-    if (sequence.layout.entry == KvFormat::kQ8) sequence.layout.low.reset();
+    if (rng_() % 3 == 0) sequence.layout.lower = kLowFormats[rng_() % kLowFormats.size()];
+    if (sequence.layout.entry == KvFormat::kQ8) sequence.layout.low = sequence.layout.lower = std::nullopt;
     sequence.tolerance = ErrorOf(sequence.layout.entry);
+    if (sequence.layout.lower) sequence.tolerance += ErrorOf(*sequence.layout.lower);
     if (sequence.layout.low) sequence.tolerance += ErrorOf(*sequence.layout.low);
     sequence.account = AnyAccount();
     sequence.heads.resize(cache_->num_heads());
@@ -183,16 +189,55 @@ class Model {
   }
 
   void Keep(int id, int at) {
+    HeadCache& head = HeadOf(id, at);
     std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
+    const std::vector<int32_t> order = OrderOf(head);
     const auto of = 2 + rng_() % 5;
     std::vector<int32_t> kept;
     std::vector<Entry> left;
     for (size_t i = 0; i < expected.size(); ++i) {
       if (rng_() % of == 0) continue;
-      kept.push_back(static_cast<int32_t>(i));
+      kept.push_back(order[i]);
       left.push_back(expected[i]);
     }
-    if (Done(HeadOf(id, at).Keep(kept))) expected = left;
+    std::ranges::sort(kept);
+    if (Done(head.Keep(kept))) expected = left;
+  }
+
+  // Index of each entry in the order of time.
+  static std::vector<int32_t> OrderOf(const HeadCache& head) {
+    std::vector<int32_t> order = head.TimeOrder();
+    if (!order.empty()) return order;
+    order.resize(static_cast<size_t>(head.num_entries()));
+    std::iota(order.begin(), order.end(), 0);
+    return order;
+  }
+
+  void Lower(int id, int at) {
+    if (!naive_[id].layout.lower) return;
+    HeadCache& head = HeadOf(id, at);
+    const auto of = 1 + rng_() % 4;
+    std::vector<int32_t> chosen;
+    for (int i = head.num_lower_entries(); i < head.num_entries(); ++i) {
+      if (rng_() % of == 0) chosen.push_back(i);
+    }
+    const int before = head.num_lower_entries(), all = head.num_entries();
+    if (Done(head.Lower(chosen))) {
+      EXPECT_EQ(head.num_lower_entries(), before + static_cast<int>(chosen.size()) / kP * kP);
+      num_lowered_ += chosen.size() / kP;
+    } else {
+      EXPECT_EQ(head.num_lower_entries(), before);
+    }
+    EXPECT_EQ(head.num_entries(), all);
+  }
+
+  void ChangeLower(int id) {
+    NaiveSequence& sequence = naive_[id];
+    if (sequence.layout.entry == KvFormat::kQ8) return;
+    const PageFormat format = kLowFormats[rng_() % kLowFormats.size()];
+    if (!Done(cache_->SetLower(id, format))) return;
+    sequence.layout.lower = format;
+    sequence.tolerance += ErrorOf(format);
   }
 
   void Demote(int id, int at) {
@@ -207,14 +252,20 @@ class Model {
     HeadCache& head = HeadOf(id, at);
     std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
     const int left = std::max(0, head.num_entries() - static_cast<int>(rng_() % 50));
+    const std::vector<int32_t> order = OrderOf(head);
     const Status truncated = head.Truncate(left);
     EXPECT_EQ(truncated.has_value(), left >= head.num_low_entries() || left % kP == 0);
-    if (truncated) expected.resize(static_cast<size_t>(left));
+    if (!truncated) return;
+    std::vector<Entry> rest;
+    for (size_t i = 0; i < order.size(); ++i) {
+      if (order[i] < left) rest.push_back(expected[i]);
+    }
+    expected = rest;
   }
 
   void Drop(int id, int at) {
     std::vector<Entry>& expected = naive_[id].heads[static_cast<size_t>(at)];
-    if (expected.empty()) return;
+    if (expected.empty() || naive_[id].layout.lower) return;
     const int dropped = HeadOf(id, at).DropPagesBefore(expected[expected.size() / 2].position);
     expected.erase(expected.begin(), expected.begin() + dropped);
   }
@@ -226,12 +277,15 @@ class Model {
     const float number = static_cast<float>(rng_() % 1000);
     std::vector<float> column(expected.size(), number);
     if (!Done(head.WriteColumn(0, column))) head.ReadColumn(0, column);  // some pages may have been written
-    for (size_t i = 0; i < column.size(); ++i) expected[i].column = column[i];
+    const std::vector<int32_t> order = OrderOf(head);
+    for (size_t i = 0; i < column.size(); ++i) expected[i].column = column[static_cast<size_t>(order[i])];
   }
 
   void ChangeLow(int id) {
     NaiveSequence& sequence = naive_[id];
-    const PageFormat format = rng_() % 6 == 0 ? sequence.layout.entry : kLowFormats[rng_() % kLowFormats.size()];
+    const bool lowers = sequence.layout.lower.has_value();  // then entries of low pages may not follow one another
+    const PageFormat format =
+        rng_() % 6 == 0 && !lowers ? sequence.layout.entry : kLowFormats[rng_() % kLowFormats.size()];
     // Pages are encoded from 16 bits.
     if (sequence.layout.entry == KvFormat::kQ8 && !(format == sequence.layout.entry)) return;
     const size_t used = sequence.account->used_bytes();
@@ -268,19 +322,21 @@ class Model {
   static void ExpectEqual(const HeadCache& head, const std::vector<Entry>& expected, float tolerance) {
     const size_t n = expected.size();
     ASSERT_EQ(head.num_entries(), static_cast<int>(n));
+    const std::vector<int32_t> order = OrderOf(head);
     std::vector<int32_t> positions(n);
     std::vector<float> keys(n * kKeyDim), values(n * kValueDim), column(n);
     head.ReadPositions(positions);
     head.ReadKeys(keys.data());
     head.ReadValues(values.data());
     for (size_t i = 0; i < n; ++i) {
-      ASSERT_EQ(positions[i], expected[i].position);
-      ASSERT_NEAR(keys[i * kKeyDim + 3], expected[i].key, tolerance);
-      ASSERT_NEAR(values[i * kValueDim + 1], expected[i].value, tolerance);
+      const auto at = static_cast<size_t>(order[i]);
+      ASSERT_EQ(positions[at], expected[i].position);
+      ASSERT_NEAR(keys[at * kKeyDim + 3], expected[i].key, tolerance);
+      ASSERT_NEAR(values[at * kValueDim + 1], expected[i].value, tolerance);
     }
     if (head.layout().num_columns == 0) return;
     head.ReadColumn(0, column);
-    for (size_t i = 0; i < n; ++i) ASSERT_EQ(column[i], expected[i].column);
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(column[static_cast<size_t>(order[i])], expected[i].column);
   }
 
   std::mt19937 rng_;
@@ -288,11 +344,11 @@ class Model {
   std::vector<std::unique_ptr<MemoryAccount>> accounts_;
   std::unique_ptr<KvCache> cache_;
   std::map<int, NaiveSequence> naive_;
-  size_t num_done_ = 0, num_refused_ = 0;
+  size_t num_done_ = 0, num_refused_ = 0, num_lowered_ = 0;
 };
 
 TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
-  size_t done = 0, refused = 0;
+  size_t done = 0, refused = 0, lowered = 0;
   for (uint32_t seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Model model(seed);
@@ -303,11 +359,13 @@ TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
     }
     model.FreeAll();
     done += model.num_done();
+    lowered += model.num_lowered();
     refused += model.num_refused();
   }
   // The control: the budget was met, and not all the time.
   EXPECT_GT(refused, done / 20);
   EXPECT_GT(done, refused);
+  EXPECT_GT(lowered, 200U);
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <new>
+#include <numeric>
 #include <set>
 #include <string>
 
@@ -26,10 +28,10 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 }  // namespace
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
-    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), num_low_(other.num_low_),
-      pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
+    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), lower_(other.lower_), num_low_(other.num_low_),
+      num_lower_(other.num_lower_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
-  other.num_low_ = 0;
+  other.num_low_ = other.num_lower_ = 0;
 }
 
 Status HeadCache::ReserveTable(size_t num_pages) {
@@ -94,13 +96,15 @@ Status HeadCache::Extend(int count) {
 Status HeadCache::Truncate(int num_entries) {
   PITH_CHECK(num_entries >= 0 && num_entries <= num_entries_);
   if (num_entries < num_low_entries() && num_entries % kP != 0) {
-    return InvalidArgument("entries within a page in " + low_.layout->format.Name() + " cannot be taken back alone");
+    return InvalidArgument("entries within a page in " + layout_of(num_entries).format.Name() +
+                           " cannot be taken back alone");
   }
   const size_t num_pages = PagesFor(num_entries);
   for (; pages_.size() > num_pages; pages_.pop_back()) {
     StoreOf(pages_.size() - 1).pool->Release(pages_.back(), account());
   }
   num_low_ = std::min(num_low_, num_pages);
+  num_lower_ = std::min(num_lower_, num_pages);
   num_entries_ = num_entries;
   return {};
 }
@@ -115,10 +119,11 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
   while (first < count && kept[static_cast<size_t>(first)] == first) ++first;
   size_t first_page = static_cast<size_t>(first / kP);
   if (first_page < num_low_) {
-    const auto low = std::lower_bound(kept.begin(), kept.end(), num_low_entries()) - kept.begin();
-    // The last low page is completed with 16-bit entries where there are enough.
-    const bool completes = count >= static_cast<int>(PagesFor(static_cast<int>(low))) * kP;
-    return Regroup(kept, first_page, completes ? PagesFor(static_cast<int>(low)) : static_cast<size_t>(low / kP));
+    const auto lower_end = std::lower_bound(kept.begin(), kept.end(), num_lower_entries());
+    const auto low_end = std::lower_bound(lower_end, kept.end(), num_low_entries());
+    Parts parts{{kept.begin(), lower_end}, {lower_end, low_end}, {low_end, kept.end()}};
+    Complete(parts);
+    return Arrange(parts);
   }
   const size_t num_pages = PagesFor(count);
   if (first == count) first_page = num_pages;  // nothing moves
@@ -156,13 +161,15 @@ int HeadCache::DropPagesBefore(int32_t position) {
     store.pool->Release(pages_[pages++], account());
   }
   num_low_ -= std::min(num_low_, pages);
+  num_lower_ -= std::min(num_lower_, pages);
   pages_.erase(pages_.begin(), pages_.begin() + static_cast<std::ptrdiff_t>(pages));
   num_entries_ -= static_cast<int>(pages) * kP;
   return static_cast<int>(pages) * kP;
 }
 
 Status HeadCache::ForkInto(HeadCache& other) const {
-  PITH_CHECK(other.pages_.empty() && other.layout_ == layout_ && other.low_.layout == low_.layout);
+  PITH_CHECK(other.pages_.empty() && other.layout_ == layout_ && other.low_.layout == low_.layout &&
+             other.lower_.layout == lower_.layout);
   PITH_RETURN_IF_ERROR(other.ReserveTable(std::max<size_t>(pages_.size(), 1)));
   // Slots past num_entries_ (made by Extend, never committed) are not shared.
   const size_t used = PagesFor(num_entries_);
@@ -171,6 +178,7 @@ Status HeadCache::ForkInto(HeadCache& other) const {
     other.pages_.push_back(pages_[i]);
   }
   other.num_low_ = num_low_;
+  other.num_lower_ = num_lower_;
   other.num_entries_ = num_entries_;
   return {};
 }
@@ -179,7 +187,7 @@ void HeadCache::Clear() {
   for (size_t i = 0; i < pages_.size(); ++i) StoreOf(i).pool->Release(pages_[i], account());
   pages_.clear();
   num_entries_ = 0;
-  num_low_ = 0;
+  num_low_ = num_lower_ = 0;
 }
 
 // visit(first entry, count) for each page of the first so many entries.
@@ -267,12 +275,16 @@ Status HeadCache::Verify() const {
   if (num_entries_ < 0 || PagesFor(num_entries_) > pages_.size()) {
     return Corrupt("cache: a head has fewer pages than entries");
   }
-  if (num_low_ > static_cast<size_t>(num_entries_ / kP)) return Corrupt("cache: a low page is not full");
-  int32_t last = -1;
-  for (int i = 0; i < num_entries_; ++i) {
-    const int32_t position = layout_of(i).positions(page_of(i))[i % kP];
-    if (position <= last) return Corrupt("cache: positions of a head are not ascending");
-    last = position;
+  if (num_low_ > static_cast<size_t>(num_entries_ / kP) || num_lower_ > num_low_) {
+    return Corrupt("cache: a low page is not full");
+  }
+  std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
+  ReadPositions(positions);
+  const bool by_time = lower_.layout == nullptr;
+  if (!by_time) std::ranges::sort(positions);
+  if ((!positions.empty() && positions.front() < 0) ||
+      std::ranges::adjacent_find(positions, std::greater_equal<>()) != positions.end()) {
+    return Corrupt(by_time ? "cache: positions of a head are not ascending" : "cache: a head holds a position twice");
   }
   return {};
 }
@@ -312,6 +324,17 @@ Result<const KvCache::PageClass*> KvCache::FindClass(PageFormat format, int num_
   return classes_.back().get();
 }
 
+std::vector<int32_t> HeadCache::TimeOrder() const {
+  const auto n = static_cast<size_t>(num_entries_);
+  if (lower_.layout == nullptr || num_low_ == 0) return {};
+  std::vector<int32_t> positions(n), order(n);
+  ReadPositions(positions);
+  if (std::ranges::is_sorted(positions)) return {};
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::sort(order, {}, [&](int32_t entry) { return positions[static_cast<size_t>(entry)]; });
+  return order;
+}
+
 template <class Visit>
 void KvCache::ForEachHead(Sequence& sequence, const Visit& visit) {
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -334,6 +357,29 @@ Status KvCache::SetLow(int sequence, PageFormat format) {
   return {};
 }
 
+Status KvCache::SetLower(int sequence, std::optional<PageFormat> format) {
+  Sequence& own = sequences_.at(sequence);
+  if (own.layout.lower == format) return {};
+  const PageClass* to = nullptr;
+  if (format) {
+    PITH_RETURN_IF_ERROR(CheckConversion(own.layout.entry, *format));
+    PITH_ASSIGN_OR_RETURN(to, FindClass(*format, own.layout.num_columns));
+  }
+  bool any = false;
+  ForEachHead(own, [&](size_t, HeadCache& head) { any = any || head.num_lower_entries() > 0; });
+  if (any && to == nullptr) return InvalidArgument("there are entries in " + own.layout.lower->Name());
+  const auto store = [to](size_t layer) { return to == nullptr ? PageStore() : to->store(layer); };
+  PageExchange exchange(own.account());
+  ForEachHead(own, [&](size_t layer, HeadCache& head) { head.OfferLower(store(layer), &exchange); });
+  if (!exchange.Settle()) {
+    return OutOfBudget("the KV budget does not hold the entries that matter less in " + format->Name());
+  }
+  ForEachHead(own, [&](size_t layer, HeadCache& head) { head.ChangeLower(store(layer), &exchange); });
+  exchange.Finish();
+  own.layout.lower = format;
+  return {};
+}
+
 Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* account) {
   PITH_ASSIGN_OR_RETURN(const PageClass* entry, FindClass(layout.entry, layout.num_columns));
   const PageClass* low = nullptr;
@@ -343,12 +389,18 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
     PITH_RETURN_IF_ERROR(CheckConversion(settled.entry, *settled.low));
     PITH_ASSIGN_OR_RETURN(low, FindClass(*settled.low, layout.num_columns));
   }
+  const PageClass* lower = nullptr;
+  if (settled.lower) {
+    PITH_RETURN_IF_ERROR(CheckConversion(settled.entry, *settled.lower));
+    PITH_ASSIGN_OR_RETURN(lower, FindClass(*settled.lower, layout.num_columns));
+  }
   try {
     Heads heads{LedgerAllocator<HeadCache>(account)};
     heads.reserve(num_heads());
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
       for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
-        heads.emplace_back(entry->store(layer), low != nullptr ? low->store(layer) : PageStore(), account);
+        heads.emplace_back(entry->store(layer), low != nullptr ? low->store(layer) : PageStore(),
+                           lower != nullptr ? lower->store(layer) : PageStore(), account);
       }
     }
     sequences_.emplace(next_sequence_, Sequence(settled, std::move(heads)));

@@ -5,12 +5,19 @@
 //            │           └ kv head 1: [page][p   ]         40 entries
 //            └─ layer 1 ── ...
 //
-// Entries of a head are in time order; page i holds entries i*P .. i*P + P-1. A head may keep its
+// Entries of a head are in time order (but see below); page i holds entries i*P .. i*P + P-1. A head may keep its
 // older whole pages in a smaller format, as KIVI does (arXiv:2402.02750): entries arrive in the sequence's
 // own format, and Demote() converts pages that are full.
 //
 //   kv head 0: [q4 page][q4 page][f16 page][f1  ]
 //               `---- low ----´
+//
+// Beside that, or instead, chosen entries go to a lower format (Lower()), whatever their time; these stand first:
+//
+//   kv head 1: [q2 page][q2 page][q4 page][f16 page][f1  ]       each part in time order, but for the first
+//               `-- lower --´     `low´
+//
+// An entry's index says where it stands; TimeOrder() says in which order entries came.
 //
 // Formats and columns are the sequence's own; sequences of equal ones take their pages from one pool. Pages and
 // tables are charged to the sequence's account.
@@ -58,8 +65,9 @@ using PageReferences = std::map<std::pair<const PagePool*, const std::byte*>, ui
 class HeadCache {
  public:
   // account: of its sequence.
-  HeadCache(PageStore entry, PageStore low, MemoryAccount* account)
-      : pool_(entry.pool), layout_(entry.layout), low_(low), pages_(LedgerAllocator<std::byte*>(account)) {}
+  HeadCache(PageStore entry, PageStore low, PageStore lower, MemoryAccount* account)
+      : pool_(entry.pool), layout_(entry.layout), low_(low), lower_(lower),
+        pages_(LedgerAllocator<std::byte*>(account)) {}
   HeadCache(HeadCache&& other) noexcept;
   HeadCache(const HeadCache&) = delete;
   HeadCache& operator=(const HeadCache&) = delete;
@@ -71,12 +79,17 @@ class HeadCache {
   const PageLayout& layout_of(int entry) const { return *StoreOf(static_cast<size_t>(entry / kPageEntries)).layout; }
   std::span<std::byte* const> pages() const { return {pages_.data(), pages_.size()}; }
   // Describes the entries in order, in at most kMaxSegments segments. Returns how many.
-  static constexpr int kMaxSegments = 2;
+  static constexpr int kMaxSegments = 3;
   int Describe(kernels::Segment* segments) const;
 
   // Of low pages, nullptr without a low format.
   const PageLayout* low_layout() const { return low_.layout; }
+  const PageLayout* lower_layout() const { return lower_.layout; }
+  // In whole pages of few bits: of the low format and of the lower one.
   int num_low_entries() const { return static_cast<int>(num_low_) * kPageEntries; }
+  int num_lower_entries() const { return static_cast<int>(num_lower_) * kPageEntries; }
+  // Indices of all entries as they came; empty where that is the order in which they stand.
+  std::vector<int32_t> TimeOrder() const;
   // Of keys, values and their scales.
   double content_bytes() const;
 
@@ -100,6 +113,11 @@ class HeadCache {
   // format nothing happens. A page that nobody shares pays for its successor. kOutOfBudget: some pages may have been
   // converted, all entries are there.
   Status Demote(int residual);
+
+  // These ascending entries go to the lower format, which the sequence must have, all but the newest of them that would
+  // not fill a page. Pages that fall empty pay for those that are needed. kOutOfBudget: that is not enough; nothing has
+  // changed.
+  Status Lower(std::span<const int32_t> entries);
 
   // Keeps only the entries with these ascending indices; pages that fall empty are freed.
   // Survivors in low pages whose keys are in groups are grouped anew on a grid on which their error does not add
@@ -148,28 +166,41 @@ class HeadCache {
  private:
   friend class KvCache;
   MemoryAccount* account() const { return pages_.get_allocator().account(); }
-  // Adds to an exchange what ChangeLow() gives up and takes.
-  void OfferLow(PageStore low, PageExchange* exchange) const;
+  // Adds to an exchange what ChangeLow() and ChangeLower() give up and take.
+  void OfferLow(PageStore low, PageExchange* exchange) const { Offer(num_lower_, num_low_, low_, low, exchange); }
+  void OfferLower(PageStore lower, PageExchange* exchange) const { Offer(0, num_lower_, lower_, lower, exchange); }
   // Converts the low pages to another format, to pages taken from the settled exchange, and demotes to it from now
   // on; to the format of new entries: there are no low pages any more.
   void ChangeLow(PageStore low, PageExchange* exchange);
+  void ChangeLower(PageStore lower, PageExchange* exchange);
+  void Offer(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange) const;
+  void Convert(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange);
   template <class Visit>
   void ForEachPage(size_t num_entries, const Visit& visit) const;
-  PageStore StoreOf(size_t page) const { return page < num_low_ ? low_ : PageStore{pool_, layout_}; }
+  PageStore StoreOf(size_t page) const {
+    return page < num_lower_ ? lower_ : page < num_low_ ? low_ : PageStore{pool_, layout_};
+  }
   Status Unshare(size_t page_index);
   // The page's contents go to `fresh`, which takes its place in the table.
   void CopyTo(std::byte* fresh, size_t page_index);
   // Extend(count) writes to a page that others read.
   bool SharesLastPage(int count) const;
   size_t GrownTable(size_t num_pages) const;
-  Status Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low);
-  // Of an empty head, which gets pages in the low format with undefined content.
-  Status ExtendLow(size_t num_pages);
+  // What stands where: entries by their indices now, of each format.
+  struct Parts {
+    std::vector<int32_t> lower, low, entry;
+  };
+  // Fills the last page of each format of few bits with entries of the next one, or empties it into that.
+  void Complete(Parts& parts) const;
+  Status Arrange(const Parts& parts);
+  // Of an empty head, which gets pages in the lower and the low format with undefined content.
+  Status ExtendLow(size_t num_lower, size_t num_low);
 
   PagePool* pool_;
   const PageLayout* layout_;
-  PageStore low_;
-  size_t num_low_ = 0;  // the first pages, all full
+  PageStore low_, lower_;
+  size_t num_low_ = 0;    // the first pages, all full
+  size_t num_lower_ = 0;  // the first of these, in the lower format
   LedgerVector<std::byte*> pages_;
   int num_entries_ = 0;
 };
@@ -187,6 +218,7 @@ struct SequenceLayout {
   PageFormat entry = {};               // in which entries arrive
   int num_columns = 0;                 // of each entry of a global layer
   std::optional<PageFormat> low = {};  // of full pages, if another
+  std::optional<PageFormat> lower = {};  // of entries that are chosen, if there are to be any
 
   friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };
@@ -208,6 +240,9 @@ class KvCache {
   // to the entries' own format: there will be no low pages. kOutOfBudget, kIo, kInvalidArgument (as for
   // NewSequence()): nothing has changed.
   Status SetLow(int sequence, PageFormat format);
+
+  // The same of what Lower() converts to. kInvalidArgument, too: there are such entries, and none are to be.
+  Status SetLower(int sequence, std::optional<PageFormat> format);
 
   const SequenceLayout& layout(int sequence) const { return sequences_.at(sequence).layout; }
   HeadCache& head(int sequence, int layer, int kv_head) {

@@ -1,6 +1,7 @@
 // Pages of a head in a smaller format: demotion, and regrouping after an eviction.
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -49,50 +50,71 @@ void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source>
     kernels::ReadKey(*sources[i].layout, sources[i].page, sources[i].slot, keys.data() + i, kP);
     kernels::CopyValueAndState(layout, page, static_cast<int>(i), *sources[i].layout, sources[i].page, sources[i].slot);
   }
+  // What was rounded before is not to be rounded anew each time.
+  const bool rounded =
+      std::ranges::any_of(sources, [](const Source& from) { return from.layout->format.whole_pages(); });
+  const kernels::ScaleGrid grid = rounded ? kernels::ScaleGrid::kNested : kernels::ScaleGrid::kClipped;
   for (int d = 0; d < layout.key_dim; ++d) {
-    kernels::WriteKeyGroup(layout, page, d, keys.data() + static_cast<size_t>(d) * kP, kernels::ScaleGrid::kNested);
+    kernels::WriteKeyGroup(layout, page, d, keys.data() + static_cast<size_t>(d) * kP, grid);
   }
 }
 
 }  // namespace
 
-void HeadCache::OfferLow(PageStore low, PageExchange* exchange) const {
-  if (low.pool == low_.pool) return;
-  for (size_t i = 0; i < num_low_; ++i) {
-    exchange->GiveUp(low_.pool, pages_[i]);
-    exchange->Take(low.pool);
+void HeadCache::Offer(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange) const {
+  if (to.pool == from.pool) return;
+  for (size_t i = first; i < end; ++i) {
+    exchange->GiveUp(from.pool, pages_[i]);
+    exchange->Take(to.pool);
+  }
+}
+
+void HeadCache::Convert(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange) {
+  // Pages are encoded from 16 bits.
+  const bool wide = BitsOf(layout_->format.key) == 16 && BitsOf(layout_->format.value) == 16;
+  const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim,
+                                              layout_->value_dim, layout_->num_columns);
+  std::vector<std::byte> staging(end > first ? between.page_bytes : 0);
+  for (size_t i = first; i < end; ++i) {
+    for (int slot = 0; slot < kP; ++slot) {
+      kernels::ConvertEntry(between, staging.data(), slot, *from.layout, pages_[i], slot);
+    }
+    pages_[i] = exchange->Fresh(to.pool);
+    kernels::ConvertPage(between, staging.data(), *to.layout, pages_[i]);
   }
 }
 
 void HeadCache::ChangeLow(PageStore low, PageExchange* exchange) {
   if (low.pool == low_.pool) return;
-  // Pages are encoded from 16 bits.
-  const bool wide = BitsOf(layout_->format.key) == 16 && BitsOf(layout_->format.value) == 16;
-  const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim,
-                                              layout_->value_dim, layout_->num_columns);
-  std::vector<std::byte> staging(num_low_ > 0 ? between.page_bytes : 0);
-  for (size_t i = 0; i < num_low_; ++i) {
-    for (int slot = 0; slot < kP; ++slot) {
-      kernels::ConvertEntry(between, staging.data(), slot, *low_.layout, pages_[i], slot);
-    }
-    pages_[i] = exchange->Fresh(low.pool);
-    kernels::ConvertPage(between, staging.data(), *low.layout, pages_[i]);
-  }
+  Convert(num_lower_, num_low_, low_, low, exchange);
   const bool as_entries = low.pool == pool_;
   low_ = as_entries ? PageStore() : low;
-  if (as_entries) num_low_ = 0;
+  if (as_entries) num_low_ = num_lower_;
+}
+
+void HeadCache::ChangeLower(PageStore lower, PageExchange* exchange) {
+  if (lower.pool == lower_.pool) return;
+  Convert(0, num_lower_, lower_, lower, exchange);
+  lower_ = lower;
 }
 
 int HeadCache::Describe(kernels::Segment* segments) const {
   int count = 0;
-  if (num_low_ > 0) segments[count++] = {low_.layout, pages_.data(), num_low_entries()};
+  if (num_lower_ > 0) segments[count++] = {lower_.layout, pages_.data(), num_lower_entries()};
+  if (num_low_ > num_lower_) {
+    segments[count++] = {low_.layout, pages_.data() + num_lower_, num_low_entries() - num_lower_entries()};
+  }
   segments[count++] = {layout_, pages_.data() + num_low_, num_entries_ - num_low_entries()};
   return count;
 }
 
 double HeadCache::content_bytes() const {
-  const double high = (num_entries_ - num_low_entries()) * layout_->entry_bytes();
-  return high + (num_low_ > 0 ? num_low_entries() * low_.layout->entry_bytes() : 0);
+  kernels::Segment segments[kMaxSegments];
+  double bytes = 0;
+  for (const kernels::Segment& segment : std::span(segments, static_cast<size_t>(Describe(segments)))) {
+    bytes += segment.num_entries * segment.layout->entry_bytes();
+  }
+  return bytes;
 }
 
 Status HeadCache::Demote(int residual) {
@@ -112,51 +134,120 @@ Status HeadCache::Demote(int residual) {
   return {};
 }
 
-// Keep() from a low page on: num_low pages stay low, whose content changes from first_page on.
-Status HeadCache::Regroup(std::span<const int32_t> kept, size_t first_page, size_t num_low) {
+void HeadCache::Complete(Parts& parts) const {
+  // Into the entries of 16 bits, or others as they come; the last ones that do not fill a page go on.
+  const auto fill = [](std::vector<int32_t>& part, std::vector<int32_t>& next, std::vector<int32_t>& last) {
+    const size_t missing = (kP - part.size() % kP) % kP;
+    if (missing == 0) return;
+    if (next.size() + last.size() < missing) {
+      const auto rest = part.end() - static_cast<ptrdiff_t>(part.size() % kP);
+      last.insert(last.end(), rest, part.end());
+      part.erase(rest, part.end());
+      return;
+    }
+    for (std::vector<int32_t>* from : {&next, &last}) {
+      const auto some = static_cast<ptrdiff_t>(std::min((kP - part.size() % kP) % kP, from->size()));
+      part.insert(part.end(), from->begin(), from->begin() + some);
+      from->erase(from->begin(), from->begin() + some);
+    }
+  };
+  fill(parts.lower, parts.low, parts.entry);
+  std::vector<int32_t> none;
+  fill(parts.low, none, parts.entry);
+  // What went on belongs among the others by its time; less than a page of all is left then.
+  if (parts.entry.size() >= kP) return;
+  std::ranges::sort(parts.entry, {}, [this](int32_t entry) {
+    return layout_of(entry).positions(page_of(entry))[entry % kP];
+  });
+}
+
+Status HeadCache::Lower(std::span<const int32_t> entries) {
+  PITH_CHECK(lower_.pool != nullptr);
+  const size_t whole = entries.size() / kP * kP;
+  if (whole == 0) return {};
+  PITH_CHECK(entries.front() >= num_lower_entries());
+  Parts parts;
+  for (int32_t i = 0; i < num_lower_entries(); ++i) parts.lower.push_back(i);
+  parts.lower.insert(parts.lower.end(), entries.begin(), entries.begin() + static_cast<ptrdiff_t>(whole));
+  size_t next = 0;
+  for (int32_t i = num_lower_entries(); i < num_entries_; ++i) {
+    if (next < whole && entries[next] == i) {
+      ++next;
+    } else {
+      (i < num_low_entries() ? parts.low : parts.entry).push_back(i);
+    }
+  }
+  Complete(parts);
+  return Arrange(parts);
+}
+
+// Pages are written in the order in which they stand. What one of them takes lies in itself, behind it or in pages that
+// are given up, so that nothing is written over before it was read.
+Status HeadCache::Arrange(const Parts& parts) {
+  const size_t num_lower = parts.lower.size() / kP, num_low = num_lower + parts.low.size() / kP;
+  std::vector<int32_t> kept = parts.lower;
+  kept.insert(kept.end(), parts.low.begin(), parts.low.end());
+  kept.insert(kept.end(), parts.entry.begin(), parts.entry.end());
   const int count = static_cast<int>(kept.size());
   const size_t num_pages = PagesFor(count);
   // Sources are read through the table before the change.
   const std::vector<std::byte*> from(pages_.begin(), pages_.end());
-  std::vector<std::byte*> to(num_pages, nullptr);
-  std::vector<std::pair<size_t, PagePool*>> fresh;
-  PageExchange exchange(account());
-  for (size_t i = 0; i < num_pages; ++i) {
+  const auto store_of = [&](size_t i) {
+    return i < num_lower ? lower_ : i < num_low ? low_ : PageStore{pool_, layout_};
+  };
+  // Where the i-th page of the new table was in the old one, as a page of the same format; beyond it: nowhere.
+  const auto old_of = [&](size_t i) {
+    if (i < num_lower) return i < num_lower_ ? i : from.size();
     const bool low = i < num_low;
-    const size_t old = low ? i : i - num_low + num_low_;
-    PagePool* pool = low ? low_.pool : pool_;
-    const bool exists = old < from.size();
-    const bool writes = i >= first_page;
-    if (exists && !(writes && pool->IsShared(from[old]))) {
-      to[i] = from[old];
-      continue;
-    }
-    fresh.emplace_back(i, pool);
-    exchange.Take(pool);
-  }
-  for (size_t i = 0; i < from.size(); ++i) {
-    const size_t now = i < num_low_ ? i : i - num_low_ + num_low;
-    const bool stays = now < num_pages && (i < num_low_) == (now < num_low) && to[now] == from[i];
-    if (!stays) exchange.GiveUp(StoreOf(i).pool, from[i]);
-  }
-  if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
-  for (const auto& [i, pool] : fresh) to[i] = exchange.Fresh(pool);
-  // A page is filled beside its place: its old entries may be among its sources.
-  std::vector<std::byte> staging(std::max(layout_->page_bytes, low_.layout->page_bytes));
-  std::vector<float> keys;
-  std::vector<Source> sources;
-  for (size_t i = first_page; i < num_pages; ++i) {
-    const PageLayout& layout = i < num_low ? *low_.layout : *layout_;
+    const size_t old = low ? i - num_lower + num_lower_ : i - num_low + num_low_;
+    return old < (low ? num_low_ : from.size()) ? old : from.size();
+  };
+  const auto sources_of = [&](size_t i, std::vector<Source>& sources) {
     sources.clear();
     for (int at = static_cast<int>(i) * kP; at < std::min(count, static_cast<int>(i + 1) * kP); ++at) {
       const int entry = kept[static_cast<size_t>(at)];
       const auto page = static_cast<size_t>(entry / kP);
       sources.push_back({StoreOf(page).layout, from[page], entry % kP});
     }
+  };
+  std::vector<std::byte*> to(num_pages, nullptr);
+  std::vector<uint8_t> stays(from.size(), 0), unchanged(num_pages, 0);
+  std::vector<Source> sources;
+  PageExchange exchange(account());
+  for (size_t i = 0; i < num_pages; ++i) {
+    const size_t old = old_of(i);
+    sources_of(i, sources);
+    unchanged[i] = old < from.size() && IsWholePage(sources) && sources[0].page == from[old];
+    if (old < from.size() && (unchanged[i] != 0 || !store_of(i).pool->IsShared(from[old]))) {
+      to[i] = from[old];
+      stays[old] = 1;
+    } else {
+      exchange.Take(store_of(i).pool);
+    }
+  }
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (stays[i] == 0) exchange.GiveUp(StoreOf(i).pool, from[i]);
+  }
+  if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
+  for (size_t i = 0; i < num_pages; ++i) {
+    if (to[i] == nullptr) to[i] = exchange.Fresh(store_of(i).pool);
+  }
+  // A page is filled beside its place: its old entries may be among its sources.
+  size_t page_bytes = layout_->page_bytes;
+  for (const PageStore& store : {low_, lower_}) {
+    if (store.layout != nullptr) page_bytes = std::max(page_bytes, store.layout->page_bytes);
+  }
+  std::vector<std::byte> staging(page_bytes);
+  std::vector<float> keys;
+  for (size_t i = 0; i < num_pages; ++i) {
+    if (unchanged[i] != 0) continue;
+    const PageLayout& layout = *store_of(i).layout;
+    sources_of(i, sources);
     FillPage(layout, staging.data(), sources, keys);
     std::memcpy(to[i], staging.data(), layout.page_bytes);
   }
   pages_.assign(to.begin(), to.end());
+  num_lower_ = num_lower;
   num_low_ = num_low;
   num_entries_ = count;
   exchange.Finish();

@@ -16,6 +16,7 @@
 #include "base/paths.h"
 #include "cli/terminal.h"
 #include "kernels/page_layout.h"
+#include "policy/learn/layer_budgets.h"
 
 namespace pith::cli {
 
@@ -45,6 +46,8 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
   AddOption(command, "--chat-template", flags.chat_template,
             "Chat template in place of the file's: a name that libllama knows (chatml, llama3, gemma, ...) or Jinja",
             "NAME|TEXT");
+  AddOption(command, "--share-layers", flags.share_layers,
+            "Layers that read another layer's cache, from a file of \"pith tune share\"", "FILE");
   Hide(AddOption(command, "--hf-repo", flags.hf, "", "TEXT"));
 }
 
@@ -72,6 +75,16 @@ Status ModelFlags::Check() const {
   return {};
 }
 
+Result<std::vector<int>> ReadLayerMap(const std::string& path) {
+  PITH_ASSIGN_OR_RETURN(const std::vector<double> numbers, ReadLayerNumbers(path, "share", 0));
+  std::vector<int> map;
+  for (const double number : numbers) {
+    map.push_back(static_cast<int>(std::min(number, 1e6)));
+    if (map.back() != number) return InvalidArgument(fmt::format("{}: {} is no layer", path, number));
+  }
+  return map;
+}
+
 int ModelFlags::num_threads() const { return threads > 0 ? threads : PhysicalCores(); }
 
 Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const OutputFlags& output) {
@@ -90,6 +103,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
     options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
   }
   options.chat_template = flags.chat_template;
+  if (!flags.share_layers.empty()) {
+    PITH_ASSIGN_OR_RETURN(options.layer_map, ReadLayerMap(flags.share_layers));
+  }
   if (flags.threads_batch > 0 && flags.threads_batch != flags.num_threads()) {
     fmt::print(stderr, "pith: prompts are read on the threads of -t, so that -tb changes nothing.\n");
   }

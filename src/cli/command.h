@@ -46,6 +46,7 @@ void AddRecipes(CLI::App& app, Command& chosen);
 void AddInfo(CLI::App& app, Command& chosen);
 void AddParity(CLI::App& app, Command& chosen);
 void AddEval(CLI::App& app, Command& chosen);
+void AddTune(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
@@ -70,6 +71,7 @@ struct ModelFlags {
   std::vector<std::string> lora;
   std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...
   std::string chat_template;
+  std::string share_layers;  // a file: ReadLayerMap()
 
   Status Check() const;
   int num_threads() const;
@@ -97,6 +99,9 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags);
 // Fails only where Check() does, or when the context is longer than 2^31 bytes can say.
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
 Result<KvFormat> ParseFormat(std::string_view text);
+
+// {"share": [one number per layer]}: the layer whose cache each layer reads (`pith tune share` writes it).
+Result<std::vector<int>> ReadLayerMap(const std::string& path);
 
 // `count` pseudo-text tokens for measurements without a file.
 Result<std::vector<int32_t>> FillerTokens(const HostModel& model, size_t count);

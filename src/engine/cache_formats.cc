@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "engine/repeat.h"
+#include "policy/act/demote.h"
 
 namespace pith {
 
@@ -68,6 +69,19 @@ EngineOptions Settled(const ModelInfo& info, EngineOptions options) {
 
 Result<CacheFormats> SettleFormats(const SequenceOptions& options) {
   PageFormat format = options.format;
+  const Policy* policy = options.recipe.policy.get();
+  if (const DemoteOptions* demote = policy == nullptr ? nullptr : policy->demote(); demote != nullptr) {
+    if (!(format == PageFormat())) {
+      return InvalidArgument(
+          fmt::format("{} says itself in which formats entries are stored, and the cache's types say "
+                      "{}; give one of the two",
+                      options.recipe.text, format.Name()));
+    }
+    CacheFormats formats{.entry = PageFormat(), .low = std::nullopt, .lower = demote->low};
+    // Once a whole prompt is there, Compress() sees to that.
+    if (options.compress == CompressMode::kBlock && !(demote->high == PageFormat())) formats.low = demote->high;
+    return formats;
+  }
   if (const std::optional<PageFormat>& own = options.recipe.format) {
     if (!(format == PageFormat()) && !(format == *own)) {
       return InvalidArgument(fmt::format("the recipe stores {} and the cache's types say {}; give one of the two",

@@ -20,6 +20,7 @@ namespace pith {
 struct CacheFormats {
   PageFormat entry;               // in which entries arrive
   std::optional<PageFormat> low;  // of full pages, if another
+  std::optional<PageFormat> lower = {};  // of entries that a recipe chooses (act=demote)
 
   bool operator==(const CacheFormats&) const = default;
 };

@@ -170,7 +170,10 @@ Result<SequenceId> EngineImpl::NewSequence(const SequenceOptions& options) {
 
 Result<SequenceId> EngineImpl::AddSequence(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes) {
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> sequence, MakeSequence(setup, floor_bytes, ceiling_bytes));
-  SequenceLayout layout{.entry = setup->formats.entry, .num_columns = setup->num_columns, .low = setup->formats.low};
+  const SequenceLayout layout{.entry = setup->formats.entry,
+                              .num_columns = setup->num_columns,
+                              .low = setup->formats.low,
+                              .lower = setup->formats.lower};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, cache_->NewSequence(layout, sequence->account));
   const size_t page_bytes =
       std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / cache_->num_heads(), 1);

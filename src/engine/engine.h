@@ -248,6 +248,9 @@ class Engine {
 
   // Positions of the entries that one kv head holds, ascending; none where there is no such head. `layer` counts the
   // layers with a global cache.
+  // Keys after RoPE, or values, of all entries of a layer that recipes act on, head by head and in the order of time:
+  // [kv heads, entries, channels].
+  virtual std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const = 0;
   virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
 
   // What the last num_queries tokens that `queries_of` has read get from attention over the entries of `entries_of`,

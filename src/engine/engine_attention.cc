@@ -27,11 +27,14 @@ void EngineImpl::PrepareLayer(const AttentionCall& call, const Team& team) {
       group.Fail({ErrorCode::kIo, "a fault was asked for"});
       continue;
     }
-    const bool observes = call.first && global >= 0 && repeat_policy_ == nullptr;
-    const Status status = ops_->Prepare(call, group, i, positions_, global,
-                                        observes ? group.sequence->setup->observed_needs : 0, NumParts(team.nth));
+    const bool observes = call.first && global >= 0;
+    const uint32_t needs = !observes                   ? 0
+                           : repeat_policy_ == nullptr ? group.sequence->setup->observed_needs
+                                                       : LayerOps::RepeatNeeds(*repeat_policy_);
+    const RepeatPass* const pass = observes && repeat_policy_ != nullptr ? &repeat_pass_ : nullptr;
+    const Status status = ops_->Prepare(call, group, i, positions_, global, needs, pass, NumParts(team.nth));
     if (!status) group.Fail(FullError(*group.sequence));
-    group.evicts = call.first && global >= 0 && repeat_policy_ == nullptr && HoldsTooMuch(*group.sequence, layer);
+    group.evicts = call.first && global >= 0 && repeat_policy_ == nullptr && HoldsTooMuch(group, layer);
   }
   ops_->EndPrepare(NumParts(team.nth));
 }

@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "policy/act/demote.h"
 
 namespace pith {
 // Merging rewrites entries of 16 bits; what is converted comes from there, too, or was converted by a former
@@ -15,8 +17,9 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) c
   const PageFormat full = layout.low.value_or(layout.entry);
   const bool merges = recipe.policy->merge() != nullptr, converts = Converts(recipe, setup.formats.entry);
   const bool stands_in = recipe.policy->residue() != nullptr;
-  if ((merges && !(full == PageFormat())) || (converts && !(setup.formats == CacheFormats())) ||
-      (stands_in && !(layout.entry == PageFormat()))) {
+  const bool demotes = recipe.policy->demote() != nullptr;
+  if ((merges && (!(full == PageFormat()) || layout.lower)) || (demotes && !(layout.entry == PageFormat())) ||
+      (converts && !(setup.formats == CacheFormats())) || (stands_in && !(layout.entry == PageFormat()))) {
     return InvalidArgument(
         fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text, full.Name()));
   }
@@ -40,7 +43,13 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
         fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back", recipe.text,
                     window, sequence.known_queries()));
   }
-  if (const ActiveRecipe* known = setup.Find(recipe)) return *known;
+  if (const ActiveRecipe* known = setup.Find(recipe)) {
+    // Of the same words; files that it names may have been read again since.
+    ActiveRecipe active = *known;
+    active.recipe = recipe;
+    PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
+    return active;
+  }
   const auto missing = [&](const char* what) {
     return InvalidArgument(
         fmt::format("{} needs {}, which this sequence did not note while it read: name the recipe when the sequence "
@@ -57,9 +66,35 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   return ActiveRecipe{.recipe = recipe, .num_columns = static_cast<int>(recipe.policy->columns().size())};
 }
 
+Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const Recipe& recipe, Sequence& target, double mean,
+                                                        double bytes) const {
+  const DemoteOptions& demote = *recipe.policy->demote();
+  const double f16 = TokenBytes(model_->info(), PageFormat());
+  const double high = TokenBytes(model_->info(), demote.high) / f16, low = TokenBytes(model_->info(), demote.low) / f16;
+  // Entries that fill no page, in f16 whatever the formats; those that must stay are of the high format.
+  const double rest = std::fmod(mean, kPageEntries);
+  double least = rest;
+  while (least < static_cast<double>(std::max(recipe.num_sinks, 0) + target.num_pinned())) least += kPageEntries;
+  const double least_bytes = ((mean - least) * low + rest + (least - rest) * high) / mean;
+  if (bytes < std::min(1.0, least_bytes) - 1e-6) {
+    return InvalidArgument(fmt::format("{} keeps every entry, in {} at least, which takes {:.1f}% of the f16 cache's "
+                                       "bytes here: {:.1f}% does not hold them",
+                                       recipe.text, demote.low.Name(), 100 * least_bytes, 100 * bytes));
+  }
+  const double share = demote.ShareFor(bytes - rest * (1 - high) / mean, high, low), keep = share * mean;
+  return Shrink{.sequence = &target,
+                .budget = Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
+                                 .keep_fraction = std::clamp(share, 0.0, 1.0),
+                                 .keep_exact = std::max(1.0, keep),
+                                 .rest_page_entries = kPageEntries},
+                .format = demote.high == PageFormat() ? std::nullopt : std::optional(demote.high),
+                .lower = demote.low};
+}
+
 Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean,
                                                  double keep) const {
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
+  if (active.recipe.policy->demote() != nullptr) return ShrinkByDemotion(active.recipe, target, mean, keep);
   const PageFormat entry = target.setup->formats.entry;
   bool in_pages = false;
   double rest_cost = 1;
@@ -130,7 +165,10 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
                         [&source](const Shrink& shrink) { return shrink.sequence != &source; });
   const Clock::time_point start = Clock::now();
   Status result;
-  if (selects) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
+  for (const Shrink& shrink : shrinks) {
+    if (shrink.lower && result) result = cache_->SetLower(shrink.sequence->cache_id, *shrink.lower);
+  }
+  if (selects && result) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
   for (const Shrink& shrink : shrinks) {
     if (!shrink.format || !result) continue;
     result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
@@ -151,7 +189,7 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
   }
   if (!(keep_fraction > 0 && keep_fraction <= 1))
     return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
-  if (Converts(active.recipe, sequence->setup->formats.entry)) {
+  if (Converts(active.recipe, sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr) {
     return Unsupported(
         fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
@@ -163,6 +201,7 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
       for (const HeadCache& head : std::as_const(*cache_).heads(sequence->cache_id, LayerOf(layer))) {
         positions.resize(static_cast<size_t>(head.num_entries()));
         head.ReadPositions(positions);
+        std::ranges::sort(positions);
         inside += std::ranges::lower_bound(positions, to) - std::ranges::lower_bound(positions, from);
       }
     }
@@ -207,6 +246,24 @@ Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, S
   return outputs;
 }
 
+std::vector<float> EngineImpl::EntryRows(SequenceId id, int global_layer, bool values) const {
+  const Sequence* const sequence = Lookup(id);
+  std::vector<float> all;
+  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return all;
+  for (const HeadCache& head : std::as_const(*cache_).heads(sequence->cache_id, LayerOf(global_layer))) {
+    const auto dim = static_cast<size_t>(values ? head.layout().value_dim : head.layout().key_dim);
+    const auto n = static_cast<size_t>(head.num_entries());
+    std::vector<float> rows(n * dim);
+    values ? head.ReadValues(rows.data()) : head.ReadKeys(rows.data());
+    const std::vector<int32_t> order = head.TimeOrder();
+    for (size_t i = 0; i < n; ++i) {
+      const auto at = static_cast<ptrdiff_t>((order.empty() ? i : static_cast<size_t>(order[i])) * dim);
+      all.insert(all.end(), rows.begin() + at, rows.begin() + at + static_cast<ptrdiff_t>(dim));
+    }
+  }
+  return all;
+}
+
 std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
   const Sequence* const sequence = Lookup(id);
   if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return {};
@@ -215,6 +272,7 @@ std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer,
   const HeadCache& head = heads[static_cast<size_t>(kv_head)];
   std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
   head.ReadPositions(positions);
+  std::ranges::sort(positions);
   return positions;
 }
 

@@ -21,15 +21,16 @@ void EngineImpl::FinishBlock() {
       if (kind == LayerKind::kWindow || kind == LayerKind::kChunk) DropOutOfWindow(group, static_cast<int>(layer));
     }
     if (!sequence.evicts_while_running() || !schedule.EvictsAfterBlock()) continue;
-    Status status = EvictAcrossLayers(sequence);
+    Status status = EvictAcrossLayers(group);
     if (status && sequence.setup->formats.low) status = DemoteAll(sequence);
     group.changed = true;
     if (!status) group.Fail(status.error().code == ErrorCode::kOutOfBudget ? FullError(sequence) : status.error());
   }
 }
 
-Status EngineImpl::EvictAcrossLayers(Sequence& sequence) {
-  if (GlobalEntriesOf(sequence) <= MostEntries(sequence)) return {};
+Status EngineImpl::EvictAcrossLayers(const RowGroup& group) {
+  Sequence& sequence = *group.sequence;
+  if (GlobalHeldOf(sequence) <= MostEntries(group)) return {};
   const Clock::time_point start = Clock::now();
   const Status status = EvictAll(sequence);
   times_.policy += SecondsSince(start);
@@ -44,7 +45,8 @@ Status EngineImpl::EvictAll(Sequence& sequence) {
 
 Status EngineImpl::EvictToShare(Sequence& sequence) {
   if (!sequence.evicts_while_running()) return {};
-  if (GlobalEntriesOf(sequence) > sequence.share.keep_entries * num_global_heads_) {
+  const double mean = static_cast<double>(GlobalEntriesOf(sequence)) / static_cast<double>(num_global_heads_);
+  if (GlobalHeldOf(sequence) > KeepOf(sequence, mean) * num_global_heads_) {
     if (sequence.queries.window() > 0 && sequence.known_queries() == 0) {
       return OutOfBudget(
           "the sequence went back and has read nothing since, so that its recipe cannot judge entries yet");
@@ -80,16 +82,86 @@ int64_t EngineImpl::GlobalEntriesOf(const Sequence& sequence) const {
   return entries;
 }
 
+int64_t EngineImpl::HeldOf(const Sequence& sequence, int layer) const {
+  int64_t entries = EntriesOf(sequence, layer);
+  if (!sequence.share.demotion.on) return entries;
+  for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, layer)) {
+    entries -= head.num_lower_entries();
+  }
+  return entries;
+}
+
+int64_t EngineImpl::GlobalHeldOf(const Sequence& sequence) const {
+  int64_t entries = 0;
+  for (size_t layer = 0; layer < global_index_.size(); ++layer) {
+    if (global_index_[layer] >= 0) entries += HeldOf(sequence, static_cast<int>(layer));
+  }
+  return entries;
+}
+
+int EngineImpl::KeepOf(const Sequence& sequence, double entries) {
+  const SharePlan& share = sequence.share;
+  return share.demotion.on ? share.demotion.HighEntries(entries) : share.keep_entries;
+}
+
+int64_t EngineImpl::MostEntries(const RowGroup& group) const {
+  const Sequence& sequence = *group.sequence;
+  const double mean = static_cast<double>(GlobalEntriesOf(sequence)) / static_cast<double>(num_global_heads_);
+  return (KeepOf(sequence, mean) + (group.settles ? 0 : sequence.share.slack_entries)) * num_global_heads_;
+}
+
 Budget EngineImpl::BlockBudget(const Sequence& sequence, int64_t entries, int heads) const {
   const double mean = static_cast<double>(entries) / heads;
-  const int keep = sequence.share.keep_entries;
-  return Budget{.keep = keep, .keep_fraction = std::min(1.0, keep / std::max(1.0, mean))};
+  const int keep = KeepOf(sequence, mean);
+  return Budget{.keep = keep,
+                .keep_fraction = std::min(1.0, keep / std::max(1.0, mean)),
+                .rest_page_entries = sequence.share.demotion.on ? kPageEntries : 1};
 }
+
+void EngineImpl::ToIndices(const Sequence& source, int layer, KeptHeads& kept) const {
+  const std::span<const HeadCache> heads = std::as_const(*cache_).heads(source.cache_id, layer);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const std::vector<int32_t> order = heads[h].TimeOrder();
+    if (order.empty()) continue;
+    for (int32_t& entry : kept[h]) entry = order[static_cast<size_t>(entry)];
+    std::ranges::sort(kept[h]);
+  }
+}
+
+namespace {
+
+// What of a head's first `count` entries is not kept, but for those in the lower format.
+std::vector<int32_t> NotKept(const HeadCache& head, int count, const std::vector<int32_t>& kept) {
+  std::vector<int32_t> others;
+  auto next = std::ranges::lower_bound(kept, head.num_lower_entries());
+  for (int i = head.num_lower_entries(); i < count; ++i) {
+    if (next != kept.end() && *next == i) {
+      ++next;
+    } else {
+      others.push_back(i);
+    }
+  }
+  return others;
+}
+
+}  // namespace
 
 Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                              const Team& team) {
   const std::span<const HeadCache> scored = std::as_const(*cache_).heads(source.cache_id, layer);
   const std::span<HeadCache> heads = cache_->heads(target.cache_id, layer);
+  if (policy.demote() != nullptr) {
+    Status result;
+    ops_->loops().Lead(team, [&] {
+      std::vector<Status> lowered(heads.size());
+      ParallelFor(heads.size(), [&](size_t h) {
+        lowered[h] = heads[h].Lower(NotKept(heads[h], scored[h].num_entries(), kept[h]));
+      });
+      const auto failed = std::ranges::find_if(lowered, [](const Status& status) { return !status; });
+      if (failed != lowered.end()) result = *failed;
+    });
+    return result;
+  }
   // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
   for (size_t h = 0; h < heads.size() && team.ith == 0 && &source != &target; ++h) {
     for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
@@ -168,10 +240,13 @@ void EngineImpl::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache>
   }
 }
 
-bool EngineImpl::HoldsTooMuch(const Sequence& sequence, int layer) const {
+bool EngineImpl::HoldsTooMuch(const RowGroup& group, int layer) const {
+  const Sequence& sequence = *group.sequence;
   if (!sequence.setup->style.schedule->EvictsLayers() || !sequence.evicts_while_running()) return false;
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
-  return EntriesOf(sequence, layer) > static_cast<int64_t>(sequence.most_entries()) * num_kv_heads;
+  const int keep = KeepOf(sequence, static_cast<double>(EntriesOf(sequence, layer)) / num_kv_heads);
+  const int most = keep + (group.settles ? 0 : sequence.share.slack_entries);
+  return HeldOf(sequence, layer) > static_cast<int64_t>(most) * num_kv_heads;
 }
 
 // Every member returns the same.
@@ -205,6 +280,7 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
     TakeSelection(active.recipe.policy->Select(ops_->inputs(), scores_, budget), kept_);
+    if (select_status_) ToIndices(sequence, layer, kept_);
   });
   if (FailBySelection(group, team)) return;
   const Status status = KeepHeads(*active.recipe.policy, sequence, sequence, layer, kept_, team);
@@ -218,7 +294,7 @@ void EngineImpl::PrepareCascade(RowGroup& group) {
   Sequence& sequence = *group.sequence;
   if (sequence.setup->style.schedule->LayersInCascade() == 0 || !sequence.evicts || group.num_rows == 1) return;
   const int64_t entries = GlobalEntriesOf(sequence) + group.num_rows * num_global_heads_;
-  if (entries <= MostEntries(sequence)) return;
+  if (entries <= MostEntries(group)) return;
   group.cascades = true;
   cascades_.resize(std::max(cascades_.size(), groups_.size()));
   cascades_[static_cast<size_t>(&group - groups_.data())].Begin(
@@ -241,8 +317,8 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
     const int64_t waiting = last ? 0 : (sequence.setup->style.schedule->LayersInCascade() - 1) * in_block;
     all_kept_.clear();
     select_status_ = Status();
-    if (GlobalEntriesOf(sequence) > MostEntries(sequence) + waiting) {
-      int64_t left = last ? sequence.share.keep_entries * num_global_heads_ : MostEntries(sequence);
+    if (GlobalEntriesOf(sequence) > MostEntries(group) + waiting) {
+      int64_t left = last ? sequence.share.keep_entries * num_global_heads_ : MostEntries(group);
       for (int later = global + 1; later < num_global_layers_; ++later) left -= EntriesOf(sequence, LayerOf(later));
       TakeSelection(cascade.Shrink(*active.recipe.policy, left), all_kept_);
     }
@@ -290,6 +366,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
       ops_->loops().Lead(team, [&] {
         TakeSelection(policy.Select(ops_->inputs(), scores, target.budget.value_or(own)), kept_);
         if (!select_status_) return;
+        ToIndices(source, layer, kept_);
         num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
       });
       if (!select_status_) return select_status_;
@@ -307,6 +384,7 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     ops_->loops().Lead(team, [&] {
       TakeSelection(policy.SelectAll(all_scores_, target.budget.value_or(own)), all_kept_);
       if (!select_status_) return;
+      for (size_t i = 0; i < all_kept_.size(); ++i) ToIndices(source, LayerOf(static_cast<int>(i)), all_kept_[i]);
       num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
     });
     if (!select_status_) return select_status_;

@@ -83,6 +83,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
   double KeptBytes(SequenceId sequence) const override;
+  std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
                                               int num_queries) override;
@@ -185,13 +186,13 @@ class EngineImpl final : public Engine, public AttentionSink {
   // All threads: full pages of a layer go to the low format.
   void DemoteLayer(int layer, const Team& team);
   Status DemoteAll(const Sequence& sequence);
-  Status EvictAcrossLayers(Sequence& sequence);
+  Status EvictAcrossLayers(const RowGroup& group);
   // By the running recipe, to what its share keeps.
   Status EvictAll(Sequence& sequence);
   // Down to what the sequence's share keeps, whatever its schedule says. kOutOfBudget.
   Status EvictToShare(Sequence& sequence);
   // A layer that the recipe judges by itself has more than the budget between evictions allows.
-  bool HoldsTooMuch(const Sequence& sequence, int layer) const;
+  bool HoldsTooMuch(const RowGroup& group, int layer) const;
   void EvictInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // All threads, right after LayerOps::Score() into scores_. True: it failed, and so has the group.
   bool FailByFault(RowGroup& group, const Team& team);
@@ -204,12 +205,13 @@ class EngineImpl final : public Engine, public AttentionSink {
   // All threads, after each global layer of such a block.
   void CascadeInLayer(const AttentionCall& call, RowGroup& group, const Team& team);
   // Of all global layers and heads, before an eviction.
-  int64_t MostEntries(const Sequence& sequence) const { return sequence.most_entries() * num_global_heads_; }
+  int64_t MostEntries(const RowGroup& group) const;
   // One sequence to shrink by the scores of another (or its own). No budget: the running one.
   struct Shrink {
     Sequence* sequence = nullptr;
     std::optional<Budget> budget;
     std::optional<PageFormat> format;  // that what stays is converted to
+    std::optional<PageFormat> lower = {};  // that what does not stay is converted to (act=demote)
   };
   // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
   Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
@@ -227,6 +229,13 @@ class EngineImpl final : public Engine, public AttentionSink {
   int StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers, const Policy& policy,
                      const Budget& budget) const;
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
+  // Of these, what counts against a share: with act=demote those that were not lowered.
+  int64_t HeldOf(const Sequence& sequence, int layer) const;
+  int64_t GlobalHeldOf(const Sequence& sequence) const;
+  // Of each head of so many entries, after an eviction.
+  static int KeepOf(const Sequence& sequence, double entries);
+  // From the order of time to that of the cache, where they differ.
+  void ToIndices(const Sequence& source, int layer, KeptHeads& kept) const;
   int64_t GlobalEntriesOf(const Sequence& sequence) const;
   void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads);
   Budget BlockBudget(const Sequence& sequence, int64_t entries, int heads) const;
@@ -236,6 +245,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
   // kInvalidArgument: the recipe cannot work on what the sequence is stored in.
   Status CheckFormat(const Sequence& sequence, const Recipe& recipe) const;
+  Result<Shrink> ShrinkByDemotion(const Recipe& recipe, Sequence& target, double mean, double bytes) const;
   Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
   Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                         std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan);

@@ -15,6 +15,13 @@ constexpr int kLeastChunk = 16;
 // Queries of each kv head to which entries can be fitted at all.
 constexpr int kLeastRows = 64;
 
+// Chunks end where pages do, so that their entries are pages of their own.
+int EndOfChunk(int from, int chunk, int num_tokens) {
+  if (from + chunk >= num_tokens) return num_tokens;
+  const int end = (from + chunk) / kPageEntries * kPageEntries;
+  return end > from ? end : from + chunk;
+}
+
 }  // namespace
 
 // The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
@@ -130,12 +137,13 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   repeat_policy_ = &policy;
   repeat_columns_ = columns.get();
   Status status;
-  for (int from = prefix; from < source.next_position && status; from += chunk) {
+  for (int from = prefix; from < source.next_position && status; from = repeat_pass_.to) {
     repeat_pass_ = {.prefix_end = prefix,
                     .from = from,
-                    .to = std::min(from + chunk, source.next_position),
+                    .to = EndOfChunk(from, chunk, source.next_position),
                     .start = source.next_position,
-                    .first_token = columns->references.num_tokens()};
+                    .first_token = columns->references.num_tokens(),
+                    .whole = options.whole};
     const std::vector<int32_t> tokens = prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix);
     status = RunPass(source, tokens);
     columns->references.Count(static_cast<int>(tokens.size()));

@@ -52,6 +52,7 @@ void EngineImpl::LimitByRecipe(const Sequence& sequence, RewindRange& range) con
   if (!(layout.low.value_or(layout.entry) == setup.formats.low.value_or(setup.formats.entry))) {
     nothing("its entries were converted");
   }
+  if (layout.lower != setup.formats.lower) nothing("its entries were converted");
   // Without an eviction before the window is full again, nobody asks for what was overwritten.
   const int window = setup.ring_window;
   if (sequence.next_position <= window || !sequence.evicts_while_running()) return;
@@ -63,6 +64,10 @@ void EngineImpl::LimitByHeads(const Sequence& sequence, RewindRange& range) cons
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
     for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, static_cast<int>(layer))) {
+      if (head.num_lower_entries() > 0 && range.most > 0) {
+        range.most = 0, range.reason = "its recipe has stored entries by what they are worth";
+        continue;
+      }
       const int first = head.num_entries() > 0 ? PositionOf(head, 0) : 0;
       if (global_index_[layer] < 0) {
         if (first > 0) range.least = std::max(range.least, first + model_->info().window - 1);
@@ -136,6 +141,7 @@ Status EngineImpl::Empty(Sequence& sequence) {
     for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) head.Clear();
   }
   PITH_RETURN_IF_ERROR(cache_->SetLow(sequence.cache_id, setup.formats.low.value_or(setup.formats.entry)));
+  PITH_RETURN_IF_ERROR(cache_->SetLower(sequence.cache_id, setup.formats.lower));
   context_->ClearSlot(sequence.slot);
   std::ranges::fill(sequence.moments.data(), 0.0F);
   std::ranges::fill(sequence.merge_thresholds, std::nan(""));

@@ -13,7 +13,8 @@ SessionOwner EngineImpl::Owner(const SequenceSetup& setup) const {
           .recipe = setup.recipe().text,
           .num_ctx = setup.options.num_ctx,
           .num_vocab = model_->info().num_vocab,
-          .num_global_heads = num_global_heads_};
+          .num_global_heads = num_global_heads_,
+          .format = setup.formats.low.value_or(setup.formats.entry)};
 }
 
 Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note) {

@@ -391,6 +391,7 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
     AddGroup(**sequence, items[i].tokens, all ? 0 : items[i].tokens.size() - 1,
              SparseRows(**sequence, count, !(*sequence)->prompt_continues));
     groups_.back().pins = items[i].pin;
+    groups_.back().settles = count > 1 && !(*sequence)->prompt_continues;
     item_of_group_.push_back(i);
     if (together) continue;
     RunBlock();
@@ -428,6 +429,7 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
     AddGroup(*sequence, tokens.subspan(at, count), all_logits != nullptr ? 0 : count - 1,
              SparseRows(*sequence, static_cast<int>(count), ends));
     groups_.front().pins = pin;
+    groups_.front().settles = ends && tokens.size() > 1;
     RunBlock();
     PITH_RETURN_IF_ERROR(StatusOf(groups_.front()));
     if (all_logits != nullptr) CopyRows(groups_.front(), *all_logits);

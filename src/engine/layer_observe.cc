@@ -16,10 +16,22 @@ constexpr int kObservedRows = 32;
 constexpr int kPagesAhead = 4;
 constexpr size_t kLine = 64;
 
+// An observation's rows and positions, in the order of time; what it shows then is held by the two vectors.
+void SortRows(std::span<const int32_t> order, Observation& seen, std::vector<int32_t>& positions,
+              std::vector<float>& rows) {
+  const size_t n = order.size(), count = static_cast<size_t>(seen.group) * static_cast<size_t>(seen.num_queries);
+  rows.resize(count * n);
+  for (size_t row = 0; row < count; ++row) {
+    for (size_t i = 0; i < n; ++i) rows[row * n + i] = seen.probabilities[row * n + static_cast<size_t>(order[i])];
+  }
+  std::ranges::sort(positions);
+  seen.probabilities = rows.data();
+}
+
 }  // namespace
 
 void LayerOps::PlanObserved(GroupWork& work, uint32_t needs) {
-  if ((needs & kNeedEveryQuery) == 0) return;
+  if ((needs & kNeedEveryQuery) == 0 || (needs & kNeedRows) != 0) return;
   const auto num_heads = static_cast<size_t>(work.task.num_kv_heads);
   size_t total = 0;
   for (size_t h = 0; h < num_heads; ++h) total += static_cast<size_t>(work.heads[h].num_entries());
@@ -143,7 +155,8 @@ void LayerOps::ObserveRows(int layer, int global_layer, const RowGroup& group, G
                        .num_queries = rows,
                        .probabilities = probabilities_[h],
                        .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
-                       .positions = {}};
+                       .positions = {},
+                       .first_of_chunk = work.positions.front()};
       // Saved is what was there before the first rows.
       ObserveHead(heads[h], seen, group.sequence->setup->active, {from == 0 ? group.undo : nullptr, global_layer, h},
                   observe_buffers_[static_cast<size_t>(team.ith)]);
@@ -206,6 +219,17 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
   head.ReadPositions(buffers.positions);
   seen.num_entries = static_cast<int>(n);
   seen.positions = buffers.positions;
+  const std::vector<int32_t> order = head.TimeOrder();
+  std::vector<float> sorted;
+  if (!order.empty()) SortRows(order, seen, buffers.positions, sorted);
+  const auto swap = [&](float* column, bool to_time) {
+    if (order.empty()) return;
+    const std::vector<float> before(column, column + n);
+    for (size_t i = 0; i < n; ++i) {
+      const auto at = static_cast<size_t>(order[i]);
+      (to_time ? column[i] : column[at]) = to_time ? before[at] : before[i];
+    }
+  };
   size_t before = 0;  // columns of the recipes before
   for (const ActiveRecipe& active : recipes) {
     if ((active.recipe.policy->needs() & kNeedEveryQuery) == 0) continue;
@@ -218,9 +242,11 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
       if (saved.undo != nullptr) {
         saved.undo->SaveColumn(saved.global_layer, saved.head, before + c, 0, {buffers.column_pointers[c], n});
       }
+      swap(buffers.column_pointers[c], true);
     }
     active.recipe.policy->Observe(seen, buffers.column_pointers);
     for (size_t c = 0; c < num_columns; ++c) {
+      swap(buffers.column_pointers[c], false);
       // As in ObservePages.
       (void)head.WriteColumn(active.first_column + static_cast<int>(c), {buffers.column_pointers[c], n});
     }
@@ -228,10 +254,78 @@ void LayerOps::ObserveHead(HeadCache& head, Observation& seen, std::span<const A
   }
 }
 
+uint32_t LayerOps::RepeatNeeds(const Policy& policy) {
+  return ObservesRepeat(policy) ? kNeedEveryQuery | kNeedLargest | (policy.needs() & (kNeedSquares | kNeedRows)) : 0;
+}
+
+// Where every token's entry is in its place, pages can be told apart by positions.
+void LayerOps::LimitToChunk(std::span<const HeadCache> heads, const RepeatPass& pass, GroupWork& work) {
+  const auto end = static_cast<int>(work.positions.back()) + 1;
+  const bool in_place = std::ranges::all_of(
+      heads, [end](const HeadCache& head) { return head.num_entries() == end && head.num_lower_entries() == 0; });
+  if (!in_place) return;
+  if (pass.SeesAll()) {
+    work.first_of_chunk = pass.from;
+    return;
+  }
+  const bool begins_page = pass.from <= pass.prefix_end || pass.from % kP == 0;
+  const auto is_plain = [](const HeadCache& head) { return head.num_low_entries() == 0; };
+  if (pass.whole || !begins_page || !std::ranges::all_of(heads, is_plain)) return;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const HeadCache& head = heads[h];
+    kernels::Segment* segments = &work.segments[h * HeadCache::kMaxSegments];
+    size_t count = 0;
+    const auto add = [&](int first, int last) {
+      if (first < last) segments[count++] = {&head.layout(), head.pages().data() + first / kP, last - first};
+    };
+    // A pass's own entries may begin within a page.
+    const int own = pass.start / kP * kP, from = pass.from <= pass.prefix_end ? 0 : pass.from;
+    if (from > 0) add(0, std::min(pass.prefix_end, from));
+    add(from, std::min(pass.to, own));
+    add(pass.to > own ? std::max(own, from) : own, end);
+    work.heads[h].segments = {segments, count};
+  }
+  work.first_of_chunk = pass.from <= pass.prefix_end ? pass.from : pass.prefix_end;
+}
+
+void LayerOps::ObserveGatheredChunk(const GroupWork& work, int head_index, int rows, int layer, int global_layer,
+                                    const RepeatObserver& observer) {
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const RepeatPass& pass = observer.pass;
+  buffers.positions.resize(static_cast<size_t>(pass.to - pass.from));
+  std::iota(buffers.positions.begin(), buffers.positions.end(), pass.from);
+  buffers.column_pointers.clear();
+  for (size_t c = 0; c < observer.policy.columns().size(); ++c) {
+    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() +
+                                      pass.from);
+  }
+  const kernels::EntryAttention& seen = work.observed[static_cast<size_t>(head_index)];
+  const auto from = [&work](const float* statistic) {
+    return statistic == nullptr ? nullptr : statistic + work.first_of_chunk;
+  };
+  observer.policy.Observe(Observation{.layer = layer,
+                                      .kv_head = head_index,
+                                      .group = work.task.num_heads / work.task.num_kv_heads,
+                                      .num_queries = rows,
+                                      .num_entries = pass.to - pass.from,
+                                      .query_positions = work.positions,
+                                      .positions = buffers.positions,
+                                      .sum = from(seen.sum),
+                                      .squares = from(seen.squares),
+                                      .largest = from(seen.largest)},
+                          buffers.column_pointers);
+}
+
 void LayerOps::ObserveRepeat(int layer, int global_layer, const RowGroup& group, size_t index,
                              const RepeatObserver& observer, const Team& team) {
   const GroupWork& work = *works_[index];
   const std::span<const HeadCache> heads = std::as_const(cache_).heads(group.sequence->cache_id, layer);
+  if (work.task.observed != nullptr) {
+    for (int h = team.ith; h < static_cast<int>(heads.size()); h += team.nth) {
+      ObserveGatheredChunk(work, h, group.num_rows, layer, global_layer, observer);
+    }
+    return team.Sync();
+  }
   for (int from = 0; from < group.num_rows; from += kObservedRows) {
     const int rows = std::min(kObservedRows, group.num_rows - from);
     FindProbabilities(work, heads, from, rows, team);
@@ -253,6 +347,7 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
     return static_cast<size_t>(std::lower_bound(buffers.positions.begin(), buffers.positions.end(), position) -
                                buffers.positions.begin());
   };
+  if (!head.TimeOrder().empty()) return ObserveScattered(work, head_index, from, rows, layer, global_layer, observer);
   const RepeatPass& pass = observer.pass;
   const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to),
                own = index_of(pass.start);
@@ -284,6 +379,55 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
                   .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
                   .positions = std::span(buffers.positions).subspan(begin, end - begin)},
       buffers.column_pointers);
+}
+
+// The same where entries stand in another order than that of time.
+void LayerOps::ObserveScattered(const GroupWork& work, int head_index, int from, int rows, int layer, int global_layer,
+                                const RepeatObserver& observer) {
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  const RepeatPass& pass = observer.pass;
+  const size_t n = buffers.positions.size();
+  std::vector<size_t> chunk, softmax;  // indices of the chunk's entries, and of all that share a softmax
+  std::vector<int32_t> positions;
+  for (size_t i = 0; i < n; ++i) {
+    const int32_t position = buffers.positions[i];
+    const bool inside = position >= pass.from && position < pass.to;
+    if (inside) chunk.push_back(i), positions.push_back(position);
+    if (inside || position < pass.prefix_end || position >= pass.start) softmax.push_back(i);
+  }
+  if (chunk.empty()) return;
+  const int group = work.task.num_heads / work.task.num_kv_heads;
+  const auto num_rows = static_cast<size_t>(group * rows);
+  buffers.chunk.resize(num_rows * chunk.size());
+  for (size_t row = 0; row < num_rows; ++row) {
+    const float* from_row = probabilities_[static_cast<size_t>(head_index)] + row * n;
+    double mass = 0;
+    for (const size_t i : softmax) mass += static_cast<double>(from_row[i]);
+    const auto scale = static_cast<float>(mass > 0 ? 1 / mass : 0);
+    for (size_t c = 0; c < chunk.size(); ++c) buffers.chunk[row * chunk.size() + c] = from_row[chunk[c]] * scale;
+  }
+  const size_t num_columns = observer.policy.columns().size();
+  std::vector<std::vector<float>> columns(num_columns, std::vector<float>(chunk.size()));
+  buffers.column_pointers.clear();
+  for (size_t c = 0; c < num_columns; ++c) {
+    const std::span<float> column = observer.columns.column(global_layer, head_index, static_cast<int>(c));
+    for (size_t i = 0; i < chunk.size(); ++i) columns[c][i] = column[chunk[i]];
+    buffers.column_pointers.push_back(columns[c].data());
+  }
+  observer.policy.Observe(
+      Observation{.layer = layer,
+                  .kv_head = head_index,
+                  .group = group,
+                  .num_queries = rows,
+                  .num_entries = static_cast<int>(chunk.size()),
+                  .probabilities = buffers.chunk.data(),
+                  .query_positions = work.positions.subspan(static_cast<size_t>(from), static_cast<size_t>(rows)),
+                  .positions = positions},
+      buffers.column_pointers);
+  for (size_t c = 0; c < num_columns; ++c) {
+    const std::span<float> column = observer.columns.column(global_layer, head_index, static_cast<int>(c));
+    for (size_t i = 0; i < chunk.size(); ++i) column[chunk[i]] = columns[c][i];
+  }
 }
 
 }  // namespace pith

@@ -37,7 +37,8 @@ void LayerOps::BeginLayer() {
 }
 
 Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_t index,
-                         std::span<const int32_t> positions, int global_layer, uint32_t observed, int num_parts) {
+                         std::span<const int32_t> positions, int global_layer, uint32_t observed,
+                         const RepeatPass* pass, int num_parts) {
   const int layer = call.cache_layer;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   params_[static_cast<size_t>(layer)] = {call.scale, call.soft_cap, call.sinks, call.alibi_slopes};
@@ -51,6 +52,8 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
     for (HeadCache& head : heads) head.Commit(group.num_rows);
   }
   DescribeHeads(heads, work.segments, work.heads);
+  work.first_of_chunk = -1;
+  if (pass != nullptr && (observed & kNeedRows) == 0) LimitToChunk(heads, *pass, work);
 
   kernels::AttentionTask& task = work.task;
   task = kernels::AttentionTask{};
@@ -78,11 +81,13 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
   task.output_head_stride = call.output_head_stride;
   const bool prunes = group.sequence->pruner != nullptr && global_layer >= 0;
   work.pruned = PrunedCall{.num_sparse_rows = prunes ? group.num_sparse_rows : 0, .layer = global_layer};
-  for (const HeadCache& head : heads) work.pruned.complete &= head.num_entries() == group.sequence->next_position;
+  for (const HeadCache& head : heads) {
+    work.pruned.complete &= head.num_entries() == group.sequence->next_position && head.num_lower_entries() == 0;
+  }
   work.observe_seconds = 0;
   // Pruned rows leave no weights behind: Observe() computes them.
   if (work.pruned.num_sparse_rows > 0) return {};
-  PlanObserved(work, observed);
+  if (pass == nullptr || work.first_of_chunk >= 0) PlanObserved(work, observed);
   tasks_.push_back(task);
   return {};
 }

@@ -36,6 +36,7 @@ struct RowGroup {
   int first_output = 0;     // of the block's logits rows
   int num_outputs = 0;
   bool pins = false;                // the rows are never dropped
+  bool settles = false;             // they end a prompt: its sequence then holds no more than after an eviction
   bool began = false;               // the rows are in the block that runs
   bool cascades = false;            // layers are evicted from while the block is in the next ones
   bool evicts = false;              // from the layer at hand
@@ -76,10 +77,12 @@ class LayerOps {
   // the group's rows in the layer's heads and describes the attention over them. kOutOfBudget: nothing has changed.
   // index: of the group in its block. global_layer: -1 where the layer is none. num_parts: into how many stretches
   // attention is cut, at least one for each thread. observed: Need bits of what Observe() will want, 0: it will not be
-  // called.
+  // called. pass: of a second reading, whose rows may see a part of the entries only.
   void BeginLayer();
   Status Prepare(const AttentionCall& call, const RowGroup& group, size_t index, std::span<const int32_t> positions,
-                 int global_layer, uint32_t observed, int num_parts);
+                 int global_layer, uint32_t observed, const RepeatPass* pass, int num_parts);
+  // Of a policy that is asked for what a second reading shows.
+  static uint32_t RepeatNeeds(const Policy& policy);
   // Thread 0, after the last group of a layer.
   void EndPrepare(int num_parts);
   // All threads, after a sync: writes the group's keys and values.
@@ -137,6 +140,7 @@ class LayerOps {
     std::vector<int32_t> new_entries;  // without a value norm yet
     std::vector<float> new_values, new_norms;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading
+    std::vector<int32_t> order;  // of time, where entries stand in another one
   };
 
   // One group's part of the layer at hand.
@@ -148,8 +152,13 @@ class LayerOps {
     Scratch observed_buffer;
     std::vector<kernels::EntryAttention> observed;  // of task
     double observe_seconds = 0;
+    int first_of_chunk = -1;  // of a second reading's chunk, among the task's entries, where these are what is observed
     PrunedCall pruned;
   };
+  // The rows of a pass see its chunk, the prefix, and themselves.
+  static void LimitToChunk(std::span<const HeadCache> heads, const RepeatPass& pass, GroupWork& work);
+  void ObserveGatheredChunk(const GroupWork& work, int head_index, int rows, int layer, int global_layer,
+                            const RepeatObserver& observer);
 
   static void DescribeHeads(std::span<HeadCache> heads, std::vector<kernels::Segment>& segments,
                             std::vector<kernels::HeadEntries>& entries);
@@ -181,8 +190,14 @@ class LayerOps {
                           const SavedHead& saved, ObserveBuffers& buffers);
   void ObserveChunk(const GroupWork& work, int head_index, const HeadCache& head, int from, int rows, int layer,
                     int global_layer, const RepeatObserver& observer);
+  void ObserveScattered(const GroupWork& work, int head_index, int from, int rows, int layer, int global_layer,
+                        const RepeatObserver& observer);
   void GatherHead(const Sequence& sequence, int layer, int global_layer, int head, const ActiveRecipe& active,
                   const EntryGuard& guard);
+  // What was gathered, to the order of time.
+  void SortByTime(const HeadCache& head, int head_index);
+  // Entries that act=demote has lowered are no candidates.
+  void LeaveOutLowered(std::span<const HeadCache> heads, LayerScores& scores) const;
   void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
   void GatherWindowQueries(const LayerShape& shape, int head);
   void PrepareWindow(const Sequence& sequence, int layer, int global_layer, int window);

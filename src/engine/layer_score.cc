@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -205,6 +206,38 @@ void LayerOps::FindValueNorms(int cache_id, int layer, int column) {
   });
 }
 
+void LayerOps::SortByTime(const HeadCache& head, int head_index) {
+  HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
+  HeadInputs& inputs = head_inputs_[static_cast<size_t>(head_index)];
+  buffers.order = head.TimeOrder();
+  if (buffers.order.empty()) return;
+  const size_t n = buffers.order.size();
+  const auto sort = [&]<typename T>(T* data, size_t width) {
+    const std::vector<T> before(data, data + n * width);
+    for (size_t i = 0; i < n; ++i)
+      std::copy_n(before.data() + static_cast<size_t>(buffers.order[i]) * width, width, data + i * width);
+  };
+  sort(buffers.positions.data(), 1);
+  sort(buffers.pinned.data(), 1);
+  if (inputs.keys != nullptr) sort(buffers.keys.data(), static_cast<size_t>(head.layout().key_dim));
+  if (inputs.values != nullptr) sort(buffers.values.data(), static_cast<size_t>(head.layout().value_dim));
+  if (inputs.value_norms != nullptr) sort(buffers.value_norms.data(), 1);
+  for (float* column : buffers.column_pointers) sort(column, 1);
+  if (inputs.window_probs == nullptr) return;
+  const auto rows = static_cast<size_t>(window_count_ * (window_task_.num_heads / window_task_.num_kv_heads));
+  for (size_t row = 0; row < rows; ++row) sort(probabilities_[static_cast<size_t>(head_index)] + row * n, 1);
+}
+
+void LayerOps::LeaveOutLowered(std::span<const HeadCache> heads, LayerScores& scores) const {
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const std::vector<int32_t>& order = buffers_[h].order;
+    for (size_t i = 0; i < scores.heads[h].size(); ++i) {
+      const int32_t index = order.empty() ? static_cast<int32_t>(i) : order[i];
+      if (index < heads[h].num_lower_entries()) scores.heads[h][i] = std::numeric_limits<float>::lowest();
+    }
+  }
+}
+
 void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int num_global_layers,
                      const ActiveRecipe& active, const EntryGuard& guard, const Team& team, LayerScores& scores) {
   const Policy& policy = *active.recipe.policy;
@@ -224,6 +257,7 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
     ParallelFor(static_cast<size_t>(shape.num_kv_heads),
                 [&](size_t h) { GatherHead(sequence, layer, global_layer, static_cast<int>(h), active, guard); });
     if (policy.needs() & kNeedValueNorms) FindValueNorms(sequence.cache_id, layer, active.norm_column);
+    for (int h = 0; h < shape.num_kv_heads; ++h) SortByTime(cache_.head(sequence.cache_id, layer, h), h);
     inputs_ = LayerInputs{.layer = global_layer,
                           .num_layers = num_global_layers,
                           .group = shape.num_heads / shape.num_kv_heads,
@@ -236,6 +270,8 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
                           .rotation = shape.rotation ? &*shape.rotation : nullptr,
                           .heads = {head_inputs_.data(), static_cast<size_t>(shape.num_kv_heads)}};
     policy.Score(inputs_, scores);
+    if (policy.demote() != nullptr)
+      LeaveOutLowered(std::as_const(cache_).heads(sequence.cache_id, layer), scores);
     score_failed_ = !scores.fault.empty();
   });
 }

@@ -8,8 +8,9 @@
 
 #include "engine/cache_formats.h"
 #include "engine/repeat.h"
-#include "policy/act/residue.h"
 #include "engine/sequence.h"
+#include "policy/act/demote.h"
+#include "policy/act/residue.h"
 
 namespace pith {
 namespace {
@@ -43,13 +44,25 @@ struct Shape {
   size_t scratch_bytes = 0;        // of queries that recipes observe, while one layer is judged
   size_t scratch_entry_bytes = 0;  // and for each entry of its heads
   int num_ctx = 0;
+  const DemoteOptions* demotes = nullptr;  // while text is read
+  size_t lowered_page_bytes = 0;           // with it
 
+  size_t lowered_page_cost() const { return lowered_page_bytes + kTableBytesPerPage; }
   size_t page_cost() const { return page_bytes + kTableBytesPerPage; }
   size_t low_page_cost() const { return low_page_bytes + kTableBytesPerPage; }
   size_t fixed_bytes() const { return own_bytes + all_heads * (KvCache::kHeadBytes + kSpareTableBytesPerHead); }
 };
 
-PageFormat FullPageFormat(const SequenceOptions& options) { return options.recipe.format.value_or(options.format); }
+// Null where nothing goes to fewer bits while text is read.
+const DemoteOptions* DemotionOf(const SequenceOptions& options) {
+  const bool runs = options.compress == CompressMode::kBlock && options.recipe.policy != nullptr;
+  return runs ? options.recipe.policy->demote() : nullptr;
+}
+
+PageFormat FullPageFormat(const SequenceOptions& options) {
+  if (const DemoteOptions* demote = DemotionOf(options); demote != nullptr) return demote->high;
+  return options.recipe.format.value_or(options.format);
+}
 
 // The largest page of any layer.
 size_t PageBytes(const ModelInfo& info, PageFormat format, int num_columns) {
@@ -112,8 +125,12 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
   const int num_ctx = options.num_ctx, num_columns = CountColumns(options);
   const PageFormat format = FullPageFormat(options);
   Shape shape;
-  shape.page_bytes = PageBytes(info, FormatsOf(format).entry, num_columns);
-  if (format.whole_pages()) shape.low_page_bytes = PageBytes(info, format, num_columns);
+  shape.demotes = DemotionOf(options);
+  shape.page_bytes = PageBytes(info, shape.demotes != nullptr ? PageFormat() : FormatsOf(format).entry, num_columns);
+  if (format.whole_pages() || (shape.demotes != nullptr && !(format == PageFormat()))) {
+    shape.low_page_bytes = PageBytes(info, format, num_columns);
+  }
+  if (shape.demotes != nullptr) shape.lowered_page_bytes = PageBytes(info, shape.demotes->low, num_columns);
   for (const LayerShape& layer : info.layers) {
     if (layer.kind == LayerKind::kNone || layer.num_kv_heads == 0) continue;
     const auto heads = static_cast<size_t>(layer.num_kv_heads);
@@ -193,6 +210,36 @@ size_t ScratchBytes(const Shape& shape, int entries) {
   return bytes - std::min(bytes, kFreeScratchBytes);
 }
 
+// Every entry of the context stays.
+SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, const SequenceOptions& options, size_t bytes) {
+  SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
+  const bool low = shape.low_page_bytes > 0;
+  const size_t window = shape.fixed_bytes() + shape.window_pages * (low ? shape.low_page_cost() : shape.page_cost()) +
+                        (low ? shape.all_heads * shape.page_cost() : 0);
+  if (bytes <= window || shape.global_heads == 0) return plan;
+  const double f16_bytes = TokenBytes(info, PageFormat());
+  Demotion& demotion = plan.demotion;
+  demotion = {.on = true,
+              .share = shape.demotes->share,
+              .bytes = static_cast<double>(bytes - window) / static_cast<double>(shape.global_heads),
+              .high_page = static_cast<double>(low ? shape.low_page_cost() : shape.page_cost()),
+              .low_page = static_cast<double>(shape.lowered_page_cost()),
+              .f16_entries = static_cast<double>(std::max(options.keep_entries, 0)),
+              .high_cost = TokenBytes(info, shape.demotes->high) / f16_bytes,
+              .low_cost = TokenBytes(info, shape.demotes->low) / f16_bytes};
+  // A page that is not full, and one to grow by.
+  const double all_low =
+      (static_cast<double>(PagesFor(options.num_ctx)) + 1) * demotion.low_page + 2 * demotion.high_page;
+  if (demotion.bytes < all_low) return plan;
+  demotion.slack = kP;
+  const int high = demotion.HighEntries(options.num_ctx);
+  demotion.slack = SlackFor(static_cast<size_t>(high / kP), low);
+  plan.slack_entries = demotion.slack;
+  plan.keep_entries = options.num_ctx;
+  plan.scratch_bytes = ScratchBytes(shape, options.num_ctx);
+  return plan;
+}
+
 // Of bytes that are the pages' and the tables' alone.
 SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
   SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
@@ -212,7 +259,13 @@ SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const Sequen
   return plan;
 }
 
-SharePlan PlanShareOf(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
+SharePlan PlanShareOf(const ModelInfo& info, const Shape& shape, const EvictionStyle& style,
+                      const SequenceOptions& options, size_t bytes) {
+  if (shape.demotes != nullptr) {
+    const SharePlan plan = PlanDemotion(info, shape, options, bytes);
+    if (plan.scratch_bytes == 0) return plan;
+    return PlanDemotion(info, shape, options, bytes - std::min(bytes, plan.scratch_bytes));
+  }
   SharePlan plan = PlanPages(shape, style, options, bytes);
   if (plan.scratch_bytes == 0) return plan;
   // The more entries, the more scratch: what is left for pages is found by halving.
@@ -226,6 +279,12 @@ SharePlan PlanShareOf(const Shape& shape, const EvictionStyle& style, const Sequ
 }
 
 size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
+  if (shape.demotes != nullptr) {
+    const size_t arriving = (shape.low_page_bytes > 0 ? shape.all_heads * shape.page_cost() : 0);
+    const size_t high_page = shape.low_page_bytes > 0 ? shape.low_page_cost() : shape.page_cost();
+    return shape.fixed_bytes() + ScratchBytes(shape, shape.num_ctx) + arriving + shape.window_pages * high_page +
+           shape.global_heads * ((PagesFor(shape.num_ctx) + 1) * shape.lowered_page_cost() + 2 * high_page) + 1;
+  }
   const size_t pages = shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1) + 1;
   return shape.fixed_bytes() + ScratchBytes(shape, 2 * kP) +
          (shape.low_page_bytes == 0 ? pages * shape.page_cost()
@@ -257,7 +316,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   plan.share_bytes = (plan.budget_bytes - common) / sequences;
   SequenceOptions free = options;
   free.keep_entries = 0;
-  const SharePlan share = PlanShareOf(shape, style, free, plan.share_bytes);
+  const SharePlan share = PlanShareOf(info, shape, style, free, plan.share_bytes);
   const SharePages pages = DividePages(shape, plan.share_bytes - std::min(plan.share_bytes, share.scratch_bytes));
   plan.num_pages = plan.flight_bytes / shape.page_cost() + sequences * pages.arriving;
   plan.num_low_pages = sequences * pages.low;
@@ -349,10 +408,15 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
                          static_cast<size_t>(std::max(options.max_sequences, 1)) * LeastShareOf(shape, style);
     const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
     const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP);
-    const std::string of_window =
+    std::string of_window =
         window < least / 2 ? ""
                            : fmt::format(", {:.2f} of them for the window of {} queries that the recipe looks at",
                                          mib(window), RingWindow(options));
+    if (shape.demotes != nullptr) {
+      of_window +=
+          fmt::format(": the recipe keeps every one of {} tokens, in {} at least; a shorter context takes less",
+                      options.num_ctx, shape.demotes->low.Name());
+    }
     return OutOfBudget(fmt::format(
         "a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is the least that "
         "does{}",
@@ -363,14 +427,22 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
       return OutOfBudget(
           fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, options.keep_entries));
     }
-    plan.keep_entries = options.keep_entries;
+    if (shape.demotes == nullptr) plan.keep_entries = options.keep_entries;
     plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
   }
   return plan;
 }
 
+int Demotion::HighEntries(double n) const {
+  double most = share * n + 1e-9;
+  if (f16_entries > 0) most = std::min(most, (f16_entries - n * low_cost) / (high_cost - low_cost));
+  const double pages = std::floor((bytes - (n / kP + 1) * low_page) / (high_page - low_page));
+  most = std::min(most, (pages - 1) * kP - slack);
+  return std::clamp(static_cast<int>(most), 0, static_cast<int>(n));
+}
+
 SharePlan PlanShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
-  return PlanShareOf(ShapeOf(info, options), style, options, bytes);
+  return PlanShareOf(info, ShapeOf(info, options), style, options, bytes);
 }
 
 size_t LeastShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options) {

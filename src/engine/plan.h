@@ -15,12 +15,27 @@
 
 namespace pith {
 
+// Where none is dropped (act=demote): how many entries of a head may be in the high format.
+struct Demotion {
+  bool on = false;
+  double share = 1;                     // at most
+  double bytes = 0;                     // of a head's full pages
+  double high_page = 0, low_page = 0;   // bytes of a page
+  double f16_entries = 0;               // whose bytes all entries may take; 0: as pages allow
+  double high_cost = 1, low_cost = 0;   // of an entry, in those
+  int slack = 0;                        // by which a head may grow before the next time
+
+  // Of n entries, after they were judged.
+  int HighEntries(double n) const;
+};
+
 // What one sequence keeps of the bytes that are its own between steps.
 struct SharePlan {
   size_t fixed_bytes = 0;  // tables of heads, moments and recent queries, tokens to be read again
   size_t scratch_bytes = 0;  // what the recipe computes with while it judges a layer, beyond what is free
   int keep_entries = 0;    // C: per kv head after an eviction; 0: the bytes hold nothing
   int slack_entries = 0;   // a head may grow to C + slack before the next eviction (decode)
+  Demotion demotion = {};  // on: C is all that fits, and these are judged instead
 };
 
 struct MemoryPlan {

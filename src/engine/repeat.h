@@ -4,6 +4,9 @@
 //   pass i     over the whole of it: instruction, end of the user's turn, the tokens of chunk i
 //   observed   what those tokens pay to the entries of chunk i, in a softmax over prefix, chunk i and themselves
 //
+// Unless the recipe wants to see the whole context, the pass attends to those entries alone (and to up to a page of the
+// text's end), so that attention itself tells what is observed.
+//
 // A pass runs on a fork that is dropped, so all passes start at the same position and nothing of them stays.
 #ifndef PITH_ENGINE_REPEAT_H_
 #define PITH_ENGINE_REPEAT_H_
@@ -103,6 +106,10 @@ struct RepeatPass {
   int32_t from = 0, to = 0;     // the chunk
   int32_t start = 0;            // of the pass's own tokens
   int first_token = 0;          // the first of these, counted over all passes
+  bool whole = false;           // all entries are seen
+
+  // The softmax that is observed is that of attention.
+  bool SeesAll() const { return from <= prefix_end && to == start; }
 };
 
 // What is put before the chunk's tokens.

@@ -17,7 +17,8 @@ void AddRecipe(const Recipe& recipe, SequenceSetup& setup) {
                           .first_column = first,
                           .num_columns = static_cast<int>(recipe.policy->columns().size()),
                           .norm_column = (needs & kNeedValueNorms) != 0 ? setup.num_columns - 1 : -1});
-  if (needs & kNeedEveryQuery) setup.observed_needs |= needs & (kNeedEveryQuery | kNeedSquares | kNeedLargest);
+  if (needs & kNeedEveryQuery)
+    setup.observed_needs |= needs & (kNeedEveryQuery | kNeedSquares | kNeedLargest | kNeedRows);
   setup.counts_moments = setup.counts_moments || (needs & kNeedQueryMoments) != 0;
   setup.reads_again = setup.reads_again || recipe.policy->repeat() != nullptr;
 }
@@ -44,6 +45,10 @@ Status CheckRecipe(const ModelInfo& info, const Recipe& recipe, const CacheForma
   }
   if (recipe.policy->residue() != nullptr && !(formats.entry == PageFormat())) {
     return InvalidArgument(fmt::format("act=residue writes new entries, which a cache in {} cannot do: use f16",
+                                       formats.entry.Name()));
+  }
+  if (recipe.policy->demote() != nullptr && !(formats.entry == PageFormat())) {
+    return InvalidArgument(fmt::format("act=demote stores entries in f16 until it judges them, and this cache is {}",
                                        formats.entry.Name()));
   }
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(CountLayers(info, LayerKind::kGlobal)));

@@ -23,8 +23,9 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kVersion = 4;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
+constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;
 
 struct FileCloser {
@@ -95,6 +96,11 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
   WriteArray(writer, sequence.merge_thresholds);
   WriteArray(writer, recurrent);
+  writer.Number(owner.format.number());
+  const std::optional<PageFormat> low = cache.layout(sequence.cache_id).low;
+  writer.Number(low ? low->number() : kNoFormat);
+  const std::optional<PageFormat> lower = cache.layout(sequence.cache_id).lower;
+  writer.Number(lower ? lower->number() : kNoFormat);
   cache.Save(sequence.cache_id, writer);
 }
 
@@ -185,6 +191,25 @@ bool PageHasNan(const PageLayout& layout, const std::byte* page) {
          AnyNan(page + layout.column_offset, layout.page_bytes - layout.column_offset, kInfinity);
 }
 
+// Full pages of a sequence that was compressed may be in another format than those of one that is made anew.
+Status ReadFormats(ByteReader& reader, const SessionOwner& owner, KvCache& cache, int sequence) {
+  uint32_t made_for = 0, low = 0, lower = 0;
+  if (!reader.Number(made_for) || !reader.Number(low) || !reader.Number(lower)) return Truncated();
+  const std::optional<PageFormat> format = PageFormat::FromNumber(made_for), low_format = PageFormat::FromNumber(low),
+                                  lower_format = PageFormat::FromNumber(lower);
+  if (!format || (!low_format && low != kNoFormat) || (!lower_format && lower != kNoFormat)) {
+    return Corrupt("its format is none");
+  }
+  if (!(*format == owner.format)) {
+    return InvalidArgument(
+        fmt::format("it was saved in another format, {}, not {}", format->Name(), owner.format.Name()));
+  }
+  PITH_RETURN_IF_ERROR(cache.SetLower(sequence, lower_format));
+  const SequenceLayout& layout = cache.layout(sequence);
+  if (low_format == layout.low) return {};
+  return cache.SetLow(sequence, low_format.value_or(layout.entry));
+}
+
 Status CheckPages(KvCache& cache, int sequence) {
   for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
     if (cache.layers()[layer].num_kv_heads == 0) continue;
@@ -243,6 +268,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
   if (thresholds.size() != sequence.merge_thresholds.size())
     return Corrupt("its merge thresholds are not one per layer");
   sequence.merge_thresholds = thresholds;
+  PITH_RETURN_IF_ERROR(ReadFormats(reader, owner, cache, sequence.cache_id));
   PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position));
   PITH_RETURN_IF_ERROR(CheckPages(cache, sequence.cache_id));
   if (reader.left() != 0) return Corrupt(fmt::format("{} bytes follow its end", reader.left()));

@@ -1,7 +1,7 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    2
+//   u32 version    4
 //   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 FNV-1a of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
@@ -13,6 +13,7 @@
 //     array of f32: moments of all queries; not there where the recipe reads none
 //     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
 //     array of bytes: recurrent state
+//     u32 format of the sequence, u32 formats of its full and of its lowered pages, ~0: none
 //     cache (src/cache/cache_file.cc)
 //
 // A file is read twice: once for its sum, once for its content. Nothing in it is believed before it has been compared
@@ -43,6 +44,7 @@ struct SessionOwner {
   int num_ctx = 0;
   int num_vocab = 0;
   int64_t num_global_heads = 0;  // KV heads of all global layers
+  PageFormat format = {};        // that the sequence was made for; compressions may have converted pages to another
 };
 
 // kIo: the file cannot be written; an older one of that name stays. kUnsupported: HostContext::SaveSlot.

@@ -38,6 +38,7 @@ const uint16_t* RowsBehind(const ggml_tensor* view, const std::vector<std::vecto
 GraphTakeover::GraphTakeover(const ModelInfo& info, bool own_products, int num_threads, AttentionSink* sink)
     : sink_(sink),
       own_products_(own_products),
+      cache_of_(info.cache_of),
       product_scratch_(static_cast<size_t>(num_threads)),
       caches_read_(info.layers.size()),
       caches_expected_(info.layers.size()) {
@@ -202,7 +203,12 @@ void GraphTakeover::TakeOverAttention(ggml_tensor* node) {
   Node& entry = NextNode();
   float params[3];  // scale, ALiBi bias, soft-cap
   std::memcpy(params, node->op_params, sizeof params);
-  entry.cache_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
+  const int own_layer = CacheLayerOf(CacheTensorOf(node->src[1])->name);
+  entry.cache_layer = cache_of_.empty() ? own_layer : cache_of_.at(static_cast<size_t>(own_layer));
+  if (entry.cache_layer != own_layer) {  // its own rows are nobody's
+    (void)ReleaseBuffer(own_layer, 'k');
+    (void)ReleaseBuffer(own_layer, 'v');
+  }
   entry.first = caches_read_.Insert(entry.cache_layer);
   // ggml stores the scale divided out of the cap: score = cap * tanh(scale / cap * q.k).
   entry.soft_cap = params[2];

@@ -132,6 +132,7 @@ class GraphTakeover {
 
   AttentionSink* const sink_;
   const bool own_products_;
+  const std::vector<int> cache_of_;  // ModelInfo::cache_of
   bool ignore_history_ = false;
   Barrier barrier_;
 

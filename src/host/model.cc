@@ -18,6 +18,7 @@
 #include "host/embedding_context.h"
 #include "host/fingerprint.h"
 #include "host/gguf_check.h"
+#include "host/layer_map.h"
 #include "host/llama_util.h"
 #include "host/log.h"
 #include "host/output_projection.h"
@@ -213,6 +214,7 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   } else {
     PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
     PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
+    if (!is_trial) PITH_RETURN_IF_ERROR(ApplyLayerMap(options.layer_map, host->info_));
   }
   for (const std::string& lora : options.lora_paths) {
     load_error.clear();
@@ -243,6 +245,7 @@ uint64_t HostModel::fingerprint() const {
     Hash64 hash;
     AddMetadata(model_, hash);
     hash.Add(fmt::format("|{}|{}|{}", *contents, info_.part_paths.size(), fmt::join(private_->scales, "*")));
+    if (!info_.cache_of.empty()) hash.Add(fmt::format("|{}", fmt::join(info_.cache_of, ",")));
     private_->fingerprint = std::max<uint64_t>(hash.value(), 1);
   });
   return private_->fingerprint;

@@ -64,6 +64,7 @@ struct ModelInfo {
   bool quantised = false;   // weights whose products quantise activations
   size_t recurrent_bytes = 0;  // per sequence
   std::vector<LayerShape> layers;
+  std::vector<int> cache_of;  // of each layer, the one whose cache it reads (host/layer_map.h); empty: as the file says
 };
 
 inline int CountLayers(const ModelInfo& info, LayerKind kind) {
@@ -79,6 +80,7 @@ struct HostModelOptions {
   std::vector<std::string> lora_paths;
   std::vector<float> lora_scales;  // of each, 1 where it ends
   std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
+  std::vector<int> layer_map;      // ModelInfo::cache_of
   // Products with quantised weights by pith, a prompt's in float32 (block_product.h) and those of a few rows in bytes
   // (row_product.h); false: as libllama does them.
   bool own_products = true;

@@ -81,6 +81,13 @@ struct PageFormat {
   // Keys are quantised over the entries of a page, so it is written whole and its entries can't move alone.
   constexpr bool whole_pages() const { return IsGrouped(key); }
 
+  // As a number, for files.
+  constexpr uint32_t number() const { return static_cast<uint32_t>(key) + 256 * static_cast<uint32_t>(value); }
+  static constexpr std::optional<PageFormat> FromNumber(uint32_t number) {
+    if (number % 256 >= kNumKvFormats || number / 256 >= kNumKvFormats) return std::nullopt;
+    return PageFormat(static_cast<KvFormat>(number % 256), static_cast<KvFormat>(number / 256));
+  }
+
   // "q4", or "q8/q4" where keys and values differ.
   std::string Name() const {
     return key == value ? KvFormatName(key) : std::string(KvFormatName(key)) + "/" + KvFormatName(value);

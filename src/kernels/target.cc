@@ -14,14 +14,14 @@ namespace pith::kernels {
 namespace {
 
 bool ForceTarget(const char* name) {
-  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+  for (int64_t targets = hwy::SupportedTargets() & HWY_TARGETS; targets != 0; targets &= targets - 1) {
     const int64_t target = targets & -targets;
     if (std::strcmp(hwy::TargetName(target), name) != 0) continue;
     hwy::SetSupportedTargetsForTest(target);
     hwy::GetChosenTarget().DeInit();
     return true;
   }
-  std::fprintf(stderr, "PITH_FORCE_TARGET=%s: this machine has no such SIMD target; ignored\n", name);
+  std::fprintf(stderr, "PITH_FORCE_TARGET=%s: no such SIMD target on this machine or in this build; ignored\n", name);
   return false;
 }
 

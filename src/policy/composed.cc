@@ -197,6 +197,10 @@ Status ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
     // With keep_exact a method's own rounding may go beyond the total by less than one a head.
     const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
     FitBudgets(ranked.layers, TotalEntries(left, num_heads) + rounding, ranked.budgets);
+    if (budget.rest_page_entries > 1) {
+      RoundRests(ranked.layers, budget.rest_page_entries, TotalEntries(left, num_heads), ranked.budgets);
+      return {};
+    }
     if (budget.page_entries <= 1 || !ragged()) return {};
     if (total < 0) total = static_cast<double>(EntriesWithStandIns(ranked.layers, left, ranked.budgets));
     const double missing = RoundToPages(ranked.layers, left, total, round == kDivisions, ranked.budgets);

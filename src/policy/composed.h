@@ -27,13 +27,16 @@ class ComposedPolicy final : public Policy {
   std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
   bool layer_local() const override { return parts_.allocator->layer_local(); }
   // What is merged twice is another entry than what is merged once.
-  bool cascades() const override { return parts_.allocator->cascades() && merge() == nullptr && residue() == nullptr; }
+  bool cascades() const override {
+    return parts_.allocator->cascades() && merge() == nullptr && residue() == nullptr && demote() == nullptr;
+  }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
   bool decodes() const override { return repeat() == nullptr; }
   const RepeatOptions* repeat() const override;
   const MergeOptions* merge() const override { return parts_.action->merge(); }
   const ResidueOptions* residue() const override { return parts_.action->residue(); }
+  const DemoteOptions* demote() const override { return parts_.action->demote(); }
   int StandIns(const Budget& budget) const override;
   Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {

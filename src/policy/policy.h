@@ -38,6 +38,7 @@ enum Need : uint32_t {
   kNeedSquares = 1u << 8,      // Observation::squares beside the sum
   kNeedLargest = 1u << 9,      // Observation::largest beside the sum
   kNeedReferences = 1u << 10,  // queries of a second reading (repeat()), for what acts on entries that do not stay
+  kNeedRows = 1u << 11,        // Observation::probabilities, of whole heads
 };
 
 // With kNeedQueryMoments: the first queries are outliers, and no statistics count them.
@@ -86,6 +87,9 @@ struct Observation {
   const float* sum = nullptr;      // [n] over queries: the mean over the group
   const float* squares = nullptr;  // [n] over queries: the square of that mean (kNeedSquares)
   const float* largest = nullptr;  // [n] over queries and the group (kNeedLargest)
+  int32_t first_of_chunk = -1;     // position of the first query of all that were read together; -1: of these
+
+  int32_t chunk_start() const { return first_of_chunk >= 0 ? first_of_chunk : query_positions.front(); }
 };
 
 class Stage;
@@ -139,8 +143,11 @@ struct Budget {
   // heads different numbers gives multiples of it.
   int page_entries = 1;
   double rest_cost = 1;  // of an entry outside a whole page, in entries of one
+  // What does not stay goes to whole pages of fewer bits, so that a head's number of those is a multiple of this.
+  int rest_page_entries = 1;
 };
 
+struct DemoteOptions;
 struct ResidueOptions;
 
 // Entries that stay: ascending indices into the head's entries.
@@ -188,6 +195,9 @@ class Policy {
   virtual const ResidueOptions* residue() const { return nullptr; }
   // How many of them each head gets; what Select() and SelectAll() choose is so many fewer.
   virtual int StandIns(const Budget& budget) const { return (void)budget, 0; }
+
+  // Not null: what does not stay as it is goes to fewer bits (act=demote), whose entries stay so.
+  virtual const DemoteOptions* demote() const { return nullptr; }
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 

@@ -308,7 +308,7 @@ TEST(PolicyProperties, StatisticsOfQueriesEqualTheirRows) {
   for (const NamedRecipe& named : NamedRecipes()) {
     const Recipe recipe = *ParseRecipe(named.name);
     const Policy& policy = *recipe.policy;
-    if ((policy.needs() & (kNeedEveryQuery | kNeedRepeat)) == 0) continue;
+    if ((policy.needs() & (kNeedEveryQuery | kNeedRepeat)) == 0 || (policy.needs() & kNeedRows) != 0) continue;
     ++num_observers;
     for (const int queries : {1, 7}) {
       constexpr int kGroup = 3, kEntries = 40;
@@ -342,6 +342,34 @@ TEST(PolicyProperties, StatisticsOfQueriesEqualTheirRows) {
     }
   }
   EXPECT_GE(num_observers, 5);
+}
+
+// What goes to whole pages of fewer bits fills them, in as many heads and layers as there are.
+TEST(PolicyProperties, WhatDoesNotStayFillsPages) {
+  for (const char* text :
+       {"knorm act=demote", "snapkv:window=4 alloc=ada act=demote", "knorm alloc=global act=demote"}) {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      SCOPED_TRACE(fmt::format("{} {}", text, seed));
+      const Result<Recipe> recipe = ParseRecipe(text);
+      LayerShapeForTest shape;
+      shape.entries = {200, 137, 90 + static_cast<int>(seed)};
+      shape.pinned = seed % 2 == 0 ? 3 : 0;
+      const auto layers = MakeLayers(shape, *recipe->policy, 3, seed);
+      Budget budget;
+      budget.keep = 20 + 3 * static_cast<int>(seed);
+      budget.rest_page_entries = 32;
+      int64_t total = 0;
+      for (const KeptHeads& layer : Choose(*recipe->policy, layers, budget).kept) {
+        for (size_t h = 0; h < layer.size(); ++h) {
+          EXPECT_EQ((static_cast<size_t>(shape.entries[h]) - layer[h].size()) % 32, 0U);
+          total += static_cast<int64_t>(layer[h].size());
+        }
+      }
+      // A page less than there may be at most, in every head; more only where heads cannot hold less.
+      EXPECT_GT(total, 9 * (budget.keep - 32));
+      EXPECT_LE(total, 9 * std::max(budget.keep, 32 + 3));
+    }
+  }
 }
 
 TEST(PolicyProperties, TotalsAreExact) {

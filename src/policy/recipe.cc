@@ -465,6 +465,9 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
     recipe.format = draft.format->fixed;
   }
   PITH_ASSIGN_OR_RETURN(PolicyParts parts, Build(draft));
+  if (parts.action->demote() != nullptr && draft.format) {
+    return InvalidArgument("act=demote says itself in which formats entries are stored: leave format= out");
+  }
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   if (alternative == 0 && HasAlternative(draft.named)) {
     PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));

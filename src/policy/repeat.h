@@ -8,6 +8,7 @@ namespace pith {
 struct RepeatOptions {
   int chunk = 2000;  // tokens of the context that one pass repeats
   int overlap = 8;   // last tokens of the chunk before, by which a pass is told where to begin
+  bool whole = false;  // a pass sees the whole context, as the authors' does; else its chunk and what begins the prompt
 
   bool operator==(const RepeatOptions&) const = default;
 };

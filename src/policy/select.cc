@@ -162,6 +162,45 @@ double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, d
   return 0;
 }
 
+void RoundRests(std::span<const LayerScores> layers, int page_entries, int64_t total, Allocation& budgets) {
+  struct Rounded {
+    HeadBudget* budget;
+    int lost, most, least;
+  };
+  std::vector<Rounded> heads;
+  int64_t spare = total;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (size_t h = 0; h < layers[l].heads.size(); ++h) {
+      HeadBudget& budget = budgets[l][h];
+      const int most = static_cast<int>(layers[l].heads[h].size()), beyond = (most - budget.keep) % page_entries;
+      const int fewer = beyond == 0 ? budget.keep : budget.keep - (page_entries - beyond);
+      const int least = CountPinned(PinnedOf(layers[l], h));
+      const int keep = fewer >= least ? fewer : budget.keep + beyond;
+      heads.push_back({&budget, std::max(0, budget.keep - keep), most, least});
+      budget.keep = keep;
+      spare -= keep;
+    }
+  }
+  std::stable_sort(heads.begin(), heads.end(), [](const Rounded& a, const Rounded& b) { return a.lost > b.lost; });
+  for (const Rounded& head : heads) {
+    if (head.lost > 0 && spare >= page_entries && head.budget->keep + page_entries <= head.most) {
+      head.budget->keep += page_entries;
+      spare -= page_entries;
+    }
+  }
+  // What heads of few entries must hold more is taken from those of most.
+  const auto spares = [page_entries](const Rounded& head) {
+    return head.budget->keep - page_entries >= head.least ? head.budget->keep : -1;
+  };
+  while (spare < 0 && !heads.empty()) {
+    const auto head = std::ranges::max_element(heads, {}, spares);
+    if (spares(*head) < 0) break;
+    head->budget->keep -= page_entries;
+    spare += page_entries;
+  }
+  for (const Rounded& head : heads) head.budget->floor = std::min(head.budget->floor, head.budget->keep);
+}
+
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,
                                std::span<const uint8_t> pinned, int keep) {
   const size_t n = scores.size();

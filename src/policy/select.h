@@ -34,6 +34,11 @@ void FitBudgets(std::span<const LayerScores> layers, int64_t limit, Allocation& 
 double RoundToPages(std::span<const LayerScores> layers, const Budget& budget, double total, bool overdraws,
                     Allocation& budgets);
 
+// Fitted budgets, such that what a head does not keep is a multiple of page_entries: fewer stay, then more again where
+// most was lost, as far as all keep `total` at most. What heads must keep beyond their budgets is taken from the
+// largest.
+void RoundRests(std::span<const LayerScores> layers, int page_entries, int64_t total, Allocation& budgets);
+
 // The `keep` best entries of one head, ascending: pinned first, then by score, then by tie, then
 // newer. Pinned entries stay even where they are more than `keep`. ties, pinned: [n] or empty.
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,

@@ -166,6 +166,8 @@ class Action : public Stage {
   virtual const MergeOptions* merge() const { return nullptr; }
   // Not null: some new entries take the place of all of them (Policy::residue).
   virtual const ResidueOptions* residue() const { return nullptr; }
+  // Not null: none goes; they are stored in fewer bits (Policy::demote).
+  virtual const DemoteOptions* demote() const { return nullptr; }
 };
 
 // Which stages there are. `make` gets declared parameters with checked values.

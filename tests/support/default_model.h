@@ -11,7 +11,11 @@
 
 namespace pith::testing {
 
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr int kThreads = 1;  // a small model (tests/tools/narrow_model.cc): two suites run side by side
+#else
 inline constexpr int kThreads = 2;
+#endif
 
 // Null, and a failure of the running test, where it is missing.
 inline std::shared_ptr<HostModel> DefaultModel() {

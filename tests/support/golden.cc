@@ -106,7 +106,7 @@ void ExpectNumbers(const std::vector<float>& ours, const std::vector<float>& the
   if (ours.empty()) return;
   std::vector<float> wrong = ours;  // control
   float& number = wrong[wrong.size() / 2];
-  number = std::isfinite(number) ? number * 1.01F + 1e-3F : 0;
+  number = std::isfinite(number) ? number * 1.01F + std::copysign(1e-3F, number) : 0;
   EXPECT_NE(CompareNumbers(wrong, theirs, tolerance), "") << what << ": the comparison sees nothing";
 }
 

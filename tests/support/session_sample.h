@@ -102,7 +102,7 @@ class SessionSample {
   Ledger ledger_;
   std::unique_ptr<KvCache> cache_;
   SessionOwner owner_{.fingerprint = 42, .description = "sample", .recipe = "h2o", .num_ctx = kContext,
-                      .num_vocab = kVocab, .num_global_heads = 2};
+                      .num_vocab = kVocab, .num_global_heads = 2, .format = KvFormat::kQ4};
 };
 
 }  // namespace pith::testing

@@ -4,19 +4,10 @@
 #include <cmath>
 #include <numeric>
 
+#include "policy/terms/half.h"
+
 namespace pith {
 namespace {
-
-// The nearest float16, ties to even.
-double RoundToHalf(double value) {
-  if (value == 0 || !std::isfinite(value)) return value;
-  constexpr int kMantissaBits = 10, kLeastExponent = -14;
-  constexpr double kGreatest = 65504;
-  const double quantum = std::ldexp(1.0, std::max(std::ilogb(value), kLeastExponent) - kMantissaBits);
-  return std::clamp(std::nearbyint(value / quantum) * quantum, -kGreatest, kGreatest);
-}
-
-const double kLeastHalf = std::ldexp(1.0, -24);
 
 GroupCodes Quantize(std::span<const double> row, int group, int bits) {
   GroupCodes out;

@@ -37,4 +37,30 @@ std::vector<int32_t> KeptChannels(std::span<const float> scores, double share) {
   return order;
 }
 
+std::vector<float> PackChannels(std::span<const float> rows, size_t dim, std::span<const int32_t> channels) {
+  std::vector<float> packed;
+  packed.reserve(rows.size() / dim * channels.size());
+  for (size_t row = 0; row < rows.size(); row += dim) {
+    for (const int32_t c : channels) packed.push_back(rows[row + static_cast<size_t>(c)]);
+  }
+  return packed;
+}
+
+std::vector<float> PackedLogits(std::span<const float> query, std::span<const int32_t> channels,
+                                std::span<const float> packed, std::span<const float> whole) {
+  const std::vector<float> own = PackChannels(query, query.size(), channels);
+  const double scale = 1 / std::sqrt(static_cast<double>(query.size()));
+  std::vector<float> logits;
+  const auto add = [&](std::span<const float> keys, std::span<const float> by) {
+    for (size_t key = 0; key < keys.size(); key += by.size()) {
+      double dot = 0;
+      for (size_t c = 0; c < by.size(); ++c) dot += static_cast<double>(keys[key + c]) * static_cast<double>(by[c]);
+      logits.push_back(static_cast<float>(dot * scale));
+    }
+  };
+  add(packed, own);
+  add(whole, query);
+  return logits;
+}
+
 }  // namespace pith

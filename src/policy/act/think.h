@@ -18,6 +18,13 @@ void ChannelImportance(std::span<const float> queries, std::span<const float> ke
 // The channels that stay when floor(D * share) of them go, ascending; of equal ones the lower goes first.
 std::vector<int32_t> KeptChannels(std::span<const float> scores, double share);
 
+// Rows [n, D] with those channels alone, in their order: [n, channels].
+std::vector<float> PackChannels(std::span<const float> rows, size_t dim, std::span<const int32_t> channels);
+
+// query . key / sqrt(D) over packed keys, then over whole ones; D is the query's. [packed keys + whole keys]
+std::vector<float> PackedLogits(std::span<const float> query, std::span<const int32_t> channels,
+                                std::span<const float> packed, std::span<const float> whole);
+
 }  // namespace pith
 
 #endif  // PITH_POLICY_ACT_THINK_H_

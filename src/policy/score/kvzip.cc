@@ -5,6 +5,9 @@
 // Of an observation, the probabilities are a softmax over prefix, chunk and repeated text alone, in float32 where the
 // authors' code has the model's type. The prefix is what is pinned at the front: the first tokens here, the system
 // prompt where the caller pins it. It is part of the total that stays, the authors count the context apart.
+//
+// sight=chunk: a pass attends to just the entries of that softmax, so that nothing is computed twice; where one chunk
+// is all of the context, that is what sight=whole and the authors' code do.
 #include "policy/score/observe.h"
 #include "policy/stage.h"
 
@@ -38,9 +41,11 @@ class KvZip final : public Scorer {
 StageInfo<Scorer> KvZipStage() {
   return {"largest attention while the model repeats its own context",
           {IntParam("chunk", 2000, 64, 65536, "tokens that one pass repeats"),
-           IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins")},
+           IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins"),
+           ChoiceParam("sight", "chunk|whole", "what a pass over one of several chunks sees of the context")},
           [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<KvZip>(RepeatOptions{.chunk = p.Int("chunk"), .overlap = p.Int("overlap")});
+            return std::make_unique<KvZip>(RepeatOptions{
+                .chunk = p.Int("chunk"), .overlap = p.Int("overlap"), .whole = p.Choice("sight") == 1});
           },
           kSinks};
 }

@@ -1,0 +1,117 @@
+// pith tune: what recipes and models take from a file, found on the user's own model and tasks.
+#include "cli/tune.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "lab/embedded.h"
+#include "lab/eval_log.h"
+
+namespace pith::cli {
+namespace {
+
+constexpr const char* kExamples = R"(
+budgets   how many entries each layer keeps, by evolution on tasks (EvolKV): groups of neighbouring layers are searched
+          one after the other, from the first on. Writes what alloc=file reads. The first --samples tasks are searched
+          on; on the others, which the search does not see, the result is compared with equal, random and pyramid-shaped
+          budgets of the same sum.
+share     which layers may read another layer's cache in place of one of their own (KVSharer): pairs of layers whose
+          caches differ most are tried first, and stay where the model says nearly what it said. Writes what
+          --share-layers reads.
+
+Tasks are those of "pith eval". The same seed, tasks and options give the same result; --resume keeps every answer of a
+search for budgets in a file, so that a stopped one goes on where it was.
+
+Examples:
+  pith tune budgets --recipe snapkv --entries 64 --output budgets.json --progress
+  pith tune budgets --tasks tasks.jsonl --samples 12 --iterations 15 --output budgets.json --resume search.jsonl
+  pith run --recipe "snapkv alloc=file:budgets.json" --compress after -f book.txt -p "Who did it?"
+  pith tune share --layers 4 --output share.json
+  pith run --share-layers share.json -p "Why is the sky blue?"
+)";
+
+Status Check(const TuneFlags& flags) {
+  PITH_RETURN_IF_ERROR(flags.model.Check());
+  if (flags.output_file.empty()) return InvalidArgument("--output is missing: the file that the result goes to");
+  if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
+  PITH_RETURN_IF_ERROR(CheckOutput(flags.output_file));
+  if (flags.what == "budgets") return CheckTuneBudgets(flags);
+  if (!flags.model.share_layers.empty()) return InvalidArgument("a map is searched for a model without --share-layers");
+  if (!flags.model.lora.empty() || !flags.model.lora_scaled.empty())
+    return InvalidArgument("tune share takes no adapters");
+  return {};
+}
+
+void AddBudgetFlags(CLI::App& command, TuneFlags& flags) {
+  AddOption(command, "--recipe", flags.recipe, "budgets: of this recipe (default snapkv)", "R");
+  AddNumber(command, "--samples", flags.samples, 1, 10000, "budgets: tasks that the search sees (default 8)", "N");
+  AddNumber(command, "--held-out", flags.held_out, 0, 10000,
+            "budgets: tasks after those on which the result is compared (default 8)", "N");
+  AddNumber(command, "--entries", flags.entries, 1, 1 << 20, "budgets: entries of each head, on average (default 64)",
+            "N");
+  AddNumber(command, "--group", flags.group, 1, 64,
+            "budgets: neighbouring layers that are searched together (default 8)", "N");
+  AddNumber(command, "--iterations", flags.iterations, 1, 10000, "budgets: generations of each group (default 8)", "N");
+  AddNumber(command, "--least", flags.least, 0, 1 << 20,
+            "budgets: least entries of a layer (default: an eighth of --entries)", "N");
+  AddNumber(command, "--most", flags.most, 0, 1 << 24,
+            "budgets: most entries of a layer (default: eight times --entries)", "N");
+  AddChoice(command, "--objective", flags.objective, {"kl", "nll", "accuracy"},
+            "budgets: kl (default): distance from the full cache; nll: likelihood of the targets; accuracy: share of "
+            "tasks whose target is the likeliest",
+            "WHAT");
+  AddOption(command, "--resume", flags.resume_file,
+            "budgets: add each answer to this file, and do not ask for those that it holds", "FILE");
+}
+
+void AddShareFlags(CLI::App& command, TuneFlags& flags) {
+  AddNumber(command, "--layers", flags.layers, 1, 10000, "share: layers that lose their cache (default 4)", "N");
+  AddOption(command, "--threshold", flags.threshold,
+            "share: how close the model must stay, as a cosine of its logits (default 0.5)", "F");
+  AddChoice(command, "--order", flags.order, {"dissimilar", "similar", "random"},
+            "share: which pairs are tried first (default dissimilar)", "WHICH");
+  AddNumber(command, "--texts", flags.texts, 1, 10000, "share: texts that it is judged on (default 8)", "N");
+  AddNumber(command, "--tokens", flags.tokens, 8, 4096, "share: tokens of each (default 64)", "N");
+}
+
+}  // namespace
+
+Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint) {
+  const std::string name = flags.tasks.empty() ? "the set of tasks" : flags.tasks;
+  std::string text(OwnTasks());
+  if (!flags.tasks.empty()) {
+    PITH_ASSIGN_OR_RETURN(text, ReadFile(flags.tasks));
+  }
+  fingerprint = Fingerprint(text);
+  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, name));
+  if (flags.lengths.empty()) return tasks;
+  PITH_ASSIGN_OR_RETURN(const std::vector<int> lengths, ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
+  std::erase_if(tasks, [&](const Task& task) { return std::ranges::find(lengths, task.length) == lengths.end(); });
+  return tasks;
+}
+
+void AddTune(CLI::App& app, Command& chosen) {
+  auto flags = std::make_shared<TuneFlags>();
+  CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
+  Require(AddChoice(*command, "what", flags->what, {"budgets", "share"},
+                    "budgets: entries of each layer; share: layers without a cache of their own", "WHAT"));
+  AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
+  AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
+  AddOption(*command, "--lengths", flags->lengths, "Only tasks of these lengths", "N,...");
+  AddBudgetFlags(*command, *flags);
+  AddShareFlags(*command, *flags);
+  AddNumber(*command, "-c,--ctx-size", flags->ctx, 0, 1 << 30,
+            "Longest task in tokens (default, and 0: the model's trained context)", "N");
+  AddOption(*command, "-s,--seed", flags->seed, "Seed of the search (default 42)", "SEED");
+  AddModelFlags(*command, flags->model);
+  AddOutputFlags(*command, flags->output);
+  OnCommand(*command, [flags, &chosen] {
+    chosen.check = [flags] { return Check(*flags); };
+    chosen.run = [flags] { return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags); };
+  });
+}
+
+}  // namespace pith::cli
