@@ -99,7 +99,7 @@ def main():
     done = subprocess.run(
         [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *tests],
         cwd=given.folder,
-        env={**os.environ, "PITH_BINARY": given.binary, "PYTHONFAULTHANDLER": "1"},
+        env={**os.environ, "PITH_BINARY": given.binary and os.path.abspath(given.binary), "PYTHONFAULTHANDLER": "1"},
     )
     sys.exit(done.returncode)
 
