@@ -72,6 +72,7 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
   AddInfo(app, chosen);
   AddRecipes(app, chosen);
   AddEval(app, chosen);
+  AddTune(app, chosen);
   AddBench(app, chosen);
   AddParity(app, chosen);
   AddSim(app, chosen);

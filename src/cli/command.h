@@ -46,6 +46,7 @@ void AddRecipes(CLI::App& app, Command& chosen);
 void AddInfo(CLI::App& app, Command& chosen);
 void AddParity(CLI::App& app, Command& chosen);
 void AddEval(CLI::App& app, Command& chosen);
+void AddTune(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);

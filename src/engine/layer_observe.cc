@@ -237,6 +237,7 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
   const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to),
                own = index_of(pass.start);
   if (begin == end) return;
+  const size_t own_end = pass.guided ? own : n;
   const int group = work.task.num_heads / work.task.num_kv_heads;
   const auto num_rows = static_cast<size_t>(group * rows);
   buffers.chunk.resize(num_rows * (end - begin));
@@ -244,7 +245,7 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
     const float* from_row = probabilities_[static_cast<size_t>(head_index)] + row * n;
     const double mass = std::accumulate(from_row, from_row + prefix, 0.0) +
                         std::accumulate(from_row + begin, from_row + end, 0.0) +
-                        std::accumulate(from_row + own, from_row + n, 0.0);
+                        std::accumulate(from_row + own, from_row + own_end, 0.0);
     const auto scale = static_cast<float>(mass > 0 ? 1 / mass : 0);
     std::transform(from_row + begin, from_row + end, buffers.chunk.data() + row * (end - begin),
                    [scale](float p) { return p * scale; });

@@ -49,7 +49,9 @@ struct Shape {
   size_t fixed_bytes() const { return own_bytes + all_heads * (KvCache::kHeadBytes + kSpareTableBytesPerHead); }
 };
 
-PageFormat FullPageFormat(const SequenceOptions& options) { return options.recipe.format.value_or(options.format); }
+PageFormat FullPageFormat(const SequenceOptions& options) {
+  return options.recipe.turns ? options.format : options.recipe.format.value_or(options.format);
+}
 
 // The largest page of any layer.
 size_t PageBytes(const ModelInfo& info, PageFormat format, int num_columns) {
@@ -399,7 +401,8 @@ FlightShape FlightOf(const ModelInfo& info, const EvictionStyle& style, const Se
 EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options) {
   const Policy* policy = options.recipe.policy.get();
   EvictionStyle style;
-  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything();
+  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything() &&
+                 !options.recipe.turns;
   const bool shares =
       std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
   // Pages in few bits are encoded again whenever entries leave them: once a block must do.

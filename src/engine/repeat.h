@@ -103,7 +103,11 @@ struct RepeatPass {
   int32_t from = 0, to = 0;     // the chunk
   int32_t start = 0;            // of the pass's own tokens
   int first_token = 0;          // the first of these, counted over all passes
+  bool guided = false;          // its own entries take no part in the softmax
 };
+
+// What a chat template puts between a user's text and the model's; a blank line where there is no known template.
+Result<std::vector<int32_t>> AnswerTokens(const HostModel& model);
 
 // What is put before the chunk's tokens.
 class RepeatPrompt {

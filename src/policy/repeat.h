@@ -8,6 +8,9 @@ namespace pith {
 struct RepeatOptions {
   int chunk = 2000;  // tokens of the context that one pass repeats
   int overlap = 8;   // last tokens of the chunk before, by which a pass is told where to begin
+  // Not the prompt is read again but one text after it (Engine::SetGuide()), whose attention over all of the cache is
+  // observed. chunk: of the newest tokens, where there is no such text.
+  bool guided = false;
 
   bool operator==(const RepeatOptions&) const = default;
 };
