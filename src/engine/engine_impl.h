@@ -250,6 +250,9 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status CloseTurn(Sequence& sequence);
   Status CompressTurn(Sequence& sequence, FrozenTurn turn, double keep);
   Status CompressToBlock(Sequence& sequence);
+  Status ShrinkOrDrop(Sequence& sequence, const EntryGuard& part, double keep);
+  static int MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat);
+  int RowsAtOnce(const Sequence& sequence) const;
   Status DropOldestTurn(Sequence& sequence);
   double EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const;
   // Entries per head that turns which are over may hold.

@@ -106,8 +106,9 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
 
 // The text that stands for what will be asked: one token at least, and no more than positions allow.
 std::vector<int32_t> EngineImpl::GuideOf(const Sequence& source, const RepeatOptions& options) const {
-  if (!source.guide.empty()) return source.guide;
-  const size_t count = std::min(source.tokens.size(), static_cast<size_t>(options.chunk));
+  const auto most = static_cast<size_t>(MostGuideTokens(source, options));
+  if (!source.guide.empty()) return {source.guide.begin(), source.guide.begin() + static_cast<std::ptrdiff_t>(most)};
+  const size_t count = std::min(source.tokens.size(), most);
   return {source.tokens.end() - static_cast<std::ptrdiff_t>(count), source.tokens.end()};
 }
 

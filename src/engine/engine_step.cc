@@ -387,7 +387,7 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
   PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens, .pin = pin}));
   for (size_t at = 0; at < tokens.size();) {
     if (cancelled()) return Cancelled("stopped while reading the prompt");
-    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(RowsAtOnce(*sequence)));
     const bool ends = at + count == tokens.size() && !sequence->prompt_continues;
     PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(count)));
     BeginBlock();

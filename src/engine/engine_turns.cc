@@ -35,10 +35,6 @@ int WindowOf(const Policy& policy) {
   return (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? policy.window() : 0;
 }
 
-int GuideTokens(const Sequence& sequence, const RepeatOptions& repeat) {
-  return sequence.guide.empty() ? repeat.chunk : static_cast<int>(sequence.guide.size());
-}
-
 }  // namespace
 
 double EngineImpl::EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const {
@@ -103,15 +99,7 @@ Status EngineImpl::CompressTurn(Sequence& sequence, FrozenTurn turn, double keep
   const Recipe& recipe = sequence.setup->options.recipe;
   if (keep < EntriesPerHead(sequence, turn) - 1e-9 && !recipe.policy->keeps_everything()) {
     const EntryGuard part{.num_sinks = std::max(recipe.num_sinks, 0), .from = turn.from, .to = turn.to};
-    Result<ActiveRecipe> active = ActiveFor(sequence, recipe);
-    Status status = active ? ShrinkPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
-    const bool could_not = !status && (status.error().code == ErrorCode::kOutOfBudget ||
-                                       status.error().code == ErrorCode::kUnsupported);
-    if (could_not && recipe.otherwise != nullptr && NeedsNoNotes(*recipe.otherwise->policy)) {
-      const ActiveRecipe other{.recipe = *recipe.otherwise};
-      status = ShrinkPart(sequence, other, part, keep);
-    }
-    PITH_RETURN_IF_ERROR(status);
+    PITH_RETURN_IF_ERROR(ShrinkOrDrop(sequence, part, keep));
   }
   const std::optional<PageFormat>& format = sequence.setup->turn_format;
   if (!format) return {};
@@ -155,7 +143,7 @@ bool EngineImpl::HasRoomForRows(const Sequence& sequence, int num_rows) const {
   int pass = 0;
   if (const RepeatOptions* repeat = setup.policy().repeat(); repeat != nullptr) {
     const int read = sequence.next_position - sequence.turn_start + num_rows;
-    pass = kPassOverhead + (repeat->guided ? GuideTokens(sequence, *repeat) : std::min(read, repeat->chunk));
+    pass = kPassOverhead + (repeat->guided ? MostGuideTokens(sequence, *repeat) : std::min(read, repeat->chunk));
     columns = static_cast<size_t>(GlobalEntriesOf(sequence) + num_rows * num_global_heads_) * sizeof(float);
   }
   if (setup.policy().residue() != nullptr) {
@@ -183,20 +171,47 @@ Status EngineImpl::CompressToBlock(Sequence& sequence) {
   const SequenceSetup& setup = *sequence.setup;
   const int64_t entries = GlobalEntriesOf(sequence);
   if (entries == 0) return {};
-  const RepeatOptions* const repeat = setup.policy().repeat();
-  const int pass = repeat == nullptr ? 0 : kPassOverhead + GuideTokens(sequence, *repeat);
-  const int block =
-      std::max(setup.options.recipe.turns->block, std::min(plan_.block_tokens, sequence.most_entries() / 2));
-  // At least a quarter of what there is room for, where blocks and texts are large beside it.
-  const int keep = setup.options.keep_entries > 0
-                       ? setup.options.keep_entries
-                       : std::max(sequence.most_entries() - block - pass, sequence.most_entries() / 4);
+  int keep = setup.options.keep_entries;
+  if (keep <= 0) {
+    const RepeatOptions* const repeat = setup.policy().repeat();
+    const int room = sequence.most_entries();
+    const int pass = repeat == nullptr ? 0 : kPassOverhead + MostGuideTokens(sequence, *repeat);
+    keep = std::max(room - RowsAtOnce(sequence) - pass, room / 4);
+  }
   const double mean = static_cast<double>(entries) / static_cast<double>(num_global_heads_);
   if (keep >= mean) return {};
-  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(sequence, setup.options.recipe));
-  const EntryGuard all{.num_sinks = std::max(active.recipe.num_sinks, 0)};
   sequence.exact_from = sequence.next_position;
-  return ShrinkPart(sequence, active, all, keep);
+  return ShrinkOrDrop(sequence, {.num_sinks = std::max(setup.options.recipe.num_sinks, 0)}, keep);
+}
+
+// By the recipe, or where it has no room to read again, by its alternative, else by keys alone.
+Status EngineImpl::ShrinkOrDrop(Sequence& sequence, const EntryGuard& part, double keep) {
+  const Recipe& recipe = sequence.setup->options.recipe;
+  const Result<ActiveRecipe> active = ActiveFor(sequence, recipe);
+  Status status = active ? ShrinkPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
+  if (status) return status;
+  if (status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported) return status;
+  if (recipe.otherwise != nullptr && NeedsNoNotes(*recipe.otherwise->policy)) {
+    return ShrinkPart(sequence, ActiveRecipe{.recipe = *recipe.otherwise}, part, keep);
+  }
+  if (recipe.policy->repeat() == nullptr) return status;
+  PITH_ASSIGN_OR_RETURN(const Recipe keys, ParseRecipe("keydiff"));
+  return ShrinkPart(sequence, ActiveRecipe{.recipe = keys}, part, keep);
+}
+
+// Of a guide, which takes a quarter of the room at most.
+int EngineImpl::MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat) {
+  const int tokens = sequence.guide.empty() ? repeat.chunk : static_cast<int>(sequence.guide.size());
+  const int room = sequence.setup->options.keep_entries > 0 ? tokens : sequence.most_entries() / 4;
+  return std::min(tokens, std::max(room, 16));
+}
+
+// Rows between two looks at the room that is left.
+int EngineImpl::RowsAtOnce(const Sequence& sequence) const {
+  const Recipe& recipe = sequence.setup->options.recipe;
+  if (!recipe.turns || !sequence.evicts || recipe.policy->repeat() == nullptr) return plan_.block_tokens;
+  const int most = recipe.turns->method == TurnMethod::kEpiCache ? recipe.turns->block : plan_.block_tokens;
+  return std::max(1, std::min({plan_.block_tokens, most, std::max(sequence.most_entries() / 4, 32)}));
 }
 
 std::vector<float> EngineImpl::Keys(SequenceId id, int global_layer, int kv_head, int32_t from, int32_t to) const {
