@@ -164,7 +164,10 @@ class Terminal(ChatCase):
         seen, end = b"", time.time() + seconds
         while time.time() < end:
             if select.select([self.main], [], [], 0.5)[0]:
-                seen += os.read(self.main, 65536)
+                try:
+                    seen += os.read(self.main, 65536)
+                except OSError:
+                    break  # the program has ended
             if re.search(pattern, seen):
                 return seen
         self.fail(f"{pattern} did not come: {seen[-2000:]}")
@@ -183,7 +186,11 @@ class Terminal(ChatCase):
 
     def leave(self):
         self.keys(b"\x04")
-        self.assertEqual(self.process.wait(60), 0)
+        end = time.time() + 60
+        while self.process.poll() is None and time.time() < end:
+            if select.select([self.main], [], [], 0.1)[0]:
+                os.read(self.main, 65536)
+        self.assertEqual(self.process.poll(), 0)
         self.assertTrue(termios.tcgetattr(self.side)[3] & termios.ICANON, "the terminal is as it was")
 
     def tokens(self, seen):

@@ -66,6 +66,8 @@ class FileReader final : public ByteReader {
   uint64_t left_;
 };
 
+bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->options.recipe.turns; }
+
 template <typename Container>
 void WriteArray(ByteWriter& writer, const Container& values) {
   writer.Number(static_cast<uint64_t>(values.size()));
@@ -93,8 +95,9 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   WriteArray(writer, sequence.queries.data());
   writer.Number(sequence.queries_from);
   if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
-  if (sequence.setup->options.recipe.turns) {
-    std::vector<int32_t> turns = {sequence.turn_start, sequence.exact_from};
+  if (HasTurns(sequence)) {
+    const bool converted = cache.layout(sequence.cache_id).low.has_value();
+    std::vector<int32_t> turns = {sequence.turn_start, sequence.exact_from, converted ? 1 : 0};
     for (const FrozenTurn& turn : sequence.turns) turns.insert(turns.end(), {turn.from, turn.to});
     WriteArray(writer, turns);
     WriteArray(writer, sequence.tokens);
@@ -156,14 +159,17 @@ Status ReadPlace(ByteReader& reader, const SessionOwner& owner, Sequence& sequen
 }
 
 // Of a recipe with turns=: which parts are over, and the tokens that a second reading wants.
-Status ReadTurns(ByteReader& reader, const SessionOwner& owner, Sequence& sequence) {
+Status ReadTurns(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence) {
   std::vector<int32_t> turns;
   if (!ReadArray(reader, turns) || !ReadArray(reader, sequence.tokens)) return Truncated();
-  if (turns.size() < 2 || turns.size() % 2 != 0) return Corrupt("its turns are not pairs of positions");
+  if (turns.size() < 3 || turns.size() % 2 != 1) return Corrupt("its turns are not pairs of positions");
   sequence.turn_start = turns[0];
   sequence.exact_from = turns[1];
+  if (turns[2] != 0 && sequence.setup->turn_format) {
+    PITH_RETURN_IF_ERROR(cache.SetLow(sequence.cache_id, *sequence.setup->turn_format));
+  }
   int32_t end = 0;
-  for (size_t i = 2; i < turns.size(); i += 2) {
+  for (size_t i = 3; i < turns.size(); i += 2) {
     const FrozenTurn turn{turns[i], turns[i + 1]};
     if (turn.from < end || turn.to <= turn.from) return Corrupt("its turns are out of order");
     sequence.turns.push_back(turn);
@@ -272,7 +278,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     if (!AreNumbers(moments)) return Corrupt("its moments of queries are not numbers");
     std::ranges::copy(moments, sequence.moments.data().begin());
   }
-  if (sequence.setup->options.recipe.turns) PITH_RETURN_IF_ERROR(ReadTurns(reader, owner, sequence));
+  if (HasTurns(sequence)) PITH_RETURN_IF_ERROR(ReadTurns(reader, owner, cache, sequence));
   std::vector<double> thresholds;
   if (!ReadArray(reader, thresholds) || !ReadArray(reader, recurrent)) return Truncated();
   if (thresholds.size() != sequence.merge_thresholds.size())
