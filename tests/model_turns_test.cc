@@ -258,23 +258,23 @@ TEST(ModelTurns, AGuideDecidesWhatStays) {
 
 std::vector<ChatMessage> TwoTopics() {
   std::vector<ChatMessage> messages;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 6; ++i) {
     const bool cooks = i % 2 == 0;
     messages.push_back({"user", (cooks ? "How do I cook soup with onions, salt and carrots? I ate it in "
                                        : "Which telescope shows planets, moons and stars? I read ") +
                                     std::to_string(i) + " books about it."});
     messages.push_back(
         {"assistant", cooks ? "Boil the onions and the carrots, add salt, stir the soup and eat it with bread. " +
-                                  Text(20 * i, 20 * i + 8)
+                                  Text(20 * i, 20 * i + 5)
                             : "A telescope with a wide mirror shows the moons of the planets and many stars. " +
-                                  Text(20 * i, 20 * i + 8)});
+                                  Text(20 * i, 20 * i + 5)});
   }
   return messages;
 }
 
 // Each topic has its cache; the newest turns are in all of them.
 TEST(ModelTurns, QuestionsGoToTheirTopic) {
-  const EngineOptions options = With("epicache:episodes=2,utterances=2,block=128", size_t{16} << 20, 8192);
+  const EngineOptions options = With("epicache:episodes=2,utterances=2,block=128", size_t{13} << 20, 8192);
   std::shared_ptr<Engine> engine = Make(options);
   auto sequence = EngineSequence::Create(engine, SequenceOptions(options));
   ASSERT_TRUE(sequence) << sequence.error().message;
@@ -301,7 +301,7 @@ TEST(ModelTurns, QuestionsGoToTheirTopic) {
   EXPECT_EQ((*sequence)->num_tokens(), engine->num_tokens((*sequence)->id())) << "all of it was read";
   const Heads again = ask("And the onions of the soup?");
   EXPECT_NE(again, stars);
-  EXPECT_LE(engine->stats().peak_bytes, size_t{16} << 20);
+  EXPECT_LE(engine->stats().peak_bytes, size_t{13} << 20);
   EXPECT_EQ(engine->stats((*sequence)->id()).num_pinned > 0, true);
 }
 
