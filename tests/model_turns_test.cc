@@ -299,7 +299,7 @@ TEST(ModelTurns, QuestionsGoToTheirTopic) {
   EXPECT_NE(cooking, stars);
   EXPECT_GT((*sequence)->num_tokens(), before + 20);
   EXPECT_EQ((*sequence)->num_tokens(), engine->num_tokens((*sequence)->id())) << "all of it was read";
-  const Heads again = ask("And the onions of the soup?");
+  const Heads again = ask("How do I cook the soup with onions and carrots?");
   EXPECT_NE(again, stars);
   EXPECT_LE(engine->stats().peak_bytes, size_t{13} << 20);
   EXPECT_EQ(engine->stats((*sequence)->id()).num_pinned > 0, true);

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <map>
+#include <set>
 #include <utility>
 
 #include "gguf.h"
@@ -21,6 +21,9 @@ namespace pith {
 namespace {
 
 constexpr uint32_t kMostTokens = 512;
+// Vocabularies begin with what is frequent: a token of this rank weighs half of a rare one. Words that every text has
+// would make all texts alike.
+constexpr double kFrequentTokens = 2000;
 
 struct GgufDeleter {
   void operator()(gguf_context* context) const { gguf_free(context); }
@@ -71,12 +74,11 @@ class InputEmbedder final : public TextEmbedder {
   Result<std::vector<float>> Embed(std::string_view text) override {
     PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model_.Tokenize(text, false, false));
     if (tokens.empty()) return InvalidArgument("a text without a token has no embedding");
-    std::map<int32_t, int> counts;
-    for (const int32_t token : tokens) ++counts[token];
+    const std::set<int32_t> different(tokens.begin(), tokens.end());
     std::vector<double> sum(dim_, 0.0);
     std::vector<std::byte> raw(row_bytes_);
     std::vector<float> row(dim_);
-    for (const auto& [token, count] : counts) {
+    for (const int32_t token : different) {
       if (token < 0 || token >= num_rows_) continue;
       const auto at = static_cast<off_t>(offset_ + static_cast<size_t>(token) * row_bytes_);
       if (pread(fileno(file_.get()), raw.data(), row_bytes_, at) != static_cast<ssize_t>(row_bytes_)) {
@@ -87,7 +89,8 @@ class InputEmbedder final : public TextEmbedder {
       } else {
         ggml_get_type_traits(type_)->to_float(raw.data(), row.data(), static_cast<int64_t>(dim_));
       }
-      for (size_t d = 0; d < dim_; ++d) sum[d] += count * static_cast<double>(row[d]);
+      const double weight = (token + 1.0) / (token + 1.0 + kFrequentTokens);
+      for (size_t d = 0; d < dim_; ++d) sum[d] += weight * static_cast<double>(row[d]);
     }
     return Normalised(sum);
   }

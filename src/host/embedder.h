@@ -21,9 +21,9 @@ class TextEmbedder {
   virtual size_t bytes() const = 0;
 };
 
-// The mean of the model's own input embeddings of the text's tokens. Rows are read from the file one by one, nothing
-// is held. The model must outlive it. kUnsupported: the file has no matrix of them, or in a form that cannot be read by
-// rows.
+// The mean of the model's own input embeddings of the text's different tokens, in which frequent ones weigh less. Rows
+// are read from the file one by one, nothing is held. The model must outlive it. kUnsupported: the file has no matrix
+// of them, or in a form that cannot be read by rows.
 Result<std::unique_ptr<TextEmbedder>> MakeInputEmbedder(const HostModel& model);
 
 // An embedding model from a GGUF file, pooled as it says (else the mean), of a text's first 512 tokens or as many as it
