@@ -137,7 +137,7 @@ TEST(ModelTurns, PinnedTokensAreNoPartOfATurn) {
 }
 
 // The budget holds whatever is said, and as much is kept of a long conversation as of a short one.
-TEST(ModelTurns, MemoryDoesNotGrowWithTheConversation) {
+TEST(SlowTurns, MemoryDoesNotGrowWithTheConversation) {
   for (const char* recipe : {"flowkv", "pith turns=flowkv:drop=0.8", "epicache:block=128"}) {
     SCOPED_TRACE(recipe);
     constexpr size_t kBudget = size_t{14} << 20;
@@ -273,7 +273,7 @@ std::vector<ChatMessage> TwoTopics() {
 }
 
 // Each topic has its cache; the newest turns are in all of them.
-TEST(ModelTurns, QuestionsGoToTheirTopic) {
+TEST(SlowTurns, QuestionsGoToTheirTopic) {
   const EngineOptions options = With("epicache:episodes=2,utterances=2,block=128", size_t{13} << 20, 8192);
   std::shared_ptr<Engine> engine = Make(options);
   auto sequence = EngineSequence::Create(engine, SequenceOptions(options));
