@@ -45,6 +45,13 @@ if(NOT PITH_SANITIZE)
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
   endforeach()
 endif()
+if(NOT PITH_SANITIZE)
+  foreach(class Commands Terminal)
+    add_test(NAME chat_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/chat_test.py ${class})
+    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  endforeach()
+endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)
   foreach(class Manners Llama Slots Models OpenAi AnthropicClient OllamaClient LangChain)

@@ -125,7 +125,7 @@ struct CachedLayer {
 
 void CheckEviction(const GgufFile& file, const std::string& method, const std::string& level) {
   const SimilarityFile similarities(file.tensor("out/epicache/sigma").f32);
-  const std::string recipe = fmt::format("score=peak alloc=epicache:{},alpha={:.9g},level={}", similarities.path(),
+  const std::string recipe = fmt::format("score=guide alloc=epicache:{},alpha={:.9g},level={}", similarities.path(),
                                          file.number("pith.param.alpha"), level);
   const std::shared_ptr<const Policy> policy = RecipeOf(recipe).policy;
   Budget budget;

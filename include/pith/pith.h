@@ -287,6 +287,7 @@ PITH_API pith_status pith_sequence_compress(pith_sequence* sequence, const char*
 // The same for positions from `from` to before `to`.
 PITH_API pith_status pith_sequence_compress_part(pith_sequence* sequence, const char* recipe, double keep_fraction,
                                                  int32_t from, int32_t to, double* kept);
+PITH_API pith_status pith_sequence_end_turn(pith_sequence* sequence);  // for recipes with turns=; conversations do so
 PITH_API pith_status pith_sequence_set_budget(pith_sequence* sequence, uint64_t floor_bytes, uint64_t ceiling_bytes);
 // Back to the first num_tokens tokens that it has read, as if it had never read more; 0 empties any sequence.
 // UNSUPPORTED, and nothing has changed: its recipe has dropped or changed since then what it would have to have back.

@@ -1,36 +1,46 @@
 // pith chat: several turns over the model's chat template.
 //
 // The cache holds the conversation; each turn reads only what is new (session/conversation.h).
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "base/paths.h"
 #include "base/stopwatch.h"
+#include "cli/cache_map.h"
+#include "cli/chat_state.h"
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/line_input.h"
+#include "cli/markdown.h"
 #include "cli/sampler_flags.h"
 #include "cli/store_flags.h"
 #include "cli/terminal.h"
-#include "session/conversation.h"
 #include "session/generator.h"
 #include "session/stored_reading.h"
-#include "session/token_sequence.h"
 
 namespace pith::cli {
 namespace {
 
 constexpr const char* kExamples = R"(
 Enter sends a message. Pasted lines are one message, and a backslash at the end of a line (or Alt+Enter) goes on with the
-next one. From a pipe each line is a message. Ctrl-C stops an answer, and ends the program between answers. Commands: /stats (what the cache holds), /reset (forget the conversation), /exit.
+next one; arrow keys edit and go through what was entered before. From a pipe each line is a message. Ctrl-C stops an
+answer, and ends the program between answers. Commands, of which /help says more: /stats, /cache, /budget, /recipe, /pin,
+/undo, /edit, /save, /load, /reset, /exit.
 The system message is pinned: no recipe drops it. /reset empties the session file, too.
 
 Examples:
   pith chat
   pith chat -m model.gguf --system "You answer in one sentence." --kv-budget 32MiB -c 100000
+  pith chat --kv-budget 16MiB --recipe "pith turns=flowkv:drop=0.8"    # each turn is compressed once
   pith chat --prompt-cache talk.session    # the next time the conversation goes on
   pith chat --system-prompt-file rules.txt --store ~/.cache/pith/store    # the rules are read once for all chats
   printf 'Hello!\nWhat did I just say?\n' | pith chat --temp 0
@@ -46,147 +56,241 @@ struct ChatFlags {
   StoreFlags store;
   std::string prompt_cache;
   bool prompt_cache_ro = false;
+  bool no_history = false;
 };
+
+// Colours are for eyes: not for a pipe, a terminal without them, or who wants none (no-color.org).
+bool WantsColours() {
+  const char* no_colour = std::getenv("NO_COLOR");
+  const char* terminal = std::getenv("TERM");
+  const bool none = no_colour != nullptr && *no_colour != '\0';
+  return ::isatty(STDOUT_FILENO) != 0 && !none && terminal != nullptr && std::string_view(terminal) != "dumb";
+}
+
+Status CheckRecipe(const CacheFlags& cache) {
+  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(cache.recipe));
+  if (!NeedsWholePrompt(recipe) && cache.compress != "after") return {};
+  return InvalidArgument(
+      "a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with --compress "
+      "block, or add turns=flowkv to it");
+}
 
 class Chat {
  public:
-  Chat(ChatFlags& flags, std::shared_ptr<HostModel> model, std::shared_ptr<Engine> engine,
-       std::unique_ptr<EngineSequence> sequence,
-       std::shared_ptr<StoredPrefixes> prefixes, const EngineOptions& options, std::unique_ptr<HostSampler> sampler)
+  Chat(ChatFlags& flags, std::unique_ptr<ChatState> state, std::shared_ptr<StoredPrefixes> prefixes,
+       std::unique_ptr<HostSampler> sampler)
       : flags_(flags),
-        model_(std::move(model)),
-        text_(model_),
-        engine_(std::move(engine)),
-        sequence_(std::move(sequence)),
+        state_(std::move(state)),
         prefixes_(std::move(prefixes)),
-        recipe_(options.recipe),
-        num_ctx_(options.num_ctx),
         sampler_(std::move(sampler)),
-        conversation_(text_, {.system = flags.text.system, .control_tokens = !flags.text.no_special}) {}
+        colours_(WantsColours()) {}
 
   Result<int> Loop(MessageReader& reader) {
-    PITH_RETURN_IF_ERROR(Begin());
-    if (reader.is_terminal()) fmt::print(stderr, "{}; /stats, /reset, /exit\n", model_->info().description);
+    reader_ = &reader;
+    if (!flags_.prompt_cache.empty()) PITH_RETURN_IF_ERROR(state_->Load(flags_.prompt_cache));
+    if (reader.is_terminal()) fmt::print(stderr, "{}; /help\n", state_->engine().model().info().description);
     std::string message;
     while (reader.Read(message)) {
       if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
       if (message == "/exit" || message == "/quit") break;
-      if (message == "/stats") {
-        fmt::print(stderr, "{}\n", KvLine(sequence_->engine().stats(), recipe_));
-      } else if (message == "/reset") {
-        PITH_RETURN_IF_ERROR(Reset());
-      } else if (message.starts_with('/') && message.find_first_of(" \n") == std::string::npos) {
-        fmt::print(stderr, "{} is no command; there are /stats, /reset and /exit\n", message);
-      } else {
-        PITH_RETURN_IF_ERROR(Turn(message));
-        // In a pipe nobody is there to go on with: an interrupt ends everything.
-        if (Interrupted() && !reader.is_terminal()) return kExitInterrupted;
-        ClearInterrupt();
+      const Status done = Take(message);
+      if (!done) {
+        if (!Interrupted()) return tl::unexpected<Error>(done.error());
+        std::fputs("\n", stderr);
       }
+      // In a pipe nobody is there to go on with: an interrupt ends everything.
+      if (Interrupted() && !reader.is_terminal()) return kExitInterrupted;
+      ClearInterrupt();
     }
-    Keep();
-    const std::shared_ptr<Engine> engine = engine_;
-    sequence_.reset();
-    PlaceContexts(prefixes_.get(), *engine, flags_.output);
+    if (prefixes_ != nullptr) {
+      PITH_RETURN_IF_ERROR(StartOver());
+      PlaceContexts(prefixes_.get(), state_->engine(), flags_.output);
+    }
     return unsaved_ ? kExitError : kExitOk;
   }
 
  private:
-  // The conversation of --prompt-cache, or a new one.
-  Status Begin() {
-    if (flags_.prompt_cache.empty()) return {};
-    PITH_ASSIGN_OR_RETURN(auto restored, sequence_->Restore(flags_.prompt_cache));
-    if (!restored) return {};
-    const Status status =
-        conversation_.Restore(restored->note.text, std::move(restored->note.tokens), sequence_->num_tokens());
-    if (status) return {};
-    return MakeError(status.error().code,
-                     fmt::format("the session {} cannot be used: {}", flags_.prompt_cache, status.error().message));
+  using Handler = Status (Chat::*)(const std::string& rest);
+  struct ChatCommand {
+    std::string_view name, arguments, help;
+    Handler handler;
+  };
+  static std::span<const ChatCommand> Commands();
+
+  // A command with what follows it, or a message. What a command could not do is said, and the conversation goes on.
+  Status Take(const std::string& message) {
+    const size_t end = message.find_first_of(" \n");
+    const std::string_view word = std::string_view(message).substr(0, end);
+    // A path or a fraction is a message, not a command.
+    const bool is_word =
+        word.size() > 1 && word.find_first_not_of("abcdefghijklmnopqrstuvwxyz-", 1) == std::string::npos;
+    if (!word.starts_with('/') || !is_word) return Turn(message, false);
+    for (const ChatCommand& command : Commands()) {
+      if (command.name != word) continue;
+      const size_t first = end == std::string::npos ? end : message.find_first_not_of(" \n", end);
+      const std::string rest = first == std::string::npos ? std::string() : message.substr(first);
+      Status status = (this->*command.handler)(rest);
+      if (status || Interrupted()) return status;
+      if (!state_->sequence().is_there()) return status;
+      Complain(status.error());
+      return {};
+    }
+    fmt::print(stderr, "{} is no command; /help lists them\n", word);
+    return {};
   }
 
-  // The tokens that the cache does not have yet go along. A conversation goes on where its file cannot be written.
+  Status Help(const std::string&) {
+    for (const ChatCommand& command : Commands()) {
+      fmt::print(stderr, "  {:<20} {}\n", fmt::format("{} {}", command.name, command.arguments), command.help);
+    }
+    fmt::print(stderr, "  {:<20} {}\n", "/exit", "end (also Ctrl-D)");
+    return {};
+  }
+
+  Status Stats(const std::string&) {
+    fmt::print(stderr, "{}\n", KvLine(state_->engine().stats(), state_->options().recipe));
+    return {};
+  }
+
+  Status Cache(const std::string&) {
+    const std::vector<double> kept = KeptByPosition(state_->engine(), state_->sequence().id());
+    if (kept.empty()) return fmt::print(stderr, "nothing was read yet\n"), Status();
+    fmt::print(stderr, "{}", DrawCacheMap(kept, state_->Rows()));
+    return Stats({});
+  }
+
+  Status Budget(const std::string& rest) {
+    if (rest.empty()) {
+      const KvStats stats = state_->engine().stats();
+      fmt::print(stderr, "{} of {} in use\n", FormatBytes(stats.used_bytes), FormatBytes(stats.budget_bytes));
+      return {};
+    }
+    CacheFlags cache = flags_.cache;
+    cache.budget = rest;
+    return Change(cache);
+  }
+
+  Status ChangeRecipe(const std::string& rest) {
+    if (rest.empty()) {
+      fmt::print(stderr, "{}\n", state_->options().recipe.text);
+      return {};
+    }
+    CacheFlags cache = flags_.cache;
+    cache.recipe = rest;
+    PITH_RETURN_IF_ERROR(CheckRecipe(cache));
+    return Change(cache);
+  }
+
+  Status Change(const CacheFlags& cache) {
+    PITH_RETURN_IF_ERROR(cache.Check());
+    PITH_ASSIGN_OR_RETURN(EngineOptions options,
+                          MakeEngineOptions(cache, flags_.model, state_->engine().model().info()));
+    options.seed = state_->options().seed;
+    PITH_RETURN_IF_ERROR(flags_.store.Check(cache.recipe));
+    options.resting_sequences = state_->options().resting_sequences;
+    Keep();
+    ProgressLine progress("reading the conversation", flags_.output.progress);
+    PITH_RETURN_IF_ERROR(state_->Change(options, ShowProgress(progress)));
+    flags_.cache = cache;
+    return Stats({});
+  }
+
+  Status Pin(const std::string& rest) {
+    if (rest.empty()) return InvalidArgument("/pin takes the message that is never dropped");
+    return Turn(rest, true);
+  }
+
+  Result<std::optional<std::string>> TakeBack() {
+    const CancelOnInterrupt cancel(state_->engine());
+    ProgressLine progress("reading the conversation", flags_.output.progress);
+    PITH_ASSIGN_OR_RETURN(std::optional<std::string> message, state_->Undo(ShowProgress(progress)));
+    if (!message) return InvalidArgument("there is no message to take back");
+    Save();
+    return message;
+  }
+
+  Status Undo(const std::string&) {
+    PITH_ASSIGN_OR_RETURN(const std::optional<std::string> message, TakeBack());
+    fmt::print(stderr, "taken back: {}\n", *message);
+    return {};
+  }
+
+  Status Edit(const std::string& rest) {
+    PITH_ASSIGN_OR_RETURN(const std::optional<std::string> message, TakeBack());
+    if (!rest.empty()) return Turn(rest, false);
+    if (!reader_->Prefill(*message)) fmt::print(stderr, "taken back: {}\n", *message);
+    return {};
+  }
+
+  Status SaveAs(const std::string& rest) {
+    if (rest.empty()) return InvalidArgument("/save takes a file");
+    PITH_RETURN_IF_ERROR(CheckSessionPath(rest));
+    PITH_RETURN_IF_ERROR(state_->Save(rest));
+    fmt::print(stderr, "saved in {}\n", rest);
+    return {};
+  }
+
+  Status Load(const std::string& rest) {
+    if (rest.empty()) return InvalidArgument("/load takes a file that /save wrote");
+    // What is there stays where the file cannot be used.
+    if (::access(rest.c_str(), R_OK) != 0) return NotFound(fmt::format("there is no session {} to be read", rest));
+    PITH_ASSIGN_OR_RETURN(const bool loaded, state_->Load(rest));
+    if (!loaded) return InvalidArgument(fmt::format("{} is empty", rest));
+    fmt::print(stderr, "{} messages, {} tokens\n", state_->conversation().num_messages(),
+               state_->sequence().num_tokens());
+    Save();
+    return {};
+  }
+
+  Status Reset(const std::string&) {
+    PITH_RETURN_IF_ERROR(StartOver());
+    Save();
+    return {};
+  }
+
+  static Progress ShowProgress(ProgressLine& progress) {
+    return [&progress](size_t done, size_t total) {
+      progress.Update(static_cast<double>(done), static_cast<double>(total));
+      return !Interrupted();
+    };
+  }
+
+  // A conversation goes on where its file cannot be written.
   void Save() {
     if (flags_.prompt_cache.empty() || flags_.prompt_cache_ro) return;
-    const std::span<const int32_t> pending = conversation_.pending();
-    const Status saved = sequence_->Save(flags_.prompt_cache, {.tokens = {pending.begin(), pending.end()},
-                                                               .text = conversation_.Save()});
+    const Status saved = state_->Save(flags_.prompt_cache);
     unsaved_ = !saved;
     if (!saved) Complain(saved.error());
   }
 
   // What was read goes to the store, for whoever begins alike.
   void Keep() {
-    if (prefixes_ == nullptr || read_.size() != static_cast<size_t>(sequence_->num_tokens())) return;
-    (void)prefixes_->Keep(sequence_->engine(), sequence_->id(), KeyOfEngine(sequence_->engine()), read_, num_pinned_,
-                          read_seconds_);
+    if (prefixes_ == nullptr) return;
+    Engine& engine = state_->engine();
+    const SequenceId sequence = state_->sequence().id();
+    const std::vector<int32_t> tokens = engine.Tokens(sequence);
+    const auto num_pinned = static_cast<size_t>(engine.stats(sequence).num_pinned);
+    (void)prefixes_->Keep(engine, sequence, KeyOfEngine(engine), tokens, num_pinned, read_seconds_);
   }
-  void Forget() {
-    read_.clear();
-    read_seconds_ = 0;
-    num_pinned_ = 0;
-  }
-
-  Status Reset() {
+  Status StartOver() {
     Keep();
-    PITH_RETURN_IF_ERROR(sequence_->Reset());
-    Forget();
-    conversation_.Reset();
-    Save();
-    return {};
+    read_seconds_ = 0;
+    return state_->Reset();
   }
 
-  bool Fits() const {
-    const auto read = static_cast<size_t>(sequence_->num_tokens());
-    return read + conversation_.pending().size() < static_cast<size_t>(num_ctx_);
-  }
-
-  // Queues a message; one that does not fit begins a new conversation. False: it cannot be answered, and it is said
-  // why.
-  Result<bool> Say(const std::string& message) {
-    Conversation before = conversation_;
-    Status said = RequireUtf8(message, "this message");
-    if (said) said = conversation_.Say(message);
-    if (!said) {
-      Complain(said.error());
-      return false;
-    }
-    if (!Fits()) {
-      Conversation alone = conversation_;
-      PITH_RETURN_IF_ERROR(alone.Restart());
-      if (alone.pending().size() >= static_cast<size_t>(num_ctx_)) {
-        fmt::print(stderr, "this message does not fit into the context of {} tokens (-c gives more room)\n", num_ctx_);
-        conversation_ = std::move(before);
-        return false;
-      }
-      fmt::print(stderr,
-                 "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
-                 "room)\n",
-                 num_ctx_);
-      Keep();
-      PITH_RETURN_IF_ERROR(sequence_->Reset());
-      Forget();
-      conversation_ = std::move(alone);
-    }
-    if (const std::string note = conversation_.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
-    return true;
-  }
-
-  Status Feed() {
-    ProgressLine progress("reading", flags_.output.progress);
-    const auto goes_on = [&progress](size_t done, size_t total) {
-      progress.Update(static_cast<double>(done), static_cast<double>(total));
-      return !Interrupted();
-    };
-    const std::vector<int32_t> pending(conversation_.pending().begin(), conversation_.pending().end());
-    const bool is_first = prefixes_ != nullptr && sequence_->num_tokens() == 0;
+  Status Feed(const Progress& progress) {
+    Conversation& conversation = state_->conversation();
+    EngineSequence& sequence = state_->sequence();
     const Stopwatch watch;
+    if (prefixes_ == nullptr || sequence.num_tokens() > 0) {
+      PITH_RETURN_IF_ERROR(conversation.Feed(sequence, progress));
+      read_seconds_ += watch.seconds();
+      return {};
+    }
     StoredReading reading;
-    if (is_first) num_pinned_ = conversation_.num_pinned();
-    PITH_RETURN_IF_ERROR(is_first ? ReadThroughStore(*prefixes_, KeyOfEngine(sequence_->engine()), conversation_,
-                                                     *sequence_, goes_on, reading)
-                                  : conversation_.Feed(*sequence_, goes_on));
-    read_seconds_ += is_first ? reading.compute_seconds : watch.seconds();
-    read_.insert(read_.end(), pending.begin(), pending.end());
+    PITH_RETURN_IF_ERROR(ReadThroughStore(*prefixes_, KeyOfEngine(sequence.engine()), conversation, sequence, progress,
+                                          reading));
+    read_seconds_ = reading.compute_seconds;
     if (reading.taken) {
       fmt::print(stderr, "[{} tokens come from the store ({}, {:.0f} ms)]\n", reading.taken->tokens,
                  store::TierName(reading.taken->tier), 1000 * reading.taken->load_seconds);
@@ -194,72 +298,126 @@ class Chat {
     return {};
   }
 
-  Status Turn(const std::string& message) {
-    const CancelOnInterrupt cancel(sequence_->engine());
+  // False: it cannot be answered, and it was said why.
+  Result<bool> Say(const std::string& message) {
+    Status valid = RequireUtf8(message, "this message");
+    const Result<ChatState::Queued> queued = valid ? state_->Say(message) : tl::unexpected<Error>(valid.error());
+    if (!queued) {
+      if (!state_->sequence().is_there()) return tl::unexpected<Error>(queued.error());
+      Complain(queued.error());
+      return false;
+    }
+    const int num_ctx = state_->num_ctx();
+    if (*queued == ChatState::Queued::kTooLong) {
+      fmt::print(stderr, "this message does not fit into the context of {} tokens (-c gives more room)\n", num_ctx);
+      return false;
+    }
+    if (*queued == ChatState::Queued::kStartedAnew) {
+      fmt::print(stderr,
+                 "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
+                 "room)\n",
+                 num_ctx);
+    }
+    if (const std::string note = state_->conversation().TakePinNote(); !note.empty())
+      fmt::print(stderr, "pith: {}.\n", note);
+    return true;
+  }
+
+  Status Turn(const std::string& message, bool pin) {
+    const CancelOnInterrupt cancel(state_->engine());
     PITH_ASSIGN_OR_RETURN(const bool said, Say(message));
     if (!said) return {};
-    const size_t fed = conversation_.pending().size();
+    Conversation& conversation = state_->conversation();
+    if (pin) conversation.PinPending();
+    const size_t fed = conversation.pending().size();
     const Stopwatch watch;
-    if (const Status status = Feed(); !status) {
-      if (!Interrupted()) return WithAdvice(status.error());
-      conversation_.Answered({}, std::nullopt);
-      std::fputs("\n", stderr);
-      return {};
+    {
+      ProgressLine progress("reading", flags_.output.progress);
+      if (const Status status = Feed(ShowProgress(progress)); !status) {
+        if (!Interrupted()) return WithAdvice(status.error());
+        conversation.Answered({}, std::nullopt);
+        std::fputs("\n", stderr);
+        return {};
+      }
     }
-    const double prefill_seconds = watch.seconds();
+    return Answer(fed, watch.seconds());
+  }
+
+  Status Answer(size_t fed, double prefill_seconds) {
     sampler_->StartOver();
-    Generator generator(text_, SampleBy(*sampler_), {.max_tokens = flags_.max_tokens, .stops = flags_.text.stops});
-    const Result<GenerationResult> written = Generate(
-        *sequence_, std::move(generator), {.num_ctx = num_ctx_, .on_text = PrintText, .interrupted = Interrupted});
+    Generator generator(state_->text(), SampleBy(*sampler_),
+                        {.max_tokens = flags_.max_tokens, .stops = flags_.text.stops});
+    MarkdownStream markdown;
+    const auto print = [&](std::string_view text) { return PrintText(colours_ ? markdown.Push(text) : text); };
+    const Result<GenerationResult> written =
+        Generate(state_->sequence(), std::move(generator),
+                 {.num_ctx = state_->num_ctx(), .on_text = print, .interrupted = Interrupted});
+    if (colours_) PrintText(markdown.Finish());
     if (!written) return WithAdvice(written.error());
     PrintText("\n");
     const GenerationResult& answer = *written;
-    const auto num_fed =
-        static_cast<std::ptrdiff_t>(sequence_->num_tokens()) - static_cast<std::ptrdiff_t>(read_.size());
-    if (num_fed > 0 && num_fed <= static_cast<std::ptrdiff_t>(answer.tokens.size())) {
-      read_.insert(read_.end(), answer.tokens.begin(), answer.tokens.begin() + num_fed);
-    }
     read_seconds_ += answer.seconds;
-    conversation_.Answered(answer.text, answer.unfed);
+    state_->conversation().Answered(answer.text, answer.unfed);
     const std::string cut = CutNote(answer, flags_.max_tokens);
-    fmt::print(stderr, "[{} read ({:.1f}/s), {} written ({:.1f}/s){}{}; {}]\n", fed,
-               prefill_seconds > 0 ? static_cast<double>(fed) / prefill_seconds : 0.0, answer.tokens.size(),
-               answer.decode_tps(), cut.empty() ? "" : ", ", cut, KvLine(sequence_->engine().stats(), recipe_));
+    const std::string status = fmt::format(
+        "[{} read ({:.1f}/s), {} written ({:.1f}/s){}{}; {}]", fed,
+        prefill_seconds > 0 ? static_cast<double>(fed) / prefill_seconds : 0.0, answer.tokens.size(),
+        answer.decode_tps(), cut.empty() ? "" : ", ", cut, StatusOfCache());
+    fmt::print(stderr, "{}{}{}\n", colours_ ? "\x1b[2m" : "", status, colours_ ? "\x1b[0m" : "");
     if (answer.stop == StopReason::kCallback) return IoError("standard output takes no more text");
     if (answer.stop == StopReason::kBudget) return WithAdvice({ErrorCode::kOutOfBudget, answer.stop_message});
     Save();
     return {};
   }
 
+  // How full the budget is, at a terminal as a bar, too.
+  std::string StatusOfCache() const {
+    const KvStats stats = state_->engine().stats();
+    std::string line = KvLine(stats, state_->options().recipe);
+    if (!colours_ || stats.budget_bytes == 0) return line;
+    constexpr size_t kCells = 10;
+    const double share = static_cast<double>(stats.used_bytes) / static_cast<double>(stats.budget_bytes);
+    const auto full = std::min(kCells, static_cast<size_t>(share * kCells + 0.5));
+    std::string bar;
+    for (size_t i = 0; i < kCells; ++i) bar += i < full ? "\u2588" : "\u2591";
+    return fmt::format("{} {:.0f}% {}", bar, 100 * share, line);
+  }
+
   ChatFlags& flags_;
-  std::shared_ptr<HostModel> model_;
-  HostText text_;
-  std::shared_ptr<Engine> engine_;
-  std::unique_ptr<EngineSequence> sequence_;
+  std::unique_ptr<ChatState> state_;
   std::shared_ptr<StoredPrefixes> prefixes_;  // null: no --store
-  std::vector<int32_t> read_;  // by the sequence, as far as it is known
-  size_t num_pinned_ = 0;      // of read_
-  double read_seconds_ = 0;    // that reading it took
-  Recipe recipe_;
-  int num_ctx_;
+  double read_seconds_ = 0;                   // that reading all of the sequence takes
   std::unique_ptr<HostSampler> sampler_;
-  Conversation conversation_;
+  MessageReader* reader_ = nullptr;
+  bool colours_;
   bool unsaved_ = false;  // the last writing of the session file failed
 };
+
+std::span<const Chat::ChatCommand> Chat::Commands() {
+  static constexpr ChatCommand kCommands[] = {
+      {"/help", "", "these commands", &Chat::Help},
+      {"/stats", "", "what the cache holds", &Chat::Stats},
+      {"/cache", "", "which parts of the conversation the cache still keeps", &Chat::Cache},
+      {"/budget", "[SIZE]", "show or change the KV budget, as --kv-budget takes it", &Chat::Budget},
+      {"/recipe", "[RECIPE]", "show or change the recipe; the conversation is read again", &Chat::ChangeRecipe},
+      {"/pin", "MESSAGE", "say something that is never dropped", &Chat::Pin},
+      {"/undo", "", "take the last message and its answer back", &Chat::Undo},
+      {"/edit", "[MESSAGE]", "say the last message anew, edited or another one", &Chat::Edit},
+      {"/save", "FILE", "write the conversation with its cache", &Chat::SaveAs},
+      {"/load", "FILE", "go on with such a file", &Chat::Load},
+      {"/reset", "", "forget the conversation", &Chat::Reset},
+  };
+  return kCommands;
+}
 
 Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
+  PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache));
   PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   if (flags.store.given() && !flags.prompt_cache.empty()) {
     return InvalidArgument("--store and --prompt-cache both keep what was read: give one of them");
-  }
-  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
-  if (NeedsWholePrompt(recipe) || flags.cache.compress == "after") {
-    return InvalidArgument(
-        "a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
-        "--compress block");
   }
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
   if (flags.prompt_cache_ro && flags.prompt_cache.empty()) {
@@ -271,7 +429,8 @@ Status Check(const ChatFlags& flags) {
 Result<int> RunChat(ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.text.ReadFiles(flags.model));
   if (!flags.prompt_cache.empty() && !flags.prompt_cache_ro) PITH_RETURN_IF_ERROR(CheckSessionPath(flags.prompt_cache));
-  MessageReader reader("> ");  // before the model is loaded: what is typed meanwhile is not lost
+  const std::string history = flags.no_history ? std::string() : CacheDir() + "/chat_history";
+  MessageReader reader("> ", history);  // before the model is loaded: what is typed meanwhile is not lost
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   if (!model->has_chat_template()) {
     return Unsupported("this model has no chat template; \"pith run --raw\" continues texts with it");
@@ -281,13 +440,13 @@ Result<int> RunChat(ChatFlags& flags) {
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
   options.seed = sampling.seed;
   if (flags.store.places()) options.resting_sequences = kPlacerSequences;
-  PITH_ASSIGN_OR_RETURN(std::shared_ptr<Engine> engine, Engine::Create(model, options));
   WarnBeyondTraining(model->info(), static_cast<size_t>(options.num_ctx));
-  PITH_ASSIGN_OR_RETURN(std::unique_ptr<EngineSequence> sequence, EngineSequence::Create(engine));
+  PITH_ASSIGN_OR_RETURN(
+      std::unique_ptr<ChatState> state,
+      ChatState::Create(model, options, {.system = flags.text.system, .control_tokens = !flags.text.no_special}));
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<StoredPrefixes> prefixes, flags.store.Open(*model));
   if (prefixes != nullptr) prefixes->Warm();
-  return Chat(flags, std::move(model), engine, std::move(sequence), std::move(prefixes), options, std::move(sampler))
-      .Loop(reader);
+  return Chat(flags, std::move(state), std::move(prefixes), std::move(sampler)).Loop(reader);
 }
 
 }  // namespace
@@ -302,6 +461,7 @@ void AddChat(CLI::App& app, Command& chosen) {
             "(same model, recipe and format)",
             "FILE");
   AddFlag(*command, "--prompt-cache-ro", flags->prompt_cache_ro, "Use that file without writing it");
+  AddFlag(*command, "--no-history", flags->no_history, "Keep no history of what is entered at a terminal");
   AddStoreFlag(*command, flags->store);
   AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);

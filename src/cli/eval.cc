@@ -12,6 +12,7 @@
 #include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
+#include "lab/conversation_judge.h"
 #include "lab/decode_judge.h"
 #include "lab/embedded.h"
 #include "lab/eval_html.h"
@@ -31,6 +32,8 @@ Tasks are JSON lines with id, task, length, context_text, question_text and targ
 context) and long_text (after it). The texts are tokenised apart, with special tokens parsed and no BOS. Agnostic: the
 context is read and compressed, then question and target follow. Aware: the question but its last token is read before
 compressing. Decode: the long text is generated token by token under the budget, then question and target follow.
+Conversation: tasks with messages, question_text, answer_text and target, read turn by turn through the model's template;
+recipes with turns= act at the end of each turn.
   nll       mean negative log-likelihood of the target's tokens (nats)
   kl        mean KL(full cache || compressed) over the same positions
   accuracy  share of items whose every target token is the likeliest
@@ -45,6 +48,7 @@ Examples:
   pith eval --tasks tasks.jsonl --recipes "snapkv:window=16,pool=7;score=tova alloc=ada" --mode aware --json
   pith eval --tasks tasks.jsonl --recipes snapkv,h2o --resume rows.jsonl --progress
   pith eval --mode decode --recipes "rkv,roco,h2o,streamingllm" --keep 0.3
+  pith eval --mode conversation --tasks eval/conversations.jsonl --recipes "pith turns=flowkv;pith" --keep 0.2
   pith eval --perturbation --recipes snapkv,criticalkv --keep 0.5,0.2
 )";
 
@@ -87,6 +91,9 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
                       "--compress block",
                       name));
     }
+    if (recipe.turns && flags.mode != "conversation") {
+      return InvalidArgument(fmt::format("{} acts between the turns of a conversation: use --mode conversation", name));
+    }
     if (NeedsWholePrompt(recipe) && flags.compress == "block") {
       return InvalidArgument(
           fmt::format("{} reads the whole prompt again before it drops anything: leave --compress block out", name));
@@ -118,9 +125,16 @@ Status Check(const EvalFlags& flags) {
   if (decode && (flags.compress != "after" || flags.pins != "off" || flags.reference)) {
     return InvalidArgument("--mode decode evicts as it goes: leave --compress, --pins and --reference out");
   }
+  const bool conversation = flags.mode == "conversation";
+  if (conversation && (flags.pins != "off" || flags.reference || !flags.html_file.empty())) {
+    return InvalidArgument("--mode conversation reads messages turn by turn: leave --pins, --reference and --html out");
+  }
+  if (conversation && flags.tasks.empty()) {
+    return InvalidArgument("--mode conversation needs --tasks with messages, such as eval/conversations.jsonl");
+  }
   if (!flags.perturbation) return {};
-  if (decode || flags.compress != "after" || flags.pins != "off" || flags.reference || !flags.resume_file.empty() ||
-      !flags.html_file.empty()) {
+  if (conversation || decode || flags.compress != "after" || flags.pins != "off" || flags.reference ||
+      !flags.resume_file.empty() || !flags.html_file.empty()) {
     return InvalidArgument(
         "--perturbation goes with --tasks, --recipes, --keep, --queries, --mode agnostic or aware, and --output");
   }
@@ -197,8 +211,10 @@ double Work(const JudgedTask& task, size_t rows) {
   return static_cast<double>(task.compressed.size() + rows * (task.tail.size() + 8));
 }
 double Work(const DecodeTask& task, size_t rows) { return static_cast<double>(rows * task.num_tokens()); }
+double Work(const ConversationTask& task, size_t rows) { return static_cast<double>(rows * task.num_tokens); }
 
-// Judges every task; a broken one ends the run, an interrupt leaves what is there. AnyJudge: Judge or DecodeJudge.
+// Judges every task; a broken one ends the run, an interrupt leaves what is there. AnyJudge: Judge, DecodeJudge or
+// ConversationJudge.
 template <typename AnyJudge, typename AnyTask>
 Status JudgeAll(const EvalFlags& flags, AnyJudge& judge, std::span<const AnyTask> tasks, size_t rows_per_task,
                 const std::function<void(const AnyTask&, RowSink&)>& prepare, EvalResults& results) {
@@ -245,7 +261,11 @@ class Evaluation {
     std::vector<std::string> ids;
     for (Task& task : tasks_) {
       ids.push_back(task.id);
-      if (flags_.mode == "decode") {
+      if (flags_.mode == "conversation") {
+        PITH_ASSIGN_OR_RETURN(ConversationTask one, TokenizeConversation(model_, std::move(task)));
+        PITH_RETURN_IF_ERROR(CheckLength(one.task.id, one.num_tokens, ctx, options_));
+        conversations_.push_back(std::move(one));
+      } else if (flags_.mode == "decode") {
         PITH_ASSIGN_OR_RETURN(DecodeTask one, TokenizeForDecode(*model_, std::move(task)));
         PITH_RETURN_IF_ERROR(CheckLength(one.task.id, one.num_tokens(), ctx, options_));
         decode_tasks_.push_back(std::move(one));
@@ -268,6 +288,11 @@ class Evaluation {
   Status Run() {
     if (flags_.perturbation) return RunPerturbation();
     const size_t rows = 1 + (flags_.reference ? 1 : 0) + options_.recipes.size() * options_.keeps.size();
+    if (flags_.mode == "conversation") {
+      PITH_ASSIGN_OR_RETURN(const auto judge, ConversationJudge::Create(model_, options_));
+      return JudgeAll<ConversationJudge, ConversationTask>(flags_, *judge, conversations_, rows,
+                                                           [](const ConversationTask&, RowSink&) {}, *results_);
+    }
     if (flags_.mode == "decode") {
       PITH_ASSIGN_OR_RETURN(const std::unique_ptr<DecodeJudge> judge, DecodeJudge::Create(model_, options_));
       return JudgeAll<DecodeJudge, DecodeTask>(flags_, *judge, decode_tasks_, rows,
@@ -332,6 +357,7 @@ class Evaluation {
   std::vector<Task> tasks_;
   std::vector<JudgedTask> judged_tasks_;
   std::vector<DecodeTask> decode_tasks_;
+  std::vector<ConversationTask> conversations_;
   std::optional<EvalResults> results_;
   std::optional<EvalMaps> maps_;
   std::unique_ptr<Perturbation> perturbation_;
@@ -350,9 +376,9 @@ void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
   AddOption(command, "--recipes", flags.recipes,
             "Recipes, between commas or semicolons; the full cache is always judged too", "R,...");
   AddOption(command, "--keep", flags.keep, "Kept fractions (default 0.5,0.2,0.1)", "F,...");
-  AddChoice(command, "--mode", flags.mode, {"agnostic", "aware", "decode"},
+  AddChoice(command, "--mode", flags.mode, {"agnostic", "aware", "decode", "conversation"},
             "agnostic (default): compress before the question; aware: after it; decode: evict while text is "
-            "generated",
+            "generated; conversation: messages, turn by turn",
             "MODE");
   AddOption(command, "--lengths", flags.lengths, "Only tasks of these lengths", "N,...");
   AddOption(command, "--kinds", flags.kinds, "Only tasks of these kinds (their field \"task\")", "KIND,...");

@@ -26,7 +26,7 @@ constexpr std::string_view kPasteOn = "\x1b[?2004h", kPasteOff = "\x1b[?2004l";
 
 std::atomic<bool> g_taken{false};
 termios g_original;  // written before g_taken
-termios g_edited;
+termios g_edited;  // what it has between two stops, libedit's changes included
 int g_screen = STDERR_FILENO;  // where the terminal shows what is written
 
 void Show(std::string_view text) {
@@ -52,6 +52,7 @@ void GiveBack() {
 // Ctrl-Z: the shell gets its terminal as it was.
 void OnStop(int) {
   const int saved = errno;
+  if (g_taken.load()) ::tcgetattr(STDIN_FILENO, &g_edited);
   GiveBack();
   ::raise(SIGSTOP);
   if (g_taken.load()) TakeOver();
@@ -147,7 +148,8 @@ void LineEditor::Erase(size_t count, std::string& echo) {
   echo += line == std::string::npos ? prompt_ + text_ : text_.substr(line + 1);
 }
 
-MessageReader::MessageReader(std::string prompt) : prompt_(std::move(prompt)), terminal_(::isatty(STDIN_FILENO) != 0) {
+MessageReader::MessageReader(std::string prompt, const std::string& history)
+    : prompt_(std::move(prompt)), terminal_(::isatty(STDIN_FILENO) != 0) {
   if (!terminal_ || g_taken.load()) return;
   if (::tcgetattr(STDIN_FILENO, &g_original) != 0) {
     terminal_ = false;
@@ -170,9 +172,20 @@ MessageReader::MessageReader(std::string prompt) : prompt_(std::move(prompt)), t
   ::sigaction(SIGTSTP, &action, nullptr);
   std::atexit(GiveBack);
   TakeOver();
+  line_ = LineEditing::Create(prompt_, history, g_screen, [this](int wait_ms) {
+    if (at_ == input_.size() && (!HasInput(wait_ms) || !Fill())) return -1;
+    return static_cast<int>(static_cast<unsigned char>(input_[at_++]));
+  });
+}
+
+bool MessageReader::Prefill(std::string text) {
+  if (line_ == nullptr) return false;
+  prefill_ = std::move(text);
+  return true;
 }
 
 MessageReader::~MessageReader() {
+  line_.reset();
   if (!terminal_) return;
   GiveBack();
   g_taken.store(false);
@@ -180,6 +193,7 @@ MessageReader::~MessageReader() {
 
 bool MessageReader::Read(std::string& message) {
   const ExitOnInterrupt exit;
+  if (line_ != nullptr) return line_->Read(std::exchange(prefill_, {}), message);
   if (terminal_) return ReadFromTerminal(message);
   if (!std::getline(std::cin, message)) return false;
   if (message.ends_with('\r')) message.pop_back();
@@ -189,7 +203,11 @@ bool MessageReader::Read(std::string& message) {
 bool MessageReader::HasInput(int wait_ms) const {
   if (at_ < input_.size()) return true;
   pollfd waited{STDIN_FILENO, POLLIN, 0};
-  return ::poll(&waited, 1, wait_ms) > 0 && (waited.revents & POLLIN) != 0;
+  int ready = 0;
+  do {
+    ready = ::poll(&waited, 1, wait_ms);
+  } while (ready < 0 && errno == EINTR);
+  return ready > 0 && (waited.revents & (POLLIN | POLLHUP)) != 0;
 }
 
 bool MessageReader::Fill() {

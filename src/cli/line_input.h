@@ -2,14 +2,18 @@
 //
 // The terminal's own line discipline cuts lines at 4,095 bytes and knows no pasted text. At a terminal pith therefore
 // edits the line itself: Enter sends it; what is pasted is one message however many lines it has; a backslash at the
-// end of a line, or Alt+Enter, goes on with the next line.
+// end of a line, or Alt+Enter, goes on with the next line. Where libedit is there, it edits, with a history
+// (edit_line.h), and the editor here is for terminals that cannot move their cursor.
 #ifndef PITH_CLI_LINE_INPUT_H_
 #define PITH_CLI_LINE_INPUT_H_
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include "cli/edit_line.h"
 
 namespace pith::cli {
 
@@ -43,7 +47,8 @@ class LineEditor {
 // Takes a terminal over until it is gone, also when a signal ends or stops the program. At most one at a time.
 class MessageReader {
  public:
-  explicit MessageReader(std::string prompt);
+  // history: a file that keeps what was entered at a terminal; empty: none.
+  explicit MessageReader(std::string prompt, const std::string& history = {});
   ~MessageReader();
   MessageReader(const MessageReader&) = delete;
   MessageReader& operator=(const MessageReader&) = delete;
@@ -51,6 +56,8 @@ class MessageReader {
   bool is_terminal() const { return terminal_; }
   // The next message without its line end: from a terminal as above, else one line. False: there is none.
   bool Read(std::string& message);
+  // The next message begins as this text, where it can be edited. False: it cannot.
+  bool Prefill(std::string text);
 
  private:
   bool ReadFromTerminal(std::string& message);
@@ -59,6 +66,8 @@ class MessageReader {
 
   std::string prompt_;
   bool terminal_;
+  std::unique_ptr<LineEditing> line_;
+  std::string prefill_;
   std::string input_;  // bytes read and not taken yet
   size_t at_ = 0;
 };

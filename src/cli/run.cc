@@ -29,6 +29,7 @@ Examples:
   pith run -p "Why is the sky blue?"
   pith run -m model.gguf -f book.txt -c 32768 --kv-budget 64MiB -n 200
   pith run -m model.gguf --raw -p "Once upon a time" --temp 0 --json
+  pith run --messages talk.json --recipe flowkv --json    # [{"role": "user", "content": "..."}, ...], turn by turn
   cat notes.txt | pith run -f - --kv-budget 20% --recipe snapkv:window=64
   pith run -f book.txt --raw --prompt-cache book.session --kv-budget 64MiB    # the second time it starts at once
   pith run -f book.txt --raw --store ~/.cache/pith/store    # and every text that begins like one that was read
@@ -45,6 +46,8 @@ struct RunFlags {
   OutputFlags output;
   std::string prompt;
   std::string file;
+  std::string messages_file;
+  std::vector<ChatMessage> messages;  // of that file
   int max_tokens = 256;
   int logprobs = -1;  // of how many tokens beside the chosen one; -1: none
   double keep = 0;  // 0: not given
@@ -62,9 +65,14 @@ Status Check(const RunFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
   PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
-  if (flags.has_prompt == flags.has_file) {
-    return InvalidArgument(flags.has_prompt ? "give the prompt with -p or with -f, not with both"
-                                            : "a prompt is missing: give a text with -p or a file with -f");
+  const int num_prompts = (flags.has_prompt ? 1 : 0) + (flags.has_file ? 1 : 0) + (flags.messages_file.empty() ? 0 : 1);
+  if (num_prompts != 1) {
+    return InvalidArgument(num_prompts > 1 ? "give the prompt with -p, with -f or with --messages, not with several"
+                                           : "a prompt is missing: give a text with -p or a file with -f");
+  }
+  if (!flags.messages_file.empty() && (flags.raw || !flags.prompt_cache.empty() || flags.store.given() ||
+                                       flags.cache.compress == "after")) {
+    return InvalidArgument("--messages are read turn by turn: leave --raw, --prompt-cache, --store and --compress after out");
   }
   if (flags.logprobs >= 0 && !flags.output.json) return InvalidArgument("--logprobs goes into the result of --json");
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");
@@ -95,6 +103,21 @@ Status Check(const RunFlags& flags) {
   return {};
 }
 
+// A conversation of which the last message is to be answered. The system message goes to `flags.text`.
+Status ReadMessages(RunFlags& flags) {
+  PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.messages_file));
+  PITH_RETURN_IF_ERROR(RequireUtf8(text, flags.messages_file));
+  PITH_ASSIGN_OR_RETURN(flags.messages, ParseMessages(text, flags.messages_file));
+  if (flags.messages.back().role != "user") {
+    return InvalidArgument(fmt::format("the last message of {} is not the user's", flags.messages_file));
+  }
+  if (flags.messages.front().role != "system") return {};
+  if (!flags.text.system.empty())
+    return InvalidArgument("--system and a system message in --messages exclude one another");
+  flags.text.system = flags.messages.front().content;
+  return {};
+}
+
 // Queues the prompt as the model gets it.
 Status Say(const RunFlags& flags, const std::string& prompt, const HostModel& model, Conversation& conversation,
            bool& templated) {
@@ -109,6 +132,7 @@ struct Outcome {
   size_t prompt_tokens = 0;
   size_t pinned_tokens = 0;  // of the prompt: the system message and what stands before it
   size_t cached_tokens = 0;  // of the prompt, restored from --prompt-cache
+  double before_seconds = 0;  // of messages before the last one
   double prefill_seconds = 0;
   std::optional<StoredPrefixes::Taken> stored;  // what --store gave
   uint32_t seed = 0;
@@ -230,6 +254,21 @@ Status CompressPrompt(const RunFlags& flags, const EngineSequence& sequence, con
   return {};
 }
 
+// All messages but the last, turn by turn; that is queued.
+Status ReadBefore(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation, Outcome& outcome) {
+  PITH_RETURN_IF_ERROR(conversation.Take({flags.messages.begin(), flags.messages.end() - 1}));
+  const Stopwatch watch;
+  ProgressLine progress("reading the conversation", flags.output.progress);
+  PITH_RETURN_IF_ERROR(conversation.Replay(sequence, [&progress](size_t done, size_t total) {
+    progress.Update(static_cast<double>(done), static_cast<double>(total));
+    return !Interrupted();
+  }));
+  PITH_RETURN_IF_ERROR(conversation.Say(flags.messages.back().content));
+  outcome.prompt_tokens = static_cast<size_t>(sequence.num_tokens()) + conversation.pending().size();
+  outcome.before_seconds = watch.seconds();
+  return {};
+}
+
 // Reads what --prompt-cache does not hold.
 Status ReadPromptText(const RunFlags& flags, EngineSequence& sequence, Conversation& conversation,
                       const EngineOptions& options, Outcome& outcome) {
@@ -243,7 +282,7 @@ Status ReadPromptText(const RunFlags& flags, EngineSequence& sequence, Conversat
     });
   }
   if (status) status = CompressPrompt(flags, sequence, options);
-  outcome.prefill_seconds = watch.seconds();
+  outcome.prefill_seconds = watch.seconds() + outcome.before_seconds;
   return status;
 }
 
@@ -282,6 +321,7 @@ Status Produce(const RunFlags& flags, StoredPrefixes* prefixes, EngineSequence& 
   const CancelOnInterrupt cancel(sequence.engine());
   const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
   PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
+  if (!flags.messages.empty()) PITH_RETURN_IF_ERROR(ReadBefore(flags, sequence, conversation, outcome));
   conversation.AlreadyRead(outcome.cached_tokens);
   const bool has_unread = !conversation.pending().empty();
   const Status status = prefixes != nullptr
@@ -323,7 +363,7 @@ int ExitCode(const Outcome& outcome) {
 }
 
 Result<std::string> ReadPrompt(const RunFlags& flags) {
-  std::string prompt = flags.prompt;
+  std::string prompt = flags.messages.empty() ? flags.prompt : flags.messages.back().content;
   if (flags.has_file) {
     PITH_ASSIGN_OR_RETURN(prompt, ReadFile(flags.file));
   }
@@ -333,6 +373,7 @@ Result<std::string> ReadPrompt(const RunFlags& flags) {
 }
 
 Result<int> Run(RunFlags& flags) {
+  if (!flags.messages_file.empty()) PITH_RETURN_IF_ERROR(ReadMessages(flags));
   PITH_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(flags));
   PITH_RETURN_IF_ERROR(flags.text.ReadFiles(flags.model));
   if (!flags.prompt_cache.empty() && !flags.prompt_cache_ro) PITH_RETURN_IF_ERROR(CheckSessionPath(flags.prompt_cache));
@@ -341,11 +382,15 @@ Result<int> Run(RunFlags& flags) {
   Outcome outcome;
   const HostText text(model);
   Conversation conversation(text, {.system = flags.text.system, .control_tokens = !flags.text.no_special});
+  if (!flags.messages.empty() && !model->has_chat_template()) {
+    return Unsupported("this model has no chat template, so that --messages have no place");
+  }
   PITH_RETURN_IF_ERROR(Say(flags, prompt, *model, conversation, outcome.templated));
   outcome.prompt_tokens = conversation.pending().size();
   outcome.pinned_tokens = conversation.num_pinned();
   if (outcome.prompt_tokens == 0) return InvalidArgument("the prompt gives no tokens: there is nothing to go on from");
   if (const std::string note = conversation.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
+  if (!flags.messages.empty()) conversation.Reset();  // that was the last message by itself
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
   if (outcome.prompt_tokens >= static_cast<size_t>(options.num_ctx)) {
     return InvalidArgument(fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c",
@@ -379,6 +424,10 @@ void AddRun(CLI::App& app, Command& chosen) {
       AddOption(*command, "-f,--file", flags->file, "Prompt from a file, or from standard input for -", "FILE");
   AddOption(*command, "-n,--predict,--n-predict", flags->max_tokens,
             "Tokens to generate (default 256; -1: until the model ends or the context is full)", "N");
+  AddOption(*command, "--messages", flags->messages_file,
+            "A conversation in place of a prompt, [{\"role\": \"user\", \"content\": \"...\"}, ...]; the answer to its "
+            "last message is generated",
+            "FILE");
   AddNumber(*command, "--logprobs", flags->logprobs, 0, 1000,
             "With --json: log probabilities of each token and of the N likeliest, before sampling", "N");
   AddOption(*command, "--keep", flags->keep,

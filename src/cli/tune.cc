@@ -21,6 +21,9 @@ budgets   how many entries each layer keeps, by evolution on tasks (EvolKV): gro
 share     which layers may read another layer's cache in place of one of their own (KVSharer): pairs of layers whose
           caches differ most are tried first, and stay where the model says nearly what it said. Writes what
           --share-layers reads.
+sensitivity   how much the keys of each layer change when far tokens are hidden (EpiCache): a text is read whole, and
+          again in blocks that see the first tokens and the end of the block before. Writes what alloc=epicache reads:
+          layers whose keys change more keep more.
 
 Tasks are those of "pith eval". The same seed, tasks and options give the same result; --resume keeps every answer of a
 search for budgets in a file, so that a stopped one goes on where it was.
@@ -31,6 +34,8 @@ Examples:
   pith run --recipe "snapkv alloc=file:budgets.json" --compress after -f book.txt -p "Who did it?"
   pith tune share --layers 4 --output share.json
   pith run --share-layers share.json -p "Why is the sky blue?"
+  pith tune sensitivity -f book.txt --tokens 16384 --output sensitivity.json
+  pith chat --recipe "epicache alloc=epicache:sensitivity.json" --kv-budget 16MiB
 )";
 
 Status Check(const TuneFlags& flags) {
@@ -38,7 +43,10 @@ Status Check(const TuneFlags& flags) {
   if (flags.output_file.empty()) return InvalidArgument("--output is missing: the file that the result goes to");
   if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
   PITH_RETURN_IF_ERROR(CheckOutput(flags.output_file));
+  if (flags.what == "sensitivity") return {};
   if (flags.what == "budgets") return CheckTuneBudgets(flags);
+  if (flags.tokens != 0 && (flags.tokens < 8 || flags.tokens > 4096))
+    return InvalidArgument("tune share takes texts of 8 to 4096 --tokens");
   if (!flags.model.share_layers.empty()) return InvalidArgument("a map is searched for a model without --share-layers");
   if (!flags.model.lora.empty() || !flags.model.lora_scaled.empty())
     return InvalidArgument("tune share takes no adapters");
@@ -74,7 +82,18 @@ void AddShareFlags(CLI::App& command, TuneFlags& flags) {
   AddChoice(command, "--order", flags.order, {"dissimilar", "similar", "random"},
             "share: which pairs are tried first (default dissimilar)", "WHICH");
   AddNumber(command, "--texts", flags.texts, 1, 10000, "share: texts that it is judged on (default 8)", "N");
-  AddNumber(command, "--tokens", flags.tokens, 8, 4096, "share: tokens of each (default 64)", "N");
+}
+
+void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
+  AddOption(command, "-f,--file", flags.text_file, "sensitivity: the text (default: that of pith's own tasks)", "FILE");
+  AddNumber(command, "--block", flags.sensitivity.block, 2, 1 << 24,
+            "sensitivity: tokens that see one another (default 4096)", "N");
+  AddNumber(command, "--first", flags.sensitivity.first, 0, 4096, "sensitivity: tokens that all see (default 128)",
+            "N");
+  AddNumber(command, "--previous", flags.sensitivity.previous, 0, 1 << 24,
+            "sensitivity: tokens of the block before that are seen, too (default 2048)", "N");
+  AddNumber(command, "--window", flags.sensitivity.window, 1, 1 << 20,
+            "sensitivity: tokens whose keys are compared as one vector (default 100)", "N");
 }
 
 }  // namespace
@@ -96,13 +115,19 @@ Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fin
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
   CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
-  Require(AddChoice(*command, "what", flags->what, {"budgets", "share"},
-                    "budgets: entries of each layer; share: layers without a cache of their own", "WHAT"));
+  Require(AddChoice(*command, "what", flags->what, {"budgets", "share", "sensitivity"},
+                    "budgets: entries of each layer; share: layers without a cache of their own; sensitivity: of each layer's "
+                    "keys", "WHAT"));
   AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
   AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
   AddOption(*command, "--lengths", flags->lengths, "Only tasks of these lengths", "N,...");
   AddBudgetFlags(*command, *flags);
   AddShareFlags(*command, *flags);
+  AddSensitivityFlags(*command, *flags);
+  AddNumber(*command, "--tokens", flags->tokens, 0, 1 << 24,
+            "share: tokens of each text (default 64); sensitivity: of the text (default: as many as the model was "
+            "trained for, up to 16384)",
+            "N");
   AddNumber(*command, "-c,--ctx-size", flags->ctx, 0, 1 << 30,
             "Longest task in tokens (default, and 0: the model's trained context)", "N");
   AddOption(*command, "-s,--seed", flags->seed, "Seed of the search (default 42)", "SEED");
@@ -110,7 +135,10 @@ void AddTune(CLI::App& app, Command& chosen) {
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, &chosen] {
     chosen.check = [flags] { return Check(*flags); };
-    chosen.run = [flags] { return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags); };
+    chosen.run = [flags] {
+      if (flags->what == "sensitivity") return RunTuneSensitivity(*flags);
+      return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags);
+    };
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "lab/jsonl.h"
+#include "lab/sensitivity.h"
 #include "pith/types.h"
 
 namespace pith::cli {
@@ -35,9 +36,13 @@ struct TuneFlags {
   // share
   int layers = 4;
   int texts = 8;
-  int tokens = 64;
   double threshold = 0.5;
   std::string order = "dissimilar";
+  // sensitivity
+  std::string text_file;
+  SensitivityOptions sensitivity;
+  // share, sensitivity
+  int tokens = 0;  // 0: the default
 };
 
 // Those of --tasks and --lengths, or pith's own.
@@ -46,6 +51,7 @@ Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fin
 Status CheckTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneShare(const TuneFlags& flags);
+Result<int> RunTuneSensitivity(const TuneFlags& flags);
 
 }  // namespace pith::cli
 

@@ -17,6 +17,8 @@
 namespace pith::cli {
 namespace {
 
+int TokensOf(const TuneFlags& flags) { return flags.tokens > 0 ? flags.tokens : 64; }
+
 using nlohmann::ordered_json;
 
 // Pieces of the tasks' contexts, of equal length.
@@ -24,7 +26,7 @@ Result<std::vector<std::vector<int32_t>>> TextsOf(const HostModel& model, const 
   std::string fingerprint;
   PITH_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTuneTasks(flags, fingerprint));
   std::vector<std::vector<int32_t>> texts;
-  const auto length = static_cast<size_t>(flags.tokens);
+  const auto length = static_cast<size_t>(TokensOf(flags));
   // One piece of each task first, so that texts differ.
   for (size_t piece = 0, before = 1; texts.size() != before; ++piece) {
     before = texts.size();
@@ -33,10 +35,10 @@ Result<std::vector<std::vector<int32_t>>> TextsOf(const HostModel& model, const 
       PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, model.Tokenize(task.context_text, false, true));
       if (tokens.size() < (piece + 1) * length) continue;
       const auto from = tokens.begin() + static_cast<ptrdiff_t>(piece * length);
-      texts.emplace_back(from, from + flags.tokens);
+      texts.emplace_back(from, from + TokensOf(flags));
     }
   }
-  return InvalidArgument(fmt::format("the tasks hold {} texts of {} tokens, not {}", texts.size(), flags.tokens,
+  return InvalidArgument(fmt::format("the tasks hold {} texts of {} tokens, not {}", texts.size(), TokensOf(flags),
                                      flags.texts));
 }
 
@@ -73,7 +75,7 @@ Result<int> RunTuneShare(const TuneFlags& flags) {
   const Result<SharingSearch> found = SearchSharing(load, texts, options, tried);
   if (Interrupted()) return kExitInterrupted;
   if (!found) return tl::unexpected<Error>(found.error());
-  ordered_json json = {{"model", model->info().description}, {"texts", flags.texts},   {"tokens", flags.tokens},
+  ordered_json json = {{"model", model->info().description}, {"texts", flags.texts},   {"tokens", TokensOf(flags)},
                        {"order", flags.order},               {"threshold", flags.threshold}, {"share", found->map}};
   PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, json.dump() + "\n"));
   const int64_t sharing = std::ranges::count_if(found->tries, &SharingSearch::Try::accepted);

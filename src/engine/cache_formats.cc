@@ -52,6 +52,14 @@ Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, d
 }
 
 EngineOptions Settled(const ModelInfo& info, EngineOptions options) {
+  const std::optional<TurnOptions>& turns = options.recipe.turns;
+  if (turns) {
+    // Settled for good: the first turn's pages are those of the others. Rests of pages are shared by turns.
+    constexpr double kManyEntries = 1e6;
+    options.recipe = WithFormatFor(info, options.recipe, kManyEntries,
+                                   turns->method == TurnMethod::kFlowKv ? 1 - turns->drop : 1.0);
+    return options;
+  }
   const bool whole = options.compress == CompressMode::kAfter;
   if (options.recipe.otherwise != nullptr) options.recipe = Recipe(AlternativeFor(options.recipe, whole));
   if (!options.recipe.auto_format || whole) return options;
@@ -82,7 +90,8 @@ Result<CacheFormats> SettleFormats(const SequenceOptions& options) {
     if (options.compress == CompressMode::kBlock && !(demote->high == PageFormat())) formats.low = demote->high;
     return formats;
   }
-  if (const std::optional<PageFormat>& own = options.recipe.format) {
+  // That of a recipe with turns= is of turns that are over.
+  if (const std::optional<PageFormat>& own = options.recipe.format; own && !options.recipe.turns) {
     if (!(format == PageFormat()) && !(format == *own)) {
       return InvalidArgument(fmt::format("the recipe stores {} and the cache's types say {}; give one of the two",
                                          own->Name(), format.Name()));

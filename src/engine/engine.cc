@@ -286,7 +286,8 @@ Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_t
   const size_t ceiling = options.ceiling_bytes > 0 ? options.ceiling_bytes : plan_.share_bytes;
   const size_t whole = ShareFor(info, setup->style, setup->options, static_cast<int>(num_tokens));
   admission.steady_bytes =
-      setup->style.evicts ? std::min(whole, std::max(ceiling, LeastShare(info, setup->style, setup->options))) : whole;
+      setup->style.evicts || setup->options.recipe.turns
+          ? std::min(whole, std::max(ceiling, LeastShare(info, setup->style, setup->options))) : whole;
   size_t borrowed = 0;
   for (const auto& [id, sequence] : sequences_) {
     const size_t used = sequence->account->used_bytes();
@@ -401,7 +402,8 @@ KvStats EngineImpl::stats() const {
   stats.promised_bytes = ledger_->limit_bytes() - ledger_->used_bytes() - ledger_->uncommitted_bytes();
   stats.keep_entries = plan_.keep_entries;
   stats.block_tokens = plan_.block_tokens;
-  stats.format = default_setup_->formats.low.value_or(default_setup_->formats.entry);
+  const SequenceSetup& setup = *default_setup_;
+  stats.format = setup.turn_format.value_or(setup.formats.low.value_or(setup.formats.entry));
   return stats;
 }
 
@@ -419,7 +421,9 @@ SequenceStats EngineImpl::stats(SequenceId id) const {
     stats.kept_fraction = static_cast<double>(stats.entries) / static_cast<double>(stats.entries_seen);
   stats.keep_entries = sequence.share.keep_entries;
   stats.num_tokens = sequence.next_position;
-  stats.format = sequence.setup->formats.low.value_or(sequence.setup->formats.entry);
+  stats.num_pinned = static_cast<int>(sequence.num_pinned());
+  const SequenceSetup& setup = *sequence.setup;
+  stats.format = setup.turn_format.value_or(setup.formats.low.value_or(setup.formats.entry));
   stats.recipe = sequence.setup->recipe().text;
   return stats;
 }

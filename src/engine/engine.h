@@ -96,6 +96,7 @@ struct SequenceStats {
   double kept_fraction = 1;
   int keep_entries = 0;
   int num_tokens = 0;
+  int num_pinned = 0;
   PageFormat format;
   std::string recipe;
 };
@@ -238,10 +239,22 @@ class Engine {
   // The recipe may be one that the sequence was not made with, unless it needs what nobody has noted: kInvalidArgument.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
   // The same for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
+  // The recipe sees nothing of them but what its window of queries paid.
   virtual Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,
                                       int32_t to) = 0;
 
-  // The same for several forks of one sequence (which may be among them), whose entries are scored once. Tokens that
+  // The turn of a conversation that was read since the last call is over: a recipe with turns= compresses it. Others
+  // do nothing. kOutOfBudget and others of CompressPart(): the turn stays as it is, and goes on.
+  virtual Status EndTurn(SequenceId sequence) = 0;
+  // A text that stands for what will be asked of the sequence, for recipes with score=guide; empty: the newest tokens.
+  virtual Status SetGuide(SequenceId sequence, std::span<const int32_t> tokens) = 0;
+  // All that it has read, where its recipe reads something again; else nothing.
+  virtual std::vector<int32_t> Tokens(SequenceId sequence) const = 0;
+  // Keys of the entries of positions [from, to) in one kv head, after RoPE, [entries, D]. `layer` as in
+  // EntryPositions(). Nothing where there is no such head.
+  virtual std::vector<float> Keys(SequenceId sequence, int layer, int kv_head, int32_t from, int32_t to) const = 0;
+
+  // Compress() for several forks of one sequence (which may be among them), whose entries are scored once. Tokens that
   // a fork has read since then stay. Returns the share of the source's entries that each keeps.
   virtual Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                                     std::span<const CompressTarget> targets) = 0;

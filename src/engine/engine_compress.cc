@@ -154,7 +154,7 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
   if (active.recipe.policy->repeat() != nullptr) {
     const EngineTimes times = times_;
     const Clock::time_point began = Clock::now();
-    PITH_RETURN_IF_ERROR(ReadAgain(source, active));
+    PITH_RETURN_IF_ERROR(ReadAgain(source, active, guard));
     // All of it is the recipe's cost.
     const double seconds = SecondsSince(began);
     times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
@@ -194,33 +194,34 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
         fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
   if (active.recipe.policy->keeps_everything()) return 1.0;
-  const auto count_inside = [&] {
-    int64_t inside = 0;
-    std::vector<int32_t> positions;
-    for (int layer = 0; layer < num_global_layers_; ++layer) {
-      for (const HeadCache& head : std::as_const(*cache_).heads(sequence->cache_id, LayerOf(layer))) {
-        positions.resize(static_cast<size_t>(head.num_entries()));
-        head.ReadPositions(positions);
-        std::ranges::sort(positions);
-        inside += std::ranges::lower_bound(positions, to) - std::ranges::lower_bound(positions, from);
-      }
-    }
-    return inside;
-  };
-  const int64_t before = GlobalEntriesOf(*sequence), inside = count_inside();
+  const EntryGuard part{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};
+  const int64_t inside = EntriesWithin(*sequence, from, to);
   if (inside == 0) return 1.0;
-  const auto heads = static_cast<double>(num_global_heads_);
-  const double mean = static_cast<double>(before) / heads;
-  const double keep = (static_cast<double>(before - inside) + keep_fraction * static_cast<double>(inside)) / heads;
-  std::vector<Shrink> shrinks = {{sequence,
+  PITH_RETURN_IF_ERROR(ShrinkPart(
+      *sequence, active, part, keep_fraction * static_cast<double>(inside) / static_cast<double>(num_global_heads_)));
+  return static_cast<double>(EntriesWithin(*sequence, from, to)) / static_cast<double>(inside);
+}
+
+int64_t EngineImpl::EntriesWithin(const Sequence& sequence, int32_t from, int32_t to) const {
+  int64_t inside = 0;
+  for (int layer = 0; layer < num_global_layers_; ++layer) {
+    for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, LayerOf(layer))) {
+      inside += EntriesBefore(head, to) - EntriesBefore(head, from);
+    }
+  }
+  return inside;
+}
+
+Status EngineImpl::ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep) {
+  const double mean =
+      static_cast<double>(EntriesWithin(sequence, part.from, part.to)) / static_cast<double>(num_global_heads_);
+  std::vector<Shrink> shrinks = {{&sequence,
                                   Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
-                                         .keep_fraction = keep / mean,
+                                         .keep_fraction = keep / std::max(1.0, mean),
                                          .keep_exact = std::max(1.0, keep)},
                                   std::nullopt}};
   FlightLoan loan(*flight_, flight_bytes_);
-  const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};
-  PITH_RETURN_IF_ERROR(RunCompression(*sequence, active, guard, shrinks, true, loan));
-  return static_cast<double>(count_inside()) / static_cast<double>(inside);
+  return RunCompression(sequence, active, part, shrinks, true, loan);
 }
 
 double EngineImpl::KeptBytes(SequenceId id) const {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <utility>
 
 #include "engine/engine_impl.h"
@@ -182,9 +183,22 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
   return result;
 }
 
+void EngineImpl::WidenToHeads(const Sequence& source, const EntryGuard& guard, int layer, KeptHeads& kept) const {
+  for (size_t h = 0; h < kept.size(); ++h) {
+    const HeadCache& head = std::as_const(*cache_).head(source.cache_id, layer, static_cast<int>(h));
+    const auto [first, last] = guard.SliceOf(head);
+    if (first == 0 && last == head.num_entries()) continue;
+    std::vector<int32_t> whole(static_cast<size_t>(first));
+    std::iota(whole.begin(), whole.end(), 0);
+    for (const int32_t entry : kept[h]) whole.push_back(first + entry);
+    for (int32_t entry = last; entry < head.num_entries(); ++entry) whole.push_back(entry);
+    kept[h] = std::move(whole);
+  }
+}
+
 // As many as the policy left room for, fewer where pinned entries took it.
-int EngineImpl::StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers,
-                               const Policy& policy, const Budget& budget) const {
+int EngineImpl::StandInsBeside(const Sequence& source, const EntryGuard& guard, int first_layer,
+                               std::span<const KeptHeads> layers, const Policy& policy, const Budget& budget) const {
   const int wanted = policy.StandIns(budget);
   if (wanted == 0) return 0;
   int64_t kept = 0, num_cut = 0;  // heads of which something goes
@@ -193,7 +207,9 @@ int EngineImpl::StandInsBeside(const Sequence& source, int first_layer, std::spa
     const int layer = LayerOf(first_layer + static_cast<int>(l));
     num_heads += layers[l].size();
     for (size_t h = 0; h < layers[l].size(); ++h) {
-      const int n = std::as_const(*cache_).head(source.cache_id, layer, static_cast<int>(h)).num_entries();
+      const auto [first, last] =
+          guard.SliceOf(std::as_const(*cache_).head(source.cache_id, layer, static_cast<int>(h)));
+      const int n = last - first;
       kept += static_cast<int64_t>(layers[l][h].size());
       num_cut += static_cast<int>(layers[l][h].size()) < n;
     }
@@ -366,8 +382,9 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
       ops_->loops().Lead(team, [&] {
         TakeSelection(policy.Select(ops_->inputs(), scores, target.budget.value_or(own)), kept_);
         if (!select_status_) return;
+        num_stand_ins_ = StandInsBeside(source, guard, global, {&kept_, 1}, policy, target.budget.value_or(own));
+        WidenToHeads(source, guard, layer, kept_);
         ToIndices(source, layer, kept_);
-        num_stand_ins_ = StandInsBeside(source, global, {&kept_, 1}, policy, target.budget.value_or(own));
       });
       if (!select_status_) return select_status_;
       Status made = MakeStandIns(policy, source, guard, target, target.budget.value_or(own), layer, kept_, team);
@@ -384,8 +401,12 @@ Status EngineImpl::ScoreAndKeep(Sequence& source, const ActiveRecipe& active, co
     ops_->loops().Lead(team, [&] {
       TakeSelection(policy.SelectAll(all_scores_, target.budget.value_or(own)), all_kept_);
       if (!select_status_) return;
-      for (size_t i = 0; i < all_kept_.size(); ++i) ToIndices(source, LayerOf(static_cast<int>(i)), all_kept_[i]);
-      num_stand_ins_ = StandInsBeside(source, 0, all_kept_, policy, target.budget.value_or(own));
+      num_stand_ins_ = StandInsBeside(source, guard, 0, all_kept_, policy, target.budget.value_or(own));
+      for (int i = 0; i < num_global_layers_; ++i) {
+        KeptHeads& kept = all_kept_[static_cast<size_t>(i)];
+        WidenToHeads(source, guard, LayerOf(i), kept);
+        ToIndices(source, LayerOf(i), kept);
+      }
     });
     if (!select_status_) return select_status_;
     for (size_t i = 0; i < global_index_.size(); ++i) {

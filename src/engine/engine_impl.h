@@ -39,9 +39,6 @@ inline double SecondsSince(Clock::time_point start) {
 inline int32_t PositionOf(const HeadCache& head, int entry) {
   return head.layout_of(entry).positions(head.page_of(entry))[entry % kPageEntries];
 }
-// Entries of a head at positions below this one.
-int EntriesBefore(const HeadCache& head, int32_t position);
-
 class EngineImpl final : public Engine, public AttentionSink {
  public:
   EngineImpl(std::shared_ptr<HostModel> model, const EngineOptions& options)
@@ -82,6 +79,13 @@ class EngineImpl final : public Engine, public AttentionSink {
                               int32_t to) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
+  Status EndTurn(SequenceId sequence) override;
+  Status SetGuide(SequenceId sequence, std::span<const int32_t> tokens) override;
+  std::vector<int32_t> Tokens(SequenceId sequence) const override {
+    const Sequence* const found = Lookup(sequence);
+    return found != nullptr ? found->tokens : std::vector<int32_t>();
+  }
+  std::vector<float> Keys(SequenceId sequence, int layer, int kv_head, int32_t from, int32_t to) const override;
   double KeptBytes(SequenceId sequence) const override;
   std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
@@ -132,6 +136,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   void LimitByRecipe(const Sequence& sequence, RewindRange& range) const;
   void LimitByHeads(const Sequence& sequence, RewindRange& range) const;
   Status Empty(Sequence& sequence);
+  bool IsTurnEnd(const Sequence& sequence, int num_tokens) const;
+  int TurnTarget(const Sequence& sequence, int num_tokens) const;
 
   // Blocks (engine_step.cc).
   Status CheckItem(const Sequence& sequence, const StepItem& item) const;
@@ -222,12 +228,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   // thread 0's, written before a sync. The status is thread 0's too.
   Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                    const Team& team);
+  // Of the slice of the heads that was judged, as entries of whole heads, with those beside it.
+  void WidenToHeads(const Sequence& source, const EntryGuard& guard, int layer, KeptHeads& kept) const;
   // All threads, before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then
   // kept, too.
   Status MakeStandIns(const Policy& policy, Sequence& source, const EntryGuard& guard, const Shrink& target,
                       const Budget& budget, int layer, KeptHeads& kept, const Team& team);
-  int StandInsBeside(const Sequence& source, int first_layer, std::span<const KeptHeads> layers, const Policy& policy,
-                     const Budget& budget) const;
+  int StandInsBeside(const Sequence& source, const EntryGuard& guard, int first_layer,
+                     std::span<const KeptHeads> layers, const Policy& policy, const Budget& budget) const;
   int64_t EntriesOf(const Sequence& sequence, int layer) const;
   // Of these, what counts against a share: with act=demote those that were not lowered.
   int64_t HeldOf(const Sequence& sequence, int layer) const;
@@ -250,13 +258,38 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                         std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan);
 
+  // As CompressPart(), of a part that is there and a recipe that is known. keep: entries per head.
+  Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
+  // Entries of global layers within the part, over all heads.
+  int64_t EntriesWithin(const Sequence& sequence, int32_t from, int32_t to) const;
+
+  // Turns of a conversation (engine_turns.cc).
+  // Before rows are read into a sequence whose recipe has turns=: what it holds is compressed, where there would be no
+  // room for them.
+  Status MakeRoomForRows(Sequence& sequence, int num_rows);
+  bool HasRoomForRows(const Sequence& sequence, int num_rows) const;
+  Status CloseTurn(Sequence& sequence);
+  Status CompressTurn(Sequence& sequence, FrozenTurn turn, double keep);
+  Status CompressToBlock(Sequence& sequence);
+  Status ShrinkOrDrop(Sequence& sequence, const EntryGuard& part, double keep);
+  static int MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat);
+  int RowsAtOnce(const Sequence& sequence) const;
+  Status DropOldestTurn(Sequence& sequence);
+  double EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const;
+  // Entries per head that turns which are over may hold.
+  double TurnCap(const Sequence& sequence) const;
+
   // Second readings (engine_repeat.cc).
   // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
   // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
-  Status ReadAgain(Sequence& source, const ActiveRecipe& active);
+  // part: of the sequence's tokens, only these are repeated.
+  Status ReadAgain(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
+  Status ReadPasses(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
+                    RepeatColumns& columns);
+  std::vector<int32_t> GuideOf(const Sequence& source, const RepeatOptions& options) const;
   Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
-  Status ReserveReferences(const Sequence& source, const ActiveRecipe& active, int chunk, int overhead,
-                           RepeatColumns& columns) const;
+  Status ReserveReferences(const Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
+                           int overhead, RepeatColumns& columns) const;
   int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
   Result<int> ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const;
   // Logits of the last block outlive the next one.

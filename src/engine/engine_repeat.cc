@@ -36,7 +36,9 @@ int EngineImpl::PrefixOf(const Sequence& sequence, const Recipe& recipe) const {
 // Tokens per pass, so that the last position of a pass is one that the model knows.
 Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const {
   const ModelInfo& info = model_->info();
-  const int trained = std::max(info.trained_ctx, sequence.next_position);
+  // A conversation goes on where the model's training ended.
+  const int known = sequence.setup->options.recipe.turns ? 0 : info.trained_ctx;
+  const int trained = std::max(known, sequence.next_position);
   const int last = info.max_positions > 0 ? info.max_positions : trained > sequence.next_position ? trained : INT32_MAX;
   const int chunk = std::min(active.recipe.policy->repeat()->chunk, last - sequence.next_position - overhead);
   if (chunk >= kLeastChunk) return chunk;
@@ -78,11 +80,12 @@ Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> toke
 }
 
 // Room for the queries of all passes, in what the sequence's bytes leave beside the longest pass.
-Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe& active, int chunk, int overhead,
-                                     RepeatColumns& columns) const {
+Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe& active, const EntryGuard& part,
+                                     int chunk, int overhead, RepeatColumns& columns) const {
   const ResidueOptions* const residue = active.recipe.policy->residue();
   if (residue == nullptr) return {};
-  const int context = source.next_position - PrefixOf(source, active.recipe);
+  const int context =
+      std::min(source.next_position, part.to) - std::max(PrefixOf(source, active.recipe), part.from);
   const int passes = (context + chunk - 1) / chunk;
   std::vector<size_t> widths;
   size_t token_bytes = 0;
@@ -108,11 +111,49 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
                                     widths);
 }
 
-Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
+// The text that stands for what will be asked: one token at least, and no more than positions allow.
+std::vector<int32_t> EngineImpl::GuideOf(const Sequence& source, const RepeatOptions& options) const {
+  const auto most = static_cast<size_t>(MostGuideTokens(source, options));
+  if (!source.guide.empty()) return {source.guide.begin(), source.guide.begin() + static_cast<std::ptrdiff_t>(most)};
+  const size_t count = std::min(source.tokens.size(), most);
+  return {source.tokens.end() - static_cast<std::ptrdiff_t>(count), source.tokens.end()};
+}
+
+Status EngineImpl::ReadPasses(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
+                              RepeatColumns& columns) {
+  const RepeatOptions& options = *active.recipe.policy->repeat();
+  const int prefix = PrefixOf(source, active.recipe);
+  if (options.guided) {
+    repeat_pass_ = {.to = source.next_position, .start = source.next_position, .guided = true};
+    std::vector<int32_t> guide = GuideOf(source, options);
+    const int last = model_->info().max_positions;
+    const int room = last > 0 ? std::max(last - source.next_position, 1) : INT32_MAX;
+    guide.resize(std::min(guide.size(), static_cast<size_t>(room)));
+    return RunPass(source, guide);
+  }
+  PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
+  const int begin = std::max(prefix, part.from), end = std::min(source.next_position, part.to);
+  Status status;
+  for (int from = begin; from < end && status; from = repeat_pass_.to) {
+    repeat_pass_ = {.prefix_end = prefix,
+                    .from = from,
+                    .to = EndOfChunk(from, chunk, end),
+                    .start = source.next_position,
+                    .first_token = columns.references.num_tokens(),
+                    .whole = options.whole};
+    const std::vector<int32_t> tokens = prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix);
+    status = RunPass(source, tokens);
+    columns.references.Count(static_cast<int>(tokens.size()));
+  }
+  return status;
+}
+
+Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active, const EntryGuard& part) {
   const Policy& policy = *active.recipe.policy;
   const RepeatOptions& options = *policy.repeat();
   const int prefix = PrefixOf(source, active.recipe);
-  if (source.repeat && source.repeat->Serves(policy, prefix)) return {};
+  const bool whole = part.from == 0 && part.to == INT32_MAX;
+  if (whole && !options.guided && source.repeat && source.repeat->Serves(policy, prefix)) return {};
   if (source.tokens.size() != static_cast<size_t>(source.next_position)) {
     return Unsupported(
         fmt::format("{} reads the prompt again, and the tokens of this sequence are not known", active.recipe.text));
@@ -130,24 +171,13 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active) {
   }
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<RepeatColumns> columns,
                         RepeatColumns::Create(source.account, policy, prefix, entries));
-  PITH_RETURN_IF_ERROR(ReserveReferences(source, active, chunk, overhead, *columns));
+  PITH_RETURN_IF_ERROR(ReserveReferences(source, active, part, chunk, overhead, *columns));
   // Blocks end the validity of logits, and the source's may still be wanted.
   KeepLogits();
   (void)source.account->SetLimits(0, source.ceiling_bytes);
   repeat_policy_ = &policy;
   repeat_columns_ = columns.get();
-  Status status;
-  for (int from = prefix; from < source.next_position && status; from = repeat_pass_.to) {
-    repeat_pass_ = {.prefix_end = prefix,
-                    .from = from,
-                    .to = EndOfChunk(from, chunk, source.next_position),
-                    .start = source.next_position,
-                    .first_token = columns->references.num_tokens(),
-                    .whole = options.whole};
-    const std::vector<int32_t> tokens = prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix);
-    status = RunPass(source, tokens);
-    columns->references.Count(static_cast<int>(tokens.size()));
-  }
+  const Status status = ReadPasses(source, active, part, chunk, *columns);
   repeat_policy_ = nullptr;
   repeat_columns_ = nullptr;
   (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);

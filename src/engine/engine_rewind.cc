@@ -86,6 +86,36 @@ void EngineImpl::LimitByHeads(const Sequence& sequence, RewindRange& range) cons
   }
 }
 
+// With turns=: within the running turn nothing was dropped yet, and a turn that is over left what it would leave again.
+// Where the entries before num_tokens are those that they would be had the sequence read no more.
+bool EngineImpl::IsTurnEnd(const Sequence& sequence, int num_tokens) const {
+  if (num_tokens < sequence.exact_from || model_->info().hybrid) return false;
+  if (sequence.setup->observed_needs != 0 || sequence.setup->counts_moments) return false;
+  if (num_tokens >= sequence.turn_start) return true;
+  if (std::ranges::none_of(sequence.turns, [&](const FrozenTurn& turn) { return turn.to == num_tokens; })) return false;
+  for (int layer = 0; layer < num_global_layers_; ++layer) {
+    for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, LayerOf(layer))) {
+      const int entries = EntriesBefore(head, num_tokens);
+      if (entries < head.num_low_entries() && entries % kP != 0) return false;
+    }
+  }
+  return true;
+}
+
+// The most of num_tokens tokens that can stay.
+int EngineImpl::TurnTarget(const Sequence& sequence, int num_tokens) const {
+  int target = num_tokens;
+  const int window = sequence.setup->ring_window;
+  if (num_tokens > sequence.turn_start && sequence.next_position > window) {
+    target = std::max(sequence.turn_start, num_tokens - window);
+  }
+  for (size_t i = sequence.turns.size(); !IsTurnEnd(sequence, target); --i) {
+    if (i == 0) return 0;
+    target = std::min(target, sequence.turns[i - 1].to);
+  }
+  return target;
+}
+
 EngineImpl::RewindRange EngineImpl::RangeOf(const Sequence& sequence) const {
   RewindRange range{.most = sequence.next_position};
   LimitByRecipe(sequence, range);
@@ -98,6 +128,7 @@ int EngineImpl::RewindTarget(SequenceId id, int num_tokens) const {
   if (!found || num_tokens <= 0) return 0;
   const Sequence& sequence = **found;
   if (num_tokens >= sequence.next_position) return sequence.next_position;
+  if (sequence.setup->options.recipe.turns) return TurnTarget(sequence, num_tokens);
   // What was overwritten is read again.
   const int window = sequence.setup->ring_window;
   int target = sequence.next_position > window ? num_tokens - window : num_tokens;
@@ -115,11 +146,13 @@ Status EngineImpl::Rewind(SequenceId id, int num_tokens) {
   }
   if (num_tokens == sequence->next_position) return {};
   if (num_tokens == 0) return Empty(*sequence);
-  const RewindRange range = RangeOf(*sequence);
+  const bool turns = sequence->setup->options.recipe.turns.has_value();
+  const RewindRange range = turns ? RewindRange{.most = num_tokens} : RangeOf(*sequence);
   const auto refused = [&](const char* reason) {
     return Unsupported(fmt::format("the sequence cannot go back from {} tokens to {}: {}", sequence->next_position,
                                    num_tokens, reason));
   };
+  if (turns && !IsTurnEnd(*sequence, num_tokens)) return refused("it is not at the end of a turn that left it so");
   if (num_tokens > range.most) return refused(range.reason);
   if (num_tokens < range.least) return refused("the entries of its sliding windows are gone");
   if (num_tokens < range.whole_pages && num_tokens % kP != 0) return refused("pages of few bits are kept whole");

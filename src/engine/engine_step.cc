@@ -50,7 +50,8 @@ Error EngineImpl::FullError(const Sequence& sequence) const {
   const size_t limit = sequences_.size() == 1 ? plan_.budget_bytes : sequence.ceiling_bytes;
   Error error{ErrorCode::kOutOfBudget, fmt::format("the KV budget of {:.2f} MiB is full at {} tokens",
                                                    static_cast<double>(limit) / (1 << 20), sequence.next_position)};
-  if (!sequence.setup->style.evicts) error.message += ", and nothing may be dropped";
+  const bool drops = sequence.setup->style.evicts || sequence.setup->options.recipe.turns;
+  if (!drops) error.message += ", and nothing may be dropped";
   return error;
 }
 
@@ -366,12 +367,22 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
   // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
   const bool together = !model_->info().hybrid;
   std::fill(statuses.begin(), statuses.end(), Status());
+  std::vector<Status> refused;  // of sequences that could not be made room in
+  for (size_t i = 0; i < items.size(); ++i) {
+    Sequence* const sequence = Lookup(items[i].sequence);
+    if (sequence == nullptr || !sequence->setup->options.recipe.turns || sequence->lost) continue;
+    const Status status = MakeRoomForRows(*sequence, static_cast<int>(items[i].tokens.size()));
+    if (status) continue;
+    refused.resize(items.size());
+    refused[i] = status;
+  }
   BeginBlock();
   item_of_group_.clear();
   size_t num_rows = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const Result<Sequence*> sequence = Find(items[i].sequence);
     statuses[i] = sequence ? CheckItem(**sequence, items[i]) : Status(tl::unexpected<Error>(sequence.error()));
+    if (statuses[i] && !refused.empty()) statuses[i] = refused[i];
     if (!statuses[i]) continue;
     num_rows += items[i].tokens.size();
     if (num_rows > static_cast<size_t>(plan_.block_tokens)) {
@@ -423,8 +434,9 @@ Status EngineImpl::Prefill(SequenceId id, std::span<const int32_t> tokens, bool 
   PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens, .pin = pin}));
   for (size_t at = 0; at < tokens.size();) {
     if (cancelled()) return Cancelled("stopped while reading the prompt");
-    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(RowsAtOnce(*sequence)));
     const bool ends = at + count == tokens.size() && !sequence->prompt_continues;
+    PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(count)));
     BeginBlock();
     AddGroup(*sequence, tokens.subspan(at, count), all_logits != nullptr ? 0 : count - 1,
              SparseRows(*sequence, static_cast<int>(count), ends));
@@ -454,6 +466,10 @@ Status EngineImpl::PrefillTogether(std::span<const SequenceId> ids, std::span<co
       if (cancelled()) return Cancelled("stopped while reading the prompt");
       const size_t count = std::min(step, tokens.size() - at);
       const size_t skipped = first_row > at ? std::min(first_row - at, count) : 0;
+      for (const SequenceId id : some) {
+        PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
+        PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(count)));
+      }
       BeginBlock();
       for (const SequenceId id : some) {
         PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));

@@ -263,7 +263,7 @@ void LayerOps::LimitToChunk(std::span<const HeadCache> heads, const RepeatPass& 
   const auto end = static_cast<int>(work.positions.back()) + 1;
   const bool in_place = std::ranges::all_of(
       heads, [end](const HeadCache& head) { return head.num_entries() == end && head.num_lower_entries() == 0; });
-  if (!in_place) return;
+  if (!in_place || pass.guided) return;
   if (pass.SeesAll()) {
     work.first_of_chunk = pass.from;
     return;
@@ -352,6 +352,7 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
   const size_t prefix = index_of(pass.prefix_end), begin = index_of(pass.from), end = index_of(pass.to),
                own = index_of(pass.start);
   if (begin == end) return;
+  const size_t own_end = pass.guided ? own : n;
   const int group = work.task.num_heads / work.task.num_kv_heads;
   const auto num_rows = static_cast<size_t>(group * rows);
   buffers.chunk.resize(num_rows * (end - begin));
@@ -359,7 +360,7 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
     const float* from_row = probabilities_[static_cast<size_t>(head_index)] + row * n;
     const double mass = std::accumulate(from_row, from_row + prefix, 0.0) +
                         std::accumulate(from_row + begin, from_row + end, 0.0) +
-                        std::accumulate(from_row + own, from_row + n, 0.0);
+                        std::accumulate(from_row + own, from_row + own_end, 0.0);
     const auto scale = static_cast<float>(mass > 0 ? 1 / mass : 0);
     std::transform(from_row + begin, from_row + end, buffers.chunk.data() + row * (end - begin),
                    [scale](float p) { return p * scale; });
@@ -393,7 +394,7 @@ void LayerOps::ObserveScattered(const GroupWork& work, int head_index, int from,
     const int32_t position = buffers.positions[i];
     const bool inside = position >= pass.from && position < pass.to;
     if (inside) chunk.push_back(i), positions.push_back(position);
-    if (inside || position < pass.prefix_end || position >= pass.start) softmax.push_back(i);
+    if (inside || position < pass.prefix_end || (position >= pass.start && !pass.guided)) softmax.push_back(i);
   }
   if (chunk.empty()) return;
   const int group = work.task.num_heads / work.task.num_kv_heads;

@@ -52,7 +52,11 @@ struct RowGroup {
   }
 };
 
-// Which entries no recipe may drop: the first ones, pinned ranges, and whatever lies outside [from, to).
+// Entries of a head at positions below this one.
+int EntriesBefore(const HeadCache& head, int32_t position);
+
+// Which entries no recipe may drop: the first ones, pinned ranges, and whatever lies outside the part [from, to), of
+// which a recipe sees nothing.
 struct EntryGuard {
   int num_sinks = 0;
   int32_t from = 0, to = INT32_MAX;
@@ -60,6 +64,8 @@ struct EntryGuard {
   bool Guards(const Sequence& sequence, int32_t position) const {
     return position < num_sinks || position < from || position >= to || sequence.IsPinned(position);
   }
+  // The entries of a head that a recipe sees, [first, last): those of the part.
+  std::pair<int, int> SliceOf(const HeadCache& head) const;
 };
 
 // Where the attention of a second reading goes.
@@ -136,7 +142,7 @@ class LayerOps {
     std::vector<uint8_t> pinned;
     std::vector<float> keys, values, value_norms, columns, query_means, query_covariances;
     std::vector<float*> column_pointers;
-    std::vector<float> window_queries;
+    std::vector<float> window_queries, window_slice;
     std::vector<int32_t> new_entries;  // without a value norm yet
     std::vector<float> new_values, new_norms;
     std::vector<float> chunk;  // probabilities over the chunk of a second reading

@@ -16,7 +16,21 @@ namespace {
 // New entries whose value norms are one task.
 constexpr size_t kNormStretch = 64;
 
+// Rows of n columns, of which [first, last) are left.
+void CutColumns(const float* rows, size_t num_rows, size_t n, size_t first, size_t last, std::vector<float>& cut) {
+  cut.resize(num_rows * (last - first));
+  for (size_t row = 0; row < num_rows; ++row) {
+    std::copy_n(rows + row * n + first, last - first, cut.data() + row * (last - first));
+  }
+}
+
 }  // namespace
+
+std::pair<int, int> EntryGuard::SliceOf(const HeadCache& head) const {
+  if (from == 0 && to == INT32_MAX) return {0, head.num_entries()};
+  const int first = EntriesBefore(head, from);
+  return {first, std::max(first, EntriesBefore(head, to))};
+}
 
 void LayerOps::GatherMoments(const Sequence& sequence, int layer, int global_layer, int head_index) {
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
@@ -102,33 +116,41 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   const size_t n = static_cast<size_t>(head.num_entries());
   HeadBuffers& buffers = buffers_[static_cast<size_t>(head_index)];
   HeadInputs& inputs = head_inputs_[static_cast<size_t>(head_index)];
+  const auto [begin, end] = guard.SliceOf(head);
+  const auto first = static_cast<size_t>(begin), count = static_cast<size_t>(end - begin);
   inputs = HeadInputs{};
-  inputs.num_entries = static_cast<int>(n);
+  inputs.num_entries = end - begin;
   buffers.positions.resize(n);
   head.ReadPositions(buffers.positions);
-  inputs.positions = buffers.positions;
+  inputs.positions = std::span(buffers.positions).subspan(first, count);
   buffers.pinned.assign(n, 0);
   for (size_t i = 0; i < n; ++i) {
     buffers.pinned[i] = guard.Guards(sequence, buffers.positions[i]);
   }
-  inputs.pinned = buffers.pinned;
+  inputs.pinned = std::span(buffers.pinned).subspan(first, count);
   if (needs & kNeedKeys) {
     buffers.keys.resize(n * static_cast<size_t>(shape.key_dim));
     head.ReadKeys(buffers.keys.data());
-    inputs.keys = buffers.keys.data();
+    inputs.keys = buffers.keys.data() + first * static_cast<size_t>(shape.key_dim);
   }
   if (needs & kNeedValues) {
     buffers.values.resize(n * static_cast<size_t>(shape.value_dim));
     head.ReadValues(buffers.values.data());
-    inputs.values = buffers.values.data();
+    inputs.values = buffers.values.data() + first * static_cast<size_t>(shape.value_dim);
   }
   if (needs & kNeedValueNorms) {
     buffers.value_norms.assign(n, kUnknownNorm);
     if (active.norm_column >= 0) head.ReadColumn(active.norm_column, buffers.value_norms);
-    inputs.value_norms = buffers.value_norms.data();
+    inputs.value_norms = buffers.value_norms.data() + first;
   }
-  if ((needs & kNeedWindowProbs) && window_count_ > 0)
+  if ((needs & kNeedWindowProbs) && window_count_ > 0) {
     inputs.window_probs = probabilities_[static_cast<size_t>(head_index)];
+    if (count != n) {
+      const auto rows = static_cast<size_t>(shape.num_heads / shape.num_kv_heads * window_count_);
+      CutColumns(inputs.window_probs, rows, n, first, first + count, buffers.window_slice);
+      inputs.window_probs = buffers.window_slice.data();
+    }
+  }
   if ((needs & kNeedWindowQueries) && window_count_ > 0) GatherWindowQueries(shape, head_index);
   if (needs & kNeedQueryMoments) GatherMoments(sequence, layer, global_layer, head_index);
   const auto num_columns = static_cast<size_t>(active.num_columns);
@@ -142,6 +164,7 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     } else {
       head.ReadColumn(active.first_column + static_cast<int>(c), column);
     }
+    buffers.column_pointers[c] += first;
   }
   inputs.columns = buffers.column_pointers;
 }

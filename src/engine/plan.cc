@@ -61,7 +61,7 @@ const DemoteOptions* DemotionOf(const SequenceOptions& options) {
 
 PageFormat FullPageFormat(const SequenceOptions& options) {
   if (const DemoteOptions* demote = DemotionOf(options); demote != nullptr) return demote->high;
-  return options.recipe.format.value_or(options.format);
+  return options.recipe.turns ? options.format : options.recipe.format.value_or(options.format);
 }
 
 // The largest page of any layer.
@@ -470,7 +470,8 @@ FlightShape FlightOf(const ModelInfo& info, const EvictionStyle& style, const Se
 EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options) {
   const Policy* policy = options.recipe.policy.get();
   EvictionStyle style;
-  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything();
+  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything() &&
+                 !options.recipe.turns;
   const bool shares =
       std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
   // Pages in few bits are encoded again whenever entries leave them: once a block must do.

@@ -9,7 +9,8 @@ namespace {
 // Not a word of any template.
 constexpr std::string_view kMark = "@@pith@@";
 
-// What a chat template puts between a user's text and the model's; a blank line where there is no known template.
+}  // namespace
+
 Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
   const ChatMessage message{"user", std::string(kMark)};
   std::string text = "\n\n";
@@ -20,8 +21,6 @@ Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
   }
   return model.Tokenize(text, false, true);
 }
-
-}  // namespace
 
 std::vector<ColumnSpec> PageColumns(const Policy& policy) {
   std::vector<ColumnSpec> columns;

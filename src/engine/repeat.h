@@ -107,10 +107,14 @@ struct RepeatPass {
   int32_t start = 0;            // of the pass's own tokens
   int first_token = 0;          // the first of these, counted over all passes
   bool whole = false;           // all entries are seen
+  bool guided = false;          // its own entries take no part in the softmax
 
   // The softmax that is observed is that of attention.
-  bool SeesAll() const { return from <= prefix_end && to == start; }
+  bool SeesAll() const { return from <= prefix_end && to == start && !guided; }
 };
+
+// What a chat template puts between a user's text and the model's; a blank line where there is no known template.
+Result<std::vector<int32_t>> AnswerTokens(const HostModel& model);
 
 // What is put before the chunk's tokens.
 class RepeatPrompt {

@@ -55,6 +55,18 @@ Status CheckRecipe(const ModelInfo& info, const Recipe& recipe, const CacheForma
   return CheckRotations(info, recipe);
 }
 
+// What stays of a turn goes to the recipe's format when the turn is over; until then it is f16.
+Status CheckTurnFormat(const EngineOptions& options) {
+  if (!options.recipe.format || *options.recipe.format == PageFormat()) return {};
+  if (options.recipe.turns->method == TurnMethod::kEpiCache) {
+    return Unsupported(
+        "turns=epicache evicts from the same entries again and again, so they stay as they are: leave out format=");
+  }
+  if (options.format == PageFormat()) return {};
+  return InvalidArgument(fmt::format("the recipe stores {} and the cache's types say {}; give one of the two",
+                                     options.recipe.format->Name(), options.format.Name()));
+}
+
 }  // namespace
 
 int RingWindow(const SequenceOptions& options) {
@@ -75,11 +87,16 @@ Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo
     PITH_ASSIGN_OR_RETURN(settled.recipe, ParseRecipe("full"));
   }
   settled = Settled(info, std::move(settled));
+  if (settled.recipe.turns) {
+    PITH_RETURN_IF_ERROR(CheckTurnFormat(settled));
+    if (settled.recipe.format != PageFormat()) setup->turn_format = settled.recipe.format;
+  }
   setup->options = settled;
   PITH_ASSIGN_OR_RETURN(setup->formats, SettleFormats(settled));
   AddRecipe(settled.recipe, *setup);
   for (const Recipe& recipe : settled.later_recipes) AddRecipe(recipe, *setup);
-  if (settled.compress == CompressMode::kBlock && settled.recipe.policy->repeat() != nullptr) {
+  if (settled.compress == CompressMode::kBlock && settled.recipe.policy->repeat() != nullptr &&
+      !settled.recipe.turns) {
     return InvalidArgument(
         fmt::format("{} reads the whole prompt again before it drops anything, so it cannot evict after each "
                     "block: use it with --compress after",
@@ -103,6 +120,9 @@ const ActiveRecipe* SequenceSetup::Find(const Recipe& recipe) const {
 void Sequence::EndAt(int32_t position, int64_t num_global_heads) {
   next_position = position;
   entries_seen = position * num_global_heads;
+  while (!turns.empty() && turns.back().to > position) turns.pop_back();
+  turn_start = turns.empty() ? 0 : turns.back().to;
+  if (position == 0) exact_from = 0;
   while (!pinned.empty() && pinned.back().first >= position) pinned.pop_back();
   if (!pinned.empty()) pinned.back().second = std::min(pinned.back().second, position);
   if (tokens.size() > static_cast<size_t>(position)) tokens.resize(static_cast<size_t>(position));
@@ -120,6 +140,10 @@ void Sequence::CopyHistory(const Sequence& from) {
   pinned = from.pinned;
   queries = from.queries;
   queries_from = from.queries_from;
+  turns = from.turns;
+  turn_start = from.turn_start;
+  exact_from = from.exact_from;
+  guide = from.guide;
   moments = from.moments;
   merge_thresholds = from.merge_thresholds;
   tokens.assign(from.tokens.begin(), from.tokens.end());

@@ -53,6 +53,7 @@ struct SequenceSetup {
   uint32_t observed_needs = 0;  // of the recipes that observe every query
   bool counts_moments = false;
   bool reads_again = false;  // a recipe may want a second reading, so tokens are remembered
+  std::optional<PageFormat> turn_format;  // of what stays of a turn that is over (Recipe::turns)
 
   // kInvalidArgument, kUnsupported: the recipes cannot work with each other, the format or the model.
   static Result<std::shared_ptr<const SequenceSetup>> Make(const ModelInfo& info, const EngineOptions& options);
@@ -61,6 +62,11 @@ struct SequenceSetup {
   const Policy& policy() const { return *active.front().recipe.policy; }
   // None of these names.
   const ActiveRecipe* Find(const Recipe& recipe) const;
+};
+
+// A part of a conversation that is over and was compressed.
+struct FrozenTurn {
+  int32_t from = 0, to = 0;
 };
 
 // Bytes of the ledger that a sequence holds outside its pages, given back at its end.
@@ -113,6 +119,10 @@ struct Sequence {
   bool evicts = true;  // SetEviction()
   bool prompt_continues = false;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
+  std::vector<FrozenTurn> turns;  // of a recipe with turns=flowkv, ascending; the oldest may be gone
+  int32_t turn_start = 0;         // what was read from here on is no such turn yet
+  int32_t exact_from = 0;         // with turns: no going back to less, since what was there is gone
+  std::vector<int32_t> guide;     // Engine::SetGuide()
   HeldBytes query_bytes, token_bytes, logit_bytes, scratch_bytes;
   QueryRing queries;
   int32_t queries_from = 0;  // those of positions before are not in the ring any more

@@ -67,6 +67,8 @@ class FileReader final : public ByteReader {
   uint64_t left_;
 };
 
+bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->options.recipe.turns; }
+
 template <typename Container>
 void WriteArray(ByteWriter& writer, const Container& values) {
   writer.Number(static_cast<uint64_t>(values.size()));
@@ -94,6 +96,13 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   WriteArray(writer, sequence.queries.data());
   writer.Number(sequence.queries_from);
   if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
+  if (HasTurns(sequence)) {
+    const bool converted = cache.layout(sequence.cache_id).low.has_value();
+    std::vector<int32_t> turns = {sequence.turn_start, sequence.exact_from, converted ? 1 : 0};
+    for (const FrozenTurn& turn : sequence.turns) turns.insert(turns.end(), {turn.from, turn.to});
+    WriteArray(writer, turns);
+    WriteArray(writer, sequence.tokens);
+  }
   WriteArray(writer, sequence.merge_thresholds);
   WriteArray(writer, recurrent);
   writer.Number(owner.format.number());
@@ -151,6 +160,37 @@ Status ReadPlace(ByteReader& reader, const SessionOwner& owner, Sequence& sequen
     if (from < end || to <= from || to > sequence.next_position) return Corrupt("its pinned ranges are out of order");
     sequence.pinned.emplace_back(from, to);
     end = to;
+  }
+  return {};
+}
+
+// Of a recipe with turns=: which parts are over, and the tokens that a second reading wants.
+Status ReadTurns(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence) {
+  std::vector<int32_t> turns;
+  if (!ReadArray(reader, turns) || !ReadArray(reader, sequence.tokens)) return Truncated();
+  if (turns.size() < 3 || turns.size() % 2 != 1) return Corrupt("its turns are not pairs of positions");
+  sequence.turn_start = turns[0];
+  sequence.exact_from = turns[1];
+  if (turns[2] != 0 && sequence.setup->turn_format) {
+    PITH_RETURN_IF_ERROR(cache.SetLow(sequence.cache_id, *sequence.setup->turn_format));
+  }
+  int32_t end = 0;
+  for (size_t i = 3; i < turns.size(); i += 2) {
+    const FrozenTurn turn{turns[i], turns[i + 1]};
+    if (turn.from < end || turn.to <= turn.from) return Corrupt("its turns are out of order");
+    sequence.turns.push_back(turn);
+    end = turn.to;
+  }
+  const auto inside = [&](int32_t position) { return position >= 0 && position <= sequence.next_position; };
+  if (sequence.turn_start < end || !inside(sequence.turn_start) || !inside(sequence.exact_from)) {
+    return Corrupt("its turns end behind what it has read");
+  }
+  if (!sequence.tokens.empty() && sequence.tokens.size() != static_cast<size_t>(sequence.next_position)) {
+    return Corrupt("its tokens are not as many as it has read");
+  }
+  for (const int32_t token : sequence.tokens) {
+    if (token < 0 || token >= owner.num_vocab)
+      return Corrupt(fmt::format("it holds the token {}, which the model does not have", token));
   }
   return {};
 }
@@ -263,6 +303,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     if (!AreNumbers(moments)) return Corrupt("its moments of queries are not numbers");
     std::ranges::copy(moments, sequence.moments.data().begin());
   }
+  if (HasTurns(sequence)) PITH_RETURN_IF_ERROR(ReadTurns(reader, owner, cache, sequence));
   std::vector<double> thresholds;
   if (!ReadArray(reader, thresholds) || !ReadArray(reader, recurrent)) return Truncated();
   if (thresholds.size() != sequence.merge_thresholds.size())

@@ -84,6 +84,9 @@ inline bool StoresPlainRows(const ggml_tensor* node) {
          rows->ne[0] == root->ne[0] && rows->ne[2] == 1 && rows->ne[3] == 1 && rows->nb[0] == sizeof(float);
 }
 
+// Before anything else of libllama.
+void InitLlamaOnce();
+
 // kInvalidArgument: the model has no position as far as `position`, where libllama would abort or go wrong.
 Status CheckPosition(const ModelInfo& info, int32_t position);
 

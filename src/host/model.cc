@@ -44,14 +44,6 @@ void OnLog(ggml_log_level level, const char* text, void*) {
   }
 }
 
-void InitLlamaOnce() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    llama_log_set(OnLog, nullptr);
-    llama_backend_init();
-  });
-}
-
 // What libllama has said since `load_error` was cleared, as the end of a sentence.
 std::string LoadReason(const std::string& otherwise) {
   const std::string_view line = std::string_view(load_error).substr(0, load_error.find('\n'));
@@ -131,6 +123,14 @@ void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info
 }
 
 }  // namespace
+
+void InitLlamaOnce() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    llama_log_set(OnLog, nullptr);
+    llama_backend_init();
+  });
+}
 
 std::string HostVersion() {
   InitLlamaOnce();

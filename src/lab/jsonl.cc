@@ -70,6 +70,20 @@ class Line {
     return {};
   }
 
+  Status Messages(const json& object, std::vector<ChatMessage>& to) const {
+    const auto found = object.find("messages");
+    if (found == object.end()) return {};
+    if (!found->is_array()) return Bad("the field \"messages\" is no list");
+    for (const json& entry : *found) {
+      if (!entry.is_object()) return Bad("a message is no object");
+      ChatMessage message;
+      PITH_RETURN_IF_ERROR(Text(entry, "role", false, message.role));
+      PITH_RETURN_IF_ERROR(Text(entry, "content", true, message.content));
+      to.push_back(std::move(message));
+    }
+    return {};
+  }
+
   Result<Task> Parse(std::string_view text) const {
     if (FindInvalidUtf8(text) != std::string_view::npos) return Bad("this is not valid UTF-8");
     if (TooDeep(text)) return Bad(fmt::format("this JSON is nested more than {} deep", kMaxDepth));
@@ -82,7 +96,9 @@ class Line {
     PITH_RETURN_IF_ERROR(Length(object, task.length));
     PITH_RETURN_IF_ERROR(OptionalText(object, "pinned_text", task.pinned_text));
     PITH_RETURN_IF_ERROR(OptionalText(object, "long_text", task.long_text));
-    PITH_RETURN_IF_ERROR(Text(object, "context_text", false, task.context_text));
+    PITH_RETURN_IF_ERROR(OptionalText(object, "answer_text", task.answer_text));
+    PITH_RETURN_IF_ERROR(Messages(object, task.messages));
+    if (task.messages.empty()) PITH_RETURN_IF_ERROR(Text(object, "context_text", false, task.context_text));
     PITH_RETURN_IF_ERROR(Text(object, "question_text", true, task.question_text));
     PITH_RETURN_IF_ERROR(Text(object, "target", false, task.target));
     return task;

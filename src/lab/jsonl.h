@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "host/model.h"
 #include "pith/types.h"
 
 namespace pith {
@@ -15,6 +16,8 @@ struct Task {
   std::string task;
   int length = 0;             // approximate tokens of context
   std::string pinned_text;    // an instruction before the context, which pins protect; may be empty
+  std::vector<ChatMessage> messages;  // of --mode conversation, in place of a context; may be empty
+  std::string answer_text;    // there: the beginning of the answer; may be empty
   std::string context_text;   // raw, with special tokens in it
   std::string long_text;      // generated between context and question, one token at a time; may be empty
   std::string question_text;  // may be empty

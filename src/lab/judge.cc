@@ -13,6 +13,9 @@
 namespace pith {
 Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {
   JudgedTask judged;
+  if (!task.messages.empty()) {
+    return InvalidArgument(fmt::format("task {} is a conversation: judge it with --mode conversation", task.id));
+  }
   if (!task.pinned_text.empty()) {
     PITH_ASSIGN_OR_RETURN(judged.compressed, model.Tokenize(task.pinned_text, false, true));
     judged.num_pinnable = judged.compressed.size();

@@ -22,6 +22,7 @@
 #include "policy/act/merge.h"
 #include "policy/prefill/criti.h"
 #include "policy/repeat.h"
+#include "policy/turns/turns.h"
 
 namespace pith {
 
@@ -241,7 +242,7 @@ std::vector<RecipeInfo> ListRecipes();
 
 // The stages that recipes are made of, for `pith recipes`.
 struct StageListing {
-  std::string kind;        // "score", "agg", "mod", "alloc", "act", "prefill"
+  std::string kind;        // "score", "agg", "mod", "alloc", "act", "prefill", "turns"
   std::string name;
   std::string paper;
   std::string summary;
@@ -258,6 +259,7 @@ struct Recipe {
   std::shared_ptr<const Policy> policy;
   int num_sinks = -1;     // first entries pinned by the engine: sinks=N; -1: as the engine sees fit
   std::optional<CritiOptions> prefill;  // attention work that may be skipped while a prompt is read
+  std::optional<TurnOptions> turns;     // what happens between the turns of a conversation
   // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
   std::optional<PageFormat> format;
   // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that
@@ -273,7 +275,10 @@ inline const Recipe& AlternativeFor(const Recipe& recipe, bool whole) {
   return whole || recipe.otherwise == nullptr ? recipe : *recipe.otherwise;
 }
 // True: no alternative works but on a whole prompt.
-inline bool NeedsWholePrompt(const Recipe& recipe) { return AlternativeFor(recipe, false).policy->repeat() != nullptr; }
+inline bool NeedsWholePrompt(const Recipe& recipe) {
+  // A turn is whole when it is over.
+  return !recipe.turns && AlternativeFor(recipe, false).policy->repeat() != nullptr;
+}
 
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or
 // stages ("score=snapkv:window=64 alloc=ada:alpha=0.2"); two of these with "or" between them. kInvalidArgument or

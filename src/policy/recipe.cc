@@ -4,7 +4,7 @@
 //   one    = word { space word }
 //   word   = name [":" params] | key "=" name [":" params] | "sinks=" number
 //          | "format=" (format ["/" format] | "auto" [":" share])
-//   key    = score | agg | mod | alloc | act | prefill
+//   key    = score | agg | mod | alloc | act | prefill | turns
 //   params = [text ","] name "=" value { "," name "=" value }   text: see TextParam()
 //
 // A name stands first and fills in its stages; a stage given beside it takes the place of the one of
@@ -459,6 +459,9 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
     recipe.prefill = MakePrefill(prefill->entry->name, prefill->params);
     PITH_RETURN_IF_ERROR(CheckCritiOptions(*recipe.prefill));
   }
+  if (const ChosenStage* turns = draft.Find(StageKind::kTurns); turns != nullptr) {
+    recipe.turns = MakeTurns(turns->entry->name, turns->params);
+  }
   if (draft.format && draft.format->least > 0) {
     recipe.auto_format = draft.format->least;
   } else if (draft.format) {
@@ -502,6 +505,7 @@ Result<Recipe> ParseRecipe(std::string_view text) {
                                        otherwise.text, recipe.text));
   }
   recipe.text += fmt::format("{}{}", kOr, otherwise.text);
+  if (!recipe.turns) recipe.turns = otherwise.turns;
   SetOtherwise(std::move(otherwise), recipe);
   return recipe;
 }

@@ -30,7 +30,8 @@ A recipe decides which entries of the KV cache stay. It is text in one of three 
 - stages, alone or beside a name: `score=snapkv:window=64 agg=defensive alloc=ada:alpha=0.2 act=drop`, `snapkv:window=64 alloc=ada`
 
 A stage beside a name takes the place of the one of its kind; modifiers add up, and `mod=none` removes those of the name.
-`prefill=criti` beside any of them skips attention work while the prompt is read.
+`prefill=criti` beside any of them skips attention work while the prompt is read. `turns=flowkv` or `turns=epicache` beside
+any of them says what happens between the turns of a conversation (`pith chat`, the library's conversations, the server).
 `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence.
 `format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`);
 a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). `format=auto:0.6` takes f16 where all entries

@@ -44,7 +44,8 @@ std::string_view NounOf(StageKind kind) {
     case StageKind::kModify: return "a modifier";
     case StageKind::kAllocate: return "an allocator";
     case StageKind::kAct:
-    case StageKind::kPrefill: break;
+    case StageKind::kPrefill:
+    case StageKind::kTurns: break;
   }
   return "a stage";
 }

@@ -14,6 +14,7 @@ namespace pith {
 #define PITH_ALLOCATOR(name, function, paper) StageInfo<Allocator> function();
 #define PITH_ACTION(name, function, paper) StageInfo<Action> function();
 #define PITH_PREFILL(name, function, paper) StageInfo<CritiOptions> function();
+#define PITH_TURNS(name, function, paper) StageInfo<TurnOptions> function();
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
@@ -21,6 +22,7 @@ namespace pith {
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
 #undef PITH_PREFILL
+#undef PITH_TURNS
 
 namespace {
 
@@ -37,6 +39,7 @@ std::vector<StageEntry> MakeTable() {
 #define PITH_ALLOCATOR(name, function, paper) Entry(StageKind::kAllocate, name, paper, function()),
 #define PITH_ACTION(name, function, paper) Entry(StageKind::kAct, name, paper, function()),
 #define PITH_PREFILL(name, function, paper) Entry(StageKind::kPrefill, name, paper, function()),
+#define PITH_TURNS(name, function, paper) Entry(StageKind::kTurns, name, paper, function()),
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
@@ -44,6 +47,7 @@ std::vector<StageEntry> MakeTable() {
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
 #undef PITH_PREFILL
+#undef PITH_TURNS
   };
 }
 
@@ -75,6 +79,7 @@ constexpr Factory<Scorer> kScorers[] = {
 #define PITH_ALLOCATOR PITH_IGNORE
 #define PITH_ACTION PITH_IGNORE
 #define PITH_PREFILL PITH_IGNORE
+#define PITH_TURNS PITH_IGNORE
 #include "policy/registry.inc"
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
@@ -113,6 +118,13 @@ constexpr Factory<CritiOptions> kPrefills[] = {
 #define PITH_ACTION PITH_IGNORE
 #define PITH_PREFILL(name, function, paper) {name, function},
 #include "policy/registry.inc"
+#undef PITH_PREFILL
+#undef PITH_TURNS
+};
+constexpr Factory<TurnOptions> kTurnRules[] = {
+#define PITH_PREFILL PITH_IGNORE
+#define PITH_TURNS(name, function, paper) {name, function},
+#include "policy/registry.inc"
 };
 #undef PITH_SCORER
 #undef PITH_AGGREGATOR
@@ -120,6 +132,7 @@ constexpr Factory<CritiOptions> kPrefills[] = {
 #undef PITH_ALLOCATOR
 #undef PITH_ACTION
 #undef PITH_PREFILL
+#undef PITH_TURNS
 #undef PITH_IGNORE
 
 constexpr NamedRecipe kRecipes[] = {
@@ -172,6 +185,9 @@ std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params) 
 }
 CritiOptions MakePrefill(std::string_view name, const Params& params) {
   return *MakeFrom<CritiOptions>(kPrefills, name, params);
+}
+TurnOptions MakeTurns(std::string_view name, const Params& params) {
+  return *MakeFrom<TurnOptions>(kTurnRules, name, params);
 }
 
 std::span<const NamedRecipe> NamedRecipes() { return kRecipes; }

@@ -14,8 +14,9 @@
 
 namespace pith {
 
-enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct, kPrefill };
-inline constexpr std::array<std::string_view, 6> kStageKeys = {"score", "agg", "mod", "alloc", "act", "prefill"};
+enum class StageKind : uint8_t { kScore, kAggregate, kModify, kAllocate, kAct, kPrefill, kTurns };
+inline constexpr std::array<std::string_view, 7> kStageKeys = {"score", "agg",     "mod",  "alloc",
+                                                                "act",   "prefill", "turns"};
 inline std::string_view KeyOf(StageKind kind) { return kStageKeys[static_cast<size_t>(kind)]; }
 
 // What the parser needs of any stage.
@@ -42,6 +43,7 @@ std::unique_ptr<Modifier> MakeModifier(std::string_view name, const Params& para
 std::unique_ptr<Allocator> MakeAllocator(std::string_view name, const Params& params);
 std::unique_ptr<Action> MakeAction(std::string_view name, const Params& params);
 CritiOptions MakePrefill(std::string_view name, const Params& params);
+TurnOptions MakeTurns(std::string_view name, const Params& params);
 
 template <typename T>
 using MakeStage = std::function<std::unique_ptr<T>(const Params&)>;

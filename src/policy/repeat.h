@@ -9,6 +9,9 @@ struct RepeatOptions {
   int chunk = 2000;  // tokens of the context that one pass repeats
   int overlap = 8;   // last tokens of the chunk before, by which a pass is told where to begin
   bool whole = false;  // a pass sees the whole context, as the authors' does; else its chunk and what begins the prompt
+  // Not the prompt is read again but one text after it (Engine::SetGuide()), whose attention over all of the cache is
+  // observed. chunk: of the newest tokens, where there is no such text.
+  bool guided = false;
 
   bool operator==(const RepeatOptions&) const = default;
 };

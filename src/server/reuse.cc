@@ -128,6 +128,8 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   if (!forked) sequence = held.sequence;
   Status status;
   if (lost > 0) status = engine_->Rewind(sequence, static_cast<int>(cached));
+  // The prompt goes on behind an answer: a turn is over.
+  if (status && cached > held.num_prompt_tokens) status = engine_->EndTurn(sequence);
   if (status && !forked) held.tokens.resize(cached), held.num_prompt_tokens = std::min(held.num_prompt_tokens, cached);
   if (status) status = GiveBudget(job, sequence);
   const bool in_its_slot = held.slot >= 0 && slots_[static_cast<size_t>(held.slot)] == nullptr;

@@ -27,7 +27,26 @@ std::string_view Trim(std::string_view text) {
   return text.substr(first, text.find_last_not_of(kBlanks) - first + 1);
 }
 
+bool ReadMessages(const nlohmann::json& json, std::vector<ChatMessage>& messages) {
+  if (!json.is_array()) return false;
+  for (const nlohmann::json& entry : json) {
+    const bool whole = entry.is_object() && entry.contains("role") && entry["role"].is_string() &&
+                       entry.contains("content") && entry["content"].is_string();
+    if (!whole) return false;
+    messages.push_back({entry["role"].get<std::string>(), entry["content"].get<std::string>()});
+  }
+  return true;
+}
+
 }  // namespace
+
+Result<std::vector<ChatMessage>> ParseMessages(std::string_view text, std::string_view name) {
+  std::vector<ChatMessage> messages;
+  if (!ReadMessages(nlohmann::json::parse(text, nullptr, false), messages) || messages.empty()) {
+    return Corrupt(fmt::format("{} holds no list of messages with role and content", name));
+  }
+  return messages;
+}
 
 // New text in three parts, of which the middle is the user's.
 struct Conversation::Rendered {
@@ -104,11 +123,13 @@ Result<Conversation::Rendered> Conversation::RenderLater(const std::string& mess
 
 Status Conversation::Say(const std::string& message) {
   const bool first = messages_.empty();
+  const bool after_answer = !first && messages_.back().role == "assistant";
   if (!first && messages_.back().role == "user") messages_.push_back({"assistant", ""});  // never answered
   PITH_ASSIGN_OR_RETURN(const Rendered rendered, first ? RenderFirst(message) : RenderLater(message));
   PITH_RETURN_IF_ERROR(Queue(rendered, first));
   if (first && !options_.system.empty()) messages_.push_back({"system", options_.system});
   messages_.push_back({"user", message});
+  turn_begins_ = turn_begins_ || after_answer;
   return {};
 }
 
@@ -180,6 +201,10 @@ Status Conversation::Feed(TokenSequence& sequence, size_t count, const Progress&
     if (pin) num_pinned_ -= fed;
     return status;
   };
+  if (turn_begins_ && count > 0) {
+    PITH_RETURN_IF_ERROR(sequence.BeginTurn(messages_, progress));
+    turn_begins_ = false;
+  }
   const size_t pinned = std::min(num_pinned_, count);
   PITH_RETURN_IF_ERROR(feed(pinned, true));
   return feed(count - pinned, false);
@@ -194,11 +219,62 @@ void Conversation::Answered(std::string answer, std::optional<int32_t> unfed) {
   messages_.push_back({"assistant", std::move(answer)});
 }
 
+void Conversation::PinPending() {
+  num_pinned_ = pending_.size();
+  if (!messages_.empty()) pinned_.insert(messages_.size() - 1);
+}
+
+void Conversation::Truncate(size_t num_messages, std::vector<int32_t> pending) {
+  messages_.resize(std::min(num_messages, messages_.size()));
+  pinned_.erase(pinned_.lower_bound(messages_.size()), pinned_.end());
+  pending_ = std::move(pending);
+  num_pinned_ = 0;
+  turn_begins_ = false;
+  begun_ = !messages_.empty() || !pending_.empty();
+}
+
+Status Conversation::Take(std::vector<ChatMessage> messages) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string& role = messages[i].role;
+    const bool system = role == "system" && i == 0 && messages[i].content == options_.system;
+    if (system || role == "user" || role == "assistant") continue;
+    return InvalidArgument(
+        fmt::format("a conversation has messages of user and assistant, and a system message before them; message {} "
+                    "is none of these",
+                    i + 1));
+  }
+  messages_ = std::move(messages);
+  return {};
+}
+
+Status Conversation::Replay(TokenSequence& sequence, const Progress& progress) {
+  const std::vector<ChatMessage> messages = std::move(messages_);
+  const std::set<size_t> pinned = std::move(pinned_);
+  Reset();
+  Status status;
+  for (size_t i = 0; i < messages.size() && status; ++i) {
+    if (messages[i].role == "user") {
+      status = Say(messages[i].content);
+      if (status && pinned.contains(i)) PinPending();
+    } else if (messages[i].role == "assistant") {
+      const Result<std::vector<int32_t>> tokens = model_->Tokenize(messages[i].content, false, false);
+      if (tokens) pending_.insert(pending_.end(), tokens->begin(), tokens->end());
+      if (!tokens) status = tl::unexpected<Error>(tokens.error());
+      Answered(messages[i].content, std::nullopt);
+    }
+    if (status) status = Feed(sequence, progress);
+  }
+  messages_ = messages;
+  pinned_ = pinned;
+  return status;
+}
+
 void Conversation::Reset() {
   messages_.clear();
+  pinned_.clear();
   pending_.clear();
   num_pinned_ = 0;
-  begun_ = false;
+  begun_ = turn_begins_ = false;
 }
 
 Status Conversation::Restart() {
@@ -211,20 +287,20 @@ std::string Conversation::TakePinNote() { return std::exchange(pin_note_, std::s
 
 std::string Conversation::Save() const {
   auto json = nlohmann::json::array();
-  for (const ChatMessage& message : messages_) json.push_back({{"role", message.role}, {"content", message.content}});
+  for (size_t i = 0; i < messages_.size(); ++i) {
+    json.push_back({{"role", messages_[i].role}, {"content", messages_[i].content}});
+    if (pinned_.contains(i)) json.back()["pinned"] = true;
+  }
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 Status Conversation::Restore(const std::string& text, std::vector<int32_t> pending, int num_read) {
-  const auto foreign = [] { return Corrupt("it holds no conversation of \"pith chat\""); };
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
-  if (!json.is_array()) return foreign();
   std::vector<ChatMessage> messages;
-  for (const nlohmann::json& entry : json) {
-    const bool whole = entry.is_object() && entry.contains("role") && entry["role"].is_string() &&
-                       entry.contains("content") && entry["content"].is_string();
-    if (!whole) return foreign();
-    messages.push_back({entry["role"].get<std::string>(), entry["content"].get<std::string>()});
+  if (!ReadMessages(json, messages)) return Corrupt("it holds no conversation of \"pith chat\"");
+  std::set<size_t> pinned;
+  for (size_t i = 0; i < json.size(); ++i) {
+    if (json[i].contains("pinned") && json[i]["pinned"] == true) pinned.insert(i);
   }
   if (!messages.empty()) {  // else of a conversation that was reset, or that was never one of messages
     const std::string system = messages.front().role == "system" ? messages.front().content : std::string();
@@ -235,6 +311,8 @@ Status Conversation::Restore(const std::string& text, std::vector<int32_t> pendi
   }
   begun_ = num_read > 0 || !pending.empty();
   messages_ = std::move(messages);
+  pinned_ = std::move(pinned);
+  turn_begins_ = false;
   pending_ = std::move(pending);
   num_pinned_ = 0;
   return {};

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,10 +53,21 @@ class Conversation {
   // The first `count` of it.
   Status Feed(TokenSequence& sequence, size_t count, const Progress& progress);
 
+  // What is queued is never dropped; nor is the last message, where the conversation is read anew.
+  void PinPending();
   // The answer to what was said. `unfed`: its last token, which the sequence has not read (Generation::unfed).
   void Answered(std::string answer, std::optional<int32_t> unfed);
   // The same for what was generated after Append(), which is no message.
   void Continued(std::optional<int32_t> unfed);
+
+  // Back to the first num_messages messages, with what was queued then, for a sequence that went back as well.
+  void Truncate(size_t num_messages, std::vector<int32_t> pending);
+  // Of a conversation that nothing was said in yet: these were, and are to be read by Replay(). kInvalidArgument: roles
+  // other than system (the first, and the options' own), user and assistant.
+  Status Take(std::vector<ChatMessage> messages);
+  // Reads all messages into an empty sequence, turn by turn. After an error or an interrupt the conversation has all of
+  // its messages, but the sequence only a part of them.
+  Status Replay(TokenSequence& sequence, const Progress& progress = {});
 
   // Forgets everything, for an empty sequence; the system message stays.
   void Reset();
@@ -69,6 +81,7 @@ class Conversation {
   // Some template keeps the system message from being pinned: the sentence that says so, for once. Else empty.
   std::string TakePinNote();
   size_t num_messages() const { return messages_.size(); }
+  std::span<const ChatMessage> messages() const { return messages_; }
 
   // Messages as JSON: [{"role": "user", "content": "..."}, ...]; what is queued is saved apart (pending()).
   std::string Save() const;
@@ -86,11 +99,17 @@ class Conversation {
   const TextModel* model_;
   ConversationOptions options_;
   std::vector<ChatMessage> messages_;
+  std::set<size_t> pinned_;  // of messages_, by index; the system message apart
   std::vector<int32_t> pending_;
   size_t num_pinned_ = 0;  // of pending_, at its front
   bool begun_ = false;     // something was read or queued
+  bool turn_begins_ = false;  // the sequence does not know yet that a turn is over
   std::string pin_note_;
 };
+
+// A list of messages as JSON, [{"role": "...", "content": "..."}, ...], at least one. kCorrupt: the sentence begins
+// with `name`.
+Result<std::vector<ChatMessage>> ParseMessages(std::string_view text, std::string_view name);
 
 }  // namespace pith
 

@@ -257,5 +257,86 @@ TEST(Conversation, GoesOnFromItsFile) {
   }
 }
 
+// Notes what it is told of turns.
+class TurnSequence final : public TokenSequence {
+ public:
+  Status Feed(std::span<const int32_t> more, bool pin, const Progress& progress) override {
+    return inner.Feed(more, pin, progress);
+  }
+  Status BeginTurn(std::span<const ChatMessage> messages, const Progress&) override {
+    turns.push_back(static_cast<int>(inner.tokens.size()));
+    last = messages.back().content;
+    return {};
+  }
+  Status Decode(int32_t token) override { return inner.Decode(token); }
+  std::span<const float> logits() const override { return inner.logits(); }
+  int num_tokens() const override { return inner.num_tokens(); }
+
+  FakeSequence inner;
+  std::vector<int> turns;  // tokens read when one began
+  std::string last;
+};
+
+TEST(Conversation, SaysWhenATurnIsOver) {
+  const ByteModel model;
+  TurnSequence sequence;
+  Conversation conversation(model, {});
+  ASSERT_TRUE(conversation.Say("Hi"));
+  ASSERT_TRUE(conversation.Feed(sequence));
+  EXPECT_TRUE(sequence.turns.empty()) << "nothing came before";
+  const int read = sequence.num_tokens();
+  conversation.Answered("Hello", 'o');
+  ASSERT_TRUE(conversation.Say("Bye"));
+  EXPECT_TRUE(sequence.turns.empty());
+  ASSERT_TRUE(conversation.Feed(sequence));
+  EXPECT_EQ(sequence.turns, std::vector<int>{read}) << "before anything of the new turn is read";
+  EXPECT_EQ(sequence.last, "Bye");
+  ASSERT_TRUE(conversation.Feed(sequence));
+  EXPECT_EQ(sequence.turns.size(), 1U);
+}
+
+TEST(Conversation, IsReadAgainTurnByTurn) {
+  const ByteModel model;
+  TurnSequence sequence, again;
+  Conversation conversation(model, {.system = "Be brief."});
+  for (const char* message : {"one", "two", "three"}) {
+    ASSERT_TRUE(conversation.Say(message));
+    if (std::string(message) == "two") conversation.PinPending();
+    ASSERT_TRUE(conversation.Feed(sequence));
+    ASSERT_TRUE(sequence.inner.Feed(*model.Tokenize("yes", false, false), false, {}));
+    conversation.Answered("yes", std::nullopt);
+  }
+  const std::string saved = conversation.Save();
+  ASSERT_TRUE(conversation.Replay(again));
+  EXPECT_EQ(model.TextOf(again.inner.tokens), model.TextOf(sequence.inner.tokens));
+  EXPECT_EQ(again.inner.pinned, sequence.inner.pinned);
+  EXPECT_EQ(again.turns.size(), 2U);
+  EXPECT_EQ(conversation.Save(), saved);
+  EXPECT_NE(saved.find("pinned"), std::string::npos);
+  // Restored, it still knows what is pinned.
+  Conversation other(model, {.system = "Be brief."});
+  ASSERT_TRUE(other.Restore(saved, {}, 10));
+  EXPECT_EQ(other.Save(), saved);
+}
+
+TEST(Conversation, GoesBackToAMessage) {
+  const ByteModel model;
+  FakeSequence sequence;
+  Conversation conversation(model, {});
+  ASSERT_TRUE(conversation.Say("one"));
+  Read(conversation, sequence, model);
+  conversation.Answered("yes", 's');
+  const size_t messages = conversation.num_messages();
+  const std::vector<int32_t> pending(conversation.pending().begin(), conversation.pending().end());
+  ASSERT_TRUE(conversation.Say("two"));
+  const std::string first = Read(conversation, sequence, model);
+  conversation.Answered("no", std::nullopt);
+  conversation.Truncate(messages, pending);
+  EXPECT_EQ(conversation.num_messages(), messages);
+  ASSERT_TRUE(conversation.Say("two"));
+  EXPECT_EQ(Read(conversation, sequence, model), first);
+  EXPECT_FALSE(conversation.Take({{"tool", "x"}}));
+}
+
 }  // namespace
 }  // namespace pith

@@ -13,6 +13,7 @@
 
 #include "engine/engine.h"
 #include "pith/types.h"
+#include "session/episode_book.h"
 
 namespace pith {
 
@@ -22,6 +23,12 @@ class TokenSequence {
 
   // Appends tokens in blocks; pin: no recipe drops them. After an error num_tokens() says how far it came.
   virtual Status Feed(std::span<const int32_t> tokens, bool pin, const Progress& progress) = 0;
+  // A message of a conversation is about to be read, the last of these, after an answer: what recipes with turns= do
+  // then.
+  virtual Status BeginTurn([[maybe_unused]] std::span<const ChatMessage> messages, const Progress& progress) {
+    (void)progress;
+    return {};
+  }
   // Appends one sampled token.
   virtual Status Decode(int32_t token) = 0;
   // [vocab], of the last token. Valid until the next call.
@@ -40,6 +47,7 @@ class EngineSequence final : public TokenSequence {
   EngineSequence& operator=(const EngineSequence&) = delete;
 
   Status Feed(std::span<const int32_t> tokens, bool pin, const Progress& progress) override;
+  Status BeginTurn(std::span<const ChatMessage> messages, const Progress& progress) override;
   Status Decode(int32_t token) override;
   std::span<const float> logits() const override;
   int num_tokens() const override;
@@ -72,12 +80,24 @@ class EngineSequence final : public TokenSequence {
   EngineSequence(std::shared_ptr<Engine> engine, std::optional<SequenceOptions> options, SequenceId id)
       : engine_(std::move(engine)), options_(std::move(options)), id_(id) {}
   void Free();
+  const Recipe& recipe() const { return options_ ? options_->recipe : engine_->options().recipe; }
+  // Another episode's cache takes this one's place.
+  Status Change(int episode);
+  void ForgetEpisodes();
+  // kCancelled: the live cache lacks something.
+  Status CheckWhole() const;
+  // Reads what the live cache lacks.
+  Status CatchUp(const Progress& progress);
   // After an error, which is returned: an empty sequence.
   tl::unexpected<Error> Renew(const Error& error);
 
   std::shared_ptr<Engine> engine_;
   std::optional<SequenceOptions> options_;
   SequenceId id_;
+  std::unique_ptr<EpisodeBook> episodes_;  // turns=epicache, once something was dropped
+  // Tokens of the conversation that its cache, another one than before, has not read yet, and how many are pinned.
+  std::vector<int32_t> missing_;
+  size_t num_missing_pins_ = 0;
 };
 
 // kIo: a session could not be written to this path. Writes nothing: made to be known before a long prompt is read.

@@ -114,6 +114,8 @@ class Sequence {
         pith_sequence_compress_part(get(), internal::OrNull(recipe), keep_fraction, from, to, &kept)));
     return kept;
   }
+  // A turn of a conversation is over: a recipe with turns= compresses it. Conversations do so themselves.
+  Status EndTurn() { return internal::ToStatus(pith_sequence_end_turn(get())); }
   Status SetBudget(uint64_t floor_bytes, uint64_t ceiling_bytes) {
     return internal::ToStatus(pith_sequence_set_budget(get(), floor_bytes, ceiling_bytes));
   }

@@ -4,6 +4,7 @@
 #define PITH_POLICY_LEARN_KEY_STABILITY_H_
 
 #include <cstddef>
+#include <vector>
 
 namespace pith {
 
@@ -15,6 +16,22 @@ struct KeyPair {
   size_t num_heads = 0;
   size_t num_tokens = 0;
   size_t dim = 0;
+};
+
+// The mean cosine of such keys, of which some tokens at a time are there.
+class KeySimilaritySum {
+ public:
+  explicit KeySimilaritySum(size_t window) : window_(window < 1 ? 1 : window) {}
+  // Of `count` tokens of one head from `first` on. [count, dim]
+  void Add(size_t head, size_t first, const float* causal, const float* blocked, size_t count, size_t dim);
+  double Mean() const;
+
+ private:
+  struct Window {
+    double dot = 0, aa = 0, bb = 0;
+  };
+  size_t window_;
+  std::vector<std::vector<Window>> heads_;
 };
 
 // Mean cosine over heads and windows of `window` tokens, each window's keys one long vector; a shorter

@@ -131,6 +131,13 @@ pith_status pith_sequence_compress_part(pith_sequence* sequence, const char* rec
   });
 }
 
+pith_status pith_sequence_end_turn(pith_sequence* sequence) {
+  return Guarded([&]() -> Status {
+    PITH_RETURN_IF_ERROR(Require(sequence, "sequence"));
+    return sequence->state->engine->EndTurn(sequence->own->id());
+  });
+}
+
 pith_status pith_sequence_set_budget(pith_sequence* sequence, uint64_t floor_bytes, uint64_t ceiling_bytes) {
   return Guarded([&]() -> Status {
     PITH_RETURN_IF_ERROR(Require(sequence, "sequence"));
