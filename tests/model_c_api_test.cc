@@ -444,7 +444,7 @@ TEST_F(ModelCApi, AStageThatFailsFailsItsOwnSequenceWithASentence) {
       return std::pair(statuses[0], statuses[1]);
     };
     Prefill(moody, text);
-    Prefill(whole, more);
+    Prefill(whole, text);  // longer than a window
     auto stats = PITH_INIT(pith_sequence_stats);
     ASSERT_EQ(pith_sequence_get_stats(moody, &stats), PITH_OK);
     EXPECT_LT(stats.kept_fraction, 0.9) << "it drops while it is well";

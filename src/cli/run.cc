@@ -72,7 +72,8 @@ Status Check(const RunFlags& flags) {
   }
   if (!flags.messages_file.empty() && (flags.raw || !flags.prompt_cache.empty() || flags.store.given() ||
                                        flags.cache.compress == "after")) {
-    return InvalidArgument("--messages are read turn by turn: leave --raw, --prompt-cache, --store and --compress after out");
+    return InvalidArgument(
+        "--messages are read turn by turn: leave --raw, --prompt-cache, --store and --compress after out");
   }
   if (flags.logprobs >= 0 && !flags.output.json) return InvalidArgument("--logprobs goes into the result of --json");
   if (flags.max_tokens < -1) return InvalidArgument("-n takes a number of tokens, or -1 for no limit");

@@ -11,7 +11,9 @@ Status StoreFlags::Check(const std::string& recipe) const {
   if (!given()) return {};
   PITH_ASSIGN_OR_RETURN(const store::StoreOptions options, store::ParseStoreSpec(spec));
   PITH_ASSIGN_OR_RETURN(const Recipe parsed, ParseRecipe(recipe));
-  if (parsed.turns) return InvalidArgument("what turns= keeps depends on where turns ended, which --store does not know");
+  if (parsed.turns) {
+    return InvalidArgument("what turns= keeps depends on where turns ended, which --store does not know");
+  }
   if (!options.places) return {};
   if (parsed.policy != nullptr && !parsed.policy->keeps_everything()) {
     return InvalidArgument("place=evicpress compresses what was read in full: give --recipe full");

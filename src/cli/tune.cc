@@ -116,8 +116,8 @@ void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
   CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
   Require(AddChoice(*command, "what", flags->what, {"budgets", "share", "sensitivity"},
-                    "budgets: entries of each layer; share: layers without a cache of their own; sensitivity: of each layer's "
-                    "keys", "WHAT"));
+                    "budgets: entries of each layer; share: layers without a cache of their own; sensitivity: of each "
+                    "layer's keys", "WHAT"));
   AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
   AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
   AddOption(*command, "--lengths", flags->lengths, "Only tasks of these lengths", "N,...");

@@ -150,6 +150,7 @@ struct Sequence {
   bool Knows(int window) const { return known_queries() >= std::min(window, next_position); }
   // The last `count` tokens have overwritten older queries, and are about to be taken back.
   void ForgetQueriesOf(int count) {
+    if (queries.window() == 0) return;  // none are ever asked for
     queries_from = std::min(std::max(queries_from, next_position - queries.window()), next_position - count);
   }
   // What lies outside its cache and its queries forgets the tokens from this one on.

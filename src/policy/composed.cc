@@ -101,6 +101,8 @@ ComposedPolicy::ComposedPolicy(PolicyParts parts) : parts_(std::move(parts)) {
   const int window = own > 0 ? own : kDefaultWindow;
   for (auto& modifier : parts_.modifiers) modifier->AdoptWindow(window);
   parts_.allocator->AdoptWindow(window);
+  for (const Stage* stage : stages()) needs_ |= stage->needs();
+  if (residue() != nullptr) needs_ |= kNeedReferences;
 }
 
 std::vector<const Stage*> ComposedPolicy::stages() const {
@@ -108,13 +110,6 @@ std::vector<const Stage*> ComposedPolicy::stages() const {
   for (const auto& modifier : parts_.modifiers) all.push_back(modifier.get());
   all.push_back(parts_.allocator.get());
   return all;
-}
-
-uint32_t ComposedPolicy::needs() const {
-  uint32_t bits = 0;
-  for (const Stage* stage : stages()) bits |= stage->needs();
-  if (residue() != nullptr) bits |= kNeedReferences;
-  return bits;
 }
 
 const RepeatOptions* ComposedPolicy::repeat() const {

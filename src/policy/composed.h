@@ -22,7 +22,7 @@ class ComposedPolicy final : public Policy {
  public:
   explicit ComposedPolicy(PolicyParts parts);
 
-  uint32_t needs() const override;
+  uint32_t needs() const override { return needs_; }
   int window() const override;
   std::vector<ColumnSpec> columns() const override { return parts_.scorer->columns(); }
   bool layer_local() const override { return parts_.allocator->layer_local(); }
@@ -65,6 +65,7 @@ class ComposedPolicy final : public Policy {
   std::vector<const Stage*> stages() const;
 
   PolicyParts parts_;
+  uint32_t needs_ = 0;
 };
 
 }  // namespace pith
