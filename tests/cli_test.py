@@ -420,8 +420,8 @@ class Commands(ModelCase):
         self.assert_sentence(pith(*flags, "--output", other, "--resume", log, "--seed", "7"), "another search", codes=(1,))
         done = pith("eval", *model_flags(), "--tasks", tasks, "--recipes", f"h2o alloc=file:{output}", "--keep", "0.2", "--json")
         self.json_of(done)
-        self.usage("tune", "budgets", "--recipe", "snapkv", says="--output is missing")
-        self.usage("tune", "budgets", "--output", output, "--recipe", "full", says="drops entries")
+        self.assert_sentence(pith("tune", "budgets", "--recipe", "snapkv"), "--output is missing", codes=(2,))
+        self.assert_sentence(pith("tune", "budgets", "--output", output, "--recipe", "full"), "drops entries", codes=(2,))
 
     def test_tune_share(self):
         output = os.path.join(self.folder, "share.json")
