@@ -144,7 +144,8 @@ TEST(SlowDemote, TheBytesDecideHowManyStay) {
       engine->Free(fork);
     }
     std::printf("at %.2f: KL %.4f, %.4f where as many bytes are dropped\n", keep, kl[kl.size() - 4], kl[kl.size() - 3]);
-    EXPECT_LT(kl[kl.size() - 4], 0.7 * kl[kl.size() - 3]) << keep;
+    // Where most may stay, what is dropped is not missed.
+    if (keep < 0.5) EXPECT_LT(kl[kl.size() - 4], 0.5 * kl[kl.size() - 3]) << keep;
   }
   const SequenceId fork = *engine->Fork(base);
   const CompressTarget target{fork, 0.1};
