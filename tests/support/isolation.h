@@ -186,7 +186,8 @@ class Isolation {
     // To the bit, statistics too; but a window of queries knows fewer.
     const uint32_t needs = OptionsOf(kinds_[victim]).recipe.policy->needs();
     if ((needs & (kNeedWindowProbs | kNeedWindowQueries)) == 0) {
-      EXPECT_TRUE(*saved == *as_saved) << kinds_[victim].recipe << ": it holds something else than if it had never failed";
+      EXPECT_TRUE(*saved == *as_saved)
+          << kinds_[victim].recipe << ": it holds something else than if it had never failed";
     }
     (void)ReadAlone(*other, Text(victim).subspan(kBefore + 43, 1));
     const auto later_saved = engine_->SaveToMemory(*other, {});
