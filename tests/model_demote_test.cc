@@ -145,7 +145,9 @@ TEST(SlowDemote, TheBytesDecideHowManyStay) {
     }
     std::printf("at %.2f: KL %.4f, %.4f where as many bytes are dropped\n", keep, kl[kl.size() - 4], kl[kl.size() - 3]);
     // Where most may stay, what is dropped is not missed.
-    if (keep < 0.5) EXPECT_LT(kl[kl.size() - 4], 0.5 * kl[kl.size() - 3]) << keep;
+    if (keep < 0.5) {
+      EXPECT_LT(kl[kl.size() - 4], 0.5 * kl[kl.size() - 3]) << keep;
+    }
   }
   const SequenceId fork = *engine->Fork(base);
   const CompressTarget target{fork, 0.1};
