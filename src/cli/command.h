@@ -48,6 +48,8 @@ void AddParity(CLI::App& app, Command& chosen);
 void AddEval(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
+// Of sim's own commands.
+void AddSimTrain(CLI::App& sim, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
 
 // --json, --progress
