@@ -64,6 +64,8 @@ template <size_t kGroups>
   if (first < layer.stride) Rows<1>(layer, parameters, first, in, in_stride, rows, out, relu);
 }
 
+inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
+
 [[gnu::always_inline]] inline float Sum(const Lanes& lanes) {
   float sum = 0;
   for (size_t i = 0; i < kLanes; ++i) sum += lanes[i];
@@ -209,8 +211,9 @@ void Adam::Step(std::vector<float>& parameters, std::span<float> gradient, float
   const auto unbias2 = static_cast<float>(1 / (1 - std::pow(kBeta2, steps)));
   for (size_t i = 0; i < parameters.size(); ++i) {
     const float g = gradient[i] * scale;
-    first_[i] += static_cast<float>(1 - kBeta1) * (g - first_[i]);
-    second_[i] += static_cast<float>(1 - kBeta2) * (g * g - second_[i]);
+    // What has not had a slope for long fades to 0, not to numbers so small that processors are slow on them.
+    first_[i] = Faded(first_[i] + static_cast<float>(1 - kBeta1) * (g - first_[i]));
+    second_[i] = Faded(second_[i] + static_cast<float>(1 - kBeta2) * (g * g - second_[i]));
     parameters[i] -= rate * (first_[i] * unbias1 / (std::sqrt(second_[i] * unbias2) + 1e-8f) + decay * parameters[i]);
   }
   std::ranges::fill(gradient, 0.0f);
