@@ -6,6 +6,9 @@ foreach(class BrokenModels BadUsage Text)
   set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
+# The simulator of caches and its trainings, on traces that are made on the way.
+add_test(NAME cli_SimTrain COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/sim_test.py)
+set_tests_properties(cli_SimTrain PROPERTIES LABELS unit TIMEOUT 600 ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 # What people and machines give by mistake, on tiny models of the test's own.
 foreach(class Prompts Arguments Files)
   add_test(NAME cases_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cases_test.py ${class})

@@ -126,9 +126,16 @@ tl::unexpected<Error> NoCommand(const CLI::App& app, int argc, const char* const
 
 class Reader {
  public:
-  Reader(const CLI::App& command, int argc, const char* const* argv) : command_(command) {
-    for (int i = 2; i < argc; ++i) given_.emplace_back(argv[i]);
-    arguments_.push_back(command.get_name());
+  Reader(const CLI::App& command, int argc, const char* const* argv)
+      : command_(&command), name_(command.get_name()), arguments_{name_} {
+    // "sim train": a command of a command.
+    const CLI::App* inner = argc > 2 ? FindCommand(command, argv[2]) : nullptr;
+    if (inner != nullptr) {
+      command_ = inner;
+      arguments_.push_back(inner->get_name());
+      name_ += " " + inner->get_name();
+    }
+    for (int i = inner != nullptr ? 3 : 2; i < argc; ++i) given_.emplace_back(argv[i]);
   }
 
   Result<std::vector<std::string>> Read() {
@@ -165,7 +172,7 @@ class Reader {
       has_glued = true;
       name.resize(2);
     }
-    const CLI::Option* option = command_.get_option_no_throw(name);
+    const CLI::Option* option = command_->get_option_no_throw(name);
     if (option == nullptr) return Unknown(argument);
     arguments_.push_back(name);
     if (option->get_items_expected_max() == 0) {  // a flag
@@ -196,10 +203,11 @@ class Reader {
   }
 
   tl::unexpected<Error> Unknown(const std::string& argument) const {
-    return InvalidArgument(fmt::format("pith {} has no option {}", command_.get_name(), Escaped(argument)));
+    return InvalidArgument(fmt::format("pith {} has no option {}", name_, Escaped(argument)));
   }
 
-  const CLI::App& command_;
+  const CLI::App* command_;
+  std::string name_;  // with that of the outer command
   std::vector<std::string> given_;
   size_t at_ = 0;
   bool escapes_ = false;

@@ -49,6 +49,8 @@ void AddEval(CLI::App& app, Command& chosen);
 void AddTune(CLI::App& app, Command& chosen);
 void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
+// Of sim's own commands.
+void AddSimTrain(CLI::App& sim, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
 void AddStore(CLI::App& app, Command& chosen);
 

@@ -12,7 +12,11 @@ CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& 
   return command;
 }
 
-void OnCommand(CLI::App& command, std::function<void()> then) { command.callback(std::move(then)); }
+void OnCommand(CLI::App& command, std::function<void()> then) {
+  command.callback([&command, run = std::move(then)] {
+    if (command.get_subcommands().empty()) run();
+  });
+}
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::string& value, const std::string& help,
                        const std::string& type) {

@@ -17,7 +17,7 @@ namespace pith::cli {
 
 // A subcommand, owned by `app`; `footer` ends its --help.
 CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& help, const std::string& footer);
-// What happens when the command was given, once its options have their values.
+// What happens when the command was given, and none of its own commands, once its options have their values.
 void OnCommand(CLI::App& command, std::function<void()> then);
 
 // One option each, owned by `command`. Where it is given, its value goes to `value`, which must outlive the parsing.

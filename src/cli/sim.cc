@@ -38,6 +38,7 @@ Examples:
   pith sim --trace access.log --policy lru,sieve --capacity 1GiB --ttl --json
   pith sim --trace prompts.jsonl --policy lru,arc,belady --curve 20 --html curves.html
   pith sim --list
+  pith sim train --help
 )";
 
 struct SimFlags {
@@ -192,6 +193,7 @@ void AddSim(CLI::App& app, Command& chosen) {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] { return RunSim(*flags); };
   });
+  AddSimTrain(*command, chosen);
 }
 
 }  // namespace pith::cli

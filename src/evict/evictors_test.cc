@@ -145,7 +145,7 @@ TEST(Evictors, NamesAndParametersAreChecked) {
   EXPECT_EQ(message("lhd:seed"), "\"seed\" is no parameter of the form name=value");
   EXPECT_EQ(message("lhd:seed=1,seed=2"), "the parameter seed is given twice");
   EXPECT_EQ(message("mark0:flip=2"), "flip=2 is no number between 0 and 1");
-  EXPECT_EQ(message("mark0:bits=some"), "bits=some is none of perfect, zero, one");
+  EXPECT_EQ(message("mark0:bits=some"), "bits=some is none of perfect, learned, zero, one");
 }
 
 TEST(Simulate, ThreadsDoNotChangeResults) {

@@ -37,12 +37,14 @@ class Follow final : public Replayed<Follow> {
   void Serve(const Access& access) {
     weight_ *= growth_;
     if (weight_ > 1e100) Rescale();
+    const bool of_prompt = access.blocks != nullptr;
+    if (of_prompt && access.depth + 1 == access.chain) CountMissesOfPrompt(access);
     for (size_t e = 0; e < experts_.size(); ++e) {
       if (experts_[e]->Contains(access.object)) {
         experts_[e]->OnHit(access);
       } else {
         experts_[e]->OnMiss(access);
-        misses_[e] += weight_;
+        if (!of_prompt) misses_[e] += weight_;
       }
     }
     for (const uint32_t victim : victims_) {
@@ -51,6 +53,15 @@ class Follow final : public Replayed<Follow> {
     victims_.clear();
     Choose();
     Store(access);
+  }
+
+  // A block is a hit where all that lead to it are.
+  void CountMissesOfPrompt(const Access& access) {
+    for (size_t e = 0; e < experts_.size(); ++e) {
+      uint32_t hits = 0;
+      while (hits < access.chain && experts_[e]->Contains(access.blocks[access.chain - 1 - hits])) ++hits;
+      misses_[e] += weight_ * (access.chain - hits);
+    }
   }
 
   void Store(const Access& access) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "evict/follow.h"
+#include "evict/learn/one_bit_model.h"
 #include "evict/random.h"
 
 namespace pith::evict {
@@ -69,7 +70,7 @@ std::vector<uint8_t> PhaseBits(const Trace& trace, uint64_t capacity) {
 }
 
 Result<OneBitParams> ReadOneBitParams(Params& params, const Setup& setup, bool phase_bits) {
-  static constexpr std::array<std::string_view, 3> kBits = {"perfect", "zero", "one"};
+  static constexpr std::array<std::string_view, 4> kBits = {"perfect", "learned", "zero", "one"};
   static constexpr std::array<std::string_view, 2> kGuards = {"off", "lru"};
   OneBitParams read;
   PITH_ASSIGN_OR_RETURN(const std::string bits, params.Word("bits", "perfect", kBits));
@@ -78,7 +79,13 @@ Result<OneBitParams> ReadOneBitParams(Params& params, const Setup& setup, bool p
   PITH_ASSIGN_OR_RETURN(const std::string guard, params.Word("guard", "off", kGuards));
   read.guard = guard == "lru";
   read.seed = static_cast<uint64_t>(seed);
-  if (bits != "perfect") {
+  if (bits == "learned") {
+    const ModelKind kind = phase_bits ? ModelKind::kPhaseBit : ModelKind::kDiscardBit;
+    PITH_ASSIGN_OR_RETURN(const std::string path, params.Text("model", ""));
+    PITH_ASSIGN_OR_RETURN(const double p_zero, params.Number("p_zero", 0.7, 0, 1));
+    PITH_ASSIGN_OR_RETURN(const Model model, LoadModel(path, kind));
+    read.bits = PredictBits(model, *setup.trace, setup.capacity, p_zero);
+  } else if (bits != "perfect") {
     read.bits.assign(setup.trace->num_accesses(), bits == "one");
   } else if (phase_bits) {
     read.bits = PhaseBits(*setup.trace, setup.capacity);

@@ -28,7 +28,8 @@ std::unique_ptr<Evictor> MakeFwa0WithBits(const Setup& setup, std::vector<uint8_
 std::unique_ptr<Evictor> MakeMark0WithBits(const Setup& setup, std::vector<uint8_t> bits, uint64_t seed);
 std::unique_ptr<Evictor> MakeMarkAndPredictWithBits(const Setup& setup, std::vector<uint8_t> bits, uint64_t seed);
 
-// Parameters that all three share: bits=perfect|zero|one, flip (probability that a bit is turned), seed, guard=off|lru.
+// Parameters that all three share: bits=perfect|learned|zero|one (learned: by a model, which says 0 where it is surer
+// than p_zero), flip (probability that a bit is turned), seed, guard=off|lru.
 struct OneBitParams {
   std::vector<uint8_t> bits;
   uint64_t seed = 1;

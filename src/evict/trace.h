@@ -37,6 +37,7 @@ struct Access {
   const Prompt* prompt;  // null for objects
   uint32_t depth;        // of the block in its prompt, 0 at the start
   uint32_t chain;        // blocks of the prompt
+  const uint32_t* blocks = nullptr;  // all `chain` of them, deepest first; null: unknown
 };
 
 class Trace {
@@ -70,7 +71,7 @@ class Trace {
 
   Access At(size_t i) const {
     return {static_cast<uint32_t>(i), object[i], size[i], time[i], ttl.empty() ? kNoTtl : ttl[i],
-            rtt.empty() ? kNoRtt : rtt[i], static_cast<uint32_t>(i), next[i], nullptr, 0, 1};
+            rtt.empty() ? kNoRtt : rtt[i], static_cast<uint32_t>(i), next[i], nullptr, 0, 1, nullptr};
   }
   // Access i of prompt p.
   Access AtPrompt(size_t p, size_t i) const {
@@ -79,6 +80,7 @@ class Trace {
     access.prompt = &prompts[p];
     access.chain = end_of(p) - prompts[p].first;
     access.depth = end_of(p) - 1 - static_cast<uint32_t>(i);
+    access.blocks = &object[prompts[p].first];
     return access;
   }
 

@@ -1,19 +1,8 @@
 #include "lab/embedded.h"
 
-// The assembler copies the files in; CMake says where they are, and that this depends on them.
-#define PITH_EMBED(symbol, path)                  \
-  __asm__(".section .rodata\n"                    \
-          ".global " #symbol "_begin\n"           \
-          ".hidden " #symbol "_begin\n"           \
-          ".global " #symbol "_end\n"             \
-          ".hidden " #symbol "_end\n" #symbol     \
-          "_begin:\n"                             \
-          ".incbin \"" path "\"\n" #symbol        \
-          "_end:\n"                               \
-          ".byte 0\n"                             \
-          ".previous\n");                         \
-  extern "C" const char symbol##_begin[], symbol##_end[]
+#include "base/embed.h"
 
+// CMake says where they are, and that this depends on them.
 PITH_EMBED(pith_own_tasks, PITH_OWN_TASKS);
 PITH_EMBED(pith_report_page, PITH_REPORT_PAGE);
 PITH_EMBED(pith_sim_page, PITH_SIM_PAGE);

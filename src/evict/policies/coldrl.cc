@@ -1,0 +1,64 @@
+// Cold-RL: of a few of the least recently used objects those go that the network would rather see gone than kept
+// (evict/learn/coldrl.h). Where they do not free enough, or it gives no numbers, the least recently used ones go.
+#include <array>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "evict/learn/coldrl_cache.h"
+#include "evict/registry.h"
+
+namespace pith::evict {
+namespace {
+
+class ColdRlEvictor final : public Replayed<ColdRlEvictor> {
+ public:
+  ColdRlEvictor(const Setup& setup, Model model, const ColdRlCacheOptions& options, bool per_byte)
+      : Replayed(setup.capacity), network_(std::move(model)), per_byte_(per_byte),
+        cache_(setup.num_objects, setup.capacity, options) {}
+
+  bool Contains(uint32_t object) const override { return cache_.Contains(object); }
+  uint64_t used_bytes() const override { return cache_.used_bytes(); }
+  void OnHit(const Access& access) override { cache_.Hit(access); }
+  void OnMiss(const Access& access) override {
+    const auto decide = [this](double, const ColdRlCandidate* candidates, const uint32_t*, size_t count,
+                               uint32_t* order) {
+      if (const float* margins = network_.Margins(candidates, count); margins != nullptr) {
+        OrderVictims(candidates, margins, count, per_byte_, order);
+      } else {
+        std::iota(order, order + count, 0u);
+      }
+    };
+    cache_.Miss(access, decide, [this](uint32_t object) { Evicted(object); });
+  }
+  void Erase(uint32_t object) override { cache_.Remove(object); }
+
+ private:
+  ColdRl network_;
+  const bool per_byte_;
+  ColdRlCache cache_;
+};
+
+}  // namespace
+
+std::unique_ptr<Evictor> MakeColdRlWith(const Setup& setup, Model model, const ColdRlCacheOptions& options,
+                                        bool per_byte) {
+  return std::make_unique<ColdRlEvictor>(setup, std::move(model), options, per_byte);
+}
+
+Result<std::unique_ptr<Evictor>> MakeColdRl(Params& params, const Setup& setup) {
+  static constexpr std::array<std::string_view, 2> kRanks = {"byte", "object"};
+  ColdRlCacheOptions options;
+  PITH_ASSIGN_OR_RETURN(const std::string path, params.Text("model", ""));
+  PITH_ASSIGN_OR_RETURN(const double k, params.Number("k", 16, 2, ColdRl::kMostCandidates));
+  PITH_ASSIGN_OR_RETURN(const std::string rank, params.Word("rank", "byte", kRanks));
+  PITH_ASSIGN_OR_RETURN(const double hand, params.Number("hand", 1, 0, 1));
+  options.candidates = static_cast<size_t>(k);
+  options.from_tail = hand < 0.5;
+  PITH_ASSIGN_OR_RETURN(Model model, LoadModel(path, ModelKind::kColdRl));
+  return MakeColdRlWith(setup, std::move(model), options, rank == "byte");
+}
+
+}  // namespace pith::evict
