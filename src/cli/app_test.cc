@@ -19,7 +19,7 @@ TEST(App, BadUsage) {
   const std::vector<Usage> usages = {
       {{"fly"}, "pith: "},
       {{"run"}, "a prompt is missing"},
-      {{"run", "-p", "x", "-f", "y"}, "not with both"},
+      {{"run", "-p", "x", "-f", "y"}, "not with several"},
       {{"run", "-p", "x", "--kv-budget", "64Q"}, "is no size"},
       {{"run", "-p", "x", "--kv-budget", "0%"}, "is no percentage"},
       {{"run", "-p", "x", "--recipe", "no_such_recipe"}, "no_such_recipe"},
