@@ -141,7 +141,7 @@ Net::Net(std::span<const uint32_t> widths) : widths_(widths.begin(), widths.end(
     Layer layer;
     layer.in = widths[l];
     layer.out = widths[l + 1];
-    layer.stride = (layer.out + kLanes - 1) / kLanes * kLanes;
+    layer.stride = static_cast<uint32_t>((layer.out + kLanes - 1) / kLanes * kLanes);
     layer.weights = at;
     at += size_t{layer.in} * layer.stride;
     layer.biases = at;
