@@ -13,20 +13,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "engine/engine.h"
-#include "tests/support/default_model.h"
-#include "tests/support/kl.h"
+#include "tests/support/default_engine.h"
 
 namespace pith {
 namespace {
 
-using testing::Kl;
-
-std::vector<int32_t> Tokenize(const std::string& text) {
-  const auto tokens = testing::DefaultModel()->Tokenize(text, false, true);
-  EXPECT_TRUE(tokens);
-  return *tokens;
-}
+using testing::CompressedAfter;
+using testing::Follow;
+using testing::MakeDefaultEngine;
+using testing::MeanKl;
+using testing::Tokenize;
 
 std::vector<int32_t> Ledger(size_t count) {
   static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
@@ -40,22 +36,6 @@ std::vector<int32_t> Ledger(size_t count) {
   return tokens;
 }
 
-std::unique_ptr<Engine> Make(const EngineOptions& options) {
-  auto engine = Engine::Create(testing::DefaultModel(), options);
-  EXPECT_TRUE(engine) << engine.error().message;
-  return engine ? std::move(*engine) : nullptr;
-}
-
-EngineOptions After(std::vector<std::string> recipes) {
-  EngineOptions options;
-  options.num_ctx = 2048;
-  options.num_threads = testing::kThreads;
-  options.compress = CompressMode::kAfter;
-  options.max_sequences = 3;
-  for (const std::string& recipe : recipes) options.later_recipes.push_back(*ParseRecipe(recipe));
-  return options;
-}
-
 EngineOptions Running(const std::string& recipe, size_t budget_bytes, int num_ctx) {
   EngineOptions options;
   options.num_ctx = num_ctx;
@@ -64,20 +44,6 @@ EngineOptions Running(const std::string& recipe, size_t budget_bytes, int num_ct
   options.recipe = *ParseRecipe(recipe);
   options.max_sequences = 1;
   return options;
-}
-
-double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
-  const auto vocab = static_cast<size_t>(testing::DefaultModel()->info().num_vocab);
-  double sum = 0;
-  for (size_t at = 0; at < a.size(); at += vocab) sum += Kl({a.data() + at, vocab}, {b.data() + at, vocab});
-  return sum / static_cast<double>(a.size() / vocab);
-}
-
-std::vector<float> Follow(Engine& engine, SequenceId sequence, const std::vector<int32_t>& tail) {
-  std::vector<float> logits;
-  const Status status = engine.Prefill(sequence, tail, false, &logits);
-  EXPECT_TRUE(status) << status.error().message;
-  return logits;
 }
 
 void ExpectEveryEntry(const Engine& engine, SequenceId sequence) {
@@ -96,13 +62,13 @@ double Formula(double share, double high_bits, double low_bits) {
 
 TEST(ModelDemote, BytesAreThoseOfTheFormula) {
   const std::vector<int32_t> context = Ledger(32 * 30);
-  const EngineOptions options =
-      After({"mikv", "mikv:share=0.5", "mikv:hi=q8", "mikv:hi=q4", "snapkv:window=16 act=demote:lo=q4,share=0.25",
-             "keydiff alloc=ada act=demote:share=0.2", "keydiff alloc=global act=demote:hi=q4,share=0.2"});
+  const EngineOptions options = CompressedAfter(
+      {"mikv", "mikv:share=0.5", "mikv:hi=q8", "mikv:hi=q4", "snapkv:window=16 act=demote:lo=q4,share=0.25",
+       "keydiff alloc=ada act=demote:share=0.2", "keydiff alloc=global act=demote:hi=q4,share=0.2"});
   const std::vector<double> bytes = {Formula(0.2, 16, 2.5),   Formula(0.5, 16, 2.5),  Formula(0.2, 8.5, 2.5),
                                      Formula(0.2, 4.5, 2.5),  Formula(0.25, 16, 4.5), Formula(0.2, 16, 2.5),
                                      Formula(0.2, 4.5, 2.5)};
-  auto engine = Make(options);
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   for (size_t i = 0; i < bytes.size(); ++i) {
@@ -123,8 +89,8 @@ TEST(SlowDemote, TheBytesDecideHowManyStay) {
   const std::vector<int32_t> context = Ledger(700),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   const EngineOptions options =
-      After({"h2o act=demote", "h2o", "snapkv:window=16 alloc=ada act=demote", "kvzip act=demote"});
-  auto engine = Make(options);
+      CompressedAfter({"h2o act=demote", "h2o", "snapkv:window=16 alloc=ada act=demote", "kvzip act=demote"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   const SequenceId whole = *engine->Fork(base);
@@ -164,9 +130,9 @@ TEST(ModelDemote, SequencesGoOnLikeOthers) {
   const std::string path = ::testing::TempDir() + fmt::format("pith_demoted_{}", getpid());
   for (const char* const text : {"keydiff act=demote:share=0.3", "keydiff alloc=ada act=demote:hi=q4,share=0.3"}) {
     SCOPED_TRACE(text);
-    const EngineOptions options = After({text, "snapkv:window=16", "kvzip", "kvzip act=demote:share=0.1",
+    const EngineOptions options = CompressedAfter({text, "snapkv:window=16", "kvzip", "kvzip act=demote:share=0.1",
                                          "kvzip act=residue", "lra"});
-    auto engine = Make(options);
+    auto engine = MakeDefaultEngine(options);
     const SequenceId sequence = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(sequence, context));
     ASSERT_TRUE(engine->Compress(sequence, options.later_recipes[0], 1));
@@ -212,7 +178,7 @@ TEST(ModelDemote, RunsInABudget) {
     SCOPED_TRACE(text);
     // 23,040 bytes a token in f16.
     const size_t budget = std::string(text) == "full" ? 0 : size_t{10} << 20;
-    auto engine = Make(Running(text, budget, 1000));
+    auto engine = MakeDefaultEngine(Running(text, budget, 1000));
     ASSERT_NE(engine, nullptr);
     const SequenceId sequence = *engine->NewSequence();
     const size_t read = tokens.size() - 40;
@@ -232,7 +198,7 @@ TEST(ModelDemote, RunsInABudget) {
 
 TEST(ModelDemote, TheShareHoldsWhereBytesAreThere) {
   const std::vector<int32_t> tokens = Ledger(800);
-  auto engine = Make(Running("mikv", 0, 1000));
+  auto engine = MakeDefaultEngine(Running("mikv", 0, 1000));
   const SequenceId sequence = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), 700}));
   for (size_t i = 700; i < tokens.size(); ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[i]));
@@ -251,8 +217,8 @@ TEST(ModelDemote, BudgetsBelowAllInTheLowFormatAreRefused) {
 
 TEST(ModelDemote, AllHighIsTheFullCache) {
   const std::vector<int32_t> context = Ledger(200), tail = Tokenize("In chapter 7 the garden");
-  const EngineOptions options = After({"h2o act=demote"});
-  auto engine = Make(options);
+  const EngineOptions options = CompressedAfter({"h2o act=demote"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   const SequenceId fork = *engine->Fork(base);

@@ -12,20 +12,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "engine/engine.h"
-#include "tests/support/default_model.h"
-#include "tests/support/kl.h"
+#include "tests/support/default_engine.h"
 
 namespace pith {
 namespace {
 
-using testing::Kl;
-
-std::vector<int32_t> Tokenize(const std::string& text) {
-  const auto tokens = testing::DefaultModel()->Tokenize(text, false, true);
-  EXPECT_TRUE(tokens);
-  return *tokens;
-}
+using testing::CompressedAfter;
+using testing::Follow;
+using testing::MakeDefaultEngine;
+using testing::MeanKl;
+using testing::Tokenize;
 
 // A ledger of payments, each to be found by its chapter.
 std::string Ledger(int chapters) {
@@ -38,40 +34,10 @@ std::string Ledger(int chapters) {
   return text;
 }
 
-EngineOptions Options(std::vector<std::string> recipes) {
-  EngineOptions options;
-  options.num_ctx = 2048;
-  options.num_threads = testing::kThreads;
-  options.compress = CompressMode::kAfter;
-  options.max_sequences = 3;
-  for (const std::string& recipe : recipes) options.later_recipes.push_back(*ParseRecipe(recipe));
-  return options;
-}
-
-std::unique_ptr<Engine> Make(const EngineOptions& options) {
-  auto engine = Engine::Create(testing::DefaultModel(), options);
-  EXPECT_TRUE(engine) << engine.error().message;
-  return engine ? std::move(*engine) : nullptr;
-}
-
-double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
-  const auto vocab = static_cast<size_t>(testing::DefaultModel()->info().num_vocab);
-  double sum = 0;
-  for (size_t at = 0; at < a.size(); at += vocab) sum += Kl({a.data() + at, vocab}, {b.data() + at, vocab});
-  return sum / static_cast<double>(a.size() / vocab);
-}
-
-std::vector<float> Follow(Engine& engine, SequenceId sequence, const std::vector<int32_t>& tail) {
-  std::vector<float> logits;
-  const Status status = engine.Prefill(sequence, tail, false, &logits);
-  EXPECT_TRUE(status) << status.error().message;
-  return logits;
-}
-
 TEST(ModelRepeat, ASecondReadingLeavesTheCacheAsItWas) {
   const std::vector<int32_t> context = Tokenize(Ledger(20)), tail = Tokenize("In chapter 7 the garden met a");
-  const EngineOptions options = Options({"kvzip:chunk=100"});
-  auto engine = Make(options);
+  const EngineOptions options = CompressedAfter({"kvzip:chunk=100"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   const std::vector<float> last(engine->logits(base).begin(), engine->logits(base).end());
@@ -104,8 +70,8 @@ TEST(ModelRepeat, ASecondReadingLeavesTheCacheAsItWas) {
 }
 
 TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
-  const EngineOptions options = Options({"kvzip_uniform"});
-  auto engine = Make(options);
+  const EngineOptions options = CompressedAfter({"kvzip_uniform"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, Tokenize(Ledger(8))));
   const std::vector<float> last(engine->logits(base).begin(), engine->logits(base).end());
@@ -118,8 +84,8 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
 TEST(SlowRepeat, PassesNeedNotSeeOtherChunks) {
   const std::vector<int32_t> context = Tokenize(Ledger(24));
   const EngineOptions options =
-      Options({"kvzip", "kvzip:sight=whole", "kvzip:chunk=128", "kvzip:chunk=128,sight=whole"});
-  auto engine = Make(options);
+      CompressedAfter({"kvzip", "kvzip:sight=whole", "kvzip:chunk=128", "kvzip:chunk=128,sight=whole"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   std::vector<std::vector<int32_t>> kept;
@@ -155,8 +121,8 @@ TEST(SlowRepeat, KvZipKeepsWhatLaterQuestionsNeed) {
                                                 "\n\nRain fell on the roofs all night. By morning the streets were "
                                                 "quiet, the shops stayed shut, and nobody spoke of the harvest.\n\n");
   const std::vector<int32_t> tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
-  const EngineOptions options = Options({"kvzip", "kvzip:chunk=128", "snapkv", "random"});
-  auto engine = Make(options);
+  const EngineOptions options = CompressedAfter({"kvzip", "kvzip:chunk=128", "snapkv", "random"});
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   const SequenceId whole = *engine->Fork(base);
@@ -185,9 +151,9 @@ TEST(ModelRepeat, EntriesThatStandInLoseLess) {
   const std::vector<int32_t> context = Tokenize(Ledger(24)),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   const EngineOptions options =
-      Options({"kvzip format=q4", "kvzip act=residue format=q4", "kvzip", "kvzip act=residue:refit=0",
+      CompressedAfter({"kvzip format=q4", "kvzip act=residue format=q4", "kvzip", "kvzip act=residue:refit=0",
                "snapkv:window=8", "snapkv:window=8 act=residue"});
-  auto engine = Make(options);
+  auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
   const SequenceId whole = *engine->Fork(base);
@@ -218,8 +184,8 @@ TEST(ModelRepeat, EntriesThatStandInAreEntries) {
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   for (const char* const text : {"kvzip act=residue", "kvzip act=residue format=q4"}) {
     SCOPED_TRACE(text);
-    const EngineOptions options = Options({text});
-    auto engine = Make(options);
+    const EngineOptions options = CompressedAfter({text});
+    auto engine = MakeDefaultEngine(options);
     const SequenceId sequence = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(sequence, context));
     ASSERT_TRUE(engine->Compress(sequence, options.later_recipes.front(), 0.1));
@@ -245,8 +211,8 @@ TEST(ModelRepeat, EntriesThatStandInAreEntries) {
 TEST(ModelRepeat, ConvertedSequencesComeBackFromFilesAndMemory) {
   const std::vector<int32_t> context = Tokenize(Ledger(8)), tail = Tokenize("In chapter 7 the garden met a river");
   const std::string path = ::testing::TempDir() + fmt::format("pith_converted_{}", getpid());
-  const EngineOptions options = Options({});
-  auto engine = Make(options);
+  const EngineOptions options = CompressedAfter({});
+  auto engine = MakeDefaultEngine(options);
   for (const char* const text : {"full format=q8", "full format=q4", "keydiff format=q4/q2", "keydiff format=q2",
                                  "keydiff format=bf16/q4", "keydiff format=auto:0.6"}) {
     SCOPED_TRACE(text);
@@ -274,9 +240,9 @@ TEST(ModelRepeat, ConvertedSequencesComeBackFromFilesAndMemory) {
 TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
   const std::vector<int32_t> context = Tokenize(Ledger(24)),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
-  EngineOptions options = Options({"pith", "kvzip"});
+  EngineOptions options = CompressedAfter({"pith", "kvzip"});
   {
-    auto engine = Make(options);
+    auto engine = MakeDefaultEngine(options);
     const SequenceId base = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(base, context));
     const SequenceId whole = *engine->Fork(base);
@@ -307,7 +273,7 @@ TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
   options.max_sequences = 1;
   options.num_ctx = 1200;
   options.budget_bytes = size_t{6} << 20;
-  auto engine = Make(options);
+  auto engine = MakeDefaultEngine(options);
   EXPECT_EQ(engine->stats().format.Name(), "q4/q2");
   const SequenceId sequence = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(sequence, Tokenize(Ledger(48))));
@@ -315,11 +281,11 @@ TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
   EXPECT_LE(engine->stats().peak_bytes, options.budget_bytes);
   EXPECT_LT(engine->stats().kept_fraction, 1);
   options.budget_bytes = size_t{40} << 20;
-  EXPECT_EQ(Make(options)->stats().format, PageFormat()) << "nothing is given up that fits";
+  EXPECT_EQ(MakeDefaultEngine(options)->stats().format, PageFormat()) << "nothing is given up that fits";
 }
 
 TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
-  EngineOptions options = Options({});
+  EngineOptions options = CompressedAfter({});
   options.recipe = *ParseRecipe("kvzip");
   options.compress = CompressMode::kBlock;
   const auto block = Engine::Create(testing::DefaultModel(), options);
@@ -330,7 +296,7 @@ TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
       "--compress after");
   options.compress = CompressMode::kAfter;
   {
-    auto engine = Make(options);
+    auto engine = MakeDefaultEngine(options);
     const SequenceId filled = *engine->NewSequence();
     ASSERT_TRUE(engine->FillForBenchmark(filled, 64));
     const auto unknown = engine->Compress(filled, options.recipe, 0.5);
@@ -340,7 +306,7 @@ TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
   const std::vector<int32_t> context = Tokenize(Ledger(16));
   options.max_sequences = 1;
   options.budget_bytes = context.size() * 23040 + (size_t{3} << 20);
-  auto engine = Make(options);
+  auto engine = MakeDefaultEngine(options);
   const SequenceId sequence = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(sequence, context));
   const auto tight = engine->Compress(sequence, options.recipe, 0.5);

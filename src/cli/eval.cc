@@ -11,10 +11,10 @@
 
 #include "base/stopwatch.h"
 #include "cli/command.h"
+#include "cli/read_tasks.h"
 #include "cli/terminal.h"
 #include "lab/conversation_judge.h"
 #include "lab/decode_judge.h"
-#include "lab/embedded.h"
 #include "lab/eval_html.h"
 #include "lab/eval_maps.h"
 #include "lab/eval_results.h"
@@ -143,19 +143,10 @@ Status Check(const EvalFlags& flags) {
 }
 
 Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& fingerprint) {
-  const std::string name = flags.tasks.empty() ? "the set of tasks" : flags.tasks;
-  std::string text(OwnTasks());
-  if (!flags.tasks.empty()) {
-    PITH_ASSIGN_OR_RETURN(text, ReadFile(flags.tasks));
-  }
-  fingerprint = Fingerprint(text);
-  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, name));
-  if (!flags.lengths.empty()) {
-    PITH_ASSIGN_OR_RETURN(const std::vector<int> lengths, ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
-    std::erase_if(tasks, [&lengths](const Task& task) {
-      return std::find(lengths.begin(), lengths.end(), task.length) == lengths.end();
-    });
-    if (tasks.empty()) return InvalidArgument(fmt::format("{} holds no task of length {}", name, flags.lengths));
+  const std::string name = NameOfTasks(flags.tasks);
+  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTasks(flags.tasks, flags.lengths, fingerprint));
+  if (tasks.empty() && !flags.lengths.empty()) {
+    return InvalidArgument(fmt::format("{} holds no task of length {}", name, flags.lengths));
   }
   if (!flags.kinds.empty()) {
     const std::string kinds = "," + flags.kinds + ",";

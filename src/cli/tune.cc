@@ -1,14 +1,7 @@
 // pith tune: what recipes and models take from a file, found on the user's own model and tasks.
 #include "cli/tune.h"
 
-#include <algorithm>
 #include <memory>
-#include <utility>
-
-#include <fmt/format.h>
-
-#include "lab/embedded.h"
-#include "lab/eval_log.h"
 
 namespace pith::cli {
 namespace {
@@ -97,20 +90,6 @@ void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
 }
 
 }  // namespace
-
-Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint) {
-  const std::string name = flags.tasks.empty() ? "the set of tasks" : flags.tasks;
-  std::string text(OwnTasks());
-  if (!flags.tasks.empty()) {
-    PITH_ASSIGN_OR_RETURN(text, ReadFile(flags.tasks));
-  }
-  fingerprint = Fingerprint(text);
-  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ParseTasks(text, name));
-  if (flags.lengths.empty()) return tasks;
-  PITH_ASSIGN_OR_RETURN(const std::vector<int> lengths, ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
-  std::erase_if(tasks, [&](const Task& task) { return std::ranges::find(lengths, task.length) == lengths.end(); });
-  return tasks;
-}
 
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();

@@ -45,9 +45,6 @@ struct TuneFlags {
   int tokens = 0;  // 0: the default
 };
 
-// Those of --tasks and --lengths, or pith's own.
-Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint);
-
 Status CheckTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneShare(const TuneFlags& flags);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/stopwatch.h"
+#include "cli/read_tasks.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/budget_judge.h"
@@ -134,7 +135,7 @@ class BudgetTuner {
   explicit BudgetTuner(const TuneFlags& flags) : flags_(flags) {}
 
   Status Load() {
-    PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTuneTasks(flags_, tasks_print_));
+    PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTasks(flags_.tasks, flags_.lengths, tasks_print_));
     if (tasks.size() < static_cast<size_t>(flags_.samples)) {
       return InvalidArgument(
           fmt::format("there are {} tasks, fewer than the {} of --samples", tasks.size(), flags_.samples));

@@ -10,6 +10,7 @@
 
 #include "base/paths.h"
 #include "base/stopwatch.h"
+#include "cli/read_tasks.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/sharing_search.h"
@@ -24,7 +25,7 @@ using nlohmann::ordered_json;
 // Pieces of the tasks' contexts, of equal length.
 Result<std::vector<std::vector<int32_t>>> TextsOf(const HostModel& model, const TuneFlags& flags) {
   std::string fingerprint;
-  PITH_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTuneTasks(flags, fingerprint));
+  PITH_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTasks(flags.tasks, flags.lengths, fingerprint));
   std::vector<std::vector<int32_t>> texts;
   const auto length = static_cast<size_t>(TokensOf(flags));
   // One piece of each task first, so that texts differ.

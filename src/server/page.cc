@@ -1,17 +1,10 @@
-// The page at /: one file without anything from elsewhere, which the assembler copies in; CMake says where it is.
+// The page at /: one file without anything from elsewhere, CMake says where it is.
 #include <string_view>
 
+#include "base/embed.h"
 #include "server/api.h"
 
-__asm__(".section .rodata\n"
-        ".global pith_server_page_begin\n.hidden pith_server_page_begin\n"
-        ".global pith_server_page_end\n.hidden pith_server_page_end\n"
-        "pith_server_page_begin:\n"
-        ".incbin \"" PITH_SERVER_PAGE "\"\n"
-        "pith_server_page_end:\n"
-        ".byte 0\n"
-        ".previous\n");
-extern "C" const char pith_server_page_begin[], pith_server_page_end[];
+PITH_EMBED(pith_server_page, PITH_SERVER_PAGE);
 
 namespace pith::server {
 

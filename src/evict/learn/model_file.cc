@@ -2,16 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <optional>
 #include <span>
 
 #include <fmt/format.h>
 
-#include "base/byte_io.h"
 #include "base/text.h"
 #include "evict/learn/coldrl.h"
 #include "evict/learn/embedded.h"
 #include "evict/learn/one_bit_model.h"
+#include "evict/learn/sealed.h"
 #include "evict/learn/survival.h"
 
 namespace pith::evict {
@@ -38,31 +38,9 @@ const KindInfo* FindKind(ModelKind kind) {
   return found == std::end(kKinds) ? nullptr : found;
 }
 
-template <typename T>
-void Append(std::string& to, const T* values, size_t count) {
-  to.append(reinterpret_cast<const char*>(values), count * sizeof(T));
+bool TakeFinite(MemoryReader& reader, std::vector<float>& values, size_t count) {
+  return reader.Fill(count, values) && std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
 }
-
-class Cursor {
- public:
-  explicit Cursor(std::string_view bytes) : left_(bytes) {}
-  template <typename T>
-  bool Take(T* values, size_t count) {
-    if (left_.size() / sizeof(T) < count) return false;
-    std::memcpy(values, left_.data(), count * sizeof(T));
-    left_.remove_prefix(count * sizeof(T));
-    return true;
-  }
-  bool TakeFinite(std::vector<float>& values, size_t count) {
-    if (left_.size() / sizeof(float) < count) return false;
-    values.resize(count);
-    return Take(values.data(), count) && std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
-  }
-  bool empty() const { return left_.empty(); }
-
- private:
-  std::string_view left_;
-};
 
 // The input of the file's own test: some below their mean, some above.
 std::vector<float> ProbeInput(size_t inputs) {
@@ -77,11 +55,11 @@ std::vector<float> Answer(const Net& net, const std::vector<float>& input) {
   return {output, output + net.outputs()};
 }
 
-bool TakeWeights(Cursor& cursor, Net& net) {
+bool TakeWeights(MemoryReader& reader, Net& net) {
   std::vector<float> row;
   for (const Net::Layer& layer : net.layers()) {
     for (uint32_t j = 0; j <= layer.in; ++j) {
-      if (!cursor.TakeFinite(row, layer.out)) return false;
+      if (!TakeFinite(reader, row, layer.out)) return false;
       std::ranges::copy(row, net.parameters().begin() +
                                  static_cast<std::ptrdiff_t>(j < layer.in ? layer.weights + size_t{j} * layer.stride
                                                                           : layer.biases));
@@ -100,51 +78,42 @@ void Model::Normalize(const float* features, float* inputs) const {
 }
 
 std::string SerializeModel(const Model& model) {
-  std::string bytes(kMagic);
-  const auto kind = static_cast<uint32_t>(model.kind);
-  const auto count = static_cast<uint32_t>(model.net.widths().size());
-  Append(bytes, &kind, 1);
-  Append(bytes, &count, 1);
-  Append(bytes, model.net.widths().data(), count);
-  Append(bytes, model.mean.data(), model.mean.size());
-  Append(bytes, model.deviation.data(), model.deviation.size());
-  const float* parameters = model.net.parameters().data();
+  MemoryWriter writer;
+  writer.Array(std::span(kMagic));
+  writer.Number(static_cast<uint32_t>(model.kind));
+  writer.Number(static_cast<uint32_t>(model.net.widths().size()));
+  writer.Array(std::span(model.net.widths()));
+  writer.Array(std::span(model.mean));
+  writer.Array(std::span(model.deviation));
+  const std::span<const float> parameters(model.net.parameters());
   for (const Net::Layer& layer : model.net.layers()) {
-    for (uint32_t j = 0; j < layer.in; ++j) Append(bytes, parameters + layer.weights + j * layer.stride, layer.out);
-    Append(bytes, parameters + layer.biases, layer.out);
+    for (uint32_t j = 0; j < layer.in; ++j) {
+      writer.Array(parameters.subspan(layer.weights + size_t{j} * layer.stride, layer.out));
+    }
+    writer.Array(parameters.subspan(layer.biases, layer.out));
   }
   const std::vector<float> probe = ProbeInput(model.net.inputs());
   const std::vector<float> answer = Answer(model.net, probe);
-  Append(bytes, probe.data(), probe.size());
-  Append(bytes, answer.data(), answer.size());
-  Hash64 hash;
-  hash.Add(bytes);
-  const uint64_t sum = hash.value();
-  Append(bytes, &sum, 1);
-  return bytes;
+  writer.Array(std::span(probe));
+  writer.Array(std::span(answer));
+  return Sealed(writer);
 }
 
 Result<Model> ParseModel(std::string_view bytes, ModelKind kind, std::string_view name) {
   const auto corrupt = [&](std::string_view what) { return Corrupt(fmt::format("{}: {}", name, what)); };
   if (!bytes.starts_with(kMagic)) return corrupt("no model of an evictor");
   if (bytes.size() > kMostModelBytes) return corrupt("larger than any model of an evictor");
-  uint64_t sum = 0;
-  if (bytes.size() < kMagic.size() + sizeof(sum)) return corrupt("cut off");
-  std::memcpy(&sum, bytes.data() + bytes.size() - sizeof(sum), sizeof(sum));
-  bytes.remove_suffix(sizeof(sum));
-  Hash64 hash;
-  hash.Add(bytes);
-  if (hash.value() != sum) return corrupt("damaged or cut off: its checksum does not fit");
+  if (bytes.size() < kMagic.size() + kSealBytes) return corrupt("cut off");
+  std::optional<MemoryReader> reader = Unsealed(bytes, kMagic.size());
+  if (!reader) return corrupt("damaged or cut off: its checksum does not fit");
 
-  Cursor cursor(bytes.substr(kMagic.size()));
   uint32_t file_kind = 0;
   uint32_t count = 0;
   std::vector<uint32_t> widths;
-  if (!cursor.Take(&file_kind, 1) || !cursor.Take(&count, 1) || count > Net::kMaxLayers + 1) {
+  if (!reader->Number(file_kind) || !reader->Number(count) || count > Net::kMaxLayers + 1) {
     return corrupt("it has no header that makes sense");
   }
-  widths.resize(count);
-  if (!cursor.Take(widths.data(), count) || !Net::ValidWidths(widths)) return corrupt("no valid sizes of layers");
+  if (!reader->Fill(count, widths) || !Net::ValidWidths(widths)) return corrupt("no valid sizes of layers");
   const KindInfo* info = FindKind(static_cast<ModelKind>(file_kind));
   if (info == nullptr) return corrupt("a model for an evictor that is not known here");
   if (info->kind != kind) {
@@ -158,9 +127,9 @@ Result<Model> ParseModel(std::string_view bytes, ModelKind kind, std::string_vie
   model.net = Net(widths);
   std::vector<float> probe;
   std::vector<float> answer;
-  if (!cursor.TakeFinite(model.mean, widths.front()) || !cursor.TakeFinite(model.deviation, widths.front()) ||
-      !TakeWeights(cursor, model.net) || !cursor.TakeFinite(probe, widths.front()) ||
-      !cursor.TakeFinite(answer, widths.back()) || !cursor.empty()) {
+  if (!TakeFinite(*reader, model.mean, widths.front()) || !TakeFinite(*reader, model.deviation, widths.front()) ||
+      !TakeWeights(*reader, model.net) || !TakeFinite(*reader, probe, widths.front()) ||
+      !TakeFinite(*reader, answer, widths.back()) || reader->left() > 0) {
     return corrupt("its parts do not have the sizes that its header says, or are no finite numbers");
   }
   if (!std::ranges::all_of(model.deviation, [](float d) { return d > 0; })) {

@@ -8,33 +8,12 @@
 //
 // sight=chunk: a pass attends to just the entries of that softmax, so that nothing is computed twice; where one chunk
 // is all of the context, that is what sight=whole and the authors' code do.
-#include "policy/score/observe.h"
-#include "policy/stage.h"
+#include "policy/score/largest_repeated.h"
 
 namespace pith {
 namespace {
 
 constexpr int kSinks = 4;
-
-class KvZip final : public Scorer {
- public:
-  explicit KvZip(const RepeatOptions& repeat) : repeat_(repeat) {}
-
-  uint32_t needs() const override { return kNeedRepeat; }
-  const RepeatOptions* repeat() const override { return &repeat_; }
-  std::vector<ColumnSpec> columns() const override { return {{"largest_attention", 0}}; }
-
-  void Observe(const Observation& seen, std::span<float* const> columns) const override {
-    KeepLargest(seen, columns[0]);
-  }
-
-  void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
-  }
-
- private:
-  RepeatOptions repeat_;
-};
 
 }  // namespace
 
@@ -44,8 +23,9 @@ StageInfo<Scorer> KvZipStage() {
            IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins"),
            ChoiceParam("sight", "chunk|whole", "what a pass over one of several chunks sees of the context")},
           [](const Params& p) -> std::unique_ptr<Scorer> {
-            return std::make_unique<KvZip>(RepeatOptions{
-                .chunk = p.Int("chunk"), .overlap = p.Int("overlap"), .whole = p.Choice("sight") == 1});
+            const RepeatOptions repeat{
+                .chunk = p.Int("chunk"), .overlap = p.Int("overlap"), .whole = p.Choice("sight") == 1};
+            return std::make_unique<LargestRepeated>(repeat, "largest_attention");
           },
           kSinks};
 }

@@ -1,0 +1,60 @@
+// Engines on the default model, and what tests of compression ask them.
+#ifndef PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
+#define PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "engine/engine.h"
+#include "tests/support/default_model.h"
+#include "tests/support/kl.h"
+
+namespace pith::testing {
+
+inline std::vector<int32_t> Tokenize(const std::string& text) {
+  const auto tokens = DefaultModel()->Tokenize(text, false, true);
+  EXPECT_TRUE(tokens);
+  return *tokens;
+}
+
+// Null, and a failure of the running test, where it cannot be.
+inline std::unique_ptr<Engine> MakeDefaultEngine(const EngineOptions& options) {
+  auto engine = Engine::Create(DefaultModel(), options);
+  EXPECT_TRUE(engine) << engine.error().message;
+  return engine ? std::move(*engine) : nullptr;
+}
+
+// Prompts are compressed once, by recipes that are chosen then.
+inline EngineOptions CompressedAfter(const std::vector<std::string>& recipes) {
+  EngineOptions options;
+  options.num_ctx = 2048;
+  options.num_threads = kThreads;
+  options.compress = CompressMode::kAfter;
+  options.max_sequences = 3;
+  for (const std::string& recipe : recipes) options.later_recipes.push_back(*ParseRecipe(recipe));
+  return options;
+}
+
+// Of logits [tokens, vocab].
+inline double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
+  const auto vocab = static_cast<size_t>(DefaultModel()->info().num_vocab);
+  double sum = 0;
+  for (size_t at = 0; at < a.size(); at += vocab) sum += Kl({a.data() + at, vocab}, {b.data() + at, vocab});
+  return sum / static_cast<double>(a.size() / vocab);
+}
+
+// Logits of a text that goes on from the sequence, [tokens, vocab].
+inline std::vector<float> Follow(Engine& engine, SequenceId sequence, const std::vector<int32_t>& tail) {
+  std::vector<float> logits;
+  const Status status = engine.Prefill(sequence, tail, false, &logits);
+  EXPECT_TRUE(status) << status.error().message;
+  return logits;
+}
+
+}  // namespace pith::testing
+
+#endif  // PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
