@@ -153,7 +153,7 @@ class BadUsage(Case):
     def test_arguments(self):
         self.usage("fly")
         self.usage("run", says="prompt")
-        self.usage("run", "-p", "x", "-f", "y", says="both")
+        self.usage("run", "-p", "x", "-f", "y", says="not with several")
         self.usage("run", "-p", "x", "--no-such-flag")
         self.usage("run", "-p", "x", "-n", "many")
         self.usage("run", "-p", "x", "-hf", "org/name", says="downloads no models")
@@ -541,14 +541,18 @@ class Commands(ModelCase):
 
     def test_eval_own_tasks_and_reference(self):
         result = self.json_of(pith("eval", *model_flags(), "--kinds", "facts,instruction", "--lengths", "512", "--limit", "3",
-                                   "--reference", "--json"))
+                                   "--recipes", "full,streamingllm", "--keep", "0.2", "--reference", "--json"))
         rows = result["items"]
-        self.assertEqual({row["policy"] for row in rows}, {"full", "libllama"})
-        for full, plain in zip(rows[::2], rows[1::2]):
-            self.assertEqual((full["policy"], plain["policy"], full["id"]), ("full", "libllama", plain["id"]))
+        policies = ("full", "libllama", "streamingllm")
+        self.assertEqual({row["policy"] for row in rows}, set(policies))
+        full, plain, dropping = ([row for row in rows if row["policy"] == policy] for policy in policies)
+        self.assertEqual(len(full), 3)
+        self.assertEqual([row["id"] for row in full], [row["id"] for row in plain])
+        for ours, theirs in zip(full, plain):
             # Rounding moves the likelihood of one unlikely token by a tenth of its logarithm; the KL is over all of them.
-            self.assertAlmostEqual(full["nll"], plain["nll"], delta=0.1 + 0.1 * plain["nll"])
-            self.assertLess(plain["kl"], 0.05)
+            self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=0.1 + 0.1 * theirs["nll"])
+        # How much rounding moves depends on the weights, so that a cache that lacks entries is the measure.
+        self.assertLess(sum(row["kl"] for row in plain), 0.1 * sum(row["kl"] for row in dropping))
         self.assert_sentence(pith("eval", *model_flags(), "--kinds", "nonsense"), "nonsense", codes=(1,))
 
     def test_bench(self):
