@@ -185,19 +185,21 @@ class Terminal(ChatCase):
         return self.until(rb"\[\d+ read[^\n]*\n(.*\n)*.*> ")
 
     def leave(self):
-        # What is typed in the moment in which the line editor takes the terminal over may be lost.
-        for _ in range(12):
-            end = time.time() + 5
-            if self.process.poll() is None:
-                self.keys(b"\x04")
-            while self.process.poll() is None and time.time() < end:
-                if select.select([self.main], [], [], 0.1)[0]:
-                    try:
-                        os.read(self.main, 65536)
-                    except OSError:
-                        break  # it has ended
+        self.keys(b"\x04")
+        self.ends()
+
+    def ends(self, seconds=60):
+        """What is shown until the program has ended."""
+        end, seen = time.time() + seconds, b""
+        while self.process.poll() is None and time.time() < end:
+            if select.select([self.main], [], [], 0.1)[0]:
+                try:
+                    seen += os.read(self.main, 65536)
+                except OSError:
+                    time.sleep(0.05)
         self.assertEqual(self.process.poll(), 0)
         self.assertTrue(termios.tcgetattr(self.side)[3] & termios.ICANON, "the terminal is as it was")
+        return seen
 
     def tokens(self, seen):
         return int(re.search(rb"\[(\d+) read", seen).group(1))
@@ -223,6 +225,17 @@ class Terminal(ChatCase):
         self.start()
         self.assertEqual(self.tokens(self.say(b"\x1b[A")), expected)
         self.leave()
+
+    def test_what_is_typed_during_an_answer_waits_for_its_end(self):
+        grammar = ("--grammar", 'root ::= "0 1 2 3 4 5 6 7 8 9\\n"', "-s", "1")
+        self.start(*grammar, n=40)
+        self.keys(b"hello\n")
+        seen = self.until(rb"0 1")
+        self.keys(b"what then?\n\x04")
+        seen += self.ends()
+        self.assertEqual(len(re.findall(rb"\[\d+ read", seen)), 2, seen)
+        self.assertEqual(len(re.findall(rb"8 9", seen)), 2, seen)
+        self.assertNotRegex(seen.split(b"8 9")[0], rb"what")
 
     def test_no_history(self):
         self.start("--no-history")
