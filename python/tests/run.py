@@ -2,21 +2,28 @@
 """Installs the Python package into a virtual environment beside the build, once, and runs its tests:
 
     run.py --library build/release/libpith.so --binary build/release/pith --folder build/release/python [TEST...]
+    run.py ... --packages matplotlib pandas --tests python/tests/frameworks
 
-Packages come from PyPI; where the index cannot be reached the tests are skipped, and say so. Needs the default model.
+Without tests it runs those of this folder, which need NumPy alone. It takes what a plain Debian has: no ensurepip, and
+Python.h, where it is missing, from its package without installing that. Packages come from PyPI; where the index cannot
+be reached the tests are skipped, and say so. Needs the default model.
 """
 
 import argparse
 import hashlib
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import sysconfig
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TOOLS = ["scikit-build-core", "nanobind", "pytest", "numpy", "matplotlib", "pandas"]
-# What real programs reach llama.cpp through.
-FRAMEWORKS = ["langchain-community", "llama-index-core", "llama-index-llms-llama-cpp", "openai"]
+TOOLS = ["scikit-build-core", "nanobind", "pytest", "numpy"]
+# These want, by their metadata, what the drop-in stands for: it would be built from source.
+WITHOUT_DEPENDENCIES = ["llama-index-llms-llama-cpp"]
 
 
 def run(*command, **options):
@@ -30,6 +37,10 @@ def skip(why):
     sys.exit(0)
 
 
+def last_line(text):
+    return (text.strip().splitlines() or ["it said nothing"])[-1].strip()
+
+
 def stamp_of(*paths):
     total = hashlib.sha256()
     for path in paths:
@@ -40,49 +51,113 @@ def stamp_of(*paths):
     return total.hexdigest()
 
 
-def install(folder, library):
-    """The Python of an environment that holds pith and what its tests use."""
-    python = folder / "venv" / "bin" / "python"
-    done = folder / "venv" / ".tools"
-    if not done.exists():
-        made = run(sys.executable, "-m", "venv", folder / "venv")
-        if made.returncode != 0:
-            skip("there is no venv module: " + made.stdout.strip().splitlines()[-1])
-        got = run(
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "llama-index-llms-llama-cpp",
-        )
-        if got.returncode == 0:
-            wanted = [name for name in FRAMEWORKS if name != "llama-index-llms-llama-cpp"]
-            got = run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS, *wanted)
-        if got.returncode != 0:
-            skip("the packages cannot be installed: " + (got.stdout.strip().splitlines() or ["?"])[-1])
-        done.touch()
-    stamp = stamp_of(
-        ROOT / "python" / "pith",
-        ROOT / "python" / "src",
-        ROOT / "python" / "CMakeLists.txt",
-        ROOT / "pyproject.toml",
-        ROOT / "include",
-        library,
-    )
-    record = folder / "venv" / ".pith"
-    if not record.exists() or record.read_text() != stamp:
+class Environment:
+    """A virtual environment, and a pip for it."""
+
+    def __init__(self, folder):
+        self.folder = folder / "venv"
+        self.python = self.folder / "bin" / "python"
+        self.variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        said = run(sys.executable, "-m", "pip", "--version").stdout
+        found = re.match(r"pip (\d+)\.(\d+)", said)
+        # Since 22.3 a pip from outside can install into an environment that has none.
+        from_outside = found is not None and (int(found[1]), int(found[2])) >= (22, 3)
+        self.pip = [sys.executable, "-m", "pip", "--python", self.python] if from_outside else [self.python, "-m", "pip"]
+        if not (self.folder / "pyvenv.cfg").exists():
+            made = run(sys.executable, "-m", "venv", *["--without-pip"] * from_outside, self.folder)
+            if made.returncode != 0:
+                skip(f"there is no virtual environment, as {last_line(made.stdout)} and {last_line(said)}")
+
+    def install(self, *what, **variables):
+        return run(*self.pip, "install", "--quiet", "--disable-pip-version-check", *what,
+                   env={**self.variables, **variables})  # fmt: skip
+
+    def once(self, name, stamp, action):
+        record = self.folder / f".{name}"
+        if not record.exists() or record.read_text() != stamp:
+            action()
+            record.write_text(stamp)
+
+    def install_from_index(self, name, packages):
+        """Packages that are skipped for where they cannot be had."""
+
+        def action():
+            alone = [one for one in packages if one in WITHOUT_DEPENDENCIES]
+            got = self.install(*[one for one in packages if one not in alone])
+            if got.returncode == 0 and alone:
+                got = self.install("--no-deps", *alone)
+            if got.returncode != 0:
+                skip("the packages cannot be installed: " + last_line(got.stdout))
+
+        self.once(name, " ".join(packages), action)
+
+
+def headers(folder):
+    """Where Python.h is unpacked, with variables for compilers; nothing where it is installed."""
+    if (pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return None, {}
+    version = "python{}.{}".format(*sys.version_info)
+    include = folder / "headers" / "usr" / "include"
+    if not (include / version / "Python.h").exists():
+        (folder / "headers").mkdir(exist_ok=True)
+        try:
+            got = run("apt-get", "-qq", "download", f"lib{version}-dev", cwd=folder / "headers")
+            for package in (folder / "headers").glob("*.deb"):
+                got = run("dpkg", "-x", package, folder / "headers")
+        except FileNotFoundError:
+            skip("Python.h is not installed (python3-dev)")
+        if not (include / version / "Python.h").exists():
+            skip("Python.h is not installed (python3-dev) and cannot be fetched: " + last_line(got.stdout))
+    return include / version, {"CPATH": str(include)}
+
+
+def install_pith(environment, folder, library):
+    sources = ("python/pith", "python/src", "python/CMakeLists.txt", "pyproject.toml", "include")
+    stamp = stamp_of(*(ROOT / name for name in sources), library)
+
+    def action():
+        include, variables = headers(folder)
+        defines = [f"PITH_LIBRARY={library}"] + [f"Python_INCLUDE_DIR={include}"] * bool(include)
         # By the environment, as older pips have other options for it.
-        settings = {"SKBUILD_CMAKE_DEFINE": f"PITH_LIBRARY={library}", "SKBUILD_BUILD_DIR": str(folder / "build")}
-        options = ["--quiet", "--disable-pip-version-check", "--no-build-isolation", "--no-deps", "--force-reinstall"]
-        got = run(python, "-m", "pip", "install", *options, ROOT, env={**os.environ, **settings})
+        variables.update(SKBUILD_CMAKE_DEFINE=";".join(defines), SKBUILD_BUILD_DIR=str(folder / "build"))
+        got = environment.install("--no-build-isolation", "--no-deps", "--force-reinstall", ROOT, **variables)
         if got.returncode != 0:
-            print(got.stdout)
-            sys.exit("the package could not be installed; what pip said is above")
-        record.write_text(stamp)
-    return python
+            errors = re.findall(r"^.*(?:\berror:|CMake Error|ERROR|Error:).*$", got.stdout, re.MULTILINE)
+            print("the package could not be installed:", *(errors[:3] or [last_line(got.stdout)]), sep="\n  ")
+            print(f"what pip said:\n{got.stdout}")
+            sys.exit(1)
+
+    environment.once("pith", stamp, action)
+
+
+def run_tests(environment, given, tests):
+    log = given.folder / f"{given.name}.log"
+    command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", "-rfE"]
+    command += ["--confcutdir", ROOT / "python" / "tests", *tests]
+    variables = {
+        **environment.variables,
+        "PITH_BINARY": given.binary and os.path.abspath(given.binary),
+        "PYTHONFAULTHANDLER": "1",
+        "MPLBACKEND": "Agg",
+    }
+    with open(log, "w") as out:
+        try:
+            # From another folder: the package must not be found in the source tree.
+            done = subprocess.run(
+                [str(part) for part in command], cwd=given.folder, env=variables, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, timeout=given.seconds,
+            )  # fmt: skip
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    said = log.read_text(errors="replace")
+    if code is None:
+        print(f"the tests did not end within {given.seconds} seconds; what they had said:")
+    elif code != 0:
+        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR", "Fatal Python error"))]
+        print(f"pytest ended with {code}:", *(failed or [last_line(said)]), sep="\n  ")
+    print(said)
+    return 1 if code is None else code
 
 
 def main():
@@ -90,18 +165,23 @@ def main():
     parser.add_argument("--library", required=True, type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--binary", default="")
     parser.add_argument("--folder", required=True, type=lambda text: pathlib.Path(text).resolve())
-    parser.add_argument("tests", nargs="*")
+    parser.add_argument("--packages", nargs="*", default=[], help="what these tests need beside NumPy")
+    parser.add_argument("--tests", nargs="*", default=[])
+    parser.add_argument("--name", default="package", help="of these tests' log")
+    parser.add_argument("--seconds", type=int, default=900)
     given = parser.parse_args()
+    # Where Ctrl-C is ignored, as in what a shell started in the background, every program below would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given.folder.mkdir(parents=True, exist_ok=True)
-    python = install(given.folder, given.library)
-    tests = given.tests or [str(ROOT / "python" / "tests")]
-    # From another folder: the package must not be found in the source tree.
-    done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *tests],
-        cwd=given.folder,
-        env={**os.environ, "PITH_BINARY": given.binary and os.path.abspath(given.binary), "PYTHONFAULTHANDLER": "1"},
-    )
-    sys.exit(done.returncode)
+    begin = time.monotonic()
+    environment = Environment(given.folder)
+    environment.install_from_index("tools", TOOLS)
+    if given.packages:
+        environment.install_from_index(given.name, given.packages)
+    install_pith(environment, given.folder, given.library)
+    print(f"installed in {time.monotonic() - begin:.0f} s", flush=True)
+    tests = given.tests or sorted((ROOT / "python" / "tests").glob("test_*.py"))
+    sys.exit(run_tests(environment, given, [pathlib.Path(test).resolve() for test in tests]))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_ctrl_c_ends_a_program(model):
         import pith
         talk = pith.Conversation(pith.Engine(ctx=4000))
         print("begins", flush=True)
-        for piece in talk.stream("Tell me a very long story.", 3000):
+        for piece in talk.stream("Tell me a very long story.", 3000, ignore_eos=True):
             print(piece, end="", flush=True)
     """),
         ],

@@ -1,7 +1,5 @@
 """LangChain's and LlamaIndex's classes for llama.cpp, unchanged, on the drop-in under a budget."""
 
-import os
-
 import pytest
 
 import pith
@@ -21,8 +19,18 @@ def as_llama_cpp(model):
     pith.llama_cpp.uninstall()
 
 
+def test_rows_become_frames_and_plots():
+    rows = [
+        {"recipe": recipe, "keep": keep, "nll": 1.0, "kl": 0.1, "accuracy": 1, "kept": keep, "kv_bytes": 1000}
+        for recipe in ("full", "snapkv")
+        for keep in (0.5, 0.2)
+    ]
+    frame = pith.eval.frame(rows)
+    assert len(frame) == 4 and frame.groupby("recipe")["keep"].min()["snapkv"] == 0.2
+    assert pith.eval.plot(rows).get_legend() is not None
+
+
 def test_a_langchain_chain():
-    pytest.importorskip("langchain_community")
     from langchain_community.embeddings import LlamaCppEmbeddings
     from langchain_community.llms import LlamaCpp
     from langchain_core.output_parsers import StrOutputParser
@@ -55,7 +63,6 @@ def test_a_langchain_chain():
 
 
 def test_a_langchain_chat_model():
-    pytest.importorskip("langchain_community")
     from langchain_community.chat_models import ChatLlamaCpp
 
     chat = ChatLlamaCpp(
@@ -75,7 +82,6 @@ def test_a_langchain_chat_model():
 
 
 def test_a_llama_index_query_engine(tmp_path):
-    pytest.importorskip("llama_index.llms.llama_cpp")
     from llama_index.core import Settings, SimpleDirectoryReader, SummaryIndex
     from llama_index.llms.llama_cpp import LlamaCPP
 
