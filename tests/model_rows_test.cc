@@ -251,7 +251,8 @@ TEST(ModelRows, AnEmbedderReadsTheBeginningOfWhatIsTooLong) {
   ASSERT_TRUE(direct && same);
   EXPECT_EQ(*direct, *same);
   std::string book;
-  while (model->TokenizeWhole(book)->size() <= static_cast<size_t>((*context)->num_ctx())) book += text + ", a bridge. ";
+  const auto most = static_cast<size_t>((*context)->num_ctx());
+  while (model->TokenizeWhole(book)->size() <= most) book += text + ", a bridge. ";
   EXPECT_EQ((*context)->Embed(*model->TokenizeWhole(book)).error().code, ErrorCode::kOutOfContext) << "control";
   const auto beginning = (*embedder)->Embed(book), longer = (*embedder)->Embed(book + text + "!");
   ASSERT_TRUE(beginning && longer);
