@@ -6,6 +6,7 @@ usage: PITH_BINARY=build/release/pith [PITH_TEST_MODEL=model.gguf] chat_test.py 
 import json
 import os
 import pty
+import random
 import re
 import select
 import subprocess
@@ -140,6 +141,38 @@ class Commands(ChatCase):
             with self.subTest(recipe=recipe):
                 done = self.chat(*talk, "/stats", flags=("--recipe", recipe, "--kv-budget", "12MiB"), n=40, c=8192)
                 self.assertEqual(len(self.reads(done)), len(talk), done.stderr.decode())
+
+
+class KilledSaves(ChatCase):
+    """kill -9 in the middle of /save, PITH_KILLS times (20): the file is always one that was saved whole."""
+
+    KILLS = int(os.environ.get("PITH_KILLS", "20"))
+
+    def test_there_is_always_a_valid_file(self):
+        draw, paths, during = random.Random(7), [], 0
+        for i in range(self.KILLS):
+            path = self.path(f"talk{i}")
+            process = subprocess.Popen([BINARY, "chat", *model_flags(), "-n", "1", "-c", "512", "--temp", "0"], stdin=subprocess.PIPE,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            saves = b"/save " + path.encode() + b"\n"
+            # Old and new differ in length: one message, then two.
+            process.stdin.write(b"Hi\n" + saves + b"My name is Ann.\n" + 400 * saves)
+            process.stdin.flush()
+            for _ in range(draw.randint(1, 3)):
+                self.assertTrue(any(b"saved in" in line for line in process.stderr))
+            time.sleep(draw.random() * 0.03)
+            during += process.poll() is None
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stderr.close()
+            paths.append(path)
+        self.assertGreater(during, 0.8 * self.KILLS, "control: most were still saving")
+        loaded = self.chat(*[f"/load {path}" for path in paths], c=512)
+        self.assertEqual(len(re.findall(rb"^[24] messages, \d+ tokens", loaded.stderr, re.M)), self.KILLS, loaded.stderr.decode()[-2000:])
+        # Control: a file that ends early is refused.
+        os.truncate(paths[0], os.path.getsize(paths[0]) - 1)
+        self.assertNotRegex(self.chat(f"/load {paths[0]}", c=512).stderr, rb"[24] messages")
 
 
 class Terminal(ChatCase):
