@@ -499,6 +499,40 @@ class Commands(ModelCase):
             self.assertEqual(len(kept["share"]), len(text["pieces"]))
             self.assertGreater(len(set(kept["share"])), 1)
 
+    def test_tune_recipe_and_auto(self):
+        tasks = self.write("tasks.jsonl", "".join(json.dumps({
+            "id": f"t{i}", "task": "boats", "length": 100, "context_text": TEXT[20 * i:900 + 20 * i],
+            "question_text": " The town counted", "target": " 13 boats"}) + "\n" for i in range(4)))
+        path, log = os.path.join(self.folder, "recipes.json"), os.path.join(self.folder, "log.jsonl")
+        candidates = ("random", "snapkv:window=16", "random:seed=3", "streamingllm format=q8")
+        flags = ["tune", "recipe", *model_flags(), "--tasks", tasks, "--samples", "3", "--held-out", "1", "--keep", "0.5,0.1",
+                 "--candidates", ";".join(candidates), "--output", path, "--resume", log, "--json"]
+        result = self.json_of(pith(*flags))
+        self.assertEqual([row["keep"] for row in result["shares"]], [0.5, 0.1])
+        for row in result["shares"]:
+            judged = {one["recipe"]: one for one in row["searched"]}
+            self.assertEqual(set(judged), set(candidates))
+            # Half of them went after two tasks, and none of these was better on them.
+            self.assertEqual(sorted(one["tasks"] for one in judged.values()), [2, 2, 3, 3])
+            self.assertEqual(row["recipe"], min((one for one in row["searched"] if one["tasks"] == 3), key=lambda one: one["kl"])["recipe"])
+            self.assertEqual(len(row["judged"]), 2)
+            self.assertLess(row["kept_bytes"], row["keep"] + 0.1)
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["shares"], result["shares"])
+        # Nothing is asked twice.
+        again = self.json_of(pith(*flags))
+        self.assertEqual([row["searched"] for row in again["shares"]], [row["searched"] for row in result["shares"]])
+        self.assert_sentence(pith(*flags, "--seed", "7"), "another", codes=(1,))
+        # What was found is what a budget gets.
+        tenth = result["shares"][1]["recipe"]
+        done = pith("run", *model_flags(), "-p", TEXT[:1500], "--raw", "-n", "8", "-c", "1024", "--kv-budget", "14%", "--recipe", f"auto:{path}",
+                    "--json")
+        self.assertEqual(self.json_of(done)["kv"]["recipe"], tenth if 0.1 <= 0.14 * 1024 / self.json_of(done)["prompt_tokens"] < 0.5
+                         else result["shares"][0]["recipe"])
+        self.assertIn(b"pith: auto: ", done.stderr)
+        self.assert_sentence(pith("run", *model_flags(), "-p", "x", "--recipe", f"auto:{tasks}"), "no result of pith tune recipe", codes=(2,))
+        self.assert_sentence(pith("tune", "recipe", *model_flags(), "--output", path, "--candidates", "kvzip"), "--compress after", codes=(2,))
+
     def test_eval_perturbation(self):
         tasks = self.write("tasks.jsonl", json.dumps({"id": "t", "task": "boats", "length": 100, "context_text": TEXT[:900],
                                                       "question_text": " The town counted", "target": " 13 boats"}) + "\n")
