@@ -89,6 +89,7 @@ class Arc final : public Replayed<Arc> {
 }  // namespace
 
 Result<std::unique_ptr<Evictor>> MakeArc(Params&, const Setup& setup) {
+  PITH_RETURN_IF_ERROR(CheckHasTrace("arc", setup));
   if (!setup.trace->uniform()) return Unsupported("arc knows objects of one size only, and this trace has several");
   return std::make_unique<Arc>(setup, std::max<uint64_t>(1, setup.trace->size[0]));
 }
