@@ -43,6 +43,9 @@ class Arc final : public Replayed<Arc> {
     Move(access.object, kT2);
   }
   void Erase(uint32_t object) override { lists_.Remove(object); }
+  void Forget(uint32_t object) override {
+    if (lists_.ListOf(object) != 0) lists_.Remove(object);  // a ghost
+  }
   void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
 
  private:
