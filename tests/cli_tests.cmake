@@ -75,6 +75,14 @@ if(NOT PITH_SANITIZE)
       SKIP_REGULAR_EXPRESSION "skipped=" ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
   endforeach()
 endif()
+# The NGINX module on Debian's NGINX, in front of a real origin.
+if(NOT PITH_SANITIZE)
+  foreach(class Decides Replays Survives)
+    add_test(NAME SlowNginx${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/nginx_test.py ${class})
+    set_tests_properties(SlowNginx${class} PROPERTIES LABELS slow TIMEOUT 600 RUN_SERIAL ON
+      SKIP_REGULAR_EXPRESSION "skipped=" ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  endforeach()
+endif()
 # Sanitizers slow pith down and leave libllama alone: no ratio holds there.
 if(NOT PITH_SANITIZE)
   add_test(NAME SlowSpeed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_test.py $<TARGET_FILE:pith>)
