@@ -27,13 +27,13 @@ set_tests_properties(Abi AbiFindsChanges PROPERTIES LABELS unit)
 add_test(NAME Examples COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/examples_test.py ${examples})
 set_tests_properties(Examples PROPERTIES LABELS model TIMEOUT 1800)
 # The Python package, in a virtual environment of this build; the program is what its eval is compared with. The second
-# test is of what stands on the package: notebooks with plots, LangChain, LlamaIndex.
+# test is of what stands on the package: notebooks with plots, LangChain, LlamaIndex, llama-cpp-python and its own tests.
 set(python_tests ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/python/tests/run.py
   --library $<TARGET_FILE:libpith> --binary $<TARGET_FILE:pith> --folder ${PROJECT_BINARY_DIR}/python)
 add_test(NAME PythonPackage COMMAND ${python_tests})
 add_test(NAME SlowPythonFrameworks COMMAND ${python_tests} --name frameworks
-  --tests ${PROJECT_SOURCE_DIR}/python/tests/frameworks
-  --packages matplotlib pandas langchain-community llama-index-core llama-index-llms-llama-cpp)
+  --tests ${PROJECT_SOURCE_DIR}/python/tests/frameworks --llama ${_pith_llama_prefix} --random $<TARGET_FILE:random_model>
+  --packages matplotlib pandas langchain-community llama-index-core llama-index-llms-llama-cpp diskcache jinja2)
 set_tests_properties(PythonPackage SlowPythonFrameworks PROPERTIES LABELS slow TIMEOUT 1200 RUN_SERIAL ON
   SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 add_test(NAME LibraryFromPython COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/ctypes_test.py

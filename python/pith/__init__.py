@@ -14,7 +14,7 @@ Sequence       tokens in, logits out; forks, compression, sessions
 Conversation   messages and answers
 scorer         a policy of one's own, in Python; aggregator, modifier, allocator: its other stages
 presses        kvpress's names; pipeline(): a question about a long context
-llama_cpp      a drop-in for llama-cpp-python
+llama_cpp      a drop-in for llama-cpp-python; attach(): under a Llama of its own
 eval, bench    what `pith eval` and `pith bench` measure, as rows
 
 Every failure is a pith.Error with one sentence. docs/python.md goes through the tasks.
@@ -55,6 +55,7 @@ from ._policies import (
     stages,
 )
 from ._view import View
+from .llama_cpp import attach
 
 __version__ = _pith.version()
 
@@ -88,6 +89,7 @@ __all__ = [
     "View",
     "aggregator",
     "allocator",
+    "attach",
     "cache_dir",
     "bench",
     "cosine",

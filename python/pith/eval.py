@@ -123,13 +123,20 @@ def _judge(sequence, tail, targets):
     return _log_softmax(logits[len(tail) - 1 - targets :])
 
 
-def _judge_item(engine, task, recipes, keeps, mode):
-    model = engine.model
-    context = model.tokenize(task["context_text"], begins=False)
-    question = model.tokenize(task["question_text"], begins=False)
-    target = model.tokenize(task["target"], begins=False)
+def split(model, task, mode="agnostic"):
+    """Tokens of a task: what is compressed, what is read after it, and the target."""
+    context, question, target = (
+        model.tokenize(task[name], begins=False) for name in ("context_text", "question_text", "target")
+    )
     if mode == "aware":
         context, question = context + question[:-1], question[-1:]
+    if not question:  # something must be read after it, for the target's first token
+        context, question = context[:-1], context[-1:]
+    return context, question, target
+
+
+def _judge_item(engine, task, recipes, keeps, mode):
+    context, question, target = split(engine.model, task, mode)
     tail, count = question + target, len(target)
     picked = np.array(target)
 
@@ -194,7 +201,8 @@ def evaluate(
     for task in tasks:
         text = task["context_text"] + task["question_text"] + task["target"]
         longest = max(longest, len(model.tokenize(text, begins=False)) + 8)
-    engine = Engine(model, ctx=longest, sequences=2, threads=threads)
+    # Bytes of a third sequence for what recipes hold beside keys and values of the two there are.
+    engine = Engine(model, ctx=longest, sequences=3, threads=threads)
     rows = []
     for i, task in enumerate(tasks):
         rows += _judge_item(engine, task, names, list(keep), mode)

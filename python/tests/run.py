@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -130,6 +131,37 @@ def install_pith(environment, folder, library):
     environment.once("pith", stamp, action)
 
 
+def llama_cpp_python(folder, prefix):
+    """llama-cpp-python out of its source package, over a libllama.so of the archives that pith is built with."""
+    script = (ROOT / "scripts" / "build_llama.sh").read_text()
+    version = re.search(r"kVersion=([0-9.]+)", script)[1]
+    sdist, target = folder / f"llama_cpp_python-{version}.tar.gz", folder / f"llama_cpp_python-{version}"
+    library = target / "llama_cpp" / "lib" / "libllama.so"
+    if library.exists() and library.stat().st_mtime > (prefix / "lib" / "libllama.a").stat().st_mtime:
+        return target
+    if not sdist.exists():
+        wanted = f"--no-binary llama-cpp-python llama-cpp-python=={version}"
+        fetch = f'source scripts/common.sh; pip_download "{folder}" "llama-cpp-python" 77 {wanted}'
+        got = run("bash", "-c", fetch, cwd=ROOT)
+        if got.returncode != 0:
+            skip("llama-cpp-python cannot be fetched: " + last_line(got.stdout))
+    with tarfile.open(sdist) as package:
+        parts = ("llama_cpp", "tests", "vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf")
+        whole = [one for one in package if one.name.partition("/")[2].startswith(parts)]
+        package.extractall(folder, whole)
+    library.parent.mkdir(exist_ok=True)
+    archives = [prefix / "lib" / f"lib{name}.a" for name in ("llama", "ggml", "ggml-cpu", "ggml-base")]
+    got = run("c++", "-shared", "-o", library, "-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive",
+              "-lgomp", "-lpthread", "-ldl", "-lm")  # fmt: skip
+    if got.returncode != 0:
+        sys.exit(f"libllama.so could not be linked: {last_line(got.stdout)}")
+    for name in ("ggml", "ggml-base", "mtmd"):
+        link = library.parent / f"lib{name}.so"
+        link.unlink(missing_ok=True)
+        link.symlink_to(library.name)
+    return target
+
+
 def run_tests(environment, given, tests):
     log = given.folder / f"{given.name}.log"
     command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", "-rfE"]
@@ -139,7 +171,13 @@ def run_tests(environment, given, tests):
         "PITH_BINARY": given.binary and os.path.abspath(given.binary),
         "PYTHONFAULTHANDLER": "1",
         "MPLBACKEND": "Agg",
+        "PITH_RANDOM_MODEL": given.random and os.path.abspath(given.random),
     }
+    if given.preload:
+        variables["LD_PRELOAD"] = given.preload
+        variables.setdefault("ASAN_OPTIONS", "detect_leaks=0")  # Python's own would be many
+    if given.llama is not None:
+        variables["PITH_LLAMA_CPP"] = str(llama_cpp_python(given.folder, given.llama))
     with open(log, "w") as out:
         try:
             # From another folder: the package must not be found in the source tree.
@@ -166,6 +204,9 @@ def main():
     parser.add_argument("--binary", default="")
     parser.add_argument("--folder", required=True, type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--packages", nargs="*", default=[], help="what these tests need beside NumPy")
+    parser.add_argument("--llama", type=pathlib.Path, help="pith's libllama, for tests beside llama-cpp-python")
+    parser.add_argument("--random", default="", help="the tool random_model, for the same")
+    parser.add_argument("--preload", default="", help="libraries that the tests' Python needs, such as libasan")
     parser.add_argument("--tests", nargs="*", default=[])
     parser.add_argument("--name", default="package", help="of these tests' log")
     parser.add_argument("--seconds", type=int, default=900)

@@ -71,6 +71,14 @@ def test_eval_judges_scorers_of_ones_own(model):
     assert 0 < means["snapkv"]["kl"] < 20
 
 
+def test_eval_judges_all_presses_at_once(model):
+    tasks = [next(task for task in pith.eval.own_tasks() if not task["question_text"])]
+    recipes = [row["recipe"] for row in presses.table()]
+    rows = pith.eval.evaluate(model, recipes, tasks, keep=[0.5])
+    assert [row["recipe"] for row in rows] == ["full", *recipes]
+    assert all(row["recipe"] == "full" or row["kv_bytes"] < rows[0]["kv_bytes"] for row in rows)
+
+
 def test_it_agrees_with_the_program(model):
     if not os.environ.get("PITH_BINARY"):
         pytest.skip("PITH_BINARY is not set")

@@ -9,6 +9,7 @@ install() makes `import llama_cpp` find this package, for LangChain, LlamaIndex 
 import importlib
 import sys
 
+from ._attach import attach
 from ._constants import *  # noqa: F401, F403
 from ._llama import (
     Llama,
@@ -25,7 +26,7 @@ from .llama_types import *  # noqa: F401, F403
 # The version whose interface this is.
 __version__ = "0.3.36"
 
-_SUBMODULES = ("llama_types", "llama_cache", "llama_grammar", "llama_chat_format", "llama_speculative")
+_SUBMODULES = ("llama_types", "llama_cache", "llama_grammar", "llama_chat_format", "llama_speculative", "_internals")
 
 
 def install() -> None:

@@ -100,6 +100,7 @@ class Llama:
 
     kv_budget: bytes, "64MiB", or "20%" of the f16 cache of n_ctx, never exceeded; None: all of that.
     recipe:    what stays when it is full (pith.recipes()); None: "pith" with a kv_budget, else "full".
+    libllama_products: products with weights as libllama does them, for answers like llama-cpp-python's to the letter.
 
     The other arguments, methods and answers are llama-cpp-python's. What has no meaning here (threads of other kinds,
     GPU splits, flash attention, which is always on) is accepted; what would change answers and is not done warns.
@@ -130,6 +131,7 @@ class Llama:
         verbose: bool = True,
         kv_budget=None,
         recipe: Optional[str] = None,
+        libllama_products: bool = False,
         **kwargs,
     ):
         self.verbose = verbose
@@ -158,6 +160,7 @@ class Llama:
             verbose=verbose,
             kv_budget=kv_budget,
             recipe=recipe,
+            libllama_products=libllama_products,
         )
         if model_path is not None and not Path(model_path).exists():
             raise ValueError(f"Model path does not exist: {model_path}")
@@ -168,6 +171,7 @@ class Llama:
             gpu_layers=max(0, n_gpu_layers),
             chat_template=_FORMATS.get(chat_format),
             lora={lora_path: lora_scale} if lora_path else (),
+            libllama_products=libllama_products,
         )
         self.model_path = self._pith_model.path
         self._info = self._pith_model.info
