@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "base/stopwatch.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "host/model.h"
 #include "lab/jsonl.h"
 #include "lab/judge.h"
@@ -60,6 +62,19 @@ struct TuneTasks {
 // The first --samples + --held-out tasks of --tasks. fingerprint: of all.
 Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint);
 Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model, std::vector<Task> tasks);
+
+// A search in three steps, of which an interrupt ends the second.
+template <typename Tuner>
+Result<int> RunTuner(const TuneFlags& flags) {
+  const Stopwatch watch;
+  Tuner tuner(flags);
+  PITH_RETURN_IF_ERROR(tuner.Load());
+  const Status status = tuner.Run();
+  if (Interrupted()) return kExitInterrupted;
+  PITH_RETURN_IF_ERROR(status);
+  tuner.Report(watch.seconds());
+  return kExitOk;
+}
 
 Status CheckTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneBudgets(const TuneFlags& flags);

@@ -13,7 +13,6 @@
 #include <span>
 #include <utility>
 
-#include "base/stopwatch.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/budget_judge.h"
@@ -270,15 +269,6 @@ Status CheckTuneBudgets(const TuneFlags& flags) {
   return {};
 }
 
-Result<int> RunTuneBudgets(const TuneFlags& flags) {
-  const Stopwatch watch;
-  BudgetTuner tuner(flags);
-  PITH_RETURN_IF_ERROR(tuner.Load());
-  const Status status = tuner.Run();
-  if (Interrupted()) return kExitInterrupted;
-  PITH_RETURN_IF_ERROR(status);
-  tuner.Report(watch.seconds());
-  return kExitOk;
-}
+Result<int> RunTuneBudgets(const TuneFlags& flags) { return RunTuner<BudgetTuner>(flags); }
 
 }  // namespace pith::cli

@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "base/stopwatch.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/eval_log.h"
@@ -236,15 +235,6 @@ Status CheckTuneRecipe(const TuneFlags& flags) {
   return {};
 }
 
-Result<int> RunTuneRecipe(const TuneFlags& flags) {
-  const Stopwatch watch;
-  RecipeTuner tuner(flags);
-  PITH_RETURN_IF_ERROR(tuner.Load());
-  const Status status = tuner.Run();
-  if (Interrupted()) return kExitInterrupted;
-  PITH_RETURN_IF_ERROR(status);
-  tuner.Report(watch.seconds());
-  return kExitOk;
-}
+Result<int> RunTuneRecipe(const TuneFlags& flags) { return RunTuner<RecipeTuner>(flags); }
 
 }  // namespace pith::cli
