@@ -23,6 +23,7 @@
 #include "base/huge_pages.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
+#include "kernels/key_channels.h"
 
 namespace pith::kernels {
 namespace {
@@ -72,10 +73,13 @@ class Pool {
 // One layer's cache: every kv head with `num_entries` entries of pseudo-random rows.
 class Cache {
  public:
-  Cache(PageFormat format, int num_heads, int dim, int num_entries)
-      : layout_(PageLayout::Make(format, dim, dim, 0)), num_pages_((num_entries + kPageEntries - 1) / kPageEntries) {
+  // key_dim: channels that keys hold of `dim`, spread evenly.
+  Cache(PageFormat format, int num_heads, int dim, int key_dim, int num_entries)
+      : layout_(PageLayout::Make(format, key_dim, dim, 0)),
+        num_pages_((num_entries + kPageEntries - 1) / kPageEntries) {
+    for (int i = 0; i < key_dim; ++i) channels_.push_back(static_cast<uint16_t>(i * dim / key_dim));
     memory_ = AllocateHuge(layout_.page_bytes * static_cast<size_t>(num_heads * num_pages_));
-    std::vector<float> key(static_cast<size_t>(dim)), value(static_cast<size_t>(dim));
+    std::vector<float> key(static_cast<size_t>(key_dim)), value(static_cast<size_t>(dim));
     uint32_t state = 1;
     std::byte* at = memory_.get();
     pages_.resize(static_cast<size_t>(num_heads));
@@ -85,7 +89,7 @@ class Cache {
         if (p > 0) {  // one page of random rows is enough
           std::memcpy(at, pages[0], layout_.page_bytes);
         } else {
-          const PageLayout plain = PageLayout::Make(KvFormat::kF16, dim, dim, 0);
+          const PageLayout plain = PageLayout::Make(KvFormat::kF16, key_dim, dim, 0);
           const HugeMemory staging = AllocateHuge(plain.page_bytes);
           const bool whole = format.whole_pages();
           for (int slot = 0; slot < kPageEntries; ++slot) {
@@ -100,7 +104,9 @@ class Cache {
       }
       segments_.push_back({&layout_, pages.data(), num_entries});
     }
-    for (const Segment& segment : segments_) heads_.push_back({std::span<const Segment>(&segment, 1)});
+    for (const Segment& segment : segments_) {
+      heads_.push_back({std::span<const Segment>(&segment, 1), channels_.data()});
+    }
   }
   const HeadEntries* heads() const { return heads_.data(); }
   size_t bytes() const {
@@ -116,19 +122,22 @@ class Cache {
   HugeMemory memory_;
   std::vector<std::vector<const std::byte*>> pages_;
   std::vector<Segment> segments_;
+  std::vector<uint16_t> channels_;
   std::vector<HeadEntries> heads_;
 };
 
 struct BenchShape {
   int num_kv_heads, group, dim, num_queries, num_entries, threads;
   KvFormat format;
+  double pruned = 0;  // share of the channels of keys that are not stored
 };
 
 class Bench {
  public:
   Bench(const BenchShape& shape, int num_caches) : shape_(shape), pool_(shape.threads) {
     for (int i = 0; i < num_caches; ++i) {
-      caches_.push_back(std::make_unique<Cache>(shape.format, shape.num_kv_heads, shape.dim, shape.num_entries));
+      caches_.push_back(std::make_unique<Cache>(shape.format, shape.num_kv_heads, shape.dim,
+                                                ChannelsLeft(shape.dim, shape.pruned), shape.num_entries));
     }
     const int num_heads = shape.num_kv_heads * shape.group;
     task_.num_queries = shape.num_queries;
@@ -144,6 +153,7 @@ class Bench {
     task_.output = output_.data();
     task_.query_positions = positions_.data();
     task_.scale = 0.125f;
+    task_.heads = caches_.front()->heads();
     scratch_ = AllocateHuge(AttentionScratchBytes(task_, shape.threads));
   }
 
@@ -331,6 +341,9 @@ void RegisterAll(int threads) {
     for (const auto& [kv, group, dim] : {std::array{3, 3, 64}, {8, 4, 128}, {2, 8, 128}, {8, 1, 64}}) {
       BenchShape shape = {kv, group, dim, 1, 8192, threads, format};
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
+      shape.pruned = 0.4;
+      benchmark::RegisterBenchmark(NameOf("decode_pruned", shape).c_str(), Decode, shape, true)->UseRealTime();
+      shape.pruned = 0;
       shape.num_entries = 512;
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
       shape.num_entries = 1024;

@@ -7,7 +7,6 @@
 #include <numeric>
 
 #include "policy/act/merge.h"
-#include "policy/act/mikv.h"
 #include "policy/act/think.h"
 #include "policy/allocate/layer_density.h"
 #include "policy/select.h"
@@ -54,9 +53,10 @@ PITH_GOLDEN_TEST(Methods, think, "out/think/l0/channels_kept") {
         const std::vector<float> all = Rows(file, fmt::format("in/l{}/q", l), h * group + g, n * dim);
         queries.insert(queries.end(), all.end() - static_cast<ptrdiff_t>(window * dim), all.end());
       }
-      std::vector<float> scores(dim);
-      ChannelImportance(queries, Part(file, fmt::format("in/l{}/k", l), h, n * dim), scores);
-      for (const int32_t c : KeptChannels(scores, 0.5)) mask[h * dim + static_cast<size_t>(c)] = 1;
+      ChannelEnergies energies(dim);
+      energies.AddQueries(queries);
+      energies.AddKeys(Part(file, fmt::format("in/l{}/k", l), h, n * dim));
+      for (const uint16_t c : KeptChannels(energies.Scores(), 0.5)) mask[h * dim + c] = 1;
     }
     ExpectExactly(mask, file.tensor(name).i64, name);
   }
@@ -66,12 +66,15 @@ PITH_GOLDEN_TEST(Methods, think, "out/think/l0/channels_kept") {
 TEST(GoldenThink, ExampleByHand) {
   const std::vector<float> queries = {1, 0, 2, 0, 1, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0, 1};
   const std::vector<float> keys = {1, 2, 0, 1, 0, 1, 1, 2, 2, 0, 1, 0, 1, 1, 0, 3, 0, 2, 1, 1};
-  std::vector<float> scores(4);
-  ChannelImportance(queries, keys, scores);
+  ChannelEnergies energies(4);
+  energies.AddQueries(queries);
+  energies.AddKeys(std::span(keys).first(8));
+  energies.AddKeys(std::span(keys).subspan(8));
+  const std::vector<float> scores = energies.Scores();
   ExpectNumbers(scores, {0.9F, 1.0F, 0.6F, 1.5F}, "scores");
-  EXPECT_EQ(KeptChannels(scores, 0.5), (std::vector<int32_t>{1, 3}));
-  EXPECT_EQ(KeptChannels(scores, 0), (std::vector<int32_t>{0, 1, 2, 3}));
-  EXPECT_EQ(KeptChannels(std::vector<float>{1, 1, 1, 1}, 0.25), (std::vector<int32_t>{1, 2, 3}));
+  EXPECT_EQ(KeptChannels(scores, 0.5), (std::vector<uint16_t>{1, 3}));
+  EXPECT_EQ(KeptChannels(scores, 0), (std::vector<uint16_t>{0, 1, 2, 3}));
+  EXPECT_EQ(KeptChannels(std::vector<float>{1, 1, 1, 1}, 0.25), (std::vector<uint16_t>{1, 2, 3}));
   EXPECT_EQ(KeptChannels(std::vector<float>(64), 0.4).size(), 39U);
 }
 

@@ -4,12 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
-#include "policy/act/mikv.h"
 #include "tests/support/golden.h"
+#include "tests/support/mikv_rule.h"
 
 namespace pith::testing {
 namespace {
@@ -282,6 +283,9 @@ TEST(GoldenMethods, ABalancerIsOfNoUseWhereGroupsAreChannels) {
       plain_pages += error(in_pages), balanced_pages += error(turned_in_pages);
     }
   });
+  std::printf("squared error of logits with a balancer, over that without: %.3f in groups of an entry's channels, "
+              "%.3f in pages\n",
+              balanced / plain, balanced_pages / plain_pages);
   EXPECT_LT(balanced, 0.7 * plain);
   EXPECT_LT(std::abs(balanced_pages - plain_pages), 0.15 * plain_pages);
 }

@@ -292,7 +292,7 @@ TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
   ASSERT_FALSE(block);
   EXPECT_EQ(
       block.error().message,
-      "kvzip reads the whole prompt again before it drops anything, so it cannot evict after each block: use it with "
+      "kvzip needs the whole prompt before it drops anything, so it cannot evict after each block: use it with "
       "--compress after");
   options.compress = CompressMode::kAfter;
   {

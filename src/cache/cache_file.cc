@@ -3,13 +3,16 @@
 // are zero, and so is what lies between the parts of a page.
 //
 //   u32 layers
-//   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages; heads
-//   head:  u32 entries, u32 low and lower pages, u32 lower pages, pages
+//   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages,
+//          u32 channels of keys in lower pages; heads
+//   head:  u32 entries, u32 low and lower pages, u32 lower pages; where lower pages lack channels of keys u32 channels
+//          and u16 each; pages
 //
 // A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,14 +26,15 @@ namespace {
 
 constexpr int kP = kPageEntries;
 
-using LayoutNumbers = std::array<uint32_t, 6>;
+using LayoutNumbers = std::array<uint32_t, 7>;
 
 LayoutNumbers NumbersOf(const HeadCache& head) {
   const PageLayout& layout = head.layout();
   const PageLayout *low = head.low_layout(), *lower = head.lower_layout();
   return {layout.format.number(), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
           static_cast<uint32_t>(layout.num_columns), low != nullptr ? low->format.number() : ~0u,
-          lower != nullptr ? lower->format.number() : ~0u};
+          lower != nullptr ? lower->format.number() : ~0u,
+          static_cast<uint32_t>(lower != nullptr ? lower->key_dim : layout.key_dim)};
 }
 
 tl::unexpected<Error> Truncated() { return Corrupt("it ends within its cache"); }
@@ -44,6 +48,10 @@ void HeadCache::Save(ByteWriter& writer) const {
   writer.Number(static_cast<uint32_t>(num_entries_));
   writer.Number(static_cast<uint32_t>(num_low_));
   writer.Number(static_cast<uint32_t>(num_lower_));
+  if (prunes()) {
+    writer.Number(static_cast<uint32_t>(channels_.size()));
+    writer.Array(key_channels());
+  }
   std::vector<std::byte> copy;
   for (int at = 0; at < num_entries_; at += kP) {
     const PageLayout& layout = layout_of(at);
@@ -74,14 +82,31 @@ Status HeadCache::ExtendLow(size_t num_lower, size_t num_low) {
   return {};
 }
 
+Status HeadCache::RestoreChannels(ByteReader& reader) {
+  uint32_t count = 0;
+  if (!reader.Number(count)) return Truncated();
+  if (count == 0) return {};
+  if (count != static_cast<uint32_t>(lower_.layout->key_dim)) {
+    return Corrupt("keys of its cache keep another number of channels");
+  }
+  std::vector<uint16_t> channels(count);
+  if (!reader.Array(std::span<uint16_t>(channels))) return Truncated();
+  if (std::ranges::adjacent_find(channels, std::greater_equal<>()) != channels.end() ||
+      channels.back() >= layout_->key_dim) {
+    return Corrupt("the channels of its keys do not ascend");
+  }
+  return ChooseChannels(channels);
+}
+
 Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
   uint32_t count = 0, num_low = 0, num_lower = 0;
   if (!reader.Number(count) || !reader.Number(num_low) || !reader.Number(num_lower)) return Truncated();
   if (count > static_cast<uint32_t>(end_position)) {
     return Corrupt("a head of its cache has more entries than the sequence has tokens");
   }
+  if (prunes()) PITH_RETURN_IF_ERROR(RestoreChannels(reader));
   if (num_low > count / kP || num_lower > num_low || (num_lower > 0 && lower_.pool == nullptr) ||
-      (num_low > num_lower && low_.pool == nullptr)) {
+      (num_low > num_lower && low_.pool == nullptr) || (num_lower > 0 && prunes() && channels_.empty())) {
     return Corrupt("a head of its cache has more low pages than it fills");
   }
   size_t low_bytes = num_lower > 0 ? num_lower * lower_.layout->page_bytes : 0;

@@ -34,9 +34,14 @@ const std::array<PageFormat, 5> kLowFormats = {KvFormat::kQ8, KvFormat::kQ4, KvF
                                                PageFormat(KvFormat::kQ4, KvFormat::kQ2),
                                                PageFormat(KvFormat::kQ8, KvFormat::kQ4)};
 
+// Of 8, as ChannelsLeft() has it for this share.
+constexpr double kPrunedShare = 0.4;
+const std::vector<uint16_t> kChannels = {0, 2, 3, 6, 7};
+
 struct Entry {
   int32_t position;
   float key, value, column;
+  bool pruned = false;  // its key has only the channels of kChannels
 };
 
 struct NaiveSequence {
@@ -60,9 +65,10 @@ class Model {
   size_t num_refused() const { return num_refused_; }
   size_t num_done() const { return num_done_; }
   size_t num_lowered() const { return num_lowered_; }  // pages
+  size_t num_pruned() const { return num_pruned_; }    // pages
 
   void Step() {
-    const auto action = rng_() % 28;
+    const auto action = rng_() % 31;
     if (naive_.empty() || action == 0) return New();
     if (action == 1) return Fork();
     if (action == 2) return Free();
@@ -78,6 +84,7 @@ class Model {
     if (action == 21) return Drop(id, at);
     if (action < 24) return Write(id, at);
     if (action == 24) return ChangeLower(id);
+    if (action > 27) return Prune(id, at);
     Lower(id, at);
   }
 
@@ -129,7 +136,7 @@ class Model {
     sequence.layout.num_columns = static_cast<int>(rng_() % 3);
     if (rng_() % 4 == 0) sequence.layout.entry = KvFormat::kQ8;
     if (rng_() % 2 == 0) sequence.layout.low = kLowFormats[rng_() % kLowFormats.size()];
-    if (rng_() % 3 == 0) sequence.layout.lower = kLowFormats[rng_() % kLowFormats.size()];
+    if (rng_() % 2 == 0) sequence.layout.lower = kLowFormats[rng_() % kLowFormats.size()];
     if (sequence.layout.entry == KvFormat::kQ8) sequence.layout.low = sequence.layout.lower = std::nullopt;
     sequence.tolerance = ErrorOf(sequence.layout.entry);
     if (sequence.layout.lower) sequence.tolerance += ErrorOf(*sequence.layout.lower);
@@ -201,7 +208,47 @@ class Model {
       left.push_back(expected[i]);
     }
     std::ranges::sort(kept);
-    if (Done(head.Keep(kept))) expected = left;
+    if (!Done(head.Keep(kept))) return;
+    expected = left;
+    NotePruned(id, head, expected);
+  }
+
+  // Whole pages of old entries lose channels, and entries with which such pages are filled when others have left.
+  void NotePruned(int id, const HeadCache& head, std::vector<Entry>& expected) {
+    const PrunedKeys pruned = naive_[id].layout.pruned;
+    if (pruned.share == 0) return;
+    const std::vector<int32_t> order = OrderOf(head);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (order[i] >= head.num_lower_entries() || expected[i].pruned) continue;
+      EXPECT_LE(i + static_cast<size_t>(pruned.recent), expected.size() - 1) << "one of the newest";
+      expected[i].pruned = true;
+    }
+  }
+
+  void Prune(int id, int at) {
+    NaiveSequence& sequence = naive_[id];
+    if (sequence.layout.pruned.share == 0) {
+      if (sequence.layout.lower) return;
+      const PrunedKeys pruned{.share = kPrunedShare, .recent = static_cast<int>(rng_() % 50)};
+      const PageFormat format = sequence.layout.low.value_or(sequence.layout.entry);
+      if (!Done(cache_->SetLower(id, format, pruned))) return;
+      sequence.layout.lower = format;
+      sequence.layout.pruned = pruned;
+      sequence.tolerance += ErrorOf(format);
+    }
+    HeadCache& head = HeadOf(id, at);
+    if (at == 2) {  // of a layer with a window
+      EXPECT_FALSE(head.prunes());
+      return;
+    }
+    ASSERT_TRUE(head.prunes());
+    if (head.key_channels().empty() && !Done(head.ChooseChannels(kChannels))) return;
+    const int before = head.num_lower_entries();
+    if (Done(head.Prune())) {
+      EXPECT_LT(head.num_entries() - head.num_lower_entries(), kP + sequence.layout.pruned.recent);
+    }
+    num_pruned_ += static_cast<size_t>(head.num_lower_entries() - before) / kP;
+    NotePruned(id, head, sequence.heads[static_cast<size_t>(at)]);
   }
 
   // Index of each entry in the order of time.
@@ -214,7 +261,7 @@ class Model {
   }
 
   void Lower(int id, int at) {
-    if (!naive_[id].layout.lower) return;
+    if (!naive_[id].layout.lower || naive_[id].layout.pruned.share > 0) return;
     HeadCache& head = HeadOf(id, at);
     const auto of = 1 + rng_() % 4;
     std::vector<int32_t> chosen;
@@ -233,7 +280,7 @@ class Model {
 
   void ChangeLower(int id) {
     NaiveSequence& sequence = naive_[id];
-    if (sequence.layout.entry == KvFormat::kQ8) return;
+    if (sequence.layout.entry == KvFormat::kQ8 || sequence.layout.pruned.share > 0) return;
     const PageFormat format = kLowFormats[rng_() % kLowFormats.size()];
     if (!Done(cache_->SetLower(id, format))) return;
     sequence.layout.lower = format;
@@ -331,7 +378,10 @@ class Model {
     for (size_t i = 0; i < n; ++i) {
       const auto at = static_cast<size_t>(order[i]);
       ASSERT_EQ(positions[at], expected[i].position);
-      ASSERT_NEAR(keys[at * kKeyDim + 3], expected[i].key, tolerance);
+      for (int c = 0; c < kKeyDim; ++c) {
+        const bool gone = expected[i].pruned && !std::ranges::binary_search(kChannels, static_cast<uint16_t>(c));
+        ASSERT_NEAR(keys[at * kKeyDim + static_cast<size_t>(c)], gone ? 0 : expected[i].key, tolerance);
+      }
       ASSERT_NEAR(values[at * kValueDim + 1], expected[i].value, tolerance);
     }
     if (head.layout().num_columns == 0) return;
@@ -344,15 +394,15 @@ class Model {
   std::vector<std::unique_ptr<MemoryAccount>> accounts_;
   std::unique_ptr<KvCache> cache_;
   std::map<int, NaiveSequence> naive_;
-  size_t num_done_ = 0, num_refused_ = 0, num_lowered_ = 0;
+  size_t num_done_ = 0, num_refused_ = 0, num_lowered_ = 0, num_pruned_ = 0;
 };
 
 TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
-  size_t done = 0, refused = 0, lowered = 0;
+  size_t done = 0, refused = 0, lowered = 0, pruned = 0;
   for (uint32_t seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Model model(seed);
-    for (int step = 0; step < 1000; ++step) {
+    for (int step = 0; step < 1300; ++step) {
       model.Step();
       model.ExpectAgreement();
       ASSERT_FALSE(testing::Test::HasFailure()) << "step " << step;
@@ -360,12 +410,14 @@ TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
     model.FreeAll();
     done += model.num_done();
     lowered += model.num_lowered();
+    pruned += model.num_pruned();
     refused += model.num_refused();
   }
   // The control: the budget was met, and not all the time.
   EXPECT_GT(refused, done / 20);
   EXPECT_GT(done, refused);
   EXPECT_GT(lowered, 200U);
+  EXPECT_GT(pruned, 200U);
 }
 
 }  // namespace

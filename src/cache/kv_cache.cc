@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "kernels/key_channels.h"
 
 namespace pith {
 namespace {
@@ -29,7 +30,8 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
     : pool_(other.pool_), layout_(other.layout_), low_(other.low_), lower_(other.lower_), num_low_(other.num_low_),
-      num_lower_(other.num_lower_), pages_(std::move(other.pages_)), num_entries_(other.num_entries_) {
+      num_lower_(other.num_lower_), pages_(std::move(other.pages_)), channels_(std::move(other.channels_)),
+      num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
   other.num_low_ = other.num_lower_ = 0;
 }
@@ -171,6 +173,7 @@ Status HeadCache::ForkInto(HeadCache& other) const {
   PITH_CHECK(other.pages_.empty() && other.layout_ == layout_ && other.low_.layout == low_.layout &&
              other.lower_.layout == lower_.layout);
   PITH_RETURN_IF_ERROR(other.ReserveTable(std::max<size_t>(pages_.size(), 1)));
+  PITH_RETURN_IF_ERROR(other.ChooseChannels(key_channels()));
   // Slots past num_entries_ (made by Extend, never committed) are not shared.
   const size_t used = PagesFor(num_entries_);
   for (size_t i = 0; i < used; ++i) {
@@ -205,8 +208,12 @@ void HeadCache::ReadPositions(std::span<int32_t> positions) const {
 
 void HeadCache::ReadKeys(float* keys) const {
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    kernels::ReadKeys(layout_of(entry), page_of(entry), static_cast<int>(count),
-                      keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
+    float* const to = keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim);
+    const PageLayout& layout = layout_of(entry);
+    kernels::ReadKeys(layout, page_of(entry), static_cast<int>(count), to);
+    if (layout.key_dim < layout_->key_dim) {
+      kernels::SpreadKeys(key_channels(), static_cast<int>(count), layout_->key_dim, to);
+    }
   });
 }
 
@@ -278,6 +285,9 @@ Status HeadCache::Verify() const {
   if (num_low_ > static_cast<size_t>(num_entries_ / kP) || num_lower_ > num_low_) {
     return Corrupt("cache: a low page is not full");
   }
+  if (prunes() && num_lower_ > 0 && channels_.size() != static_cast<size_t>(lower_.layout->key_dim)) {
+    return Corrupt("cache: keys of a head lack channels, and which ones is not known");
+  }
   std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
   ReadPositions(positions);
   const bool by_time = lower_.layout == nullptr;
@@ -305,16 +315,19 @@ std::unique_ptr<KvCache> KvCache::Create(Ledger* ledger, std::vector<CacheLayer>
   return std::unique_ptr<KvCache>(new KvCache(ledger, std::move(layers)));
 }
 
-Result<const KvCache::PageClass*> KvCache::FindClass(PageFormat format, int num_columns) {
+Result<const KvCache::PageClass*> KvCache::FindClass(PageFormat format, int num_columns, double pruned) {
   for (const auto& known : classes_) {
-    if (known->format == format && known->num_columns == num_columns) return known.get();
+    if (known->format == format && known->num_columns == num_columns && known->pruned == pruned) return known.get();
   }
   auto made = std::make_unique<PageClass>();
   made->format = format;
   made->num_columns = num_columns;
+  made->pruned = pruned;
   size_t page_bytes = 0;
   for (const CacheLayer& layer : layers_) {
-    made->layouts.push_back(PageLayout::Make(format, layer.key_dim, layer.value_dim, layer.global ? num_columns : 0));
+    made->layouts.push_back(PageLayout::Make(format, ChannelsLeft(layer.key_dim, pruned), layer.value_dim,
+                                             layer.global ? num_columns : 0));
+    if (pruned > 0 && !layer.global) continue;  // has no such pages
     if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, made->layouts.back().page_bytes);
   }
   if (page_bytes > 0) {
@@ -357,18 +370,29 @@ Status KvCache::SetLow(int sequence, PageFormat format) {
   return {};
 }
 
-Status KvCache::SetLower(int sequence, std::optional<PageFormat> format) {
+PageStore KvCache::LowerStore(const PageClass* lower, PrunedKeys pruned, size_t layer) const {
+  if (lower == nullptr) return {};
+  const CacheLayer& shape = layers_[layer];
+  if (pruned.share == 0) return lower->store(layer);
+  if (!shape.global || ChannelsLeft(shape.key_dim, pruned.share) == shape.key_dim) return {};
+  return {lower->pool.get(), &lower->layouts[layer], pruned.recent};
+}
+
+Status KvCache::SetLower(int sequence, std::optional<PageFormat> format, PrunedKeys pruned) {
   Sequence& own = sequences_.at(sequence);
-  if (own.layout.lower == format) return {};
+  if (own.layout.lower == format && own.layout.pruned == pruned) return {};
   const PageClass* to = nullptr;
   if (format) {
     PITH_RETURN_IF_ERROR(CheckConversion(own.layout.entry, *format));
-    PITH_ASSIGN_OR_RETURN(to, FindClass(*format, own.layout.num_columns));
+    PITH_ASSIGN_OR_RETURN(to, FindClass(*format, own.layout.num_columns, pruned.share));
   }
   bool any = false;
   ForEachHead(own, [&](size_t, HeadCache& head) { any = any || head.num_lower_entries() > 0; });
   if (any && to == nullptr) return InvalidArgument("there are entries in " + own.layout.lower->Name());
-  const auto store = [to](size_t layer) { return to == nullptr ? PageStore() : to->store(layer); };
+  if (any && (pruned.share > 0 || own.layout.pruned.share > 0)) {
+    return InvalidArgument("keys of some entries have lost other channels already");
+  }
+  const auto store = [&](size_t layer) { return LowerStore(to, pruned, layer); };
   PageExchange exchange(own.account());
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.OfferLower(store(layer), &exchange); });
   if (!exchange.Settle()) {
@@ -377,6 +401,7 @@ Status KvCache::SetLower(int sequence, std::optional<PageFormat> format) {
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.ChangeLower(store(layer), &exchange); });
   exchange.Finish();
   own.layout.lower = format;
+  own.layout.pruned = pruned;
   return {};
 }
 
@@ -392,7 +417,7 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
   const PageClass* lower = nullptr;
   if (settled.lower) {
     PITH_RETURN_IF_ERROR(CheckConversion(settled.entry, *settled.lower));
-    PITH_ASSIGN_OR_RETURN(lower, FindClass(*settled.lower, layout.num_columns));
+    PITH_ASSIGN_OR_RETURN(lower, FindClass(*settled.lower, layout.num_columns, layout.pruned.share));
   }
   try {
     Heads heads{LedgerAllocator<HeadCache>(account)};
@@ -400,7 +425,7 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
       for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
         heads.emplace_back(entry->store(layer), low != nullptr ? low->store(layer) : PageStore(),
-                           lower != nullptr ? lower->store(layer) : PageStore(), account);
+                           LowerStore(lower, settled.pruned, layer), account);
       }
     }
     sequences_.emplace(next_sequence_, Sequence(settled, std::move(heads)));

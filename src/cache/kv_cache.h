@@ -17,6 +17,9 @@
 //   kv head 1: [q2 page][q2 page][q4 page][f16 page][f1  ]       each part in time order, but for the first
 //               `-- lower --´     `low´
 //
+// Lower pages may also hold some channels of keys alone (PrunedKeys), in the format of the pages that they come from.
+// Then they are the head's oldest (Prune()), and which channels stay is chosen once (ChooseChannels()).
+//
 // An entry's index says where it stands; TimeOrder() says in which order entries came.
 //
 // Formats and columns are the sequence's own; sequences of equal ones take their pages from one pool. Pages and
@@ -50,6 +53,7 @@ namespace pith {
 struct PageStore {
   PagePool* pool = nullptr;
   const PageLayout* layout = nullptr;
+  int recent = 0;  // the newest entries never go there
 };
 
 // What an extension would charge.
@@ -67,7 +71,7 @@ class HeadCache {
   // account: of its sequence.
   HeadCache(PageStore entry, PageStore low, PageStore lower, MemoryAccount* account)
       : pool_(entry.pool), layout_(entry.layout), low_(low), lower_(lower),
-        pages_(LedgerAllocator<std::byte*>(account)) {}
+        pages_(LedgerAllocator<std::byte*>(account)), channels_(LedgerAllocator<uint16_t>(account)) {}
   HeadCache(HeadCache&& other) noexcept;
   HeadCache(const HeadCache&) = delete;
   HeadCache& operator=(const HeadCache&) = delete;
@@ -88,6 +92,11 @@ class HeadCache {
   // In whole pages of few bits: of the low format and of the lower one.
   int num_low_entries() const { return static_cast<int>(num_low_) * kPageEntries; }
   int num_lower_entries() const { return static_cast<int>(num_lower_) * kPageEntries; }
+  // Lower pages hold some channels of keys alone; which ones, once they are chosen.
+  bool prunes() const { return lower_.layout != nullptr && lower_.layout->key_dim < layout_->key_dim; }
+  std::span<const uint16_t> key_channels() const { return {channels_.data(), channels_.size()}; }
+  // Whole pages that Prune() leaves, or that Demote(0) would convert, after so many of the newest entries are gone.
+  bool HasOldPages(int newest) const;
   // Indices of all entries as they came; empty where that is the order in which they stand.
   std::vector<int32_t> TimeOrder() const;
   // Of keys, values and their scales.
@@ -118,6 +127,14 @@ class HeadCache {
   // not fill a page. Pages that fall empty pay for those that are needed. kOutOfBudget: that is not enough; nothing has
   // changed.
   Status Lower(std::span<const int32_t> entries);
+
+  // Of a head that prunes() and holds no lower page: the channels that keys keep, ascending, as many as the layout of
+  // lower pages says. kOutOfBudget: the table does not hold them.
+  Status ChooseChannels(std::span<const uint16_t> channels);
+
+  // Once channels are chosen: whole pages lose the others, oldest first, but for the newest entries that keep theirs. A
+  // page that nobody shares pays for its successor. kOutOfBudget: some pages may be pruned, all entries are there.
+  Status Prune();
 
   // Keeps only the entries with these ascending indices; pages that fall empty are freed.
   // Survivors in low pages whose keys are in groups are grouped anew on a grid on which their error does not add
@@ -186,13 +203,27 @@ class HeadCache {
   // Extend(count) writes to a page that others read.
   bool SharesLastPage(int count) const;
   size_t GrownTable(size_t num_pages) const;
+  // An entry where it lies.
+  struct Source {
+    const PageLayout* layout;
+    const std::byte* page;
+    int slot;
+  };
+  // All entries of one page, in their places.
+  static bool IsWholePage(std::span<const Source> sources);
+  // Writes `sources` to the first slots of a page. keys: scratch, [D][P] floats.
+  void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source> sources,
+                std::vector<float>& keys) const;
   // What stands where: entries by their indices now, of each format.
   struct Parts {
     std::vector<int32_t> lower, low, entry;
+    bool entries_move_back = false;  // some of `entry` go to a later page than theirs
   };
   // Fills the last page of each format of few bits with entries of the next one, or empties it into that.
   void Complete(Parts& parts) const;
   Status Arrange(const Parts& parts);
+  size_t LargestPageBytes() const;  // of any of its formats
+  Status RestoreChannels(ByteReader& reader);
   // Of an empty head, which gets pages in the lower and the low format with undefined content.
   Status ExtendLow(size_t num_lower, size_t num_low);
 
@@ -202,6 +233,7 @@ class HeadCache {
   size_t num_low_ = 0;    // the first pages, all full
   size_t num_lower_ = 0;  // the first of these, in the lower format
   LedgerVector<std::byte*> pages_;
+  LedgerVector<uint16_t> channels_;  // of keys in lower pages
   int num_entries_ = 0;
 };
 
@@ -213,12 +245,21 @@ struct CacheLayer {
   bool global = false;   // recipes act on it, so that its entries have the sequence's columns
 };
 
+// What lower pages leave out of keys.
+struct PrunedKeys {
+  double share = 0;  // of the channels (ChannelsLeft()); 0: nothing
+  int recent = 0;    // the newest entries of a head keep all
+
+  friend bool operator==(const PrunedKeys&, const PrunedKeys&) = default;
+};
+
 // How a sequence stores its entries.
 struct SequenceLayout {
   PageFormat entry = {};               // in which entries arrive
   int num_columns = 0;                 // of each entry of a global layer
   std::optional<PageFormat> low = {};  // of full pages, if another
   std::optional<PageFormat> lower = {};  // of entries that are chosen, if there are to be any
+  PrunedKeys pruned = {};              // in global layers, whose old entries then are these
 
   friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };
@@ -241,8 +282,9 @@ class KvCache {
   // NewSequence()): nothing has changed.
   Status SetLow(int sequence, PageFormat format);
 
-  // The same of what Lower() converts to. kInvalidArgument, too: there are such entries, and none are to be.
-  Status SetLower(int sequence, std::optional<PageFormat> format);
+  // The same of what Lower() converts to, or Prune() where keys lose channels. kInvalidArgument, too: there are such
+  // entries, and none or other ones are to be.
+  Status SetLower(int sequence, std::optional<PageFormat> format, PrunedKeys pruned = {});
 
   const SequenceLayout& layout(int sequence) const { return sequences_.at(sequence).layout; }
   HeadCache& head(int sequence, int layer, int kv_head) {
@@ -278,10 +320,11 @@ class KvCache {
  private:
   KvCache(Ledger* ledger, std::vector<CacheLayer> layers);
 
-  // Pages of one format and number of columns.
+  // Pages of one format, number of columns and share of channels.
   struct PageClass {
     PageFormat format;
     int num_columns = 0;
+    double pruned = 0;
     std::vector<PageLayout> layouts;  // [layers]
     std::unique_ptr<PagePool> pool;   // of the largest layer's page size; null: no layer has entries
 
@@ -296,7 +339,9 @@ class KvCache {
     Heads heads;  // [num_heads()]
   };
 
-  Result<const PageClass*> FindClass(PageFormat format, int num_columns);
+  Result<const PageClass*> FindClass(PageFormat format, int num_columns, double pruned = 0);
+  // Lower pages of a layer; none: it has no such.
+  PageStore LowerStore(const PageClass* lower, PrunedKeys pruned, size_t layer) const;
   // visit(layer, head) for all heads of a sequence.
   template <class Visit>
   void ForEachHead(Sequence& sequence, const Visit& visit);

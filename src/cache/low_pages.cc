@@ -1,6 +1,7 @@
 // Pages of a head in a smaller format: demotion, and regrouping after an eviction.
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <span>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "base/check.h"
 #include "cache/kv_cache.h"
 #include "kernels/group_codec.h"
+#include "kernels/key_channels.h"
 
 namespace pith {
 namespace {
@@ -16,15 +18,9 @@ constexpr int kP = kPageEntries;
 
 size_t PagesFor(int entries) { return static_cast<size_t>((entries + kP - 1) / kP); }
 
-// An entry where it lies.
-struct Source {
-  const PageLayout* layout;
-  const std::byte* page;
-  int slot;
-};
+}  // namespace
 
-// All entries of one page, in their places.
-bool IsWholePage(std::span<const Source> sources) {
+bool HeadCache::IsWholePage(std::span<const Source> sources) {
   if (sources.size() != static_cast<size_t>(kP)) return false;
   for (int slot = 0; slot < kP; ++slot) {
     const Source& source = sources[static_cast<size_t>(slot)];
@@ -33,33 +29,40 @@ bool IsWholePage(std::span<const Source> sources) {
   return true;
 }
 
-// Writes `sources` to the first slots of a page. keys: scratch, [D][P] floats.
-void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source> sources, std::vector<float>& keys) {
-  if (IsWholePage(sources) && sources[0].layout->format == layout.format) {
-    std::memcpy(page, sources[0].page, layout.page_bytes);
+void HeadCache::FillPage(const PageLayout& layout, std::byte* page, std::span<const Source> sources,
+                         std::vector<float>& keys) const {
+  const int dim = layout_->key_dim;
+  const kernels::KeyChannels channels = key_channels();
+  if (IsWholePage(sources) && sources[0].layout->format == layout.format &&
+      (layout.key_dim < dim || sources[0].layout->key_dim == dim)) {
+    if (layout.key_dim == sources[0].layout->key_dim) {
+      std::memcpy(page, sources[0].page, layout.page_bytes);
+    } else {
+      kernels::SelectChannels(*sources[0].layout, sources[0].page, channels, layout, page);
+    }
     return;
   }
   if (!layout.format.whole_pages()) {
     for (size_t i = 0; i < sources.size(); ++i) {
-      kernels::ConvertEntry(layout, page, static_cast<int>(i), *sources[i].layout, sources[i].page, sources[i].slot);
+      kernels::ConvertPrunedEntry(layout, page, static_cast<int>(i), *sources[i].layout, sources[i].page,
+                                  sources[i].slot, channels, dim);
     }
     return;
   }
-  keys.resize(static_cast<size_t>(layout.key_dim) * kP);
+  keys.resize(static_cast<size_t>(dim) * kP);
   for (size_t i = 0; i < sources.size(); ++i) {
-    kernels::ReadKey(*sources[i].layout, sources[i].page, sources[i].slot, keys.data() + i, kP);
+    kernels::ReadWholeKey(*sources[i].layout, sources[i].page, sources[i].slot, channels, dim, keys.data() + i, kP);
     kernels::CopyValueAndState(layout, page, static_cast<int>(i), *sources[i].layout, sources[i].page, sources[i].slot);
   }
   // What was rounded before is not to be rounded anew each time.
   const bool rounded =
       std::ranges::any_of(sources, [](const Source& from) { return from.layout->format.whole_pages(); });
   const kernels::ScaleGrid grid = rounded ? kernels::ScaleGrid::kNested : kernels::ScaleGrid::kClipped;
-  for (int d = 0; d < layout.key_dim; ++d) {
-    kernels::WriteKeyGroup(layout, page, d, keys.data() + static_cast<size_t>(d) * kP, grid);
+  for (int i = 0; i < layout.key_dim; ++i) {
+    const int d = layout.key_dim < dim ? channels[static_cast<size_t>(i)] : i;
+    kernels::WriteKeyGroup(layout, page, i, keys.data() + static_cast<size_t>(d) * kP, grid);
   }
 }
-
-}  // namespace
 
 void HeadCache::Offer(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange) const {
   if (to.pool == from.pool) return;
@@ -93,9 +96,49 @@ void HeadCache::ChangeLow(PageStore low, PageExchange* exchange) {
 }
 
 void HeadCache::ChangeLower(PageStore lower, PageExchange* exchange) {
-  if (lower.pool == lower_.pool) return;
-  Convert(0, num_lower_, lower_, lower, exchange);
+  if (lower.pool != lower_.pool) {
+    Convert(0, num_lower_, lower_, lower, exchange);
+    LedgerVector<uint16_t>(channels_.get_allocator()).swap(channels_);
+  }
   lower_ = lower;
+}
+
+Status HeadCache::ChooseChannels(std::span<const uint16_t> channels) {
+  PITH_DCHECK(channels.empty() || (num_lower_ == 0 && prunes()));
+  try {
+    channels_.assign(channels.begin(), channels.end());
+  } catch (const std::bad_alloc&) {
+    return OutOfBudget("the KV budget does not hold the lists of channels that keys keep");
+  }
+  return {};
+}
+
+Status HeadCache::Prune() {
+  if (!prunes() || channels_.empty()) return {};
+  std::vector<Source> sources(kP);
+  std::vector<float> keys;
+  while (num_lower_entries() + kP + lower_.recent <= num_entries_) {
+    const PageStore from = StoreOf(num_lower_);
+    std::byte*& page = pages_[num_lower_];
+    PageExchange exchange(account());
+    exchange.GiveUp(from.pool, page);
+    exchange.Take(lower_.pool);
+    if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
+    std::byte* const pruned = exchange.Fresh(lower_.pool);
+    for (int slot = 0; slot < kP; ++slot) sources[static_cast<size_t>(slot)] = {from.layout, page, slot};
+    FillPage(*lower_.layout, pruned, sources, keys);
+    page = pruned;
+    ++num_lower_;
+    num_low_ = std::max(num_low_, num_lower_);
+    exchange.Finish();
+  }
+  return {};
+}
+
+bool HeadCache::HasOldPages(int newest) const {
+  const int old = num_entries_ - newest;
+  return (low_.pool != nullptr && old - num_low_entries() >= kP) ||
+         (prunes() && !channels_.empty() && old - lower_.recent - num_lower_entries() >= kP);
 }
 
 int HeadCache::Describe(kernels::Segment* segments) const {
@@ -136,10 +179,13 @@ Status HeadCache::Demote(int residual) {
 
 void HeadCache::Complete(Parts& parts) const {
   // Into the entries of 16 bits, or others as they come; the last ones that do not fill a page go on.
-  const auto fill = [](std::vector<int32_t>& part, std::vector<int32_t>& next, std::vector<int32_t>& last) {
+  bool went_on = false;
+  const auto fill = [&](std::vector<int32_t>& part, std::vector<int32_t>& next, std::vector<int32_t>& last,
+                        size_t spared) {
     const size_t missing = (kP - part.size() % kP) % kP;
     if (missing == 0) return;
-    if (next.size() + last.size() < missing) {
+    if (next.size() + last.size() < missing + spared) {
+      went_on = true;
       const auto rest = part.end() - static_cast<ptrdiff_t>(part.size() % kP);
       last.insert(last.end(), rest, part.end());
       part.erase(rest, part.end());
@@ -151,18 +197,19 @@ void HeadCache::Complete(Parts& parts) const {
       from->erase(from->begin(), from->begin() + some);
     }
   };
-  fill(parts.lower, parts.low, parts.entry);
+  fill(parts.lower, parts.low, parts.entry, static_cast<size_t>(lower_.recent));
   std::vector<int32_t> none;
-  fill(parts.low, none, parts.entry);
-  // What went on belongs among the others by its time; less than a page of all is left then.
-  if (parts.entry.size() >= kP) return;
+  fill(parts.low, none, parts.entry, 0);
+  // What went on belongs among the others by its time.
+  if (!went_on) return;
+  parts.entries_move_back = parts.entry.size() > kP;
   std::ranges::sort(parts.entry, {}, [this](int32_t entry) {
     return layout_of(entry).positions(page_of(entry))[entry % kP];
   });
 }
 
 Status HeadCache::Lower(std::span<const int32_t> entries) {
-  PITH_CHECK(lower_.pool != nullptr);
+  PITH_CHECK(lower_.pool != nullptr && !prunes());
   const size_t whole = entries.size() / kP * kP;
   if (whole == 0) return {};
   PITH_CHECK(entries.front() >= num_lower_entries());
@@ -181,8 +228,16 @@ Status HeadCache::Lower(std::span<const int32_t> entries) {
   return Arrange(parts);
 }
 
+size_t HeadCache::LargestPageBytes() const {
+  size_t bytes = layout_->page_bytes;
+  for (const PageStore& store : {low_, lower_}) {
+    if (store.layout != nullptr) bytes = std::max(bytes, store.layout->page_bytes);
+  }
+  return bytes;
+}
+
 // Pages are written in the order in which they stand. What one of them takes lies in itself, behind it or in pages that
-// are given up, so that nothing is written over before it was read.
+// are given up, so that nothing is written over before it was read; where entries move back, no page of theirs is.
 Status HeadCache::Arrange(const Parts& parts) {
   const size_t num_lower = parts.lower.size() / kP, num_low = num_lower + parts.low.size() / kP;
   std::vector<int32_t> kept = parts.lower;
@@ -202,6 +257,10 @@ Status HeadCache::Arrange(const Parts& parts) {
     const size_t old = low ? i - num_lower + num_lower_ : i - num_low + num_low_;
     return old < (low ? num_low_ : from.size()) ? old : from.size();
   };
+  const auto is_writable = [&](size_t i) {  // the page that is there now
+    const size_t old = old_of(i);
+    return old < from.size() && !(parts.entries_move_back && i >= num_low) && !store_of(i).pool->IsShared(from[old]);
+  };
   const auto sources_of = [&](size_t i, std::vector<Source>& sources) {
     sources.clear();
     for (int at = static_cast<int>(i) * kP; at < std::min(count, static_cast<int>(i + 1) * kP); ++at) {
@@ -218,7 +277,7 @@ Status HeadCache::Arrange(const Parts& parts) {
     const size_t old = old_of(i);
     sources_of(i, sources);
     unchanged[i] = old < from.size() && IsWholePage(sources) && sources[0].page == from[old];
-    if (old < from.size() && (unchanged[i] != 0 || !store_of(i).pool->IsShared(from[old]))) {
+    if (unchanged[i] != 0 || is_writable(i)) {
       to[i] = from[old];
       stays[old] = 1;
     } else {
@@ -233,11 +292,7 @@ Status HeadCache::Arrange(const Parts& parts) {
     if (to[i] == nullptr) to[i] = exchange.Fresh(store_of(i).pool);
   }
   // A page is filled beside its place: its old entries may be among its sources.
-  size_t page_bytes = layout_->page_bytes;
-  for (const PageStore& store : {low_, lower_}) {
-    if (store.layout != nullptr) page_bytes = std::max(page_bytes, store.layout->page_bytes);
-  }
-  std::vector<std::byte> staging(page_bytes);
+  std::vector<std::byte> staging(LargestPageBytes());
   std::vector<float> keys;
   for (size_t i = 0; i < num_pages; ++i) {
     if (unchanged[i] != 0) continue;

@@ -83,7 +83,8 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   std::set<std::string> seen;
   for (const std::string& name : SplitRecipes(flags.recipes)) {
     PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseRecipe(name));
-    const bool is_full = recipe.policy->keeps_everything() && !recipe.prefill && !recipe.format && !recipe.auto_format;
+    const bool is_full = recipe.policy->keeps_everything() && recipe.policy->prune() == nullptr && !recipe.prefill &&
+                         !recipe.format && !recipe.auto_format;
     if (!seen.insert(name).second || is_full) continue;
     if (recipe.prefill && flags.compress != "block") {
       return InvalidArgument(
@@ -96,7 +97,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
     }
     if (NeedsWholePrompt(recipe) && flags.compress == "block") {
       return InvalidArgument(
-          fmt::format("{} reads the whole prompt again before it drops anything: leave --compress block out", name));
+          fmt::format("{} drops nothing before it has the whole prompt: leave --compress block out", name));
     }
     if (flags.mode == "decode" && !AlternativeFor(recipe, false).policy->decodes()) {
       return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));

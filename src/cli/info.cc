@@ -9,7 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "engine/cache_formats.h"
 #include "engine/plan.h"
+#include "policy/act/think.h"
 
 namespace pith::cli {
 namespace {
@@ -109,6 +111,13 @@ nlohmann::ordered_json LayersJson(const ModelInfo& info) {
   return layers;
 }
 
+// Of the bytes of entries that are older than the newest: what their keys lose once the prompt is whole (act=prune).
+double PrunedShare(const ModelInfo& info, const EngineOptions& options) {
+  const PruneOptions* const prune = options.recipe.policy->prune();
+  if (prune == nullptr) return 0;
+  return 1 - PrunedCost(info, options.recipe.format.value_or(options.format), prune->share);
+}
+
 nlohmann::ordered_json SplitJson(const ModelInfo& info, const EngineOptions& options) {
   const auto split = SplitBudget(info, options);
   if (!split) return {{"refused", split.error().message}};
@@ -117,6 +126,7 @@ nlohmann::ordered_json SplitJson(const ModelInfo& info, const EngineOptions& opt
           {"block_bytes", split->block_bytes},         {"in_flight_bytes", split->in_flight_bytes},
           {"recurrent_bytes", split->recurrent_bytes}, {"table_bytes", split->table_bytes},
           {"window_bytes", split->window_bytes},       {"global_bytes", split->global_bytes},
+          {"pruned_share", PrunedShare(info, options)},
           {"unused_bytes", split->unused_bytes}};
 }
 
@@ -159,6 +169,11 @@ void PrintSplit(const ModelInfo& info, const EngineOptions& options) {
     if (bytes > 0) fmt::print("  {:<22}{:<12}{}\n", name, FormatBytes(bytes), note);
   };
   part("global layers", split->global_bytes, fmt::format("{} entries per KV head", FormatCount(split->keep_entries)));
+  if (const PruneOptions* const prune = options.recipe.policy->prune(); prune != nullptr) {
+    const double bytes = static_cast<double>(split->global_bytes) * PrunedShare(info, options);
+    part("  freed by act=prune", static_cast<size_t>(bytes),
+         fmt::format("at most, once the prompt is whole: {:g}% of the key channels go", 100 * prune->share));
+  }
   part("window layers", split->window_bytes, fmt::format("the last {} tokens", FormatCount(info.window)));
   part("recurrent state", split->recurrent_bytes, "with a spare copy");
   part("block", split->block_bytes, fmt::format("{} tokens on their way in", split->block_tokens));

@@ -67,7 +67,7 @@ Status CheckRecipe(const RunFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
   const bool whole = NeedsWholePrompt(recipe) || flags.cache.compress == "after";
   const bool rereads = whole && recipe.policy->repeat() != nullptr;
-  if (flags.keep != 0 && !rereads && flags.cache.compress != "after") {
+  if (flags.keep != 0 && !whole) {
     return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
   }
   if (rereads && !flags.prompt_cache.empty()) {

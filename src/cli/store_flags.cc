@@ -15,7 +15,7 @@ Status StoreFlags::Check(const std::string& recipe) const {
     return InvalidArgument("what turns= keeps depends on where turns ended, which --store does not know");
   }
   if (!options.places) return {};
-  if (parsed.policy != nullptr && !parsed.policy->keeps_everything()) {
+  if (parsed.policy != nullptr && (!parsed.policy->keeps_everything() || parsed.policy->prune() != nullptr)) {
     return InvalidArgument("place=evicpress compresses what was read in full: give --recipe full");
   }
   return {};

@@ -7,7 +7,9 @@
 #include <fmt/format.h>
 
 #include "engine/repeat.h"
+#include "kernels/key_channels.h"
 #include "policy/act/demote.h"
+#include "policy/act/think.h"
 
 namespace pith {
 
@@ -115,6 +117,29 @@ double TokenBytes(const ModelInfo& info, PageFormat format) {
     bytes += layer.num_kv_heads * PageLayout::Make(format, layer.key_dim, layer.value_dim, 0).entry_bytes();
   }
   return bytes;
+}
+
+double PrunedCost(const ModelInfo& info, PageFormat format, double share) {
+  double whole = 0, pruned = 0;
+  for (const LayerShape& layer : info.layers) {
+    if (layer.kind != LayerKind::kGlobal || layer.num_kv_heads == 0) continue;
+    const auto bytes = [&](int key_dim) {
+      return layer.num_kv_heads * PageLayout::Make(format, key_dim, layer.value_dim, 0).entry_bytes();
+    };
+    whole += bytes(layer.key_dim);
+    pruned += bytes(ChannelsLeft(layer.key_dim, share));
+  }
+  return whole > 0 ? pruned / whole : 1;
+}
+
+double EntriesPruned(const PruneOptions& prune, const PrunedCosts& costs, double mean, double bytes) {
+  for (double entries = mean; entries > 1; entries = std::ceil(entries) - 1) {
+    const auto pages_of = [](double count) { return std::floor(std::max(count, 0.0) / kPageEntries) * kPageEntries; };
+    const double full = pages_of(entries), pruned = pages_of(entries - prune.recent);
+    const double taken = pruned * costs.pruned + (full - pruned) * costs.whole + (entries - full) * costs.rest;
+    if (taken <= bytes + 1e-9) return entries;
+  }
+  return 1;
 }
 
 double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share) {

@@ -17,6 +17,8 @@
 
 namespace pith {
 
+struct PruneOptions;
+
 struct CacheFormats {
   PageFormat entry;               // in which entries arrive
   std::optional<PageFormat> low;  // of full pages, if another
@@ -38,6 +40,16 @@ double TokenBytes(const ModelInfo& info, PageFormat format);
 // Entries that a share of the bytes of `mean` f16 entries holds in `format`. has_rests: entries of an incomplete
 // page are still f16.
 double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, double mean, double share);
+
+// What a key and a value of the layers that recipes act on take in `format`, over what they take with all channels.
+double PrunedCost(const ModelInfo& info, PageFormat format, double share);
+
+// Of `mean` entries those that `bytes` hold once old pages have lost channels of their keys, where an entry of such a
+// page, of another one, and of one that is not full costs so much.
+struct PrunedCosts {
+  double pruned = 1, whole = 1, rest = 1;
+};
+double EntriesPruned(const PruneOptions& prune, const PrunedCosts& costs, double mean, double bytes);
 
 // The formats of format=auto, the most precise first.
 inline constexpr std::array<PageFormat, 4> kAutoFormats = {

@@ -139,16 +139,15 @@ void EngineImpl::ActInLayer(const AttentionCall& call, const Team& team) {
 // Pages of the rows themselves are cut off again where they fail, and a page that they complete shows in Truncate().
 bool EngineImpl::DemotesOld(const RowGroup& group, int layer) const {
   if (cache_->layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return false;
-  return std::ranges::any_of(std::as_const(*cache_).heads(group.sequence->cache_id, layer), [&](const HeadCache& head) {
-    return head.num_entries() - group.num_rows - head.num_low_entries() >= kPageEntries;
-  });
+  return std::ranges::any_of(std::as_const(*cache_).heads(group.sequence->cache_id, layer),
+                             [&](const HeadCache& head) { return head.HasOldPages(group.num_rows); });
 }
 
 // What a recipe that compares layers evicts is evicted before full pages are converted.
 void EngineImpl::DemoteLayer(int layer, const Team& team) {
-  const auto demotes = [](const RowGroup& group) {
+  const auto demotes = [this](const RowGroup& group) {
     const SequenceSetup& setup = *group.sequence->setup;
-    return !group.failed() && setup.formats.low &&
+    return !group.failed() && (setup.formats.low || cache_->layout(group.sequence->cache_id).pruned.share > 0) &&
            (setup.style.schedule->FinishesLayers() || !group.sequence->evicts_while_running());
   };
   bool any = false;
@@ -164,6 +163,8 @@ void EngineImpl::DemoteLayer(int layer, const Team& team) {
       if (demotes(group) && !ops_->Demote(group.sequence->cache_id, layer, team)) {
         std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
       }
+      // Where the budget does not hold a copy of a page that forks share, it stays whole.
+      if (demotes(group)) (void)ops_->Prune(group.sequence->cache_id, layer, team);
     }
   });
   if (team.ith != 0) return;

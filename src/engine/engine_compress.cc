@@ -7,6 +7,7 @@
 
 #include "engine/engine_impl.h"
 #include "policy/act/demote.h"
+#include "policy/act/think.h"
 
 namespace pith {
 // Merging rewrites entries of 16 bits; what is converted comes from there, too, or was converted by a former
@@ -22,6 +23,12 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) c
       (converts && !(setup.formats == CacheFormats())) || (stands_in && !(layout.entry == PageFormat()))) {
     return InvalidArgument(
         fmt::format("the recipe '{}' needs an f16 cache, and this one is {}", recipe.text, full.Name()));
+  }
+  const PruneOptions* const prune = recipe.policy->prune();
+  if (layout.pruned.share > 0 ? demotes || (prune != nullptr && prune->share != layout.pruned.share)
+                              : prune != nullptr && layout.lower.has_value()) {
+    return InvalidArgument(fmt::format("the recipe '{}' does not go with what an earlier one has stored otherwise",
+                                       recipe.text));
   }
   if (converts && setup.style.evicts && setup.policy().merge() != nullptr) {
     return InvalidArgument(
@@ -96,6 +103,8 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
   if (active.recipe.policy->demote() != nullptr) return ShrinkByDemotion(active.recipe, target, mean, keep);
   const PageFormat entry = target.setup->formats.entry;
+  const PruneOptions* const prune = active.recipe.policy->prune();
+  const double share = keep;
   bool in_pages = false;
   double rest_cost = 1;
   std::optional<PageFormat> to = WithFormatFor(model_->info(), active.recipe, mean, keep).format;
@@ -105,6 +114,17 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
     const double with_rests = EntriesInBytes(model_->info(), *to, true, mean, keep);
     in_pages = with_rests < mean && active.recipe.policy->ragged();
     keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
+  }
+  if (prune != nullptr) {
+    const ModelInfo& info = model_->info();
+    PrunedCosts costs{.whole = to ? 1 / rest_cost : 1};
+    costs.pruned = costs.whole * PrunedCost(info, to.value_or(target.setup->formats.low.value_or(entry)), prune->share);
+    keep = EntriesPruned(*prune, costs, mean, share * mean) / mean;
+    in_pages = to && keep < 1 && active.recipe.policy->ragged();
+    if (in_pages) {
+      costs.rest = costs.whole;
+      keep = EntriesPruned(*prune, costs, mean, share * mean) / mean;
+    }
   }
   // 1e-9: 0.2 * 515 is 103, whatever the binary fraction says.
   return Shrink{&target,
@@ -129,7 +149,9 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   std::vector<double> kept(targets.size(), 1.0);
   const int64_t before = GlobalEntriesOf(*source);
   const bool selects = !active.recipe.policy->keeps_everything();
-  if ((!selects && !Converts(active.recipe, source->setup->formats.entry)) || before == 0) return kept;
+  const bool changes =
+      Converts(active.recipe, source->setup->formats.entry) || active.recipe.policy->prune() != nullptr;
+  if ((!selects && !changes) || before == 0) return kept;
   const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;
@@ -169,10 +191,16 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
     if (shrink.lower && result) result = cache_->SetLower(shrink.sequence->cache_id, *shrink.lower);
   }
   if (selects && result) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
+  const PruneOptions* const prune = active.recipe.policy->prune();
   for (const Shrink& shrink : shrinks) {
-    if (!shrink.format || !result) continue;
-    result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
-    if (result) result = DemoteAll(*shrink.sequence);
+    // Channels are judged by keys as they were read.
+    ChosenChannels channels;
+    if (prune != nullptr && result) channels = ChooseChannels(source, *shrink.sequence, *prune);
+    if (shrink.format && result) {
+      result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
+      if (result) result = DemoteAll(*shrink.sequence);
+    }
+    if (prune != nullptr && result) result = PruneKeys(*shrink.sequence, *prune, channels);
   }
   times_.policy += SecondsSince(start);
   for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
@@ -189,9 +217,10 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
   }
   if (!(keep_fraction > 0 && keep_fraction <= 1))
     return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
-  if (Converts(active.recipe, sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr) {
+  if (Converts(active.recipe, sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr ||
+      active.recipe.policy->prune() != nullptr) {
     return Unsupported(
-        fmt::format("{} converts whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
+        fmt::format("{} changes whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
   if (active.recipe.policy->keeps_everything()) return 1.0;
   const EntryGuard part{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};

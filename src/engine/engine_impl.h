@@ -219,6 +219,12 @@ class EngineImpl final : public Engine, public AttentionSink {
     std::optional<PageFormat> format;  // that what stays is converted to
     std::optional<PageFormat> lower = {};  // that what does not stay is converted to (act=demote)
   };
+  // Of each global layer and kv head: the channels that keys keep (act=prune).
+  using ChosenChannels = std::vector<std::vector<std::vector<uint16_t>>>;
+  // By the last queries of `source` and what `target` holds.
+  ChosenChannels ChooseChannels(const Sequence& source, const Sequence& target, const PruneOptions& prune);
+  // Old pages lose all other channels; those of a sequence that has lost some already lose the same.
+  Status PruneKeys(const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen);
   // All threads: scores every layer of `source` and keeps what the recipe selects in each of `targets`.
   Status ScoreAndKeep(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                       std::span<const Shrink> targets, const Team& team);

@@ -49,6 +49,7 @@ void EngineImpl::LimitByRecipe(const Sequence& sequence, RewindRange& range) con
     nothing("its recipe has merged entries");
   }
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
+  if (layout.pruned.share > 0) nothing("its keys have lost channels");
   if (!(layout.low.value_or(layout.entry) == setup.formats.low.value_or(setup.formats.entry))) {
     nothing("its entries were converted");
   }

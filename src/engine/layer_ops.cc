@@ -28,6 +28,7 @@ void LayerOps::DescribeHeads(std::span<HeadCache> heads, std::vector<kernels::Se
   for (size_t h = 0; h < heads.size(); ++h) {
     kernels::Segment* first = &segments[h * HeadCache::kMaxSegments];
     entries[h].segments = {first, static_cast<size_t>(heads[h].Describe(first))};
+    entries[h].key_channels = heads[h].key_channels().data();
   }
 }
 
@@ -79,7 +80,9 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
   task.output = call.output + row * call.output_token_stride;
   task.output_token_stride = call.output_token_stride;
   task.output_head_stride = call.output_head_stride;
-  const bool prunes = group.sequence->pruner != nullptr && global_layer >= 0;
+  // Bounds of blocks are those of whole keys.
+  const bool whole_keys = std::ranges::none_of(heads, [](const HeadCache& head) { return head.prunes(); });
+  const bool prunes = group.sequence->pruner != nullptr && global_layer >= 0 && whole_keys;
   work.pruned = PrunedCall{.num_sparse_rows = prunes ? group.num_sparse_rows : 0, .layer = global_layer};
   for (const HeadCache& head : heads) {
     work.pruned.complete &= head.num_entries() == group.sequence->next_position && head.num_lower_entries() == 0;
@@ -140,6 +143,16 @@ bool LayerOps::Demote(int cache_id, int layer, const Team& team) {
   const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
   for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
     done = heads[h].Demote(0).has_value() && done;
+  }
+  return done;
+}
+
+bool LayerOps::Prune(int cache_id, int layer, const Team& team) {
+  bool done = true;
+  if (cache_.layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return done;
+  const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
+  for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
+    done = heads[h].Prune().has_value() && done;
   }
   return done;
 }

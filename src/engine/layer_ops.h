@@ -114,6 +114,8 @@ class LayerOps {
   const LayerParams& params(int layer) const { return params_[static_cast<size_t>(layer)]; }
   // All threads, their heads: full pages go to the low format. False if one found no room.
   bool Demote(int cache_id, int layer, const Team& team);
+  // All threads: old pages of a layer whose keys lose channels lose them. False: the budget does not hold some copies.
+  bool Prune(int cache_id, int layer, const Team& team);
   // Thread 0: remembers the last queries.
   void KeepQueries(const AttentionCall& call, const RowGroup& group, size_t index, int global_layer);
 

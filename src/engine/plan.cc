@@ -160,6 +160,13 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
     shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
     shape.own_bytes += shape.moment_bytes;
   }
+  if (AnyRecipe(options, [](const Policy& policy) { return policy.prune() != nullptr; })) {
+    // The lists of channels that keys keep.
+    for (const LayerShape& layer : info.layers) {
+      if (layer.kind == LayerKind::kGlobal)
+        shape.own_bytes += static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
+    }
+  }
   shape.own_bytes += QueryRing::Bytes(MomentsOf(info), RingWindow(options));
   shape.num_ctx = num_ctx;
   AddScratch(info, options.recipe, num_ctx, shape);
@@ -169,6 +176,7 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
     for (const PageFormat to : ConversionsOf(recipe)) {
       page_bytes = std::max(page_bytes, PageBytes(info, to, num_columns) + kTableBytesPerPage);
     }
+    if (recipe.policy->prune() != nullptr) page_bytes = std::max(page_bytes, shape.page_cost());
     shape.later_bytes += shape.all_heads * (PagesFor(num_ctx) + 1) * page_bytes;
   }
   return shape;

@@ -51,6 +51,9 @@ Status CheckRecipe(const ModelInfo& info, const Recipe& recipe, const CacheForma
     return InvalidArgument(fmt::format("act=demote stores entries in f16 until it judges them, and this cache is {}",
                                        formats.entry.Name()));
   }
+  if (recipe.policy->prune() != nullptr && formats.lower) {
+    return InvalidArgument("act=prune does not go with a recipe of act=demote before it");
+  }
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(CountLayers(info, LayerKind::kGlobal)));
   return CheckRotations(info, recipe);
 }
@@ -95,11 +98,11 @@ Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo
   PITH_ASSIGN_OR_RETURN(setup->formats, SettleFormats(settled));
   AddRecipe(settled.recipe, *setup);
   for (const Recipe& recipe : settled.later_recipes) AddRecipe(recipe, *setup);
-  if (settled.compress == CompressMode::kBlock && settled.recipe.policy->repeat() != nullptr &&
+  if (settled.compress == CompressMode::kBlock && settled.recipe.policy->needs_whole_prompt() &&
       !settled.recipe.turns) {
     return InvalidArgument(
-        fmt::format("{} reads the whole prompt again before it drops anything, so it cannot evict after each "
-                    "block: use it with --compress after",
+        fmt::format("{} needs the whole prompt before it drops anything, so it cannot evict after each block: use it "
+                    "with --compress after",
                     settled.recipe.text));
   }
   for (const ActiveRecipe& active : setup->active)

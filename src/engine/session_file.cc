@@ -23,7 +23,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 4;
+constexpr uint32_t kVersion = 5;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;
@@ -110,6 +110,9 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   writer.Number(low ? low->number() : kNoFormat);
   const std::optional<PageFormat> lower = cache.layout(sequence.cache_id).lower;
   writer.Number(lower ? lower->number() : kNoFormat);
+  const PrunedKeys pruned = cache.layout(sequence.cache_id).pruned;
+  writer.Number(pruned.share);
+  writer.Number(static_cast<int32_t>(pruned.recent));
   cache.Save(sequence.cache_id, writer);
 }
 
@@ -234,17 +237,26 @@ bool PageHasNan(const PageLayout& layout, const std::byte* page) {
 // Full pages of a sequence that was compressed may be in another format than those of one that is made anew.
 Status ReadFormats(ByteReader& reader, const SessionOwner& owner, KvCache& cache, int sequence) {
   uint32_t made_for = 0, low = 0, lower = 0;
-  if (!reader.Number(made_for) || !reader.Number(low) || !reader.Number(lower)) return Truncated();
+  PrunedKeys pruned;
+  int32_t recent = 0;
+  if (!reader.Number(made_for) || !reader.Number(low) || !reader.Number(lower) || !reader.Number(pruned.share) ||
+      !reader.Number(recent)) {
+    return Truncated();
+  }
+  pruned.recent = recent;
   const std::optional<PageFormat> format = PageFormat::FromNumber(made_for), low_format = PageFormat::FromNumber(low),
                                   lower_format = PageFormat::FromNumber(lower);
   if (!format || (!low_format && low != kNoFormat) || (!lower_format && lower != kNoFormat)) {
     return Corrupt("its format is none");
   }
+  if (!(pruned.share >= 0 && pruned.share < 1) || recent < 0 || (!lower_format && !(pruned == PrunedKeys()))) {
+    return Corrupt("its share of channels is none");
+  }
   if (!(*format == owner.format)) {
     return InvalidArgument(
         fmt::format("it was saved in another format, {}, not {}", format->Name(), owner.format.Name()));
   }
-  PITH_RETURN_IF_ERROR(cache.SetLower(sequence, lower_format));
+  PITH_RETURN_IF_ERROR(cache.SetLower(sequence, lower_format, pruned));
   const SequenceLayout& layout = cache.layout(sequence);
   if (low_format == layout.low) return {};
   return cache.SetLow(sequence, low_format.value_or(layout.entry));

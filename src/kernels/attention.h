@@ -27,10 +27,20 @@ struct Segment {
 // All that one kv head holds: its segments, in no particular order of time.
 struct HeadEntries {
   std::span<const Segment> segments;
+  // Segments whose layout has fewer channels of keys than the task hold these alone (key_channels.h). Null: none does.
+  const uint16_t* key_channels = nullptr;
   int num_entries() const {
     int count = 0;
     for (const Segment& segment : segments) count += segment.num_entries;
     return count;
+  }
+  // Channels of such segments of a head whose keys have `dim`; empty without them.
+  std::span<const uint16_t> PrunedChannels(int dim) const {
+    for (const Segment& segment : segments) {
+      if (segment.layout->key_dim < dim && segment.num_entries > 0)
+        return {key_channels, static_cast<size_t>(segment.layout->key_dim)};
+    }
+    return {};
   }
 };
 

@@ -99,13 +99,15 @@ void ForEachEntry(const HeadEntries& head, const Visit& visit) {
 }
 
 double Score(const AttentionTask& task, int t, int h, const PageLayout& layout, const std::byte* page, int slot) {
+  const HeadEntries& head = task.heads[h / (task.num_heads / task.num_kv_heads)];
   const int position = layout.positions(page)[slot];
   if (!Visible(task, task.query_positions[t], position)) return kMinusInf;
   const float* query =
       task.queries + static_cast<size_t>(t) * task.query_token_stride + static_cast<size_t>(h) * task.query_head_stride;
   double dot = 0;
-  for (int d = 0; d < task.key_dim; ++d) {
-    dot += query[d] * KeyElement(layout, page, d, slot);
+  for (int i = 0; i < layout.key_dim; ++i) {
+    const int d = layout.key_dim < task.key_dim ? head.key_channels[i] : i;
+    dot += query[d] * KeyElement(layout, page, i, slot);
   }
   double score = dot * task.scale;
   if (task.soft_cap != 0) score = task.soft_cap * std::tanh(score / task.soft_cap);

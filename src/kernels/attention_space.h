@@ -31,6 +31,7 @@ struct Geometry {
   int step_pages = 0;
   size_t acc_stride = 0;
   size_t num_steps = 0;  // of a tile at most, where it is observed
+  bool prunes = false;   // some head has keys of fewer channels
 
   explicit Geometry(const AttentionTask& task) {
     group = task.num_heads / task.num_kv_heads;
@@ -46,6 +47,9 @@ struct Geometry {
     num_tiles = (head_rows + tile_rows - 1) / tile_rows;
     step_pages = direct || !wide ? kStepPages : 2;
     acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
+    for (int h = 0; task.heads != nullptr && h < task.num_kv_heads; ++h) {
+      prunes |= !task.heads[h].PrunedChannels(task.key_dim).empty();
+    }
     for (int h = 0; task.observed != nullptr && h < task.num_kv_heads; ++h) {
       const int steps = (PageCursor::NumPages(task.heads[h]) + step_pages - 1) / step_pages;
       num_steps = std::max(num_steps, static_cast<size_t>(steps));
@@ -127,6 +131,10 @@ struct PartSpace {
 struct Workspace {
   float* queries;       // blocks of [D, R], unless with a unit
   const float** query_rows;  // [rows] of [D], before scaling
+  // The same of the channels that a head's pruned pages hold, where a head has any.
+  float* pruned_queries;
+  const float** pruned_rows;
+  float* pruned_floats;  // what pruned_rows point to
   int* block_begins;    // [blocks + 1] rows
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
@@ -146,6 +154,10 @@ struct Workspace {
     const size_t step = geometry.unit == nullptr ? pages * kPageEntries : 0;
     dealer.Take(geometry.unit == nullptr ? rows * dim : 0, &queries);
     dealer.Take(rows, &query_rows);
+    const size_t pruned = geometry.prunes && geometry.unit == nullptr ? rows : 0;
+    dealer.Take(pruned * dim, &pruned_queries);
+    dealer.Take(pruned, &pruned_rows);
+    dealer.Take(pruned * dim, &pruned_floats);
     dealer.Take(rows + 1, &block_begins);
     dealer.Take(rows * kStepEntries, &scores);
     dealer.Take(rows, &alpha);

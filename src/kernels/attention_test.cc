@@ -159,8 +159,9 @@ TestShape RandomShape(std::mt19937* random) {
     shape.head_entries.push_back(OneOf(random, {0, 1, 31, 32, 33, 64, 129, 200}));
   }
   shape.q8_share = OneOf(random, {0.0, 0.3, 1.0});
-  const std::initializer_list<KvFormat> formats = {KvFormat::kQ8, KvFormat::kBf16, KvFormat::kQ4, KvFormat::kQ2};
+  const auto formats = {KvFormat::kF16, KvFormat::kQ8, KvFormat::kBf16, KvFormat::kQ4, KvFormat::kQ2};
   shape.other = {OneOf(random, formats), OneOf(random, formats)};
+  shape.pruned = OneOf(random, {0.0, 0.0, 0.4, 0.6});
   shape.position_gap = OneOf(random, {1, 3});
   return shape;
 }
@@ -191,9 +192,8 @@ std::string Describe(const AttentionTask& task, int threads) {
                      " window=" + std::to_string(task.window) + " cap=" + std::to_string(task.soft_cap) +
                      (task.alibi_slopes != nullptr ? " alibi" : "") + (task.sinks != nullptr ? " sinks" : "") +
                      " threads=" + std::to_string(threads) + " n=";
-  for (const Segment& segment : task.heads[0].segments) {
-    text += segment.layout->format.Name() + " ";
-  }
+  for (const Segment& segment : task.heads[0].segments)
+    text += segment.layout->format.Name() + "/" + std::to_string(segment.layout->key_dim) + " ";
   for (int h = 0; h < task.num_kv_heads; ++h) text += std::to_string(task.heads[h].num_entries()) + " ";
   return text;
 }

@@ -2,18 +2,22 @@
 #ifndef PITH_KERNELS_ATTENTION_TEST_UTIL_H_
 #define PITH_KERNELS_ATTENTION_TEST_UTIL_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
+#include "kernels/key_channels.h"
 
 namespace pith::kernels {
 
@@ -45,6 +49,7 @@ struct TestShape {
   // Where q8 would be. Formats whose pages are written whole get whole pages; what is left over stays f16.
   PageFormat other = KvFormat::kQ8;
   int position_gap = 1;           // most positions from one entry to the next
+  double pruned = 0.0;            // of the channels of keys in the other format
 };
 
 // The rows of one entry, before it is stored.
@@ -59,8 +64,13 @@ class TestTask {
  public:
   TestTask(const TestShape& shape, uint32_t seed) : shape_(shape), random_(seed) {
     layouts_[0] = PageLayout::Make(KvFormat::kF16, shape.key_dim, shape.value_dim, 1);
-    layouts_[1] = PageLayout::Make(shape.other, shape.key_dim, shape.value_dim, 2);
+    layouts_[1] = PageLayout::Make(shape.other, ChannelsLeft(shape.key_dim, shape.pruned), shape.value_dim, 2);
     heads_.resize(static_cast<size_t>(shape.num_kv_heads));
+    std::vector<uint16_t> all(static_cast<size_t>(shape.key_dim));
+    std::iota(all.begin(), all.end(), uint16_t{0});
+    for (StoredHead& head : heads_) {
+      std::ranges::sample(all, std::back_inserter(head.channels), layouts_[1].key_dim, random_);
+    }
     int32_t last = 0;
     for (size_t h = 0; h < heads_.size(); ++h) {
       MakeEntries(shape.head_entries[h], &heads_[h].entries);
@@ -98,10 +108,10 @@ class TestTask {
         for (const TestEntry& entry : head.entries) {
           if (entry.format == f) stored.push_back(&entry);
         }
-        StorePages(layouts_[f], stored, &head.pages[f]);
+        StorePages(layouts_[f], head.channels, stored, &head.pages[f]);
         head.segments.push_back({&layouts_[f], head.pages[f].data(), static_cast<int>(stored.size())});
       }
-      head_entries_[h] = {head.segments};
+      head_entries_[h] = {head.segments, head.channels.data()};
     }
     task.heads = head_entries_.data();
     task.queries = queries_.data();
@@ -168,12 +178,13 @@ class TestTask {
  private:
   struct StoredHead {
     std::vector<TestEntry> entries;
+    std::vector<uint16_t> channels;  // of keys in the other format
     std::vector<std::byte*> pages[2];
     std::vector<Segment> segments;
   };
 
-  void StorePages(const PageLayout& layout, const std::vector<const TestEntry*>& entries,
-                  std::vector<std::byte*>* pages) {
+  void StorePages(const PageLayout& layout, const std::vector<uint16_t>& channels,
+                  const std::vector<const TestEntry*>& entries, std::vector<std::byte*>* pages) {
     const PageLayout plain = PageLayout::Make(KvFormat::kF16, layout.key_dim, layout.value_dim, layout.num_columns);
     const PoisonedBytes staging(plain.page_bytes);
     for (size_t i = 0; i < entries.size(); ++i) {
@@ -183,7 +194,11 @@ class TestTask {
         pages->push_back(memory_.back().get());
       }
       const bool whole = layout.format.whole_pages();
-      WriteEntryF32(whole ? plain : layout, whole ? staging.get() : pages->back(), slot, entries[i]->key.data(),
+      std::vector<float> key = entries[i]->key;
+      if (layout.key_dim < shape_.key_dim) {
+        for (size_t c = 0; c < channels.size(); ++c) key[c] = entries[i]->key[channels[c]];
+      }
+      WriteEntryF32(whole ? plain : layout, whole ? staging.get() : pages->back(), slot, key.data(),
                     entries[i]->value.data(), entries[i]->position);
       if (whole && slot == kPageEntries - 1) ConvertPage(plain, staging.get(), layout, pages->back());
     }

@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/attention_plan.h"
 #include "kernels/attention_space.h"
+#include "kernels/key_channels.h"
 #include "kernels/observed_steps.h"
 #include "kernels/page_kernels.h"
 
@@ -137,10 +138,13 @@ class UnitProducts {
     }
   }
 
-  void Convert(const StepWalker::Step& step) const {
+  void Convert(const StepWalker::Step& step, KeyChannels pruned) const {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       kernels_.ConvertKeys(*ref.layout, ref.page, space_.page);
+      if (static_cast<size_t>(ref.layout->key_dim) < dim_) {
+        SpreadChannels(pruned, kPageEntries, static_cast<int>(dim_), space_.page);
+      }
       PackRight(space_.page, dim_, kPageEntries, kPageEntries, KeysOfPage(p));
       kernels_.ConvertValues(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
       PackRight(space_.page, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
@@ -252,7 +256,7 @@ class Worker {
       const Lookahead lookahead(step, next.num_pages > 0 ? next : after, fetched_);
       scores_ = weights_ = task_.observed != nullptr ? acc_.seen.WeightsOf(*acc_.seen.num_steps) : space_.scores;
       if (with_unit()) {
-        unit_.Convert(step);
+        unit_.Convert(step, pruned_);
         unit_.Score(step.num_pages, scores_);
       } else {
         if (!geometry_.direct) Convert(step);
@@ -290,6 +294,7 @@ class Worker {
   void Prepare() {
     const int rows = tile_->num_rows();
     for (int r = 0; r < rows; ++r) space_.query_rows[r] = QueryOfRow(task_, tile_->head, tile_->begin + r);
+    pruned_ = task_.heads[tile_->head].PrunedChannels(task_.key_dim);
     with_unit() ? unit_.SetQueries(space_.query_rows, rows, QueryScale(task_)) : PackQueries(rows);
     for (int r = 0; r < rows; ++r) {
       const int row = tile_->begin + r;
@@ -304,17 +309,27 @@ class Worker {
   }
 
   void PackQueries(int rows) {
-    const auto dim = static_cast<size_t>(task_.key_dim);
-    const float scale = QueryScale(task_);
     num_blocks_ = (rows + kernels_.block_rows - 1) / kernels_.block_rows;
     for (int block = 0; block <= num_blocks_; ++block)
       space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
+    PackBlocks(space_.query_rows, static_cast<size_t>(task_.key_dim), space_.queries);
+    if (pruned_.empty()) return;
+    for (int r = 0; r < rows; ++r) {
+      float* const row = space_.pruned_floats + static_cast<size_t>(r) * pruned_.size();
+      for (size_t i = 0; i < pruned_.size(); ++i) row[i] = space_.query_rows[r][pruned_[i]];
+      space_.pruned_rows[r] = row;
+    }
+    PackBlocks(space_.pruned_rows, pruned_.size(), space_.pruned_queries);
+  }
+
+  void PackBlocks(const float* const* query_rows, size_t dim, float* blocks) const {
+    const float scale = QueryScale(task_);
     for (int block = 0; block < num_blocks_; ++block) {
       const int begin = BlockBegin(block);
       const int block_rows = BlockBegin(block + 1) - begin;
-      float* packed = space_.queries + static_cast<size_t>(begin) * dim;
+      float* packed = blocks + static_cast<size_t>(begin) * dim;
       for (int r = 0; r < block_rows; ++r) {
-        const float* query = space_.query_rows[begin + r];
+        const float* query = query_rows[begin + r];
         for (size_t d = 0; d < dim; ++d)
           packed[d * static_cast<size_t>(block_rows) + static_cast<size_t>(r)] = query[d] * scale;
       }
@@ -336,7 +351,10 @@ class Worker {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       ScoreArgs args = {};
-      args.key_dim = static_cast<size_t>(task_.key_dim);
+      args.key_dim = static_cast<size_t>(ref.layout->key_dim);
+      const bool pruned = ref.layout->key_dim < task_.key_dim;
+      const float* const queries = pruned ? space_.pruned_queries : space_.queries;
+      const float* const* const query_rows = pruned ? space_.pruned_rows : space_.query_rows;
       args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
       args.key_scales = ref.page + ref.layout->key_scale_offset;
       const SourceKernels& kernels =
@@ -354,8 +372,8 @@ class Worker {
       }
       for (int block = 0; block < num_blocks_; ++block) {
         const int begin = BlockBegin(block);
-        args.queries = space_.queries + static_cast<size_t>(begin) * args.key_dim;
-        args.query_rows = space_.query_rows + begin;
+        args.queries = queries + static_cast<size_t>(begin) * args.key_dim;
+        args.query_rows = query_rows + begin;
         args.query_scale = QueryScale(task_);
         args.scores = scores_ + begin * kStepEntries + p * kPageEntries;
         args.prefetch = PartOf(prefetch, block);
@@ -467,6 +485,7 @@ class Worker {
   const Workspace& space_;
   UnitProducts unit_;
   const Tile* tile_ = nullptr;
+  KeyChannels pruned_;  // of the tile's head
   int num_blocks_ = 0;
   Accumulator acc_;
   bool fetched_;  // the step at hand, while the one before it was computed

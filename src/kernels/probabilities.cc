@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "kernels/attention.h"
 #include "kernels/attention_plan.h"
+#include "kernels/key_channels.h"
 #include "kernels/page_kernels.h"
 
 namespace pith::kernels {
@@ -71,13 +72,14 @@ class Scorer {
 
   int BlockRows(const Tile& tile, int begin) const { return std::min(kernels_.block_rows, tile.num_rows() - begin); }
 
-  void Pack(const Tile& tile, float* packed) const {
+  // queries: [rows] of [dim]
+  void Pack(const Tile& tile, const float* const* queries, int dim, float* packed) const {
     const float scale = QueryScale(task_);
     for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
       const int rows = BlockRows(tile, begin);
       for (int r = 0; r < rows; ++r) {
-        const float* query = QueryOfRow(task_, tile.head, tile.begin + begin + r);
-        for (int d = 0; d < task_.key_dim; ++d) packed[begin * task_.key_dim + d * rows + r] = query[d] * scale;
+        const float* query = queries[begin + r];
+        for (int d = 0; d < dim; ++d) packed[begin * dim + d * rows + r] = query[d] * scale;
       }
     }
   }
@@ -100,21 +102,37 @@ class Scorer {
   // What all pages of a tile need. The queries lie in blocks, channel by channel.
   struct TileRows {
     alignas(64) float packed[kMaxPackedFloats];
+    alignas(64) float selected[kMaxPackedFloats];  // queries of the channels that pruned pages hold
     const float* queries[kMaxTileRows];
     float* scores[kMaxTileRows];
   };
 
   void ScoreTile(const Tile& tile, Share share) const {
     TileRows rows;
-    Pack(tile, rows.packed);
     for (int r = 0; r < tile.num_rows(); ++r) {
       rows.queries[r] = QueryOfRow(task_, tile.head, tile.begin + r);
       rows.scores[r] = RowOf(tile, tile.begin + r);
     }
+    ScorePages(tile, share, task_.key_dim, rows);
+    const KeyChannels pruned = task_.heads[tile.head].PrunedChannels(task_.key_dim);
+    if (pruned.empty()) return;
+    for (int r = 0; r < tile.num_rows(); ++r) {
+      float* const row = rows.selected + static_cast<size_t>(r) * pruned.size();
+      for (size_t i = 0; i < pruned.size(); ++i) row[i] = rows.queries[r][pruned[i]];
+      rows.queries[r] = row;
+    }
+    ScorePages(tile, share, static_cast<int>(pruned.size()), rows);
+  }
+
+  // Those whose keys have `dim` channels.
+  void ScorePages(const Tile& tile, Share share, int dim, TileRows& rows) const {
+    Pack(tile, rows.queries, dim, rows.packed);
     PageCursor cursor(task_.heads[tile.head]);
     cursor.Skip(share.begin);
     PageRef ref;
-    for (int left = share.end - share.begin; left > 0 && cursor.Next(&ref); --left) ScorePage(tile, ref, rows);
+    for (int left = share.end - share.begin; left > 0 && cursor.Next(&ref); --left) {
+      if (ref.layout->key_dim == dim) ScorePage(tile, ref, rows);
+    }
   }
 
   void ScorePage(const Tile& tile, const PageRef& ref, const TileRows& tile_rows) const {
@@ -125,14 +143,14 @@ class Scorer {
     const bool plain = !page.masked && task_.soft_cap == 0.0f && task_.alibi_slopes == nullptr;
     const SourceKernels& kernels = kernels_.of(SourceOf(layout.format.key));
     ScoreArgs args = {};
-    args.key_dim = static_cast<size_t>(task_.key_dim);
+    args.key_dim = static_cast<size_t>(layout.key_dim);
     args.keys = ref.page + layout.key_offset;
     args.key_scales = ref.page + layout.key_scale_offset;
     args.scores = scores;
     args.query_scale = QueryScale(task_);
     for (int begin = 0; begin < tile.num_rows(); begin += kernels_.block_rows) {
       const int rows = BlockRows(tile, begin);
-      args.queries = tile_rows.packed + begin * task_.key_dim;
+      args.queries = tile_rows.packed + begin * layout.key_dim;
       args.query_rows = tile_rows.queries + begin;
       if (visibility == PageVisibility::kHidden) {
         std::fill_n(scores, rows * kStepEntries, kMinusInf);

@@ -109,6 +109,7 @@ std::vector<const Stage*> ComposedPolicy::stages() const {
   std::vector<const Stage*> all = {parts_.scorer.get(), parts_.aggregator.get()};
   for (const auto& modifier : parts_.modifiers) all.push_back(modifier.get());
   all.push_back(parts_.allocator.get());
+  all.push_back(parts_.action.get());
   return all;
 }
 

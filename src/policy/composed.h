@@ -32,11 +32,12 @@ class ComposedPolicy final : public Policy {
   }
   bool ragged() const override { return parts_.allocator->ragged(); }
   bool keeps_everything() const override { return parts_.allocator->keeps_everything(); }
-  bool decodes() const override { return repeat() == nullptr; }
+  bool decodes() const override { return !needs_whole_prompt(); }
   const RepeatOptions* repeat() const override;
   const MergeOptions* merge() const override { return parts_.action->merge(); }
   const ResidueOptions* residue() const override { return parts_.action->residue(); }
   const DemoteOptions* demote() const override { return parts_.action->demote(); }
+  const PruneOptions* prune() const override { return parts_.action->prune(); }
   int StandIns(const Budget& budget) const override;
   Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {

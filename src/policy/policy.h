@@ -149,6 +149,7 @@ struct Budget {
 };
 
 struct DemoteOptions;
+struct PruneOptions;
 struct ResidueOptions;
 
 // Entries that stay: ascending indices into the head's entries.
@@ -199,6 +200,12 @@ class Policy {
 
   // Not null: what does not stay as it is goes to fewer bits (act=demote), whose entries stay so.
   virtual const DemoteOptions* demote() const { return nullptr; }
+
+  // Not null: what stays loses channels of its keys (act=prune), once for good, when the prompt is whole.
+  virtual const PruneOptions* prune() const { return nullptr; }
+
+  // It is asked once, when the whole prompt has been read: it can't drop anything before.
+  bool needs_whole_prompt() const { return repeat() != nullptr || prune() != nullptr; }
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 
@@ -277,7 +284,7 @@ inline const Recipe& AlternativeFor(const Recipe& recipe, bool whole) {
 // True: no alternative works but on a whole prompt.
 inline bool NeedsWholePrompt(const Recipe& recipe) {
   // A turn is whole when it is over.
-  return !recipe.turns && AlternativeFor(recipe, false).policy->repeat() != nullptr;
+  return !recipe.turns && AlternativeFor(recipe, false).policy->needs_whole_prompt();
 }
 
 // A name ("snapkv"), a name with parameters ("snapkv:window=64,pool=7"), or

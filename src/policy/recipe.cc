@@ -471,6 +471,9 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   if (parts.action->demote() != nullptr && draft.format) {
     return InvalidArgument("act=demote says itself in which formats entries are stored: leave format= out");
   }
+  if (parts.action->prune() != nullptr && recipe.turns) {
+    return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
+  }
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   if (alternative == 0 && HasAlternative(draft.named)) {
     PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));
@@ -496,15 +499,18 @@ Result<Recipe> ParseRecipe(std::string_view text) {
   if (FindOr(second) != std::string_view::npos) return InvalidArgument("a recipe has one 'or' at most");
   PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseAlternative(text.substr(0, either), 0));
   PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(second, 1));
-  if (recipe.policy->repeat() == nullptr) {
+  if (!recipe.policy->needs_whole_prompt()) {
     return InvalidArgument(fmt::format("'{}' works wherever '{}' does, so that 'or' has no meaning: choose one of them",
                                        recipe.text, otherwise.text));
   }
-  if (otherwise.policy->repeat() != nullptr) {
+  if (otherwise.policy->needs_whole_prompt()) {
     return InvalidArgument(fmt::format("'{}' needs the whole prompt, too, so that it can't take the place of '{}'",
                                        otherwise.text, recipe.text));
   }
   recipe.text += fmt::format("{}{}", kOr, otherwise.text);
+  if (recipe.policy->prune() != nullptr && otherwise.turns) {
+    return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
+  }
   if (!recipe.turns) recipe.turns = otherwise.turns;
   SetOtherwise(std::move(otherwise), recipe);
   return recipe;

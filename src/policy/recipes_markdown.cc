@@ -38,12 +38,15 @@ a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). `
 fit, else the most precise of q8, q4 and q4/q2 that holds 60% of them (`format=auto`: 95%). Missing stages are `agg=mean`,
 `alloc=uniform` and `act=drop`.
 
+`act=prune` beside any recipe stores fewer channels of the keys that stay, once the prompt is whole; its share is one of f16
+bytes, too.
+
 `kvzip or snapkv` is two recipes: the second works where the first cannot since the prompt is not whole, block by block and
 while decoding. `pith`, the default, is two such.
 
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
 B the budget. `kvzip` and its relatives read a prompt again once it is whole: they need a budget that holds it and the chunk
-that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding. A recipe
+that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding; so does `act=prune`. A recipe
 with `alloc=pyramid` and the like decides once all layers have seen a block. With `alloc=cake` and `alloc=global` it goes in
 a cascade: each layer is scored right after its own attention, and whenever an eighth of the layers hold the block, the layers
 so far share what those to come leave of the total. From an empty cache that ends with what one decision over all layers would

@@ -168,6 +168,8 @@ class Action : public Stage {
   virtual const ResidueOptions* residue() const { return nullptr; }
   // Not null: none goes; they are stored in fewer bits (Policy::demote).
   virtual const DemoteOptions* demote() const { return nullptr; }
+  // Not null: keys of what stays lose channels (Policy::prune).
+  virtual const PruneOptions* prune() const { return nullptr; }
 };
 
 // Which stages there are. `make` gets declared parameters with checked values.

@@ -35,7 +35,8 @@ std::pair<int32_t, int32_t> RewindRange(const Engine& engine, SequenceId sequenc
 }  // namespace
 
 bool CanAlwaysGoBack(const ModelInfo& info, const Recipe& recipe) {
-  const bool drops = recipe.policy != nullptr && !recipe.policy->keeps_everything();
+  const Policy* const policy = recipe.policy.get();
+  const bool drops = policy != nullptr && (!policy->keeps_everything() || policy->prune() != nullptr);
   return !drops && !info.hybrid && info.window == 0;
 }
 

@@ -1,4 +1,4 @@
-#include "policy/act/mikv.h"
+#include "tests/support/mikv_rule.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 
 #include "policy/terms/half.h"
 
-namespace pith {
+namespace pith::testing {
 namespace {
 
 GroupCodes Quantize(std::span<const double> row, int group, int bits) {
@@ -102,4 +102,4 @@ int ChooseDemoted(std::span<const float> sums, std::span<const uint8_t> high, Ti
   return lowest;
 }
 
-}  // namespace pith
+}  // namespace pith::testing

@@ -1,14 +1,14 @@
-// MiKV (No Token Left Behind, arXiv:2402.18096; no authors' code): entries that an eviction policy would
-// drop stay at 2 to 4 bits. Here are its parts: the balancer that moves outlier channels of the keys into
-// the query, the quantiser, and the tiers. The byte formats of the cache are not built on it.
-#ifndef PITH_POLICY_ACT_MIKV_H_
-#define PITH_POLICY_ACT_MIKV_H_
+// MiKV as its paper has it (No Token Left Behind, arXiv:2402.18096; no authors' code): the balancer that moves outlier
+// channels of the keys into the query, the quantiser over channels of one entry, and the tiers. act=demote is measured
+// against it: its groups are entries of one channel, where a balancer has nothing to move.
+#ifndef PITH_TESTS_SUPPORT_MIKV_RULE_H_
+#define PITH_TESTS_SUPPORT_MIKV_RULE_H_
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-namespace pith {
+namespace pith::testing {
 
 // Step 2: b[c] = sqrt(max |q_c| / max |k_c|) of one kv head, within 1e-4..1e4; 1 where either is 0.
 // Keys are multiplied by it before they are quantised, queries divided. queries: [.., D] of the group's
@@ -44,6 +44,6 @@ std::vector<uint8_t> FormTiers(std::span<const float> sums, TierSizes sizes);
 // older. -1: the high tier holds no more than it may.
 int ChooseDemoted(std::span<const float> sums, std::span<const uint8_t> high, TierSizes sizes);
 
-}  // namespace pith
+}  // namespace pith::testing
 
-#endif  // PITH_POLICY_ACT_MIKV_H_
+#endif  // PITH_TESTS_SUPPORT_MIKV_RULE_H_
