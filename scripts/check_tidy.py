@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 MAX_LINE, MAX_FILE, MAX_FUNCTION = 120, 600, 70
-FOLDERS = ["src", "include", "tests", "fuzz", "bench", "examples"]
+FOLDERS = ["src", "include", "nginx", "tests", "fuzz", "bench", "examples"]
 SUFFIXES = {".h", ".cc", ".c", ".hpp", ".inc"}
 # Layers that are a program, not a library: they talk to whoever started them.
 PROGRAMS = {"lab", "cli"}

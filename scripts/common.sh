@@ -10,7 +10,8 @@ say() {
 die() { printf 'pith: error: %s\n' "$*" >&2; exit 1; }
 
 # Whether a Debian package is installed, for one architecture or several.
-is_installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
+# Without a pipe: grep -q would end at the first line, and a dpkg-query that still writes would fail under pipefail.
+is_installed() { grep -qx installed <<<"$(dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null)"; }
 
 # The same rule as CacheDir() in src/base/paths.cc.
 pith_cache_dir() {

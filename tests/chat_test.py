@@ -6,6 +6,7 @@ usage: PITH_BINARY=build/release/pith [PITH_TEST_MODEL=model.gguf] chat_test.py 
 import json
 import os
 import pty
+import random
 import re
 import select
 import subprocess
@@ -142,6 +143,38 @@ class Commands(ChatCase):
                 self.assertEqual(len(self.reads(done)), len(talk), done.stderr.decode())
 
 
+class KilledSaves(ChatCase):
+    """kill -9 in the middle of /save, PITH_KILLS times (20): the file is always one that was saved whole."""
+
+    KILLS = int(os.environ.get("PITH_KILLS", "20"))
+
+    def test_there_is_always_a_valid_file(self):
+        draw, paths, during = random.Random(7), [], 0
+        for i in range(self.KILLS):
+            path = self.path(f"talk{i}")
+            process = subprocess.Popen([BINARY, "chat", *model_flags(), "-n", "1", "-c", "512", "--temp", "0"], stdin=subprocess.PIPE,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            saves = b"/save " + path.encode() + b"\n"
+            # Old and new differ in length: one message, then two.
+            process.stdin.write(b"Hi\n" + saves + b"My name is Ann.\n" + 400 * saves)
+            process.stdin.flush()
+            for _ in range(draw.randint(1, 3)):
+                self.assertTrue(any(b"saved in" in line for line in process.stderr))
+            time.sleep(draw.random() * 0.03)
+            during += process.poll() is None
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stderr.close()
+            paths.append(path)
+        self.assertGreater(during, 0.8 * self.KILLS, "control: most were still saving")
+        loaded = self.chat(*[f"/load {path}" for path in paths], c=512)
+        self.assertEqual(len(re.findall(rb"^[24] messages, \d+ tokens", loaded.stderr, re.M)), self.KILLS, loaded.stderr.decode()[-2000:])
+        # Control: a file that ends early is refused.
+        os.truncate(paths[0], os.path.getsize(paths[0]) - 1)
+        self.assertNotRegex(self.chat(f"/load {paths[0]}", c=512).stderr, rb"[24] messages")
+
+
 class Terminal(ChatCase):
     """What libedit and colours make of it, at a terminal of its own."""
 
@@ -185,19 +218,21 @@ class Terminal(ChatCase):
         return self.until(rb"\[\d+ read[^\n]*\n(.*\n)*.*> ")
 
     def leave(self):
-        # What is typed in the moment in which the line editor takes the terminal over may be lost.
-        for _ in range(12):
-            end = time.time() + 5
-            if self.process.poll() is None:
-                self.keys(b"\x04")
-            while self.process.poll() is None and time.time() < end:
-                if select.select([self.main], [], [], 0.1)[0]:
-                    try:
-                        os.read(self.main, 65536)
-                    except OSError:
-                        break  # it has ended
+        self.keys(b"\x04")
+        self.ends()
+
+    def ends(self, seconds=60):
+        """What is shown until the program has ended."""
+        end, seen = time.time() + seconds, b""
+        while self.process.poll() is None and time.time() < end:
+            if select.select([self.main], [], [], 0.1)[0]:
+                try:
+                    seen += os.read(self.main, 65536)
+                except OSError:
+                    time.sleep(0.05)
         self.assertEqual(self.process.poll(), 0)
         self.assertTrue(termios.tcgetattr(self.side)[3] & termios.ICANON, "the terminal is as it was")
+        return seen
 
     def tokens(self, seen):
         return int(re.search(rb"\[(\d+) read", seen).group(1))
@@ -223,6 +258,17 @@ class Terminal(ChatCase):
         self.start()
         self.assertEqual(self.tokens(self.say(b"\x1b[A")), expected)
         self.leave()
+
+    def test_what_is_typed_during_an_answer_waits_for_its_end(self):
+        grammar = ("--grammar", 'root ::= "0 1 2 3 4 5 6 7 8 9\\n"', "-s", "1")
+        self.start(*grammar, n=40)
+        self.keys(b"hello\n")
+        seen = self.until(rb"0 1")
+        self.keys(b"what then?\n\x04")
+        seen += self.ends()
+        self.assertEqual(len(re.findall(rb"\[\d+ read", seen)), 2, seen)
+        self.assertEqual(len(re.findall(rb"8 9", seen)), 2, seen)
+        self.assertNotRegex(seen.split(b"8 9")[0], rb"what")
 
     def test_no_history(self):
         self.start("--no-history")

@@ -565,6 +565,10 @@ TEST(ModelEngine, ForksCompressedTogetherEqualOneByOne) {
     std::vector<float> together;
     ASSERT_TRUE(engine->PrefillTogether(forks, tail, kFirst, together));
     ASSERT_EQ(together.size(), 2 * (tail.size() - kFirst) * vocab);
+    float apart = 0;  // of half and a fifth
+    for (size_t at = 0; at < together.size() / 2; ++at) {
+      apart = std::max(apart, std::abs(together[at] - together[together.size() / 2 + at]));
+    }
     for (int i = 0; i < 2; ++i) {
       const SequenceId alone = *engine->Fork(base);
       EXPECT_EQ(*engine->Compress(alone, recipe, targets[i].keep_fraction), (*kept)[static_cast<size_t>(i)]);
@@ -578,15 +582,10 @@ TEST(ModelEngine, ForksCompressedTogetherEqualOneByOne) {
         const size_t mine = static_cast<size_t>(i) * (tail.size() - kFirst) * vocab + at - kFirst * vocab;
         worst = std::max(worst, std::abs(rows[at] - together[mine]));
       }
-      // Quantised products see other batches; another fork's rows would be off by tens.
-      EXPECT_LT(worst, 2.5f);
+      // Quantised products see other batches; the other fork's rows are off by more than that.
+      EXPECT_LT(worst, std::min(2.5f, 0.5f * apart));
       engine->Free(alone);
     }
-    float apart = 0;
-    for (size_t at = 0; at < together.size() / 2; ++at) {
-      apart = std::max(apart, std::abs(together[at] - together[together.size() / 2 + at]));
-    }
-    EXPECT_GT(apart, 5.0f) << "control: half and a fifth must differ";
   }
 }
 

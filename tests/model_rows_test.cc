@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "host/embedder.h"
 #include "host/embedding_context.h"
 #include "host/llama_util.h"
 #include "host/model.h"
@@ -234,6 +235,32 @@ TEST(ModelRows, AnEncoderEmbedsTextsOneAfterTheOther) {
     third->Wait();
     EXPECT_NE(third->error, "") << "longer than the model reads";
   }
+}
+
+// What stands beside a model that answers (EpiCache) takes texts of any length, and is the same encoder.
+TEST(ModelRows, AnEmbedderReadsTheBeginningOfWhatIsTooLong) {
+  const std::string path = ::testing::TempDir() + fmt::format("pith_rows_embedder_{}.gguf", getpid());
+  ASSERT_TRUE(MakeRandomModel("bert", false, path, 5));
+  const auto embedder = LoadEmbedder(path, 1);
+  ASSERT_TRUE(embedder) << embedder.error().message;
+  const auto model = Load("bert", true);
+  const auto context = EmbeddingContext::Create(*model, 1);
+  ASSERT_TRUE(context);
+  const std::string text = "a river";
+  const auto direct = (*context)->Embed(*model->TokenizeWhole(text)), same = (*embedder)->Embed(text);
+  ASSERT_TRUE(direct && same);
+  EXPECT_EQ(*direct, *same);
+  std::string book;
+  const auto most = static_cast<size_t>((*context)->num_ctx());
+  while (model->TokenizeWhole(book)->size() <= most) book += text + ", a bridge. ";
+  EXPECT_EQ((*context)->Embed(*model->TokenizeWhole(book)).error().code, ErrorCode::kOutOfContext) << "control";
+  const auto beginning = (*embedder)->Embed(book), longer = (*embedder)->Embed(book + text + "!");
+  ASSERT_TRUE(beginning && longer);
+  EXPECT_EQ(*beginning, *longer);
+  EXPECT_NE(*beginning, *same);
+  std::error_code ignored;
+  std::filesystem::remove(path, ignored);
+  EXPECT_EQ(LoadEmbedder(path, 1).error().code, ErrorCode::kNotFound);
 }
 
 TEST(ModelRows, ModelsThatGenerateAreNoEncoders) {

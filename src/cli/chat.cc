@@ -1,6 +1,7 @@
 // pith chat: several turns over the model's chat template.
 //
 // The cache holds the conversation; each turn reads only what is new (session/conversation.h).
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,10 +12,9 @@
 #include <span>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/paths.h"
 #include "base/stopwatch.h"
+#include "cli/auto_recipe.h"
 #include "cli/cache_map.h"
 #include "cli/chat_state.h"
 #include "cli/command.h"
@@ -73,6 +73,15 @@ Status CheckRecipe(const CacheFlags& cache) {
   return InvalidArgument(
       "a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with --compress "
       "block, or add turns=flowkv to it");
+}
+
+// --recipe auto is chosen anew for each budget.
+Result<EngineOptions> OptionsFor(CacheFlags cache, const ChatFlags& flags, const ModelInfo& info) {
+  PITH_ASSIGN_OR_RETURN(const size_t budget, BudgetBytes(cache, info));
+  PITH_RETURN_IF_ERROR(SettleRecipe(cache, info, ContextOf(info, cache.ctx), budget));
+  PITH_RETURN_IF_ERROR(CheckRecipe(cache));
+  PITH_RETURN_IF_ERROR(flags.store.Check(cache.recipe));
+  return MakeEngineOptions(cache, flags.model, info);
 }
 
 class Chat {
@@ -177,16 +186,13 @@ class Chat {
     }
     CacheFlags cache = flags_.cache;
     cache.recipe = rest;
-    PITH_RETURN_IF_ERROR(CheckRecipe(cache));
     return Change(cache);
   }
 
   Status Change(const CacheFlags& cache) {
     PITH_RETURN_IF_ERROR(cache.Check());
-    PITH_ASSIGN_OR_RETURN(EngineOptions options,
-                          MakeEngineOptions(cache, flags_.model, state_->engine().model().info()));
+    PITH_ASSIGN_OR_RETURN(EngineOptions options, OptionsFor(cache, flags_, state_->engine().model().info()));
     options.seed = state_->options().seed;
-    PITH_RETURN_IF_ERROR(flags_.store.Check(cache.recipe));
     options.resting_sequences = state_->options().resting_sequences;
     Keep();
     ProgressLine progress("reading the conversation", flags_.output.progress);
@@ -414,8 +420,10 @@ Status Check(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
-  PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache));
-  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
+  if (!IsAutoRecipe(flags.cache.recipe)) {
+    PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache));
+    PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
+  }
   if (flags.store.given() && !flags.prompt_cache.empty()) {
     return InvalidArgument("--store and --prompt-cache both keep what was read: give one of them");
   }
@@ -435,7 +443,7 @@ Result<int> RunChat(ChatFlags& flags) {
   if (!model->has_chat_template()) {
     return Unsupported("this model has no chat template; \"pith run --raw\" continues texts with it");
   }
-  PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
+  PITH_ASSIGN_OR_RETURN(EngineOptions options, OptionsFor(flags.cache, flags, model->info()));
   PITH_ASSIGN_OR_RETURN(const SamplerOptions sampling, flags.sampler.Make(*model, options.num_ctx));
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<HostSampler> sampler, HostSampler::Create(*model, sampling));
   options.seed = sampling.seed;

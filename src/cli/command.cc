@@ -1,5 +1,7 @@
 #include "cli/command.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -11,9 +13,8 @@
 #include <system_error>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/paths.h"
+#include "cli/auto_recipe.h"
 #include "cli/terminal.h"
 #include "kernels/page_layout.h"
 #include "policy/learn/layer_budgets.h"
@@ -139,9 +140,13 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
             "cache of the context or 256MiB, whichever is smaller, so that short contexts lose nothing and "
             "long ones do not fill the machine",
             "SIZE|PERCENT");
-  AddOption(command, "--recipe", flags.recipe,
-            fmt::format("What stays when the budget is full; \"pith recipes\" lists them (default {})", kDefaultRecipe),
-            "RECIPE");
+  AddOption(
+      command, "--recipe", flags.recipe,
+      fmt::format(
+          "What stays when the budget is full; \"pith recipes\" lists them (default {}); auto[:FILE] chooses what lost "
+          "least in so many bytes when \"pith tune recipe\" measured",
+          kDefaultRecipe),
+      "RECIPE");
   AddNumber(command, "-b,--batch-size,--ubatch-size", flags.block, 1, 65536,
             "-ub: tokens read at once; the budget pays for this block buffer too (default: chosen from the "
             "budget, up to 512)",
@@ -173,7 +178,42 @@ Status CacheFlags::Check() const {
   PITH_RETURN_IF_ERROR(ParseFormat(type_k));
   PITH_RETURN_IF_ERROR(ParseFormat(type_v));
   if (!budget.empty()) PITH_RETURN_IF_ERROR(ParseSizeOrShare(budget));
-  PITH_RETURN_IF_ERROR(ParseRecipe(recipe));
+  if (IsAutoRecipe(recipe)) {
+    PITH_RETURN_IF_ERROR(ReadRecipeCurve(recipe));
+  } else {
+    PITH_RETURN_IF_ERROR(ParseRecipe(recipe));
+  }
+  return {};
+}
+
+Result<size_t> BudgetBytes(const CacheFlags& flags, const ModelInfo& info) {
+  const size_t full = FullCacheBytes(info, ContextOf(info, flags.ctx));
+  if (flags.budget.empty()) return full <= kDefaultBudgetBytes ? 0 : kDefaultBudgetBytes;
+  PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
+  const size_t bytes = budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
+  return std::max<size_t>(bytes, 1);
+}
+
+Status SettleRecipe(CacheFlags& flags, const ModelInfo& info, int num_tokens, size_t budget_bytes) {
+  if (!IsAutoRecipe(flags.recipe)) return {};
+  PITH_ASSIGN_OR_RETURN(const RecipeCurve curve, ReadRecipeCurve(flags.recipe));
+  const size_t full = FullCacheBytes(info, num_tokens);
+  const double share = budget_bytes == 0 ? 1 : static_cast<double>(budget_bytes) / static_cast<double>(full);
+  if (share >= 1) {
+    flags.recipe = kDefaultRecipe;
+    fmt::print(stderr, "pith: auto: {} tokens take {} in full, which the budget holds: {}.\n", num_tokens,
+               FormatBytes(full), flags.recipe);
+    return {};
+  }
+  const MeasuredRecipe& row = ChooseRecipe(curve, share);
+  flags.recipe = row.recipe;
+  flags.compress = curve.compress;
+  fmt::print(stderr,
+             "pith: auto: {} are {:.1f}% of what {} tokens take in full: {}. At {:.0f}% it had a KL of {:.3g} and "
+             "{:.0f}% of the answers right, where the full cache has {:.0f}% ({}{}).\n",
+             FormatBytes(budget_bytes), 100 * share, num_tokens, row.recipe, 100 * row.share, row.kl,
+             100 * row.accuracy, 100 * row.full_accuracy, curve.model,
+             share < row.share ? "; nothing less was measured" : "");
   return {};
 }
 
@@ -192,16 +232,7 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
   const bool after = flags.compress.empty() ? NeedsWholePrompt(options.recipe) : flags.compress == "after";
   options.compress = after ? CompressMode::kAfter : CompressMode::kBlock;
-  const size_t full = FullCacheBytes(info, options.num_ctx);
-  if (flags.budget.empty()) {
-    // 0: all of the context and what surrounds it.
-    options.budget_bytes = full <= kDefaultBudgetBytes ? 0 : kDefaultBudgetBytes;
-    return options;
-  }
-  PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.budget));
-  options.budget_bytes =
-      budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
-  options.budget_bytes = std::max<size_t>(options.budget_bytes, 1);
+  PITH_ASSIGN_OR_RETURN(options.budget_bytes, BudgetBytes(flags, info));
   return options;
 }
 

@@ -98,7 +98,12 @@ struct CacheFlags {
   Status Check() const;
 };
 void AddCacheFlags(CLI::App& command, CacheFlags& flags);
-// Fails only where Check() does, or when the context is longer than 2^31 bytes can say.
+// Bytes of --kv-budget, or the default; 0: all of the context and what surrounds it.
+Result<size_t> BudgetBytes(const CacheFlags& flags, const ModelInfo& info);
+// --recipe auto: becomes the recipe for the share that budget_bytes (0: all) are of num_tokens' full cache, with a line
+// on standard error that says what it loses. Others stay as they are.
+Status SettleRecipe(CacheFlags& flags, const ModelInfo& info, int num_tokens, size_t budget_bytes);
+// Fails only where Check() does, or when the context is longer than 2^31 bytes can say. The recipe is settled.
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
 Result<KvFormat> ParseFormat(std::string_view text);
 

@@ -19,7 +19,7 @@ namespace pith::cli {
 namespace {
 
 constexpr int kHistoryLines = 1000;
-constexpr int kEscape = 0x1b, kDelete = 0x7f;
+constexpr int kEscape = 0x1b, kDelete = 0x7f, kEndOfInput = 0x04;
 constexpr wchar_t kReturn = L'\x23ce';
 // As in line_input.cc: what comes this soon after a line end was pasted with it.
 constexpr int kPasteWaitMs = 40;
@@ -52,6 +52,9 @@ class LibeditLine final : public LineEditing {
     el_set(edit_, EL_PROMPT, &Prompt);
     el_set(edit_, EL_EDITOR, "emacs");
     el_set(edit_, EL_SIGNAL, 0);
+    // Between two lines libedit would give the terminal its own line discipline back, which shows what is typed in the
+    // middle of an answer and keeps a Ctrl-D to itself.
+    el_set(edit_, EL_SETTY, "-x", "-icanon", "-echo", nullptr);
     el_set(edit_, EL_HIST, history, history_);
     el_set(edit_, EL_GETCFN, &NextCharacter);
     // Usual keys that libedit leaves unbound.
@@ -120,9 +123,10 @@ class LibeditLine final : public LineEditing {
     if (byte == '\r' || byte == '\n') {
       const int next = pasting_ ? 0 : Byte(kPasteWaitMs);
       if (!pasting_ && next >= 0) waiting_.push_front(next);
+      const bool pasted = next >= 0 && next != kEndOfInput;
       const bool continued = !pasting_ && GoesOn();
       if (continued) out_.push_back(kReturn);
-      character = continued ? wchar_t{kDelete} : pasting_ || next >= 0 ? kReturn : L'\n';
+      character = continued ? wchar_t{kDelete} : pasted ? kReturn : L'\n';
       return true;
     }
     if (byte == kEscape) return Escape(character);

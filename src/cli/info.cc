@@ -221,6 +221,8 @@ Result<int> RunInfo(InfoFlags& flags) {
   if (!flags.file.empty()) flags.model.path = flags.file;
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   const ModelInfo& info = model->info();
+  PITH_ASSIGN_OR_RETURN(const size_t budget, BudgetBytes(flags.cache, info));
+  PITH_RETURN_IF_ERROR(SettleRecipe(flags.cache, info, ContextOf(info, flags.cache.ctx), budget));
   PITH_ASSIGN_OR_RETURN(const EngineOptions options, MakeEngineOptions(flags.cache, flags.model, info));
   if (flags.output.json) {
     PrintJson(ToJson(info, *model, options).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));

@@ -173,7 +173,7 @@ MessageReader::MessageReader(std::string prompt, const std::string& history)
   std::atexit(GiveBack);
   TakeOver();
   line_ = LineEditing::Create(prompt_, history, g_screen, [this](int wait_ms) {
-    if (at_ == input_.size() && (!HasInput(wait_ms) || !Fill())) return -1;
+    if (!HasInput(wait_ms) || !Fill()) return -1;
     return static_cast<int>(static_cast<unsigned char>(input_[at_++]));
   });
 }
@@ -211,6 +211,7 @@ bool MessageReader::HasInput(int wait_ms) const {
 }
 
 bool MessageReader::Fill() {
+  if (at_ < input_.size()) return true;
   char buffer[4096];
   ssize_t count = 0;
   do {
@@ -229,7 +230,7 @@ bool MessageReader::ReadFromTerminal(std::string& message) {
     std::string echo;
     auto state = LineEditor::State::kMore;
     while (at_ < input_.size() && state == LineEditor::State::kMore) state = editor.Push(input_[at_++], echo);
-    if (state == LineEditor::State::kEntered && HasInput(kPasteWaitMs)) {
+    if (state == LineEditor::State::kEntered && HasInput(kPasteWaitMs) && Fill() && input_[at_] != kEndOfInput) {
       editor.NewLine(echo);
       state = LineEditor::State::kMore;
     }
@@ -239,7 +240,7 @@ bool MessageReader::ReadFromTerminal(std::string& message) {
       message = editor.text();
       return true;
     }
-    if (at_ == input_.size() && !Fill()) return false;
+    if (!Fill()) return false;
   }
 }
 

@@ -62,6 +62,7 @@ class MessageReader {
  private:
   bool ReadFromTerminal(std::string& message);
   bool HasInput(int wait_ms) const;
+  // False: the input has ended, and all of it is taken.
   bool Fill();
 
   std::string prompt_;

@@ -1,13 +1,14 @@
 // pith run: one generation, streamed.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <utility>
 
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
 #include "base/stopwatch.h"
+#include "cli/auto_recipe.h"
 #include "cli/command.h"
 #include "cli/generate.h"
 #include "cli/sampler_flags.h"
@@ -60,11 +61,26 @@ struct RunFlags {
   bool has_file = false;
 };
 
+// What depends on the recipe; with --recipe auto it is known once the prompt is.
+Status CheckRecipe(const RunFlags& flags) {
+  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
+  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
+  const bool whole = NeedsWholePrompt(recipe) || flags.cache.compress == "after";
+  const bool rereads = whole && recipe.policy->repeat() != nullptr;
+  if (flags.keep != 0 && !rereads && flags.cache.compress != "after") {
+    return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
+  }
+  if (rereads && !flags.prompt_cache.empty()) {
+    return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow",
+                                       flags.cache.recipe));
+  }
+  return {};
+}
+
 Status Check(const RunFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
-  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
   const int num_prompts = (flags.has_prompt ? 1 : 0) + (flags.has_file ? 1 : 0) + (flags.messages_file.empty() ? 0 : 1);
   if (num_prompts != 1) {
     return InvalidArgument(num_prompts > 1 ? "give the prompt with -p, with -f or with --messages, not with several"
@@ -82,16 +98,6 @@ Status Check(const RunFlags& flags) {
   }
   if (flags.keep != 0 && !(flags.keep > 0 && flags.keep <= 1))
     return InvalidArgument("--keep takes a share between 0 and 1");
-  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
-  const bool whole = NeedsWholePrompt(recipe) || flags.cache.compress == "after";
-  const bool rereads = whole && recipe.policy->repeat() != nullptr;
-  if (flags.keep != 0 && !rereads && flags.cache.compress != "after") {
-    return InvalidArgument("--keep says what stays when the whole prompt is compressed: give it with --compress after");
-  }
-  if (rereads && !flags.prompt_cache.empty()) {
-    return InvalidArgument(fmt::format("{} reads the prompt again, which a sequence from --prompt-cache does not allow",
-                                       flags.cache.recipe));
-  }
   if (flags.store.given() && !flags.prompt_cache.empty()) {
     return InvalidArgument("--store and --prompt-cache both keep what was read: give one of them");
   }
@@ -101,7 +107,7 @@ Status Check(const RunFlags& flags) {
   if (flags.prompt_cache_all && flags.prompt_cache_ro) {
     return InvalidArgument("--prompt-cache-all writes the file that --prompt-cache-ro leaves alone: give one of them");
   }
-  return {};
+  return IsAutoRecipe(flags.cache.recipe) ? Status() : CheckRecipe(flags);
 }
 
 // A conversation of which the last message is to be answered. The system message goes to `flags.text`.
@@ -373,6 +379,17 @@ Result<std::string> ReadPrompt(const RunFlags& flags) {
   return prompt;
 }
 
+// --recipe auto: by what the prompt and its answer take.
+Status Settle(RunFlags& flags, const ModelInfo& info, size_t prompt_tokens) {
+  if (!IsAutoRecipe(flags.cache.recipe)) return {};
+  const auto ctx = static_cast<size_t>(ContextOf(info, flags.cache.ctx));
+  const bool open = flags.max_tokens < 0 || !flags.messages.empty();
+  const size_t wanted = open ? ctx : std::min(ctx, prompt_tokens + static_cast<size_t>(flags.max_tokens));
+  PITH_ASSIGN_OR_RETURN(const size_t budget, BudgetBytes(flags.cache, info));
+  PITH_RETURN_IF_ERROR(SettleRecipe(flags.cache, info, static_cast<int>(wanted), budget));
+  return CheckRecipe(flags);
+}
+
 Result<int> Run(RunFlags& flags) {
   if (!flags.messages_file.empty()) PITH_RETURN_IF_ERROR(ReadMessages(flags));
   PITH_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(flags));
@@ -392,6 +409,7 @@ Result<int> Run(RunFlags& flags) {
   if (outcome.prompt_tokens == 0) return InvalidArgument("the prompt gives no tokens: there is nothing to go on from");
   if (const std::string note = conversation.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
   if (!flags.messages.empty()) conversation.Reset();  // that was the last message by itself
+  PITH_RETURN_IF_ERROR(Settle(flags, model->info(), outcome.prompt_tokens));
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));
   if (outcome.prompt_tokens >= static_cast<size_t>(options.num_ctx)) {
     return InvalidArgument(fmt::format("the prompt has {} tokens, and the context holds {}: give a larger one with -c",

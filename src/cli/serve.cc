@@ -1,4 +1,5 @@
 // pith serve: the model over HTTP, to the clients of OpenAI, Anthropic, Ollama and llama-server.
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,9 +11,8 @@
 #include <thread>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/text.h"
+#include "cli/auto_recipe.h"
 #include "cli/command.h"
 #include "cli/sampler_flags.h"
 #include "cli/store_flags.h"
@@ -72,16 +72,21 @@ struct ServeFlags {
   int parallel() const { return cache.parallel > 0 ? cache.parallel : kDefaultParallel; }
 };
 
+Status CheckRecipe(const CacheFlags& cache, const StoreFlags& store) {
+  PITH_RETURN_IF_ERROR(store.Check(cache.recipe));
+  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(cache.recipe));
+  if (NeedsWholePrompt(recipe) && cache.compress != "after") {
+    return InvalidArgument(
+        "a server reads prompts beside others' answers: choose a --recipe that evicts while it reads");
+  }
+  return {};
+}
+
 Status Check(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
-  PITH_RETURN_IF_ERROR(flags.store.Check(flags.cache.recipe));
-  PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.cache.recipe));
-  if (NeedsWholePrompt(recipe) && flags.cache.compress != "after") {
-    return InvalidArgument(
-        "a server reads prompts beside others' answers: choose a --recipe that evicts while it reads");
-  }
+  if (!IsAutoRecipe(flags.cache.recipe)) PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache, flags.store));
   if (flags.prompt_share < 0 || flags.prompt_share > 1)
     return InvalidArgument("--prompt-share takes a share above 0, up to 1");
   std::error_code error;
@@ -121,17 +126,21 @@ Result<std::vector<std::string>> ApiKeys(const ServeFlags& flags) {
 Result<EngineOptions> MakeServerEngine(const ServeFlags& flags, const ModelInfo& info, size_t share) {
   CacheFlags cache = flags.cache;
   cache.parallel = 0;  // not one conversation here
-  PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(cache, flags.model, info));
   const auto parallel = static_cast<size_t>(flags.parallel());
-  const size_t full = FullCacheBytes(info, options.num_ctx) * parallel;
-  if (flags.cache.budget.empty()) {
-    options.budget_bytes = full <= kDefaultServerBytes / share ? 0 : kDefaultServerBytes / share;
-  } else {
+  const int num_ctx = ContextOf(info, cache.ctx);
+  const size_t full = FullCacheBytes(info, num_ctx) * parallel;
+  size_t budget_bytes = full <= kDefaultServerBytes / share ? 0 : kDefaultServerBytes / share;
+  if (!flags.cache.budget.empty()) {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(flags.cache.budget));
     const size_t bytes =
         budget.share > 0 ? static_cast<size_t>(budget.share * static_cast<double>(full)) : budget.bytes;
-    options.budget_bytes = std::max<size_t>(bytes / share, 1);
+    budget_bytes = std::max<size_t>(bytes / share, 1);
   }
+  PITH_RETURN_IF_ERROR(
+      SettleRecipe(cache, info, num_ctx, budget_bytes == 0 ? 0 : std::max<size_t>(budget_bytes / parallel, 1)));
+  PITH_RETURN_IF_ERROR(CheckRecipe(cache, flags.store));
+  PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(cache, flags.model, info));
+  options.budget_bytes = budget_bytes;
   return options;
 }
 

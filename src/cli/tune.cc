@@ -1,7 +1,14 @@
 // pith tune: what recipes and models take from a file, found on the user's own model and tasks.
 #include "cli/tune.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <memory>
+#include <utility>
+
+#include "cli/read_tasks.h"
+#include "engine/full_cache.h"
 
 namespace pith::cli {
 namespace {
@@ -11,6 +18,9 @@ budgets   how many entries each layer keeps, by evolution on tasks (EvolKV): gro
           one after the other, from the first on. Writes what alloc=file reads. The first --samples tasks are searched
           on; on the others, which the search does not see, the result is compared with equal, random and pyramid-shaped
           budgets of the same sum.
+recipe    which recipe loses least at each share of the bytes: candidates are judged on more and more of the first
+          --samples tasks, the worse half of them goes after each step. What is left is judged on tasks that the search
+          has not seen. Writes what --recipe auto:FILE chooses from.
 share     which layers may read another layer's cache in place of one of their own (KVSharer): pairs of layers whose
           caches differ most are tried first, and stay where the model says nearly what it said. Writes what
           --share-layers reads.
@@ -22,6 +32,9 @@ Tasks are those of "pith eval". The same seed, tasks and options give the same r
 search for budgets in a file, so that a stopped one goes on where it was.
 
 Examples:
+  pith tune recipe --tasks mine.jsonl --output recipes.json --progress
+  pith run --recipe auto:recipes.json --kv-budget 64MiB -f book.txt -p "Who did it?"
+  pith tune recipe --compress after --candidates "pith;kvzip format=q4;snapkv format=q4" --keep 0.1 --output r.json
   pith tune budgets --recipe snapkv --entries 64 --output budgets.json --progress
   pith tune budgets --tasks tasks.jsonl --samples 12 --iterations 15 --output budgets.json --resume search.jsonl
   pith run --recipe "snapkv alloc=file:budgets.json" --compress after -f book.txt -p "Who did it?"
@@ -38,6 +51,7 @@ Status Check(const TuneFlags& flags) {
   PITH_RETURN_IF_ERROR(CheckOutput(flags.output_file));
   if (flags.what == "sensitivity") return {};
   if (flags.what == "budgets") return CheckTuneBudgets(flags);
+  if (flags.what == "recipe") return CheckTuneRecipe(flags);
   if (flags.tokens != 0 && (flags.tokens < 8 || flags.tokens > 4096))
     return InvalidArgument("tune share takes texts of 8 to 4096 --tokens");
   if (!flags.model.share_layers.empty()) return InvalidArgument("a map is searched for a model without --share-layers");
@@ -46,11 +60,21 @@ Status Check(const TuneFlags& flags) {
   return {};
 }
 
+void AddRecipeFlags(CLI::App& command, TuneFlags& flags) {
+  AddOption(command, "--keep", flags.keep, "recipe: shares of the full cache (default 0.5,0.2,0.1,0.05,0.02)", "F,...");
+  AddOption(command, "--candidates", flags.candidates,
+            "recipe: recipes that are tried (default: those of pith's choice)", "R;...");
+  AddChoice(command, "--compress", flags.compress, {"block", "after"},
+            "recipe: evict after every block, as a chat and a server must (default), or once after the whole prompt",
+            "WHEN");
+}
+
 void AddBudgetFlags(CLI::App& command, TuneFlags& flags) {
   AddOption(command, "--recipe", flags.recipe, "budgets: of this recipe (default snapkv)", "R");
-  AddNumber(command, "--samples", flags.samples, 1, 10000, "budgets: tasks that the search sees (default 8)", "N");
+  AddNumber(command, "--samples", flags.samples, 1, 10000, "budgets, recipe: tasks that the search sees (default 8)",
+            "N");
   AddNumber(command, "--held-out", flags.held_out, 0, 10000,
-            "budgets: tasks after those on which the result is compared (default 8)", "N");
+            "budgets, recipe: tasks after those on which the result is compared (default 8)", "N");
   AddNumber(command, "--entries", flags.entries, 1, 1 << 20, "budgets: entries of each head, on average (default 64)",
             "N");
   AddNumber(command, "--group", flags.group, 1, 64,
@@ -65,7 +89,7 @@ void AddBudgetFlags(CLI::App& command, TuneFlags& flags) {
             "tasks whose target is the likeliest",
             "WHAT");
   AddOption(command, "--resume", flags.resume_file,
-            "budgets: add each answer to this file, and do not ask for those that it holds", "FILE");
+            "budgets, recipe: add each answer to this file, and do not ask for those that it holds", "FILE");
 }
 
 void AddShareFlags(CLI::App& command, TuneFlags& flags) {
@@ -91,15 +115,44 @@ void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
 
 }  // namespace
 
+Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint) {
+  PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTasks(flags.tasks, flags.lengths, fingerprint));
+  if (tasks.size() < static_cast<size_t>(flags.samples)) {
+    return InvalidArgument(
+        fmt::format("there are {} tasks, fewer than the {} of --samples", tasks.size(), flags.samples));
+  }
+  tasks.resize(std::min(tasks.size(), static_cast<size_t>(flags.samples + flags.held_out)));
+  return tasks;
+}
+
+Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model, std::vector<Task> tasks) {
+  const int ctx = ContextOf(model.info(), flags.ctx);
+  TuneTasks split;
+  for (Task& task : tasks) {
+    PITH_ASSIGN_OR_RETURN(JudgedTask one, TokenizeTask(model, std::move(task), false));
+    if (one.num_tokens() > static_cast<size_t>(ctx)) {
+      return InvalidArgument(
+          fmt::format("task {} has {} tokens, and the context holds {}: choose shorter ones with "
+                      "--lengths, or give a larger context with -c",
+                      one.task.id, one.num_tokens(), ctx));
+    }
+    const bool searched = split.samples.size() < static_cast<size_t>(flags.samples);
+    (searched ? split.samples : split.held_out).push_back(std::move(one));
+  }
+  return split;
+}
+
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
   CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
-  Require(AddChoice(*command, "what", flags->what, {"budgets", "share", "sensitivity"},
-                    "budgets: entries of each layer; share: layers without a cache of their own; sensitivity: of each "
-                    "layer's keys", "WHAT"));
+  Require(AddChoice(*command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity"},
+                    "recipe: which loses least in so many bytes; budgets: entries of each layer; share: layers without "
+                    "a cache of their own; sensitivity: of each layer's keys",
+                    "WHAT"));
   AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
   AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
   AddOption(*command, "--lengths", flags->lengths, "Only tasks of these lengths", "N,...");
+  AddRecipeFlags(*command, *flags);
   AddBudgetFlags(*command, *flags);
   AddShareFlags(*command, *flags);
   AddSensitivityFlags(*command, *flags);
@@ -116,6 +169,7 @@ void AddTune(CLI::App& app, Command& chosen) {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] {
       if (flags->what == "sensitivity") return RunTuneSensitivity(*flags);
+      if (flags->what == "recipe") return RunTuneRecipe(*flags);
       return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags);
     };
   });

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "host/model.h"
 #include "lab/jsonl.h"
+#include "lab/judge.h"
 #include "lab/sensitivity.h"
 #include "pith/types.h"
 
@@ -22,12 +24,17 @@ struct TuneFlags {
   std::string lengths;
   uint64_t seed = 42;
   int ctx = 0;
-  // budgets
-  std::string recipe = "snapkv";
-  std::string objective = "kl";
+  // budgets, recipe
   std::string resume_file;
   int samples = 8;
   int held_out = 8;
+  // recipe
+  std::string keep = "0.5,0.2,0.1,0.05,0.02";
+  std::string candidates;  // empty: pith's choice
+  std::string compress = "block";
+  // budgets
+  std::string recipe = "snapkv";
+  std::string objective = "kl";
   int entries = 64;
   int group = 8;
   int iterations = 8;
@@ -45,8 +52,19 @@ struct TuneFlags {
   int tokens = 0;  // 0: the default
 };
 
+// The tasks that are searched on, and those that only the result is judged on.
+struct TuneTasks {
+  std::vector<JudgedTask> samples;
+  std::vector<JudgedTask> held_out;
+};
+// The first --samples + --held-out tasks of --tasks. fingerprint: of all.
+Result<std::vector<Task>> ReadTuneTasks(const TuneFlags& flags, std::string& fingerprint);
+Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model, std::vector<Task> tasks);
+
 Status CheckTuneBudgets(const TuneFlags& flags);
 Result<int> RunTuneBudgets(const TuneFlags& flags);
+Status CheckTuneRecipe(const TuneFlags& flags);
+Result<int> RunTuneRecipe(const TuneFlags& flags);
 Result<int> RunTuneShare(const TuneFlags& flags);
 Result<int> RunTuneSensitivity(const TuneFlags& flags);
 

@@ -1,20 +1,19 @@
 // pith tune budgets: entries of each layer, by evolution on tasks.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <span>
 #include <utility>
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-#include <nlohmann/json.hpp>
-#include <unistd.h>
-
 #include "base/stopwatch.h"
-#include "cli/read_tasks.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/budget_judge.h"
@@ -135,22 +134,9 @@ class BudgetTuner {
   explicit BudgetTuner(const TuneFlags& flags) : flags_(flags) {}
 
   Status Load() {
-    PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTasks(flags_.tasks, flags_.lengths, tasks_print_));
-    if (tasks.size() < static_cast<size_t>(flags_.samples)) {
-      return InvalidArgument(
-          fmt::format("there are {} tasks, fewer than the {} of --samples", tasks.size(), flags_.samples));
-    }
+    PITH_ASSIGN_OR_RETURN(std::vector<Task> tasks, ReadTuneTasks(flags_, tasks_print_));
     PITH_ASSIGN_OR_RETURN(model_, LoadModel(flags_.model, flags_.output));
-    const int ctx = ContextOf(model_->info(), flags_.ctx);
-    for (size_t i = 0; i < tasks.size() && i < static_cast<size_t>(flags_.samples + flags_.held_out); ++i) {
-      PITH_ASSIGN_OR_RETURN(JudgedTask one, TokenizeTask(*model_, std::move(tasks[i]), false));
-      if (one.num_tokens() > static_cast<size_t>(ctx)) {
-        return InvalidArgument(fmt::format("task {} has {} tokens, and the context holds {}: choose shorter ones with "
-                                           "--lengths, or give a larger context with -c",
-                                           one.task.id, one.num_tokens(), ctx));
-      }
-      (i < static_cast<size_t>(flags_.samples) ? samples_ : held_out_).push_back(std::move(one));
-    }
+    PITH_ASSIGN_OR_RETURN(tasks_, SplitTuneTasks(flags_, *model_, std::move(tasks)));
     num_layers_ = CountLayers(model_->info(), LayerKind::kGlobal);
     options_ = {.mean_budget = static_cast<double>(flags_.entries),
                 .group = flags_.group,
@@ -164,7 +150,7 @@ class BudgetTuner {
   Status Run() {
     PITH_ASSIGN_OR_RETURN(AnswerLog log, AnswerLog::Open(flags_.resume_file, RunJson()));
     known_ = log.known();
-    PITH_ASSIGN_OR_RETURN(judge_, NewJudge(std::move(samples_)));
+    PITH_ASSIGN_OR_RETURN(judge_, NewJudge(std::move(tasks_.samples)));
     ProgressLine progress("searching", flags_.output.progress);
     const auto total = static_cast<double>(CountEvaluations(num_layers_, options_));
     double done = 0, best = 0;
@@ -185,8 +171,8 @@ class BudgetTuner {
     file["layers"] = rivals_.front().budgets;
     file["fitness"] = found_.fitness;
     PITH_RETURN_IF_ERROR(WriteFile(flags_.output_file, file.dump(1) + "\n"));
-    if (held_out_.empty()) return {};
-    PITH_ASSIGN_OR_RETURN(judge_, NewJudge(std::move(held_out_)));
+    if (tasks_.held_out.empty()) return {};
+    PITH_ASSIGN_OR_RETURN(judge_, NewJudge(std::move(tasks_.held_out)));
     for (const Rival& rival : rivals_) {
       PITH_ASSIGN_OR_RETURN(const BudgetMeasure measure, Measure(rival.budgets));
       measures_.push_back(measure);
@@ -258,7 +244,7 @@ class BudgetTuner {
   const TuneFlags& flags_;
   std::string tasks_print_;
   std::shared_ptr<HostModel> model_;
-  std::vector<JudgedTask> samples_, held_out_;
+  TuneTasks tasks_;
   int num_layers_ = 0;
   BudgetSearchOptions options_;
   CandidateFile file_;

@@ -36,6 +36,8 @@ class Evictor {
   virtual void OnMiss(const Access& access) = 0;
   // Something else than the evictor removes a stored object (it expired).
   virtual void Erase(uint32_t object) = 0;
+  // The number of an object that is not stored goes to another one: nothing that is remembered of it is true of that.
+  virtual void Forget(uint32_t) {}
 
   // All of the trace, as the specification of each kind says; with_ttl: objects expire.
   virtual void Replay(const Trace& trace, bool with_ttl, Tally& tally) = 0;

@@ -148,6 +148,31 @@ TEST(Evictors, NamesAndParametersAreChecked) {
   EXPECT_EQ(message("mark0:bits=some"), "bits=some is none of perfect, learned, zero, one");
 }
 
+// Those that must see a trace first say so; all others serve requests that nobody knows before they come.
+TEST(Evictors, WithoutATraceServeOrSayThatTheyNeedOne) {
+  const std::set<std::string> needing = {"arc", "belady", "belady-size", "fwa0", "mark0", "mnp"};
+  const Trace trace = RandomTrace(7, 500, 50, 1);
+  for (const PolicyInfo& info : ListPolicies()) {
+    const std::string name(info.name);
+    const auto made = MakeEvictor(name, {20, trace.num_objects(), nullptr});
+    if (needing.contains(name)) {
+      ASSERT_FALSE(made) << name;
+      EXPECT_EQ(made.error().code, ErrorCode::kUnsupported);
+      EXPECT_NE(made.error().message.find("trace"), std::string::npos) << made.error().message;
+      continue;
+    }
+    ASSERT_TRUE(made) << name << ": " << made.error().message;
+    uint64_t hits = 0;
+    for (size_t i = 0; i < trace.num_accesses(); ++i) {
+      const Access access = trace.At(i);
+      const bool hit = (*made)->Contains(access.object);
+      hits += hit;
+      hit ? (*made)->OnHit(access) : (*made)->OnMiss(access);
+    }
+    EXPECT_EQ(hits, Hits(name, trace, 20, false)) << name;
+  }
+}
+
 TEST(Simulate, ThreadsDoNotChangeResults) {
   const Trace trace = RandomTrace(2, 5000, 300, 9);
   SimulateOptions options;

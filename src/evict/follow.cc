@@ -19,6 +19,7 @@ class Follow final : public Replayed<Follow> {
       : Replayed(setup.capacity), options_(options), lists_(setup.num_objects, 2), num_objects_(setup.num_objects),
         growth_(options.half_life > 0 ? std::exp2(1 / options.half_life) : 1), misses_(experts.size(), 0),
         experts_(std::move(experts)) {
+    victims_.reserve(setup.num_objects);
     experts_[0]->RecordVictims(&victims_);
   }
 
@@ -30,6 +31,12 @@ class Follow final : public Replayed<Follow> {
     lists_.Remove(object);
     for (const auto& expert : experts_) {
       if (expert->Contains(object)) expert->Erase(object);
+    }
+  }
+  void Forget(uint32_t object) override {
+    for (const auto& expert : experts_) {
+      if (expert->Contains(object)) expert->Erase(object);
+      expert->Forget(object);
     }
   }
 

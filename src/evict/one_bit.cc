@@ -72,6 +72,7 @@ std::vector<uint8_t> PhaseBits(const Trace& trace, uint64_t capacity) {
 Result<OneBitParams> ReadOneBitParams(Params& params, const Setup& setup, bool phase_bits) {
   static constexpr std::array<std::string_view, 4> kBits = {"perfect", "learned", "zero", "one"};
   static constexpr std::array<std::string_view, 2> kGuards = {"off", "lru"};
+  PITH_RETURN_IF_ERROR(CheckHasTrace("a policy of one bit", setup));
   OneBitParams read;
   PITH_ASSIGN_OR_RETURN(const std::string bits, params.Word("bits", "perfect", kBits));
   PITH_ASSIGN_OR_RETURN(const double flip, params.Number("flip", 0, 0, 1));

@@ -95,6 +95,11 @@ Status Params::CheckAllRead(std::string_view policy) const {
 
 std::span<const PolicyInfo> ListPolicies() { return kInfos; }
 
+Status CheckHasTrace(std::string_view policy, const Setup& setup) {
+  if (setup.trace != nullptr) return {};
+  return Unsupported(fmt::format("{} must see the whole trace before the first request", policy));
+}
+
 Result<std::unique_ptr<Evictor>> MakeEvictor(std::string_view text, const Setup& setup) {
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);

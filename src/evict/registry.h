@@ -40,7 +40,8 @@ class Params {
 struct Setup {
   uint64_t capacity = 0;  // bytes, or blocks
   size_t num_objects = 0;
-  // For evictors that know the future (Belady, perfect bits), and whether sizes differ. Outlives the evictor.
+  // For evictors that know the future (Belady, perfect bits), and whether sizes differ. Outlives the evictor. Null:
+  // requests come as they come.
   const Trace* trace = nullptr;
 };
 
@@ -51,6 +52,9 @@ struct PolicyInfo {
 };
 
 std::span<const PolicyInfo> ListPolicies();
+
+// kUnsupported: there is no trace, which `policy` must see before the first request.
+Status CheckHasTrace(std::string_view policy, const Setup& setup);
 
 // text: a name, with parameters behind a colon. kInvalidArgument: no such evictor or parameter; kUnsupported: it can't
 // do with this trace (ARC knows blocks of one size only).

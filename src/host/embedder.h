@@ -26,8 +26,8 @@ class TextEmbedder {
 // of them, or in a form that cannot be read by rows.
 Result<std::unique_ptr<TextEmbedder>> MakeInputEmbedder(const HostModel& model);
 
-// An embedding model from a GGUF file, pooled as it says (else the mean), of a text's first 512 tokens or as many as it
-// knows. kNotFound, kCorrupt, kUnsupported.
+// An encoder from a GGUF file (embedding_context.h), of the beginning of a text that it cannot read whole. As
+// HostModel::Load().
 Result<std::unique_ptr<TextEmbedder>> LoadEmbedder(const std::string& path, int num_threads);
 
 }  // namespace pith

@@ -37,6 +37,7 @@ EmbeddingContext::EmbeddingContext() : private_(std::make_unique<Private>()) {}
 EmbeddingContext::~EmbeddingContext() = default;
 
 int EmbeddingContext::num_ctx() const { return private_->num_ctx; }
+size_t EmbeddingContext::bytes() const { return llama_state_get_size(private_->context.get()); }
 
 Result<std::unique_ptr<EmbeddingContext>> EmbeddingContext::Create(const HostModel& model, int num_threads) {
   std::unique_ptr<EmbeddingContext> made(new EmbeddingContext);

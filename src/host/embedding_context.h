@@ -26,6 +26,8 @@ class EmbeddingContext {
 
   // Tokens of a text at most.
   int num_ctx() const;
+  // Main memory of libllama's context, without what a graph takes while it runs.
+  size_t bytes() const;
   // [hidden_dim], pooled as the file says, of length 1. kOutOfContext: more than num_ctx() tokens.
   Result<std::vector<float>> Embed(std::span<const int32_t> tokens);
 

@@ -67,7 +67,7 @@ bool ByteProductsAreFast();
 // From this many rows of input on, weights are laid out anew for them (byte_products_many.h).
 inline constexpr int kManyRows = 3;
 // Of how many rows of weights a part is best a multiple.
-inline int WeightRowsTogether(int num_inputs) { return num_inputs < kManyRows ? 4 : 16; }
+inline int WeightRowsTogether(int num_inputs) { return num_inputs < kManyRows ? 4 : 32; }
 
 // output[n * output_stride + i] = weights' row i times input's row n. `next`: weights that will be read after these, or
 // null; they are asked for while the last of these are multiplied.

@@ -186,7 +186,7 @@ TEST_P(ByteProducts, DoNotDependOnOtherRows) {
   for (const WeightFormat format : kFormats) {
     for (const int width : {96, 576, 768, 2304}) {  // more than is packed at once, and no multiple of it
       if (width % WeightsInBlock(format) != 0) continue;
-      const int num_rows = 1 + static_cast<int>(random() % 40);
+      const int num_rows = 1 + static_cast<int>(random() % 100);
       const Weights weights = Draw(format, num_rows, width, random);
       std::vector<float> input(static_cast<size_t>(70 * width));
       for (float& x : input) x = normal(random);

@@ -19,6 +19,7 @@ class History {
 
   // To be called with every request, in order. Fills kFeatures floats.
   void Record(const Access& access, float* features);
+  void Forget(uint32_t object) { objects_[object] = {}; }
 
   // Requests of the object so far.
   uint32_t count(uint32_t object) const { return objects_[object].count; }

@@ -30,6 +30,8 @@ class OnlineSurvival {
 
   // To be called with every request, in order; inputs: normalized. May change the network.
   void Watch(uint32_t object, uint32_t moment, const float* inputs, Net& net);
+  // The number is another object's from now on.
+  void Forget(uint32_t object) { last_[object] = kNone; }
 
  private:
   static constexpr size_t kBatch = 16;

@@ -43,6 +43,9 @@ class Arc final : public Replayed<Arc> {
     Move(access.object, kT2);
   }
   void Erase(uint32_t object) override { lists_.Remove(object); }
+  void Forget(uint32_t object) override {
+    if (lists_.ListOf(object) != 0) lists_.Remove(object);  // a ghost
+  }
   void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
 
  private:
@@ -89,6 +92,7 @@ class Arc final : public Replayed<Arc> {
 }  // namespace
 
 Result<std::unique_ptr<Evictor>> MakeArc(Params&, const Setup& setup) {
+  PITH_RETURN_IF_ERROR(CheckHasTrace("arc", setup));
   if (!setup.trace->uniform()) return Unsupported("arc knows objects of one size only, and this trace has several");
   return std::make_unique<Arc>(setup, std::max<uint64_t>(1, setup.trace->size[0]));
 }

@@ -27,6 +27,7 @@ class Belady final : public HeapEvictor<Belady, Key> {
 }  // namespace
 
 Result<std::unique_ptr<Evictor>> MakeBelady(Params&, const Setup& setup) {
+  PITH_RETURN_IF_ERROR(CheckHasTrace("belady", setup));
   if (!setup.trace->uniform()) {
     return Unsupported("belady knows objects of one size only, and this trace has several; take belady-size");
   }

@@ -100,6 +100,7 @@ class BeladySize final : public Replayed<BeladySize> {
 }  // namespace
 
 Result<std::unique_ptr<Evictor>> MakeBeladySize(Params&, const Setup& setup) {
+  PITH_RETURN_IF_ERROR(CheckHasTrace("belady-size", setup));
   return std::make_unique<BeladySize>(setup);
 }
 

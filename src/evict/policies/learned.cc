@@ -56,6 +56,10 @@ class Learned final : public Replayed<Learned> {
     due_.Remove(object);
     used_ -= objects_[object].size;
   }
+  void Forget(uint32_t object) override {
+    history_.Forget(object);
+    if (learner_) learner_->Forget(object);
+  }
 
  private:
   // Features and what is to be learned of every request, also of what cannot be stored.

@@ -45,6 +45,9 @@ class S3Fifo final : public Replayed<S3Fifo> {
     hits_[access.object] = 0;
   }
   void Erase(uint32_t object) override { lists_.Remove(object); }
+  void Forget(uint32_t object) override {
+    if (lists_.ListOf(object) != 0) lists_.Remove(object);  // a ghost
+  }
   void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
 
  private:
