@@ -515,7 +515,7 @@ def main():
             print(f"{policy:12} nginx {ours:6.2f}  sim {told:6.2f}  manager {metrics['manager']:.2f} s, workers "
                   f"{metrics['workers']:.2f} s of processor, {len(requests) / metrics['seconds']:.0f} requests/s", end="")
             if policy != "stock":
-                print(f", {metrics['decisions_total']:.0f} decisions, p95 <= {1e6 * quantile(metrics, 'decision', 0.95):.0f} us, "
+                print(f", {metrics['decisions_total']:.0f} decisions in {metrics['decision_seconds_sum']:.3f} s, p95 <= {1e6 * quantile(metrics, 'decision', 0.95):.0f} us, "
                       f"lock p99 <= {1e6 * quantile(metrics, 'lock', 0.99):.0f} us", end="")
             print(flush=True)
         return
