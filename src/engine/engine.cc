@@ -257,11 +257,6 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
 }
 
 bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
-  if (ledger_->uncommitted_bytes() < bytes && ChargedUndoBytes(undo_bytes_) > 0) {
-    undo_buffer_.Clear();
-    undo_held_ = HeldBytes();
-    undo_bytes_ = 0;
-  }
   for (const auto& [id, sequence] : sequences_) {
     if (ledger_->uncommitted_bytes() >= bytes) return true;
     if (sequence.get() == except || sequence->account->used_bytes() <= sequence->floor_bytes) continue;

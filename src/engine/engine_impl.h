@@ -152,7 +152,6 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status ReserveGroup(Sequence& sequence, int num_rows);
   void ReleaseBlock();
   // Room for what statistics were, as far as there is any: before rows are promised bytes, and then for what is there.
-  void HoldUndo();
   void PlanUndo();
   void LeaveOutFailed();
   size_t BytesToExtend(const Sequence& sequence, int num_rows) const;
@@ -349,9 +348,6 @@ class EngineImpl final : public Engine, public AttentionSink {
   int num_stand_ins_ = 0;            // of each head for which new entries are made
   std::vector<Cascade> cascades_;    // of each group of rows
   std::vector<StatisticsUndo> undos_;  // likewise
-  Scratch undo_buffer_;                // theirs, of undo_bytes_
-  HeldBytes undo_held_;                // what is charged of it
-  size_t undo_bytes_ = 0;
   Merger merger_;
   // While a second reading runs, else null.
   const Policy* repeat_policy_ = nullptr;

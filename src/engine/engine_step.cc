@@ -112,33 +112,18 @@ size_t EngineImpl::BytesToKeep(const Sequence& sequence, int num_rows) const {
          (pages - std::min(pages, pages_before)) * page_cost;
 }
 
-// Statistics may be taken back with a step that fails: their copy is kept from step to step.
-void EngineImpl::HoldUndo() {
+// Statistics may be taken back with a step that fails: each sequence has room for their copy from step to step.
+void EngineImpl::PlanUndo() {
   undos_.resize(std::max(undos_.size(), groups_.size()));
   if (repeat_policy_ != nullptr || model_->info().hybrid) return;
-  size_t bytes = 0;
   for (size_t i = 0; i < groups_.size(); ++i) {
-    const SequenceSetup& setup = *groups_[i].sequence->setup;
-    if (groups_[i].failed() || (setup.observed_needs == 0 && !setup.counts_moments)) continue;
+    Sequence& sequence = *groups_[i].sequence;
+    if (groups_[i].failed() || (sequence.setup->observed_needs == 0 && !sequence.setup->counts_moments)) continue;
+    const size_t count = undos_[i].Plan(*cache_, sequence, global_layers_);
+    float* const memory = sequence.UndoMemory(count);
+    if (count > 0 && memory == nullptr) continue;
+    undos_[i].SetMemory(memory);
     groups_[i].undo = &undos_[i];
-    bytes += undos_[i].Plan(*cache_, *groups_[i].sequence, global_layers_) * sizeof(float);
-  }
-  if (bytes <= undo_bytes_) return;
-  if (undo_held_.Hold(ledger_->common(), MemoryTag::kQueries, ChargedUndoBytes(bytes))) undo_bytes_ = bytes;
-}
-
-void EngineImpl::PlanUndo() {
-  float* memory = undo_bytes_ > 0 ? undo_buffer_.Floats(undo_bytes_ / sizeof(float)) : nullptr;
-  size_t left = undo_bytes_ / sizeof(float);
-  for (RowGroup& group : groups_) {
-    if (group.failed() || group.undo == nullptr) continue;
-    const size_t own = group.undo->Plan(*cache_, *group.sequence, global_layers_);
-    if (own > left) {
-      group.undo = nullptr;
-      continue;
-    }
-    group.undo->SetMemory(memory);
-    memory += own, left -= own;
   }
 }
 
@@ -240,7 +225,6 @@ void EngineImpl::RunBlock() {
   const double wall = clock.Wall(), cpu = clock.Cpu();
   for (auto& [id, sequence] : sequences_) sequence->output = -1;
   TakeCancels();
-  HoldUndo();
   ReserveBlock();
   LeaveOutFailed();
   PlanUndo();

@@ -43,6 +43,8 @@ struct Shape {
   size_t widest_layer_heads = 0;
   size_t scratch_bytes = 0;        // of queries that recipes observe, while one layer is judged
   size_t scratch_entry_bytes = 0;  // and for each entry of its heads
+  size_t undo_bytes = 0;           // of moments of queries as they were before a step
+  size_t undo_entry_bytes = 0;     // of statistics, for an entry of every global head
   int num_ctx = 0;
   const DemoteOptions* demotes = nullptr;  // while text is read
   size_t lowered_page_bytes = 0;           // with it
@@ -93,6 +95,15 @@ size_t ReferenceBytes(const ModelInfo& info, const Policy& policy) {
              sizeof(uint16_t);
   }
   return bytes;
+}
+
+// A model with recurrent layers takes no step back.
+void AddUndo(const ModelInfo& info, const Recipe& recipe, Shape& shape) {
+  if (recipe.policy == nullptr || info.hybrid) return;
+  const uint32_t needs = recipe.policy->needs();
+  if ((needs & kNeedQueryMoments) != 0) shape.undo_bytes = QueryMoments::Bytes(MomentsOf(info));
+  if ((needs & kNeedEveryQuery) == 0) return;
+  shape.undo_entry_bytes += recipe.policy->columns().size() * shape.global_heads * sizeof(float);
 }
 
 template <typename Wanted>
@@ -171,6 +182,8 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
   shape.num_ctx = num_ctx;
   AddScratch(info, options.recipe, num_ctx, shape);
   for (const Recipe& recipe : options.later_recipes) AddScratch(info, recipe, num_ctx, shape);
+  AddUndo(info, options.recipe, shape);
+  for (const Recipe& recipe : options.later_recipes) AddUndo(info, recipe, shape);
   for (const Recipe& recipe : options.later_recipes) {
     size_t page_bytes = 0;
     for (const PageFormat to : ConversionsOf(recipe)) {
@@ -211,11 +224,16 @@ SharePages DividePages(const Shape& shape, size_t bytes) {
   return {arriving, (bytes - arriving * shape.page_cost()) / shape.low_page_cost()};
 }
 
-// Scratch that is charged, of a sequence with so many entries per head between evictions.
+// Copies of statistics of a sequence with so many entries per head between evictions, and a page that each may begin.
+size_t UndoBytes(const Shape& shape, int entries) {
+  return shape.undo_bytes + static_cast<size_t>(std::min(entries + kP, shape.num_ctx)) * shape.undo_entry_bytes;
+}
+
+// Scratch that is charged, of such a sequence.
 size_t ScratchBytes(const Shape& shape, int entries) {
   const auto most = static_cast<size_t>(std::min(entries + kBlockSizes.front(), shape.num_ctx));
   const size_t bytes = shape.scratch_bytes + most * shape.scratch_entry_bytes;
-  return bytes - std::min(bytes, kFreeScratchBytes);
+  return bytes - std::min(bytes, kFreeScratchBytes) + UndoBytes(shape, entries);
 }
 
 // Every entry of the context stays.
@@ -245,6 +263,7 @@ SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, const Sequence
   plan.slack_entries = demotion.slack;
   plan.keep_entries = options.num_ctx;
   plan.scratch_bytes = ScratchBytes(shape, options.num_ctx);
+  plan.undo_bytes = UndoBytes(shape, options.num_ctx);
   return plan;
 }
 
@@ -264,6 +283,7 @@ SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const Sequen
     plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
   }
   plan.scratch_bytes = ScratchBytes(shape, plan.keep_entries + plan.slack_entries);
+  plan.undo_bytes = UndoBytes(shape, plan.keep_entries + plan.slack_entries);
   return plan;
 }
 
@@ -415,7 +435,8 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
     const size_t least = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
                          static_cast<size_t>(std::max(options.max_sequences, 1)) * LeastShareOf(shape, style);
     const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-    const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP);
+    const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP) -
+                          UndoBytes(shape, 2 * kP);
     std::string of_window =
         window < least / 2 ? ""
                            : fmt::format(", {:.2f} of them for the window of {} queries that the recipe looks at",

@@ -32,7 +32,8 @@ struct Demotion {
 // What one sequence keeps of the bytes that are its own between steps.
 struct SharePlan {
   size_t fixed_bytes = 0;  // tables of heads, moments and recent queries, tokens to be read again
-  size_t scratch_bytes = 0;  // what the recipe computes with while it judges a layer, beyond what is free
+  size_t scratch_bytes = 0;  // what the recipe computes with while it judges a layer, beyond what is free; undo_bytes
+  size_t undo_bytes = 0;     // what statistics were before a step (StatisticsUndo)
   int keep_entries = 0;    // C: per kv head after an eviction; 0: the bytes hold nothing
   int slack_entries = 0;   // a head may grow to C + slack before the next eviction (decode)
   Demotion demotion = {};  // on: C is all that fits, and these are judged instead

@@ -11,7 +11,6 @@ namespace pith {
 class Scratch {
  public:
   std::byte* Bytes(size_t bytes);
-  void Clear() { data_.reset(), size_ = 0; }
   float* Floats(size_t count) { return reinterpret_cast<float*>(Bytes(count * sizeof(float))); }
 
  private:

@@ -96,6 +96,7 @@ class HeldBytes {
     account_ = account, tag_ = tag, bytes_ = bytes;
     return true;
   }
+  size_t bytes() const { return bytes_; }
 
  private:
   MemoryAccount* account_ = nullptr;
@@ -132,10 +133,22 @@ struct Sequence {
   std::vector<int32_t> tokens;            // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
   std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
+  std::unique_ptr<float[]> undo;          // for StatisticsUndo, of undo_bytes
+  size_t undo_bytes = 0;
   std::optional<Error> lost;              // it cannot go on; every call says so
 
   // What share says, in the account.
   [[nodiscard]] bool HoldScratch() { return scratch_bytes.Hold(account, MemoryTag::kQueries, share.scratch_bytes); }
+  // Room for so many floats of StatisticsUndo, null where fewer are charged.
+  float* UndoMemory(size_t count) {
+    const size_t charged = scratch_bytes.bytes() >= share.scratch_bytes ? share.undo_bytes : 0;
+    if (charged != undo_bytes) {
+      undo.reset();
+      undo = std::make_unique_for_overwrite<float[]>(charged / sizeof(float));
+      undo_bytes = charged;
+    }
+    return count * sizeof(float) <= undo_bytes ? undo.get() : nullptr;
+  }
   // What the running recipe drops while text is read.
   bool evicts_while_running() const { return setup->style.evicts && evicts; }
   int most_entries() const { return share.keep_entries + share.slack_entries; }  // per kv head, before an eviction

@@ -3,7 +3,6 @@
 #ifndef PITH_ENGINE_STATISTICS_UNDO_H_
 #define PITH_ENGINE_STATISTICS_UNDO_H_
 
-#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -12,13 +11,6 @@
 #include "engine/sequence.h"
 
 namespace pith {
-
-// What is charged where the copies of all sequences take so many bytes, of which the first 8 MiB are not.
-inline size_t ChargedUndoBytes(size_t bytes) {
-  constexpr size_t kFreeBytes = size_t{8} << 20;
-  const size_t grown = bytes + bytes / 4;  // as Scratch grows
-  return grown - std::min(grown, kFreeBytes);
-}
 
 class StatisticsUndo {
  public:
