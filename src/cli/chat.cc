@@ -71,8 +71,9 @@ Status CheckRecipe(const CacheFlags& cache) {
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(cache.recipe));
   if (!NeedsWholePrompt(recipe) && cache.compress != "after") return {};
   return InvalidArgument(
-      "a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with --compress "
-      "block, or add turns=flowkv to it");
+      fmt::format("a chat goes on, so there is no whole prompt to compress once: choose a --recipe that evicts, with "
+                  "--compress block{}",
+                  recipe.policy->prune() != nullptr ? "" : ", or add turns=flowkv to it"));
 }
 
 // --recipe auto is chosen anew for each budget.
