@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Installs the Python package into a virtual environment beside the build, once, and runs its tests:
+r"""Installs the Python package into a virtual environment beside the build, once, and runs its tests:
 
-    run.py --library build/release/libpith.so --binary build/release/pith --folder build/release/python [TEST...]
+    run.py --library build/release/libpith.so --binary build/release/pith --folder build/release/python [--tests ...]
     run.py ... --packages matplotlib pandas --tests python/tests/frameworks
+    CXXFLAGS=-fsanitize=address,undefined LDFLAGS=-fsanitize=address,undefined run.py --library build/asan/libpith.so \
+        --folder build/asan/python --preload "$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"
 
 Without tests it runs those of this folder, which need NumPy alone. It takes what a plain Debian has: no ensurepip, and
 Python.h, where it is missing, from its package without installing that. Packages come from PyPI; where the index cannot
@@ -175,7 +177,8 @@ def run_tests(environment, given, tests):
     }
     if given.preload:
         variables["LD_PRELOAD"] = given.preload
-        variables.setdefault("ASAN_OPTIONS", "detect_leaks=0")  # Python's own would be many
+        # Leaks would be Python's own; freed memory that is kept for reports would look like some.
+        variables.setdefault("ASAN_OPTIONS", "detect_leaks=0:quarantine_size_mb=1")
     if given.llama is not None:
         variables["PITH_LLAMA_CPP"] = str(llama_cpp_python(given.folder, given.llama))
     with open(log, "w") as out:
@@ -222,7 +225,7 @@ def main():
     install_pith(environment, given.folder, given.library)
     print(f"installed in {time.monotonic() - begin:.0f} s", flush=True)
     tests = given.tests or sorted((ROOT / "python" / "tests").glob("test_*.py"))
-    sys.exit(run_tests(environment, given, [pathlib.Path(test).resolve() for test in tests]))
+    sys.exit(run_tests(environment, given, [os.path.abspath(test) for test in tests]))
 
 
 if __name__ == "__main__":
