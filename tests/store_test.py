@@ -82,7 +82,7 @@ class Kept(StoreCase):
     def test_a_folder_that_cannot_be_made(self):
         done = pith("run", *model_flags(), "-p", "x", "--store", "/dev/null/store")
         self.assert_sentence(done, codes=(1,))
-        for bad in ("redis://localhost:6379", self.store + ",rum=1MiB", self.store + ",place=evicpress"):
+        for bad in ("redis-sentinel://localhost:6379", self.store + ",rum=1MiB", self.store + ",place=evicpress"):
             self.assert_sentence(pith("run", *model_flags(), "-p", "x", "--store", bad), codes=(2,))
 
 

@@ -49,6 +49,9 @@ struct StoreCommandFlags {
 
 Status Check(const StoreCommandFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const store::StoreOptions options, store::ParseStoreSpec(flags.spec));
+  if (!options.remote.empty()) {
+    return InvalidArgument(fmt::format("store {} is for stores in folders, not on servers", flags.action));
+  }
   if (options.folder.empty()) return InvalidArgument("a store in memory alone ends with its process: give a folder");
   const bool one = flags.action == "get" || flags.action == "rm";
   if (one && flags.key.empty()) return InvalidArgument(fmt::format("say which one: store {} DIR KEY", flags.action));

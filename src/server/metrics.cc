@@ -96,7 +96,7 @@ void AddOwn(Exposition& out, const SchedulerStats& stats) {
 void AddStore(Exposition& out, const store::StoreStats& stats) {
   const auto by_tier = [&](const char* type, const char* name, const char* help, const auto& value) {
     out.Head(type, name, help);
-    for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd}) {
+    for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd, store::Tier::kRemote}) {
       out.Labelled(name, "tier", store::TierName(tier),
                    static_cast<double>(value(stats.tiers[static_cast<size_t>(tier)])));
     }
@@ -128,7 +128,7 @@ void AddStore(Exposition& out, const store::StoreStats& stats) {
   out.Add("gauge", "pith_store_file_bytes", "Bytes of the folder's files.", number(stats.ssd_file_bytes));
   out.Head("counter", "pith_store_errors_total", "Failures, each a miss, by kind.");
   for (const auto& [kind, count] : stats.errors) out.Labelled("pith_store_errors_total", "kind", kind, number(count));
-  for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd}) {
+  for (const store::Tier tier : {store::Tier::kRam, store::Tier::kSsd, store::Tier::kRemote}) {
     const store::TierStats& of = stats.tiers[static_cast<size_t>(tier)];
     for (const bool put : {false, true}) {
       const store::Latencies& from = put ? of.put_seconds : of.get_seconds;

@@ -100,7 +100,7 @@ std::optional<StoredPrefixes::Taken> StoredPrefixes::Take(const ReadingKey& key,
                            .num_pinned = static_cast<int32_t>(num_pinned),
                            .whole_only = !key.compress.empty(),
                            .prefers_contexts = places()};
-  store_->Refresh();
+  store_->Refresh(query);
   for (const store::Match& match : store_->Find(query).matches) {
     if (match.tokens <= at_least || match.tokens < kLeastTokens) break;
     if (!Pays(match)) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/text.h"
+#include "store/remote_client.h"
 
 namespace pith::store {
 namespace {
@@ -39,13 +40,19 @@ Result<StoreOptions> ParseStoreSpec(std::string_view text) {
   StoreOptions options{.ram_bytes = kDefaultRamBytes, .folder = "", .ssd_bytes = kDefaultSsdBytes};
   const std::string_view place = text.substr(0, text.find(','));
   std::string_view rest = place.size() < text.size() ? text.substr(place.size() + 1) : std::string_view();
-  for (const std::string_view remote : {"redis:", "rediss:", "redis-cluster:", "redis-sentinel:", "valkey:", "valkeys:",
-                                        "valkey-cluster:"}) {
-    if (place.starts_with(remote)) {
-      return Unsupported(fmt::format("this build has no store of the kind {}//: give a folder", remote));
+  if (place.find("://") != std::string_view::npos) {
+    // Further servers of a cluster stand behind commas, too.
+    options.remote = place;
+    while (!rest.empty() && rest.substr(0, rest.find(',')).find('=') == std::string_view::npos) {
+      const std::string_view node = rest.substr(0, rest.find(','));
+      options.remote.append(",").append(node);
+      rest = node.size() < rest.size() ? rest.substr(node.size() + 1) : std::string_view();
     }
-  }
-  if (place.starts_with("ram:")) {
+    options.ssd_bytes = 0;
+    PITH_ASSIGN_OR_RETURN(const RemoteAddress address, ParseRemoteUrl(options.remote));
+    const auto client = MakeValkeyClient(address, 1);
+    if (!client) return tl::unexpected<Error>(client.error());
+  } else if (place.starts_with("ram:")) {
     PITH_ASSIGN_OR_RETURN(options.ram_bytes, ParseSize(place.substr(4)));
     options.ssd_bytes = 0;
   } else {

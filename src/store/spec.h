@@ -1,4 +1,5 @@
-// Which store a user means: "DIR", "file:DIR,ram=256MiB,ssd=8GiB,evictor=lru", "ram:1GiB".
+// Which store a user means: "DIR", "file:DIR,ram=256MiB,ssd=8GiB,evictor=lru", "ram:1GiB", "redis://HOST:PORT",
+// "redis-cluster://HOST:PORT,HOST:PORT,ram=1GiB".
 #ifndef PITH_STORE_SPEC_H_
 #define PITH_STORE_SPEC_H_
 
@@ -18,7 +19,8 @@ Result<StoreOptions> ParseStoreSpec(std::string_view text);
 
 // How they are written, for --help.
 inline constexpr std::string_view kStoreSpecHelp =
-    "DIR or file:DIR keeps in a folder, ram:SIZE in memory alone. After it, between commas: ram=SIZE (of prefixes in "
+    "DIR or file:DIR keeps in a folder, ram:SIZE in memory alone, redis://HOST:PORT on a server of Redis or Valkey, "
+    "redis-cluster://HOST:PORT,... on a cluster. After it, between commas: ram=SIZE (of prefixes in "
     "memory, default 256MiB), ssd=SIZE (of the folder, default 8GiB), evictor=lru|gdsf|s3fifo|sieve|lfu|lhd|wtinylfu, "
     "place=evicpress (what many texts begin with is compressed, and placed in memory or on disk, by what it loses and "
     "saves; needs --recipe full), loss=PERCENT (of quality that it may lose for a load from disk, default 3%)";

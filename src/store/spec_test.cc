@@ -31,7 +31,8 @@ TEST(StoreSpec, Forms) {
 TEST(StoreSpec, MistakesAreNamed) {
   for (const char* bad :
        {"", ",ram=1MiB", "d,ram", "d,ram=", "d,ram=x", "d,rom=1MiB", "d,evictor=belady", "ram:", "ram:x", "d,ssd=1MiB",
-        "d,place=x", "d,loss=2", "d,loss=200%", "ram:1MiB,place=evicpress", "redis://host:6379", "valkey://host"}) {
+        "d,place=x", "d,loss=2", "d,loss=200%", "ram:1MiB,place=evicpress", "redis-sentinel://host:6379",
+        "valkeys://host", "redis://:1", "redis://a,b", "redis://x@a"}) {
     const auto spec = ParseStoreSpec(bad);
     EXPECT_FALSE(spec) << bad;
     EXPECT_TRUE(spec || !spec.error().message.empty());

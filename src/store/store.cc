@@ -30,7 +30,7 @@ std::string KindOf(const Error& error) {
 
 }  // namespace
 
-const char* TierName(Tier tier) { return tier == Tier::kRam ? "ram" : "ssd"; }
+const char* TierName(Tier tier) { return tier == Tier::kRam ? "ram" : tier == Tier::kSsd ? "ssd" : "remote"; }
 
 void Latencies::Add(double seconds) {
   ++counts[static_cast<size_t>(std::ranges::lower_bound(kBounds, seconds) - kBounds.begin())];
@@ -47,6 +47,10 @@ Status Store::Init() {
   // The rest is for objects on their way to a reader that the evictor refuses.
   PITH_ASSIGN_OR_RETURN(ram_policy_, TierPolicy::Make(options_.places ? "" : options_.evictor,
                                                        options_.ram_bytes / 8 * 7));
+  if (!options_.remote.empty()) {
+    PITH_ASSIGN_OR_RETURN(remote_, RemoteTier::Open({.url = options_.remote}));
+    writer_ = std::thread([this] { RunWriter(); });
+  }
   if (options_.folder.empty()) return {};
   const SsdTier::Listener listener{
       .found =
@@ -125,6 +129,7 @@ Store::Entry& Store::Renew(ObjectInfoPtr info) {
     if (slot->ssd) superseded_[key] = *slot->ssd;
     if (ssd_policy_ != nullptr) ssd_policy_->Erase(slot->id);
     slot->ssd.reset();
+    slot->remote.reset();
   }
   slot->info = std::move(info);
   slot->version = next_version_++;
@@ -151,6 +156,7 @@ bool Store::AdmitToRam(Entry& entry, uint64_t bytes) {
     Entry* const gone = EntryOf(victim);
     if (gone == nullptr) continue;
     gone->ram.reset();
+    gone->remote.reset();  // a lookup finds it
     if (gone != &entry) DropIfGone(*gone);
   }
   return admitted;
@@ -224,7 +230,7 @@ bool Store::PutInRam(const ObjectInfoPtr& info, std::span<const std::byte> paylo
   if (entry == nullptr || entry->version != version) return true;  // another one of the same key came
   // It may have been evicted meanwhile.
   if (ram_policy_->Contains(entry->id)) entry->ram = block;
-  *queued = entry->queued = ssd_ != nullptr;
+  *queued = entry->queued = ssd_ != nullptr || remote_ != nullptr;
   if (*queued) queue_.push_back({info, block, version});
   else DropIfGone(*entry);
   return true;
@@ -244,7 +250,7 @@ bool Store::Put(ObjectInfo info, std::span<const std::byte> payload) {
     stats_.tiers[0].put_seconds.Add(watch.seconds());
     return true;
   }
-  if (ssd_ == nullptr) {
+  if (ssd_ == nullptr && remote_ == nullptr) {
     CountError("full");
     return false;
   }
@@ -261,8 +267,34 @@ bool Store::Put(ObjectInfo info, std::span<const std::byte> payload) {
   return written;
 }
 
+Status Store::WriteRemote(const Pending& pending, std::span<const std::byte> payload) {
+  const Stopwatch watch;
+  {
+    const std::lock_guard lock(mutex_);
+    const Entry* const entry = EntryOf(pending.info->key);
+    if (entry == nullptr || entry->version != pending.version) return {};
+  }
+  const Result<RemotePlace> place = remote_->Write(*pending.info, payload);
+  const std::lock_guard lock(mutex_);
+  Entry* const entry = EntryOf(pending.info->key);
+  if (entry != nullptr && entry->version == pending.version) {
+    entry->queued = false;
+    if (place && entry->ram != nullptr) entry->remote = *place;
+    DropIfGone(*entry);
+  }
+  if (!place) {
+    ++stats_.errors["remote_" + KindOf(place.error())];
+    return tl::unexpected<Error>(place.error());
+  }
+  TierStats& tier = stats_.tiers[static_cast<size_t>(Tier::kRemote)];
+  ++tier.puts;
+  tier.put_seconds.Add(watch.seconds());
+  return {};
+}
+
 // An error is counted here.
 Status Store::Write(const Pending& pending, std::span<const std::byte> payload) {
+  if (remote_ != nullptr) return WriteRemote(pending, payload);
   const Stopwatch watch;
   const Key& key = pending.info->key;
   const uint64_t bytes = AlignRecord(payload.size()) + kRecordAlignment + AlignRecord(4 * pending.info->num_tokens());
@@ -354,31 +386,35 @@ std::optional<Loaded> Store::Load(const Key& key, bool promotes) {
     return loaded;
   }
   const ObjectInfoPtr info = entry->info;
-  const Place place = *entry->ssd;
+  const std::optional<Place> place = entry->ssd;
+  const RemotePlace remote = entry->remote.value_or(RemotePlace());
   const uint64_t version = entry->version;
-  const size_t bytes = place.payload_bytes;
+  const size_t bytes = info->payload_bytes;
   const bool passes = !promotes || Block::ResidentBytes(bytes) > ram_policy_->capacity();  // larger than the tier
   const bool promoted = !passes && AdmitToRam(*entry, Block::ResidentBytes(bytes));
   if (options_.places && promotes && !promoted) return std::nullopt;
   const std::shared_ptr<Block> block = MakeBlock(lock, bytes, passes);
   lock.unlock();
-  Status status = block == nullptr ? Status(OutOfBudget("no memory")) : ssd_->Read(place, block->bytes());
+  Status status = block == nullptr ? Status(OutOfBudget("no memory"))
+                  : place            ? ssd_->Read(*place, block->bytes())
+                                     : remote_->Read(key, remote, block->bytes());
   lock.lock();
   entry = EntryOf(key);
   const bool same = entry != nullptr && entry->version == version;
   if (!status) {
-    if (block != nullptr) ++stats_.errors[KindOf(status.error())];
+    if (block != nullptr) ++stats_.errors[(place ? "" : "remote_") + KindOf(status.error())];
     if (same && promoted) LeaveRam(*entry);
-    if (same && block != nullptr && entry->ssd == place) LeaveSsd(*entry);
+    if (same && block != nullptr && place && entry->ssd == place) LeaveSsd(*entry);
+    if (same && !place) entry->remote.reset();
     if (same) DropIfGone(*entry);
     return std::nullopt;
   }
+  Loaded loaded{info, block, place ? Tier::kSsd : Tier::kRemote, watch.seconds()};
+  TierStats& tier = stats_.tiers[static_cast<size_t>(loaded.tier)];
   if (same && promoted && ram_policy_->Contains(entry->id)) {
     entry->ram = block;
-    ++stats_.tiers[1].promotions;
+    ++tier.promotions;
   }
-  Loaded loaded{info, block, Tier::kSsd, watch.seconds()};
-  TierStats& tier = stats_.tiers[1];
   tier.get_seconds.Add(loaded.seconds);
   const double speed = static_cast<double>(bytes) / std::max(loaded.seconds, 1e-9);
   tier.bytes_per_second += tier.bytes_per_second > 0 ? kSpeedShare * (speed - tier.bytes_per_second) : speed;
@@ -410,6 +446,7 @@ bool Store::Remove(const Key& key) {
     }
     LeaveRam(*entry);
     LeaveSsd(*entry);
+    entry->remote.reset();
     entry->queued = false;
     ++entry->version;  // what is being written of it is not wanted
     DropIfGone(*entry);
@@ -417,6 +454,7 @@ bool Store::Remove(const Key& key) {
   for (const Place& place : places) {
     if (!ssd_->Erase(place)) CountError("io");
   }
+  if (remote_ != nullptr && !remote_->Erase(key)) CountError("remote_io");
   return true;
 }
 

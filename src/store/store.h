@@ -1,7 +1,8 @@
 // Prefixes that outlive the sequences, and the process, that have read them.
 //
 //   Put -> RAM (a hard limit, an evictor) -- a thread writes behind --> SSD (segments in a folder, a limit, an evictor)
-//   Find: the objects that a text can go on from, by the keys of its blocks; Load: from RAM, or from SSD into RAM
+//                                                            or --> a server of keys and values (remote_tier.h)
+//   Find: the objects that a text can go on from, by the keys of its blocks; Load: from RAM, or from there into RAM
 //
 // The store may lose what it was given. It never gives other bytes than those, and what goes wrong is a miss that is
 // counted: Put() and Load() fail no request.
@@ -26,19 +27,21 @@
 
 #include "pith/types.h"
 #include "store/object.h"
+#include "store/remote_tier.h"
 #include "store/ssd_tier.h"
 #include "store/tier_policy.h"
 
 namespace pith::store {
 
-enum class Tier : uint8_t { kRam, kSsd };
-inline constexpr size_t kNumTiers = 2;
+enum class Tier : uint8_t { kRam, kSsd, kRemote };
+inline constexpr size_t kNumTiers = 3;
 const char* TierName(Tier tier);  // "ram"
 
 struct StoreOptions {
   size_t ram_bytes = 0;         // of objects in memory, those on their way to the disk or to a reader included
   std::string folder;           // empty: no SSD tier
   uint64_t ssd_bytes = 0;
+  std::string remote = "";      // URL of a server; empty: none. Not beside a folder
   std::string evictor = "lru";  // of both tiers (src/evict)
   bool places = false;          // RAM holds what MoveToRam() puts there, and nothing else
   double quality_loss = 0.03;   // for whoever places: what a context may lose of its quality
@@ -132,8 +135,9 @@ class Store {
   Result<uint64_t> Compact(double share);
   // Reads all objects on the disk and drops those that are damaged, which it returns. stop: asked between objects.
   std::vector<ObjectInfoPtr> Verify(const std::function<bool(size_t done, size_t total)>& go_on);
-  // What other processes have written, looked at once a second at most.
-  void Refresh();
+  // What other processes have written: to the folder, looked at once a second at most; to the server, as far as the
+  // text could go on from it.
+  void Refresh(const Query& query);
 
   std::vector<ListedObject> List();
   StoreStats stats();
@@ -156,9 +160,11 @@ class Store {
     uint64_t version = 0;     // of its contents
     BlockPtr ram;
     std::optional<Place> ssd;
+    std::optional<RemotePlace> remote;
     bool queued = false;      // to be written
     uint64_t hits = 0;
-    bool is_there() const { return ram != nullptr || ssd.has_value(); }
+    bool is_there() const { return ram != nullptr || ssd.has_value() || remote.has_value(); }
+    Tier tier() const { return ram != nullptr ? Tier::kRam : ssd ? Tier::kSsd : Tier::kRemote; }
   };
   // To be written: what an entry held when it was queued.
   struct Pending {
@@ -186,6 +192,9 @@ class Store {
   void SetPlace(Entry& entry, const Place& place);
   void LeaveSsd(Entry& entry);
   void Look(const Query& query, const Chain& chain, Found& found);
+  void RefreshFolder();
+  // An object on the server, known from now on, as long as few others are.
+  void OnRemote(RecordHeader header);
   // Memory within the limit, where need be once the thread has written something out. Null: there is none.
   std::shared_ptr<Block> MakeBlock(Lock& lock, size_t bytes, bool beyond);
 
@@ -198,11 +207,13 @@ class Store {
   std::optional<Loaded> Load(const Key& key, bool promotes);
   bool PutInRam(const ObjectInfoPtr& info, std::span<const std::byte> payload, bool* queued);
   Status Write(const Pending& pending, std::span<const std::byte> payload);
+  Status WriteRemote(const Pending& pending, std::span<const std::byte> payload);
   void RunWriter();
 
   const StoreOptions options_;
   std::shared_ptr<std::atomic<size_t>> ram_used_ = std::make_shared<std::atomic<size_t>>(0);
   std::unique_ptr<SsdTier> ssd_;
+  std::unique_ptr<RemoteTier> remote_;
 
   std::mutex mutex_;
   std::condition_variable wake_, written_;
@@ -214,6 +225,7 @@ class Store {
   std::unordered_map<Key, uint32_t, KeyHash> ids_;                 // of objects that are here or were
   std::deque<Key> old_ids_;                                        // in the order in which they were given
   std::vector<Key> key_of_id_;
+  std::deque<Key> on_remote_;  // known to be on the server; may name what is no more
   std::unique_ptr<TierPolicy> ram_policy_, ssd_policy_;
   std::deque<Pending> queue_;
   size_t num_writing_ = 0;

@@ -16,6 +16,7 @@ constexpr size_t kMostMatches = 4;
 constexpr size_t kContextTokens = 2 * kBlockTokens;
 constexpr size_t kMostLooks = 512;  // objects that are compared with a text, token by token
 constexpr auto kRefreshInterval = std::chrono::seconds(1);
+constexpr size_t kMostOnRemote = 64;  // objects on the server that are known at a time
 
 // Tokens of the text that need not be read, of which `common` are the object's, too.
 size_t Usable(const ObjectInfo& info, const Query& query, size_t common) {
@@ -48,7 +49,7 @@ void Store::Look(const Query& query, const Chain& chain, Found& found) {
       const auto pinned = [&](int32_t count) { return std::min(static_cast<size_t>(count), usable); };
       if (query.num_pinned >= 0 && pinned(query.num_pinned) != pinned(entry->info->num_pinned)) continue;
       best = std::max(best, usable);
-      found.matches.push_back({entry->info, usable, entry->ram != nullptr ? Tier::kRam : Tier::kSsd});
+      found.matches.push_back({entry->info, usable, entry->tier()});
     }
   }
 }
@@ -130,8 +131,40 @@ void Store::OnSegmentGone(uint64_t segment) {
   }
 }
 
-void Store::Refresh() {
-  if (ssd_ == nullptr) return;
+void Store::OnRemote(RecordHeader header) {
+  const Key key = header.info.key;
+  const RemotePlace place{header.number, header.info.payload_bytes, header.payload_crc};
+  const std::lock_guard lock(mutex_);
+  Entry* entry = EntryOf(key);
+  if (entry != nullptr && (entry->ram != nullptr || entry->queued)) return;
+  entry = &Renew(std::make_shared<const ObjectInfo>(std::move(header.info)));
+  entry->remote = place;
+  on_remote_.push_back(key);
+  if (on_remote_.size() <= kMostOnRemote) return;
+  if (Entry* const oldest = EntryOf(on_remote_.front()); oldest != nullptr && oldest != entry) {
+    if (oldest->ram == nullptr) oldest->remote.reset();
+    DropIfGone(*oldest);
+  }
+  on_remote_.pop_front();
+}
+
+void Store::Refresh(const Query& query) {
+  if (ssd_ != nullptr) RefreshFolder();
+  if (remote_ == nullptr) return;
+  // Who finds nearly all of it here asks nobody.
+  const Found here = Find(query);
+  if (!here.matches.empty() && here.matches[0].tokens + kBlockTokens >= query.tokens.size()) return;
+  for (const Sha256Digest& root : query.roots) {
+    Result<std::vector<RecordHeader>> headers = remote_->Lookup(MakeChain(root, query.tokens));
+    if (!headers) {
+      CountError(headers.error().code == ErrorCode::kCorrupt ? "remote_corrupt" : "remote_io");
+      return;
+    }
+    for (RecordHeader& header : *headers) OnRemote(std::move(header));
+  }
+}
+
+void Store::RefreshFolder() {
   {
     const std::lock_guard lock(mutex_);
     const auto now = SteadyClock::now();

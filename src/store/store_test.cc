@@ -185,8 +185,8 @@ TEST(Store, TwoStoresShareAFolder) {
   EXPECT_TRUE(PutTest(*first, 1, 64, 5000));
   EXPECT_TRUE(PutTest(*second, 2, 64, 5000));
   std::this_thread::sleep_for(std::chrono::milliseconds(1050));
-  first->Refresh();
-  second->Refresh();
+  first->Refresh({});
+  second->Refresh({});
   EXPECT_TRUE(IsWhole(*first->Load(TestKey(2, 64))));
   EXPECT_TRUE(IsWhole(*second->Load(TestKey(1, 64))));
   EXPECT_TRUE(first->Remove(TestKey(1, 64)));
