@@ -92,10 +92,9 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
   int group = 1;
   for (int layer = 0; layer < num_global_layers_; ++layer) {
     const LayerShape& shape = model_->info().layers[static_cast<size_t>(LayerOf(layer))];
+    // Where attention falls with distance (ALiBi), a made key would hold at one distance alone: nothing stands in there.
     if (ops_->params(LayerOf(layer)).alibi_slopes != nullptr) {
-      return Unsupported(
-          fmt::format("{} makes keys that hold at one distance only where attention falls with distance (ALiBi)",
-                      active.recipe.text));
+      return columns.references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(num_global_layers_), 0));
     }
     widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
     token_bytes += widths.back() * sizeof(uint16_t);
