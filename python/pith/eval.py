@@ -201,8 +201,8 @@ def evaluate(
     for task in tasks:
         text = task["context_text"] + task["question_text"] + task["target"]
         longest = max(longest, len(model.tokenize(text, begins=False)) + 8)
-    # Bytes of a third sequence for what recipes hold beside keys and values of the two there are.
-    engine = Engine(model, ctx=longest, sequences=3, threads=threads)
+    # As much again for what all recipes together hold beside keys and values, and its copy.
+    engine = Engine(model, ctx=longest, sequences=2, budget="200%", threads=threads)
     rows = []
     for i, task in enumerate(tasks):
         rows += _judge_item(engine, task, names, list(keep), mode)
