@@ -92,7 +92,7 @@ Status EngineImpl::ReserveReferences(const Sequence& source, const ActiveRecipe&
   int group = 1;
   for (int layer = 0; layer < num_global_layers_; ++layer) {
     const LayerShape& shape = model_->info().layers[static_cast<size_t>(LayerOf(layer))];
-    // Where attention falls with distance (ALiBi), a made key would hold at one distance alone: nothing stands in there.
+    // Where attention falls with distance (ALiBi), a made key would hold at one distance alone: nothing stands in.
     if (ops_->params(LayerOf(layer)).alibi_slopes != nullptr) {
       return columns.references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(num_global_layers_), 0));
     }

@@ -375,8 +375,8 @@ bool RefitValues(const ResidueOptions& options, const ResidueInputs& inputs, con
 
 StageInfo<Action> ResidueStage() {
   return {
-      "a few entries of each head stand in for those that do not stay: their keys follow the mass of clusters of these; "
-      "none where attention falls with distance (ALiBi)",
+      "a few entries of each head stand in for those that do not stay: their keys follow the mass of clusters of "
+      "these; none where attention falls with distance (ALiBi)",
       {IntParam("r", 4, 1, 32, "entries of each head that stand for what is dropped"),
        IntParam("rows", 2000, 64, 65536, "queries of the second reading, of each kv head, that they are fitted to"),
        IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were")},
