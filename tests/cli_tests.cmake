@@ -32,11 +32,11 @@ foreach(class TruncatedModel BadPrompts HardBudget Run Commands)
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE};PITH_TEST_MODEL=${PITH_TEST_MODEL};\
 PITH_TEST_THREADS=${threads}")
 endforeach()
-# Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
+# Two threads each: beside another test they would take five times as long. Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
 if(NOT PITH_SANITIZE)
   foreach(class Conversations Sampling Terminal)
     add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
-    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
+    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS 2
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
   endforeach()
 endif()
@@ -55,7 +55,7 @@ if(NOT PITH_SANITIZE)
   endif()
   foreach(class ${chat_classes})
     add_test(NAME chat_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/chat_test.py ${class})
-    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800
+    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS 2
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
   endforeach()
 endif()

@@ -25,7 +25,7 @@ add_test(NAME Abi COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/abi/ch
 add_test(NAME AbiFindsChanges COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/abi/check_abi_test.py)
 set_tests_properties(Abi AbiFindsChanges PROPERTIES LABELS unit)
 add_test(NAME Examples COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/examples_test.py ${examples})
-set_tests_properties(Examples PROPERTIES LABELS model TIMEOUT 1800)
+set_tests_properties(Examples PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS 2)
 # The Python package, in a virtual environment of this build; the program is what its eval is compared with. The second
 # test is of what stands on the package: notebooks with plots, LangChain, LlamaIndex, llama-cpp-python and its own tests.
 set(python_tests ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/python/tests/run.py
