@@ -20,21 +20,10 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::Follow;
+using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
 using testing::Tokenize;
-
-std::vector<int32_t> Ledger(size_t count) {
-  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
-  std::string text;
-  for (int i = 0; text.size() < count * 8; ++i) {
-    text += fmt::format("In chapter {} the {} met a {} and paid {} coins. ", i, kThings[i * 5 % 8], kThings[i * 3 % 7],
-                        i * 37 % 101);
-  }
-  std::vector<int32_t> tokens = Tokenize(text);
-  tokens.resize(count);
-  return tokens;
-}
 
 EngineOptions Running(const std::string& recipe, size_t budget_bytes, int num_ctx) {
   EngineOptions options;
@@ -61,7 +50,7 @@ double Formula(double share, double high_bits, double low_bits) {
 }
 
 TEST(ModelDemote, BytesAreThoseOfTheFormula) {
-  const std::vector<int32_t> context = Ledger(32 * 30);
+  const std::vector<int32_t> context = LedgerTokens(32 * 30);
   const EngineOptions options = CompressedAfter(
       {"mikv", "mikv:share=0.5", "mikv:hi=q8", "mikv:hi=q4", "snapkv:window=16 act=demote:lo=q4,share=0.25",
        "keydiff alloc=ada act=demote:share=0.2", "keydiff alloc=global act=demote:hi=q4,share=0.2"});
@@ -86,7 +75,7 @@ TEST(ModelDemote, BytesAreThoseOfTheFormula) {
 
 // Judges what the weights say, as sanitized tests cannot, which run on random ones.
 TEST(SlowDemote, TheBytesDecideHowManyStay) {
-  const std::vector<int32_t> context = Ledger(700),
+  const std::vector<int32_t> context = LedgerTokens(700),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
   const EngineOptions options =
       CompressedAfter({"h2o act=demote", "h2o", "snapkv:window=16 alloc=ada act=demote", "kvzip act=demote"});
@@ -126,7 +115,8 @@ TEST(SlowDemote, TheBytesDecideHowManyStay) {
 
 // Forks, files and memory; and what comes after: dropping, another second reading, more of the same.
 TEST(ModelDemote, SequencesGoOnLikeOthers) {
-  const std::vector<int32_t> context = Ledger(500), tail = Tokenize("In chapter 7 the garden met a river and paid");
+  const std::vector<int32_t> context = LedgerTokens(500),
+                             tail = Tokenize("In chapter 7 the garden met a river and paid");
   const std::string path = ::testing::TempDir() + fmt::format("pith_demoted_{}", getpid());
   for (const char* const text : {"keydiff act=demote:share=0.3", "keydiff alloc=ada act=demote:hi=q4,share=0.3"}) {
     SCOPED_TRACE(text);
@@ -171,7 +161,7 @@ TEST(ModelDemote, SequencesGoOnLikeOthers) {
 
 // While text is read and written, in a hard budget.
 TEST(ModelDemote, RunsInABudget) {
-  const std::vector<int32_t> tokens = Ledger(900);
+  const std::vector<int32_t> tokens = LedgerTokens(900);
   std::vector<std::vector<float>> logits;
   for (const char* const text : {"full", "h2o act=demote", "snapkv:window=16 act=demote", "h2o alloc=global act=demote",
                                  "h2o act=demote:hi=q4", "lra act=demote"}) {
@@ -197,7 +187,7 @@ TEST(ModelDemote, RunsInABudget) {
 }
 
 TEST(ModelDemote, TheShareHoldsWhereBytesAreThere) {
-  const std::vector<int32_t> tokens = Ledger(800);
+  const std::vector<int32_t> tokens = LedgerTokens(800);
   auto engine = MakeDefaultEngine(Running("mikv", 0, 1000));
   const SequenceId sequence = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), 700}));
@@ -216,7 +206,7 @@ TEST(ModelDemote, BudgetsBelowAllInTheLowFormatAreRefused) {
 }
 
 TEST(ModelDemote, AllHighIsTheFullCache) {
-  const std::vector<int32_t> context = Ledger(200), tail = Tokenize("In chapter 7 the garden");
+  const std::vector<int32_t> context = LedgerTokens(200), tail = Tokenize("In chapter 7 the garden");
   const EngineOptions options = CompressedAfter({"h2o act=demote"});
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();

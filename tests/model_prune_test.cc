@@ -20,24 +20,13 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::Follow;
+using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
 using testing::Tokenize;
 
 constexpr int kDim = 64;
 const std::array<std::pair<int, int>, 3> kHeads = {{{0, 0}, {13, 1}, {29, 2}}};
-
-std::vector<int32_t> Ledger(size_t count) {
-  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
-  std::string text;
-  for (int i = 0; text.size() < count * 8; ++i) {
-    text += fmt::format("In chapter {} the {} met a {} and paid {} coins. ", i, kThings[i * 5 % 8], kThings[i * 3 % 7],
-                        i * 37 % 101);
-  }
-  std::vector<int32_t> tokens = Tokenize(text);
-  tokens.resize(count);
-  return tokens;
-}
 
 // Bytes of an entry over f16's, of 64 channels of which keys have so many.
 double EntryShare(PageFormat format, int channels) {
@@ -46,7 +35,7 @@ double EntryShare(PageFormat format, int channels) {
 }
 
 TEST(ModelPrune, BytesAreThoseOfTheChannels) {
-  const std::vector<int32_t> context = Ledger(32 * 15 + 5);  // 14 pages are older than the newest 32 entries
+  const std::vector<int32_t> context = LedgerTokens(32 * 15 + 5);  // 14 pages are older than the newest 32 entries
   const double old = 32 * 14.0 / static_cast<double>(context.size());
   struct Case {
     const char* recipe;
@@ -80,7 +69,7 @@ std::vector<float> KeysOf(const Engine& engine, SequenceId sequence, int layer, 
 }
 
 TEST(ModelPrune, OldKeysLoseChannelsAndNothingElseChanges) {
-  const std::vector<int32_t> context = Ledger(300);
+  const std::vector<int32_t> context = LedgerTokens(300);
   const EngineOptions options = CompressedAfter({"think"});
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
@@ -118,7 +107,7 @@ TEST(ModelPrune, OldKeysLoseChannelsAndNothingElseChanges) {
 }
 
 TEST(ModelPrune, NoChannelsIsTheCacheAsItWas) {
-  const std::vector<int32_t> context = Ledger(200), tail = Tokenize("In chapter 7 the garden");
+  const std::vector<int32_t> context = LedgerTokens(200), tail = Tokenize("In chapter 7 the garden");
   const EngineOptions options = CompressedAfter({"think:channels=0", "snapkv act=prune:channels=0", "snapkv"});
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
@@ -137,7 +126,7 @@ TEST(ModelPrune, NoChannelsIsTheCacheAsItWas) {
 
 // A share is one of bytes: what channels leave free holds more entries.
 TEST(ModelPrune, ASharePaysForMoreEntries) {
-  const std::vector<int32_t> context = Ledger(900);
+  const std::vector<int32_t> context = LedgerTokens(900);
   const EngineOptions options =
       CompressedAfter({"snapkv:window=16", "snapkv:window=16 act=prune",
                        "snapkv:window=16 alloc=ada act=prune format=q8", "snapkv:window=16 act=prune format=q4"});
@@ -162,7 +151,7 @@ TEST(ModelPrune, ASharePaysForMoreEntries) {
 
 // Forks, files and memory; entries that come later; other recipes afterwards.
 TEST(ModelPrune, SequencesGoOnLikeOthers) {
-  const std::vector<int32_t> context = Ledger(400), tail = Ledger(90);
+  const std::vector<int32_t> context = LedgerTokens(400), tail = LedgerTokens(90);
   const std::string path = ::testing::TempDir() + fmt::format("pith_pruned_{}", getpid());
   for (const char* const text : {"keydiff act=prune", "keydiff alloc=ada act=prune:channels=0.5,recent=40 format=q4"}) {
     SCOPED_TRACE(text);
@@ -214,7 +203,7 @@ TEST(ModelPrune, SequencesGoOnLikeOthers) {
 
 // In a hard budget that holds the prompt, and one token after the other.
 TEST(ModelPrune, FreesBytesOfABudget) {
-  const std::vector<int32_t> tokens = Ledger(700);
+  const std::vector<int32_t> tokens = LedgerTokens(700);
   EngineOptions options;
   options.num_ctx = 800;
   options.num_threads = testing::kThreads;
@@ -246,7 +235,7 @@ TEST(ModelPrune, SaysWhereItDoesNotWork) {
   options = CompressedAfter({"keydiff act=demote", "think", "think:channels=0.5"});
   auto engine = MakeDefaultEngine(options);
   const SequenceId sequence = *engine->NewSequence();
-  ASSERT_TRUE(engine->Prefill(sequence, Ledger(200)));
+  ASSERT_TRUE(engine->Prefill(sequence, LedgerTokens(200)));
   const SequenceId lowered = *engine->Fork(sequence);
   ASSERT_TRUE(engine->Compress(lowered, options.later_recipes[0], 0.5));
   EXPECT_FALSE(engine->Compress(lowered, options.later_recipes[1], 0.5));

@@ -19,20 +19,10 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::Follow;
+using testing::Ledger;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
 using testing::Tokenize;
-
-// A ledger of payments, each to be found by its chapter.
-std::string Ledger(int chapters) {
-  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
-  std::string text;
-  for (int i = 0; i < chapters; ++i) {
-    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] +
-            " and paid " + std::to_string(i * 37 % 101) + " coins. ";
-  }
-  return text;
-}
 
 TEST(ModelRepeat, ASecondReadingLeavesTheCacheAsItWas) {
   const std::vector<int32_t> context = Tokenize(Ledger(20)), tail = Tokenize("In chapter 7 the garden met a");

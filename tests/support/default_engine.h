@@ -55,6 +55,24 @@ inline std::vector<float> Follow(Engine& engine, SequenceId sequence, const std:
   return logits;
 }
 
+// A ledger of payments, each to be found by its chapter.
+inline std::string Ledger(int chapters) {
+  static const char* const kThings[] = {"river", "engine", "letter", "garden", "number", "winter", "planet", "copper"};
+  std::string text;
+  for (int i = 0; i < chapters; ++i) {
+    text += "In chapter " + std::to_string(i) + " the " + kThings[i * 5 % 8] + " met a " + kThings[i * 3 % 7] +
+            " and paid " + std::to_string(i * 37 % 101) + " coins. ";
+  }
+  return text;
+}
+
+// So many tokens of it.
+inline std::vector<int32_t> LedgerTokens(size_t count) {
+  std::vector<int32_t> tokens = Tokenize(Ledger(static_cast<int>(count) / 4 + 1));
+  tokens.resize(count);
+  return tokens;
+}
+
 }  // namespace pith::testing
 
 #endif  // PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
