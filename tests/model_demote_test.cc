@@ -19,6 +19,7 @@ namespace pith {
 namespace {
 
 using testing::CompressedAfter;
+using testing::ExpectRestored;
 using testing::Follow;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
@@ -128,20 +129,11 @@ TEST(ModelDemote, SequencesGoOnLikeOthers) {
     ASSERT_TRUE(engine->Compress(sequence, options.later_recipes[0], 1));
     const double bytes = engine->KeptBytes(sequence);
     EXPECT_EQ(engine->RewindTarget(sequence, 400), 0) << "what was lowered cannot be taken back";
-    const auto saved = engine->SaveToMemory(sequence, {});
-    ASSERT_TRUE(saved) << saved.error().message;
-    ASSERT_TRUE(engine->Save(sequence, path, {}));
     const SequenceId fork = *engine->Fork(sequence);
     const std::vector<float> expected = Follow(*engine, fork, tail);
     engine->Free(fork);
-    for (const bool from_file : {false, true}) {
-      const auto restored = from_file ? engine->Restore(path) : engine->RestoreFromMemory(*saved, options);
-      ASSERT_TRUE(restored) << restored.error().message;
-      EXPECT_EQ(engine->KeptBytes(restored->sequence), bytes);
-      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
-      ExpectEveryEntry(*engine, restored->sequence);
-      engine->Free(restored->sequence);
-    }
+    ExpectRestored(*engine, options, sequence, path, tail, expected,
+                   [&](SequenceId restored) { ExpectEveryEntry(*engine, restored); });
     for (size_t i = 1; i < options.later_recipes.size(); ++i) {
       SCOPED_TRACE(options.later_recipes[i].text);
       const SequenceId other = *engine->Fork(sequence);

@@ -19,6 +19,7 @@ namespace pith {
 namespace {
 
 using testing::CompressedAfter;
+using testing::ExpectRestored;
 using testing::Follow;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
@@ -162,9 +163,6 @@ TEST(ModelPrune, SequencesGoOnLikeOthers) {
     ASSERT_TRUE(engine->Compress(sequence, options.later_recipes[0], 0.3));
     const double bytes = engine->KeptBytes(sequence);
     EXPECT_EQ(engine->RewindTarget(sequence, 300), 0) << "what was pruned cannot be taken back";
-    const auto saved = engine->SaveToMemory(sequence, {});
-    ASSERT_TRUE(saved) << saved.error().message;
-    ASSERT_TRUE(engine->Save(sequence, path, {}));
     const SequenceId fork = *engine->Fork(sequence);
     const std::vector<float> expected = Follow(*engine, fork, tail);
     // What came later has lost channels, too, but for the newest.
@@ -179,13 +177,7 @@ TEST(ModelPrune, SequencesGoOnLikeOthers) {
     EXPECT_LT(zeros(n - 31), 25);
     EXPECT_EQ(KeysOf(*engine, sequence, 13, 1).size(), (n - tail.size()) * kDim);
     engine->Free(fork);
-    for (const bool from_file : {false, true}) {
-      const auto restored = from_file ? engine->Restore(path) : engine->RestoreFromMemory(*saved, options);
-      ASSERT_TRUE(restored) << restored.error().message;
-      EXPECT_EQ(engine->KeptBytes(restored->sequence), bytes);
-      EXPECT_EQ(Follow(*engine, restored->sequence, tail), expected);
-      engine->Free(restored->sequence);
-    }
+    ExpectRestored(*engine, options, sequence, path, tail, expected, [](SequenceId) {});
     for (size_t i = 0; i < options.later_recipes.size(); ++i) {
       SCOPED_TRACE(options.later_recipes[i].text);
       const SequenceId other = *engine->Fork(sequence);
@@ -197,7 +189,6 @@ TEST(ModelPrune, SequencesGoOnLikeOthers) {
       engine->Free(other);
     }
     EXPECT_EQ(Follow(*engine, sequence, tail), expected) << "forks have left it alone";
-    ::unlink(path.c_str());
   }
 }
 

@@ -88,11 +88,7 @@ class RecipeTuner {
     PITH_ASSIGN_OR_RETURN(const std::unique_ptr<Judge> judge, Judge::Create(model_, options_));
     ProgressLine progress("comparing", flags_.output.progress);
     PITH_RETURN_IF_ERROR(JudgeTasks(*judge, tasks_.samples, *samples_, progress, 0));
-    for (auto& [keep, names] : alive_) {
-      std::ranges::stable_sort(names, {},
-                               [&](const std::string& name) { return MeanOf(samples_->rows(), name, keep).kl; });
-      names.resize(std::min<size_t>(names.size(), kFinalists));
-    }
+    KeepBest(samples_->rows(), [](size_t) { return kFinalists; });
     PITH_RETURN_IF_ERROR(JudgeTasks(*judge, tasks_.held_out, *held_out_, progress, tasks_.samples.size()));
     return WriteFile(flags_.output_file, ResultJson().dump(1) + "\n");
   }
@@ -141,9 +137,15 @@ class RecipeTuner {
     std::ranges::copy_if(known, std::back_inserter(rows), [done](const EvalRow& row) {
       return std::ranges::any_of(done, [&row](const JudgedTask& one) { return one.task.id == row.id; });
     });
+    KeepBest(rows, [](size_t count) { return std::max(kFinalists, (count + 1) / 2); });
+  }
+
+  // Of each share so many of its candidates, best first.
+  template <typename HowMany>
+  void KeepBest(std::span<const EvalRow> rows, const HowMany& how_many) {
     for (auto& [keep, names] : alive_) {
       std::ranges::stable_sort(names, {}, [&](const std::string& name) { return MeanOf(rows, name, keep).kl; });
-      names.resize(std::min(names.size(), std::max(kFinalists, (names.size() + 1) / 2)));
+      names.resize(std::min(names.size(), how_many(names.size())));
     }
   }
 

@@ -2,12 +2,13 @@
 #ifndef PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
 #define PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
 
+#include <gtest/gtest.h>
+
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "engine/engine.h"
 #include "tests/support/default_model.h"
@@ -53,6 +54,25 @@ inline std::vector<float> Follow(Engine& engine, SequenceId sequence, const std:
   const Status status = engine.Prefill(sequence, tail, false, &logits);
   EXPECT_TRUE(status) << status.error().message;
   return logits;
+}
+
+// A sequence from a file and from memory holds what it held and goes on with the same logits. look(restored sequence)
+// before it is freed.
+template <typename Look>
+void ExpectRestored(Engine& engine, const EngineOptions& options, SequenceId sequence, const std::string& path,
+                    const std::vector<int32_t>& tail, const std::vector<float>& expected, const Look& look) {
+  const auto saved = engine.SaveToMemory(sequence, {});
+  ASSERT_TRUE(saved) << saved.error().message;
+  ASSERT_TRUE(engine.Save(sequence, path, {}));
+  for (const bool from_file : {false, true}) {
+    const auto restored = from_file ? engine.Restore(path) : engine.RestoreFromMemory(*saved, options);
+    ASSERT_TRUE(restored) << restored.error().message;
+    EXPECT_EQ(engine.KeptBytes(restored->sequence), engine.KeptBytes(sequence));
+    EXPECT_EQ(Follow(engine, restored->sequence, tail), expected);
+    look(restored->sequence);
+    engine.Free(restored->sequence);
+  }
+  std::remove(path.c_str());
 }
 
 // A ledger of payments, each to be found by its chapter.
