@@ -170,6 +170,8 @@ class Prompts(Case):
         self.assert_sentence(self.pith("parity", "-t", "1", "-m", path, "-f", text, "-n", "32"), "not numbers")
         task = {"id": "a", "task": "x", "length": 8, "context_text": "the man ", "question_text": "the ", "target": "van"}
         tasks = self.write("tasks", json.dumps(task))
+        self.assert_sentence(self.pith("bench", "-t", "1", "-m", path, "--ctx", "64", "-n", "2", "-r", "1", "--keep", "1.0"),
+                             "not numbers")
         for more in ([], ["--perturbation"], ["--reference"]):
             done = self.pith("eval", "-t", "1", "-m", path, "--tasks", tasks, "--recipes", "keydiff", "--keep", "0.5", *more)
             self.assert_sentence(done, "not numbers")
@@ -287,6 +289,38 @@ class Files(Case):
                 done = self.pith(*arguments, stdout=full)
                 self.assertEqual(done.returncode, 1)
                 self.assertIn("pith: not all of the output could be written", done.stderr.decode())
+
+    def test_standard_error_that_takes_nothing(self):
+        """What was asked for is there all the same."""
+        path = self.write("t.gguf", tiny())
+        run = ["run", "-t", "1", "-m", path, "--raw", "-p", "ab", "-n", "3"]
+        plain = self.pith(*run)
+        for redirection in ("2>/dev/full", "2>&-"):
+            for arguments, code, output in ((run, 0, plain.stdout), (["run", "-m", "none", "-p", "x"], 1, b""),
+                                            (["nosuch"], 2, b""), (["recipes", "nosuch"], 2, b"")):
+                with self.subTest(redirection=redirection, arguments=arguments):
+                    command = f'exec "$0" "$@" {redirection}'
+                    done = subprocess.run(["bash", "-c", command, BINARY, *arguments], stdin=subprocess.DEVNULL,
+                                          stdout=subprocess.PIPE, timeout=TIMEOUT, cwd=self.folder)
+                    self.assertEqual((done.returncode, done.stdout), (code, output))
+
+    def test_closed_streams_do_not_become_files(self):
+        """A file that is opened takes the lowest free number, which must not be that of standard error or output."""
+        path = self.write("t.gguf", tiny())
+        for closed, code in (("2>&-", 0), (">&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1)):
+            with self.subTest(closed=closed):
+                command = f'exec "$0" run -t 1 -m "$1" --raw -p "the man" -n 2 --prompt-cache "$2" {closed}'
+                done = subprocess.run(["bash", "-c", command, BINARY, path, self.at("s")], stderr=subprocess.DEVNULL,
+                                      stdout=subprocess.DEVNULL, timeout=TIMEOUT, cwd=self.folder)
+                self.assertEqual(done.returncode, code)
+                again = self.pith("run", "-t", "1", "-m", path, "--raw", "-p", "the man", "-n", "2", "--prompt-cache",
+                                  self.at("s"))
+                self.assertIn("come from", again.stderr.decode())
+                os.remove(self.at("s"))
+
+    def test_devices_that_do_not_end(self):
+        done = self.pith("run", "-t", "1", "-m", self.write("t.gguf", tiny()), "--raw", "-f", "/dev/zero", "-n", "1")
+        self.assert_sentence(done, "does not end")
 
     def test_the_file_that_is_missing_is_named(self):
         path = self.write("t.gguf", tiny())

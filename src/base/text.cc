@@ -168,6 +168,9 @@ std::vector<std::string> SplitRecipes(std::string_view text) {
   return recipes;
 }
 
+// /dev/zero does not end.
+constexpr size_t kMostOfDevice = size_t{256} << 20;
+
 Result<std::string> ReadFile(const std::string& path) {
   if (path == "-") {
     return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
@@ -184,7 +187,12 @@ Result<std::string> ReadFile(const std::string& path) {
   std::string text;
   char buffer[65536];
   size_t n = 0;
-  while ((n = std::fread(buffer, 1, sizeof buffer, file.get())) > 0) text.append(buffer, n);
+  while ((n = std::fread(buffer, 1, sizeof buffer, file.get())) > 0) {
+    text.append(buffer, n);
+    if (S_ISCHR(info.st_mode) && text.size() > kMostOfDevice) {
+      return InvalidArgument(fmt::format("{} is a device that does not end within 256 MiB", path));
+    }
+  }
   if (std::ferror(file.get()) != 0) return IoError(fmt::format("{} could not be read", path));
   return text;
 }

@@ -104,6 +104,7 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
 }  // namespace
 
 int Main(int argc, const char* const* argv) {
+  HoldStandardStreams();
   InstallInterruptHandler();
   ExitOnGgmlAbort();
   try {

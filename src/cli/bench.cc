@@ -315,8 +315,7 @@ Result<int> RunBench(BenchFlags& flags) {
   const nlohmann::ordered_json json = ToJson(report, model->info());
   const std::string dumped = json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (report.free_share < kBusyBelow) {
-    fmt::print(stderr, "pith: the machine is too busy to measure: a thread got {:.0f}% of its time.\n",
-               100 * report.free_share);
+    Note("pith: the machine is too busy to measure: a thread got {:.0f}% of its time.\n", 100 * report.free_share);
   }
   if (!flags.save.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.save, dumped + "\n"));
   if (flags.output.json) {

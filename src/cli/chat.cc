@@ -98,7 +98,7 @@ class Chat {
   Result<int> Loop(MessageReader& reader) {
     reader_ = &reader;
     if (!flags_.prompt_cache.empty()) PITH_RETURN_IF_ERROR(state_->Load(flags_.prompt_cache));
-    if (reader.is_terminal()) fmt::print(stderr, "{}; /help\n", state_->engine().model().info().description);
+    if (reader.is_terminal()) Note("{}; /help\n", state_->engine().model().info().description);
     std::string message;
     while (reader.Read(message)) {
       if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
@@ -145,34 +145,34 @@ class Chat {
       Complain(status.error());
       return {};
     }
-    fmt::print(stderr, "{} is no command; /help lists them\n", word);
+    Note("{} is no command; /help lists them\n", word);
     return {};
   }
 
   Status Help(const std::string&) {
     for (const ChatCommand& command : Commands()) {
-      fmt::print(stderr, "  {:<20} {}\n", fmt::format("{} {}", command.name, command.arguments), command.help);
+      Note("  {:<20} {}\n", fmt::format("{} {}", command.name, command.arguments), command.help);
     }
-    fmt::print(stderr, "  {:<20} {}\n", "/exit", "end (also Ctrl-D)");
+    Note("  {:<20} {}\n", "/exit", "end (also Ctrl-D)");
     return {};
   }
 
   Status Stats(const std::string&) {
-    fmt::print(stderr, "{}\n", KvLine(state_->engine().stats(), state_->options().recipe));
+    Note("{}\n", KvLine(state_->engine().stats(), state_->options().recipe));
     return {};
   }
 
   Status Cache(const std::string&) {
     const std::vector<double> kept = KeptByPosition(state_->engine(), state_->sequence().id());
-    if (kept.empty()) return fmt::print(stderr, "nothing was read yet\n"), Status();
-    fmt::print(stderr, "{}", DrawCacheMap(kept, state_->Rows()));
+    if (kept.empty()) return Note("nothing was read yet\n"), Status();
+    Note("{}", DrawCacheMap(kept, state_->Rows()));
     return Stats({});
   }
 
   Status Budget(const std::string& rest) {
     if (rest.empty()) {
       const KvStats stats = state_->engine().stats();
-      fmt::print(stderr, "{} of {} in use\n", FormatBytes(stats.used_bytes), FormatBytes(stats.budget_bytes));
+      Note("{} of {} in use\n", FormatBytes(stats.used_bytes), FormatBytes(stats.budget_bytes));
       return {};
     }
     CacheFlags cache = flags_.cache;
@@ -182,7 +182,7 @@ class Chat {
 
   Status ChangeRecipe(const std::string& rest) {
     if (rest.empty()) {
-      fmt::print(stderr, "{}\n", state_->options().recipe.text);
+      Note("{}\n", state_->options().recipe.text);
       return {};
     }
     CacheFlags cache = flags_.cache;
@@ -218,14 +218,14 @@ class Chat {
 
   Status Undo(const std::string&) {
     PITH_ASSIGN_OR_RETURN(const std::optional<std::string> message, TakeBack());
-    fmt::print(stderr, "taken back: {}\n", *message);
+    Note("taken back: {}\n", *message);
     return {};
   }
 
   Status Edit(const std::string& rest) {
     PITH_ASSIGN_OR_RETURN(const std::optional<std::string> message, TakeBack());
     if (!rest.empty()) return Turn(rest, false);
-    if (!reader_->Prefill(*message)) fmt::print(stderr, "taken back: {}\n", *message);
+    if (!reader_->Prefill(*message)) Note("taken back: {}\n", *message);
     return {};
   }
 
@@ -233,7 +233,7 @@ class Chat {
     if (rest.empty()) return InvalidArgument("/save takes a file");
     PITH_RETURN_IF_ERROR(CheckSessionPath(rest));
     PITH_RETURN_IF_ERROR(state_->Save(rest));
-    fmt::print(stderr, "saved in {}\n", rest);
+    Note("saved in {}\n", rest);
     return {};
   }
 
@@ -243,8 +243,7 @@ class Chat {
     if (::access(rest.c_str(), R_OK) != 0) return NotFound(fmt::format("there is no session {} to be read", rest));
     PITH_ASSIGN_OR_RETURN(const bool loaded, state_->Load(rest));
     if (!loaded) return InvalidArgument(fmt::format("{} is empty", rest));
-    fmt::print(stderr, "{} messages, {} tokens\n", state_->conversation().num_messages(),
-               state_->sequence().num_tokens());
+    Note("{} messages, {} tokens\n", state_->conversation().num_messages(), state_->sequence().num_tokens());
     Save();
     return {};
   }
@@ -299,8 +298,8 @@ class Chat {
                                           reading));
     read_seconds_ = reading.compute_seconds;
     if (reading.taken) {
-      fmt::print(stderr, "[{} tokens come from the store ({}, {:.0f} ms)]\n", reading.taken->tokens,
-                 store::TierName(reading.taken->tier), 1000 * reading.taken->load_seconds);
+      Note("[{} tokens come from the store ({}, {:.0f} ms)]\n", reading.taken->tokens,
+           store::TierName(reading.taken->tier), 1000 * reading.taken->load_seconds);
     }
     return {};
   }
@@ -316,17 +315,16 @@ class Chat {
     }
     const int num_ctx = state_->num_ctx();
     if (*queued == ChatState::Queued::kTooLong) {
-      fmt::print(stderr, "this message does not fit into the context of {} tokens (-c gives more room)\n", num_ctx);
+      Note("this message does not fit into the context of {} tokens (-c gives more room)\n", num_ctx);
       return false;
     }
     if (*queued == ChatState::Queued::kStartedAnew) {
-      fmt::print(stderr,
-                 "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
-                 "room)\n",
-                 num_ctx);
+      Note(
+          "the context of {} tokens is full: the conversation starts anew with this message (-c gives more "
+          "room)\n",
+          num_ctx);
     }
-    if (const std::string note = state_->conversation().TakePinNote(); !note.empty())
-      fmt::print(stderr, "pith: {}.\n", note);
+    if (const std::string note = state_->conversation().TakePinNote(); !note.empty()) Note("pith: {}.\n", note);
     return true;
   }
 
@@ -370,7 +368,7 @@ class Chat {
         "[{} read ({:.1f}/s), {} written ({:.1f}/s){}{}; {}]", fed,
         prefill_seconds > 0 ? static_cast<double>(fed) / prefill_seconds : 0.0, answer.tokens.size(),
         answer.decode_tps(), cut.empty() ? "" : ", ", cut, StatusOfCache());
-    fmt::print(stderr, "{}{}{}\n", colours_ ? "\x1b[2m" : "", status, colours_ ? "\x1b[0m" : "");
+    Note("{}{}{}\n", colours_ ? "\x1b[2m" : "", status, colours_ ? "\x1b[0m" : "");
     if (answer.stop == StopReason::kCallback) return IoError("standard output takes no more text");
     if (answer.stop == StopReason::kBudget) return WithAdvice({ErrorCode::kOutOfBudget, answer.stop_message});
     Save();

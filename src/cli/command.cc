@@ -108,13 +108,12 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
     PITH_ASSIGN_OR_RETURN(options.layer_map, ReadLayerMap(flags.share_layers));
   }
   if (flags.threads_batch > 0 && flags.threads_batch != flags.num_threads()) {
-    fmt::print(stderr, "pith: prompts are read on the threads of -t, so that -tb changes nothing.\n");
+    Note("pith: prompts are read on the threads of -t, so that -tb changes nothing.\n");
   }
   if (flags.gpu_layers > 0) {
-    fmt::print(stderr, "pith: {}.\n",
-               HostModel::SupportsGpu()
-                   ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
-                   : "libllama was built without a GPU, so that -ngl changes nothing");
+    Note("pith: {}.\n", HostModel::SupportsGpu()
+                            ? "weights go to the GPU as far as -ngl says, attention and the KV cache stay on the CPU"
+                            : "libllama was built without a GPU, so that -ngl changes nothing");
   }
   options.progress = [&progress](float share) {
     progress.Update(static_cast<double>(share), 1);
@@ -201,27 +200,26 @@ Status SettleRecipe(CacheFlags& flags, const ModelInfo& info, int num_tokens, si
   const double share = budget_bytes == 0 ? 1 : static_cast<double>(budget_bytes) / static_cast<double>(full);
   if (share >= 1) {
     flags.recipe = kDefaultRecipe;
-    fmt::print(stderr, "pith: auto: {} tokens take {} in full, which the budget holds: {}.\n", num_tokens,
-               FormatBytes(full), flags.recipe);
+    Note("pith: auto: {} tokens take {} in full, which the budget holds: {}.\n", num_tokens, FormatBytes(full),
+         flags.recipe);
     return {};
   }
   const MeasuredRecipe& row = ChooseRecipe(curve, share);
   flags.recipe = row.recipe;
   flags.compress = curve.compress;
-  fmt::print(stderr,
-             "pith: auto: {} are {:.1f}% of what {} tokens take in full: {}. At {:.0f}% it had a KL of {:.3g} and "
-             "{:.0f}% of the answers right, where the full cache has {:.0f}% ({}{}).\n",
-             FormatBytes(budget_bytes), 100 * share, num_tokens, row.recipe, 100 * row.share, row.kl,
-             100 * row.accuracy, 100 * row.full_accuracy, curve.model,
-             share < row.share ? "; nothing less was measured" : "");
+  Note(
+      "pith: auto: {} are {:.1f}% of what {} tokens take in full: {}. At {:.0f}% it had a KL of {:.3g} and "
+      "{:.0f}% of the answers right, where the full cache has {:.0f}% ({}{}).\n",
+      FormatBytes(budget_bytes), 100 * share, num_tokens, row.recipe, 100 * row.share, row.kl, 100 * row.accuracy,
+      100 * row.full_accuracy, curve.model, share < row.share ? "; nothing less was measured" : "");
   return {};
 }
 
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info) {
   if (flags.flash_attention == "off" || flags.flash_attention == "0" || flags.flash_attention == "disabled") {
-    fmt::print(stderr, "pith: attention is pith's own and reads the cache once, so that -fa off changes nothing.\n");
+    Note("pith: attention is pith's own and reads the cache once, so that -fa off changes nothing.\n");
   }
-  if (flags.parallel > 1) fmt::print(stderr, "pith: a command serves one conversation, so that -np changes nothing.\n");
+  if (flags.parallel > 1) Note("pith: a command serves one conversation, so that -np changes nothing.\n");
   EngineOptions options;
   options.num_ctx = ContextOf(info, flags.ctx);
   options.block_tokens = flags.block;
@@ -272,13 +270,15 @@ void Complain(const Error& error) {
   std::string message = error.message.empty() ? "something failed and gave no reason" : error.message;
   std::replace(message.begin(), message.end(), '\n', ' ');
   while (message.ends_with(' ') || message.ends_with('.')) message.pop_back();
-  fmt::print(stderr, "pith: {}.\n", message);
+  Note("pith: {}.\n", message);
 }
 
 void WarnBeyondTraining(const ModelInfo& info, size_t num_tokens) {
   if (info.trained_ctx <= 0 || num_tokens <= static_cast<size_t>(info.trained_ctx)) return;
-  fmt::print(stderr, "pith: warning: {} tokens reach beyond the {} positions that this model was trained for; what it "
-                     "writes there may be nonsense.\n", num_tokens, info.trained_ctx);
+  Note(
+      "pith: warning: {} tokens reach beyond the {} positions that this model was trained for; what it "
+      "writes there may be nonsense.\n",
+      num_tokens, info.trained_ctx);
 }
 
 void PrintJson(const std::string& dumped) {

@@ -208,14 +208,14 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
           ? static_cast<double>(outcome.prompt_tokens - outcome.cached_tokens) / outcome.prefill_seconds
           : 0;
   if (outcome.stored) {
-    fmt::print(stderr, "{} of the prompt's tokens come from the store ({}, {:.0f} ms); ", outcome.cached_tokens,
-               store::TierName(outcome.stored->tier), 1000 * outcome.load_seconds());
+    Note("{} of the prompt's tokens come from the store ({}, {:.0f} ms); ", outcome.cached_tokens,
+         store::TierName(outcome.stored->tier), 1000 * outcome.load_seconds());
   } else if (outcome.cached_tokens > 0) {
-    fmt::print(stderr, "{} of the prompt's tokens come from {}; ", outcome.cached_tokens, flags.prompt_cache);
+    Note("{} of the prompt's tokens come from {}; ", outcome.cached_tokens, flags.prompt_cache);
   }
-  fmt::print(stderr, "{} prompt tokens ({:.1f}/s), {} generated ({:.1f}/s, {}); {}\n", outcome.prompt_tokens,
-             prefill_tps, outcome.generation.tokens.size(), outcome.generation.decode_tps(),
-             StopReasonName(outcome.generation.stop), KvLine(engine.stats(), recipe));
+  Note("{} prompt tokens ({:.1f}/s), {} generated ({:.1f}/s, {}); {}\n", outcome.prompt_tokens, prefill_tps,
+       outcome.generation.tokens.size(), outcome.generation.decode_tps(), StopReasonName(outcome.generation.stop),
+       KvLine(engine.stats(), recipe));
   return {};
 }
 
@@ -239,8 +239,7 @@ Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, EngineS
   PITH_ASSIGN_OR_RETURN(const int kept, sequence.GoBack(static_cast<int>(shared)));
   outcome.cached_tokens = static_cast<size_t>(kept);
   if (kept > 0) return {};
-  fmt::print(stderr, "pith: nothing of what {} holds serves as this prompt's beginning: it is read anew.\n",
-             flags.prompt_cache);
+  Note("pith: nothing of what {} holds serves as this prompt's beginning: it is read anew.\n", flags.prompt_cache);
   return {};
 }
 
@@ -407,7 +406,7 @@ Result<int> Run(RunFlags& flags) {
   outcome.prompt_tokens = conversation.pending().size();
   outcome.pinned_tokens = conversation.num_pinned();
   if (outcome.prompt_tokens == 0) return InvalidArgument("the prompt gives no tokens: there is nothing to go on from");
-  if (const std::string note = conversation.TakePinNote(); !note.empty()) fmt::print(stderr, "pith: {}.\n", note);
+  if (const std::string note = conversation.TakePinNote(); !note.empty()) Note("pith: {}.\n", note);
   if (!flags.messages.empty()) conversation.Reset();  // that was the last message by itself
   PITH_RETURN_IF_ERROR(Settle(flags, model->info(), outcome.prompt_tokens));
   PITH_ASSIGN_OR_RETURN(EngineOptions options, MakeEngineOptions(flags.cache, flags.model, model->info()));

@@ -1,5 +1,7 @@
 #include "cli/terminal.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -7,9 +9,6 @@
 #include <atomic>
 #include <cstdio>
 #include <utility>
-
-#include <fmt/format.h>
-
 
 namespace pith::cli {
 namespace {
@@ -39,6 +38,14 @@ std::string Duration(double seconds) {
 }
 
 }  // namespace
+
+void HoldStandardStreams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(stream, F_GETFD) >= 0) continue;
+    // The lowest free number is this one. Opened the wrong way round, so that it goes on refusing what it is there for.
+    if (::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+  }
+}
 
 void InstallInterruptHandler() {
   struct sigaction action {};

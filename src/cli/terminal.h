@@ -2,10 +2,14 @@
 #ifndef PITH_CLI_TERMINAL_H_
 #define PITH_CLI_TERMINAL_H_
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cstddef>
+#include <cstdio>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/cores.h"
 #include "engine/engine.h"
@@ -13,6 +17,17 @@
 namespace pith::cli {
 
 inline constexpr int kExitInterrupted = 130;
+
+// Before anything is opened: a standard stream that the caller has closed stays closed for reading or writing, but its
+// number is taken, so that no file gets what is said on standard error.
+void HoldStandardStreams();
+
+// Said on standard error. What that doesn't take is lost: a command that did its work has not failed.
+template <typename... Args>
+void Note(fmt::format_string<Args...> format, Args&&... args) {
+  const std::string text = fmt::format(format, std::forward<Args>(args)...);
+  (void)std::fwrite(text.data(), 1, text.size(), stderr);
+}
 
 // From here on the first Ctrl-C (or SIGTERM) makes Interrupted() true and
 // cancels the engine under a CancelOnInterrupt, the second ends the program.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/logits.h"
 #include "base/stopwatch.h"
 #include "base/text.h"
 #include "engine/cache_formats.h"
@@ -186,6 +187,7 @@ Status BenchRunner::Decode(std::span<const int32_t> tokens) {
     return {};
   };
   PITH_RETURN_IF_ERROR(Timed(tokens.size() * static_cast<size_t>(num_sequences_), phases, all));
+  if (!tokens.empty()) PITH_RETURN_IF_ERROR(CheckLogits(plain_ ? plain_->logits() : engine_->logits(ids_[0])));
   if (engine_) {
     decode_.kv_bytes_read +=
         static_cast<double>(engine_->stats().entries) * entry_bytes_ * static_cast<double>(tokens.size());
