@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/crowd.h"
 #include "engine/engine.h"
 #include "engine/value_projections.h"
 #include "host/model.h"
@@ -323,6 +324,7 @@ TEST(ModelEngine, FewerThreadsChangeNoBit) {
     const Engine* clocked = nullptr;
     FakeClock clock(&clocked);
     options.clock = &clock;
+    Crowd::OfProcess().Settle(0, false);  // whatever the machine was like a moment ago
     auto engine = Make(options);
     clocked = engine.get();
     const SequenceId sequence = *engine->NewSequence();

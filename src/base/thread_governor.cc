@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/crowd.h"
+
 namespace pith {
 
 namespace {
@@ -28,7 +30,14 @@ StepClock& SystemStepClock() {
 }
 
 ThreadGovernor::ThreadGovernor(int most, int least, const GovernorPace& pace)
-    : most_(most), least_(least), pace_(pace), threads_(most), pause_up_(pace.first_pause), pause_down_(pace.window) {}
+    : most_(most), least_(least), pace_(pace), threads_(most), pause_up_(pace.first_pause), pause_down_(pace.window) {
+  if (least == most) return;
+  const Crowd::Advice advice = Crowd::OfProcess().Advise(most);
+  threads_ = std::max(least, most - advice.fewer);
+  for (int i = 0; i < advice.vain; ++i) pause_up_ = std::min(2 * pause_up_, pace.longest_pause);
+  // What nobody has tried may be wrong: that is soon found out.
+  if (advice.vain < 0) since_ = pause_up_ - pace.window;
+}
 
 // A quarter of one thread's time is missing.
 bool ThreadGovernor::crowded() const { return cpu_ < wall_ * (threads_ - 0.25); }
@@ -50,6 +59,8 @@ void ThreadGovernor::EndTry() {
     pause_up_ = better ? pace_.first_pause : std::min(2 * pause_up_, pace_.longest_pause);
   }
   if (!better) threads_ = before_;
+  // That fewer are no better says nothing of one more.
+  if (!fewer || better) Crowd::OfProcess().Settle(most_ - threads_, !fewer && !better);
   before_ = 0;
   since_ = 0;
 }

@@ -4,8 +4,16 @@
 
 #include <random>
 
+#include "base/crowd.h"
+
 namespace pith {
 namespace {
+
+// Governors that know nothing of this process's machine.
+class ThreadGovernors : public ::testing::Test {
+ protected:
+  void SetUp() override { Crowd::OfProcess().Settle(0, false); }
+};
 
 // A machine with `cores` cores on which `others` processes are busy. A step is `work` seconds of one thread, split
 // evenly, and threads wait for the last one; a thread that shares its core loses time slices.
@@ -39,7 +47,7 @@ class Machine {
   int steps_on_[65] = {};
 };
 
-TEST(ThreadGovernor, ChangesNothingWhereNothingDisturbs) {
+TEST_F(ThreadGovernors, ChangesNothingWhereNothingDisturbs) {
   for (const int threads : {1, 2, 16}) {
     ThreadGovernor governor(threads, 1, kTokenPace);
     Machine machine;
@@ -49,7 +57,7 @@ TEST(ThreadGovernor, ChangesNothingWhereNothingDisturbs) {
   }
 }
 
-TEST(ThreadGovernor, LeavesACoreToABusyProcess) {
+TEST_F(ThreadGovernors, LeavesACoreToABusyProcess) {
   ThreadGovernor governor(2, 1, kTokenPace), fixed(2, 2, kTokenPace);
   Machine machine, same;
   machine.others = same.others = 1;
@@ -65,7 +73,7 @@ TEST(ThreadGovernor, LeavesACoreToABusyProcess) {
   EXPECT_EQ(fresh.threads(), 1);
 }
 
-TEST(ThreadGovernor, ComesBackWhenTheProcessIsGone) {
+TEST_F(ThreadGovernors, ComesBackWhenTheProcessIsGone) {
   ThreadGovernor governor(2, 1, kTokenPace);
   Machine machine;
   machine.others = 1;
@@ -81,7 +89,7 @@ TEST(ThreadGovernor, ComesBackWhenTheProcessIsGone) {
   EXPECT_EQ(governor.threads(), 1);
 }
 
-TEST(ThreadGovernor, GivesUpMoreThanOneThread) {
+TEST_F(ThreadGovernors, GivesUpMoreThanOneThread) {
   ThreadGovernor governor(8, 1, kTokenPace);
   Machine machine;
   machine.cores = 8;
@@ -91,7 +99,7 @@ TEST(ThreadGovernor, GivesUpMoreThanOneThread) {
 }
 
 // Threads that sleep while they wait look crowded, and fewer of them are slower.
-TEST(ThreadGovernor, LosesLittleWhereFewerThreadsDoNotHelp) {
+TEST_F(ThreadGovernors, LosesLittleWhereFewerThreadsDoNotHelp) {
   ThreadGovernor governor(2, 1, kTokenPace);
   int fewer = 0;
   for (int i = 0; i < 5000; ++i) {
@@ -105,7 +113,7 @@ TEST(ThreadGovernor, LosesLittleWhereFewerThreadsDoNotHelp) {
 }
 
 // One slow step, as an eviction is, changes nothing.
-TEST(ThreadGovernor, ASlowStepIsNoReason) {
+TEST_F(ThreadGovernors, ASlowStepIsNoReason) {
   ThreadGovernor governor(2, 1, kTokenPace);
   for (int i = 0; i < 500; ++i) {
     ASSERT_EQ(governor.threads(), 2);
@@ -115,7 +123,7 @@ TEST(ThreadGovernor, ASlowStepIsNoReason) {
 }
 
 // Blocks of a prompt among short ones, of which each row costs more: only a busy process makes them fewer.
-TEST(ThreadGovernor, ComparesBlocksBySize) {
+TEST_F(ThreadGovernors, ComparesBlocksBySize) {
   std::mt19937 random(3);
   const auto fewer = [&random](double share_of_cpu) {
     ThreadGovernor governor(2, 1, kBlockPace);
