@@ -87,7 +87,7 @@ endif()
 if(NOT PITH_SANITIZE)
   add_test(NAME SlowSpeed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/speed_test.py $<TARGET_FILE:pith>)
   set_tests_properties(SlowSpeed PROPERTIES
-    LABELS slow RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+    LABELS "slow;speed" RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 endif()
 math(EXPR last_part "${PITH_TEST_PARTS} - 1")
 foreach(part RANGE ${last_part})

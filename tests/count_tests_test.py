@@ -63,11 +63,13 @@ class Slowest(unittest.TestCase):
             with open(os.path.join(tree, "tests.xml"), "w") as file:
                 file.write('<testsuite><testcase name="A" status="run" time="1.5"/>'
                            '<testcase name="B" status="fail" time="40"/></testsuite>')
+            with open(os.path.join(tree, "speed_tests.xml"), "w") as file:
+                file.write('<testsuite><testcase name="C" status="run" time="2"/></testsuite>')
             done = subprocess.run([sys.executable, os.path.join(SCRIPTS, "slowest.py"), "-n", "1", tree],
                                   capture_output=True, text=True, check=True).stdout
         self.assertIn("compiled: 2, 6 s together\n     3.5 s  long.o\n", done)
         self.assertIn("linked: 1, 0 s together", done)
-        self.assertIn("tests: 2, 42 s together\n    40.0 s  B\n", done)
+        self.assertIn("tests: 3, 44 s together\n    40.0 s  B\n", done)
         self.assertNotIn("old.o", done)
 
 
