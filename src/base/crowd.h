@@ -2,8 +2,8 @@
 //
 // An engine, libllama beside it and the next engine each would learn anew that other processes take cores, at the price
 // of steps that take several times as long: a short prompt is one block, and over before anything is learnt. So a
-// governor begins where the last one that tried has settled, and as rarely tries one thread more; the first of a process
-// begins with the processors that nobody else is running on.
+// governor begins where the last one that tried has settled, and as rarely tries one thread more; the first of a
+// process begins with the processors that nobody else is running on.
 #ifndef PITH_BASE_CROWD_H_
 #define PITH_BASE_CROWD_H_
 
