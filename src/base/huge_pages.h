@@ -22,6 +22,15 @@ inline void PreferHugePages(void* at, size_t bytes) {
 #endif
 }
 
+// The opposite: in time the system would make a huge page of what little of it is in use, and its holes resident.
+inline void AvoidHugePages(void* at, size_t bytes) {
+#if defined(__linux__)
+  madvise(at, bytes, MADV_NOHUGEPAGE);
+#else
+  (void)at, (void)bytes;
+#endif
+}
+
 struct FreeHuge {
   void operator()(std::byte* at) const { ::operator delete(at, std::align_val_t{kHugePageBytes}); }
 };

@@ -31,10 +31,29 @@
 namespace pith {
 namespace {
 
+// Each border between the two kinds of pages is a mapping of its own, of which a process may have some 65,000.
+constexpr size_t kMostAdvisedBytes = size_t{16} << 30;
+
 // Null: the system has none.
 std::byte* ReserveAddresses(size_t bytes) {
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return at == MAP_FAILED ? nullptr : static_cast<std::byte*>(at);
+}
+
+// [from, to) of the addresses behind `base` were given back: huge pages of which that is a part are huge no more, until
+// all of them is. The last one, where the used addresses grow (`end`), stays.
+void AdviseAround(std::byte* base, size_t from, size_t to, size_t end) {
+  if (end > kMostAdvisedBytes) return;
+  const size_t offset = reinterpret_cast<uintptr_t>(base) % kHugePageBytes;
+  const auto down = [offset](size_t at) {
+    const size_t over = (at + offset) % kHugePageBytes;
+    return at - std::min(at, over);
+  };
+  const auto up = [&](size_t at) { return down(at + kHugePageBytes - 1); };
+  const size_t first = down(from) == from ? from : up(from), last = down(to);
+  if (first < last) PreferHugePages(base + first, last - first);
+  if (down(from) < from) AvoidHugePages(base + down(from), first - down(from));
+  if (last < to && last >= first && to < end) AvoidHugePages(base + last, up(to) - last);
 }
 
 }  // namespace
@@ -177,7 +196,10 @@ size_t PagePool::TrimRun(size_t begin, size_t end) {
   const auto system_page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t from = (begin * page_bytes_ + system_page - 1) / system_page * system_page;
   const size_t to = end * page_bytes_ / system_page * system_page;
-  if (from < to) madvise(pages_ + from, to - from, MADV_DONTNEED);
+  if (from < to) {
+    madvise(pages_ + from, to - from, MADV_DONTNEED);
+    AdviseAround(pages_, from, to, num_begun_ * page_bytes_ / system_page * system_page);
+  }
   size_t left = 0;
   for (size_t i = begin; i < end; ++i) {
     const size_t first = std::max(i * page_bytes_, from), last = std::min((i + 1) * page_bytes_, to);
