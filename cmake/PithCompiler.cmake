@@ -29,5 +29,11 @@ if(PITH_SANITIZE)
   add_link_options(-fsanitize=${PITH_SANITIZE})
   if(PITH_SANITIZE MATCHES "undefined")
     add_compile_options(-fno-sanitize-recover=undefined)
+    # A null pointer, one beyond its object or one that wrapped around is no harm until it is used, which ASan reports.
+    # GCC asks before each access all the same: 40% of its time for a file, and of the objects' size. Clang (the preset
+    # fuzz) goes on asking.
+    if(PITH_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      add_compile_options(-fno-sanitize=null,object-size,pointer-overflow)
+    endif()
   endif()
 endif()

@@ -5,6 +5,7 @@
 # above all, is loaded once. Each entry writes what GoogleTest counted to suites/ENTRY.xml in the build tree.
 if(NOT EXISTS ${program})
   add_test(${target}_NOT_BUILT ${program})
+  set_tests_properties(${target}_NOT_BUILT PROPERTIES LABELS ${own_label})
   return()
 endif()
 execute_process(COMMAND ${program} --gtest_list_tests OUTPUT_VARIABLE listed RESULT_VARIABLE failed TIMEOUT 60)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Asks a model what newcomers ask and looks for loops in its answers.
 
-  scripts/first_questions.py [--pith build/release/pith] [--seeds 10] [--flags "--repeat-penalty 1"] [-v]
+  scripts/first_questions.py [--pith build/release/pith] [--seeds 10] [--jobs 2] [--flags "--repeat-penalty 1"] [-v]
 
 Each question is asked with the program's own defaults, once for each seed and once greedily. An answer loops if its end
 repeats: the same sentence three times, or a run of words over and over. Exit 1: there was a loop, or a greedy answer
 lacks the word that it should have.
 """
 import argparse
+import concurrent.futures
 import json
 import re
 import subprocess
@@ -57,13 +58,20 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="questions that are asked at once")
     parser.add_argument("--flags", default="", help="further flags of pith run")
     parser.add_argument("-v", "--verbose", action="store_true")
     arguments = parser.parse_args()
     found = []
-    for question, wanted in QUESTIONS:
-        greedy = ask(arguments, question, ["--temp", "0"])
-        answers = [("greedy", greedy)] + [(f"seed {s}", ask(arguments, question, ["-s", str(s)])) for s in range(arguments.seeds)]
+
+    def answers_to(question):
+        seeds = [(f"seed {s}", ask(arguments, question, ["-s", str(s)])) for s in range(arguments.seeds)]
+        return [("greedy", ask(arguments, question, ["--temp", "0"])), *seeds]
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        asked = list(pool.map(answers_to, [question for question, _ in QUESTIONS]))
+    for (question, wanted), answers in zip(QUESTIONS, asked):
+        greedy = answers[0][1]
         if not re.search(wanted, greedy.lower()):
             found.append(f"{question} greedy: no {wanted}: {greedy[:200]!r}")
         for name, text in answers:

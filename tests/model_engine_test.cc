@@ -60,11 +60,15 @@ std::unique_ptr<Engine> Make(const EngineOptions& options) {
   return engine ? std::move(*engine) : nullptr;
 }
 
+// Of a hundred rows or all: a row's takes longer than its token.
 double MeanKl(const std::vector<float>& a, const std::vector<float>& b) {
   const size_t vocab = static_cast<size_t>(Model()->info().num_vocab), rows = a.size() / vocab;
-  double sum = 0;
-  for (size_t r = 0; r < rows; ++r) sum += Kl({a.data() + r * vocab, vocab}, {b.data() + r * vocab, vocab});
-  return sum / static_cast<double>(rows);
+  const size_t step = std::max<size_t>(rows / 100, 1);
+  double sum = 0, count = 0;
+  for (size_t r = rows % step; r < rows; r += step, ++count) {
+    sum += Kl({a.data() + r * vocab, vocab}, {b.data() + r * vocab, vocab});
+  }
+  return sum / count;
 }
 
 std::vector<float> PrefillLogits(const EngineOptions& options, const std::vector<int32_t>& tokens) {
@@ -201,12 +205,12 @@ TEST(ModelEngine, AnySequenceOfBlocksGivesTheSameResult) {
 // CritiPrefill: with room for every block nothing changes, not a bit; with less the answer drifts, the more
 // the smaller the budget; the prompt's last segment always sees everything that its layers were given.
 TEST(ModelEngine, CritiPrefillSkipsWorkAndNothingElse) {
-  const std::vector<int32_t> tokens = Tokens(1100);
+  const std::vector<int32_t> tokens = Tokens(700);
   const std::vector<float> full = PrefillLogits(Options("full", 0, 256), tokens);
-  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=1088,threshold=0", 0, 256), tokens));
-  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=64,threshold=1088", 0, 256), tokens));
+  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=704,threshold=0", 0, 256), tokens));
+  EXPECT_EQ(full, PrefillLogits(Options("full prefill=criti:segment=128,budget=64,threshold=704", 0, 256), tokens));
   double previous = 0;
-  for (const int budget : {768, 256, 32}) {
+  for (const int budget : {448, 192, 32}) {
     const std::string recipe = "full prefill=criti:segment=128,threshold=0,skip=0,budget=" + std::to_string(budget);
     const double kl = MeanKl(full, PrefillLogits(Options(recipe, 0, 256), tokens));
     EXPECT_GT(kl, previous) << budget;

@@ -161,7 +161,7 @@ TEST(SlowTurns, MemoryDoesNotGrowWithTheConversation) {
 }
 
 TEST(ModelTurns, ATurnThatFillsTheBudgetIsClosedEarly) {
-  const std::vector<int32_t> text = Tokens(3000);
+  const std::vector<int32_t> text = Tokens(1500);
   auto engine = Make(With("keydiff turns=flowkv", size_t{14} << 20, 8192));
   const SequenceId id = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(id, text)) << "one message, longer than the budget holds";
