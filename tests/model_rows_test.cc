@@ -24,12 +24,12 @@
 namespace pith::testing {
 namespace {
 
-std::shared_ptr<HostModel> Load(const std::string& architecture, bool for_embeddings = false) {
+std::shared_ptr<HostModel> Load(const std::string& architecture, ModelUse use = ModelUse::kText) {
   const std::string path = ::testing::TempDir() + fmt::format("pith_rows_{}_{}.gguf", architecture, getpid());
   const Status made = MakeRandomModel(architecture, false, path, 5);
   EXPECT_TRUE(made) << made.error().message;
   HostModelOptions options;
-  options.for_embeddings = for_embeddings;
+  options.use = use;
   auto model = HostModel::Load(path, options);
   EXPECT_TRUE(model) << model.error().message;
   std::error_code ignored;
@@ -211,7 +211,7 @@ TEST(ModelRows, TheSchedulerPoolsAndScores) {
 
 TEST(ModelRows, AnEncoderEmbedsTextsOneAfterTheOther) {
   for (const char* architecture : {"bert", "modern-bert", "nomic-bert"}) {
-    const std::shared_ptr<HostModel> model = Load(architecture, true);
+    const std::shared_ptr<HostModel> model = Load(architecture, ModelUse::kEmbeddings);
     ASSERT_NE(model, nullptr) << architecture;
     auto scheduler = server::EmbeddingScheduler::Create(model, 1, 3);
     ASSERT_TRUE(scheduler) << scheduler.error().message;
@@ -243,7 +243,7 @@ TEST(ModelRows, AnEmbedderReadsTheBeginningOfWhatIsTooLong) {
   ASSERT_TRUE(MakeRandomModel("bert", false, path, 5));
   const auto embedder = LoadEmbedder(path, 1);
   ASSERT_TRUE(embedder) << embedder.error().message;
-  const auto model = Load("bert", true);
+  const auto model = Load("bert", ModelUse::kEmbeddings);
   const auto context = EmbeddingContext::Create(*model, 1);
   ASSERT_TRUE(context);
   const std::string text = "a river";
@@ -266,7 +266,7 @@ TEST(ModelRows, AnEmbedderReadsTheBeginningOfWhatIsTooLong) {
 TEST(ModelRows, ModelsThatGenerateAreNoEncoders) {
   const std::string path = ::testing::TempDir() + fmt::format("pith_rows_which_{}.gguf", getpid());
   HostModelOptions options;
-  options.for_embeddings = true;
+  options.use = ModelUse::kEmbeddings;
   ASSERT_TRUE(MakeRandomModel("llama", false, path, 5));
   EXPECT_EQ(HostModel::Load(path, options).error().code, ErrorCode::kUnsupported);
   ASSERT_TRUE(MakeRandomModel("bert", false, path, 5));

@@ -66,6 +66,7 @@ typedef struct pith_sequence pith_sequence;
 typedef struct pith_sampler pith_sampler;
 typedef struct pith_generator pith_generator;
 typedef struct pith_conversation pith_conversation;
+typedef struct pith_embedder pith_embedder;
 
 // False stops what is being done: it ends with PITH_ERROR_CANCELLED.
 typedef bool (*pith_progress_fn)(void* user, uint64_t done, uint64_t total);
@@ -93,6 +94,14 @@ PITH_API void pith_set_log(pith_log_fn log, void* user);
 
 // ---- Model ----------------------------------------------------------------------------------------------------------
 
+// What a file is loaded for.
+typedef int32_t pith_model_use;
+enum {
+  PITH_USE_TEXT = 0,        // to read and write text, by engines
+  PITH_USE_EMBEDDINGS = 1,  // alone, by embedders: a model that writes no text, such as an encoder
+  PITH_USE_VOCABULARY = 2,  // tokens and chat template alone: weights stay unread, the file may have none
+};
+
 typedef struct pith_model_options {
   size_t struct_size;
   int32_t num_threads;               // 0: physical cores
@@ -105,6 +114,7 @@ typedef struct pith_model_options {
   bool trusted;                      // skips the trial in a child process (docs/security.md)
   pith_progress_fn progress;
   void* progress_user;
+  pith_model_use use;
 } pith_model_options;
 
 typedef struct pith_model_info {
@@ -115,7 +125,7 @@ typedef struct pith_model_info {
   int32_t window;            // sliding window in tokens, 0: none
   uint64_t file_bytes;
   uint64_t num_params;
-  uint64_t recurrent_bytes;  // per sequence
+  uint64_t recurrent_bytes;  // per sequence; beside no attention at all, there is no KV cache
   bool hybrid;               // recurrent layers beside attention
   bool has_chat_template;
   const char* architecture;  // as long as the model
@@ -147,6 +157,9 @@ PITH_API void pith_model_list_metadata(const pith_model* model,
 // tokens in it are tokens. *count: tokens that there are; they are cut where `capacity` ends.
 PITH_API pith_status pith_tokenize(const pith_model* model, const char* text, size_t length, bool begins, bool special,
                                    int32_t* tokens, size_t capacity, size_t* count);
+// A text that ends here, with what the tokenizer puts around one: for embeddings. Control tokens in it are text.
+PITH_API pith_status pith_tokenize_whole(const pith_model* model, const char* text, size_t length, int32_t* tokens,
+                                         size_t capacity, size_t* count);
 // Bytes of one token, which may end within a character. Returns their number; 0 for what is no token.
 PITH_API size_t pith_token_piece(const pith_model* model, int32_t token, char* buffer, size_t capacity);
 PITH_API bool pith_token_ends(const pith_model* model, int32_t token);
@@ -160,6 +173,18 @@ PITH_API pith_status pith_apply_template(const pith_model* model, const pith_mes
 // tools leave them out. INVALID_ARGUMENT: the JSON is none of that.
 PITH_API pith_status pith_apply_template_json(const pith_model* model, const char* messages, const char* tools,
                                               bool opens_answer, char* buffer, size_t capacity, size_t* length);
+
+// ---- Embedder: models that write no text, run whole, a text at a time; they have no cache ---------------------------
+
+// Of a model that was loaded with PITH_USE_EMBEDDINGS, else INVALID_ARGUMENT. num_threads 0: physical cores.
+PITH_API pith_status pith_embedder_new(pith_model* model, int32_t num_threads, pith_embedder** embedder);
+PITH_API void pith_embedder_free(pith_embedder* embedder);
+// Tokens of a text at most; 0 for NULL.
+PITH_API size_t pith_embedder_num_ctx(const pith_embedder* embedder);
+// Of a text (pith_tokenize_whole). rows: NULL, or room for [num_tokens, num_embd], hidden states behind the last norm.
+// pooled: NULL, or room for [num_embd], one vector of length 1 as the file pools. OUT_OF_CONTEXT: more tokens.
+PITH_API pith_status pith_embedder_embed(pith_embedder* embedder, const int32_t* tokens, size_t num_tokens, float* rows,
+                                         float* pooled);
 
 // ---- Engine: sequences of one model under one KV budget -------------------------------------------------------------
 

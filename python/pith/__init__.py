@@ -12,6 +12,7 @@ Model          a GGUF file: tokens, templates
 Engine         sequences of one model under one budget of bytes
 Sequence       tokens in, logits out; forks, compression, sessions
 Conversation   messages and answers
+Embedder       embeddings by encoders
 scorer         a policy of one's own, in Python; aggregator, modifier, allocator: its other stages
 presses        kvpress's names; pipeline(): a question about a long context
 llama_cpp      a drop-in for llama-cpp-python; attach(): under a Llama of its own
@@ -35,7 +36,7 @@ from ._errors import (
     Unsupported,
 )
 from ._generation import Generation, Stream
-from ._model import Model, cache_dir, default_model, fetch_model
+from ._model import Embedder, Model, cache_dir, default_model, fetch_model
 from ._pipeline import Pipeline, pipeline
 from ._policies import (
     Division,
@@ -71,6 +72,7 @@ __all__ = [
     "Conversation",
     "Corrupt",
     "Division",
+    "Embedder",
     "Engine",
     "Error",
     "Generation",

@@ -5,9 +5,12 @@ import os
 import pathlib
 import subprocess
 
-from . import _pith
-from ._errors import NotFound
+import numpy as np
 
+from . import _pith
+from ._errors import InvalidArgument, NotFound
+
+_USES = {"text": 0, "embeddings": 1, "vocabulary": 2}
 _DEFAULT = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -49,18 +52,32 @@ class Model:
     chat_template:     a name that libllama knows, or Jinja, in place of the file's.
     lora:              paths of adapters, or {path: strength}.
     trusted:           skips the trial of the file in a child process.
+    use:               "text"; "embeddings": a model that writes no text, such as an encoder, for pith.Embedder;
+                       "vocabulary": tokens and template alone, of a file that need not have weights.
 
     Models may be shared by engines and threads. Raises pith.NotFound, pith.Corrupt, pith.Unsupported.
     """
 
     def __init__(
-        self, path=None, *, threads=0, gpu_layers=0, chat_template=None, lora=(), libllama_products=False, trusted=False
+        self,
+        path=None,
+        *,
+        threads=0,
+        gpu_layers=0,
+        chat_template=None,
+        lora=(),
+        libllama_products=False,
+        trusted=False,
+        use="text",
     ):
+        if use not in _USES:
+            raise InvalidArgument(f"use is one of {', '.join(_USES)}, not {use!r}", "invalid_argument")
         if path is None:
             path = default_model()
             if not path.exists() and not os.environ.get("PITH_DEFAULT_MODEL"):
                 path = fetch_model()
         self.path = os.fspath(path)
+        self.use = use
         if isinstance(lora, (str, os.PathLike)):
             lora = [lora]
         strengths = [float(one) for one in lora.values()] if hasattr(lora, "values") else []
@@ -73,6 +90,7 @@ class Model:
             strengths,
             libllama_products,
             trusted,
+            _USES[use],
         )
         self._info = self._own.info()
         self._press = None  # at work on new sequences (pith.presses)
@@ -100,6 +118,10 @@ class Model:
         """
         return self._own.tokenize(text.encode() if isinstance(text, str) else bytes(text), begins, special)
 
+    def tokenize_whole(self, text) -> list:
+        """Tokens of a text that ends here, with what the tokenizer puts around one: for embeddings."""
+        return self._own.tokenize_whole(text.encode() if isinstance(text, str) else bytes(text))
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token, which may end within a character; b"" for what is no token."""
         return self._own.piece(token)
@@ -122,3 +144,42 @@ class Model:
 
     def __repr__(self):
         return f"<pith.Model {self._info['description']}, {self.path}>"
+
+
+class Embedder:
+    """Embeddings by a model that writes no text (Model(path, use="embeddings")), run whole, a text at a time.
+
+    model:   a pith.Model of that use, or a path.
+    threads: 0: physical cores.
+
+    Threads may share one; texts take turns. A model that writes text gives its own: Sequence.embeddings_of().
+    """
+
+    def __init__(self, model, *, threads=0):
+        self.model = model if isinstance(model, Model) else Model(model, threads=threads, use="embeddings")
+        self._own = _pith.Embedder(self.model._own, threads)
+
+    @property
+    def num_ctx(self) -> int:
+        """Tokens of a text at most."""
+        return self._own.num_ctx()
+
+    def embed(self, text):
+        """Of a text, or of its tokens: float32 (num_embd,), pooled as the file says, of length 1.
+
+        Raises pith.OutOfContext where it has more than num_ctx tokens.
+        """
+        pooled = np.empty(self.model._info["num_embd"], np.float32)
+        self._own.embed(self._tokens(text), None, pooled)
+        return pooled
+
+    def embeddings_of(self, text):
+        """Of each token of a text, or of tokens: float32 (tokens, num_embd), hidden states behind the last norm."""
+        tokens = self._tokens(text)
+        rows = np.empty((len(tokens), self.model._info["num_embd"]), np.float32)
+        self._own.embed(tokens, rows, None)
+        return rows
+
+    def _tokens(self, text):
+        is_text = isinstance(text, (str, bytes))
+        return np.ascontiguousarray(self.model.tokenize_whole(text) if is_text else text, np.int32)

@@ -173,6 +173,9 @@ void RunLong(EngineBox& box, std::function<void()> cancel, const Call& call) {
 }
 
 using FloatView = nb::ndarray<nb::numpy, const float>;
+// That are written to.
+using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRow = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A result with nothing in it.

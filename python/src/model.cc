@@ -14,7 +14,21 @@ struct LoadOptions {
   std::vector<float> lora_scales;
   bool libllama_products;
   bool trusted;
+  pith_model_use use;
 };
+
+// A call without the GIL. call: () -> pith_status.
+template <typename Call>
+void RunFree(const Call& call) {
+  pith_status status = PITH_OK;
+  std::string message;
+  {
+    const nb::gil_scoped_release released;
+    status = call();
+    if (status != PITH_OK) message = pith_last_error();
+  }
+  if (status != PITH_OK) throw Failure(status, message);
+}
 
 std::shared_ptr<ModelBox> Load(const std::string& path, const LoadOptions& options) {
   CheckMayCall();
@@ -29,6 +43,7 @@ std::shared_ptr<ModelBox> Load(const std::string& path, const LoadOptions& optio
   own.num_loras = loras.size();
   own.libllama_products = options.libllama_products;
   own.trusted = options.trusted;
+  own.use = options.use;
   std::atomic<bool> stop{false};
   own.progress = [](void* user, uint64_t, uint64_t) { return !static_cast<std::atomic<bool>*>(user)->load(); };
   own.progress_user = &stop;
@@ -90,30 +105,72 @@ nb::dict MetadataOf(const Model& model) {
   return out;
 }
 
-std::vector<int32_t> Tokenize(const Model& model, const nb::bytes& text, bool begins, bool special) {
+// tokenize: (text, length, tokens, capacity, count) -> pith_status.
+template <typename Call>
+std::vector<int32_t> TokensOf(const nb::bytes& text, const Call& tokenize) {
   CheckMayCall();
   const char* data = text.c_str();
   const size_t length = text.size();
   std::vector<int32_t> tokens(length + 8);
   size_t count = 0;
-  pith_status status = PITH_OK;
-  std::string message;
-  {
-    const nb::gil_scoped_release released;
-    const auto fill = [&] {
-      status = pith_tokenize(model.box->handle, data, length, begins, special, tokens.data(), tokens.size(), &count);
-      if (status != PITH_OK) message = pith_last_error();
-    };
-    fill();
-    if (status == PITH_OK && count > tokens.size()) {
-      tokens.resize(count);
-      fill();
-    }
-  }
-  if (status != PITH_OK) throw Failure(status, message);
-  tokens.resize(count);
+  const auto fill = [&] {
+    RunFree([&] { return tokenize(data, length, tokens.data(), tokens.size(), &count); });
+    const bool was_cut = count > tokens.size();
+    tokens.resize(count);
+    return was_cut;
+  };
+  if (fill()) fill();
   return tokens;
 }
+
+std::vector<int32_t> Tokenize(const Model& model, const nb::bytes& text, bool begins, bool special) {
+  return TokensOf(text, [&](const char* data, size_t length, int32_t* tokens, size_t capacity, size_t* count) {
+    return pith_tokenize(model.box->handle, data, length, begins, special, tokens, capacity, count);
+  });
+}
+
+std::vector<int32_t> TokenizeWhole(const Model& model, const nb::bytes& text) {
+  return TokensOf(text, [&](const char* data, size_t length, int32_t* tokens, size_t capacity, size_t* count) {
+    return pith_tokenize_whole(model.box->handle, data, length, tokens, capacity, count);
+  });
+}
+
+// Texts take turns.
+class Embedder {
+ public:
+  Embedder(const Model& model, int threads) : model_(model.box) {
+    CheckMayCall();
+    NoteUse();
+    RunFree([&] { return pith_embedder_new(model_->handle, threads, &handle_); });
+  }
+  ~Embedder() {
+    if (!IsForkedChild()) pith_embedder_free(handle_);
+  }
+  Embedder(const Embedder&) = delete;
+  Embedder& operator=(const Embedder&) = delete;
+
+  size_t num_ctx() const { return pith_embedder_num_ctx(handle_); }
+  void Embed(const TokenArray& tokens, std::optional<FloatRows> rows, std::optional<FloatRow> pooled) {
+    CheckMayCall();
+    auto info = Sized<pith_model_info>();
+    Check(pith_model_get_info(model_->handle, &info));
+    const auto width = static_cast<size_t>(info.num_embd);
+    const bool rows_fit = !rows || (rows->shape(0) == tokens.size() && rows->shape(1) == width);
+    if (!rows_fit || (pooled && pooled->size() != width)) {
+      throw Failure(PITH_ERROR_INVALID_ARGUMENT, "the arrays for embeddings have the wrong shape");
+    }
+    RunFree([&] {
+      const std::lock_guard lock(mutex_);
+      return pith_embedder_embed(handle_, tokens.data(), tokens.size(), rows ? rows->data() : nullptr,
+                                 pooled ? pooled->data() : nullptr);
+    });
+  }
+
+ private:
+  std::shared_ptr<ModelBox> model_;
+  pith_embedder* handle_ = nullptr;
+  std::mutex mutex_;
+};
 
 nb::bytes PieceOf(const Model& model, int32_t token) {
   char few[64];
@@ -151,18 +208,20 @@ void AddModel(nb::module_& module) {
           "__init__",
           [](Model* self, const std::string& path, int threads, int gpu_layers,
              std::optional<std::string> chat_template, std::vector<std::string> lora_paths,
-             std::vector<float> lora_scales, bool libllama_products, bool trusted) {
+             std::vector<float> lora_scales, bool libllama_products, bool trusted, int use) {
             if (!lora_scales.empty() && lora_scales.size() != lora_paths.size()) {
               throw Failure(PITH_ERROR_INVALID_ARGUMENT, "there must be a strength for each adapter, or none at all");
             }
             new (self) Model{Load(path, {threads, gpu_layers, std::move(chat_template), std::move(lora_paths),
-                                         std::move(lora_scales), libllama_products, trusted})};
+                                         std::move(lora_scales), libllama_products, trusted, use})};
           },
           nb::arg("path"), nb::arg("threads"), nb::arg("gpu_layers"), nb::arg("chat_template").none(),
-          nb::arg("lora_paths"), nb::arg("lora_scales"), nb::arg("libllama_products"), nb::arg("trusted"))
+          nb::arg("lora_paths"), nb::arg("lora_scales"), nb::arg("libllama_products"), nb::arg("trusted"),
+          nb::arg("use"))
       .def("info", InfoOf)
       .def("metadata", MetadataOf)
       .def("tokenize", Tokenize, nb::arg("text"), nb::arg("begins"), nb::arg("special"))
+      .def("tokenize_whole", TokenizeWhole, nb::arg("text"))
       .def("piece", PieceOf, nb::arg("token"))
       .def(
           "plain_piece",
@@ -174,6 +233,11 @@ void AddModel(nb::module_& module) {
           "ends", [](const Model& model, int32_t token) { return pith_token_ends(model.box->handle, token); },
           nb::arg("token"))
       .def("render", Render, nb::arg("messages_json"), nb::arg("tools_json").none(), nb::arg("opens_answer"));
+
+  nb::class_<Embedder>(module, "Embedder")
+      .def(nb::init<const Model&, int>(), nb::arg("model"), nb::arg("threads"))
+      .def("num_ctx", &Embedder::num_ctx)
+      .def("embed", &Embedder::Embed, nb::arg("tokens"), nb::arg("rows").none(), nb::arg("pooled").none());
 
   module.def(
       "grammar_of_schema",

@@ -249,3 +249,27 @@ def test_llamas_travel(llm):
     other.close()
     with pytest.raises(ValueError, match="does not exist"):
         Llama("/nowhere.gguf")
+
+
+def test_a_vocabulary_alone(llm):
+    words = Llama(str(pith.default_model()), vocab_only=True, verbose=False)
+    assert words.tokenize(b"Hello World") == llm.tokenize(b"Hello World")
+    assert words.detokenize(words.tokenize(b"Hello World")) == b"Hello World"
+    assert words.model_params.vocab_only
+    with pytest.raises(pith.Unsupported, match="vocabulary alone"):
+        words("Hello", max_tokens=1)
+    words.close()
+
+
+def test_uses_of_a_model(model):
+    vocabulary = pith.Model(use="vocabulary")
+    assert vocabulary.tokenize("a lighthouse") == model.tokenize("a lighthouse")
+    assert vocabulary.render([{"role": "user", "content": "Hi"}]) == model.render([{"role": "user", "content": "Hi"}])
+    with pytest.raises(pith.InvalidArgument, match="vocabulary alone"):
+        pith.Engine(vocabulary)
+    with pytest.raises(pith.InvalidArgument, match="not loaded for embeddings"):
+        pith.Embedder(vocabulary)
+    with pytest.raises(pith.InvalidArgument, match="use is one of"):
+        pith.Model(use="speech")
+    with pytest.raises(pith.Unsupported, match="beside it"):
+        pith.Embedder(pith.default_model())

@@ -6,7 +6,8 @@
 in an environment that holds pith, pytest and jinja2. --sdist is its source package, unpacked; python/tests/run.py makes
 it, with a libllama.so for --itself. The tests fetch models from a hub. Here others stand for them: the default model for
 those that write text, and random weights, which --random makes, of the architectures that the names say. What Qwen says
-in two of the tests is replaced by what llama-cpp-python says with the default model.
+in two of the tests is replaced by what llama-cpp-python says with the default model, and a look at a class around llama.h
+is left out.
 """
 
 import argparse
@@ -32,6 +33,7 @@ MODELS = {
     "bge-small-en-v1.5-gguf": "bert",
 }
 WORDS = {
+    "assert llama._ctx.ctx is not None": "",  # the classes around llama.h are not there
     '" jumps over the lazy dog."': '" is a classic example of a"',
     "[9419, 11, 1814, 0]": "[19556, 28, 905, 17]",
 }

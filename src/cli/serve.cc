@@ -196,7 +196,7 @@ Result<std::unique_ptr<server::ServerContext>> LoadEmbeddings(const ServeFlags& 
                                                               std::string id) {
   HostModelOptions options;
   options.num_threads = flags.model.num_threads();
-  options.for_embeddings = true;
+  options.use = ModelUse::kEmbeddings;
   options.progress = [](float) { return !Interrupted(); };
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, HostModel::Load(path, options));
   auto context = std::make_unique<server::ServerContext>();

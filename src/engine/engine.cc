@@ -51,6 +51,10 @@ EngineImpl::~EngineImpl() {
 
 Status EngineImpl::Init() {
   const ModelInfo& info = model_->info();
+  if (info.use != ModelUse::kText) {
+    return InvalidArgument(fmt::format("{} was loaded for its {} alone", info.path,
+                                       info.use == ModelUse::kVocabulary ? "vocabulary" : "embeddings"));
+  }
   for (const LayerShape& shape : info.layers) {
     if (shape.kind != LayerKind::kNone && std::max(shape.key_dim, shape.value_dim) > kMostChannels) {
       return Unsupported(fmt::format("this model's heads have {} channels, and pith takes {} at most",
@@ -175,9 +179,9 @@ Result<SequenceId> EngineImpl::AddSequence(const SetupPtr& setup, size_t floor_b
                               .low = setup->formats.low,
                               .lower = setup->formats.lower};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, cache_->NewSequence(layout, sequence->account));
-  const size_t page_bytes =
-      std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / cache_->num_heads(), 1);
-  const size_t pages = sequence->ceiling_bytes / page_bytes / cache_->num_heads();
+  const size_t heads = std::max<size_t>(cache_->num_heads(), 1);
+  const size_t page_bytes = std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / heads, 1);
+  const size_t pages = sequence->ceiling_bytes / page_bytes / heads;
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
     for (HeadCache& head : cache_->heads(sequence->cache_id, static_cast<int>(layer))) {

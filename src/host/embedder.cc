@@ -129,7 +129,7 @@ Result<std::unique_ptr<TextEmbedder>> MakeInputEmbedder(const HostModel& model) 
 
 Result<std::unique_ptr<TextEmbedder>> LoadEmbedder(const std::string& path, int num_threads) {
   HostModelOptions options;
-  options.for_embeddings = true;
+  options.use = ModelUse::kEmbeddings;
   PITH_ASSIGN_OR_RETURN(std::shared_ptr<HostModel> model, HostModel::Load(path, options));
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<EmbeddingContext> context, EmbeddingContext::Create(*model, num_threads));
   return std::make_unique<FileEmbedder>(std::move(model), std::move(context));

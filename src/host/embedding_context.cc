@@ -1,10 +1,11 @@
 #include "host/embedding_context.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
-#include <fmt/format.h>
-
+#include "base/check.h"
 #include "host/llama_util.h"
 
 namespace pith {
@@ -40,6 +41,9 @@ int EmbeddingContext::num_ctx() const { return private_->num_ctx; }
 size_t EmbeddingContext::bytes() const { return llama_state_get_size(private_->context.get()); }
 
 Result<std::unique_ptr<EmbeddingContext>> EmbeddingContext::Create(const HostModel& model, int num_threads) {
+  if (model.info().use != ModelUse::kEmbeddings) {
+    return InvalidArgument(model.info().path + " was not loaded for embeddings");
+  }
   std::unique_ptr<EmbeddingContext> made(new EmbeddingContext);
   Private& self = *made->private_;
   self.info = model.info();
@@ -63,7 +67,7 @@ Result<std::unique_ptr<EmbeddingContext>> EmbeddingContext::Create(const HostMod
   return made;
 }
 
-Result<std::vector<float>> EmbeddingContext::Embed(std::span<const int32_t> tokens) {
+Result<std::vector<float>> EmbeddingContext::Embed(std::span<const int32_t> tokens, std::span<float> rows) {
   Private& self = *private_;
   if (tokens.empty()) return InvalidArgument("there are no tokens to read");
   if (tokens.size() > static_cast<size_t>(self.num_ctx)) {
@@ -80,13 +84,15 @@ Result<std::vector<float>> EmbeddingContext::Embed(std::span<const int32_t> toke
   const int status = llama_encode(self.context.get(), self.batch->get());
   if (status != 0) return IoError(fmt::format("libllama could not encode a text (status {})", status));
   const auto dim = static_cast<size_t>(self.info.hidden_dim);
+  PITH_CHECK(rows.empty() || rows.size() == tokens.size() * dim);
   std::vector<double> pooled(dim, 0);
   const size_t last = tokens.size() - 1;
-  for (size_t row = 0; row <= last; ++row) {
-    if (self.info.pooling == EmbeddingPooling::kFirst && row > 0) break;
-    if (self.info.pooling == EmbeddingPooling::kLast && row < last) continue;
-    const float* hidden = llama_get_embeddings_ith(self.context.get(), static_cast<int32_t>(row));
+  for (size_t token = 0; token <= last; ++token) {
+    const float* hidden = llama_get_embeddings_ith(self.context.get(), static_cast<int32_t>(token));
     if (hidden == nullptr) return IoError("libllama gives no embedding");
+    if (!rows.empty()) std::copy_n(hidden, dim, rows.subspan(token * dim).begin());
+    if (self.info.pooling == EmbeddingPooling::kFirst && token > 0) continue;
+    if (self.info.pooling == EmbeddingPooling::kLast && token < last) continue;
     for (size_t i = 0; i < dim; ++i) pooled[i] += static_cast<double>(hidden[i]);
   }
   return UnitVector(pooled);

@@ -28,8 +28,9 @@ class EmbeddingContext {
   int num_ctx() const;
   // Main memory of libllama's context, without what a graph takes while it runs.
   size_t bytes() const;
-  // [hidden_dim], pooled as the file says, of length 1. kOutOfContext: more than num_ctx() tokens.
-  Result<std::vector<float>> Embed(std::span<const int32_t> tokens);
+  // [hidden_dim], pooled as the file says, of length 1. rows: empty, or for the hidden states, [tokens, hidden_dim].
+  // kOutOfContext: more than num_ctx() tokens.
+  Result<std::vector<float>> Embed(std::span<const int32_t> tokens, std::span<float> rows = {});
 
  private:
   EmbeddingContext();

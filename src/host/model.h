@@ -43,10 +43,18 @@ struct LayerShape {
   bool bypasses_block = false;  // rows come to us before libllama stores them: its block buffer stays untouched
 };
 
+// What a file is loaded for.
+enum class ModelUse : uint8_t {
+  kText,        // to read and write text, by engines
+  kEmbeddings,  // alone (host/embedding_context.h): a model without a KV cache, such as an encoder
+  kVocabulary,  // tokens and chat template alone: weights stay unread, the file may have none
+};
+
 // Of the hidden states of a text's tokens, one that stands for the text.
 enum class EmbeddingPooling : uint8_t { kNone, kMean, kFirst, kLast };
 
 struct ModelInfo {
+  ModelUse use = ModelUse::kText;
   std::string path;
   std::vector<std::string> part_paths;  // of a split model all parts, else the path
   std::string architecture;
@@ -88,8 +96,7 @@ struct HostModelOptions {
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.
   bool try_in_child = true;
-  // For embeddings alone (host/embedding_context.h): a model without a KV cache, such as an encoder.
-  bool for_embeddings = false;
+  ModelUse use = ModelUse::kText;
 };
 
 struct ChatToolCall {

@@ -2,7 +2,7 @@
 #include <pith/pith.h>
 
 #if UINTPTR_MAX == UINT64_MAX
-_Static_assert(sizeof(pith_model_options) == 72, "sizeof(pith_model_options)");
+_Static_assert(sizeof(pith_model_options) == 80, "sizeof(pith_model_options)");
 _Static_assert(offsetof(pith_model_options, struct_size) == 0, "offsetof(pith_model_options, struct_size)");
 _Static_assert(offsetof(pith_model_options, num_threads) == 8, "offsetof(pith_model_options, num_threads)");
 _Static_assert(offsetof(pith_model_options, num_gpu_layers) == 12, "offsetof(pith_model_options, num_gpu_layers)");
@@ -15,6 +15,7 @@ _Static_assert(offsetof(pith_model_options, libllama_products) == 48,
 _Static_assert(offsetof(pith_model_options, trusted) == 49, "offsetof(pith_model_options, trusted)");
 _Static_assert(offsetof(pith_model_options, progress) == 56, "offsetof(pith_model_options, progress)");
 _Static_assert(offsetof(pith_model_options, progress_user) == 64, "offsetof(pith_model_options, progress_user)");
+_Static_assert(offsetof(pith_model_options, use) == 72, "offsetof(pith_model_options, use)");
 _Static_assert(sizeof(pith_model_info) == 104, "sizeof(pith_model_info)");
 _Static_assert(offsetof(pith_model_info, struct_size) == 0, "offsetof(pith_model_info, struct_size)");
 _Static_assert(offsetof(pith_model_info, num_layers) == 8, "offsetof(pith_model_info, num_layers)");
@@ -349,6 +350,9 @@ _Static_assert(PITH_ERROR_IO == 6, "PITH_ERROR_IO");
 _Static_assert(PITH_ERROR_CANCELLED == 7, "PITH_ERROR_CANCELLED");
 _Static_assert(PITH_ERROR_BUSY == 8, "PITH_ERROR_BUSY");
 _Static_assert(PITH_ERROR_OUT_OF_CONTEXT == 9, "PITH_ERROR_OUT_OF_CONTEXT");
+_Static_assert(PITH_USE_TEXT == 0, "PITH_USE_TEXT");
+_Static_assert(PITH_USE_EMBEDDINGS == 1, "PITH_USE_EMBEDDINGS");
+_Static_assert(PITH_USE_VOCABULARY == 2, "PITH_USE_VOCABULARY");
 _Static_assert(PITH_STOP_END == 0, "PITH_STOP_END");
 _Static_assert(PITH_STOP_LENGTH == 1, "PITH_STOP_LENGTH");
 _Static_assert(PITH_STOP_CONTEXT == 2, "PITH_STOP_CONTEXT");

@@ -55,6 +55,14 @@ Result<std::vector<std::string>> SplitModel(const std::string& model_path, const
   return paths;
 }
 
+Status WriteVocabulary(const std::string& model_path, const std::string& path) {
+  PITH_ASSIGN_OR_RETURN(const Model model, Read(model_path));
+  const Owned<gguf_context> gguf(gguf_init_empty());
+  gguf_set_kv(gguf.get(), model.gguf.get());
+  if (!gguf_write_to_file(gguf.get(), path.c_str(), true)) return IoError("cannot write " + path);
+  return {};
+}
+
 Status MakeRandomLora(const std::string& model_path, const std::string& path, int rank, uint32_t seed) {
   PITH_ASSIGN_OR_RETURN(const Model model, Read(model_path));
   const Owned<gguf_context> gguf(gguf_init_empty());

@@ -14,6 +14,9 @@ namespace pith::testing {
 // tensors dealt to all in order. Returns the paths.
 Result<std::vector<std::string>> SplitModel(const std::string& model_path, const std::string& prefix, int num_parts);
 
+// Writes what the model's file says of itself, its vocabulary too, without its tensors.
+Status WriteVocabulary(const std::string& model_path, const std::string& path);
+
 // Writes a LoRA adapter of random numbers for every query and output projection of an F32 model.
 Status MakeRandomLora(const std::string& model_path, const std::string& path, int rank, uint32_t seed);
 

@@ -155,6 +155,7 @@ const std::vector<KeyException>& KeyExceptions() {
       {"graniteswitch", "adapters.lora_rank", 4u},
       {"graniteswitch", "adapters.token_ids_activate", Numbers{120, 121}},
       {"graniteswitch", "adapters.token_ids_substitute", Numbers{1, 2}},
+      {"bert", "pooling_type", 1u},
       {"bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3", "/tokenizer.ggml.token_type_count", 2u},
   };
   return exceptions;

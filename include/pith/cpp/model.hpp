@@ -19,6 +19,7 @@ struct ModelOptions {
   std::string chat_template = {};  // empty: the file's
   std::vector<std::string> loras = {};
   bool trusted = false;  // skips the trial in a child process (docs/security.md)
+  pith_model_use use = PITH_USE_TEXT;
 };
 
 struct Message {
@@ -38,6 +39,7 @@ class Model {
     own.lora_paths = loras.data();
     own.num_loras = loras.size();
     own.trusted = options.trusted;
+    own.use = options.use;
     pith_model* model = nullptr;
     PITH_RETURN_IF_ERROR(internal::ToStatus(pith_model_load(gguf_path.c_str(), &own, &model)));
     return Model(model);
@@ -51,16 +53,15 @@ class Model {
 
   // begins: the text is the first of its sequence. special: control tokens in it are tokens.
   Result<Tokens> Tokenize(std::string_view text, bool begins = true, bool special = true) const {
-    Tokens tokens(text.size() + 8);
-    size_t count = 0;
-    const auto tokenize = [&] {
-      return pith_tokenize(get(), text.data(), text.size(), begins, special, tokens.data(), tokens.size(), &count);
-    };
-    PITH_RETURN_IF_ERROR(internal::ToStatus(tokenize()));
-    const bool cut = count > tokens.size();
-    tokens.resize(count);
-    if (cut) PITH_RETURN_IF_ERROR(internal::ToStatus(tokenize()));
-    return tokens;
+    return FillTokens(text, [&](Tokens& tokens, size_t* count) {
+      return pith_tokenize(get(), text.data(), text.size(), begins, special, tokens.data(), tokens.size(), count);
+    });
+  }
+  // A text that ends here, with what the tokenizer puts around one: for an Embedder.
+  Result<Tokens> TokenizeWhole(std::string_view text) const {
+    return FillTokens(text, [&](Tokens& tokens, size_t* count) {
+      return pith_tokenize_whole(get(), text.data(), text.size(), tokens.data(), tokens.size(), count);
+    });
   }
   // Bytes, which may end within a character.
   std::string Piece(int32_t token) const {
@@ -90,7 +91,44 @@ class Model {
 
  private:
   explicit Model(pith_model* handle) : handle_(handle, pith_model_free) {}
+
+  template <typename Tokenize>
+  static Result<Tokens> FillTokens(std::string_view text, const Tokenize& tokenize) {
+    Tokens tokens(text.size() + 8);
+    size_t count = 0;
+    PITH_RETURN_IF_ERROR(internal::ToStatus(tokenize(tokens, &count)));
+    const bool cut = count > tokens.size();
+    tokens.resize(count);
+    if (cut) PITH_RETURN_IF_ERROR(internal::ToStatus(tokenize(tokens, &count)));
+    return tokens;
+  }
+
   std::shared_ptr<pith_model> handle_;
+};
+
+// Embeddings by a model that writes no text, loaded with PITH_USE_EMBEDDINGS: run whole, a text at a time.
+class Embedder {
+ public:
+  // num_threads 0: physical cores. kInvalidArgument: the model was loaded for something else.
+  static Result<Embedder> Create(const Model& model, int num_threads = 0) {
+    pith_embedder* embedder = nullptr;
+    PITH_RETURN_IF_ERROR(internal::ToStatus(pith_embedder_new(model.get(), num_threads, &embedder)));
+    return Embedder(embedder, static_cast<size_t>(model.info().num_embd));
+  }
+  // Tokens of a text at most.
+  size_t num_ctx() const { return pith_embedder_num_ctx(handle_.get()); }
+  // [num_embd], pooled as the file says, of length 1, of Model::TokenizeWhole(). kOutOfContext: more tokens.
+  Result<std::vector<float>> Embed(const Tokens& tokens) {
+    std::vector<float> pooled(num_embd_);
+    PITH_RETURN_IF_ERROR(
+        internal::ToStatus(pith_embedder_embed(handle_.get(), tokens.data(), tokens.size(), nullptr, pooled.data())));
+    return pooled;
+  }
+
+ private:
+  Embedder(pith_embedder* handle, size_t num_embd) : handle_(handle, pith_embedder_free), num_embd_(num_embd) {}
+  std::unique_ptr<pith_embedder, void (*)(pith_embedder*)> handle_;
+  size_t num_embd_;
 };
 
 }  // namespace api

@@ -15,8 +15,8 @@ import numpy as np
 
 from .. import _pith
 from .._engine import Engine
-from .._errors import Error
-from .._model import Model
+from .._errors import Error, Unsupported
+from .._model import Embedder, Model
 from . import _constants as constants
 from ._chat import chat_completion
 from ._completion import complete
@@ -40,7 +40,6 @@ _KV_FORMATS = {constants.GGML_TYPE_F16: "f16", constants.GGML_TYPE_Q8_0: "q8", c
 # What changes nothing here: memory maps are libllama's own choice, attention is pith's.
 _WITHOUT_EFFECT = {
     "tensor_split": (None,),
-    "vocab_only": (False,),
     "use_mlock": (False,),
     "kv_overrides": (None,),
     # LangChain gives the second ones where nothing was asked for.
@@ -83,6 +82,22 @@ class MinTokensLogitsProcessor:
         return scores
 
 
+class _NoEngine:
+    """In place of an engine and its sequence, of a model that reads and writes nothing."""
+
+    def __init__(self, why):
+        self._why = why
+
+    def __getattr__(self, name):
+        raise Unsupported(self._why, "unsupported")
+
+    def __len__(self):
+        raise Unsupported(self._why, "unsupported")
+
+    def close(self):
+        pass
+
+
 @dataclass
 class LlamaState:
     """What save_state() gives and load_state() takes."""
@@ -120,6 +135,7 @@ class Llama:
         pooling_type: int = constants.LLAMA_POOLING_TYPE_UNSPECIFIED,
         logits_all: bool = False,
         embedding: bool = False,
+        vocab_only: bool = False,
         last_n_tokens_size: int = 64,
         lora_scale: float = 1.0,
         lora_path: Optional[str] = None,
@@ -149,6 +165,7 @@ class Llama:
             pooling_type=pooling_type,
             logits_all=logits_all,
             embedding=embedding,
+            vocab_only=vocab_only,
             last_n_tokens_size=last_n_tokens_size,
             lora_scale=lora_scale,
             lora_path=lora_path,
@@ -165,29 +182,35 @@ class Llama:
         if model_path is not None and not Path(model_path).exists():
             raise ValueError(f"Model path does not exist: {model_path}")
         threads = n_threads or 0
-        self._pith_model = Model(
-            model_path,
+        how = dict(
             threads=threads,
             gpu_layers=max(0, n_gpu_layers),
             chat_template=_FORMATS.get(chat_format),
             lora={lora_path: lora_scale} if lora_path else (),
             libllama_products=libllama_products,
         )
+        self._pith_model = _load(model_path, "vocabulary" if vocab_only else "text", embedding, how)
         self.model_path = self._pith_model.path
         self._info = self._pith_model.info
         self._n_vocab = self._info["num_vocab"]
         self._n_ctx = n_ctx or self._info["trained_ctx"]
         self.n_batch = min(self._n_ctx, n_batch)
         self.tokenizer_ = tokenizer or LlamaTokenizer(self)
-        recipe = recipe or ("pith" if kv_budget is not None else "full")
-        self._engine = Engine(
-            self._pith_model,
-            budget=kv_budget,
-            ctx=self._n_ctx,
-            threads=threads,
-            recipe=recipe + _format_of(type_k, type_v),
-        )
-        self._sequence = self._engine.sequence()
+        self._embedder = None
+        if self._pith_model.use == "text":
+            recipe = recipe or ("pith" if kv_budget is not None else "full")
+            self._engine = Engine(
+                self._pith_model,
+                budget=kv_budget,
+                ctx=self._n_ctx,
+                threads=threads,
+                recipe=recipe + _format_of(type_k, type_v),
+            )
+            self._sequence = self._engine.sequence()
+        else:
+            self._engine = self._sequence = _NoEngine(f"{self.model_path} was loaded for its {self._pith_model.use} alone")
+            if self._pith_model.use == "embeddings":
+                self._embedder = Embedder(self._pith_model, threads=threads)
         self.metadata = self._pith_model.metadata
         self.last_n_tokens_size = last_n_tokens_size
         self._seed = seed or constants.LLAMA_DEFAULT_SEED
@@ -216,7 +239,7 @@ class Llama:
             type_k=type_k,
             type_v=type_v,
         )
-        self.model_params = SimpleNamespace(n_gpu_layers=n_gpu_layers, vocab_only=False)
+        self.model_params = SimpleNamespace(n_gpu_layers=n_gpu_layers, vocab_only=vocab_only)
         self.n_tokens = 0
         self.input_ids = np.zeros((self._n_ctx,), dtype=np.intc)
         self._all_scores = None
@@ -514,22 +537,28 @@ class Llama:
             if len(tokens) > self.n_batch:
                 raise ValueError(f"Requested tokens ({len(tokens)}) exceed batch size of {self.n_batch}")
             total += len(tokens)
-            self._start_over()
-            rows = self._pooled(self._sequence.embeddings_of(tokens))
+            if self._embedder is not None:
+                rows = self._embedder.embeddings_of(tokens)
+            else:
+                self._start_over()
+                rows = self._sequence.embeddings_of(tokens)
+            rows = self._pooled(rows)
             if normalize:
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
             data.append(rows.tolist())
-        self._start_over()
+        if self._embedder is None:
+            self._start_over()
         self.reset()
         output = data[0] if isinstance(input, str) else data
         return (output, total) if return_count else output
 
     def _pooled(self, rows):
-        if self._pooling == constants.LLAMA_POOLING_TYPE_MEAN:
+        pooling = self.pooling_type()
+        if pooling == constants.LLAMA_POOLING_TYPE_MEAN:
             return rows.mean(axis=0)
-        if self._pooling == constants.LLAMA_POOLING_TYPE_CLS:
+        if pooling == constants.LLAMA_POOLING_TYPE_CLS:
             return rows[0]
-        if self._pooling == constants.LLAMA_POOLING_TYPE_LAST:
+        if pooling == constants.LLAMA_POOLING_TYPE_LAST:
             return rows[-1]
         return rows
 
@@ -750,8 +779,10 @@ class Llama:
         return self._info["newline_token"]
 
     def pooling_type(self) -> int:
-        none = constants.LLAMA_POOLING_TYPE_NONE
-        return none if self._pooling == constants.LLAMA_POOLING_TYPE_UNSPECIFIED else self._pooling
+        if self._pooling != constants.LLAMA_POOLING_TYPE_UNSPECIFIED:
+            return self._pooling
+        named = self.metadata.get(f"{self._info['architecture']}.pooling_type")
+        return int(named) if named is not None else constants.LLAMA_POOLING_TYPE_NONE
 
     @property
     def kv_stats(self) -> dict:
@@ -833,6 +864,8 @@ class LlamaTokenizer:
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> List[int]:
         if not text and not add_bos:
             return []
+        if self._model.use == "embeddings" and add_bos and not special:
+            return self._model.tokenize_whole(text)  # encoders' texts have an end, too
         return self._model.tokenize(text, begins=add_bos, special=special)
 
     def detokenize(self, tokens: List[int], prev_tokens: Optional[List[int]] = None, special: bool = False) -> bytes:
@@ -850,6 +883,20 @@ class LlamaTokenizer:
 
     def decode(self, tokens: List[int]) -> str:
         return self.detokenize(tokens).decode("utf-8", errors="ignore")
+
+
+def _load(path, use, may_embed, how):
+    """The model; with embedding=True an encoder, too."""
+    try:
+        return Model(path, use=use, **how)
+    except Unsupported:
+        if not may_embed:
+            raise
+        try:
+            return Model(path, use="embeddings", **how)
+        except Error:
+            pass
+        raise
 
 
 def _format_of(type_k, type_v) -> str:

@@ -10,24 +10,13 @@ import textwrap
 import pytest
 
 # Those of its tests that do not pass here, with the reason.
-RECURRENT = "the model has no KV cache that pith could govern"
 VOCABULARY = "the stand-in's vocabulary is made up, and has no BOS: llama-cpp-python fails with it, too"
 NOT_HERE = {
-    "test_llama_cpp_tokenization": "a vocabulary without weights is not loaded",
     "test_real_model": "the classes around llama.h are not there",
-    "test_recurrent_model_prompt_cache_reset": RECURRENT,
+    "test_recurrent_model_prompt_cache_reset": VOCABULARY,
     "test_hybrid_model_prompt_cache_reset": VOCABULARY,
-    "test_real_llama_embeddings": "encoders are not loaded by Llama",
+    "test_loaded_exact_cached_prompt_reuse_matches_fresh[llama_cpp_recurrent_model_path-True-False]": VOCABULARY,
     "test_loaded_exact_cached_prompt_reuse_matches_fresh[llama_cpp_hybrid_model_path-False-True]": VOCABULARY,
-    **{
-        f"test_{name}_matches_fresh[llama_cpp_recurrent_model_path-True-False]": RECURRENT
-        for name in (
-            "exact_cached_prompt_reuse",
-            "loaded_exact_cached_prompt_reuse",
-            "ram_cache_exact_prompt_hit",
-            "shorter_prompt_prefix_reuse",
-        )
-    },
 }
 
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "host/embedding_context.h"
 #include "host/model.h"
 #include "host/sampler.h"
 #include "pith/pith.h"
@@ -65,6 +66,11 @@ struct GenerationTexts {
 
 struct pith_model {
   std::shared_ptr<pith::c_api::ModelState> state;
+};
+
+struct pith_embedder {
+  std::shared_ptr<pith::c_api::ModelState> model;
+  std::unique_ptr<pith::EmbeddingContext> own;  // after `model`: goes first
 };
 
 struct pith_engine {

@@ -21,6 +21,11 @@ Result<HostModelOptions> ReadModelOptions(const pith_model_options* given) {
   PITH_ASSIGN_OR_RETURN(own.lora_paths, ReadTexts(options.lora_paths, options.num_loras, "adapters"));
   if (options.lora_scales != nullptr)
     own.lora_scales.assign(options.lora_scales, options.lora_scales + options.num_loras);
+  static_assert(static_cast<int>(ModelUse::kVocabulary) == PITH_USE_VOCABULARY);
+  if (options.use < PITH_USE_TEXT || options.use > PITH_USE_VOCABULARY) {
+    return InvalidArgument(fmt::format("a model has no use {}", options.use));
+  }
+  own.use = static_cast<ModelUse>(options.use);
   own.own_products = !options.libllama_products;
   own.try_in_child = !options.trusted;
   if (options.progress != nullptr) {
@@ -98,6 +103,24 @@ Result<std::string> ReadTools(const char* text) {
   return list.empty() ? std::string() : list.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+// tokenize: (text) -> tokens.
+template <typename Tokenize>
+pith_status Tokenized(const pith_model* model, const char* text, size_t length, int32_t* tokens, size_t capacity,
+                      size_t* count, const Tokenize& tokenize) {
+  return Guarded([&]() -> Status {
+    PITH_RETURN_IF_ERROR(Require(count, "place for the number of tokens"));
+    *count = 0;
+    PITH_RETURN_IF_ERROR(Require(model, "model"));
+    if (length > 0) PITH_RETURN_IF_ERROR(Require(text, "text"));
+    if (capacity > 0) PITH_RETURN_IF_ERROR(Require(tokens, "place for tokens"));
+    PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> own,
+                          tokenize(length > 0 ? std::string_view(text, length) : std::string_view()));
+    std::copy_n(own.begin(), std::min(own.size(), capacity), tokens);
+    *count = own.size();
+    return {};
+  });
+}
+
 Status CheckToken(const pith_model* model, int32_t token) {
   PITH_RETURN_IF_ERROR(Require(model, "model"));
   if (token >= 0 && token < model->state->model->info().num_vocab) return {};
@@ -140,7 +163,7 @@ pith_status pith_model_get_info(const pith_model* model, pith_model_info* info) 
     full.file_bytes = own.file_bytes;
     full.num_params = own.num_params;
     full.recurrent_bytes = own.recurrent_bytes;
-    full.hybrid = own.hybrid;
+    full.hybrid = own.hybrid && CountLayers(own, LayerKind::kNone) < static_cast<int>(own.layers.size());
     full.has_chat_template = model->state->model->has_chat_template();
     full.architecture = own.architecture.c_str();
     full.description = own.description.c_str();
@@ -166,18 +189,14 @@ void pith_model_list_metadata(const pith_model* model, void (*visit)(void* user,
 
 pith_status pith_tokenize(const pith_model* model, const char* text, size_t length, bool begins, bool special,
                           int32_t* tokens, size_t capacity, size_t* count) {
-  return Guarded([&]() -> Status {
-    PITH_RETURN_IF_ERROR(Require(count, "place for the number of tokens"));
-    *count = 0;
-    PITH_RETURN_IF_ERROR(Require(model, "model"));
-    if (length > 0) PITH_RETURN_IF_ERROR(Require(text, "text"));
-    if (capacity > 0) PITH_RETURN_IF_ERROR(Require(tokens, "place for tokens"));
-    const std::string_view view = length > 0 ? std::string_view(text, length) : std::string_view();
-    PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> own, model->state->text->Tokenize(view, begins, special));
-    std::copy_n(own.begin(), std::min(own.size(), capacity), tokens);
-    *count = own.size();
-    return {};
-  });
+  return Tokenized(model, text, length, tokens, capacity, count,
+                   [&](std::string_view view) { return model->state->text->Tokenize(view, begins, special); });
+}
+
+pith_status pith_tokenize_whole(const pith_model* model, const char* text, size_t length, int32_t* tokens,
+                                size_t capacity, size_t* count) {
+  return Tokenized(model, text, length, tokens, capacity, count,
+                   [&](std::string_view view) { return model->state->model->TokenizeWhole(view); });
 }
 
 size_t pith_token_piece(const pith_model* model, int32_t token, char* buffer, size_t capacity) {
