@@ -22,7 +22,8 @@ namespace pith {
 namespace {
 
 struct Case {
-  std::string architecture;  // llama: global layers; gemma3: layers that slide; lfm2: a recurrent one
+  // llama: global layers; gemma3: layers that slide; lfm2: a recurrent one; mamba: nothing else
+  std::string architecture;
   std::string recipe;
   PageFormat format;
   bool drops = false;
@@ -217,7 +218,8 @@ TEST_P(ModelStore, DamagedFilesAreMisses) {
 INSTANTIATE_TEST_SUITE_P(Kinds, ModelStore,
                          ::testing::Values(Case{"llama", "full", {}}, Case{"llama", "full", KvFormat::kQ8},
                                            Case{"llama", "keydiff", {}, true}, Case{"llama", "snapkv", {}, true},
-                                           Case{"gemma3", "full", {}}, Case{"lfm2", "full", {}}),
+                                           Case{"gemma3", "full", {}}, Case{"lfm2", "full", {}},
+                                           Case{"mamba", "full", {}}),
                          [](const auto& kind) {
                            std::string name = kind.param.architecture + "_" + kind.param.recipe + "_" +
                                               kind.param.format.Name();

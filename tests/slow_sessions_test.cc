@@ -159,12 +159,13 @@ TEST_P(SlowSessions, AForkGoesOnWithTheSameBits) {
 
 INSTANTIATE_TEST_SUITE_P(Families, SlowSessions,
                          ::testing::Values(std::pair("", "snapkv"), std::pair("", "h2o"), std::pair("llama", "adakv"),
-                                           std::pair("llama", "expectedattention"),
-                                           std::pair("llama", "d2o"), std::pair("llama", "snapkv format=q4"),
+                                           std::pair("llama", "expectedattention"), std::pair("llama", "d2o"),
+                                           std::pair("llama", "snapkv format=q4"),
                                            std::pair("gemma3", "full format=q2"), std::pair("gemma3", "snapkv"),
                                            std::pair("gemma4", "keydiff"), std::pair("deepseek2", "h2o"),
                                            std::pair("qwen35", "snapkv"), std::pair("falcon-h1", "tova"),
-                                           std::pair("granitehybrid", "streamingllm"), std::pair("lfm2", "keydiff")),
+                                           std::pair("granitehybrid", "streamingllm"), std::pair("lfm2", "keydiff"),
+                                           std::pair("mamba2", "full"), std::pair("mamba", "snapkv")),
                          [](const auto& test) {
                            std::string name = std::string(test.param.first) + "_" + test.param.second;
                            std::erase_if(name, [](char c) { return c != '_' && std::isalnum(c) == 0; });

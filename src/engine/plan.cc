@@ -215,7 +215,7 @@ struct SharePages {
 };
 
 SharePages DividePages(const Shape& shape, size_t bytes) {
-  if (bytes <= shape.fixed_bytes()) return {};
+  if (bytes <= shape.fixed_bytes() || shape.all_heads == 0) return {};
   bytes -= shape.fixed_bytes();
   if (shape.low_page_bytes == 0) return {.arriving = bytes / shape.page_cost()};
   // Each head's page that is not yet full; the rest of the bytes is for full pages.
@@ -270,6 +270,10 @@ SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, const Sequence
 // Of bytes that are the pages' and the tables' alone.
 SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
   SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
+  if (shape.all_heads == 0) {  // a model that is recurrent throughout
+    plan.keep_entries = std::max(options.num_ctx, 1);
+    return plan;
+  }
   const SharePages pages = DividePages(shape, bytes);
   const size_t full = shape.low_page_bytes == 0 ? pages.arriving : pages.low;
   const size_t wasted = style.ragged ? 1 : 0;
@@ -313,6 +317,7 @@ size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
     return shape.fixed_bytes() + ScratchBytes(shape, shape.num_ctx) + arriving + shape.window_pages * high_page +
            shape.global_heads * ((PagesFor(shape.num_ctx) + 1) * shape.lowered_page_cost() + 2 * high_page) + 1;
   }
+  if (shape.all_heads == 0) return shape.fixed_bytes();
   const size_t pages = shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1) + 1;
   return shape.fixed_bytes() + ScratchBytes(shape, 2 * kP) +
          (shape.low_page_bytes == 0 ? pages * shape.page_cost()
@@ -340,7 +345,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   const auto sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
   MemoryPlan plan = CommonPlan(info, shape, style, options, block_tokens);
   const size_t common = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes;
-  if (common >= plan.budget_bytes) return plan;
+  if (common > plan.budget_bytes || (common == plan.budget_bytes && shape.all_heads > 0)) return plan;
   plan.share_bytes = (plan.budget_bytes - common) / sequences;
   SequenceOptions free = options;
   free.keep_entries = 0;

@@ -107,6 +107,22 @@ TEST(PlanTest, PartsOfABudgetAddUp) {
   EXPECT_FALSE(SplitBudget(info, Options(1000)));
 }
 
+TEST(PlanTest, AModelThatIsRecurrentThroughoutTakesItsStateAlone) {
+  ModelInfo info = SmolInfo();
+  for (LayerShape& layer : info.layers) layer = {};
+  info.hybrid = true;
+  info.recurrent_bytes = 5000;
+  const auto split = SplitBudget(info, Options(1 << 20));
+  ASSERT_TRUE(split) << split.error().message;
+  EXPECT_EQ(split->recurrent_bytes, 2 * info.recurrent_bytes);
+  EXPECT_EQ(split->in_flight_bytes + split->window_bytes + split->global_bytes, 0u);
+  EXPECT_LT(split->table_bytes, 4096u);
+  EXPECT_FALSE(SplitBudget(info, Options(2 * info.recurrent_bytes - 1)));
+  const auto unlimited = PlanMemory(info, EvictionStyle{}, Options(0));
+  ASSERT_TRUE(unlimited) << unlimited.error().message;
+  EXPECT_GT(unlimited->keep_entries, 0);
+}
+
 // The layers of a cascade do not hold their blocks all at once.
 TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
   const ModelInfo info = SmolInfo();

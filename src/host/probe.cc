@@ -210,7 +210,8 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
                        " models cannot be hosted: libllama computes their attention without flash attention, "
                        "the form that pith takes over");
   }
-  if (seen.read.empty()) {
+  const bool recurs = !seen.recurrent.empty() || llama_model_is_hybrid(model) || llama_model_is_recurrent(model);
+  if (seen.read.empty() && !recurs) {
     return Unsupported(info.architecture + " models cannot be hosted: their graph has no attention over a KV cache");
   }
   for (const int layer : seen.written) {
@@ -219,7 +220,8 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
                          " attends in a form that pith cannot take over");
     }
   }
-  info.layers.assign(static_cast<size_t>(std::max(info.num_layers, seen.read.rbegin()->first + 1)), LayerShape{});
+  const int last_read = seen.read.empty() ? -1 : seen.read.rbegin()->first;
+  info.layers.assign(static_cast<size_t>(std::max(info.num_layers, last_read + 1)), LayerShape{});
   for (const auto& [layer, shape] : seen.read) {
     info.layers[static_cast<size_t>(layer)] = shape;
     info.layers[static_cast<size_t>(layer)].bypasses_block =
@@ -227,7 +229,7 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
   }
   if (seen.short_rope) info.max_positions = ShortRopeLimit(model, info);
   if (seen.learned_positions > 0) info.max_positions = static_cast<int>(seen.learned_positions);
-  info.hybrid = !seen.recurrent.empty() || llama_model_is_hybrid(model) || llama_model_is_recurrent(model);
+  info.hybrid = recurs;
   for (const auto& [name, bytes] : seen.recurrent) info.recurrent_bytes += bytes / kProbeSequences;
   return {};
 }

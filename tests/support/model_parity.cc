@@ -130,10 +130,13 @@ Result<RowLists> ReadControl(const HostModel& model, const TokenLists& tokens, i
   PITH_ASSIGN_OR_RETURN(const auto context,
                         HostContext::Create(model, kBlock, static_cast<int>(tokens.size()), num_threads, &sink));
   context->IgnoreHistory(true);
+  const ModelInfo& info = model.info();
+  const bool attends = CountLayers(info, LayerKind::kNone) < static_cast<int>(info.layers.size());
   RowLists rows;
   Cursor cursor(tokens);
   for (const auto& [sequence, list] : tokens) {
     while (cursor.position(sequence) < static_cast<int>(list.size())) {
+      if (!attends) context->ClearSlot(sequence);  // its history is its state
       const int from = cursor.position(sequence);
       const int count = std::min(kBlock, static_cast<int>(list.size()) - from);
       std::vector<int32_t> positions;
