@@ -323,7 +323,7 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
             "FOLDER");
   AddOption(command, "--prompt-share", flags.prompt_share,
             "Share that prompts have while others decode: 1 reads as fast as it goes, less keeps the gaps between "
-            "tokens short",
+            "tokens short (default 0.85)",
             "SHARE");
   AddNumber(command, "--queue", flags.queue, 0, 100000, "Requests that may wait; more get 429 (default 256)", "N");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,

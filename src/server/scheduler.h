@@ -35,7 +35,7 @@ struct SchedulerOptions {
   int max_waiting = 256;       // requests in the queue; more are refused (kBusy)
   // Of the engine's time, the share that prompts have while others decode, (0, 1]: 1 reads prompts as fast as it goes,
   // less keeps the gaps between tokens short (server/step_plan.h).
-  double prompt_share = 0.65;
+  double prompt_share = 0.85;
   int max_retained = 64;       // prefixes kept after their requests; 0: none
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
