@@ -1,4 +1,4 @@
-// The tests' own reader of GGUF containers must not believe what files say.
+// GGUF containers that are read here must not be believed; what is written is what is read.
 #include "tests/support/gguf_reader.h"
 
 #include <gtest/gtest.h>
@@ -72,6 +72,25 @@ TEST(GgufReader, ChangedBytesNeverCrash) {
       (void)GgufFile::Parse(changed).has_value();
     }
   }
+}
+
+TEST(GgufReader, ReadsWhatWasWritten) {
+  pith::GgufWriter writer;
+  writer.Add("pith.param.n", uint32_t{7});
+  writer.Add("general.architecture", "pith-test");
+  const std::vector<float> a = {1, -2, 3.5F, 4, 5, 6}, b = {-0.25F};
+  writer.Add("a", {2, 3}, a);
+  writer.Add("b", {1}, b);
+  writer.Add("empty", {0, 4}, {});
+  const std::string bytes = writer.Bytes();
+  const Result<GgufFile> file = GgufFile::Parse({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  ASSERT_TRUE(file.has_value()) << file.error().message;
+  EXPECT_EQ(file->param("n"), 7);
+  EXPECT_EQ(file->texts("general.architecture"), std::vector<std::string>{"pith-test"});
+  EXPECT_EQ(file->tensor("a").shape, (std::vector<size_t>{2, 3}));
+  EXPECT_EQ(file->tensor("a").f32, a);
+  EXPECT_EQ(file->tensor("b").f32, b);
+  EXPECT_EQ(file->tensor("empty").size(), 0U);
 }
 
 TEST(CompareGolden, SeesWhatDiffers) {

@@ -2,133 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
-#include <fstream>
-#include <iterator>
+#include <cstdlib>
+#include <utility>
 
 namespace pith::testing {
 namespace {
-
-enum ValueType : uint32_t {
-  kU8,
-  kI8,
-  kU16,
-  kI16,
-  kU32,
-  kI32,
-  kF32,
-  kBool,
-  kString,
-  kArray,
-  kU64,
-  kI64,
-  kF64,
-};
-// ggml_type
-constexpr uint32_t kTensorF32 = 0;
-constexpr uint32_t kTensorI32 = 26;
-constexpr uint32_t kTensorI64 = 27;
-
-constexpr uint64_t kMostDimensions = 4;
-
-// Reads forward; after the first byte that is not there, everything reads as zero and ok() is false.
-class Cursor {
- public:
-  explicit Cursor(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-
-  template <typename T>
-  T Get() {
-    T value{};
-    if (!Has(sizeof(T))) return value;
-    std::memcpy(&value, bytes_.data() + at_, sizeof(T));
-    at_ += sizeof(T);
-    return value;
-  }
-
-  std::string Text() {
-    const auto length = Get<uint64_t>();
-    if (!Has(length)) return {};
-    std::string text(reinterpret_cast<const char*>(bytes_.data() + at_), length);
-    at_ += length;
-    return text;
-  }
-
-  bool ok() const { return ok_; }
-  size_t at() const { return at_; }
-
- private:
-  bool Has(uint64_t count) {
-    ok_ = ok_ && count <= bytes_.size() - at_;
-    return ok_;
-  }
-
-  std::span<const uint8_t> bytes_;
-  size_t at_ = 0;
-  bool ok_ = true;
-};
-
-double ReadNumber(Cursor& in, uint32_t type) {
-  switch (type) {
-    case kU8:
-      return in.Get<uint8_t>();
-    case kI8:
-      return in.Get<int8_t>();
-    case kU16:
-      return in.Get<uint16_t>();
-    case kI16:
-      return in.Get<int16_t>();
-    case kU32:
-      return in.Get<uint32_t>();
-    case kI32:
-      return in.Get<int32_t>();
-    case kF32:
-      return static_cast<double>(in.Get<float>());
-    case kBool:
-      return in.Get<uint8_t>();
-    case kU64:
-      return static_cast<double>(in.Get<uint64_t>());
-    case kI64:
-      return static_cast<double>(in.Get<int64_t>());
-    default:
-      return in.Get<double>();
-  }
-}
-
-bool IsNumber(uint32_t type) { return type <= kF64 && type != kString && type != kArray; }
-
-Result<GgufFile::Value> ReadValue(Cursor& in, const std::string& key) {
-  const auto type = in.Get<uint32_t>();
-  if (type == kString) return GgufFile::Value(in.Text());
-  if (IsNumber(type)) return GgufFile::Value(ReadNumber(in, type));
-  if (type != kArray) return Corrupt(fmt::format("metadata '{}' has the unknown type {}", key, type));
-  const auto element = in.Get<uint32_t>();
-  const auto count = in.Get<uint64_t>();
-  if (element != kString && !IsNumber(element)) {
-    return Corrupt(fmt::format("metadata '{}' is a list of the unknown type {}", key, element));
-  }
-  std::vector<std::string> texts;
-  for (uint64_t i = 0; i < count && in.ok(); ++i) {
-    texts.push_back(element == kString ? in.Text() : fmt::format("{}", ReadNumber(in, element)));
-  }
-  return GgufFile::Value(std::move(texts));
-}
-
-template <typename T, typename Out>
-void CopyNumbers(const uint8_t* from, size_t count, std::vector<Out>& to) {
-  to.resize(count);
-  for (size_t i = 0; i < count; ++i) {
-    T value;
-    std::memcpy(&value, from + i * sizeof(T), sizeof(T));
-    to[i] = static_cast<Out>(value);
-  }
-}
-
-struct Where {
-  std::string name;
-  uint32_t type = 0;
-  uint64_t offset = 0;
-  size_t count = 1;
-};
 
 [[noreturn]] void Missing(const std::string& path, const std::string& name) {
   fmt::print(stderr, "{} has no '{}'\n", path, name);
@@ -138,89 +16,30 @@ struct Where {
 }  // namespace
 
 Result<GgufFile> GgufFile::Load(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return IoError(fmt::format("cannot read {}", path));
-  const std::vector<uint8_t> bytes((std::istreambuf_iterator<char>(in)), {});
-  Result<GgufFile> file = Parse(bytes);
-  if (!file) return Corrupt(fmt::format("{}: {}", path, file.error().message));
-  file->path_ = path;
-  return file;
+  PITH_ASSIGN_OR_RETURN(pith::GgufFile file, pith::GgufFile::Load(path));
+  return GgufFile(std::move(file));
 }
 
 Result<GgufFile> GgufFile::Parse(std::span<const uint8_t> bytes) {
-  Cursor in(bytes);
-  if (in.Get<uint32_t>() != 0x46554747U) return Corrupt("not a GGUF file");
-  const auto version = in.Get<uint32_t>();
-  if (version < 2 || version > 3) return Corrupt(fmt::format("GGUF version {} is not known", version));
-  const auto num_tensors = in.Get<uint64_t>();
-  const auto num_values = in.Get<uint64_t>();
-  GgufFile file;
-  for (uint64_t i = 0; i < num_values && in.ok(); ++i) {
-    const std::string key = in.Text();
-    PITH_ASSIGN_OR_RETURN(file.metadata_[key], ReadValue(in, key));
-  }
-  std::vector<Where> places;
-  for (uint64_t i = 0; i < num_tensors && in.ok(); ++i) {
-    Where place;
-    place.name = in.Text();
-    GgufTensor& tensor = file.tensors_[place.name];
-    const auto dimensions = in.Get<uint32_t>();
-    if (dimensions > kMostDimensions) return Corrupt(fmt::format("'{}' has too many dimensions", place.name));
-    for (uint32_t d = 0; d < dimensions; ++d) {
-      const auto length = in.Get<uint64_t>();
-      if (length > bytes.size() || place.count * length > bytes.size()) {
-        return Corrupt(fmt::format("'{}' is larger than the file", place.name));
-      }
-      place.count *= length;
-      tensor.shape.insert(tensor.shape.begin(), length);
-    }
-    place.type = in.Get<uint32_t>();
-    place.offset = in.Get<uint64_t>();
-    places.push_back(std::move(place));
-  }
-  if (!in.ok()) return Corrupt("the file ends within its header");
-  const auto alignment = static_cast<size_t>(file.number("general.alignment", 32));
-  if (alignment == 0 || alignment > 4096) return Corrupt("the alignment makes no sense");
-  const size_t start = (in.at() + alignment - 1) / alignment * alignment;
-  for (const Where& place : places) {
-    const size_t width = place.type == kTensorI64 ? 8 : 4;
-    if (place.type != kTensorF32 && place.type != kTensorI32 && place.type != kTensorI64) {
-      return Corrupt(fmt::format("'{}' has the type {}, which tests do not read", place.name, place.type));
-    }
-    if (start > bytes.size() || place.offset > bytes.size() - start ||
-        place.count * width > bytes.size() - start - place.offset) {
-      return Corrupt(fmt::format("'{}' lies beyond the end of the file", place.name));
-    }
-    const uint8_t* from = bytes.data() + start + place.offset;
-    GgufTensor& tensor = file.tensors_[place.name];
-    if (place.type == kTensorF32) CopyNumbers<float>(from, place.count, tensor.f32);
-    if (place.type == kTensorI32) CopyNumbers<int32_t>(from, place.count, tensor.i64);
-    if (place.type == kTensorI64) CopyNumbers<int64_t>(from, place.count, tensor.i64);
-  }
-  return file;
+  PITH_ASSIGN_OR_RETURN(pith::GgufFile file, pith::GgufFile::Parse(bytes));
+  return GgufFile(std::move(file));
 }
 
 const GgufTensor& GgufFile::tensor(const std::string& name) const {
-  const auto it = tensors_.find(name);
-  if (it == tensors_.end()) Missing(path_, name);
-  return it->second;
+  const GgufTensor* const found = Find(name);
+  if (found == nullptr) Missing(path(), name);
+  return *found;
 }
 
 double GgufFile::number(const std::string& key) const {
-  const auto it = metadata_.find(key);
-  if (it == metadata_.end() || !std::holds_alternative<double>(it->second)) Missing(path_, key);
-  return std::get<double>(it->second);
-}
-
-double GgufFile::number(const std::string& key, double otherwise) const {
-  const auto it = metadata_.find(key);
-  if (it == metadata_.end() || !std::holds_alternative<double>(it->second)) return otherwise;
-  return std::get<double>(it->second);
+  const std::optional<double> found = Number(key);
+  if (!found) Missing(path(), key);
+  return *found;
 }
 
 std::vector<std::string> GgufFile::texts(const std::string& key) const {
-  const auto it = metadata_.find(key);
-  if (it == metadata_.end()) return {};
+  const auto it = metadata().find(key);
+  if (it == metadata().end()) return {};
   if (const auto* one = std::get_if<std::string>(&it->second)) return {*one};
   if (const auto* many = std::get_if<std::vector<std::string>>(&it->second)) return *many;
   return {};
