@@ -4,6 +4,7 @@
 //   ceiling/fma     FLOP/s of independent float32 FMAs, all threads
 //   decode/...      bytes/s of keys and values, one query
 //   sequences/...   the same of several sequences, one call for all or one each
+//   features/...    FLOP/s of maps of queries (act=less), one thread, gelu not counted
 //   prefill/...     FLOP/s, two per multiplication of the visible part of Q K^T and P V
 //
 // Inputs change from one iteration to the next: out-of-cache cases walk over several caches.
@@ -22,6 +23,7 @@
 
 #include "base/huge_pages.h"
 #include "kernels/attention.h"
+#include "kernels/feature_maps.h"
 #include "kernels/group_codec.h"
 #include "kernels/key_channels.h"
 
@@ -250,6 +252,23 @@ void Probability(benchmark::State& state, const BenchShape& shape) {
   state.counters["flop"] = benchmark::Counter(bench.flops(false), benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// Maps of 9 heads, as decoding (one row of each) and reading a block take turns at them.
+void Features(benchmark::State& state, int dim, int hidden, int rank, size_t rows) {
+  constexpr size_t kHeads = 9;
+  const auto d = static_cast<size_t>(dim), m = static_cast<size_t>(hidden), r = static_cast<size_t>(rank);
+  std::vector<float> w1(kHeads * d * m, 0.01F), w2(kHeads * m * r, 0.02F), queries(rows * d, 0.5F), features(rows * r);
+  for (auto _ : state) {
+    for (size_t h = 0; h < kHeads; ++h) {
+      MapFeatures(
+          {.w1 = w1.data() + h * d * m, .w2 = w2.data() + h * m * r, .dim = dim, .hidden = hidden, .rank = rank},
+          queries.data(), d, rows, features.data(), r);
+      benchmark::DoNotOptimize(features.data());
+    }
+  }
+  state.counters["flop"] = benchmark::Counter(static_cast<double>(2 * kHeads * rows * (d * m + m * r)),
+                                              benchmark::Counter::kIsIterationInvariantRate);
+}
+
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma"))) float ReadAll(const std::byte* at, size_t bytes) {
   __m256 sums[8] = {};
@@ -367,6 +386,12 @@ void RegisterAll(int threads) {
 const bool registered = [] {
   benchmark::AddCustomContext("simd_target", TargetName());
   for (const int threads : {1, 2}) RegisterAll(threads);
+  for (const int dim : {64, 128}) {
+    for (const size_t rows : {size_t{1}, size_t{32}}) {
+      const std::string name = "features/dim:" + std::to_string(dim) + "/hidden:64/rank:8/rows:" + std::to_string(rows);
+      benchmark::RegisterBenchmark(name.c_str(), Features, dim, 64, 8, rows);
+    }
+  }
   return true;
 }();
 

@@ -1,10 +1,16 @@
-// LESS (arXiv:2402.09398): features, the state that takes in what is evicted, and outputs with and without it.
+// LESS (arXiv:2402.09398): features, the state that takes in what is evicted, and outputs with and without it, by what
+// the engine calls.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
+#include "kernels/feature_maps.h"
 #include "policy/act/less.h"
 #include "tests/support/golden.h"
 
@@ -25,10 +31,12 @@ class LessCase {
         all_(n_ + steps_),
         scores_(kv_heads_ * all_, 0),
         evicted_(kv_heads_ * all_, -1),
-        psi_(kv_heads_ * all_) {
+        maps_(MapsOf(file)),
+        psi_(kv_heads_ * all_ * rank_),
+        states_(kv_heads_ * StateSize()) {
     for (size_t h = 0; h < kv_heads_; ++h) {
-      states_.emplace_back(rank_, dim_);
-      for (size_t j = 0; j < all_; ++j) psi_[h * all_ + j] = FeaturesOf(KeyMap(h), Row("in/k", h, j));
+      kernels::MapFeatures(maps_->KeyMap(0, static_cast<int>(h)), Row("in/k", h, 0).data(), dim_, all_,
+                           psi_.data() + h * all_ * rank_, rank_);
     }
   }
 
@@ -38,17 +46,21 @@ class LessCase {
     }
     Evict(n_ - 1);
     const auto keep = [this](std::vector<float>& sums, std::vector<float>& mass) {
-      for (const EvictedState& state : states_) {
-        sums.insert(sums.end(), state.sums().begin(), state.sums().end());
-        mass.insert(mass.end(), state.mass().begin(), state.mass().end());
+      for (size_t h = 0; h < kv_heads_; ++h) {
+        const auto state = states_.begin() + static_cast<ptrdiff_t>(h * StateSize());
+        const auto masses = state + static_cast<ptrdiff_t>(rank_ * dim_);
+        sums.insert(sums.end(), state, masses);
+        mass.insert(mass.end(), masses, masses + static_cast<ptrdiff_t>(rank_));
       }
     };
     keep(first_sums_, first_mass_);
     for (size_t p = n_; p < all_; ++p) {
       for (size_t g = 0; g < group_ * kv_heads_; ++g) {
         const Attended seen = Attend(g, p);
-        const std::vector<double> phi = FeaturesOf(QueryMap(g), Row("in/q", g, p));
-        const std::vector<double> joined = states_[g / group_].Join(phi, seen.log_sum, seen.output);
+        std::vector<float> phi(rank_), joined(seen.output.begin(), seen.output.end());
+        kernels::MapFeatures(maps_->QueryMap(0, static_cast<int>(g)), Row("in/q", g, p).data(), dim_, 1, phi.data(),
+                             rank_);
+        kernels::JoinState(phi, states_.data() + g / group_ * StateSize(), static_cast<float>(seen.log_sum), joined);
         phi_.insert(phi_.end(), phi.begin(), phi.end());
         out_.insert(out_.end(), joined.begin(), joined.end());
         sparse_.insert(sparse_.end(), seen.output.begin(), seen.output.end());
@@ -63,9 +75,8 @@ class LessCase {
       ExpectNumbers(ours, file_.tensor("out/less/" + name).f32, name, {1e-5, 1e-4});
     };
     expect(phi_, "phi");
-    std::vector<float> psi, scores;
-    for (const std::vector<double>& one : psi_) psi.insert(psi.end(), one.begin(), one.end());
-    expect(psi, "psi");
+    std::vector<float> scores;
+    expect(psi_, "psi");
     ExpectExactly(evicted_, file_.tensor("out/less/evicted_after").i64, "evicted_after");
     expect(first_sums_, "h_first");
     expect(first_mass_, "z_first");
@@ -90,12 +101,23 @@ class LessCase {
   std::span<const float> Row(const std::string& name, size_t head, size_t at) const {
     return Part(name, head * all_ + at, dim_);
   }
-  QueryFeatures QueryMap(size_t g) const {
-    return {Part("in/phi/w1", g, dim_ * hidden_), Part("in/phi/w2", g, hidden_ * rank_), rank_};
-  }
-  KeyFeatures KeyMap(size_t h) const {
-    return {Part("in/psi/w1", h, dim_ * hidden_), Part("in/psi/w2", h, hidden_ * rank_),
-            Part("in/psi/w3", h, rank_ * rank_), Part("in/psi/s1", h, rank_), Part("in/psi/s2", h, rank_)};
+  size_t StateSize() const { return kernels::StateFloats(static_cast<int>(rank_), static_cast<int>(dim_)); }
+
+  static std::shared_ptr<const LessMaps> MapsOf(const GgufFile& file) {
+    const LessLayer layer{.num_heads = file.param("heads"),
+                          .num_kv_heads = file.param("kv_heads"),
+                          .dim = file.param("head_dim"),
+                          .hidden = file.param("hidden"),
+                          .query_w1 = file.tensor("in/phi/w1").f32,
+                          .query_w2 = file.tensor("in/phi/w2").f32,
+                          .key_w1 = file.tensor("in/psi/w1").f32,
+                          .key_w2 = file.tensor("in/psi/w2").f32,
+                          .key_w3 = file.tensor("in/psi/w3").f32,
+                          .key_s1 = file.tensor("in/psi/s1").f32,
+                          .key_s2 = file.tensor("in/psi/s2").f32};
+    auto maps = LessMaps::Make(file.param("rank"), {layer});
+    EXPECT_TRUE(maps) << maps.error().message;
+    return *maps;
   }
 
   // Query head g at position p over what is there; scores are summed over the group.
@@ -141,7 +163,8 @@ class LessCase {
       }
       for (size_t i = heavy; i < rivals.size(); ++i) {
         evicted_[h * all_ + rivals[i]] = static_cast<int64_t>(p);
-        states_[h].Absorb(psi_[h * all_ + rivals[i]], Row("in/v", h, rivals[i]));
+        kernels::AddToState(std::span(psi_).subspan((h * all_ + rivals[i]) * rank_, rank_), Row("in/v", h, rivals[i]),
+                            states_.data() + h * StateSize());
       }
     }
   }
@@ -150,8 +173,8 @@ class LessCase {
   const size_t kv_heads_, group_, dim_, rank_, hidden_, n_, steps_, all_;
   std::vector<double> scores_;
   std::vector<int64_t> evicted_;
-  std::vector<std::vector<double>> psi_;
-  std::vector<EvictedState> states_;
+  const std::shared_ptr<const LessMaps> maps_;
+  std::vector<float> psi_, states_;
   std::vector<float> phi_, out_, sparse_, first_sums_, first_mass_, sums_, mass_;
 };
 

@@ -107,6 +107,29 @@ TEST_F(SessionFile, PagesInAnotherFormatThanTheSequencesComeBack) {
   }
 }
 
+TEST(SessionStates, ComeBackOrAreRefused) {
+  SessionSample sample(3), plain;
+  for (const int num_tokens : {0, 40, 100}) {
+    const Sequence saved = sample.Filled(num_tokens);
+    const Bytes body = sample.Body(saved);
+    sample.cache().Free(saved.cache_id);
+    Sequence sequence = sample.NewSequence();
+    SessionNote note;
+    const Status read = sample.Read(body, sequence, note);
+    ASSERT_TRUE(read) << read.error().message;
+    EXPECT_EQ(sample.Body(sequence), body);
+    const EvictedState& state = sample.cache().head(sequence.cache_id, 0, 1).state();
+    EXPECT_EQ(state.num_entries(), num_tokens - num_tokens / 2);
+    EXPECT_EQ(state.numbers() != nullptr, num_tokens > 0);
+    sample.cache().Free(sequence.cache_id);
+    Sequence other = plain.NewSequence();
+    const Status refused = plain.Read(body, other, note);
+    plain.cache().Free(other.cache_id);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("another shape"), std::string::npos) << refused.error().message;
+  }
+}
+
 TEST_F(SessionFile, SequencesMadeForAnotherFormatAreRefused) {
   const Bytes body = BodyOf(40);
   sample_.owner().format = KvFormat::kQ8;

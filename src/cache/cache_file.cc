@@ -4,9 +4,9 @@
 //
 //   u32 layers
 //   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages,
-//          u32 channels of keys in lower pages; heads
+//          u32 channels of keys in lower pages, u32 features of states; heads
 //   head:  u32 entries, u32 low and lower pages, u32 lower pages; where lower pages lack channels of keys u32 channels
-//          and u16 each; pages
+//          and u16 each; where there are states i64 entries that are gone, f32 sums and masses; pages
 //
 // A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace {
 
 constexpr int kP = kPageEntries;
 
-using LayoutNumbers = std::array<uint32_t, 7>;
+using LayoutNumbers = std::array<uint32_t, 8>;
 
 LayoutNumbers NumbersOf(const HeadCache& head) {
   const PageLayout& layout = head.layout();
@@ -34,7 +34,8 @@ LayoutNumbers NumbersOf(const HeadCache& head) {
   return {layout.format.number(), static_cast<uint32_t>(layout.key_dim), static_cast<uint32_t>(layout.value_dim),
           static_cast<uint32_t>(layout.num_columns), low != nullptr ? low->format.number() : ~0u,
           lower != nullptr ? lower->format.number() : ~0u,
-          static_cast<uint32_t>(lower != nullptr ? lower->key_dim : layout.key_dim)};
+          static_cast<uint32_t>(lower != nullptr ? lower->key_dim : layout.key_dim),
+          static_cast<uint32_t>(head.state().rank())};
 }
 
 tl::unexpected<Error> Truncated() { return Corrupt("it ends within its cache"); }
@@ -52,6 +53,7 @@ void HeadCache::Save(ByteWriter& writer) const {
     writer.Number(static_cast<uint32_t>(channels_.size()));
     writer.Array(key_channels());
   }
+  if (state_.rank() > 0) state_.Save(writer);
   std::vector<std::byte> copy;
   for (int at = 0; at < num_entries_; at += kP) {
     const PageLayout& layout = layout_of(at);
@@ -105,6 +107,9 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
     return Corrupt("a head of its cache has more entries than the sequence has tokens");
   }
   if (prunes()) PITH_RETURN_IF_ERROR(RestoreChannels(reader));
+  if (state_.rank() > 0) {
+    PITH_RETURN_IF_ERROR(state_.Restore(reader, end_position - static_cast<int64_t>(count)));
+  }
   if (num_low > count / kP || num_lower > num_low || (num_lower > 0 && lower_.pool == nullptr) ||
       (num_low > num_lower && low_.pool == nullptr) || (num_lower > 0 && prunes() && channels_.empty())) {
     return Corrupt("a head of its cache has more low pages than it fills");

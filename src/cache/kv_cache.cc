@@ -31,7 +31,7 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 HeadCache::HeadCache(HeadCache&& other) noexcept
     : pool_(other.pool_), layout_(other.layout_), low_(other.low_), lower_(other.lower_), num_low_(other.num_low_),
       num_lower_(other.num_lower_), pages_(std::move(other.pages_)), channels_(std::move(other.channels_)),
-      num_entries_(other.num_entries_) {
+      state_(std::move(other.state_)), num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
   other.num_low_ = other.num_lower_ = 0;
 }
@@ -183,12 +183,14 @@ Status HeadCache::ForkInto(HeadCache& other) const {
   other.num_low_ = num_low_;
   other.num_lower_ = num_lower_;
   other.num_entries_ = num_entries_;
+  other.state_.CopyFrom(state_);
   return {};
 }
 
 void HeadCache::Clear() {
   for (size_t i = 0; i < pages_.size(); ++i) StoreOf(i).pool->Release(pages_[i], account());
   pages_.clear();
+  state_.Clear();
   num_entries_ = 0;
   num_low_ = num_lower_ = 0;
 }
@@ -208,12 +210,8 @@ void HeadCache::ReadPositions(std::span<int32_t> positions) const {
 
 void HeadCache::ReadKeys(float* keys) const {
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    float* const to = keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim);
-    const PageLayout& layout = layout_of(entry);
-    kernels::ReadKeys(layout, page_of(entry), static_cast<int>(count), to);
-    if (layout.key_dim < layout_->key_dim) {
-      kernels::SpreadKeys(key_channels(), static_cast<int>(count), layout_->key_dim, to);
-    }
+    ReadPageKeys(entry, static_cast<int>(count),
+                 keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
   });
 }
 
@@ -224,18 +222,37 @@ void HeadCache::ReadValues(float* values) const {
   });
 }
 
-void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) const {
-  const auto dim = static_cast<size_t>(layout_->value_dim);
+// read(first entry of a page, count, rows) for each page that has one of the entries, whose rows then go to `rows`.
+template <class Read>
+void HeadCache::ReadRowsOf(std::span<const int32_t> entries, size_t dim, const Read& read, float* rows) const {
   std::vector<float> page(static_cast<size_t>(kP) * dim);
-  int read = -1;  // index of the page that is in `page`
+  int is_read = -1;  // index of the page that is in `page`
   for (const int32_t entry : entries) {
-    if (entry / kP != read) {
-      read = entry / kP;
-      kernels::ReadValues(layout_of(entry), page_of(entry), std::min(kP, num_entries_ - read * kP), page.data());
+    if (entry / kP != is_read) {
+      is_read = entry / kP;
+      read(is_read * kP, std::min(kP, num_entries_ - is_read * kP), page.data());
     }
-    std::memcpy(values, page.data() + static_cast<size_t>(entry % kP) * dim, dim * sizeof(float));
-    values += dim;
+    std::memcpy(rows, page.data() + static_cast<size_t>(entry % kP) * dim, dim * sizeof(float));
+    rows += dim;
   }
+}
+
+void HeadCache::ReadPageKeys(int entry, int count, float* keys) const {
+  const PageLayout& layout = layout_of(entry);
+  kernels::ReadKeys(layout, page_of(entry), count, keys);
+  if (layout.key_dim < layout_->key_dim) kernels::SpreadKeys(key_channels(), count, layout_->key_dim, keys);
+}
+
+void HeadCache::ReadKeysOf(std::span<const int32_t> entries, float* keys) const {
+  const auto read = [this](int entry, int count, float* rows) { ReadPageKeys(entry, count, rows); };
+  ReadRowsOf(entries, static_cast<size_t>(layout_->key_dim), read, keys);
+}
+
+void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) const {
+  const auto read = [this](int entry, int count, float* rows) {
+    kernels::ReadValues(layout_of(entry), page_of(entry), count, rows);
+  };
+  ReadRowsOf(entries, static_cast<size_t>(layout_->value_dim), read, values);
 }
 
 void HeadCache::ReadColumn(int column, std::span<float> values) const {
@@ -296,7 +313,7 @@ Status HeadCache::Verify() const {
       std::ranges::adjacent_find(positions, std::greater_equal<>()) != positions.end()) {
     return Corrupt(by_time ? "cache: positions of a head are not ascending" : "cache: a head holds a position twice");
   }
-  return {};
+  return state_.Verify();
 }
 
 void HeadCache::CountReferences(PageReferences* references) const {
@@ -426,6 +443,8 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
       for (int h = 0; h < layers_[layer].num_kv_heads; ++h) {
         heads.emplace_back(entry->store(layer), low != nullptr ? low->store(layer) : PageStore(),
                            LowerStore(lower, settled.pruned, layer), account);
+        if (settled.state_rank == 0 || !layers_[layer].global) continue;
+        PITH_RETURN_IF_ERROR(heads.back().state().Hold(settled.state_rank, layers_[layer].value_dim));
       }
     }
     sequences_.emplace(next_sequence_, Sequence(settled, std::move(heads)));

@@ -42,6 +42,7 @@
 
 #include "base/byte_io.h"
 #include "base/ledger.h"
+#include "cache/evicted_state.h"
 #include "cache/page_pool.h"
 #include "kernels/attention.h"
 #include "kernels/page_layout.h"
@@ -71,7 +72,8 @@ class HeadCache {
   // account: of its sequence.
   HeadCache(PageStore entry, PageStore low, PageStore lower, MemoryAccount* account)
       : pool_(entry.pool), layout_(entry.layout), low_(low), lower_(lower),
-        pages_(LedgerAllocator<std::byte*>(account)), channels_(LedgerAllocator<uint16_t>(account)) {}
+        pages_(LedgerAllocator<std::byte*>(account)), channels_(LedgerAllocator<uint16_t>(account)),
+        state_(account) {}
   HeadCache(HeadCache&& other) noexcept;
   HeadCache(const HeadCache&) = delete;
   HeadCache& operator=(const HeadCache&) = delete;
@@ -99,8 +101,11 @@ class HeadCache {
   bool HasOldPages(int newest) const;
   // Indices of all entries as they came; empty where that is the order in which they stand.
   std::vector<int32_t> TimeOrder() const;
-  // Of keys, values and their scales.
+  // Of keys, values and their scales, and of state() once it knows of entries.
   double content_bytes() const;
+  // Of entries that are gone; who drops them adds them.
+  const EvictedState& state() const { return state_; }
+  EvictedState& state() { return state_; }
 
   // Room in the page table, so that later growth does not allocate.
   Status ReserveTable(size_t num_pages);
@@ -158,7 +163,8 @@ class HeadCache {
   void ReadPositions(std::span<int32_t> positions) const;
   void ReadKeys(float* keys) const;
   void ReadValues(float* values) const;
-  // The values of these ascending entries, [entries, Dv].
+  // The keys, or values, of these ascending entries, [entries, D] and [entries, Dv].
+  void ReadKeysOf(std::span<const int32_t> entries, float* keys) const;
   void ReadValuesOf(std::span<const int32_t> entries, float* values) const;
   void ReadColumn(int column, std::span<float> values) const;
   // Copies the entry's page if it is shared, before columns are written in place. kOutOfBudget if that is
@@ -194,6 +200,9 @@ class HeadCache {
   void Convert(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange);
   template <class Visit>
   void ForEachPage(size_t num_entries, const Visit& visit) const;
+  template <class Read>
+  void ReadRowsOf(std::span<const int32_t> entries, size_t dim, const Read& read, float* rows) const;
+  void ReadPageKeys(int entry, int count, float* keys) const;
   PageStore StoreOf(size_t page) const {
     return page < num_lower_ ? lower_ : page < num_low_ ? low_ : PageStore{pool_, layout_};
   }
@@ -234,6 +243,7 @@ class HeadCache {
   size_t num_lower_ = 0;  // the first of these, in the lower format
   LedgerVector<std::byte*> pages_;
   LedgerVector<uint16_t> channels_;  // of keys in lower pages
+  EvictedState state_;
   int num_entries_ = 0;
 };
 
@@ -260,6 +270,7 @@ struct SequenceLayout {
   std::optional<PageFormat> low = {};  // of full pages, if another
   std::optional<PageFormat> lower = {};  // of entries that are chosen, if there are to be any
   PrunedKeys pruned = {};              // in global layers, whose old entries then are these
+  int state_rank = 0;                  // of states of entries that are gone, in global layers; 0: there are none
 
   friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };

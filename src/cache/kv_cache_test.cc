@@ -349,9 +349,9 @@ TEST_F(SavedCache, OtherFormatsAndDamageAreRefused) {
   const std::vector<std::byte> whole = writer_.bytes();
   writer_.bytes().resize(whole.size() - 1);
   ExpectRefused(Layout(KvFormat::kQ4), kEnough, ErrorCode::kCorrupt, "ends");
-  // After the number of layers, seven numbers of the layer and the head's entries: its low pages.
+  // After the number of layers and nine numbers of the layer: the head's entries, fewer than its low pages hold.
   writer_.bytes() = whole;
-  writer_.bytes()[9 * sizeof(uint32_t)] = std::byte{4};
+  writer_.bytes()[10 * sizeof(uint32_t)] = std::byte{4};
   ExpectRefused(Layout(KvFormat::kQ4), kEnough, ErrorCode::kCorrupt, "more low pages");
 }
 

@@ -153,7 +153,7 @@ int HeadCache::Describe(kernels::Segment* segments) const {
 
 double HeadCache::content_bytes() const {
   kernels::Segment segments[kMaxSegments];
-  double bytes = 0;
+  double bytes = state_.num_entries() > 0 ? static_cast<double>(state_.bytes()) : 0;
   for (const kernels::Segment& segment : std::span(segments, static_cast<size_t>(Describe(segments)))) {
     bytes += segment.num_entries * segment.layout->entry_bytes();
   }

@@ -27,6 +27,8 @@ share     which layers may read another layer's cache in place of one of their o
 sensitivity   how much the keys of each layer change when far tokens are hidden (EpiCache): a text is read whole, and
           again in blocks that see the first tokens and the end of the block before. Writes what alloc=epicache reads:
           layers whose keys change more keep more.
+less   maps with which act=less makes attention add what recipes have dropped (LESS): a closed-form fit to queries and
+          keys of a text, for as many --features as a state shall have. Trained maps are files of the same form.
 
 Tasks are those of "pith eval". The same seed, tasks and options give the same result; --resume keeps every answer of a
 search for budgets in a file, so that a stopped one goes on where it was.
@@ -41,6 +43,8 @@ Examples:
   pith tune share --layers 4 --output share.json
   pith run --share-layers share.json -p "Why is the sky blue?"
   pith tune sensitivity -f book.txt --tokens 16384 --output sensitivity.json
+  pith tune less -f book.txt --output less.gguf
+  pith run --recipe "snapkv act=less:less.gguf" --kv-budget 20% -f book.txt -p "Who did it?"
   pith chat --recipe "epicache alloc=epicache:sensitivity.json" --kv-budget 16MiB
 )";
 
@@ -50,6 +54,10 @@ Status Check(const TuneFlags& flags) {
   if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
   PITH_RETURN_IF_ERROR(CheckOutput(flags.output_file));
   if (flags.what == "sensitivity") return {};
+  if (flags.what == "less") {
+    if (flags.tokens == 0 || flags.tokens >= 256) return {};
+    return InvalidArgument("tune less takes a text of at least 256 --tokens");
+  }
   if (flags.what == "budgets") return CheckTuneBudgets(flags);
   if (flags.what == "recipe") return CheckTuneRecipe(flags);
   if (flags.tokens != 0 && (flags.tokens < 8 || flags.tokens > 4096))
@@ -102,7 +110,8 @@ void AddShareFlags(CLI::App& command, TuneFlags& flags) {
 }
 
 void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
-  AddOption(command, "-f,--file", flags.text_file, "sensitivity: the text (default: that of pith's own tasks)", "FILE");
+  AddOption(command, "-f,--file", flags.text_file, "sensitivity, less: the text (default: that of pith's own tasks)",
+            "FILE");
   AddNumber(command, "--block", flags.sensitivity.block, 2, 1 << 24,
             "sensitivity: tokens that see one another (default 4096)", "N");
   AddNumber(command, "--first", flags.sensitivity.first, 0, 4096, "sensitivity: tokens that all see (default 128)",
@@ -111,6 +120,13 @@ void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
             "sensitivity: tokens of the block before that are seen, too (default 2048)", "N");
   AddNumber(command, "--window", flags.sensitivity.window, 1, 1 << 20,
             "sensitivity: tokens whose keys are compared as one vector (default 100)", "N");
+}
+
+void AddLessFlags(CLI::App& command, TuneFlags& flags) {
+  AddNumber(command, "--features", flags.less.rank, 1, kernels::kMostFeatures,
+            "less: of each map; a state takes so many times the bytes of half an f32 entry (default 8)", "N");
+  AddNumber(command, "--hidden", flags.less.hidden, 1, kernels::kMostHiddenUnits,
+            "less: hidden units of each map (default 64)", "N");
 }
 
 }  // namespace
@@ -145,9 +161,9 @@ Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model,
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
   CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
-  Require(AddChoice(*command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity"},
+  Require(AddChoice(*command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity", "less"},
                     "recipe: which loses least in so many bytes; budgets: entries of each layer; share: layers without "
-                    "a cache of their own; sensitivity: of each layer's keys",
+                    "a cache of their own; sensitivity: of each layer's keys; less: maps of queries and keys",
                     "WHAT"));
   AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
   AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
@@ -156,9 +172,10 @@ void AddTune(CLI::App& app, Command& chosen) {
   AddBudgetFlags(*command, *flags);
   AddShareFlags(*command, *flags);
   AddSensitivityFlags(*command, *flags);
+  AddLessFlags(*command, *flags);
   AddNumber(*command, "--tokens", flags->tokens, 0, 1 << 24,
             "share: tokens of each text (default 64); sensitivity: of the text (default: as many as the model was "
-            "trained for, up to 16384)",
+            "trained for, up to 16384); less: of the text (default 1024)",
             "N");
   AddNumber(*command, "-c,--ctx-size", flags->ctx, 0, 1 << 30,
             "Longest task in tokens (default, and 0: the model's trained context)", "N");
@@ -169,6 +186,7 @@ void AddTune(CLI::App& app, Command& chosen) {
     chosen.check = [flags] { return Check(*flags); };
     chosen.run = [flags] {
       if (flags->what == "sensitivity") return RunTuneSensitivity(*flags);
+      if (flags->what == "less") return RunTuneLess(*flags);
       if (flags->what == "recipe") return RunTuneRecipe(*flags);
       return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags);
     };

@@ -14,6 +14,7 @@
 #include "lab/judge.h"
 #include "lab/sensitivity.h"
 #include "pith/types.h"
+#include "policy/learn/less_fit.h"
 
 namespace pith::cli {
 
@@ -50,8 +51,10 @@ struct TuneFlags {
   // sensitivity
   std::string text_file;
   SensitivityOptions sensitivity;
-  // share, sensitivity
+  // share, sensitivity, less
   int tokens = 0;  // 0: the default
+  // less
+  LessFitOptions less;
 };
 
 // The tasks that are searched on, and those that only the result is judged on.
@@ -82,6 +85,9 @@ Status CheckTuneRecipe(const TuneFlags& flags);
 Result<int> RunTuneRecipe(const TuneFlags& flags);
 Result<int> RunTuneShare(const TuneFlags& flags);
 Result<int> RunTuneSensitivity(const TuneFlags& flags);
+Result<int> RunTuneLess(const TuneFlags& flags);
+// --file, or the contexts of pith's own tasks, one behind the other.
+Result<std::string> ReadTuneText(const TuneFlags& flags);
 
 }  // namespace pith::cli
 

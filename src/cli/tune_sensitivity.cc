@@ -27,15 +27,16 @@ Result<std::string> OwnText() {
 
 }  // namespace
 
+Result<std::string> ReadTuneText(const TuneFlags& flags) {
+  if (flags.text_file.empty()) return OwnText();
+  PITH_ASSIGN_OR_RETURN(std::string text, ReadFile(flags.text_file));
+  PITH_RETURN_IF_ERROR(RequireUtf8(text, flags.text_file));
+  return text;
+}
+
 Result<int> RunTuneSensitivity(const TuneFlags& flags) {
   SensitivityOptions options = flags.sensitivity;
-  std::string text;
-  if (flags.text_file.empty()) {
-    PITH_ASSIGN_OR_RETURN(text, OwnText());
-  } else {
-    PITH_ASSIGN_OR_RETURN(text, ReadFile(flags.text_file));
-  }
-  PITH_RETURN_IF_ERROR(RequireUtf8(text, flags.text_file.empty() ? "the text" : flags.text_file));
+  PITH_ASSIGN_OR_RETURN(const std::string text, ReadTuneText(flags));
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, LoadModel(flags.model, flags.output));
   PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model->Tokenize(text, true, true));
   const int trained = model->info().trained_ctx > 0 ? std::min(model->info().trained_ctx, kMostTokens) : kMostTokens;

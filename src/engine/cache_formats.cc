@@ -8,6 +8,7 @@
 
 #include "engine/repeat.h"
 #include "kernels/key_channels.h"
+#include "engine/less_states.h"
 #include "policy/act/demote.h"
 #include "policy/act/think.h"
 
@@ -155,7 +156,9 @@ int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, 
   const double entries = recipe.format ? EntriesInBytes(info, *recipe.format, FormatsOf(*recipe.format).low.has_value(),
                                                         num_entries, share)
                                        : share * num_entries;
-  return std::max(1, static_cast<int>(std::floor(entries + 1e-9)));
+  const LessMaps* const maps = recipe.policy->less();
+  const double state = maps != nullptr && share < 1 ? StateEntries(info, *maps) : 0;
+  return std::max(1, static_cast<int>(std::floor(entries - state + 1e-9)));
 }
 
 void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options) {

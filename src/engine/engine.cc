@@ -177,7 +177,8 @@ Result<SequenceId> EngineImpl::AddSequence(const SetupPtr& setup, size_t floor_b
   const SequenceLayout layout{.entry = setup->formats.entry,
                               .num_columns = setup->num_columns,
                               .low = setup->formats.low,
-                              .lower = setup->formats.lower};
+                              .lower = setup->formats.lower,
+                              .state_rank = setup->maps != nullptr ? setup->maps->rank() : 0};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, cache_->NewSequence(layout, sequence->account));
   const size_t heads = std::max<size_t>(cache_->num_heads(), 1);
   const size_t page_bytes = std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / heads, 1);

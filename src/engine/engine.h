@@ -148,6 +148,13 @@ struct CompressTarget {
   double keep_fraction = 1;  // of the source's entries, (0, 1]
 };
 
+// The last queries of one layer, and what attention there does with them.
+struct LayerQueries {
+  int num_heads = 0, dim = 0;
+  std::vector<float> rows = {};  // [T, H, D] after RoPE, as f16 holds them
+  float scale = 1, soft_cap = 0;
+};
+
 // Called after each block with the tokens done; returning false cancels.
 using Progress = std::function<bool(size_t done, size_t total)>;
 
@@ -271,6 +278,10 @@ class Engine {
   // num_queries: at most EngineOptions::keep_queries. `layer` counts the layers with a global cache.
   virtual Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
                                                       int num_queries) = 0;
+
+  // Of the last num_queries tokens, at most EngineOptions::keep_queries; fewer where fewer are known. `layer` counts
+  // the layers with a global cache. No rows where there is no such sequence or layer.
+  virtual LayerQueries Queries(SequenceId sequence, int layer, int num_queries) const = 0;
 
   // Bytes of the sequence's keys and values in global layers, over those of all its tokens in f16.
   virtual double KeptBytes(SequenceId sequence) const = 0;

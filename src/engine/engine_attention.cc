@@ -62,6 +62,7 @@ void EngineImpl::OnAttention(const AttentionCall& call, const Team& team) {
         ClearOutput(call, groups_[i], team);
       } else if (call.first) {
         ops_->Append(call, groups_[i], i, team);
+        ops_->MapQueries(groups_[i], i, global, team);
       }
     }
   });

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "engine/less_states.h"
+#include "host/halves.h"
 #include "policy/act/demote.h"
 #include "policy/act/think.h"
 
@@ -49,6 +51,11 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
     return Unsupported(
         fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back", recipe.text,
                     window, sequence.known_queries()));
+  }
+  const LessMaps* const maps = recipe.policy->less();
+  if (maps != nullptr && (setup.maps == nullptr || setup.maps->fingerprint() != maps->fingerprint())) {
+    return InvalidArgument(fmt::format(
+        "{} needs states, which this sequence does not have: name the recipe when the sequence is made", recipe.text));
   }
   if (const ActiveRecipe* known = setup.Find(recipe)) {
     // Of the same words; files that it names may have been read again since.
@@ -102,6 +109,16 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
                                                  double keep) const {
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
   if (active.recipe.policy->demote() != nullptr) return ShrinkByDemotion(active.recipe, target, mean, keep);
+  if (const LessMaps* maps = active.recipe.policy->less(); maps != nullptr && keep < 1) {
+    const double states = StateEntries(model_->info(), *maps) / mean;
+    if (keep * mean < states * mean + 1) {
+      return InvalidArgument(
+          fmt::format("the states of {} take {:.1f}% of the f16 cache's bytes here, so that {:.1f}% "
+                      "hold no entry beside them",
+                      active.recipe.text, 100 * states, 100 * keep));
+    }
+    keep -= states;
+  }
   const PageFormat entry = target.setup->formats.entry;
   const PruneOptions* const prune = active.recipe.policy->prune();
   const double share = keep;
@@ -271,9 +288,27 @@ Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, S
   const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
   std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));
   context_->RunOnTeam([&](const Team& team) {
-    ops_->WindowOutputs(*from, over->cache_id, layer, global_layer, num_queries, outputs.data(), team);
+    ops_->WindowOutputs(*from, *over, layer, global_layer, num_queries, outputs.data(), team);
   });
   return outputs;
+}
+
+LayerQueries EngineImpl::Queries(SequenceId id, int global_layer, int num_queries) const {
+  const Sequence* const sequence = Lookup(id);
+  LayerQueries queries;
+  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return queries;
+  const int layer = LayerOf(global_layer);
+  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
+  const LayerOps::LayerParams& params = ops_->params(layer);
+  queries = {.num_heads = shape.num_heads, .dim = shape.key_dim, .scale = params.scale, .soft_cap = params.soft_cap};
+  const int count = std::clamp(num_queries, 0, sequence->known_queries());
+  const auto width = static_cast<size_t>(shape.num_heads * shape.key_dim);
+  queries.rows.resize(static_cast<size_t>(count) * width);
+  for (int t = 0; t < count; ++t) {
+    ToFloats(sequence->queries.row(global_layer, sequence->next_position - count + t), width,
+             queries.rows.data() + static_cast<size_t>(t) * width);
+  }
+  return queries;
 }
 
 std::vector<float> EngineImpl::EntryRows(SequenceId id, int global_layer, bool values) const {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "engine/less_states.h"
 #include "policy/select.h"
 
 namespace pith {
@@ -147,6 +148,13 @@ std::vector<int32_t> NotKept(const HeadCache& head, int count, const std::vector
 
 }  // namespace
 
+Status EngineImpl::KeepInHead(const Policy& policy, int layer, size_t h, HeadCache& head,
+                              std::span<const int32_t> kept) const {
+  const LessMaps* const maps = policy.less();
+  if (maps == nullptr) return head.Keep(kept);
+  return KeepAndAbsorb(head, kept, maps->KeyMap(global_index_[static_cast<size_t>(layer)], static_cast<int>(h)));
+}
+
 Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                              const Team& team) {
   const std::span<const HeadCache> scored = std::as_const(*cache_).heads(source.cache_id, layer);
@@ -176,7 +184,7 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
     }
     if (!result) return;
     std::vector<Status> kept_well(heads.size());
-    ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = heads[h].Keep(kept[h]); });
+    ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = KeepInHead(policy, layer, h, heads[h], kept[h]); });
     const auto failed = std::ranges::find_if(kept_well, [](const Status& status) { return !status; });
     if (failed != kept_well.end()) result = *failed;
   });
@@ -342,9 +350,11 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   if (FailBySelection(group, team)) return;
   team.All([&] {
     for (size_t i = 0; i < all_kept_.size(); ++i) {
-      const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, LayerOf(static_cast<int>(i)));
+      const int shrunk = LayerOf(static_cast<int>(i));
+      const std::span<HeadCache> heads = cache_->heads(sequence.cache_id, shrunk);
       for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
-        if (!heads[h].Keep(all_kept_[i][h])) std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
+        if (!KeepInHead(*active.recipe.policy, shrunk, h, heads[h], all_kept_[i][h]))
+          std::atomic_ref(group.out_of_pages).store(1, std::memory_order_relaxed);
       }
     }
   });

@@ -86,6 +86,7 @@ class EngineImpl final : public Engine, public AttentionSink {
     return found != nullptr ? found->tokens : std::vector<int32_t>();
   }
   std::vector<float> Keys(SequenceId sequence, int layer, int kv_head, int32_t from, int32_t to) const override;
+  LayerQueries Queries(SequenceId sequence, int layer, int num_queries) const override;
   double KeptBytes(SequenceId sequence) const override;
   std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
@@ -233,6 +234,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   // thread 0's, written before a sync. The status is thread 0's too.
   Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                    const Team& team);
+  // What does not stay of one head joins its state, where the recipe has states.
+  Status KeepInHead(const Policy& policy, int layer, size_t h, HeadCache& head, std::span<const int32_t> kept) const;
   // Of the slice of the heads that was judged, as entries of whole heads, with those beside it.
   void WidenToHeads(const Sequence& source, const EntryGuard& guard, int layer, KeptHeads& kept) const;
   // All threads, before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then

@@ -65,6 +65,10 @@ void EngineImpl::LimitByHeads(const Sequence& sequence, RewindRange& range) cons
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
     for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, static_cast<int>(layer))) {
+      if (head.state().num_entries() > 0 && range.most > 0) {
+        range.most = 0, range.reason = "its recipe's states know of entries that are gone";
+        continue;
+      }
       if (head.num_lower_entries() > 0 && range.most > 0) {
         range.most = 0, range.reason = "its recipe has stored entries by what they are worth";
         continue;

@@ -9,6 +9,8 @@ namespace pith {
 namespace {
 
 constexpr int kP = kPageEntries;
+// Queries of a head whose features one thread finds in one go.
+constexpr int kMappedRows = 32;
 
 }  // namespace
 
@@ -29,7 +31,46 @@ void LayerOps::DescribeHeads(std::span<HeadCache> heads, std::vector<kernels::Se
     kernels::Segment* first = &segments[h * HeadCache::kMaxSegments];
     entries[h].segments = {first, static_cast<size_t>(heads[h].Describe(first))};
     entries[h].key_channels = heads[h].key_channels().data();
+    entries[h].state = nullptr;
   }
+}
+
+void LayerOps::AddStates(const Sequence& sequence, std::span<const HeadCache> heads,
+                         std::vector<kernels::HeadEntries>& entries, Scratch& features, kernels::AttentionTask& task) {
+  const LessMaps* const maps = sequence.setup->maps;
+  if (maps == nullptr) return;
+  bool any = false;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    entries[h].state = heads[h].state().numbers();
+    any = any || entries[h].state != nullptr;
+  }
+  if (!any) return;
+  task.rank = maps->rank();
+  task.features = features.Floats(static_cast<size_t>(task.num_queries * task.num_heads * task.rank));
+}
+
+void LayerOps::MapQueries(const Sequence& sequence, int global_layer, const kernels::AttentionTask& task,
+                          int first_item, float* features, const Team& team) {
+  if (task.features == nullptr) return;
+  const auto rank = static_cast<size_t>(task.rank), row = static_cast<size_t>(task.num_heads) * rank;
+  int item = first_item;
+  for (int t = 0; t < task.num_queries; t += kMappedRows) {
+    const auto count = static_cast<size_t>(std::min(kMappedRows, task.num_queries - t));
+    for (int h = 0; h < task.num_heads; ++h, ++item) {
+      if (item % team.nth != team.ith) continue;
+      kernels::MapFeatures(sequence.setup->maps->QueryMap(global_layer, h),
+                           task.queries + static_cast<size_t>(t) * task.query_token_stride +
+                               static_cast<size_t>(h) * task.query_head_stride,
+                           task.query_token_stride, count,
+                           features + static_cast<size_t>(t) * row + static_cast<size_t>(h) * rank, row);
+    }
+  }
+}
+
+void LayerOps::MapQueries(const RowGroup& group, size_t index, int global_layer, const Team& team) {
+  GroupWork& work = *works_[index];
+  if (work.task.features == nullptr) return;
+  MapQueries(*group.sequence, global_layer, work.task, static_cast<int>(index), work.feature_buffer.Floats(0), team);
 }
 
 void LayerOps::BeginLayer() {
@@ -80,6 +121,8 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
   task.output = call.output + row * call.output_token_stride;
   task.output_token_stride = call.output_token_stride;
   task.output_head_stride = call.output_head_stride;
+  // Second readings judge the entries that are there.
+  if (pass == nullptr && global_layer >= 0) AddStates(*group.sequence, heads, work.heads, work.feature_buffer, task);
   // Bounds of blocks are those of whole keys.
   const bool whole_keys = std::ranges::none_of(heads, [](const HeadCache& head) { return head.prunes(); });
   const bool prunes = group.sequence->pruner != nullptr && global_layer >= 0 && whole_keys;

@@ -93,6 +93,8 @@ class LayerOps {
   void EndPrepare(int num_parts);
   // All threads, after a sync: writes the group's keys and values.
   void Append(const AttentionCall& call, const RowGroup& group, size_t index, const Team& team);
+  // All threads, likewise: features of the group's queries, where heads have states of entries that are gone.
+  void MapQueries(const RowGroup& group, size_t index, int global_layer, const Team& team);
   // All threads, after a sync: the attention of all prepared groups.
   void Attend(std::span<const RowGroup> groups, const Team& team);
   // Thread 0's time within Attend() that only Observe() has a use for.
@@ -132,10 +134,10 @@ class LayerOps {
   // Of the team that calls all this, between its calls.
   SharedLoops& loops() { return loops_; }
 
-  // All threads: attention of the last `window` queries of one sequence over the entries of another cache.
+  // All threads: attention of the last `window` queries of one sequence over the entries of another.
   // output [window, H, Dv].
-  void WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window, float* output,
-                     const Team& team);
+  void WindowOutputs(const Sequence& queries_of, const Sequence& entries_of, int layer, int global_layer, int window,
+                     float* output, const Team& team);
 
  private:
   // Inputs of a policy.
@@ -162,6 +164,7 @@ class LayerOps {
     double observe_seconds = 0;
     int first_of_chunk = -1;  // of a second reading's chunk, among the task's entries, where these are what is observed
     PrunedCall pruned;
+    Scratch feature_buffer;  // of the queries: task.features
   };
   // The rows of a pass see its chunk, the prefix, and themselves.
   static void LimitToChunk(std::span<const HeadCache> heads, const RepeatPass& pass, GroupWork& work);
@@ -170,6 +173,11 @@ class LayerOps {
 
   static void DescribeHeads(std::span<HeadCache> heads, std::vector<kernels::Segment>& segments,
                             std::vector<kernels::HeadEntries>& entries);
+  // The states of a sequence's heads, and room for the features of the task's queries where there is any of them.
+  static void AddStates(const Sequence& sequence, std::span<const HeadCache> heads,
+                        std::vector<kernels::HeadEntries>& entries, Scratch& features, kernels::AttentionTask& task);
+  static void MapQueries(const Sequence& sequence, int global_layer, const kernels::AttentionTask& task, int first_item,
+                         float* features, const Team& team);
   // All threads: probabilities_ of `rows` rows of a task from `from` on. heads: those of the task.
   void FindProbabilities(const GroupWork& work, std::span<const HeadCache> heads, int from, int rows, const Team& team);
   static void PlanObserved(GroupWork& work, uint32_t needs);
@@ -237,6 +245,7 @@ class LayerOps {
   kernels::AttentionTask window_task_;
   std::vector<kernels::Segment> window_segments_;
   std::vector<kernels::HeadEntries> window_heads_;
+  Scratch window_features_;
   int window_count_ = 0;
 };
 

@@ -92,18 +92,24 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   }
 }
 
-void LayerOps::WindowOutputs(const Sequence& queries_of, int cache_id, int layer, int global_layer, int window,
-                             float* output, const Team& team) {
+void LayerOps::WindowOutputs(const Sequence& queries_of, const Sequence& entries_of, int layer, int global_layer,
+                             int window, float* output, const Team& team) {
   if (team.ith == 0) {
     const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
-    DescribeHeads(cache_.heads(cache_id, layer), window_segments_, window_heads_);
+    const std::span<HeadCache> heads = cache_.heads(entries_of.cache_id, layer);
+    DescribeHeads(heads, window_segments_, window_heads_);
     PrepareWindow(queries_of, layer, global_layer, window);
+    AddStates(entries_of, heads, window_heads_, window_features_, window_task_);
     window_task_.output = output;
     window_task_.output_token_stride = static_cast<size_t>(shape.num_heads * shape.value_dim);
     window_task_.output_head_stride = static_cast<size_t>(shape.value_dim);
     attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(window_task_, team.nth));
   }
   team.Sync();
+  if (window_task_.features != nullptr) {
+    MapQueries(entries_of, global_layer, window_task_, 0, window_features_.Floats(0), team);
+    team.Sync();
+  }
   kernels::RunAttention(window_task_, attention_scratch_, team);
   team.Sync();
 }

@@ -1,12 +1,13 @@
 #include "engine/plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <string>
 
-#include <fmt/format.h>
-
 #include "engine/cache_formats.h"
+#include "engine/less_states.h"
 #include "engine/repeat.h"
 #include "engine/sequence.h"
 #include "policy/act/demote.h"
@@ -178,6 +179,10 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
         shape.own_bytes += static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
     }
   }
+  (void)AnyRecipe(options, [&](const Policy& policy) {
+    if (policy.less() != nullptr) shape.own_bytes += StateBytes(info, *policy.less());
+    return policy.less() != nullptr;
+  });
   shape.own_bytes += QueryRing::Bytes(MomentsOf(info), RingWindow(options));
   shape.num_ctx = num_ctx;
   AddScratch(info, options.recipe, num_ctx, shape);

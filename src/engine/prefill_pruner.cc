@@ -19,6 +19,7 @@ kernels::AttentionTask RowsOf(const kernels::AttentionTask& task, int first_row,
   part.num_queries = num_rows;
   part.queries += static_cast<size_t>(first_row) * task.query_token_stride;
   part.query_positions += first_row;
+  if (part.features != nullptr) part.features += static_cast<size_t>(first_row * task.num_heads * task.rank);
   part.output += static_cast<size_t>(first_row) * task.output_token_stride;
   return part;
 }
@@ -233,6 +234,7 @@ void PrefillPruner::Run(const kernels::AttentionTask& task, const PrunedCall& ca
       stretch.heads.resize(heads_.size());
       for (size_t h = 0; h < heads_.size(); ++h) {
         stretch.heads[h].segments = choice(stretch.first_row / options_.segment, static_cast<int>(h)).segments;
+        stretch.heads[h].state = task.heads[h].state;
       }
     }
     if (team.ith == 0) {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "engine/less_states.h"
+
 namespace pith {
 namespace {
 
@@ -54,6 +56,7 @@ Status CheckRecipe(const ModelInfo& info, const Recipe& recipe, const CacheForma
   if (recipe.policy->prune() != nullptr && formats.lower) {
     return InvalidArgument("act=prune does not go with a recipe of act=demote before it");
   }
+  if (const LessMaps* maps = recipe.policy->less(); maps != nullptr) PITH_RETURN_IF_ERROR(CheckMaps(info, *maps));
   PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(CountLayers(info, LayerKind::kGlobal)));
   return CheckRotations(info, recipe);
 }
@@ -105,8 +108,15 @@ Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo
                     "with --compress after",
                     settled.recipe.text));
   }
-  for (const ActiveRecipe& active : setup->active)
+  for (const ActiveRecipe& active : setup->active) {
     PITH_RETURN_IF_ERROR(CheckRecipe(info, active.recipe, setup->formats));
+    const LessMaps* const maps = active.recipe.policy->less();
+    if (maps == nullptr) continue;
+    if (setup->maps != nullptr && setup->maps->fingerprint() != maps->fingerprint()) {
+      return InvalidArgument("the recipes of a sequence share the states of act=less: name one file of maps");
+    }
+    setup->maps = maps;
+  }
   setup->style = StyleOf(info, settled);
   setup->flight = FlightOf(info, setup->style, settled);
   setup->ring_window = RingWindow(settled);

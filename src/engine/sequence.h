@@ -21,6 +21,7 @@
 #include "engine/query_moments.h"
 #include "engine/query_ring.h"
 #include "engine/repeat.h"
+#include "policy/act/less.h"
 
 namespace pith {
 
@@ -54,6 +55,7 @@ struct SequenceSetup {
   bool counts_moments = false;
   bool reads_again = false;  // a recipe may want a second reading, so tokens are remembered
   std::optional<PageFormat> turn_format;  // of what stays of a turn that is over (Recipe::turns)
+  const LessMaps* maps = nullptr;         // of the states of entries that are gone, where a recipe has such
 
   // kInvalidArgument, kUnsupported: the recipes cannot work with each other, the format or the model.
   static Result<std::shared_ptr<const SequenceSetup>> Make(const ModelInfo& info, const EngineOptions& options);

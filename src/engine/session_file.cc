@@ -23,7 +23,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 5;
+constexpr uint32_t kVersion = 6;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;
@@ -67,6 +67,12 @@ class FileReader final : public ByteReader {
   uint64_t left_;
 };
 
+// Of the maps whose states a sequence has, 0: it has none.
+uint64_t MapsOf(const Sequence& sequence) {
+  const LessMaps* const maps = sequence.setup != nullptr ? sequence.setup->maps : nullptr;
+  return maps != nullptr ? maps->fingerprint() : 0;
+}
+
 bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->options.recipe.turns; }
 
 template <typename Container>
@@ -105,6 +111,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   }
   WriteArray(writer, sequence.merge_thresholds);
   WriteArray(writer, recurrent);
+  writer.Number(MapsOf(sequence));
   writer.Number(owner.format.number());
   const std::optional<PageFormat> low = cache.layout(sequence.cache_id).low;
   writer.Number(low ? low->number() : kNoFormat);
@@ -321,6 +328,9 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
   if (thresholds.size() != sequence.merge_thresholds.size())
     return Corrupt("its merge thresholds are not one per layer");
   sequence.merge_thresholds = thresholds;
+  uint64_t maps = 0;
+  if (!reader.Number(maps)) return Truncated();
+  if (maps != MapsOf(sequence)) return InvalidArgument("its recipes have other maps of act=less, or none");
   PITH_RETURN_IF_ERROR(ReadFormats(reader, owner, cache, sequence.cache_id));
   PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position));
   PITH_RETURN_IF_ERROR(CheckPages(cache, sequence.cache_id));

@@ -1,7 +1,7 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    5
+//   u32 version    6
 //   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 FNV-1a of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
@@ -13,6 +13,7 @@
 //     array of f32: moments of all queries; not there where the recipe reads none
 //     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
 //     array of bytes: recurrent state
+//     u64 fingerprint of the maps of its states (act=less), 0: it has none
 //     u32 format of the sequence, u32 formats of its full and of its lowered pages, ~0: none; f64 share of the channels
 //     of keys that the latter lack, i32 newest entries that keep all
 //     cache (src/cache/cache_file.cc)

@@ -32,6 +32,7 @@
 #include "kernels/attention_plan.h"
 #include "kernels/attention_space.h"
 #include "kernels/attention_worker.h"
+#include "kernels/feature_maps.h"
 #include "kernels/observed_steps.h"
 #include "kernels/page_kernels.h"
 
@@ -67,6 +68,13 @@ float FinishRow(const AttentionTask& task, const Tile& tile, int r, const float*
   if (task.log_sum_exp != nullptr) {
     task.log_sum_exp[static_cast<size_t>(head) * static_cast<size_t>(task.num_queries) + static_cast<size_t>(query)] =
         end.log_sum_exp;
+  }
+  const float* const state = task.heads[tile.head].state;
+  if (task.features != nullptr && state != nullptr) {
+    const auto rank = static_cast<size_t>(task.rank);
+    const size_t row = static_cast<size_t>(query) * static_cast<size_t>(task.num_heads) + static_cast<size_t>(head);
+    JoinState({task.features + row * rank, rank}, state, end.log_sum_exp,
+              {output, static_cast<size_t>(task.value_dim)});
   }
   return end.factor;
 }

@@ -29,6 +29,8 @@ struct HeadEntries {
   std::span<const Segment> segments;
   // Segments whose layout has fewer channels of keys than the task hold these alone (key_channels.h). Null: none does.
   const uint16_t* key_channels = nullptr;
+  // Of entries that are gone (feature_maps.h), with AttentionTask::features. Null: nothing.
+  const float* state = nullptr;
   int num_entries() const {
     int count = 0;
     for (const Segment& segment : segments) count += segment.num_entries;
@@ -80,6 +82,10 @@ struct AttentionTask {
   const float* sinks = nullptr;         // [H] or null: one more logit per head, without a value
   MaskKind mask = MaskKind::kCausal;
   int window = 0;
+  // Features of the queries, [T, H, R], where heads have a state of entries that are gone: these take part in output,
+  // and in nothing else (log_sum_exp, observed). All queries come after them.
+  const float* features = nullptr;
+  int rank = 0;  // R
 
   // Results. Element (t, h, d) at t*output_token_stride + h*output_head_stride + d.
   // A query that sees nothing gets zeros.

@@ -140,6 +140,23 @@ std::vector<double> Weights(const AttentionTask& task, int t, int h, double* log
   return weights;
 }
 
+// LESS, step 5, of one query and head: the state's share of the output.
+void JoinReference(const AttentionTask& task, int t, int h, double log_sum_exp, std::vector<double>& output) {
+  const float* const state = task.heads[h / (task.num_heads / task.num_kv_heads)].state;
+  if (task.features == nullptr || state == nullptr) return;
+  const auto rank = static_cast<size_t>(task.rank), dim = output.size();
+  const float* phi = task.features + static_cast<size_t>(t * task.num_heads + h) * rank;
+  double own = 0;
+  for (size_t r = 0; r < rank; ++r) own += static_cast<double>(phi[r]) * static_cast<double>(state[rank * dim + r]);
+  if (own <= 0) return;
+  const double share = 1 / (1 + std::exp(log_sum_exp - std::log(own)));
+  for (size_t c = 0; c < dim; ++c) {
+    double sum = 0;
+    for (size_t r = 0; r < rank; ++r) sum += static_cast<double>(phi[r]) * static_cast<double>(state[r * dim + c]);
+    output[c] = (1 - share) * output[c] + share * sum / own;
+  }
+}
+
 }  // namespace
 
 void ReferenceAttention(const AttentionTask& task) {
@@ -158,6 +175,7 @@ void ReferenceAttention(const AttentionTask& task) {
           output[static_cast<size_t>(c)] += weight * ValueElement(layout, page, c, slot);
         }
       });
+      JoinReference(task, t, h, log_sum_exp, output);
       float* row = task.output + static_cast<size_t>(t) * task.output_token_stride +
                    static_cast<size_t>(h) * task.output_head_stride;
       for (int c = 0; c < task.value_dim; ++c) row[c] = static_cast<float>(output[static_cast<size_t>(c)]);

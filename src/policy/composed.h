@@ -38,6 +38,7 @@ class ComposedPolicy final : public Policy {
   const ResidueOptions* residue() const override { return parts_.action->residue(); }
   const DemoteOptions* demote() const override { return parts_.action->demote(); }
   const PruneOptions* prune() const override { return parts_.action->prune(); }
+  const LessMaps* less() const override { return parts_.action->less(); }
   int StandIns(const Budget& budget) const override;
   Status CheckLayers(int num_layers) const override;
   void Observe(const Observation& seen, std::span<float* const> columns) const override {

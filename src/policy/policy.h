@@ -148,6 +148,7 @@ struct Budget {
   int rest_page_entries = 1;
 };
 
+class LessMaps;
 struct DemoteOptions;
 struct PruneOptions;
 struct ResidueOptions;
@@ -203,6 +204,9 @@ class Policy {
 
   // Not null: what stays loses channels of its keys (act=prune), once for good, when the prompt is whole.
   virtual const PruneOptions* prune() const { return nullptr; }
+
+  // Not null: what does not stay joins a state beside its head (act=less), by these maps.
+  virtual const LessMaps* less() const { return nullptr; }
 
   // It is asked once, when the whole prompt has been read: it can't drop anything before.
   bool needs_whole_prompt() const { return repeat() != nullptr || prune() != nullptr; }

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "kernels/attention_reference.h"
+#include "policy/act/less.h"
 #include "policy/policy.h"
 #include "policy/policy_test_util.h"
 #include "policy/registry.h"
@@ -39,19 +40,50 @@ std::vector<std::string> Allocators() {
   return all;
 }
 
+// Maps for the action that reads some; which, nothing here depends on.
+const std::string& MapsFile() {
+  static const std::string path = [] {
+    const LessLayer layer{.num_heads = 1,
+                          .num_kv_heads = 1,
+                          .dim = 1,
+                          .hidden = 1,
+                          .query_w1 = {1},
+                          .query_w2 = {1},
+                          .key_w1 = {1},
+                          .key_w2 = {1},
+                          .key_w3 = {1},
+                          .key_s1 = {1},
+                          .key_s2 = {1}};
+    std::string name = ::testing::TempDir() + fmt::format("pith_maps_{}.gguf", static_cast<int>(getpid()));
+    std::ofstream(name, std::ios::binary) << (*LessMaps::Make(1, {layer}))->Bytes();
+    return name;
+  }();
+  return path;
+}
+
+// "drop", "less:/tmp/...": every action, with what it cannot do without.
+std::vector<std::string> Actions() {
+  std::vector<std::string> all;
+  for (std::string_view name : StageNames(StageKind::kAct)) {
+    all.push_back(name == "less" ? fmt::format("{}:{}", name, MapsFile()) : std::string(name));
+  }
+  return all;
+}
+
 // Every scorer x aggregator x modifier x allocator x action that parses, and every named recipe.
 // refused: the sentences of the others.
 std::vector<std::string> AllRecipes(std::vector<std::string>* refused = nullptr) {
   std::vector<std::string> all;
   for (const NamedRecipe& recipe : NamedRecipes()) all.emplace_back(recipe.name);
   std::vector<std::string> aggregates = {""}, modifiers = {""};
+  const std::vector<std::string> actions = Actions();
   for (std::string_view name : StageNames(StageKind::kAggregate)) aggregates.push_back(fmt::format(" agg={}", name));
   for (std::string_view name : StageNames(StageKind::kModify)) modifiers.push_back(fmt::format(" mod={}", name));
   for (std::string_view scorer : StageNames(StageKind::kScore)) {
     for (const std::string& aggregate : aggregates) {
       for (const std::string& modifier : modifiers) {
         for (const std::string& allocator : Allocators()) {
-          for (std::string_view action : StageNames(StageKind::kAct)) {
+          for (const std::string& action : actions) {
             const std::string text =
                 fmt::format("score={}{}{} alloc={} act={}", scorer, aggregate, modifier, allocator, action);
             const Result<Recipe> recipe = ParseRecipe(text);

@@ -474,6 +474,9 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   if (parts.action->prune() != nullptr && recipe.turns) {
     return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
   }
+  if (parts.action->less() != nullptr && recipe.turns) {
+    return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
+  }
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   if (alternative == 0 && HasAlternative(draft.named)) {
     PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));
@@ -510,6 +513,9 @@ Result<Recipe> ParseRecipe(std::string_view text) {
   recipe.text += fmt::format("{}{}", kOr, otherwise.text);
   if (recipe.policy->prune() != nullptr && otherwise.turns) {
     return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
+  }
+  if (recipe.policy->less() != nullptr && otherwise.turns) {
+    return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
   }
   if (!recipe.turns) recipe.turns = otherwise.turns;
   SetOtherwise(std::move(otherwise), recipe);

@@ -41,6 +41,9 @@ fit, else the most precise of q8, q4 and q4/q2 that holds 60% of them (`format=a
 `act=prune` beside any recipe stores fewer channels of the keys that stay, once the prompt is whole; its share is one of f16
 bytes, too.
 
+`act=less:FILE` beside any recipe lets what is dropped go on contributing, through a state of constant size; `pith tune less` makes
+such files ([tuning.md](../tuning.md)).
+
 `kvzip or snapkv` is two recipes: the second works where the first cannot since the prompt is not whole, block by block and
 while decoding. `pith`, the default, is two such.
 

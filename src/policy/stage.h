@@ -170,6 +170,8 @@ class Action : public Stage {
   virtual const DemoteOptions* demote() const { return nullptr; }
   // Not null: keys of what stays lose channels (Policy::prune).
   virtual const PruneOptions* prune() const { return nullptr; }
+  // Not null: they join a state beside their head (Policy::less).
+  virtual const LessMaps* less() const { return nullptr; }
 };
 
 // Which stages there are. `make` gets declared parameters with checked values.

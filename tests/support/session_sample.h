@@ -19,6 +19,7 @@
 #include "engine/sequence.h"
 #include "engine/session_file.h"
 #include "kernels/attention.h"
+#include "kernels/feature_maps.h"
 
 namespace pith::testing {
 
@@ -27,7 +28,8 @@ class SessionSample {
   static constexpr int kContext = 200;
   static constexpr int kVocab = 16;
 
-  SessionSample() : ledger_(size_t{1} << 20) {
+  // state_rank: of the states of heads (act=less), 0: they have none.
+  explicit SessionSample(int state_rank = 0) : ledger_(size_t{1} << 20), state_rank_(state_rank) {
     std::vector<CacheLayer> layers(3);
     layers[0] = {.num_kv_heads = 2, .key_dim = 4, .value_dim = 2, .global = true};
     layers[2] = {.num_kv_heads = 1, .key_dim = 4, .value_dim = 4};
@@ -41,7 +43,9 @@ class SessionSample {
   // Empty, as the engine makes one to restore into. To be freed with cache().Free(sequence.cache_id).
   Sequence NewSequence() {
     Sequence sequence;
-    sequence.cache_id = *cache_->NewSequence({PageFormat(), 1, KvFormat::kQ4}, ledger_.common());
+    const SequenceLayout layout{
+        .entry = PageFormat(), .num_columns = 1, .low = KvFormat::kQ4, .state_rank = state_rank_};
+    sequence.cache_id = *cache_->NewSequence(layout, ledger_.common());
     sequence.queries = QueryRing({.num_layers = 1, .num_heads = 2, .key_dim = 4}, 3);
     sequence.merge_thresholds.assign(1, std::nan(""));
     return sequence;
@@ -57,6 +61,12 @@ class SessionSample {
       sequence.queries.data()[i] = static_cast<uint16_t>(7 * i);
     for (int h = 0; h < 2; ++h) Fill(sequence, 0, h, h == 0 ? num_tokens : num_tokens / 2, num_tokens);
     Fill(sequence, 2, 0, std::min(num_tokens, 20), num_tokens);
+    // Half of its tokens have left the second head.
+    const int gone = num_tokens - num_tokens / 2;
+    if (state_rank_ > 0 && gone > 0) {
+      const std::vector<float> sums(kernels::StateFloats(state_rank_, 2), 0.25F);
+      cache_->head(sequence.cache_id, 0, 1).state().Add(sums, gone);
+    }
     return sequence;
   }
 
@@ -100,6 +110,7 @@ class SessionSample {
   }
 
   Ledger ledger_;
+  const int state_rank_;
   std::unique_ptr<KvCache> cache_;
   SessionOwner owner_{.fingerprint = 42, .description = "sample", .recipe = "h2o", .num_ctx = kContext,
                       .num_vocab = kVocab, .num_global_heads = 2, .format = KvFormat::kQ4};
