@@ -112,21 +112,25 @@ nlohmann::ordered_json LayersJson(const ModelInfo& info) {
 }
 
 // Of the bytes of entries that are older than the newest: what their keys lose once the prompt is whole (act=prune).
-double PrunedShare(const ModelInfo& info, const EngineOptions& options) {
-  const PruneOptions* const prune = options.recipe.policy->prune();
-  if (prune == nullptr) return 0;
-  return 1 - PrunedCost(info, options.recipe.format.value_or(options.format), prune->share);
+double PrunedShare(const ModelInfo& info, const Policy& policy, PageFormat format) {
+  const PruneOptions* const prune = policy.prune();
+  return prune == nullptr ? 0 : 1 - PrunedCost(info, format, prune->share);
 }
 
 nlohmann::ordered_json SplitJson(const ModelInfo& info, const EngineOptions& options) {
   const auto split = SplitBudget(info, options);
   if (!split) return {{"refused", split.error().message}};
-  return {{"format", split->format.Name()},            {"recipe", options.recipe.text},
-          {"block_tokens", split->block_tokens},       {"keep_entries", split->keep_entries},
-          {"block_bytes", split->block_bytes},         {"in_flight_bytes", split->in_flight_bytes},
-          {"recurrent_bytes", split->recurrent_bytes}, {"table_bytes", split->table_bytes},
-          {"window_bytes", split->window_bytes},       {"global_bytes", split->global_bytes},
-          {"pruned_share", PrunedShare(info, options)},
+  return {{"format", split->format.Name()},
+          {"recipe", options.recipe.text},
+          {"block_tokens", split->block_tokens},
+          {"keep_entries", split->keep_entries},
+          {"block_bytes", split->block_bytes},
+          {"in_flight_bytes", split->in_flight_bytes},
+          {"recurrent_bytes", split->recurrent_bytes},
+          {"table_bytes", split->table_bytes},
+          {"window_bytes", split->window_bytes},
+          {"global_bytes", split->global_bytes},
+          {"pruned_share", PrunedShare(info, *options.recipe.policy, split->format)},
           {"unused_bytes", split->unused_bytes}};
 }
 
@@ -170,7 +174,8 @@ void PrintSplit(const ModelInfo& info, const EngineOptions& options) {
   };
   part("global layers", split->global_bytes, fmt::format("{} entries per KV head", FormatCount(split->keep_entries)));
   if (const PruneOptions* const prune = options.recipe.policy->prune(); prune != nullptr) {
-    const double bytes = static_cast<double>(split->global_bytes) * PrunedShare(info, options);
+    const double bytes =
+        static_cast<double>(split->global_bytes) * PrunedShare(info, *options.recipe.policy, split->format);
     part("  freed by act=prune", static_cast<size_t>(bytes),
          fmt::format("at most, once the prompt is whole: {:g}% of the key channels go", 100 * prune->share));
   }

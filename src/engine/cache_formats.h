@@ -1,4 +1,4 @@
-// In which formats a cache holds its entries, as options and recipes say.
+// In which formats a cache holds its entries, and what entries take in them.
 #ifndef PITH_ENGINE_CACHE_FORMATS_H_
 #define PITH_ENGINE_CACHE_FORMATS_H_
 
@@ -10,7 +10,6 @@
 #include "base/ledger.h"
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
-#include "engine/plan.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -24,15 +23,12 @@ struct CacheFormats {
   std::optional<PageFormat> low;  // of full pages, if another
   std::optional<PageFormat> lower = {};  // of entries that a recipe chooses (act=demote)
 
+  PageFormat full() const { return low.value_or(entry); }  // of full pages
   bool operator==(const CacheFormats&) const = default;
 };
 
 // The formats of a cache that shall be in `format`: keys in groups need whole pages, so entries arrive in f16.
 CacheFormats FormatsOf(PageFormat format);
-
-// Those of a sequence. The recipe's format, if it has one, is the cache's. kInvalidArgument: the options name
-// another, or a later recipe would have to convert what is not f16.
-Result<CacheFormats> SettleFormats(const SequenceOptions& options);
 
 // Bytes that keys and values of one token take in `format`, scales included, over all layers.
 double TokenBytes(const ModelInfo& info, PageFormat format);
@@ -54,24 +50,6 @@ double EntriesPruned(const PruneOptions& prune, const PrunedCosts& costs, double
 // The formats of format=auto, the most precise first.
 inline constexpr std::array<PageFormat, 4> kAutoFormats = {
     KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4, PageFormat(KvFormat::kQ4, KvFormat::kQ2)};
-
-// Those that Compress() may store in for this recipe; none where entries stay as they are.
-std::vector<PageFormat> ConversionsOf(const Recipe& recipe);
-// True: one of them is another than that in which entries arrive.
-bool Converts(const Recipe& recipe, PageFormat entry);
-
-// The recipe with the format that format=auto means where `share` of the f16 bytes of `mean` entries is there.
-Recipe WithFormatFor(const ModelInfo& info, const Recipe& recipe, double mean, double share);
-
-// The options with the alternative of the recipe that works in their mode, and where format=auto runs by blocks, with
-// the format in which the budget holds enough of the context. Everything that plans or runs starts here.
-EngineOptions Settled(const ModelInfo& info, EngineOptions options);
-
-// Entries of `num_entries` that `share` means: of the entries, or of their f16 bytes where the recipe has a format.
-int EntriesToKeep(const ModelInfo& info, const Recipe& recipe, int num_entries, double share);
-
-// Makes an engine that evicts by blocks keep that share, with the format that it means.
-void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options);
 
 // Bytes of a sequence's keys and values, over those of num_tokens entries a head in f16; in the layers whose
 // global_index is not negative.

@@ -105,7 +105,7 @@ Status EngineImpl::InitBudget() {
   EngineOptions planned = options_;
   const size_t spare_state = default_setup_->reads_again ? info.recurrent_bytes : 0;
   if (planned.budget_bytes > spare_state) planned.budget_bytes -= spare_state;
-  PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(info, default_setup_->style, planned));
+  PITH_ASSIGN_OR_RETURN(plan_, PlanMemory(info, *default_setup_, planned));
   plan_.budget_bytes += spare_state;
   plan_.recurrent_bytes += spare_state;
   ledger_ = std::make_unique<Ledger>(plan_.budget_bytes);
@@ -164,7 +164,7 @@ int EngineImpl::num_tokens(SequenceId id) const {
 
 void EngineImpl::PlanOwnShare(Sequence& sequence, size_t bytes) const {
   sequence.planned_bytes = bytes;
-  sequence.share = PlanShare(model_->info(), sequence.setup->style, sequence.setup->options, bytes);
+  sequence.share = PlanShare(model_->info(), *sequence.setup, bytes);
 }
 
 Result<SequenceId> EngineImpl::NewSequence(const SequenceOptions& options) {
@@ -181,7 +181,7 @@ Result<SequenceId> EngineImpl::AddSequence(const SetupPtr& setup, size_t floor_b
                               .state_rank = setup->maps != nullptr ? setup->maps->rank() : 0};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, cache_->NewSequence(layout, sequence->account));
   const size_t heads = std::max<size_t>(cache_->num_heads(), 1);
-  const size_t page_bytes = std::max<size_t>(LeastShare(model_->info(), setup->style, setup->options) / heads, 1);
+  const size_t page_bytes = std::max<size_t>(LeastShare(model_->info(), *setup) / heads, 1);
   const size_t pages = sequence->ceiling_bytes / page_bytes / heads;
   for (size_t layer = 0; layer < cache_->layers().size(); ++layer) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
@@ -207,12 +207,12 @@ Result<std::unique_ptr<Sequence>> EngineImpl::MakeSequence(const SetupPtr& setup
   sequence->slot = FreeSlot();
   if (sequence->slot < 0)
     return OutOfBudget(fmt::format("all {} sequences of this engine are in use", slot_used_.size()));
-  const size_t least = LeastShare(model_->info(), setup->style, setup->options);
+  const size_t least = LeastShare(model_->info(), *setup);
   size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(plan_.share_bytes, floor_bytes);
   if (ceiling < least) {
     return OutOfBudget(
         fmt::format("{:.2f} MiB do not hold a sequence with the recipe {}; {:.2f} MiB are the least that does",
-                    Mib(ceiling), setup->recipe().text, Mib(least) + 0.005));
+                    Mib(ceiling), setup->recipe.text, Mib(least) + 0.005));
   }
   size_t floor =
       std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan_.share_bytes, ceiling));
@@ -246,18 +246,18 @@ Status EngineImpl::HoldOwnBytes(Sequence& sequence) const {
   const SequenceSetup& setup = *sequence.setup;
   const QueryMoments::Shape shape = MomentsOf(model_->info());
   const size_t moments = setup.counts_moments ? QueryMoments::Bytes(shape) : 0;
-  const size_t tokens = setup.reads_again ? static_cast<size_t>(setup.options.num_ctx) * sizeof(int32_t) : 0;
+  const size_t tokens = setup.reads_again ? static_cast<size_t>(setup.num_ctx) * sizeof(int32_t) : 0;
   if (!sequence.query_bytes.Hold(sequence.account, MemoryTag::kQueries,
                                  QueryRing::Bytes(shape, setup.ring_window) + moments) ||
       !sequence.token_bytes.Hold(sequence.account, MemoryTag::kTokens, tokens) || !sequence.HoldScratch()) {
     return OutOfBudget(fmt::format("{:.2f} MiB do not hold what the recipe {} remembers of queries and tokens",
-                                   Mib(sequence.account->ceiling_bytes()), setup.recipe().text));
+                                   Mib(sequence.account->ceiling_bytes()), setup.recipe.text));
   }
   sequence.merge_thresholds.resize(static_cast<size_t>(num_global_layers_), std::nan(""));
   if (setup.ring_window > 0 && sequence.queries.window() == 0) sequence.queries = QueryRing(shape, setup.ring_window);
   if (setup.counts_moments && sequence.moments.empty()) sequence.moments = QueryMoments(shape);
-  if (setup.reads_again) sequence.tokens.reserve(static_cast<size_t>(setup.options.num_ctx));
-  if (setup.options.recipe.prefill) sequence.pruner = std::make_unique<PrefillPruner>(*setup.options.recipe.prefill);
+  if (setup.reads_again) sequence.tokens.reserve(static_cast<size_t>(setup.num_ctx));
+  if (setup.recipe.skips_attention()) sequence.pruner = std::make_unique<PrefillPruner>(setup.recipe.prefill);
   return {};
 }
 
@@ -276,18 +276,18 @@ bool EngineImpl::Reclaim(size_t bytes, const Sequence* except) {
 
 Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_tokens) const {
   PITH_ASSIGN_OR_RETURN(const SetupPtr setup, SequenceSetup::Make(model_->info(), WithDefaults(options)));
-  if (num_tokens > static_cast<size_t>(setup->options.num_ctx)) {
+  if (num_tokens > static_cast<size_t>(setup->num_ctx)) {
     return InvalidArgument(
-        fmt::format("{} tokens do not fit into a context of {}: raise it with -c", num_tokens, setup->options.num_ctx));
+        fmt::format("{} tokens do not fit into a context of {}: raise it with -c", num_tokens, setup->num_ctx));
   }
   const ModelInfo& info = model_->info();
   Admission admission;
   admission.step_bytes = setup->flight.Bytes(std::min(static_cast<int>(num_tokens), plan_.block_tokens), 1);
   const size_t ceiling = options.ceiling_bytes > 0 ? options.ceiling_bytes : plan_.share_bytes;
-  const size_t whole = ShareFor(info, setup->style, setup->options, static_cast<int>(num_tokens));
-  admission.steady_bytes =
-      setup->style.evicts || setup->options.recipe.turns
-          ? std::min(whole, std::max(ceiling, LeastShare(info, setup->style, setup->options))) : whole;
+  const size_t whole = ShareFor(info, *setup, static_cast<int>(num_tokens));
+  admission.steady_bytes = setup->style.evicts || setup->recipe.has_turns()
+                               ? std::min(whole, std::max(ceiling, LeastShare(info, *setup)))
+                               : whole;
   size_t borrowed = 0;
   for (const auto& [id, sequence] : sequences_) {
     const size_t used = sequence->account->used_bytes();
@@ -305,7 +305,7 @@ Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_t
 Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_bytes) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
   const SequenceSetup& setup = *sequence->setup;
-  const size_t least = LeastShare(model_->info(), setup.style, setup.options);
+  const size_t least = LeastShare(model_->info(), setup);
   const size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(plan_.share_bytes, floor_bytes);
   const size_t floor = std::max(least, floor_bytes > 0 ? floor_bytes : std::min(plan_.share_bytes, ceiling));
   if (ceiling < least) {
@@ -403,7 +403,7 @@ KvStats EngineImpl::stats() const {
   stats.keep_entries = plan_.keep_entries;
   stats.block_tokens = plan_.block_tokens;
   const SequenceSetup& setup = *default_setup_;
-  stats.format = setup.turn_format.value_or(setup.formats.low.value_or(setup.formats.entry));
+  stats.format = setup.turn_format;
   return stats;
 }
 
@@ -423,8 +423,8 @@ SequenceStats EngineImpl::stats(SequenceId id) const {
   stats.num_tokens = sequence.next_position;
   stats.num_pinned = static_cast<int>(sequence.num_pinned());
   const SequenceSetup& setup = *sequence.setup;
-  stats.format = setup.turn_format.value_or(setup.formats.low.value_or(setup.formats.entry));
-  stats.recipe = sequence.setup->recipe().text;
+  stats.format = setup.turn_format;
+  stats.recipe = sequence.setup->recipe.text;
   return stats;
 }
 

@@ -14,11 +14,11 @@
 namespace pith {
 // Merging rewrites entries of 16 bits; what is converted comes from there, too, or was converted by a former
 // compression.
-Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) const {
+Status EngineImpl::CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   const SequenceSetup& setup = *sequence.setup;
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
   const PageFormat full = layout.low.value_or(layout.entry);
-  const bool merges = recipe.policy->merge() != nullptr, converts = Converts(recipe, setup.formats.entry);
+  const bool merges = recipe.policy->merge() != nullptr, converts = recipe.storage.Converts(setup.formats.entry);
   const bool stands_in = recipe.policy->residue() != nullptr;
   const bool demotes = recipe.policy->demote() != nullptr;
   if ((merges && (!(full == PageFormat()) || layout.lower)) || (demotes && !(layout.entry == PageFormat())) ||
@@ -35,14 +35,18 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const Recipe& recipe) c
   if (converts && setup.style.evicts && setup.policy().merge() != nullptr) {
     return InvalidArgument(
         fmt::format("{} converts pages into which the sequence's own recipe {} could not merge any more", recipe.text,
-                    setup.recipe().text));
+                    setup.recipe.text));
   }
   return {};
 }
 
 // The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was read.
 Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
-  if (recipe.policy == nullptr) return InvalidArgument("there is no recipe to compress with");
+  PITH_ASSIGN_OR_RETURN(const ResolvedRecipe resolved, ResolveForCompress(recipe));
+  return ActiveFor(sequence, resolved);
+}
+
+Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   PITH_RETURN_IF_ERROR(CheckFormat(sequence, recipe));
   const SequenceSetup& setup = *sequence.setup;
   const uint32_t needs = recipe.policy->needs();
@@ -80,7 +84,7 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recip
   return ActiveRecipe{.recipe = recipe, .num_columns = static_cast<int>(recipe.policy->columns().size())};
 }
 
-Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const Recipe& recipe, Sequence& target, double mean,
+Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean,
                                                         double bytes) const {
   const DemoteOptions& demote = *recipe.policy->demote();
   const double f16 = TokenBytes(model_->info(), PageFormat());
@@ -88,7 +92,7 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const Recipe& recipe, Se
   // Entries that fill no page, in f16 whatever the formats; those that must stay are of the high format.
   const double rest = std::fmod(mean, kPageEntries);
   double least = rest;
-  while (least < static_cast<double>(std::max(recipe.num_sinks, 0) + target.num_pinned())) least += kPageEntries;
+  while (least < static_cast<double>(recipe.num_sinks + target.num_pinned())) least += kPageEntries;
   const double least_bytes = ((mean - least) * low + rest + (least - rest) * high) / mean;
   if (bytes < std::min(1.0, least_bytes) - 1e-6) {
     return InvalidArgument(fmt::format("{} keeps every entry, in {} at least, which takes {:.1f}% of the f16 cache's "
@@ -124,20 +128,20 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
   const double share = keep;
   bool in_pages = false;
   double rest_cost = 1;
-  std::optional<PageFormat> to = WithFormatFor(model_->info(), active.recipe, mean, keep).format;
-  if (to == entry) to.reset();
-  if (to) {
-    rest_cost = TokenBytes(model_->info(), entry) / TokenBytes(model_->info(), *to);
-    const double with_rests = EntriesInBytes(model_->info(), *to, true, mean, keep);
+  const PageFormat to = active.recipe.storage.FormatFor(model_->info(), entry, mean, keep);
+  const bool converts = !(to == entry);
+  if (converts) {
+    rest_cost = TokenBytes(model_->info(), entry) / TokenBytes(model_->info(), to);
+    const double with_rests = EntriesInBytes(model_->info(), to, true, mean, keep);
     in_pages = with_rests < mean && active.recipe.policy->ragged();
-    keep = (in_pages ? EntriesInBytes(model_->info(), *to, false, mean, keep) : with_rests) / mean;
+    keep = (in_pages ? EntriesInBytes(model_->info(), to, false, mean, keep) : with_rests) / mean;
   }
   if (prune != nullptr) {
     const ModelInfo& info = model_->info();
-    PrunedCosts costs{.whole = to ? 1 / rest_cost : 1};
-    costs.pruned = costs.whole * PrunedCost(info, to.value_or(target.setup->formats.low.value_or(entry)), prune->share);
+    PrunedCosts costs{.whole = converts ? 1 / rest_cost : 1};
+    costs.pruned = costs.whole * PrunedCost(info, converts ? to : target.setup->formats.full(), prune->share);
     keep = EntriesPruned(*prune, costs, mean, share * mean) / mean;
-    in_pages = to && keep < 1 && active.recipe.policy->ragged();
+    in_pages = converts && keep < 1 && active.recipe.policy->ragged();
     if (in_pages) {
       costs.rest = costs.whole;
       keep = EntriesPruned(*prune, costs, mean, share * mean) / mean;
@@ -150,7 +154,7 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
                        .keep_exact = std::max(1.0, mean * keep),
                        .page_entries = in_pages ? kPageEntries : 1,
                        .rest_cost = rest_cost},
-                to};
+                converts ? std::optional(to) : std::nullopt};
 }
 
 Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
@@ -167,7 +171,7 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
   const int64_t before = GlobalEntriesOf(*source);
   const bool selects = !active.recipe.policy->keeps_everything();
   const bool changes =
-      Converts(active.recipe, source->setup->formats.entry) || active.recipe.policy->prune() != nullptr;
+      active.recipe.storage.Converts(source->setup->formats.entry) || active.recipe.policy->prune() != nullptr;
   if ((!selects && !changes) || before == 0) return kept;
   const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
   std::vector<Shrink> shrinks;
@@ -179,7 +183,7 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
     shrinks.push_back(shrink);
     newer.push_back(GlobalEntriesOf(*sequence) - before);
   }
-  const EntryGuard guard{.num_sinks = std::max(active.recipe.num_sinks, 0)};
+  const EntryGuard guard{.num_sinks = active.recipe.num_sinks};
   PITH_RETURN_IF_ERROR(RunCompression(*source, active, guard, shrinks, selects, loan));
   for (size_t i = 0; i < targets.size(); ++i) {
     kept[i] = static_cast<double>(GlobalEntriesOf(*sequences_.at(targets[i].sequence)) - newer[i]) /
@@ -234,13 +238,13 @@ Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, dou
   }
   if (!(keep_fraction > 0 && keep_fraction <= 1))
     return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
-  if (Converts(active.recipe, sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr ||
+  if (active.recipe.storage.Converts(sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr ||
       active.recipe.policy->prune() != nullptr) {
     return Unsupported(
         fmt::format("{} changes whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
   if (active.recipe.policy->keeps_everything()) return 1.0;
-  const EntryGuard part{.num_sinks = std::max(active.recipe.num_sinks, 0), .from = from, .to = to};
+  const EntryGuard part{.num_sinks = active.recipe.num_sinks, .from = from, .to = to};
   const int64_t inside = EntriesWithin(*sequence, from, to);
   if (inside == 0) return 1.0;
   PITH_RETURN_IF_ERROR(ShrinkPart(

@@ -42,7 +42,7 @@ Status EngineImpl::EvictAcrossLayers(const RowGroup& group) {
 Status EngineImpl::EvictAll(Sequence& sequence) {
   const Shrink shrink{.sequence = &sequence, .budget = std::nullopt, .format = std::nullopt};
   const ActiveRecipe& active = sequence.setup->active.front();
-  return ScoreAndKeepOnTeam(sequence, active, {.num_sinks = SinksOf(active.recipe)}, {&shrink, 1});
+  return ScoreAndKeepOnTeam(sequence, active, {.num_sinks = active.recipe.num_running_sinks}, {&shrink, 1});
 }
 
 Status EngineImpl::EvictToShare(Sequence& sequence) {
@@ -299,7 +299,7 @@ void EngineImpl::EvictInLayer(const AttentionCall& call, RowGroup& group, const 
   const int num_kv_heads = cache_->layers()[static_cast<size_t>(layer)].num_kv_heads;
   const ActiveRecipe& active = sequence.setup->active.front();
   ops_->Score(sequence, layer, global_index_[static_cast<size_t>(layer)], num_global_layers_, active,
-              {.num_sinks = SinksOf(active.recipe)}, team, scores_);
+              {.num_sinks = active.recipe.num_running_sinks}, team, scores_);
   if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {
     const Budget budget = BlockBudget(sequence, EntriesOf(sequence, layer), num_kv_heads);
@@ -330,7 +330,7 @@ void EngineImpl::CascadeInLayer(const AttentionCall& call, RowGroup& group, cons
   const bool last = global + 1 == num_global_layers_;
   Sequence& sequence = *group.sequence;
   const ActiveRecipe& active = sequence.setup->active.front();
-  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = SinksOf(active.recipe)}, team,
+  ops_->Score(sequence, layer, global, num_global_layers_, active, {.num_sinks = active.recipe.num_running_sinks}, team,
               scores_);
   if (FailByFault(group, team)) return;
   ops_->loops().Lead(team, [&] {

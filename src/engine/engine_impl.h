@@ -258,10 +258,12 @@ class EngineImpl final : public Engine, public AttentionSink {
   int LayerOf(int global_layer) const;
 
   // Compression (engine_compress.cc).
+  Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const;
+  // Of what a caller gave.
   Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
   // kInvalidArgument: the recipe cannot work on what the sequence is stored in.
-  Status CheckFormat(const Sequence& sequence, const Recipe& recipe) const;
-  Result<Shrink> ShrinkByDemotion(const Recipe& recipe, Sequence& target, double mean, double bytes) const;
+  Status CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const;
+  Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
   Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
   Status RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                         std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan);
@@ -298,7 +300,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
   Status ReserveReferences(const Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
                            int overhead, RepeatColumns& columns) const;
-  int PrefixOf(const Sequence& sequence, const Recipe& recipe) const;
+  int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) const;
   Result<int> ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const;
   // Logits of the last block outlive the next one.
   void KeepLogits();

@@ -25,8 +25,8 @@ int EndOfChunk(int from, int chunk, int num_tokens) {
 }  // namespace
 
 // The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
-int EngineImpl::PrefixOf(const Sequence& sequence, const Recipe& recipe) const {
-  int prefix = std::max(recipe.num_sinks, 0);
+int EngineImpl::PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) const {
+  int prefix = recipe.num_sinks;
   for (const auto& [from, to] : sequence.pinned) {
     if (from <= prefix) prefix = std::max(prefix, to);
   }
@@ -37,7 +37,7 @@ int EngineImpl::PrefixOf(const Sequence& sequence, const Recipe& recipe) const {
 Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const {
   const ModelInfo& info = model_->info();
   // A conversation goes on where the model's training ended.
-  const int known = sequence.setup->options.recipe.turns ? 0 : info.trained_ctx;
+  const int known = sequence.setup->recipe.has_turns() ? 0 : info.trained_ctx;
   const int trained = std::max(known, sequence.next_position);
   const int last = info.max_positions > 0 ? info.max_positions : trained > sequence.next_position ? trained : INT32_MAX;
   const int chunk = std::min(active.recipe.policy->repeat()->chunk, last - sequence.next_position - overhead);

@@ -50,7 +50,7 @@ void EngineImpl::LimitByRecipe(const Sequence& sequence, RewindRange& range) con
   }
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
   if (layout.pruned.share > 0) nothing("its keys have lost channels");
-  if (!(layout.low.value_or(layout.entry) == setup.formats.low.value_or(setup.formats.entry))) {
+  if (!(layout.low.value_or(layout.entry) == setup.formats.full())) {
     nothing("its entries were converted");
   }
   if (layout.lower != setup.formats.lower) nothing("its entries were converted");
@@ -133,7 +133,7 @@ int EngineImpl::RewindTarget(SequenceId id, int num_tokens) const {
   if (!found || num_tokens <= 0) return 0;
   const Sequence& sequence = **found;
   if (num_tokens >= sequence.next_position) return sequence.next_position;
-  if (sequence.setup->options.recipe.turns) return TurnTarget(sequence, num_tokens);
+  if (sequence.setup->recipe.has_turns()) return TurnTarget(sequence, num_tokens);
   // What was overwritten is read again.
   const int window = sequence.setup->ring_window;
   int target = sequence.next_position > window ? num_tokens - window : num_tokens;
@@ -151,7 +151,7 @@ Status EngineImpl::Rewind(SequenceId id, int num_tokens) {
   }
   if (num_tokens == sequence->next_position) return {};
   if (num_tokens == 0) return Empty(*sequence);
-  const bool turns = sequence->setup->options.recipe.turns.has_value();
+  const bool turns = sequence->setup->recipe.has_turns();
   const RewindRange range = turns ? RewindRange{.most = num_tokens} : RangeOf(*sequence);
   const auto refused = [&](const char* reason) {
     return Unsupported(fmt::format("the sequence cannot go back from {} tokens to {}: {}", sequence->next_position,
@@ -178,12 +178,12 @@ Status EngineImpl::Empty(Sequence& sequence) {
     if (cache_->layers()[layer].num_kv_heads == 0) continue;
     for (HeadCache& head : cache_->heads(sequence.cache_id, static_cast<int>(layer))) head.Clear();
   }
-  PITH_RETURN_IF_ERROR(cache_->SetLow(sequence.cache_id, setup.formats.low.value_or(setup.formats.entry)));
+  PITH_RETURN_IF_ERROR(cache_->SetLow(sequence.cache_id, setup.formats.full()));
   PITH_RETURN_IF_ERROR(cache_->SetLower(sequence.cache_id, setup.formats.lower));
   context_->ClearSlot(sequence.slot);
   std::ranges::fill(sequence.moments.data(), 0.0F);
   std::ranges::fill(sequence.merge_thresholds, std::nan(""));
-  if (sequence.pruner != nullptr) sequence.pruner = std::make_unique<PrefillPruner>(*setup.options.recipe.prefill);
+  if (sequence.pruner != nullptr) sequence.pruner = std::make_unique<PrefillPruner>(setup.recipe.prefill);
   sequence.queries_from = 0;
   sequence.EndAt(0, num_global_heads_);
   return {};

@@ -10,11 +10,11 @@ namespace pith {
 SessionOwner EngineImpl::Owner(const SequenceSetup& setup) const {
   return {.fingerprint = model_->fingerprint(),
           .description = model_->info().description,
-          .recipe = setup.recipe().text,
-          .num_ctx = setup.options.num_ctx,
+          .recipe = setup.recipe.text,
+          .num_ctx = setup.num_ctx,
           .num_vocab = model_->info().num_vocab,
           .num_global_heads = num_global_heads_,
-          .format = setup.formats.low.value_or(setup.formats.entry)};
+          .format = setup.formats.full()};
 }
 
 Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note) {

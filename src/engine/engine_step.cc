@@ -22,7 +22,7 @@ Status StatusOf(const RowGroup& group) { return group.error ? Status(tl::unexpec
 }  // namespace
 
 Status EngineImpl::CheckRoom(const Sequence& sequence, size_t num_tokens) const {
-  const auto num_ctx = static_cast<size_t>(sequence.setup->options.num_ctx);
+  const auto num_ctx = static_cast<size_t>(sequence.setup->num_ctx);
   const size_t end = static_cast<size_t>(sequence.next_position) + num_tokens;
   if (end <= num_ctx) return {};
   return InvalidArgument(fmt::format("{} tokens do not fit into a context of {}: raise it with -c", end, num_ctx));
@@ -50,15 +50,15 @@ Error EngineImpl::FullError(const Sequence& sequence) const {
   const size_t limit = sequences_.size() == 1 ? plan_.budget_bytes : sequence.ceiling_bytes;
   Error error{ErrorCode::kOutOfBudget, fmt::format("the KV budget of {:.2f} MiB is full at {} tokens",
                                                    static_cast<double>(limit) / (1 << 20), sequence.next_position)};
-  const bool drops = sequence.setup->style.evicts || sequence.setup->options.recipe.turns;
+  const bool drops = sequence.setup->style.evicts || sequence.setup->recipe.has_turns();
   if (!drops) error.message += ", and nothing may be dropped";
   return error;
 }
 
 int EngineImpl::SparseRows(const Sequence& sequence, int count, bool ends) {
-  const std::optional<CritiOptions>& prefill = sequence.setup->options.recipe.prefill;
-  if (!prefill) return 0;
-  return ends ? (count - 1) / prefill->segment * prefill->segment : count;
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.skips_attention()) return 0;
+  return ends ? (count - 1) / recipe.prefill.segment * recipe.prefill.segment : count;
 }
 
 void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits,
@@ -354,7 +354,7 @@ void EngineImpl::Step(std::span<const StepItem> items, std::span<Status> statuse
   std::vector<Status> refused;  // of sequences that could not be made room in
   for (size_t i = 0; i < items.size(); ++i) {
     Sequence* const sequence = Lookup(items[i].sequence);
-    if (sequence == nullptr || !sequence->setup->options.recipe.turns || sequence->lost) continue;
+    if (sequence == nullptr || !sequence->setup->recipe.has_turns() || sequence->lost) continue;
     const Status status = MakeRoomForRows(*sequence, static_cast<int>(items[i].tokens.size()));
     if (status) continue;
     refused.resize(items.size());

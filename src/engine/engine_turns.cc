@@ -24,13 +24,6 @@ constexpr int kPassOverhead = 4 * kPageEntries;
 // Of it, queries that entries which stand in for others are fitted to, at least.
 constexpr size_t kReferenceTokens = 32;
 
-// Needs nothing that would have to be noted while text is read.
-bool NeedsNoNotes(const Policy& policy) {
-  constexpr uint32_t kNoted =
-      kNeedWindowProbs | kNeedWindowQueries | kNeedEveryQuery | kNeedQueryMoments | kNeedRepeat | kNeedReferences;
-  return (policy.needs() & kNoted) == 0 && policy.columns().empty() && policy.merge() == nullptr;
-}
-
 int WindowOf(const Policy& policy) {
   return (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? policy.window() : 0;
 }
@@ -44,18 +37,18 @@ double EngineImpl::EntriesPerHead(const Sequence& sequence, FrozenTurn turn) con
 
 double EngineImpl::TurnCap(const Sequence& sequence) const {
   const SequenceSetup& setup = *sequence.setup;
-  const double cost = setup.turn_format ? TokenBytes(model_->info(), setup.formats.entry) /
-                                              TokenBytes(model_->info(), *setup.turn_format)
-                                        : 1;
-  return setup.options.recipe.turns->cap * sequence.most_entries() * cost;
+  const double cost = setup.converts_turns() ? TokenBytes(model_->info(), setup.formats.entry) /
+                                                   TokenBytes(model_->info(), setup.turn_format)
+                                             : 1;
+  return setup.recipe.turns.cap * sequence.most_entries() * cost;
 }
 
 Status EngineImpl::EndTurn(SequenceId id) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
-  const std::optional<TurnOptions>& turns = sequence->setup->options.recipe.turns;
-  if (!turns || !sequence->evicts) return {};
-  if (turns->method == TurnMethod::kFlowKv) return CloseTurn(*sequence);
-  return sequence->setup->options.keep_entries > 0 ? CompressToBlock(*sequence) : Status();
+  const ResolvedRecipe& recipe = sequence->setup->recipe;
+  if (!recipe.has_turns() || !sequence->evicts) return {};
+  if (recipe.turns.method == TurnMethod::kFlowKv) return CloseTurn(*sequence);
+  return sequence->setup->keep_entries > 0 ? CompressToBlock(*sequence) : Status();
 }
 
 Status EngineImpl::SetGuide(SequenceId id, std::span<const int32_t> tokens) {
@@ -76,13 +69,14 @@ Status EngineImpl::CloseTurn(Sequence& sequence) {
   }
   if (turn.from >= turn.to) return {};
   const Clock::time_point start = Clock::now();
-  const TurnOptions& options = *sequence.setup->options.recipe.turns;
+  const SequenceSetup& setup = *sequence.setup;
+  const TurnOptions& options = setup.recipe.turns;
   const double m = EntriesPerHead(sequence, turn);
-  const int whole = static_cast<int>(m + 1e-9), window = WindowOf(sequence.setup->policy());
+  const int whole = static_cast<int>(m + 1e-9), window = WindowOf(setup.policy());
   double keep = TurnKeep(options, whole, window);
-  if (keep < whole && sequence.setup->turn_format) {
+  if (keep < whole && setup.converts_turns()) {
     // A share of bytes, as everywhere where a recipe has a format.
-    keep = EntriesInBytes(model_->info(), *sequence.setup->turn_format, false, m, 1 - options.drop);
+    keep = EntriesInBytes(model_->info(), setup.turn_format, false, m, 1 - options.drop);
   }
   std::vector<double> frozen;
   for (const FrozenTurn& old : sequence.turns) frozen.push_back(EntriesPerHead(sequence, old));
@@ -96,17 +90,17 @@ Status EngineImpl::CloseTurn(Sequence& sequence) {
 }
 
 Status EngineImpl::CompressTurn(Sequence& sequence, FrozenTurn turn, double keep) {
-  const Recipe& recipe = sequence.setup->options.recipe;
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
   if (keep < EntriesPerHead(sequence, turn) - 1e-9 && !recipe.policy->keeps_everything()) {
-    const EntryGuard part{.num_sinks = std::max(recipe.num_sinks, 0), .from = turn.from, .to = turn.to};
+    const EntryGuard part{.num_sinks = recipe.num_sinks, .from = turn.from, .to = turn.to};
     PITH_RETURN_IF_ERROR(ShrinkOrDrop(sequence, part, keep));
   }
-  const std::optional<PageFormat>& format = sequence.setup->turn_format;
-  if (!format) return {};
+  if (!sequence.setup->converts_turns()) return {};
+  const PageFormat format = sequence.setup->turn_format;
   FlightLoan loan(*flight_, flight_bytes_);
   loan.Lend(sequence);
-  if (!(cache_->layout(sequence.cache_id).low == *format))
-    PITH_RETURN_IF_ERROR(cache_->SetLow(sequence.cache_id, *format));
+  if (!(cache_->layout(sequence.cache_id).low == format))
+    PITH_RETURN_IF_ERROR(cache_->SetLow(sequence.cache_id, format));
   return DemoteAll(sequence);
 }
 
@@ -135,8 +129,8 @@ Status EngineImpl::DropOldestTurn(Sequence& sequence) {
 // Rows, and what the recipe would read to judge what is there.
 bool EngineImpl::HasRoomForRows(const Sequence& sequence, int num_rows) const {
   const SequenceSetup& setup = *sequence.setup;
-  if (const int keep = setup.options.keep_entries; keep > 0) {  // so many after a block, whatever the bytes would hold
-    const int block = setup.options.recipe.turns->block;
+  if (const int keep = setup.keep_entries; keep > 0) {  // so many after a block, whatever the bytes would hold
+    const int block = setup.recipe.turns.block;
     if (GlobalEntriesOf(sequence) + num_rows * num_global_heads_ > (keep + block) * num_global_heads_) return false;
   }
   size_t columns = 0;
@@ -159,9 +153,9 @@ bool EngineImpl::HasRoomForRows(const Sequence& sequence, int num_rows) const {
 }
 
 Status EngineImpl::MakeRoomForRows(Sequence& sequence, int num_rows) {
-  const std::optional<TurnOptions>& turns = sequence.setup->options.recipe.turns;
-  if (!turns || !sequence.evicts || HasRoomForRows(sequence, num_rows)) return {};
-  if (turns->method == TurnMethod::kEpiCache) return CompressToBlock(sequence);
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns() || !sequence.evicts || HasRoomForRows(sequence, num_rows)) return {};
+  if (recipe.turns.method == TurnMethod::kEpiCache) return CompressToBlock(sequence);
   PITH_RETURN_IF_ERROR(CloseTurn(sequence));
   while (!sequence.turns.empty() && !HasRoomForRows(sequence, num_rows)) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
   return {};
@@ -171,7 +165,7 @@ Status EngineImpl::CompressToBlock(Sequence& sequence) {
   const SequenceSetup& setup = *sequence.setup;
   const int64_t entries = GlobalEntriesOf(sequence);
   if (entries == 0) return {};
-  int keep = setup.options.keep_entries;
+  int keep = setup.keep_entries;
   if (keep <= 0) {
     const RepeatOptions* const repeat = setup.policy().repeat();
     const int room = sequence.most_entries();
@@ -181,36 +175,32 @@ Status EngineImpl::CompressToBlock(Sequence& sequence) {
   const double mean = static_cast<double>(entries) / static_cast<double>(num_global_heads_);
   if (keep >= mean) return {};
   sequence.exact_from = sequence.next_position;
-  return ShrinkOrDrop(sequence, {.num_sinks = std::max(setup.options.recipe.num_sinks, 0)}, keep);
+  return ShrinkOrDrop(sequence, {.num_sinks = setup.recipe.num_sinks}, keep);
 }
 
-// By the recipe, or where it has no room to read again, by its alternative, else by keys alone.
+// By the recipe, or where it has no room to read again, by what needs less.
 Status EngineImpl::ShrinkOrDrop(Sequence& sequence, const EntryGuard& part, double keep) {
-  const Recipe& recipe = sequence.setup->options.recipe;
+  ResolvedRecipe recipe = sequence.setup->recipe;
   const Result<ActiveRecipe> active = ActiveFor(sequence, recipe);
   Status status = active ? ShrinkPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
-  if (status) return status;
+  if (status || recipe.in_little_room == recipe.policy) return status;
   if (status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported) return status;
-  if (recipe.otherwise != nullptr && NeedsNoNotes(*recipe.otherwise->policy)) {
-    return ShrinkPart(sequence, ActiveRecipe{.recipe = *recipe.otherwise}, part, keep);
-  }
-  if (recipe.policy->repeat() == nullptr) return status;
-  PITH_ASSIGN_OR_RETURN(const Recipe keys, ParseRecipe("keydiff"));
-  return ShrinkPart(sequence, ActiveRecipe{.recipe = keys}, part, keep);
+  recipe.policy = recipe.in_little_room;
+  return ShrinkPart(sequence, ActiveRecipe{.recipe = std::move(recipe)}, part, keep);
 }
 
 // Of a guide, which takes a quarter of the room at most.
 int EngineImpl::MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat) {
   const int tokens = sequence.guide.empty() ? repeat.chunk : static_cast<int>(sequence.guide.size());
-  const int room = sequence.setup->options.keep_entries > 0 ? tokens : sequence.most_entries() / 4;
+  const int room = sequence.setup->keep_entries > 0 ? tokens : sequence.most_entries() / 4;
   return std::min(tokens, std::max(room, 16));
 }
 
 // Rows between two looks at the room that is left.
 int EngineImpl::RowsAtOnce(const Sequence& sequence) const {
-  const Recipe& recipe = sequence.setup->options.recipe;
-  if (!recipe.turns || !sequence.evicts || recipe.policy->repeat() == nullptr) return plan_.block_tokens;
-  const int most = recipe.turns->method == TurnMethod::kEpiCache ? recipe.turns->block : plan_.block_tokens;
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns() || !sequence.evicts || recipe.policy->repeat() == nullptr) return plan_.block_tokens;
+  const int most = recipe.turns.method == TurnMethod::kEpiCache ? recipe.turns.block : plan_.block_tokens;
   return std::max(1, std::min({plan_.block_tokens, most, std::max(sequence.most_entries() / 4, 32)}));
 }
 

@@ -293,7 +293,7 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
                           .key_dim = shape.key_dim,
                           .value_dim = shape.value_dim,
                           .window = window_count_,
-                          .seed = sequence.setup->options.seed,
+                          .seed = sequence.setup->seed,
                           .next_position = sequence.next_position,
                           .attention_scale = params_[static_cast<size_t>(layer)].scale,
                           .rotation = shape.rotation ? &*shape.rotation : nullptr,

@@ -8,8 +8,8 @@
 
 #include "engine/cache_formats.h"
 #include "engine/less_states.h"
+#include "engine/query_ring.h"
 #include "engine/repeat.h"
-#include "engine/sequence.h"
 #include "policy/act/demote.h"
 #include "policy/act/residue.h"
 
@@ -20,8 +20,6 @@ constexpr int kP = kPageEntries;
 constexpr std::array<int, 5> kBlockSizes = {512, 256, 128, 64, 32};
 // Page tables may grow beyond what is in use (vectors double): pointer bytes per page, with room.
 constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*);
-// A cascade shrinks the layers about so often per block: each time costs a selection over all of them.
-constexpr int kCascadeSteps = 8;
 // Of what recipes compute with while they judge a layer, so much is not charged.
 constexpr size_t kFreeScratchBytes = size_t{12} << 20;
 // Of an entry, while layers that are compared wait for each other.
@@ -57,14 +55,8 @@ struct Shape {
 };
 
 // Null where nothing goes to fewer bits while text is read.
-const DemoteOptions* DemotionOf(const SequenceOptions& options) {
-  const bool runs = options.compress == CompressMode::kBlock && options.recipe.policy != nullptr;
-  return runs ? options.recipe.policy->demote() : nullptr;
-}
-
-PageFormat FullPageFormat(const SequenceOptions& options) {
-  if (const DemoteOptions* demote = DemotionOf(options); demote != nullptr) return demote->high;
-  return options.recipe.turns ? options.format : options.recipe.format.value_or(options.format);
+const DemoteOptions* DemotionOf(const ResolvedSequence& sequence) {
+  return sequence.compress == CompressMode::kBlock ? sequence.policy().demote() : nullptr;
 }
 
 // The largest page of any layer.
@@ -99,26 +91,26 @@ size_t ReferenceBytes(const ModelInfo& info, const Policy& policy) {
 }
 
 // A model with recurrent layers takes no step back.
-void AddUndo(const ModelInfo& info, const Recipe& recipe, Shape& shape) {
-  if (recipe.policy == nullptr || info.hybrid) return;
-  const uint32_t needs = recipe.policy->needs();
+void AddUndo(const ModelInfo& info, const Policy& policy, Shape& shape) {
+  if (info.hybrid) return;
+  const uint32_t needs = policy.needs();
   if ((needs & kNeedQueryMoments) != 0) shape.undo_bytes = QueryMoments::Bytes(MomentsOf(info));
   if ((needs & kNeedEveryQuery) == 0) return;
-  shape.undo_entry_bytes += recipe.policy->columns().size() * shape.global_heads * sizeof(float);
+  shape.undo_entry_bytes += policy.columns().size() * shape.global_heads * sizeof(float);
 }
 
-template <typename Wanted>
-bool AnyRecipe(const SequenceOptions& options, const Wanted& wanted) {
-  const auto has = [&](const Recipe& recipe) { return recipe.policy != nullptr && wanted(*recipe.policy); };
-  return has(options.recipe) || std::ranges::any_of(options.later_recipes, has);
+// The running recipe's, then those for Compress().
+template <typename Function>
+void ForEachPolicy(const ResolvedSequence& sequence, const Function& function) {
+  function(sequence.policy());
+  for (const ResolvedRecipe& later : sequence.later_recipes) function(*later.policy);
 }
 
 // What the recipe that takes most computes with while it judges a layer: probabilities of its window, and copies.
-void AddScratch(const ModelInfo& info, const Recipe& recipe, int num_ctx, Shape& shape) {
-  if (recipe.policy == nullptr) return;
-  const uint32_t needs = recipe.policy->needs();
+void AddScratch(const ModelInfo& info, const Policy& policy, int num_ctx, Shape& shape) {
+  const uint32_t needs = policy.needs();
   const bool windowed = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
-  const size_t window = windowed ? static_cast<size_t>(std::min(recipe.policy->window(), num_ctx)) : 0;
+  const size_t window = windowed ? static_cast<size_t>(std::min(policy.window(), num_ctx)) : 0;
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
     const auto heads = static_cast<size_t>(layer.num_heads), kv_heads = static_cast<size_t>(layer.num_kv_heads);
@@ -127,21 +119,55 @@ void AddScratch(const ModelInfo& info, const Recipe& recipe, int num_ctx, Shape&
     if ((needs & kNeedKeys) != 0) entry += kv_heads * key_dim;
     if ((needs & (kNeedValues | kNeedValueNorms)) != 0) entry += kv_heads * value_dim;
     // Scores, shares and indices of all layers wait for the last one.
-    if (!recipe.policy->layer_local()) entry += kWaitingNumbers * shape.global_heads;
+    if (!policy.layer_local()) entry += kWaitingNumbers * shape.global_heads;
     shape.scratch_entry_bytes = std::max(shape.scratch_entry_bytes, entry * sizeof(float));
     shape.scratch_bytes = std::max(shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float));
   }
 }
 
-Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
-  const int num_ctx = options.num_ctx, num_columns = CountColumns(options);
-  const PageFormat format = FullPageFormat(options);
-  Shape shape;
-  shape.demotes = DemotionOf(options);
-  shape.page_bytes = PageBytes(info, shape.demotes != nullptr ? PageFormat() : FormatsOf(format).entry, num_columns);
-  if (format.whole_pages() || (shape.demotes != nullptr && !(format == PageFormat()))) {
-    shape.low_page_bytes = PageBytes(info, format, num_columns);
+// What second readings of any of the recipes take.
+void AddRepeat(const ModelInfo& info, const ResolvedSequence& sequence, Shape& shape) {
+  int chunk = -1;
+  size_t references = 0;
+  ForEachPolicy(sequence, [&](const Policy& policy) {
+    if (policy.repeat() != nullptr) chunk = std::max(chunk, policy.repeat()->chunk);
+    references = std::max(references, ReferenceBytes(info, policy));
+  });
+  if (chunk < 0) return;
+  shape.later_bytes += RepeatBytes(shape, sequence.num_ctx, chunk) + references;
+  // Its tokens, and the logits that a second reading would end.
+  shape.own_bytes +=
+      static_cast<size_t>(sequence.num_ctx) * sizeof(int32_t) + static_cast<size_t>(info.num_vocab) * sizeof(float);
+}
+
+// What recipes remember beside entries.
+void AddRemembered(const ModelInfo& info, const ResolvedSequence& sequence, Shape& shape) {
+  bool moments = false, prunes = false;
+  size_t state_bytes = 0;  // which recipes share
+  ForEachPolicy(sequence, [&](const Policy& policy) {
+    moments = moments || (policy.needs() & kNeedQueryMoments) != 0;
+    if (policy.less() != nullptr) state_bytes = StateBytes(info, *policy.less());
+    prunes = prunes || policy.prune() != nullptr;
+    AddScratch(info, policy, sequence.num_ctx, shape);
+    AddUndo(info, policy, shape);
+  });
+  if (moments) shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
+  shape.own_bytes += state_bytes + shape.moment_bytes + QueryRing::Bytes(MomentsOf(info), RingWindow(sequence));
+  for (const LayerShape& layer : info.layers) {
+    // The lists of channels that keys keep.
+    if (prunes && layer.kind == LayerKind::kGlobal)
+      shape.own_bytes += static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
   }
+}
+
+Shape ShapeOf(const ModelInfo& info, const ResolvedSequence& sequence) {
+  const int num_ctx = sequence.num_ctx, num_columns = CountColumns(sequence);
+  const CacheFormats& formats = sequence.formats;
+  Shape shape;
+  shape.num_ctx = num_ctx;
+  shape.demotes = DemotionOf(sequence);
+  shape.page_bytes = PageBytes(info, formats.entry, num_columns);
+  if (formats.low) shape.low_page_bytes = PageBytes(info, *formats.low, num_columns);
   if (shape.demotes != nullptr) shape.lowered_page_bytes = PageBytes(info, shape.demotes->low, num_columns);
   for (const LayerShape& layer : info.layers) {
     if (layer.kind == LayerKind::kNone || layer.num_kv_heads == 0) continue;
@@ -155,46 +181,14 @@ Shape ShapeOf(const ModelInfo& info, const SequenceOptions& options) {
       shape.window_pages += heads * (PagesFor(std::min(info.window, num_ctx) + kP) + 1);
     }
   }
-  if (AnyRecipe(options, [](const Policy& policy) { return policy.repeat() != nullptr; })) {
-    int chunk = 0;
-    size_t references = 0;
-    (void)AnyRecipe(options, [&](const Policy& policy) {
-      if (policy.repeat() != nullptr) chunk = std::max(chunk, policy.repeat()->chunk);
-      references = std::max(references, ReferenceBytes(info, policy));
-      return false;
-    });
-    shape.later_bytes += RepeatBytes(shape, num_ctx, chunk) + references;
-    // Its tokens, and the logits that a second reading would end.
-    shape.own_bytes +=
-        static_cast<size_t>(num_ctx) * sizeof(int32_t) + static_cast<size_t>(info.num_vocab) * sizeof(float);
-  }
-  if (AnyRecipe(options, [](const Policy& policy) { return (policy.needs() & kNeedQueryMoments) != 0; })) {
-    shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
-    shape.own_bytes += shape.moment_bytes;
-  }
-  if (AnyRecipe(options, [](const Policy& policy) { return policy.prune() != nullptr; })) {
-    // The lists of channels that keys keep.
-    for (const LayerShape& layer : info.layers) {
-      if (layer.kind == LayerKind::kGlobal)
-        shape.own_bytes += static_cast<size_t>(layer.num_kv_heads * layer.key_dim) * sizeof(uint16_t);
-    }
-  }
-  (void)AnyRecipe(options, [&](const Policy& policy) {
-    if (policy.less() != nullptr) shape.own_bytes += StateBytes(info, *policy.less());
-    return policy.less() != nullptr;
-  });
-  shape.own_bytes += QueryRing::Bytes(MomentsOf(info), RingWindow(options));
-  shape.num_ctx = num_ctx;
-  AddScratch(info, options.recipe, num_ctx, shape);
-  for (const Recipe& recipe : options.later_recipes) AddScratch(info, recipe, num_ctx, shape);
-  AddUndo(info, options.recipe, shape);
-  for (const Recipe& recipe : options.later_recipes) AddUndo(info, recipe, shape);
-  for (const Recipe& recipe : options.later_recipes) {
-    size_t page_bytes = 0;
-    for (const PageFormat to : ConversionsOf(recipe)) {
+  AddRepeat(info, sequence, shape);
+  AddRemembered(info, sequence, shape);
+  for (const ResolvedRecipe& later : sequence.later_recipes) {
+    size_t page_bytes = later.policy->prune() != nullptr ? shape.page_cost() : 0;
+    for (const PageFormat to : later.storage.formats) {
+      if (to == formats.entry) continue;
       page_bytes = std::max(page_bytes, PageBytes(info, to, num_columns) + kTableBytesPerPage);
     }
-    if (recipe.policy->prune() != nullptr) page_bytes = std::max(page_bytes, shape.page_cost());
     shape.later_bytes += shape.all_heads * (PagesFor(num_ctx) + 1) * page_bytes;
   }
   return shape;
@@ -242,7 +236,7 @@ size_t ScratchBytes(const Shape& shape, int entries) {
 }
 
 // Every entry of the context stays.
-SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, const SequenceOptions& options, size_t bytes) {
+SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, int keep_entries, size_t bytes) {
   SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
   const bool low = shape.low_page_bytes > 0;
   const size_t window = shape.fixed_bytes() + shape.window_pages * (low ? shape.low_page_cost() : shape.page_cost()) +
@@ -255,28 +249,28 @@ SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, const Sequence
               .bytes = static_cast<double>(bytes - window) / static_cast<double>(shape.global_heads),
               .high_page = static_cast<double>(low ? shape.low_page_cost() : shape.page_cost()),
               .low_page = static_cast<double>(shape.lowered_page_cost()),
-              .f16_entries = static_cast<double>(std::max(options.keep_entries, 0)),
+              .f16_entries = static_cast<double>(std::max(keep_entries, 0)),
               .high_cost = TokenBytes(info, shape.demotes->high) / f16_bytes,
               .low_cost = TokenBytes(info, shape.demotes->low) / f16_bytes};
   // A page that is not full, and one to grow by.
   const double all_low =
-      (static_cast<double>(PagesFor(options.num_ctx)) + 1) * demotion.low_page + 2 * demotion.high_page;
+      (static_cast<double>(PagesFor(shape.num_ctx)) + 1) * demotion.low_page + 2 * demotion.high_page;
   if (demotion.bytes < all_low) return plan;
   demotion.slack = kP;
-  const int high = demotion.HighEntries(options.num_ctx);
+  const int high = demotion.HighEntries(shape.num_ctx);
   demotion.slack = SlackFor(static_cast<size_t>(high / kP), low);
   plan.slack_entries = demotion.slack;
-  plan.keep_entries = options.num_ctx;
-  plan.scratch_bytes = ScratchBytes(shape, options.num_ctx);
-  plan.undo_bytes = UndoBytes(shape, options.num_ctx);
+  plan.keep_entries = shape.num_ctx;
+  plan.scratch_bytes = ScratchBytes(shape, shape.num_ctx);
+  plan.undo_bytes = UndoBytes(shape, shape.num_ctx);
   return plan;
 }
 
 // Of bytes that are the pages' and the tables' alone.
-SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
+SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, int keep_entries, size_t bytes) {
   SharePlan plan{.fixed_bytes = shape.fixed_bytes()};
   if (shape.all_heads == 0) {  // a model that is recurrent throughout
-    plan.keep_entries = std::max(options.num_ctx, 1);
+    plan.keep_entries = std::max(shape.num_ctx, 1);
     return plan;
   }
   const SharePages pages = DividePages(shape, bytes);
@@ -287,32 +281,33 @@ SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, const Sequen
   if (per_head <= wasted) return plan;
   plan.slack_entries = SlackFor(per_head - wasted, shape.low_page_bytes > 0);
   plan.keep_entries = static_cast<int>(per_head - wasted) * kP - plan.slack_entries;
-  if (options.keep_entries > 0 && options.keep_entries <= plan.keep_entries) {
-    plan.keep_entries = options.keep_entries;
-    plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
+  if (keep_entries > 0 && keep_entries <= plan.keep_entries) {
+    plan.keep_entries = keep_entries;
+    plan.slack_entries = std::min(plan.slack_entries, std::max(1, keep_entries / 8));
   }
   plan.scratch_bytes = ScratchBytes(shape, plan.keep_entries + plan.slack_entries);
   plan.undo_bytes = UndoBytes(shape, plan.keep_entries + plan.slack_entries);
   return plan;
 }
 
-SharePlan PlanShareOf(const ModelInfo& info, const Shape& shape, const EvictionStyle& style,
-                      const SequenceOptions& options, size_t bytes) {
+// keep_entries: wanted, 0: as many as there is room for.
+SharePlan PlanShareOf(const ModelInfo& info, const Shape& shape, const EvictionStyle& style, int keep_entries,
+                      size_t bytes) {
   if (shape.demotes != nullptr) {
-    const SharePlan plan = PlanDemotion(info, shape, options, bytes);
+    const SharePlan plan = PlanDemotion(info, shape, keep_entries, bytes);
     if (plan.scratch_bytes == 0) return plan;
-    return PlanDemotion(info, shape, options, bytes - std::min(bytes, plan.scratch_bytes));
+    return PlanDemotion(info, shape, keep_entries, bytes - std::min(bytes, plan.scratch_bytes));
   }
-  SharePlan plan = PlanPages(shape, style, options, bytes);
+  SharePlan plan = PlanPages(shape, style, keep_entries, bytes);
   if (plan.scratch_bytes == 0) return plan;
   // The more entries, the more scratch: what is left for pages is found by halving.
   size_t least = 0, most = bytes;
   while (most - least > shape.page_cost()) {
     const size_t middle = least + (most - least) / 2;
-    plan = PlanPages(shape, style, options, middle);
+    plan = PlanPages(shape, style, keep_entries, middle);
     middle + plan.scratch_bytes <= bytes ? least = middle : most = middle;
   }
-  return PlanPages(shape, style, options, least);
+  return PlanPages(shape, style, keep_entries, least);
 }
 
 size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
@@ -344,7 +339,7 @@ MemoryPlan CommonPlan(const ModelInfo& info, const Shape& shape, const EvictionS
   return plan;
 }
 
-// The plan for one block size; keep_entries == 0 if nothing can be kept.
+// The plan for one block size, of what there is room for; keep_entries == 0 if nothing can be kept.
 MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyle& style, const EngineOptions& options,
                    int block_tokens) {
   const auto sequences = static_cast<size_t>(std::max(options.max_sequences, 1));
@@ -352,9 +347,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   const size_t common = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes;
   if (common > plan.budget_bytes || (common == plan.budget_bytes && shape.all_heads > 0)) return plan;
   plan.share_bytes = (plan.budget_bytes - common) / sequences;
-  SequenceOptions free = options;
-  free.keep_entries = 0;
-  const SharePlan share = PlanShareOf(info, shape, style, free, plan.share_bytes);
+  const SharePlan share = PlanShareOf(info, shape, style, 0, plan.share_bytes);
   const SharePages pages = DividePages(shape, plan.share_bytes - std::min(plan.share_bytes, share.scratch_bytes));
   plan.num_pages = plan.flight_bytes / shape.page_cost() + sequences * pages.arriving;
   plan.num_low_pages = sequences * pages.low;
@@ -370,11 +363,11 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const Eviction
   EvictionStyle whole = style;
   whole.schedule = EvictionSchedule::AfterBlock();  // nothing goes before
   const MemoryPlan plan = CommonPlan(info, shape, whole, options, block_tokens);
-  const size_t kept = shape.all_heads * (PagesFor(options.num_ctx) + 2);
+  const size_t kept = shape.all_heads * (PagesFor(shape.num_ctx) + 2);
   const size_t pages = shape.low_page_bytes == 0 ? kept * shape.page_cost()
                                                  : kept * shape.low_page_cost() + shape.all_heads * shape.page_cost();
   return plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
-         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, options.num_ctx) + pages +
+         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, shape.num_ctx) + pages +
                       style.schedule->TokenPages(shape.all_heads) * shape.page_cost());
 }
 
@@ -415,14 +408,23 @@ size_t FullTokenBytes(const ModelInfo& info) {
   return bytes;
 }
 
-int CountColumns(const SequenceOptions& options) {
-  size_t count = options.recipe.policy == nullptr ? 0 : PageColumns(*options.recipe.policy).size();
-  for (const Recipe& recipe : options.later_recipes) count += PageColumns(*recipe.policy).size();
+int CountColumns(const ResolvedSequence& sequence) {
+  size_t count = 0;
+  ForEachPolicy(sequence, [&count](const Policy& policy) { count += PageColumns(policy).size(); });
   return static_cast<int>(count);
 }
 
-Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style, const EngineOptions& options) {
-  const Shape shape = ShapeOf(info, options);
+int RingWindow(const ResolvedSequence& sequence) {
+  int window = sequence.keep_queries;
+  ForEachPolicy(sequence, [&window](const Policy& policy) {
+    if ((policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0) window = std::max(window, policy.window());
+  });
+  return sequence.num_ctx > 0 ? std::min(window, sequence.num_ctx) : window;
+}
+
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const ResolvedSequence& sequence, const EngineOptions& options) {
+  const EvictionStyle& style = sequence.style;
+  const Shape shape = ShapeOf(info, sequence);
   EngineOptions wanted = options;
   const bool unlimited = options.budget_bytes == 0;
   MemoryPlan plan;
@@ -445,29 +447,29 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style,
     const size_t least = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
                          static_cast<size_t>(std::max(options.max_sequences, 1)) * LeastShareOf(shape, style);
     const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-    const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(options)) + ScratchBytes(shape, 2 * kP) -
+    const size_t window = QueryRing::Bytes(MomentsOf(info), RingWindow(sequence)) + ScratchBytes(shape, 2 * kP) -
                           UndoBytes(shape, 2 * kP);
-    std::string of_window =
-        window < least / 2 ? ""
-                           : fmt::format(", {:.2f} of them for the window of {} queries that the recipe looks at",
-                                         mib(window), RingWindow(options));
+    std::string of_window = window < least / 2
+                                ? ""
+                                : fmt::format(", {:.2f} of them for the window of {} queries that the recipe looks at",
+                                              mib(window), RingWindow(sequence));
     if (shape.demotes != nullptr) {
       of_window +=
           fmt::format(": the recipe keeps every one of {} tokens, in {} at least; a shorter context takes less",
-                      options.num_ctx, shape.demotes->low.Name());
+                      shape.num_ctx, shape.demotes->low.Name());
     }
     return OutOfBudget(fmt::format(
         "a KV budget of {:.2f} MiB does not hold one block of {} tokens with this model; {:.2f} MiB is the least that "
         "does{}",
         mib(wanted.budget_bytes), smallest, std::max(0.01, mib(least) + 0.005), of_window));
   }
-  if (options.keep_entries > 0) {
-    if (!unlimited && options.keep_entries > plan.keep_entries) {
+  if (sequence.keep_entries > 0) {
+    if (!unlimited && sequence.keep_entries > plan.keep_entries) {
       return OutOfBudget(
-          fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, options.keep_entries));
+          fmt::format("the KV budget holds {} entries per head, not {}", plan.keep_entries, sequence.keep_entries));
     }
-    if (shape.demotes == nullptr) plan.keep_entries = options.keep_entries;
-    plan.slack_entries = std::min(plan.slack_entries, std::max(1, options.keep_entries / 8));
+    if (shape.demotes == nullptr) plan.keep_entries = sequence.keep_entries;
+    plan.slack_entries = std::min(plan.slack_entries, std::max(1, sequence.keep_entries / 8));
   }
   return plan;
 }
@@ -480,17 +482,18 @@ int Demotion::HighEntries(double n) const {
   return std::clamp(static_cast<int>(most), 0, static_cast<int>(n));
 }
 
-SharePlan PlanShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, size_t bytes) {
-  return PlanShareOf(info, ShapeOf(info, options), style, options, bytes);
+SharePlan PlanShare(const ModelInfo& info, const ResolvedSequence& sequence, size_t bytes) {
+  return PlanShareOf(info, ShapeOf(info, sequence), sequence.style, sequence.keep_entries, bytes);
 }
 
-size_t LeastShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options) {
-  return LeastShareOf(ShapeOf(info, options), style);
+size_t LeastShare(const ModelInfo& info, const ResolvedSequence& sequence) {
+  return LeastShareOf(ShapeOf(info, sequence), sequence.style);
 }
 
-size_t ShareFor(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, int num_tokens) {
-  const Shape shape = ShapeOf(info, options);
-  const size_t pages = shape.window_pages + shape.global_heads * (PagesFor(num_tokens) + (style.ragged ? 1 : 0));
+size_t ShareFor(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens) {
+  const Shape shape = ShapeOf(info, sequence);
+  const size_t pages =
+      shape.window_pages + shape.global_heads * (PagesFor(num_tokens) + (sequence.style.ragged ? 1 : 0));
   return shape.fixed_bytes() + ScratchBytes(shape, num_tokens) +
          (shape.low_page_bytes == 0 ? pages * shape.page_cost()
                                     : shape.all_heads * shape.page_cost() + pages * shape.low_page_cost());
@@ -502,37 +505,18 @@ size_t FlightShape::Pages(int num_rows, int num_sequences) const {
   return heads * (PagesFor(num_rows) + 1 + 2 * (sequences - 1)) + sequences * token_pages;
 }
 
-FlightShape FlightOf(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options) {
-  return FlightOf(ShapeOf(info, options), style);
+FlightShape FlightOf(const ModelInfo& info, const ResolvedSequence& sequence) {
+  return FlightOf(ShapeOf(info, sequence), sequence.style);
 }
 
-EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options) {
-  const Policy* policy = options.recipe.policy.get();
-  EvictionStyle style;
-  style.evicts = options.compress == CompressMode::kBlock && policy != nullptr && !policy->keeps_everything() &&
-                 !options.recipe.turns;
-  const bool shares =
-      std::any_of(info.layers.begin(), info.layers.end(), [](const LayerShape& layer) { return layer.shared; });
-  // Pages in few bits are encoded again whenever entries leave them: once a block must do.
-  const bool low = FullPageFormat(options).whole_pages();
-  if (shares || (style.evicts && !policy->layer_local())) style.schedule = EvictionSchedule::AfterBlock();
-  if (!shares && !low && style.evicts && !policy->layer_local() && policy->cascades()) {
-    style.schedule = EvictionSchedule::Cascade(std::max(1, CountLayers(info, LayerKind::kGlobal) / kCascadeSteps));
-  }
-  style.ragged = style.evicts && policy->ragged();
-  return style;
-}
-
-Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& wanted) {
-  const EngineOptions options = Settled(info, wanted);
-  PITH_ASSIGN_OR_RETURN(const CacheFormats formats, SettleFormats(options));
-  const EvictionStyle style = StyleOf(info, options);
-  PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, style, options));
-  const Shape shape = ShapeOf(info, options);
+Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options) {
+  PITH_ASSIGN_OR_RETURN(const ResolvedSequence sequence, Resolve(info, options));
+  PITH_ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(info, sequence, options));
+  const Shape shape = ShapeOf(info, sequence);
   const bool low = shape.low_page_bytes > 0;
   const size_t page_bytes = low ? shape.low_page_bytes : shape.page_bytes;  // of what stays
   BudgetSplit split;
-  split.format = formats.low.value_or(formats.entry);
+  split.format = sequence.formats.full();
   split.block_tokens = plan.block_tokens;
   split.keep_entries = shape.global_heads > 0 ? plan.keep_entries : 0;
   split.block_bytes = plan.block_bytes;
@@ -544,7 +528,7 @@ Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& want
   split.window_bytes = shape.window_pages * page_bytes;
   const size_t left = plan.budget_bytes - split.block_bytes - split.recurrent_bytes - split.table_bytes -
                       split.in_flight_bytes - split.window_bytes;
-  const size_t per_head = PagesFor(plan.keep_entries + plan.slack_entries) + (style.ragged ? 1 : 0);
+  const size_t per_head = PagesFor(plan.keep_entries + plan.slack_entries) + (sequence.style.ragged ? 1 : 0);
   split.global_bytes = std::min(left, shape.global_heads * per_head * page_bytes);
   split.unused_bytes = left - split.global_bytes;
   return split;

@@ -8,8 +8,8 @@
 
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
-#include "engine/eviction_schedule.h"
 #include "engine/query_moments.h"
+#include "engine/resolved.h"
 #include "host/model.h"
 #include "pith/types.h"
 
@@ -53,13 +53,6 @@ struct MemoryPlan {
   int slack_entries = 0;
 };
 
-// What the plan needs to know of a recipe.
-struct EvictionStyle {
-  bool evicts = true;
-  std::shared_ptr<const EvictionSchedule> schedule = EvictionSchedule::InLayer();
-  bool ragged = true;    // heads end with different numbers of entries, so each may waste a page
-};
-
 // Bytes that hold a block on its way into the cache. Where rows come to us before libllama stores
 // them, those of one layer; otherwise libllama's own KV memory of all layers, which it pads to 256 cells.
 size_t BlockBytes(const ModelInfo& info, int block_tokens);
@@ -70,23 +63,23 @@ size_t FullTokenBytes(const ModelInfo& info);
 // What the moments of a sequence's queries are of.
 QueryMoments::Shape MomentsOf(const ModelInfo& info);
 
-// How the recipe of these options evicts.
-EvictionStyle StyleOf(const ModelInfo& info, const SequenceOptions& options);
-
 // What pages remember of each entry of a global layer, for the recipe and the later ones.
-int CountColumns(const SequenceOptions& options);
+int CountColumns(const ResolvedSequence& sequence);
 
-// For max_sequences equal sequences of these options, whose num_ctx must be set. kOutOfBudget: the budget does not hold
-// one block; the message names the least that does.
-Result<MemoryPlan> PlanMemory(const ModelInfo& info, const EvictionStyle& style, const EngineOptions& options);
+// Rows of queries that a sequence remembers of each layer.
+int RingWindow(const ResolvedSequence& sequence);
+
+// For max_sequences equal sequences, whose num_ctx must be set. Of the options, what concerns all of them.
+// kOutOfBudget: the budget does not hold one block; the message names the least that does.
+Result<MemoryPlan> PlanMemory(const ModelInfo& info, const ResolvedSequence& sequence, const EngineOptions& options);
 
 // For one sequence in `bytes` of its own.
-SharePlan PlanShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, size_t bytes);
+SharePlan PlanShare(const ModelInfo& info, const ResolvedSequence& sequence, size_t bytes);
 // The least bytes with which PlanShare() keeps anything.
-size_t LeastShare(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options);
+size_t LeastShare(const ModelInfo& info, const ResolvedSequence& sequence);
 
 // Bytes with which a sequence holds everything of num_tokens tokens.
-size_t ShareFor(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options, int num_tokens);
+size_t ShareFor(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens);
 
 // Pages that a step takes beside what sequences of this kind keep, before the recipe has evicted.
 struct FlightShape {
@@ -98,7 +91,7 @@ struct FlightShape {
   size_t Bytes(int num_rows, int num_sequences) const { return Pages(num_rows, num_sequences) * page_cost; }
   size_t Pages(int num_rows, int num_sequences) const;
 };
-FlightShape FlightOf(const ModelInfo& info, const EvictionStyle& style, const SequenceOptions& options);
+FlightShape FlightOf(const ModelInfo& info, const ResolvedSequence& sequence);
 
 // Where the bytes of a budget go, for one sequence. With a low format, what is new waits in pages of f16.
 struct BudgetSplit {
@@ -115,6 +108,7 @@ struct BudgetSplit {
 };
 
 // As PlanMemory(), for the format and the recipe of the options (`full` if empty); the parts add up to the budget.
+// Errors as of Resolve(), too.
 Result<BudgetSplit> SplitBudget(const ModelInfo& info, const EngineOptions& options);
 
 }  // namespace pith

@@ -16,6 +16,7 @@ ModelInfo SmolInfo() {
                                     .num_kv_heads = 3,
                                     .key_dim = 64,
                                     .value_dim = 64,
+                                    .rotation = Rotation(),
                                     .bypasses_block = true});
   return info;
 }
@@ -26,6 +27,13 @@ EngineOptions Options(size_t budget_bytes, int block_tokens = 0) {
   options.budget_bytes = budget_bytes;
   options.block_tokens = block_tokens;
   return options;
+}
+
+// Of a recipe that drops nothing, but with this style.
+ResolvedSequence With(const ModelInfo& info, const EngineOptions& options, const EvictionStyle& style) {
+  ResolvedSequence sequence = *Resolve(info, options);
+  sequence.style = style;
+  return sequence;
 }
 
 // Pages that a sequence needs right after an eviction, one decode slack later, with a block in flight.
@@ -45,7 +53,7 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
         const EvictionStyle style{.evicts = true,
                                   .schedule = in_layer ? EvictionSchedule::InLayer() : EvictionSchedule::AfterBlock(),
                                   .ragged = ragged};
-        const auto plan = PlanMemory(info, style, options);
+        const auto plan = PlanMemory(info, With(info, options, style), options);
         if (!plan) {
           EXPECT_EQ(plan.error().code, ErrorCode::kOutOfBudget);
           continue;
@@ -62,7 +70,7 @@ TEST(PlanTest, WhatIsKeptFitsTheBudgetWithABlockInFlight) {
 TEST(PlanTest, RefusesABudgetBelowOneBlockAndNamesTheLeast) {
   const ModelInfo info = SmolInfo();
   const EngineOptions options = Options(64 << 10);
-  const auto plan = PlanMemory(info, EvictionStyle{}, options);
+  const auto plan = PlanMemory(info, With(info, options, EvictionStyle{}), options);
   ASSERT_FALSE(plan);
   EXPECT_NE(plan.error().message.find("is the least that does"), std::string::npos);
 }
@@ -71,7 +79,8 @@ TEST(PlanTest, MoreBudgetNeverKeepsLess) {
   const ModelInfo info = SmolInfo();
   int last = 0;
   for (size_t mib = 8; mib <= 64; mib += 8) {
-    const auto plan = PlanMemory(info, EvictionStyle{}, Options(mib << 20, 64));
+    const EngineOptions options = Options(mib << 20, 64);
+    const auto plan = PlanMemory(info, With(info, options, EvictionStyle{}), options);
     ASSERT_TRUE(plan);
     EXPECT_GE(plan->keep_entries, last);
     last = plan->keep_entries;
@@ -130,12 +139,13 @@ TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
   int keep[3] = {};
   for (int i = 0; i < 3; ++i) {
     options.recipe = *ParseRecipe(std::array{"snapkv", "cake", "pyramidkv"}[static_cast<size_t>(i)]);
-    const EvictionStyle style = StyleOf(info, options);
+    const ResolvedSequence sequence = *Resolve(info, options);
+    const EvictionStyle& style = sequence.style;
     EXPECT_EQ(style.schedule->LayersInCascade(), i == 1 ? 3 : 0);
     EXPECT_EQ(style.schedule->FinishesLayers(), i < 2);
     EXPECT_EQ(style.schedule->EvictsLayers(), i == 0);
     EXPECT_EQ(style.schedule->EvictsAfterBlock(), i > 0);
-    const MemoryPlan plan = *PlanMemory(info, style, options);
+    const MemoryPlan plan = *PlanMemory(info, sequence, options);
     EXPECT_LE(PagesAtWorst(plan, style, 90, 3 * static_cast<size_t>(std::max(style.schedule->LayersInCascade(), 1))),
               plan.num_pages);
     keep[i] = plan.keep_entries;
@@ -143,10 +153,10 @@ TEST(PlanTest, ACascadeLeavesMoreToWhatIsKept) {
   EXPECT_GE(keep[0], keep[1]);
   EXPECT_GT(3 * keep[1], 4 * keep[2]) << "whose blocks are all in flight";
   options.recipe = *ParseRecipe("cake format=q4");
-  EXPECT_EQ(StyleOf(info, options).schedule->LayersInCascade(), 0);
+  EXPECT_EQ(Resolve(info, options)->style.schedule->LayersInCascade(), 0);
   options.recipe = *ParseRecipe("cake");
   options.compress = CompressMode::kAfter;
-  EXPECT_EQ(StyleOf(info, options).schedule->LayersInCascade(), 0);
+  EXPECT_EQ(Resolve(info, options)->style.schedule->LayersInCascade(), 0);
 }
 
 TEST(PlanTest, MomentsOfQueriesAreCharged) {
@@ -156,7 +166,7 @@ TEST(PlanTest, MomentsOfQueriesAreCharged) {
   reading.recipe = *ParseRecipe("expectedattention");
   later.recipe = plain.recipe;
   later.later_recipes = {reading.recipe};
-  const auto plan = [&](const EngineOptions& options) { return *PlanMemory(info, StyleOf(info, options), options); };
+  const auto plan = [&](const EngineOptions& options) { return *PlanMemory(info, *Resolve(info, options), options); };
   // Means, sums and four rows that wait.
   const size_t bytes = size_t{30} * 9 * (64 + 64 * 65 / 2 + 4 * 64) * sizeof(float);
   EXPECT_EQ(plan(plain).moment_bytes, 0U);
@@ -177,7 +187,7 @@ TEST(PlanTest, CopiesOfStatisticsAreCharged) {
   EngineOptions options = Options(0);
   const auto share = [&](const char* recipe, size_t bytes) {
     options.recipe = *ParseRecipe(recipe);
-    return PlanShare(info, StyleOf(info, options), options, bytes);
+    return PlanShare(info, *Resolve(info, options), bytes);
   };
   for (size_t mib = 8; mib <= 128; mib *= 2) {
     const size_t bytes = mib << 20;

@@ -14,39 +14,27 @@
 #include <vector>
 
 #include "base/ledger.h"
-#include "engine/cache_formats.h"
 #include "engine/engine.h"
 #include "engine/plan.h"
 #include "engine/prefill_pruner.h"
 #include "engine/query_moments.h"
 #include "engine/query_ring.h"
 #include "engine/repeat.h"
-#include "policy/act/less.h"
+#include "engine/resolved.h"
 
 namespace pith {
 
-// Eviction while text streams by needs its sinks (StreamingLLM, arXiv:2309.17453);
-// a recipe may say otherwise.
-inline constexpr int kDefaultSinks = 4;
-inline int SinksOf(const Recipe& recipe) { return recipe.num_sinks >= 0 ? recipe.num_sinks : kDefaultSinks; }
-
 // A recipe in use, with the place of its columns in the sequence's pages.
 struct ActiveRecipe {
-  Recipe recipe;
+  ResolvedRecipe recipe;
   int first_column = 0;
   int num_columns = 0;   // that the scorer asked for
   int norm_column = -1;  // of the value norms, -1: it needs none, or they are computed each time
 };
 
-// Rows of queries that a sequence of these options remembers of each layer.
-int RingWindow(const SequenceOptions& options);
-
 // What follows from a sequence's options: the same for its forks, and fixed.
-struct SequenceSetup {
-  SequenceOptions options;  // settled: num_ctx, recipe and format are those that work
-  EvictionStyle style;
+struct SequenceSetup : ResolvedSequence {
   FlightShape flight;
-  CacheFormats formats;
   std::vector<ActiveRecipe> active;                    // the running recipe first, then those for Compress()
   int num_columns = 0;                                 // of all of them, in pages
   std::vector<std::pair<int, float>> column_initials;  // columns whose value of a new entry is not 0
@@ -54,16 +42,12 @@ struct SequenceSetup {
   uint32_t observed_needs = 0;  // of the recipes that observe every query
   bool counts_moments = false;
   bool reads_again = false;  // a recipe may want a second reading, so tokens are remembered
-  std::optional<PageFormat> turn_format;  // of what stays of a turn that is over (Recipe::turns)
-  const LessMaps* maps = nullptr;         // of the states of entries that are gone, where a recipe has such
 
-  // kInvalidArgument, kUnsupported: the recipes cannot work with each other, the format or the model.
+  // Errors of Resolve().
   static Result<std::shared_ptr<const SequenceSetup>> Make(const ModelInfo& info, const EngineOptions& options);
 
-  const Recipe& recipe() const { return active.front().recipe; }
-  const Policy& policy() const { return *active.front().recipe.policy; }
-  // None of these names.
-  const ActiveRecipe* Find(const Recipe& recipe) const;
+  // Null: none of this text.
+  const ActiveRecipe* Find(const ResolvedRecipe& recipe) const;
 };
 
 // A part of a conversation that is over and was compressed.

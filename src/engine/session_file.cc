@@ -73,7 +73,7 @@ uint64_t MapsOf(const Sequence& sequence) {
   return maps != nullptr ? maps->fingerprint() : 0;
 }
 
-bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->options.recipe.turns; }
+bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->recipe.has_turns(); }
 
 template <typename Container>
 void WriteArray(ByteWriter& writer, const Container& values) {
@@ -181,8 +181,8 @@ Status ReadTurns(ByteReader& reader, const SessionOwner& owner, KvCache& cache, 
   if (turns.size() < 3 || turns.size() % 2 != 1) return Corrupt("its turns are not pairs of positions");
   sequence.turn_start = turns[0];
   sequence.exact_from = turns[1];
-  if (turns[2] != 0 && sequence.setup->turn_format) {
-    PITH_RETURN_IF_ERROR(cache.SetLow(sequence.cache_id, *sequence.setup->turn_format));
+  if (turns[2] != 0 && sequence.setup->converts_turns()) {
+    PITH_RETURN_IF_ERROR(cache.SetLow(sequence.cache_id, sequence.setup->turn_format));
   }
   int32_t end = 0;
   for (size_t i = 3; i < turns.size(); i += 2) {

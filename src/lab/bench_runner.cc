@@ -9,8 +9,8 @@
 #include "base/logits.h"
 #include "base/stopwatch.h"
 #include "base/text.h"
-#include "engine/cache_formats.h"
 #include "engine/full_cache.h"
+#include "engine/resolved.h"
 #include "lab/machine.h"
 
 namespace pith {

@@ -1,12 +1,12 @@
 #include "lab/conversation_judge.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/logits.h"
-#include "engine/cache_formats.h"
+#include "engine/resolved.h"
 
 namespace pith {
 namespace {

@@ -1,14 +1,14 @@
 #include "lab/decode_judge.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/logits.h"
-#include "engine/cache_formats.h"
 #include "engine/full_cache.h"
+#include "engine/resolved.h"
 
 namespace pith {
 namespace {

@@ -1,14 +1,14 @@
 #include "lab/judge.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "base/logits.h"
-#include "engine/cache_formats.h"
 #include "engine/full_cache.h"
+#include "engine/resolved.h"
 
 namespace pith {
 Result<JudgedTask> TokenizeTask(const HostModel& model, Task task, bool aware) {

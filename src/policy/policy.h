@@ -274,7 +274,7 @@ struct Recipe {
   // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
   std::optional<PageFormat> format;
   // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that
-  // holds this share of them, else the last. The engine, which knows the bytes, settles it (engine/cache_formats.h);
+  // holds this share of them, else the last. The engine, which knows the bytes, settles it (engine/resolved.h);
   // format is unset.
   std::optional<double> auto_format;
   // "A or B": B takes A's place where A cannot work since the prompt is not whole: block by block, and while decoding.

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/cache_formats.h"
+#include "engine/resolved.h"
 #include "kernels/page_layout.h"
 #include "server/scheduler_impl.h"
 
@@ -89,8 +89,8 @@ Status SchedulerImpl::PlanJob(Job& job) {
   job.options.ceiling_bytes = job.bytes.limit;
   EngineOptions settled = engine;
   static_cast<SequenceOptions&>(settled) = job.options;
-  const Policy* const policy = Settled(engine_->model().info(), settled).recipe.policy.get();
-  job.drops = policy != nullptr && !policy->keeps_everything();
+  PITH_ASSIGN_OR_RETURN(const ResolvedSequence resolved, Resolve(engine_->model().info(), settled));
+  job.drops = !resolved.policy().keeps_everything();
   job.key = {.tenant = request.tenant, .recipe = job.options.recipe.text, .kv_budget_bytes = request.kv_budget_bytes};
   SequenceOptions unlimited = job.options;
   unlimited.ceiling_bytes = total_bytes_;

@@ -20,7 +20,7 @@ namespace pith {
 struct CritiOptions {
   int segment = 512;      // queries that share one selection
   int block = 32;         // keys per block; with evicted caches, runs of kept entries
-  int budget = 2048;      // earlier entries that a segment attends to, per kv head
+  int budget = 2048;      // earlier entries that a segment attends to, per kv head; 0: to all of them, always
   int threshold = 4096;   // segments with fewer earlier entries attend to all
   int skip = 1;           // lowest layers that attend to all
   bool fusion = true;     // moving average of the criticality over layers

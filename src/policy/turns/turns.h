@@ -11,10 +11,10 @@
 
 namespace pith {
 
-enum class TurnMethod : uint8_t { kFlowKv, kEpiCache };
+enum class TurnMethod : uint8_t { kNone, kFlowKv, kEpiCache };
 
 struct TurnOptions {
-  TurnMethod method = TurnMethod::kFlowKv;
+  TurnMethod method = TurnMethod::kNone;
 
   // flowkv
   double drop = 0.5;  // rho, of each turn
