@@ -17,6 +17,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
+source scripts/build_once.sh
 
 readonly kVersion=0.3.36
 readonly kSha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
@@ -73,36 +74,11 @@ if [[ -e $prefix/lib/libllama.a ]]; then
   exit
 fi
 
-need_writable_dir "$root"
-exec 9>"$root/.lock"
-if ! flock --nonblock 9; then
-  say "another build of libllama is running; waiting for it."
-  flock 9
-  if [[ -e $prefix/lib/libllama.a ]]; then
-    echo "$prefix"
-    exit
-  fi
-fi
-# Left by builds that were killed; the lock says that none is running.
-rm -rf "$root"/.tmp.*
-need_free_mib "$root" $kNeededMib "building libllama"
-work=$root/.tmp.$$
-trap 'rm -rf "$work"' EXIT
-mkdir "$work"
-
-if [[ -n ${PITH_LLAMA_SDIST:-} ]]; then
-  sdist=$PITH_LLAMA_SDIST
-  [[ -r $sdist ]] || die "PITH_LLAMA_SDIST names $sdist, which cannot be read."
-else
-  pip_download "$work" "libllama's source" 77 --no-binary llama-cpp-python "llama-cpp-python==$kVersion"
-  sdist=$work/llama_cpp_python-$kVersion.tar.gz
-fi
-check_sha256 "$sdist" $kSha256
+begin_build "$root" "$prefix/lib/libllama.a" $kNeededMib libllama
+unpack_sdist PITH_LLAMA_SDIST libllama 77 llama-cpp-python $kVersion $kSha256 --exclude='*/llama.cpp/models/*' \
+  --exclude='*/llama.cpp/docs/*' --exclude='*/llama.cpp/tools/*' --exclude='*/llama.cpp/tests/*'
 
 source=$work/llama_cpp_python-$kVersion/vendor/llama.cpp
-message=$(tar -xzf "$sdist" -C "$work" --no-same-owner --exclude='*/llama.cpp/models/*' \
-  --exclude='*/llama.cpp/docs/*' --exclude='*/llama.cpp/tools/*' --exclude='*/llama.cpp/tests/*' 2>&1 9>&-) ||
-  die "libllama's source could not be unpacked: $(tail -n 2 <<<"$message" | head -n 1)"
 
 # Both folders come whole: what an interrupted build left is replaced.
 put_headers() {

@@ -11,6 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
+source scripts/build_once.sh
 
 readonly kVersion=4.2.1
 readonly kSha256=7f0ffb6dfa9c01cde7f398d8bab93d2566597cbad17f4068d019bb5cf335bd47
@@ -28,36 +29,19 @@ if [[ ${1:-} == --print-prefix ]]; then
 elif [[ $# -gt 0 ]]; then
   die "build_valkey.sh knows no argument but --print-prefix."
 fi
-need_writable_dir "$root"
-exec 9>"$root/.lock"
-flock 9
 if [[ -e $prefix/lib/libvalkey.a ]]; then
   echo "$prefix"
   exit
 fi
-rm -rf "$root"/.tmp.*
-need_free_mib "$root" 20 "building libvalkey"
-work=$root/.tmp.$$
-trap 'rm -rf "$work"' EXIT
-mkdir "$work"
-if [[ -n ${PITH_VALKEY_SDIST:-} ]]; then
-  sdist=$PITH_VALKEY_SDIST
-  [[ -r $sdist ]] || die "PITH_VALKEY_SDIST names $sdist, which cannot be read."
-else
-  pip_download "$work" "libvalkey's source" 1 --no-binary libvalkey "libvalkey==$kVersion"
-  sdist=$work/libvalkey-$kVersion.tar.gz
-fi
-check_sha256 "$sdist" $kSha256
-tar -xzf "$sdist" -C "$work" --no-same-owner || die "libvalkey's source could not be unpacked."
+begin_build "$root" "$prefix/lib/libvalkey.a" 20 libvalkey
+unpack_sdist PITH_VALKEY_SDIST libvalkey 1 libvalkey $kVersion $kSha256
 source=$work/libvalkey-$kVersion/vendor/libvalkey
 mkdir -p "$work/out/lib" "$work/out/include" "$work/objects"
-for file in "$source"/src/*.c; do
-  name=$(basename "$file" .c)
-  # Transport over InfiniBand and TLS are left out.
-  [[ $name != rdma && $name != tls ]] || continue
-  "$kCompiler" "${kFlags[@]}" -I"$source/include" -I"$source/include/valkey" -I"$source/src" -c "$file" -o "$work/objects/$name.o" 9>&- ||
-    die "libvalkey could not be compiled; see the messages above."
-done
+# Transport over InfiniBand and TLS are left out.
+printf '%s\n' "$source"/src/*.c | grep -v -e '/rdma\.c$' -e '/tls\.c$' |
+  xargs -P "$(build_jobs)" -I '{}' sh -c 'out=$1/$(basename "$2" .c).o; shift 2; "$@" -o "$out"' - "$work/objects" '{}' \
+    "$kCompiler" "${kFlags[@]}" -I"$source"/{include,include/valkey,src} -c '{}' 9>&- ||
+  die "libvalkey could not be compiled; see the messages above."
 ar rcs "$work/out/lib/libvalkey.a" "$work"/objects/*.o
 cp -r "$source/include/valkey" "$work/out/include/"
 cp "$source/COPYING" "$work/out/"
