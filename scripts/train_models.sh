@@ -7,22 +7,22 @@ pith=$(realpath "${1:-$root/build/release/pith}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for seed in 101 102; do
+for seed in 101 102 103 104; do
   for kind in trap trap-fixed web-hard zipf-drift zipf-scan; do
     "$root/scripts/make_traces.py" $kind $seed >"$work/$kind-$seed.csv"
   done
-  "$root/scripts/make_traces.py" prefix $seed >"$work/prefix-$seed.jsonl"
-done
-for seed in 101 102 103 104; do
   "$root/scripts/make_traces.py" chat $seed >"$work/chat-$seed.jsonl"
+done
+for seed in 101 102; do
+  "$root/scripts/make_traces.py" prefix $seed >"$work/prefix-$seed.jsonl"
 done
 
 list() { (cd "$work" && ls "$@" | sed "s|^|$work/|" | paste -sd,); }
 train() { "$pith" sim train "$@"; }
 cd "$work"
-train --policy learned --trace "$(list *.csv *.jsonl)" --steps 30000 --out learned.pithnet
-train --policy coldrl --trace "$(list trap-1*.csv trap-fixed-1*.csv web-hard-1*.csv)" --capacity 25MB,100MB,400MB \
+train --policy learned --trace "$(list *.csv)" --steps 60000 --out learned.pithnet
+train --policy coldrl --trace "$(list trap-10[12].csv trap-fixed-10[12].csv web-hard-10[12].csv)" --capacity 25MB,100MB,400MB \
   --steps 15000 --out coldrl.pithnet
-train --policy mark0 --trace "$(list zipf-*.csv *.jsonl)" --capacity 400,2000,8000 --out discard.pithnet
-train --policy mnp --trace "$(list zipf-*.csv *.jsonl)" --capacity 400,2000,8000 --out phase.pithnet
+train --policy mark0 --trace "$(list zipf-*-10[12].csv *.jsonl)" --capacity 400,2000,8000 --out discard.pithnet
+train --policy mnp --trace "$(list zipf-*-10[12].csv *.jsonl)" --capacity 400,2000,8000 --out phase.pithnet
 mv ./*.pithnet "$root/src/evict/models/"

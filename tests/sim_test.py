@@ -37,6 +37,7 @@ class SimTrain(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.trap = make("trap", 7, 12000, cls.folder.name)
+        cls.web = make("web-hard", 7, 4000, cls.folder.name)
         cls.chat = make("chat", 7, 400, cls.folder.name)
 
     @classmethod
@@ -82,7 +83,7 @@ class SimTrain(unittest.TestCase):
         files = []
         for seed in ("1", "1", "2"):
             out = self.path("seeded.pithnet")
-            self.train("--policy", "learned", "--trace", f"{self.trap},{self.chat}", "--steps", "600", "--seed", seed,
+            self.train("--policy", "learned", "--trace", f"{self.trap},{self.web}", "--steps", "600", "--seed", seed,
                        "--out", out)
             files.append(pathlib.Path(out).read_bytes())
         self.assertEqual(files[0], files[1])
@@ -111,6 +112,8 @@ class SimTrain(unittest.TestCase):
                 (["--policy", "learned", "--trace", self.trap, "--capacity", "5", "--out", out], 2,
                  "learned knows no --capacity: it fits all sizes"),
                 (["--policy", "learned", "--trace", self.trap, "--ttl", "--out", out], 2, "--ttl is for coldrl"),
+                (["--policy", "learned", "--trace", self.chat, "--out", out], 1,
+                 "learned needs no training for prompts: of them it learns as they pass"),
                 (["--policy", "learned", "--trace", self.trap, "--out", "-"], 2,
                  "--out takes a file, not standard output"),
                 (["--policy", "learned", "--trace", self.trap, "--out", out, "--resume"], 1, "none.pithnet.state"),

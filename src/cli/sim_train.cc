@@ -32,7 +32,7 @@ constexpr const char* kExamples = R"(
 What is trained:
   coldrl       the Q-network of Cold-RL, for caches of the sizes given: each trace's first 70% teach, the rest decides
                which epoch was the best
-  learned      what foresees the next request of an object, whatever the cache's size
+  learned      what foresees the next request of an object, whatever the cache's size; of prompts it learns untrained
   fwa0, mark0  whether the optimum would evict the object before its next request, for caches of the sizes given
   mnp          whether it is asked for in the next phase, likewise
 Give traces of one kind of use, several if there are: each counts the same. The same seed gives the same file. While it
@@ -41,7 +41,7 @@ runs, its state is kept beside the model as FILE.state; --resume goes on from th
 Examples:
   pith sim train --policy coldrl --trace monday.csv,tuesday.csv --capacity 25MB,100MB --out cold.pithnet
   pith sim --trace wednesday.csv --policy gdsf,coldrl:model=cold.pithnet --capacity 25MB
-  pith sim train --policy learned --trace prompts.jsonl,access.log --out reuse.pithnet
+  pith sim train --policy learned --trace monday.csv,access.log --out reuse.pithnet
   pith sim train --policy mark0 --trace prompts.jsonl --capacity 10000 --out bits.pithnet
 )";
 

@@ -21,10 +21,8 @@ void Collect(const Trace& trace, Random& random, Samples& samples, std::vector<O
   std::array<float, History::kFeatures> features;
   const double share = static_cast<double>(kMostSamples) / static_cast<double>(trace.num_accesses());
   const auto end = static_cast<uint32_t>(trace.num_requests());
-  size_t prompt = 0;
   for (size_t i = 0; i < trace.num_accesses(); ++i) {
-    if (trace.has_prompts() && i >= trace.end_of(prompt)) ++prompt;
-    const Access access = trace.has_prompts() ? trace.AtPrompt(prompt, i) : trace.At(i);
+    const Access access = trace.At(i);
     history.Record(access, features.data());
     if (random.Uniform() >= share) continue;
     samples.Add(features.data());
@@ -40,7 +38,11 @@ Result<Model> TrainSurvival(const std::vector<Trace>& traces, const FitOptions& 
   Random random(options.seed);
   Samples samples(History::kFeatures);
   std::vector<Outcome> outcomes;
-  for (const Trace& trace : traces) Collect(trace, random, samples, outcomes);
+  for (const Trace& trace : traces) {
+    if (trace.has_prompts())
+      return Unsupported("learned needs no training for prompts: of them it learns as they pass");
+    Collect(trace, random, samples, outcomes);
+  }
   if (samples.size() == 0) return InvalidArgument("there is nothing to learn from");
   Model model;
   model.kind = ModelKind::kSurvival;

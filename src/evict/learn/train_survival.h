@@ -11,6 +11,7 @@
 namespace pith::evict {
 
 // Every trace counts the same, whatever its length. What happens after a request is censored at the trace's end.
+// kUnsupported: a trace of prompts (see evict/learn/prompt_learner.h).
 Result<Model> TrainSurvival(const std::vector<Trace>& traces, const FitOptions& options, const TrainHooks& hooks);
 
 }  // namespace pith::evict

@@ -133,11 +133,15 @@ TEST(TrainSurvival, LearnsWhatComesBack) {
 TEST(TrainSurvival, GoesOnWhereItWasStopped) {
   std::vector<Trace> traces;
   traces.push_back(Periodic());
-  traces.push_back(RandomPrompts(4, 200));
+  traces.push_back(RandomTrace(4, 2000, 100, 20));
   FitOptions options;
   options.steps = 2000;
   options.batch = 16;
   ExpectResumes([&](const TrainHooks& hooks) { return TrainSurvival(traces, options, hooks); });
+  traces.push_back(RandomPrompts(4, 200));
+  const Result<Model> refused = TrainSurvival(traces, options, {});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "learned needs no training for prompts: of them it learns as they pass");
 }
 
 ColdRlOptions FewEpochs() {

@@ -1,9 +1,9 @@
 // The object goes whose bytes will earn the fewest requests (evict/learn/survival.h): with each request a network says
 // when the next one will come, and what follows from it for an object that has waited for so long is looked at again
-// whenever it has waited half an octave longer. The new object may be the victim.
+// whenever it has waited half an octave longer. The new object may be the victim. Prompts are judged by themselves
+// (learned_prompts.h).
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,12 +15,11 @@
 #include "evict/learn/online_survival.h"
 #include "evict/learn/survival.h"
 #include "evict/object_heap.h"
+#include "evict/policies/learned_prompts.h"
 #include "evict/registry.h"
 
 namespace pith::evict {
 namespace {
-
-constexpr uint32_t kLeastHorizon = 128;  // moments
 
 struct Score {
   float rate = 0;  // requests per moment and byte
@@ -80,12 +79,6 @@ class Learned final : public Replayed<Learned> {
     Watch(access);
     Object& object = objects_[access.object];
     object.curve = Survival::CurveOf(Forward(model_.net, inputs_, 1, buffers_));
-    if (access.prompt != nullptr) {
-      // Whoever asks for a block asks for those that lead to it, which come behind it.
-      if (access.depth + 1 == access.chain) chain_.fill(0);
-      for (size_t k = 0; k < Survival::kBins; ++k) chain_[k] = std::max(chain_[k], object.curve[k]);
-      object.curve = chain_;
-    }
     object.last_use = ++accesses_;
     object.moment = now_ = access.moment;
     Look(access.object);
@@ -95,26 +88,13 @@ class Learned final : public Replayed<Learned> {
     const Object& object = objects_[which];
     const uint32_t age = std::max(1u, now_ - object.moment);
     const auto size = static_cast<float>(std::max<uint64_t>(1, object.size));
-    scores_.Set(which, {Survival::HitRate(object.curve, age, Horizon()) / size, object.last_use});
-    due_.Set(which, uint64_t{object.moment} + NextLook(age));
+    scores_.Set(which, {Survival::HitRate(object.curve, age, turnover_.Horizon(now_)) / size, object.last_use});
+    due_.Set(which, uint64_t{object.moment} + Turnover::NextLook(age));
   }
-
-  // 1, 2, 3, 4, 6, 8, 12, 16, ...
-  static uint64_t NextLook(uint32_t age) {
-    const uint64_t octave = uint64_t{1} << (std::bit_width(age) - 1);
-    return age < octave + octave / 2 ? octave + octave / 2 : 2 * octave;
-  }
-
-  // Twice the time in which as many objects were evicted as are stored.
-  uint32_t Horizon() const { return 2 * std::max({kLeastHorizon, turnover_, now_ - turn_began_}); }
 
   void MakeRoom() {
     while (used_ > capacity_) {
-      if (++turned_ >= scores_.size()) {
-        turned_ = 0;
-        turnover_ = now_ - turn_began_;
-        turn_began_ = now_;
-      }
+      turnover_.CountEviction(scores_.size(), now_);
       while (due_.top_key() <= now_) Look(due_.top());
       const uint32_t victim = scores_.top();
       Erase(victim);
@@ -129,15 +109,12 @@ class Learned final : public Replayed<Learned> {
   std::vector<Object> objects_;
   ObjectHeap<Score> scores_;
   ObjectHeap<uint64_t> due_;  // moment at which to look again
-  Survival::Curve chain_{};  // the largest hazards of the prompt's blocks so far
   float features_[History::kFeatures];
   float inputs_[History::kFeatures];
   uint64_t used_ = 0;
   uint32_t accesses_ = 0;
-  uint32_t turned_ = 0;      // evictions since turn_began_, a moment
-  uint32_t turn_began_ = 0;
-  uint32_t turnover_ = 0;    // moments
-  uint32_t now_ = 0;
+  uint32_t now_ = 0;  // moment
+  Turnover turnover_;
 };
 
 }  // namespace
@@ -146,12 +123,21 @@ Result<std::unique_ptr<Evictor>> MakeLearned(Params& params, const Setup& setup)
   static constexpr std::array<std::string_view, 2> kGuards = {"on", "off"};
   PITH_ASSIGN_OR_RETURN(const std::string path, params.Text("model", ""));
   PITH_ASSIGN_OR_RETURN(const std::string guard, params.Word("guard", "on", kGuards));
-  OnlineOptions online;
-  PITH_ASSIGN_OR_RETURN(const double rate, params.Number("rate", online.rate, 0, 0.1));
-  online.rate = static_cast<float>(rate);
-  PITH_ASSIGN_OR_RETURN(online.share, params.Number("share", online.share, 0.001, 1));
-  PITH_ASSIGN_OR_RETURN(Model model, LoadModel(path, ModelKind::kSurvival));
-  std::unique_ptr<Evictor> learned = std::make_unique<Learned>(setup, std::move(model), online);
+  std::unique_ptr<Evictor> learned;
+  if (setup.trace != nullptr && setup.trace->has_prompts()) {
+    if (!path.empty()) return Unsupported("learned takes no model for prompts: of them it learns as they pass");
+    PromptLearnerOptions options;
+    PITH_ASSIGN_OR_RETURN(const double rate, params.Number("rate", options.rate, 0, 0.1));
+    options.rate = static_cast<float>(rate);
+    learned = MakeLearnedPrompts(setup, options);
+  } else {
+    OnlineOptions online;
+    PITH_ASSIGN_OR_RETURN(const double rate, params.Number("rate", online.rate, 0, 0.1));
+    online.rate = static_cast<float>(rate);
+    PITH_ASSIGN_OR_RETURN(online.share, params.Number("share", online.share, 0.001, 1));
+    PITH_ASSIGN_OR_RETURN(Model model, LoadModel(path, ModelKind::kSurvival));
+    learned = std::make_unique<Learned>(setup, std::move(model), online);
+  }
   if (guard == "off") return learned;
   std::vector<std::unique_ptr<Evictor>> experts;
   experts.push_back(std::move(learned));
