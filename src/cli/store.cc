@@ -217,6 +217,7 @@ void AddStoreBenchFlags(CLI::App& command, StoreBenchFlags& flags) {
             "N,...");
   AddOption(command, "--keep", flags.keep, "bench: share of the entries that is kept (default 0.2)", "SHARE");
   AddOption(command, "--recipe", flags.recipe, "bench, compare: the one compressor (default keydiff)", "RECIPE");
+  AddOption(command, "--server", flags.server, "bench: a server to load from, too (redis://HOST:PORT)", "URL");
   AddNumber(command, "-r,--repeat", flags.repeat, 1, 1000, "bench: loads of each prefix (default 5)", "N");
   AddNumber(command, "--contexts", flags.contexts, 2, 10000, "compare: contexts (default 12)", "N");
   AddNumber(command, "--requests", flags.requests, 1, 1000000, "compare: requests for them (default 48)", "N");

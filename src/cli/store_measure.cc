@@ -49,14 +49,22 @@ constexpr size_t kQuestionTokens = 8;
 
 struct Row {
   size_t tokens = 0, bytes = 0;
-  double prefill = 0, ram = 0, ssd = 0;  // seconds to the first token
+  double prefill = 0, ram = 0, ssd = 0, server = 0;  // seconds to the first token
 };
 
 ordered_json ToJson(const Row& row) {
-  return {{"tokens", row.tokens},           {"bytes", row.bytes},
-          {"prefill_ms", 1000 * row.prefill}, {"ram_ms", 1000 * row.ram},
-          {"ssd_ms", 1000 * row.ssd},         {"ram_share", row.ram / row.prefill},
-          {"ssd_share", row.ssd / row.prefill}};
+  ordered_json json = {{"tokens", row.tokens},
+                       {"bytes", row.bytes},
+                       {"prefill_ms", 1000 * row.prefill},
+                       {"ram_ms", 1000 * row.ram},
+                       {"ssd_ms", 1000 * row.ssd},
+                       {"ram_share", row.ram / row.prefill},
+                       {"ssd_share", row.ssd / row.prefill}};
+  if (row.server > 0) {
+    json["server_ms"] = 1000 * row.server;
+    json["server_share"] = row.server / row.prefill;
+  }
+  return json;
 }
 
 class Bench {
@@ -76,6 +84,8 @@ class Bench {
     const size_t limit = size_t{2} << 30;
     PITH_ASSIGN_OR_RETURN(ram_, store::Store::Open({.ram_bytes = limit, .folder = ""}));
     PITH_ASSIGN_OR_RETURN(ssd_, store::Store::Open({.ram_bytes = 0, .folder = folder_, .ssd_bytes = 4 * limit}));
+    if (flags_.server.empty()) return {};
+    PITH_ASSIGN_OR_RETURN(server_, store::Store::Open({.ram_bytes = 0, .folder = "", .remote = flags_.server}));
     return {};
   }
 
@@ -92,13 +102,20 @@ class Bench {
       engine_->Free(id);
       PITH_RETURN_IF_ERROR(done);
     }
-    std::vector<double> from_ram, from_ssd;
+    std::vector<double> from_ram, from_ssd, from_server;
     for (int i = 0; i < flags_.repeat; ++i) {
       PITH_ASSIGN_OR_RETURN(const double ram, FirstToken(*ram_, question));
       DropFromPageCache(folder_);
       PITH_ASSIGN_OR_RETURN(const double ssd, FirstToken(*ssd_, question));
       from_ram.push_back(ram);
       from_ssd.push_back(ssd);
+      if (server_ == nullptr) continue;
+      PITH_ASSIGN_OR_RETURN(const double server, FirstToken(*server_, question, all));
+      from_server.push_back(server);
+    }
+    if (server_ != nullptr) {
+      row.server = Median(from_server);
+      (void)server_->Remove(key_);
     }
     row.ram = Median(from_ram);
     row.ssd = Median(from_ssd);
@@ -143,14 +160,21 @@ class Bench {
     row.bytes = saved.size();
     key_ = store::MakeChain(info.root, info.tokens).whole;
     if (!ram_->Put(info, saved) || !ssd_->Put(info, saved)) return IoError("the prefix could not be stored");
+    if (server_ != nullptr && (!server_->Put(info, saved) || !server_->Sync())) {
+      return IoError(fmt::format("{} took nothing", flags_.server));
+    }
     const Stopwatch asking;
     PITH_RETURN_IF_ERROR(engine_->Prefill(id, question));
     row.prefill += asking.seconds();
     return {};
   }
 
-  Result<double> FirstToken(store::Store& store, std::span<const int32_t> question) {
+  // asked: the text with which a server is asked what it has.
+  Result<double> FirstToken(store::Store& store, std::span<const int32_t> question,
+                            std::span<const int32_t> asked = {}) {
     const Stopwatch watch;
+    const Sha256Digest root{};
+    if (!asked.empty()) store.Refresh({.roots = std::span(&root, 1), .tokens = asked});
     const auto loaded = store.Load(key_);
     if (!loaded) return IoError("the prefix was not there");
     PITH_ASSIGN_OR_RETURN(const RestoredSequence restored,
@@ -181,16 +205,19 @@ class Bench {
   Recipe recipe_;
   SequenceOptions options_;
   std::unique_ptr<Engine> engine_;
-  std::shared_ptr<store::Store> ram_, ssd_;
+  std::shared_ptr<store::Store> ram_, ssd_, server_;
   store::Key key_;
 };
 
 void Print(const std::vector<Row>& rows, const StoreBenchFlags& flags, double load, double plain) {
-  fmt::print("| tokens | size | prefill | from memory | from disk |\n|---|---|---|---|---|\n");
+  const bool server = !flags.server.empty();
+  fmt::print("| tokens | size | prefill | from memory | from disk |{}\n|---|---|---|---|---|{}\n",
+             server ? " from a server |" : "", server ? "---|" : "");
   for (const Row& row : rows) {
-    fmt::print("| {} | {} | {:.0f} ms | {:.0f} ms ({:.1f}%) | {:.0f} ms ({:.1f}%) |\n", row.tokens,
+    fmt::print("| {} | {} | {:.0f} ms | {:.0f} ms ({:.1f}%) | {:.0f} ms ({:.1f}%) |{}\n", row.tokens,
                FormatBytes(row.bytes), 1000 * row.prefill, 1000 * row.ram, 100 * row.ram / row.prefill, 1000 * row.ssd,
-               100 * row.ssd / row.prefill);
+               100 * row.ssd / row.prefill,
+               server ? fmt::format(" {:.0f} ms ({:.1f}%) |", 1000 * row.server, 100 * row.server / row.prefill) : "");
   }
   fmt::print("\nTime to the first token, {:.0f}% of the prefix kept ({}), then {} tokens read. ", 100 * flags.keep,
              flags.recipe, kQuestionTokens);

@@ -14,6 +14,7 @@ struct StoreBenchFlags {
   ModelFlags model;
   OutputFlags out;
   std::string folder;
+  std::string server;                     // bench: URL of one; empty: none
   std::string text;                       // of contexts; empty: pseudo-text
   std::string ctx = "250,500,1000,2000,4000";
   std::string recipe = "keydiff";
@@ -25,7 +26,8 @@ struct StoreBenchFlags {
   double ram_share = 0.2;
 };
 
-// Time to the first token of prefixes of several lengths: read, from memory, from disk; and the disk's throughput.
+// Time to the first token of prefixes of several lengths: read, from memory, from disk, from a server; and the disk's
+// throughput.
 Result<int> BenchStore(const StoreBenchFlags& flags);
 // Requests for contexts of several lengths under one budget of memory: full prefill, LRU offload, one compressor and
 // LRU, EVICPRESS.
