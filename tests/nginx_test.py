@@ -4,6 +4,7 @@
 PITH_BINARY names the program (for its simulator), PITH_NGINX_MODULE the module, which scripts/build_nginx_module.sh builds
 where it is not given. Skipped where the packages nginx and nginx-dev are missing.
 
+  PITH_NGINX_REQUESTS=100000 nginx_test.py Survives.test_reloads_and_kills    its long form: a reload each 5 s, and kills
   nginx_test.py --replay TRACE.csv CAPACITY POLICY...   prints what NGINX and the simulator hit of a trace
 """
 
@@ -413,7 +414,7 @@ class Replays(Base):
 class Survives(Base):
     def load(self, server, stop, problems, seed):
         connection = Connection(server.port)
-        state, count = seed, 0
+        state = seed
         while not stop.is_set():
             state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
             name = int(800 * ((state >> 11) / (1 << 53)) ** 3)
@@ -421,34 +422,36 @@ class Survives(Base):
                 status, _ = connection.get(f"/{name}")
                 if status != 200:
                     problems.append(status)
-                count += 1
+                self.counts[seed] += 1
             except OSError:
                 connection.close()  # a worker that was killed
         connection.close()
-        self.counts.append(count)
 
     def test_reloads_and_kills(self):
         origin = self.start(Origin)
         for i in range(800):
             origin.add(i, (1 + i * 7919 % 24) * BLOCK - HEADER)
         server = self.start(Cache, origin, "pith_evict zone=web policy=gdsf;", 6 << 20, workers=8)
-        stop, problems, self.counts = threading.Event(), [], []
+        stop, problems, self.counts = threading.Event(), [], [0] * 4
         clients = [threading.Thread(target=self.load, args=(server, stop, problems, seed)) for seed in range(4)]
         for client in clients:
             client.start()
-        for turn in range(6):
+        wanted, turn = int(os.environ.get("PITH_NGINX_REQUESTS", "2001")), 0
+        while turn < 6 or (sum(self.counts) < wanted and turn < 3600):
             time.sleep(1)
-            if turn % 3 == 0:
+            if turn % 5 == 0:
                 server.reload()
-            else:
-                for pid in server.children("cache manager" if turn % 3 == 1 else "worker process")[:1]:
+            elif turn % 5 in (2, 4):
+                for pid in server.children("cache manager" if turn % 5 == 2 else "worker process")[:1]:
                     os.kill(pid, signal.SIGKILL)
+            turn += 1
         time.sleep(1)
         stop.set()
         for client in clients:
             client.join()
         self.assertEqual(problems, [])
-        self.assertGreater(sum(self.counts), 2000)
+        self.assertGreaterEqual(sum(self.counts), wanted)
+        print(f"{sum(self.counts)} requests in {turn} s", file=sys.stderr)
         wait_for(lambda: server.metrics()["cache_bytes"] <= 6 << 20)
         # What a killed worker was about to store may be of no file, or a file of nobody: neither comes from evictions.
         metrics = server.settle()
@@ -463,7 +466,7 @@ class Survives(Base):
         for i in range(800):
             origin.add(i, (1 + i * 7919 % 24) * BLOCK - HEADER)
         server = self.start(Cache, origin, "pith_evict zone=web policy=coldrl;", 6 << 20, workers=4)
-        stop, problems, self.counts = threading.Event(), [], []
+        stop, problems, self.counts = threading.Event(), [], [0] * 3
         clients = [threading.Thread(target=self.load, args=(server, stop, problems, seed)) for seed in range(3)]
         for client in clients:
             client.start()
