@@ -420,6 +420,51 @@ TEST(ModelSequences, CompressionMayBeRepeatedAndPartial) {
   EXPECT_FALSE(engine->CompressPart(id, *ParseRecipe("keydiff"), 1.5, 100, 300));
 }
 
+// The second time found pages of few bits where it took f16 for granted, and ended the process.
+TEST(ModelSequences, FormatAutoMayBeRepeated) {
+  const std::vector<int32_t> text = Tokens(400, 2);
+  auto engine = Make(Many(1, size_t{40} << 20, 128));
+  const SequenceId id = *engine->NewSequence(With("full"));
+  ASSERT_TRUE(engine->Prefill(id, text));
+  double bytes = engine->KeptBytes(id);
+  for (const double share : {0.8, 0.5, 0.5, 0.1, 1.0}) {
+    SCOPED_TRACE(share);
+    const auto kept = engine->Compress(id, *ParseRecipe("keydiff format=auto"), share);
+    ASSERT_TRUE(kept) << kept.error().message;
+    EXPECT_LE(engine->KeptBytes(id), bytes);
+    bytes = engine->KeptBytes(id);
+    for (const float logit : StepOne(*engine, id, std::span(text).first(1))) ASSERT_TRUE(std::isfinite(logit));
+    bytes = std::max(bytes, engine->KeptBytes(id));  // with the new entry
+  }
+  EXPECT_LT(bytes, 0.15) << "of what f16 would take";
+}
+
+// They were noted before their rows were read.
+TEST(ModelSequences, PinsAreThoseOfRowsThatWereRead) {
+  FailsOnce faults;
+  EngineOptions options = Many(1, size_t{20} << 20);
+  options.faults = &faults;
+  auto engine = Make(options);
+  const std::vector<int32_t> text = Tokens(60, 1);
+  const SequenceId id = *engine->NewSequence(With("snapkv"));
+  const auto step = [&](size_t from, size_t count) {
+    const StepItem item{.sequence = id, .tokens = std::span(text).subspan(from, count), .pin = true};
+    Status status;
+    engine->Step({&item, 1}, {&status, 1});
+    return status;
+  };
+  faults.victim = id;
+  faults.at_layer = 7;
+  EXPECT_FALSE(step(0, 20));
+  EXPECT_EQ(engine->stats(id).num_pinned, 0);
+  faults.victim = -1;
+  EXPECT_TRUE(step(0, 20));
+  EXPECT_EQ(engine->stats(id).num_pinned, 20) << "the control";
+  engine->Cancel(id);
+  EXPECT_FALSE(step(20, 20));
+  EXPECT_EQ(engine->stats(id).num_pinned, 20);
+}
+
 // From another thread, within a step: the other sequence's bits do not change.
 TEST(ModelSequences, CancelEndsOneSequenceWithinAStep) {
   const std::vector<int32_t> text = Tokens(600, 1);
