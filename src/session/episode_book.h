@@ -1,7 +1,4 @@
-// The topics of a conversation, each with a cache that rests in a file (turns=epicache; arXiv:2509.17396).
-//
-//   messages -> segments of a few -> unit vectors -> k-means -> topics
-//                                                     each: the segments nearest to its centre, which guide its cache
+// The topics of a conversation (session/topics.h), each with a cache that rests in a file.
 //
 // A question goes to the topic of the nearest centre. Its cache is read when it is first asked, and again what was said
 // since it was last asked, so that none lacks the newest turns; the paper's lack what other topics answered.
@@ -15,11 +12,10 @@
 #include <string_view>
 #include <vector>
 
-#include "host/embedder.h"
 #include "host/model.h"
 #include "pith/types.h"
-#include "policy/learn/episodes.h"
 #include "policy/turns/turns.h"
+#include "session/topics.h"
 
 namespace pith {
 
@@ -37,7 +33,7 @@ class EpisodeBook {
   // True: there are none, or the conversation is twice as long as when they were found.
   bool IsStale(int num_tokens) const { return caches_.empty() || num_tokens >= 2 * num_clustered_tokens_; }
   // The topic of a question.
-  Result<int> Match(std::string_view question);
+  Result<int> Match(std::string_view question) { return topics_->Match(question); }
 
   struct Cache {
     std::vector<int32_t> guide;
@@ -50,20 +46,13 @@ class EpisodeBook {
   void ForgetBeyond(int num_tokens);
 
  private:
-  EpisodeBook(const HostModel& model, const TurnOptions& options) : model_(model), options_(options) {}
-  Result<std::vector<int32_t>> GuideOf(std::span<const std::string> segments, std::span<const int> chosen) const;
+  EpisodeBook() = default;
 
-  const HostModel& model_;
-  TurnOptions options_;
-  std::unique_ptr<TextEmbedder> embedder_;
+  std::unique_ptr<Topics> topics_;
   std::string folder_;
-  Episodes episodes_;
   std::vector<Cache> caches_;
   int num_clustered_tokens_ = 0;
 };
-
-// The segments of a conversation: so many messages each, `role said, "text"` a line.
-std::vector<std::string> SegmentsOf(std::span<const ChatMessage> messages, int utterances);
 
 }  // namespace pith
 
