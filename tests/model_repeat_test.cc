@@ -69,6 +69,80 @@ TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
   EXPECT_TRUE(std::equal(last.begin(), last.end(), engine->logits(base).begin()));
 }
 
+// Between steps of another sequence, to the same entries; what it takes for a while is promised to it, and goes with
+// it.
+TEST(ModelRepeat, AReadingInPiecesFindsWhatOneAtOnceFinds) {
+  const std::vector<int32_t> context = Tokenize(Ledger(20));
+  EngineOptions options = CompressedAfter({"kvzip:chunk=150"});
+  options.max_sequences = 3;
+  auto engine = MakeDefaultEngine(options);
+  const Recipe& recipe = options.later_recipes.front();
+  const SequenceId at_once = *engine->NewSequence(), in_pieces = *engine->NewSequence(), other = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(at_once, context));
+  ASSERT_TRUE(engine->Prefill(in_pieces, context));
+  ASSERT_TRUE(engine->Prefill(other, std::span(context).first(40)));
+  const size_t before = engine->stats().used_bytes;
+  const auto held = [&](SequenceId id) {
+    std::vector<std::vector<int32_t>> all;
+    for (int layer = 0; layer < 30; ++layer) {
+      for (int head = 0; head < 3; ++head) all.push_back(engine->EntryPositions(id, layer, head));
+    }
+    return all;
+  };
+  int pieces = 0;
+  size_t most = 0;
+  for (bool is_done = false; !is_done; ++pieces) {
+    const Result<bool> read = engine->ReadAgain(in_pieces, recipe, 64);
+    ASSERT_TRUE(read) << read.error().message;
+    is_done = *read;
+    most = std::max(most, engine->stats().used_bytes);
+    ASSERT_TRUE(engine->Decode(other, context[static_cast<size_t>(40 + pieces)]));
+  }
+  EXPECT_GE(pieces, static_cast<int>(context.size()) / 64);
+  EXPECT_GT(most, before) << "control: a pass takes pages";
+  EXPECT_TRUE(*engine->ReadAgain(in_pieces, recipe, 64)) << "nothing is left to be read";
+  const double total = engine->times().total;
+  ASSERT_TRUE(engine->Compress(in_pieces, recipe, 0.3));
+  EXPECT_NEAR(engine->times().total, total, 0.02) << "no block ran";
+  ASSERT_TRUE(engine->Compress(at_once, recipe, 0.3));
+  EXPECT_GT(engine->times().policy, 0);
+  std::vector<int32_t> common;
+  size_t all = 0;
+  const auto a = held(at_once), b = held(in_pieces);
+  for (size_t i = 0; i < a.size(); ++i) {
+    std::ranges::set_intersection(a[i], b[i], std::back_inserter(common));
+    all += a[i].size();
+  }
+  EXPECT_GT(static_cast<double>(common.size()), 0.97 * static_cast<double>(all)) << "but for rounding in other blocks";
+}
+
+TEST(ModelRepeat, AReadingThatBreaksOffLeavesNothing) {
+  const std::vector<int32_t> context = Tokenize(Ledger(20)), tail = Tokenize("In chapter 7 the garden met a");
+  const EngineOptions options = CompressedAfter({"kvzip:chunk=150"});
+  const Recipe& recipe = options.later_recipes.front();
+  auto engine = MakeDefaultEngine(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  const size_t pages = engine->stats().page_bytes, used = engine->stats().used_bytes;
+  ASSERT_FALSE(*engine->ReadAgain(base, recipe, 40));
+  EXPECT_GT(engine->stats().page_bytes, pages);
+  // More text: what was found is not of it.
+  ASSERT_TRUE(engine->Prefill(base, tail));
+  ASSERT_TRUE(engine->Rewind(base, static_cast<int>(context.size())));
+  EXPECT_LE(engine->stats().used_bytes, used);
+  ASSERT_FALSE(*engine->ReadAgain(base, recipe, 40));
+  engine->Cancel();
+  const Result<bool> stopped = engine->ReadAgain(base, recipe, 40);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kCancelled);
+  engine->ClearCancel();
+  EXPECT_LE(engine->stats().used_bytes, used);
+  ASSERT_FALSE(*engine->ReadAgain(base, recipe, 40));
+  engine->Free(base);
+  EXPECT_EQ(engine->stats().page_bytes, 0U);
+  ASSERT_TRUE(engine->NewSequence()) << "its place is free, too";
+}
+
 // Attention over a chunk alone shows what attention over everything shows of it, where the chunk is everything; and
 // about that where it is not: with weights that mean something, which the model of sanitized tests lacks.
 TEST(SlowRepeat, PassesNeedNotSeeOtherChunks) {

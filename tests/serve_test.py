@@ -660,6 +660,65 @@ class OpenAi(WithClients):
         self.assertLess(small.kv["kept_fraction"], full.kv["kept_fraction"])
         self.assertTrue(all(0 <= a < b <= small.usage.prompt_tokens + 3 for a, b in small.kv["evicted_spans"]))
 
+    def test_recipes_that_want_a_whole_prompt(self):
+        text = "The code is 7391. " + "The weather was fine and people walked. " * 100 + "What is the code?"
+        usual = self.ask(text, max_tokens=3, extra_body={"recipe": "kvzip"})
+        self.assertEqual(usual.kv["compress"], "after")
+        self.assertAlmostEqual(usual.kv["kept_fraction"], 0.3, delta=0.03)
+        share = self.ask(text, max_tokens=3, extra_body={"recipe": "kvzip", "keep": 0.6})
+        self.assertAlmostEqual(share.kv["kept_fraction"], 0.6, delta=0.03)
+        self.assertEqual(share.usage.prompt_tokens_details.cached_tokens, 0, "compressed otherwise, it is another cache")
+        sized = self.ask(text, max_tokens=3, extra_body={"recipe": "kvzip", "kv_budget": "8MiB"})
+        self.assertEqual(sized.kv["budget_bytes"], 8 << 20)
+        self.assertLessEqual(sized.kv["used_bytes"], 8 << 20)
+        own = self.ask(text, max_tokens=3, extra_body={"recipe": "pith", "compress": "after", "keep": 0.2})
+        self.assertLess(own.kv["used_bytes"], usual.kv["used_bytes"])
+        _, _, metrics = self.server.request("GET", "/metrics")
+        self.assertGreaterEqual(float(re.search(r"^pith:kv_compressions_total (\S+)", metrics, re.MULTILINE).group(1)), 4)
+
+    def test_turns_are_compressed_once(self):
+        story = "The river carried letters over every bridge while people spoke about gardens. "
+        messages = [{"role": "user", "content": "My name is Ada. " + story * 20}]
+        kept = []
+        for turn in range(3):
+            answer = self.client().chat.completions.create(model="any", messages=messages, max_tokens=8,
+                                                           extra_body={"recipe": "snapkv turns=flowkv:drop=0.6"})
+            kept.append(answer.kv["kept_fraction"])
+            if turn > 0:
+                self.assertGreater(answer.usage.prompt_tokens_details.cached_tokens, 300)
+            messages += [{"role": "assistant", "content": answer.choices[0].message.content},
+                         {"role": "user", "content": f"And {turn}? " + story * 8}]
+        self.assertEqual(kept[0], 1)
+        self.assertLess(kept[1], 0.75)
+        whole = self.client().chat.completions.create(model="any", messages=messages[:5], max_tokens=8,
+                                                      extra_body={"recipe": "snapkv turns=flowkv:drop=0.6", "cache_prompt": False})
+        self.assertEqual(whole.usage.prompt_tokens_details.cached_tokens, 0)
+        self.assertAlmostEqual(whole.kv["kept_fraction"], kept[2], delta=0.02)
+
+    def test_topics_have_caches_of_their_own(self):
+        """A budget that cannot hold the conversation: each question goes to its topic's cache, and finds it again."""
+        topics = ("The garden grows roses, tulips and herbs near the old wall. ", "The train to Bonn leaves at noon from the third track. ")
+        messages = []
+        for i in range(8):
+            messages += [{"role": "user", "content": topics[i % 2] * 12}, {"role": "assistant", "content": "I see."}]
+        own = {"recipe": "keydiff turns=epicache:block=64,utterances=2,episodes=2", "kv_budget": "12MiB"}
+
+        def ask(question):
+            return self.client().chat.completions.create(model="any", messages=[*messages, {"role": "user", "content": question}],
+                                                         max_tokens=4, extra_body=own)
+        first = ask(topics[0])
+        self.assertLess(first.kv["kept_fraction"], 1)
+        self.assertLessEqual(first.kv["used_bytes"], 12 << 20)
+        other = ask(topics[1])
+        self.assertLess(other.usage.prompt_tokens_details.cached_tokens, 100, "another topic's cache")
+        for question in topics:
+            self.assertGreater(ask(question).usage.prompt_tokens_details.cached_tokens, 500)
+
+    def test_a_recipe_names_no_files(self):
+        for recipe in ("score=keydiff alloc=file:/etc/passwd act=drop", "epicache:embedder=/etc/passwd"):
+            status, _, body = self.server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "recipe": recipe})
+            self.assertEqual((status, "names a file" in body["error"]["message"]), (400, True), body)
+
 
 class AnthropicClient(WithClients):
     def ask(self, text="Tell me a long story about a river.", **more):

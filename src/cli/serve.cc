@@ -62,6 +62,7 @@ struct ServeFlags {
   double prompt_share = 0;
   int queue = 256;
   int max_retained = 64;
+  double keep = 0;  // 0: not given
   bool deterministic_reuse = false;
   int connections = 1024;
   int http_threads = 2;
@@ -75,11 +76,8 @@ struct ServeFlags {
 Status CheckRecipe(const CacheFlags& cache, const StoreFlags& store) {
   PITH_RETURN_IF_ERROR(store.Check(cache.recipe));
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(cache.recipe));
-  if (NeedsWholePrompt(recipe) && cache.compress != "after") {
-    return InvalidArgument(
-        "a server reads prompts beside others' answers: choose a --recipe that evicts while it reads");
-  }
-  return {};
+  if (!NeedsWholePrompt(recipe) || cache.compress != "block") return {};
+  return InvalidArgument(fmt::format("{} works once a prompt is whole: leave --compress block out", cache.recipe));
 }
 
 Status Check(const ServeFlags& flags) {
@@ -89,6 +87,7 @@ Status Check(const ServeFlags& flags) {
   if (!IsAutoRecipe(flags.cache.recipe)) PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache, flags.store));
   if (flags.prompt_share < 0 || flags.prompt_share > 1)
     return InvalidArgument("--prompt-share takes a share above 0, up to 1");
+  if (flags.keep < 0 || flags.keep > 1) return InvalidArgument("--keep takes a share between 0 and 1");
   std::error_code error;
   if (!flags.slot_save_path.empty() && !std::filesystem::is_directory(flags.slot_save_path, error)) {
     return InvalidArgument(fmt::format("--slot-save-path names {}, which is no folder", flags.slot_save_path));
@@ -167,6 +166,7 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   served.num_ctx = options.num_ctx;
   served.num_slots = flags.parallel();
   served.recipe = options.recipe;
+  served.topics = std::make_shared<server::TopicMemory>(model, flags.model.num_threads());
   served.parse_budget = [full = FullCacheBytes(served.info, options.num_ctx)](const std::string& text)
       -> Result<size_t> {
     PITH_ASSIGN_OR_RETURN(const SizeOrShare budget, ParseSizeOrShare(text));
@@ -178,6 +178,8 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   scheduling.max_waiting = flags.queue;
   scheduling.max_retained = flags.max_retained;
   if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
+  scheduling.compress_after = flags.cache.compress == "after";
+  if (flags.keep > 0) scheduling.keep = flags.keep;
   scheduling.deterministic_reuse = flags.deterministic_reuse;
   scheduling.save_folder = flags.slot_save_path;
   PITH_ASSIGN_OR_RETURN(scheduling.store, flags.store.Use(std::move(store), *model));
@@ -325,6 +327,11 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
             "Share that prompts have while others decode: 1 reads as fast as it goes, less keeps the gaps between "
             "tokens short (default 0.85)",
             "SHARE");
+  AddOption(
+      command, "--keep", flags.keep,
+      "Share of a whole prompt's bytes that stays with --compress after, where a request names no budget (default "
+      "0.3)",
+      "SHARE");
   AddNumber(command, "--queue", flags.queue, 0, 100000, "Requests that may wait; more get 429 (default 256)", "N");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,
             "Prefixes kept for later requests, inside the budget (default 64)", "N");

@@ -282,6 +282,7 @@ Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_t
   }
   const ModelInfo& info = model_->info();
   Admission admission;
+  admission.reread_bytes = RereadBytes(info, *setup, static_cast<int>(num_tokens));
   admission.step_bytes = setup->flight.Bytes(std::min(static_cast<int>(num_tokens), plan_.block_tokens), 1);
   const size_t ceiling = options.ceiling_bytes > 0 ? options.ceiling_bytes : plan_.share_bytes;
   const size_t whole = ShareFor(info, *setup, static_cast<int>(num_tokens));
@@ -304,6 +305,7 @@ Result<Admission> EngineImpl::Admit(const SequenceOptions& options, size_t num_t
 
 Status EngineImpl::SetBudget(SequenceId id, size_t floor_bytes, size_t ceiling_bytes) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
+  EndReading(*sequence);
   const SequenceSetup& setup = *sequence->setup;
   const size_t least = LeastShare(model_->info(), setup);
   const size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(plan_.share_bytes, floor_bytes);
@@ -352,6 +354,7 @@ void EngineImpl::Free(SequenceId id) {
   const auto found = sequences_.find(id);
   if (found == sequences_.end()) return;
   Sequence& sequence = *found->second;
+  EndReading(sequence);
   cache_->Free(sequence.cache_id);
   context_->ClearSlot(sequence.slot);
   slot_used_[static_cast<size_t>(sequence.slot)] = false;
@@ -423,8 +426,10 @@ SequenceStats EngineImpl::stats(SequenceId id) const {
   stats.num_tokens = sequence.next_position;
   stats.num_pinned = static_cast<int>(sequence.num_pinned());
   const SequenceSetup& setup = *sequence.setup;
-  stats.format = setup.turn_format;
-  stats.recipe = sequence.setup->recipe.text;
+  // A recipe may have converted what stays (format=auto).
+  const std::optional<PageFormat>& low = cache_->layout(sequence.cache_id).low;
+  stats.format = setup.converts_turns() ? setup.turn_format : low.value_or(setup.formats.entry);
+  stats.recipe = setup.recipe.text;
   return stats;
 }
 

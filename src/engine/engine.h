@@ -126,6 +126,7 @@ struct StepItem {
 struct Admission {
   size_t steady_bytes = 0;   // that the sequence holds when it has read the prompt
   size_t step_bytes = 0;     // more while a step runs
+  size_t reread_bytes = 0;   // more while Compress() or ReadAgain() read the prompt again
   size_t free_bytes = 0;     // neither in use nor promised, once borrowed bytes are given back
   bool fits = false;         // now
   size_t missing_bytes = 0;  // what others would have to free first
@@ -245,7 +246,12 @@ class Engine {
   // hold in that format, those of an incomplete page in f16.
   // The recipe may be one that the sequence was not made with, unless it needs what nobody has noted: kInvalidArgument.
   virtual Result<double> Compress(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
-  // The same for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
+  // What such a Compress(), or EndTurn() of a sequence whose recipe has turns=, will have to read again, in pieces
+  // between steps: at most `rows` rows of it. True: nothing is left to be read. It begins anew when the sequence
+  // changes in between. Ends the validity of all logits. Errors of Compress(); after one of them, and after Free(),
+  // nothing of it is left.
+  virtual Result<bool> ReadAgain(SequenceId sequence, const Recipe& recipe, int rows) = 0;
+  // Compress() for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
   // The recipe sees nothing of them but what its window of queries paid.
   virtual Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,
                                       int32_t to) = 0;

@@ -197,7 +197,7 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
   if (active.recipe.policy->repeat() != nullptr) {
     const EngineTimes times = times_;
     const Clock::time_point began = Clock::now();
-    PITH_RETURN_IF_ERROR(ReadAgain(source, active, guard));
+    PITH_RETURN_IF_ERROR(ReadAll(source, active, guard));
     // All of it is the recipe's cost.
     const double seconds = SecondsSince(began);
     times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};

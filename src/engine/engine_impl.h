@@ -79,6 +79,7 @@ class EngineImpl final : public Engine, public AttentionSink {
                               int32_t to) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets) override;
+  Result<bool> ReadAgain(SequenceId sequence, const Recipe& recipe, int rows) override;
   Status EndTurn(SequenceId sequence) override;
   Status SetGuide(SequenceId sequence, std::span<const int32_t> tokens) override;
   std::vector<int32_t> Tokens(SequenceId sequence) const override {
@@ -279,7 +280,16 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status MakeRoomForRows(Sequence& sequence, int num_rows);
   bool HasRoomForRows(const Sequence& sequence, int num_rows) const;
   Status CloseTurn(Sequence& sequence);
-  Status CompressTurn(Sequence& sequence, FrozenTurn turn, double keep);
+  // What CloseTurn() will do with the running turn.
+  struct TurnPlan {
+    FrozenTurn turn;
+    double keep = 0;      // entries per head
+    bool drops = false;   // some of its entries
+    int num_dropped = 0;  // turns before it, the oldest first
+  };
+  // None: nothing was read in it.
+  std::optional<TurnPlan> PlanTurn(const Sequence& sequence) const;
+  Status CompressTurn(Sequence& sequence, const TurnPlan& plan);
   Status CompressToBlock(Sequence& sequence);
   Status ShrinkOrDrop(Sequence& sequence, const EntryGuard& part, double keep);
   static int MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat);
@@ -293,11 +303,16 @@ class EngineImpl final : public Engine, public AttentionSink {
   // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
   // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
   // part: of the sequence's tokens, only these are repeated.
-  Status ReadAgain(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
-  Status ReadPasses(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
-                    RepeatColumns& columns);
+  Status ReadAll(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
+  // The same by so many rows. True: source.repeat is there.
+  Result<bool> ReadOn(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int rows);
+  Status BeginReading(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
+  void EndReading(Sequence& source);
+  Result<bool> BeginPass(Sequence& source, SecondReading& reading);
+  Result<std::unique_ptr<Sequence>> ForkForPass(Sequence& source);
+  Status ReadPass(Sequence& source, SecondReading& reading, int rows);
+  void EndPass(Sequence& source, SecondReading& reading);
   std::vector<int32_t> GuideOf(const Sequence& source, const RepeatOptions& options) const;
-  Status RunPass(const Sequence& source, std::span<const int32_t> tokens);
   Status ReserveReferences(const Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
                            int overhead, RepeatColumns& columns) const;
   int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) const;
@@ -328,6 +343,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   int num_global_layers_ = 0;
   int64_t num_global_heads_ = 0;
   int spare_slot_ = -1;  // of the host context, for second readings
+  bool is_spare_used_ = false;
 
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<bool> slot_used_;

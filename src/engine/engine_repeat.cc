@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/engine_impl.h"
+#include "engine/second_reading.h"
 #include "policy/act/residue.h"
 
 namespace pith {
@@ -46,37 +47,101 @@ Result<int> EngineImpl::ChunkOf(const Sequence& sequence, const ActiveRecipe& ac
                                  sequence.next_position, last, active.recipe.text));
 }
 
-// On a fork that takes what its source leaves of its bytes.
-Status EngineImpl::RunPass(const Sequence& source, std::span<const int32_t> tokens) {
-  Sequence fork;
-  fork.id = source.id;
-  fork.setup = source.setup;
-  fork.share = source.share;
-  fork.ceiling_bytes = fork.planned_bytes =
-      source.ceiling_bytes - std::min(source.ceiling_bytes, source.account->used_bytes());
-  fork.own_account = MemoryAccount::Open(ledger_.get(), 0, fork.ceiling_bytes);
-  if (fork.own_account == nullptr) return OutOfBudget("the KV budget has no room for a second reading");
-  fork.account = fork.own_account.get();
-  fork.next_position = source.next_position;
-  fork.pinned = source.pinned;
-  fork.evicts = false;
-  fork.slot = spare_slot_ >= 0 ? spare_slot_ : FreeSlot();
-  if (fork.slot < 0) return OutOfBudget("a second reading takes a place for a sequence, and all are in use");
-  PITH_ASSIGN_OR_RETURN(fork.cache_id, cache_->Fork(source.cache_id, fork.account));
-  context_->CopySlot(source.slot, fork.slot);
-  Status status;
-  for (size_t at = 0; at < tokens.size() && status; at += static_cast<size_t>(plan_.block_tokens)) {
-    if (cancelled()) {
-      status = Cancelled("stopped while reading the prompt again");
-      break;
-    }
-    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(plan_.block_tokens));
-    status = RunRows(fork, tokens.subspan(at, count), count - 1, 0);
+// The next pass of a reading, on a fork that has what its source leaves of its bytes. False: there is none.
+Result<bool> EngineImpl::BeginPass(Sequence& source, SecondReading& reading) {
+  const RepeatOptions& options = *reading.recipe.policy->repeat();
+  const bool is_first = reading.pass.to == 0;
+  if (options.guided) {
+    if (!is_first) return false;
+    reading.pass = {.to = source.next_position, .start = source.next_position, .guided = true};
+    reading.tokens = GuideOf(source, options);
+    const int last = model_->info().max_positions;
+    const int room = last > 0 ? std::max(last - source.next_position, 1) : INT32_MAX;
+    reading.tokens.resize(std::min(reading.tokens.size(), static_cast<size_t>(room)));
+  } else {
+    const int begin = std::max(reading.prefix, reading.part.from),
+              end = std::min(source.next_position, reading.part.to);
+    const int from = is_first ? begin : reading.pass.to;
+    if (from >= end) return false;
+    PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
+    reading.pass = {.prefix_end = reading.prefix,
+                    .from = from,
+                    .to = EndOfChunk(from, reading.chunk, end),
+                    .start = source.next_position,
+                    .first_token = reading.columns->references.num_tokens(),
+                    .whole = options.whole};
+    reading.tokens = prompt.Tokens(source.tokens, reading.pass, options.overlap, from == reading.prefix);
   }
-  cache_->Free(fork.cache_id);
-  context_->ClearSlot(fork.slot);
-  BeginBlock();
-  return status;
+  reading.num_read = 0;
+  PITH_ASSIGN_OR_RETURN(reading.fork, ForkForPass(source));
+  return true;
+}
+
+Result<std::unique_ptr<Sequence>> EngineImpl::ForkForPass(Sequence& source) {
+  const size_t used = source.account->used_bytes();
+  auto fork = std::make_unique<Sequence>();
+  fork->id = source.id;
+  fork->setup = source.setup;
+  fork->share = source.share;
+  fork->ceiling_bytes = fork->planned_bytes = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
+  fork->floor_bytes = source.floor_bytes - std::min(source.floor_bytes, used);
+  fork->next_position = source.next_position;
+  fork->pinned = source.pinned;
+  fork->evicts = false;
+  const bool is_spare_free = spare_slot_ >= 0 && !is_spare_used_;
+  fork->slot = is_spare_free ? spare_slot_ : FreeSlot();
+  if (fork->slot < 0) return OutOfBudget("a second reading takes a place for a sequence, and all are in use");
+  // What the source was promised beyond what it holds is the fork's while it reads.
+  (void)source.account->SetLimits(0, source.ceiling_bytes);
+  fork->own_account = MemoryAccount::Open(ledger_.get(), fork->floor_bytes, fork->ceiling_bytes);
+  fork->account = fork->own_account.get();
+  Result<int> cache = OutOfBudget("the KV budget has no room for a second reading");
+  if (fork->account != nullptr) cache = cache_->Fork(source.cache_id, fork->account);
+  if (!cache) {
+    fork.reset();
+    (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);
+    return tl::unexpected<Error>(cache.error());
+  }
+  fork->cache_id = *cache;
+  is_spare_free ? is_spare_used_ = true : slot_used_[static_cast<size_t>(fork->slot)] = true;
+  context_->CopySlot(source.slot, fork->slot);
+  return fork;
+}
+
+void EngineImpl::EndPass(Sequence& source, SecondReading& reading) {
+  if (reading.fork == nullptr) return;
+  const int slot = reading.fork->slot;
+  cache_->Free(reading.fork->cache_id);
+  context_->ClearSlot(slot);
+  slot == spare_slot_ ? is_spare_used_ = false : slot_used_[static_cast<size_t>(slot)] = false;
+  reading.fork.reset();
+  (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);
+}
+
+void EngineImpl::EndReading(Sequence& source) {
+  if (source.reading == nullptr) return;
+  EndPass(source, *source.reading);
+  source.reading.reset();
+}
+
+// At most so many rows of the pass that is under way.
+Status EngineImpl::ReadPass(Sequence& source, SecondReading& reading, int rows) {
+  const std::span<const int32_t> left = std::span(reading.tokens).subspan(reading.num_read);
+  const size_t count = std::min({left.size(), static_cast<size_t>(plan_.block_tokens), static_cast<size_t>(rows)});
+  repeat_policy_ = reading.recipe.policy.get();
+  repeat_columns_ = reading.columns.get();
+  repeat_pass_ = reading.pass;
+  const Status status = cancelled() ? Status(Cancelled("stopped while reading the prompt again"))
+                                    : RunRows(*reading.fork, left.first(count), count - 1, 0);
+  repeat_policy_ = nullptr;
+  repeat_columns_ = nullptr;
+  BeginBlock();  // its group names the fork
+  PITH_RETURN_IF_ERROR(status);
+  reading.num_read += count;
+  if (reading.num_read < reading.tokens.size()) return {};
+  reading.columns->references.Count(static_cast<int>(reading.tokens.size()));
+  EndPass(source, reading);
+  return {};
 }
 
 // Room for the queries of all passes, in what the sequence's bytes leave beside the longest pass.
@@ -118,49 +183,21 @@ std::vector<int32_t> EngineImpl::GuideOf(const Sequence& source, const RepeatOpt
   return {source.tokens.end() - static_cast<std::ptrdiff_t>(count), source.tokens.end()};
 }
 
-Status EngineImpl::ReadPasses(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int chunk,
-                              RepeatColumns& columns) {
-  const RepeatOptions& options = *active.recipe.policy->repeat();
-  const int prefix = PrefixOf(source, active.recipe);
-  if (options.guided) {
-    repeat_pass_ = {.to = source.next_position, .start = source.next_position, .guided = true};
-    std::vector<int32_t> guide = GuideOf(source, options);
-    const int last = model_->info().max_positions;
-    const int room = last > 0 ? std::max(last - source.next_position, 1) : INT32_MAX;
-    guide.resize(std::min(guide.size(), static_cast<size_t>(room)));
-    return RunPass(source, guide);
-  }
-  PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
-  const int begin = std::max(prefix, part.from), end = std::min(source.next_position, part.to);
-  Status status;
-  for (int from = begin; from < end && status; from = repeat_pass_.to) {
-    repeat_pass_ = {.prefix_end = prefix,
-                    .from = from,
-                    .to = EndOfChunk(from, chunk, end),
-                    .start = source.next_position,
-                    .first_token = columns.references.num_tokens(),
-                    .whole = options.whole};
-    const std::vector<int32_t> tokens = prompt.Tokens(source.tokens, repeat_pass_, options.overlap, from == prefix);
-    status = RunPass(source, tokens);
-    columns.references.Count(static_cast<int>(tokens.size()));
-  }
-  return status;
-}
-
-Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active, const EntryGuard& part) {
+Status EngineImpl::BeginReading(Sequence& source, const ActiveRecipe& active, const EntryGuard& part) {
   const Policy& policy = *active.recipe.policy;
   const RepeatOptions& options = *policy.repeat();
-  const int prefix = PrefixOf(source, active.recipe);
-  const bool whole = part.from == 0 && part.to == INT32_MAX;
-  if (whole && !options.guided && source.repeat && source.repeat->Serves(policy, prefix)) return {};
   if (source.tokens.size() != static_cast<size_t>(source.next_position)) {
     return Unsupported(
         fmt::format("{} reads the prompt again, and the tokens of this sequence are not known", active.recipe.text));
   }
   source.repeat.reset();
+  auto reading = std::make_shared<SecondReading>();
+  reading->recipe = active.recipe;
+  reading->part = part;
+  reading->prefix = PrefixOf(source, active.recipe);
   PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*model_));
   const int overhead = prompt.overhead(options.overlap);
-  PITH_ASSIGN_OR_RETURN(const int chunk, ChunkOf(source, active, overhead));
+  PITH_ASSIGN_OR_RETURN(reading->chunk, ChunkOf(source, active, overhead));
   std::vector<std::vector<int>> entries(static_cast<size_t>(num_global_layers_));
   for (size_t layer = 0; layer < global_index_.size(); ++layer) {
     if (global_index_[layer] < 0) continue;
@@ -168,27 +205,83 @@ Status EngineImpl::ReadAgain(Sequence& source, const ActiveRecipe& active, const
       entries[static_cast<size_t>(global_index_[layer])].push_back(head.num_entries());
     }
   }
-  PITH_ASSIGN_OR_RETURN(const std::shared_ptr<RepeatColumns> columns,
-                        RepeatColumns::Create(source.account, policy, prefix, entries));
-  PITH_RETURN_IF_ERROR(ReserveReferences(source, active, part, chunk, overhead, *columns));
-  // Blocks end the validity of logits, and the source's may still be wanted.
-  KeepLogits();
-  (void)source.account->SetLimits(0, source.ceiling_bytes);
-  repeat_policy_ = &policy;
-  repeat_columns_ = columns.get();
-  const Status status = ReadPasses(source, active, part, chunk, *columns);
-  repeat_policy_ = nullptr;
-  repeat_columns_ = nullptr;
-  (void)source.account->SetLimits(source.floor_bytes, source.ceiling_bytes);
-  if (!status && status.error().code == ErrorCode::kOutOfBudget) {
+  PITH_ASSIGN_OR_RETURN(reading->columns,
+                        RepeatColumns::Create(source.account, policy, reading->prefix, {part.from, part.to}, entries));
+  PITH_RETURN_IF_ERROR(ReserveReferences(source, active, part, reading->chunk, overhead, *reading->columns));
+  source.reading = std::move(reading);
+  return {};
+}
+
+Result<bool> EngineImpl::ReadOn(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int rows) {
+  const Policy& policy = *active.recipe.policy;
+  if (source.repeat && source.repeat->Serves(policy, PrefixOf(source, active.recipe), {part.from, part.to})) {
+    return true;
+  }
+  const auto is_it = [&](const SecondReading& reading) {
+    return reading.recipe.policy == active.recipe.policy && reading.part == part;
+  };
+  if (source.reading != nullptr && !is_it(*source.reading)) EndReading(source);
+  Status status;
+  if (source.reading == nullptr) status = BeginReading(source, active, part);
+  bool is_done = false;
+  while (status && !is_done && rows > 0) {
+    SecondReading& reading = *source.reading;
+    if (reading.fork == nullptr) {
+      const Result<bool> begun = BeginPass(source, reading);
+      if (!begun) status = tl::unexpected<Error>(begun.error());
+      is_done = begun && !*begun;
+      continue;
+    }
+    const size_t before = reading.num_read;
+    const size_t left = reading.tokens.size() - before;
+    status = ReadPass(source, reading, rows);
+    rows -= static_cast<int>(reading.fork != nullptr ? reading.num_read - before : left);
+  }
+  if (!status) {
+    const int tokens = source.reading != nullptr ? source.reading->chunk : policy.repeat()->chunk;
+    EndReading(source);
+    if (status.error().code != ErrorCode::kOutOfBudget) return tl::unexpected<Error>(status.error());
     return OutOfBudget(
         fmt::format("the KV budget of {:.2f} MiB holds the prompt but not its second reading in chunks of {} "
                     "tokens, which {} needs",
-                    static_cast<double>(plan_.budget_bytes) / (1 << 20), std::min(chunk, source.next_position - prefix),
-                    active.recipe.text));
+                    static_cast<double>(plan_.budget_bytes) / (1 << 20),
+                    std::min(tokens, source.next_position - PrefixOf(source, active.recipe)), active.recipe.text));
   }
-  if (status) source.repeat = columns;
-  return status;
+  if (!is_done) return false;
+  source.repeat = source.reading->columns;
+  EndReading(source);
+  return true;
+}
+
+Status EngineImpl::ReadAll(Sequence& source, const ActiveRecipe& active, const EntryGuard& part) {
+  // Blocks end the validity of logits, and the source's may still be wanted.
+  KeepLogits();
+  for (;;) {
+    PITH_ASSIGN_OR_RETURN(const bool is_done, ReadOn(source, active, part, INT32_MAX));
+    if (is_done) return {};
+  }
+}
+
+Result<bool> EngineImpl::ReadAgain(SequenceId id, const Recipe& recipe, int rows) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
+  if (rows < 1) return InvalidArgument("a second reading goes on by one row at least");
+  EntryGuard part;
+  if (const ResolvedRecipe& own = sequence->setup->recipe; own.has_turns()) {
+    const std::optional<TurnPlan> plan = PlanTurn(*sequence);
+    if (!plan || !plan->drops || own.turns.method != TurnMethod::kFlowKv) return true;
+    for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(*sequence));
+    part.from = plan->turn.from, part.to = plan->turn.to;
+  }
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*sequence, recipe));
+  if (active.recipe.policy->repeat() == nullptr || GlobalEntriesOf(*sequence) == 0) return true;
+  part.num_sinks = active.recipe.num_sinks;
+  const EngineTimes times = times_;
+  const Clock::time_point began = Clock::now();
+  const Result<bool> done = ReadOn(*sequence, active, part, rows);
+  // All of it is the recipe's cost.
+  const double seconds = SecondsSince(began);
+  times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
+  return done;
 }
 
 }  // namespace pith

@@ -150,6 +150,7 @@ Status EngineImpl::Rewind(SequenceId id, int num_tokens) {
                                        sequence->next_position, num_tokens));
   }
   if (num_tokens == sequence->next_position) return {};
+  EndReading(*sequence);
   if (num_tokens == 0) return Empty(*sequence);
   const bool turns = sequence->setup->recipe.has_turns();
   const RewindRange range = turns ? RewindRange{.most = num_tokens} : RangeOf(*sequence);

@@ -63,6 +63,7 @@ int EngineImpl::SparseRows(const Sequence& sequence, int count, bool ends) {
 
 void EngineImpl::AddGroup(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits,
                           int num_sparse_rows) {
+  EndReading(sequence);
   const auto count = static_cast<int>(tokens.size());
   groups_.push_back(RowGroup{.sequence = &sequence,
                              .first_row = static_cast<int>(tokens_.size()),

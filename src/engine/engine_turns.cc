@@ -57,18 +57,19 @@ Status EngineImpl::SetGuide(SequenceId id, std::span<const int32_t> tokens) {
     if (token < 0 || token >= model_->info().num_vocab)
       return InvalidArgument(fmt::format("there is no token {}", token));
   }
+  EndReading(*sequence);
   sequence->guide.assign(tokens.begin(), tokens.end());
   sequence->repeat.reset();
   return {};
 }
 
-Status EngineImpl::CloseTurn(Sequence& sequence) {
-  FrozenTurn turn{sequence.turn_start, sequence.next_position};
+std::optional<EngineImpl::TurnPlan> EngineImpl::PlanTurn(const Sequence& sequence) const {
+  TurnPlan plan{.turn = {sequence.turn_start, sequence.next_position}};
+  FrozenTurn& turn = plan.turn;
   for (const auto& [from, to] : sequence.pinned) {
     if (from <= turn.from && turn.from < to) turn.from = to;
   }
-  if (turn.from >= turn.to) return {};
-  const Clock::time_point start = Clock::now();
+  if (turn.from >= turn.to) return std::nullopt;
   const SequenceSetup& setup = *sequence.setup;
   const TurnOptions& options = setup.recipe.turns;
   const double m = EntriesPerHead(sequence, turn);
@@ -80,20 +81,30 @@ Status EngineImpl::CloseTurn(Sequence& sequence) {
   }
   std::vector<double> frozen;
   for (const FrozenTurn& old : sequence.turns) frozen.push_back(EntriesPerHead(sequence, old));
-  const CapPlan plan = PlanCap(options, frozen, keep, TurnCap(sequence));
-  for (int i = 0; i < plan.num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
-  PITH_RETURN_IF_ERROR(CompressTurn(sequence, turn, std::min(plan.keep, m)));
-  sequence.turns.push_back(turn);
-  sequence.turn_start = turn.to;
+  const CapPlan cap = PlanCap(options, frozen, keep, TurnCap(sequence));
+  plan.num_dropped = cap.num_dropped;
+  plan.keep = std::min(cap.keep, m);
+  plan.drops = plan.keep < m - 1e-9 && !setup.policy().keeps_everything();
+  return plan;
+}
+
+Status EngineImpl::CloseTurn(Sequence& sequence) {
+  const std::optional<TurnPlan> plan = PlanTurn(sequence);
+  if (!plan) return {};
+  const Clock::time_point start = Clock::now();
+  for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
+  PITH_RETURN_IF_ERROR(CompressTurn(sequence, *plan));
+  sequence.turns.push_back(plan->turn);
+  sequence.turn_start = plan->turn.to;
   times_.policy += SecondsSince(start);
   return {};
 }
 
-Status EngineImpl::CompressTurn(Sequence& sequence, FrozenTurn turn, double keep) {
-  const ResolvedRecipe& recipe = sequence.setup->recipe;
-  if (keep < EntriesPerHead(sequence, turn) - 1e-9 && !recipe.policy->keeps_everything()) {
-    const EntryGuard part{.num_sinks = recipe.num_sinks, .from = turn.from, .to = turn.to};
-    PITH_RETURN_IF_ERROR(ShrinkOrDrop(sequence, part, keep));
+Status EngineImpl::CompressTurn(Sequence& sequence, const TurnPlan& plan) {
+  if (plan.drops) {
+    const EntryGuard part{
+        .num_sinks = sequence.setup->recipe.num_sinks, .from = plan.turn.from, .to = plan.turn.to};
+    PITH_RETURN_IF_ERROR(ShrinkOrDrop(sequence, part, plan.keep));
   }
   if (!sequence.setup->converts_turns()) return {};
   const PageFormat format = sequence.setup->turn_format;
@@ -107,6 +118,8 @@ Status EngineImpl::CompressTurn(Sequence& sequence, FrozenTurn turn, double keep
 Status EngineImpl::DropOldestTurn(Sequence& sequence) {
   const FrozenTurn oldest = sequence.turns.front();
   sequence.turns.erase(sequence.turns.begin());
+  EndReading(sequence);
+  sequence.repeat.reset();
   sequence.exact_from = sequence.next_position;
   FlightLoan loan(*flight_, flight_bytes_);
   loan.Lend(sequence);

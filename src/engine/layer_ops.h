@@ -66,6 +66,7 @@ struct EntryGuard {
   }
   // The entries of a head that a recipe sees, [first, last): those of the part.
   std::pair<int, int> SliceOf(const HeadCache& head) const;
+  bool operator==(const EntryGuard&) const = default;
 };
 
 // Where the attention of a second reading goes.

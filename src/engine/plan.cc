@@ -482,6 +482,13 @@ int Demotion::HighEntries(double n) const {
   return std::clamp(static_cast<int>(most), 0, static_cast<int>(n));
 }
 
+size_t RereadBytes(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens) {
+  const Policy& policy = sequence.policy();
+  if (policy.repeat() == nullptr) return 0;
+  return RepeatBytes(ShapeOf(info, sequence), num_tokens, policy.repeat()->chunk) + ReferenceBytes(info, policy) +
+         static_cast<size_t>(info.num_vocab) * sizeof(float);
+}
+
 SharePlan PlanShare(const ModelInfo& info, const ResolvedSequence& sequence, size_t bytes) {
   return PlanShareOf(info, ShapeOf(info, sequence), sequence.style, sequence.keep_entries, bytes);
 }

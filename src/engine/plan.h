@@ -81,6 +81,10 @@ size_t LeastShare(const ModelInfo& info, const ResolvedSequence& sequence);
 // Bytes with which a sequence holds everything of num_tokens tokens.
 size_t ShareFor(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens);
 
+// What a sequence that has read num_tokens tokens takes more while its recipe reads them again; 0: it reads nothing
+// again.
+size_t RereadBytes(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens);
+
 // Pages that a step takes beside what sequences of this kind keep, before the recipe has evicted.
 struct FlightShape {
   size_t heads = 0;           // whose rows are there at once

@@ -48,12 +48,14 @@ Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const 
 }
 
 Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* account, const Policy& policy, int prefix,
+                                                             std::pair<int32_t, int32_t> part,
                                                              std::span<const std::vector<int>> entries) {
   std::shared_ptr<RepeatColumns> made(new RepeatColumns(account));
   const std::vector<ColumnSpec> columns = ObservesRepeat(policy) ? policy.columns() : std::vector<ColumnSpec>();
   made->options_ = *policy.repeat();
   if (!columns.empty()) made->name_ = columns.front().name;
   made->prefix_ = prefix;
+  made->part_ = part;
   size_t total = 0;
   for (const std::vector<int>& layer : entries) {
     made->heads_.emplace_back();

@@ -72,15 +72,16 @@ class ReferenceQueries {
 // Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.
 class RepeatColumns {
  public:
-  // entries [global layers][kv heads]. kOutOfBudget.
+  // entries [global layers][kv heads]; part: positions [from, to) that are repeated. kOutOfBudget.
   static Result<std::shared_ptr<RepeatColumns>> Create(MemoryAccount* account, const Policy& policy, int prefix,
+                                                       std::pair<int32_t, int32_t> part,
                                                        std::span<const std::vector<int>> entries);
 
   ReferenceQueries references;  // where the policy needs them
 
   // True: they are what a second reading for this policy would find again.
-  bool Serves(const Policy& policy, int prefix) const {
-    return *policy.repeat() == options_ && prefix == prefix_ &&
+  bool Serves(const Policy& policy, int prefix, std::pair<int32_t, int32_t> part) const {
+    return *policy.repeat() == options_ && prefix == prefix_ && part == part_ &&
            (!ObservesRepeat(policy) || policy.columns().front().name == name_) &&
            ((policy.needs() & kNeedReferences) == 0 || !references.empty());
   }
@@ -96,6 +97,7 @@ class RepeatColumns {
   RepeatOptions options_;
   std::string name_;
   int prefix_ = 0;
+  std::pair<int32_t, int32_t> part_;
   std::vector<std::vector<std::pair<size_t, size_t>>> heads_;  // [layers][heads] where the first column is, entries
   LedgerVector<float> values_;
 };

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/check.h"
+#include "policy/untrusted.h"
 #include "policy/words.h"
 
 namespace pith {
@@ -82,6 +83,8 @@ Status Params::Set(std::string_view owner, std::string_view name, std::string_vi
   double value = 0;
   if (spec.kind == ParamSpec::Kind::kText) {
     if (text.empty()) return InvalidArgument(fmt::format("{} of '{}' is empty", name, owner));
+    if (RefusesFiles())
+      return InvalidArgument(fmt::format("{} of '{}' names a file, which is not for you", name, owner));
     words_[std::string(name)] = std::string(text);
     return {};
   }

@@ -3,6 +3,8 @@
 //   recipe drops entries   floor: an equal share, or all that its tokens take, if that is less;  ceiling: whatever is
 //   there recipe drops nothing   floor: all that its tokens will take;                                 ceiling:
 //   whatever is there
+//   recipe compresses a whole prompt   floor: all that the prompt takes and its second reading; ceiling: whatever is
+//   there; then (compress.cc) what is left and the answer takes; ceiling: what was asked for
 //
 // A request begins when its floor can be promised. Until then it waits, and those behind it too: whoever needs much is
 // not overtaken for ever. Resting prefixes go first, then the engine takes back what running sequences have borrowed.
@@ -81,17 +83,27 @@ Status SchedulerImpl::PlanJob(Job& job) {
   const EngineOptions& engine = engine_->options();
   job.options = engine;
   if (request.recipe) job.options.recipe = *request.recipe;
+  job.options.compress = request.compress.value_or(
+      options_.compress_after || NeedsWholePrompt(job.options.recipe) ? CompressMode::kAfter : CompressMode::kBlock);
+  if (job.is_by_blocks || job.options.recipe.turns) job.options.compress = CompressMode::kBlock;
   if (request.refuse_eviction) {
     if (job.options.recipe.format) job.options.format = *job.options.recipe.format;
     PITH_ASSIGN_OR_RETURN(job.options.recipe, ParseRecipe("full"));
   }
-  job.bytes.limit = request.kv_budget_bytes > 0 ? std::min(request.kv_budget_bytes, total_bytes_) : total_bytes_;
-  job.options.ceiling_bytes = job.bytes.limit;
+  job.options.ceiling_bytes = job.bytes.limit = HeldLimit(job);
   EngineOptions settled = engine;
   static_cast<SequenceOptions&>(settled) = job.options;
   PITH_ASSIGN_OR_RETURN(const ResolvedSequence resolved, Resolve(engine_->model().info(), settled));
   job.drops = !resolved.policy().keeps_everything();
-  job.key = {.tenant = request.tenant, .recipe = job.options.recipe.text, .kv_budget_bytes = request.kv_budget_bytes};
+  const bool changes = job.drops || resolved.policy().prune() != nullptr ||
+                       resolved.recipe.storage.Converts(resolved.formats.entry);
+  job.compresses = job.options.compress == CompressMode::kAfter && changes;
+  job.drops = job.drops || job.compresses;
+  if (job.compresses) job.options.ceiling_bytes = job.bytes.limit = total_bytes_;
+  job.key = {.tenant = request.tenant,
+             .recipe = job.options.recipe.text,
+             .kv_budget_bytes = request.kv_budget_bytes,
+             .compress = CompressKeyOf(job)};
   SequenceOptions unlimited = job.options;
   unlimited.ceiling_bytes = total_bytes_;
   const size_t num_ctx = static_cast<size_t>(engine.num_ctx), second = std::min<size_t>(kPageEntries + 1, num_ctx);
@@ -99,8 +111,13 @@ Status SchedulerImpl::PlanJob(Job& job) {
   PITH_ASSIGN_OR_RETURN(const Admission two, engine_->Admit(unlimited, second));
   job.bytes.first_page = one.steady_bytes;
   job.bytes.page = two.steady_bytes - one.steady_bytes;
+  job.key.topic = TopicOf(job);
   const size_t prompt = job.text.size(), room = num_ctx - std::min(num_ctx, prompt);
-  const bool is_promised_all = job.drops || options_.deterministic_reuse || job.choices.size() > 1;
+  if (job.compresses) {
+    PITH_ASSIGN_OR_RETURN(const Admission whole, engine_->Admit(unlimited, job.text.size()));
+    job.bytes.reread = whole.reread_bytes;
+  }
+  const bool is_promised_all = (job.drops && !job.compresses) || options_.deterministic_reuse || job.choices.size() > 1;
   const size_t wanted =
       request.generation.max_tokens < 0
           ? (is_promised_all ? room : std::min(kTokensAhead, room))
@@ -113,6 +130,11 @@ Status SchedulerImpl::PlanJob(Job& job) {
     return request.refuse_eviction ? Status(OutOfContext(sentence)) : Status(OutOfBudget(sentence));
   }
   const size_t share = total_bytes_ / static_cast<size_t>(options_.max_running);
+  if (job.compresses) {
+    job.bytes.floor = std::min(FloorFor(job, 0, prompt), job.bytes.limit);
+    job.bytes.fork_floor = std::min(job.bytes.Of(wanted) + 2 * job.bytes.page, job.bytes.floor);
+    return {};
+  }
   job.bytes.floor = std::max<size_t>(std::min(job.drops ? std::min(all, share) : all, job.bytes.limit), 1);
   job.bytes.fork_floor =
       job.drops ? job.bytes.floor
@@ -168,6 +190,24 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
   };
   if (!job->told) job->started = SteadyClock::now();
   SequenceId sequence = TakePrefix(*job);
+  if (sequence < 0 && job->compresses && FloorFor(*job, 0, job->text.size()) > job->bytes.limit) {
+    // Where the recipe has an alternative that works by blocks, that does.
+    job->is_by_blocks = !NeedsWholePrompt(job->options.recipe);
+    const Status planned =
+        job->is_by_blocks
+            ? PlanJob(*job)
+            : Status(OutOfBudget(fmt::format("the prompt has {} tokens, and {:.2f} MiB of KV budget do not hold all of "
+                                             "them, and what {} takes to compress "
+                                             "them",
+                                             job->text.size(), static_cast<double>(job->bytes.limit) / (1 << 20),
+                                             job->options.recipe.text)));
+    if (!planned) {
+      for (Choice& choice : job->choices) choice.slot = -1;
+      Fail(*job, planned.error());
+      return Verdict::kGone;
+    }
+    sequence = TakePrefix(*job);
+  }
   if (sequence < 0) {
     const Result<SequenceId> fresh = SequenceFor(*job);
     if (!fresh && fresh.error().code == ErrorCode::kOutOfBudget && !running_.empty()) return waits();
@@ -186,6 +226,7 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
     counters_.prompt_tokens += job->text.size() - job->prompt_done;
     counters_.cached_tokens += job->prompt_done;
   }
+  if (IsTurnEnd(*job, job->prompt_done)) BeginTurnEnd(*job);
   PlanCheckpoint(*job);
   Hold(*job, sequence);
   std::erase(waiting_, job);
@@ -221,6 +262,11 @@ Result<SequenceId> SchedulerImpl::SequenceFor(Job& job) {
   Result<SequenceId> made = engine_->NewSequence(options);
   // Its place or its bytes may be a prefix's.
   while (!made && made.error().code == ErrorCode::kOutOfBudget && DropPrefix()) made = engine_->NewSequence(options);
+  if (!made || job.key.topic.empty()) return made;
+  if (const Status guided = engine_->SetGuide(*made, job.request.guide); !guided) {
+    engine_->Free(*made);
+    return tl::unexpected<Error>(guided.error());
+  }
   return made;
 }
 

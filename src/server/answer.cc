@@ -293,6 +293,7 @@ Json KvJson(const CacheReport& cache) {
              {"evicted_tokens", cache.evicted_tokens},
              {"evicted_spans", std::move(spans)},
              {"recipe", cache.recipe},
+             {"compress", cache.compress == CompressMode::kAfter ? "after" : "block"},
              {"format", cache.format}};
   if (cache.held_heads.empty()) return kv;
   Json map = Json::array();

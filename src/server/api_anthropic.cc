@@ -264,6 +264,7 @@ Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Integer("max_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadPromptPart(reader, request));
   reader.Bool("stream", request.stream);
+  (void)reader.Array("stop_sequences");  // no string, as elsewhere
   ReadStops(reader, "stop_sequences", request.base.generation.stops);
   ReadSampling(reader, model, 2, request.base.sampling);
   if (const Json* config = reader.Object("output_config"); config != nullptr) {

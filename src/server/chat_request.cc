@@ -1,17 +1,18 @@
 #include "server/chat_request.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <utility>
-
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
 #include "host/grammar_bounds.h"
 #include "host/json_schema.h"
+#include "policy/untrusted.h"
 
 namespace pith::server {
 namespace {
@@ -151,6 +152,22 @@ Status MakeGrammar(const ServedModel& model, ChatRequest& request) {
   return CheckGrammarBounds(grammar);
 }
 
+// When and to what a recipe works.
+void ReadCompression(JsonReader& reader, ChatRequest& request) {
+  std::string compress;
+  reader.Text("compress", compress);
+  if (compress == "after") request.base.compress = CompressMode::kAfter;
+  if (compress == "block") request.base.compress = CompressMode::kBlock;
+  if (!compress.empty() && !request.base.compress) reader.Fail("compress", "must be \"after\" or \"block\"");
+  if (reader.Find("keep") == nullptr) return;
+  float keep = 0;
+  reader.Number("keep", 0, 1, keep);
+  request.base.keep = static_cast<double>(keep);
+  if (!(keep > 0)) return reader.Fail("keep", "must be a share above 0");
+  if (compress == "block") return reader.Fail("keep", "is of a whole prompt: leave \"compress\": \"block\" out");
+  request.base.compress = CompressMode::kAfter;
+}
+
 }  // namespace
 
 ChatRequest NewRequest(const ServedModel& model, std::string tenant) {
@@ -221,7 +238,8 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   std::string recipe;
   reader.Text("recipe", recipe);
   if (!recipe.empty()) {
-    Result<Recipe> parsed = ParseRecipe(recipe);
+    // The server's own may name files; a client's may not.
+    Result<Recipe> parsed = recipe == model.recipe.text ? Result<Recipe>(model.recipe) : ParseUntrustedRecipe(recipe);
     if (parsed) {
       if (recipe == "full") request.is_evict_off = true;
       request.base.recipe = std::move(*parsed);
@@ -231,6 +249,7 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   } else if (model.drops_nothing()) {
     request.is_evict_off = true;
   }
+  ReadCompression(reader, request);
   reader.Text("session", request.session);
   reader.Bool("pin", request.pin);
   const Json* const map = reader.Find("kv_map");
@@ -296,6 +315,32 @@ std::string TakeBeginning(ChatRequest& request) {
   return beginning;
 }
 
+Status FindTopic(const ServedModel& model, ChatRequest& request) {
+  const std::optional<TurnOptions>& turns = (request.base.recipe ? *request.base.recipe : model.recipe).turns;
+  if (!turns || turns->method != TurnMethod::kEpiCache || model.topics == nullptr) return {};
+  PITH_ASSIGN_OR_RETURN(request.base.guide, model.topics->GuideFor(*turns, request.messages));
+  return {};
+}
+
+// Where the assistant's answers end, but for one that the prompt goes on from.
+Result<std::vector<size_t>> TurnEnds(ServerContext& context, const ChatRequest& request,
+                                     const std::vector<int32_t>& prompt) {
+  std::vector<size_t> ends;
+  ChatRequest front = request;
+  for (size_t i = 1; i + 1 < request.messages.size(); ++i) {
+    const ChatMessage& message = request.messages[i];
+    if (message.role != "assistant" || !message.tool_calls.empty() || message.content.empty()) continue;
+    front.messages.assign(request.messages.begin(), request.messages.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+    PITH_ASSIGN_OR_RETURN(const std::string text, RenderPrompt(context.model, front, true));
+    if (!request.prompt_text.starts_with(text)) continue;  // the template changes what is past
+    PITH_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                          context.memory.Tokenize(*context.model.text, request.base.tenant, text));
+    const size_t end = CommonFront(prompt, tokens);
+    if (end > (ends.empty() ? 0 : ends.back())) ends.push_back(end);
+  }
+  return ends;
+}
+
 }  // namespace
 
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer) {
@@ -337,6 +382,10 @@ Status Prepare(ServerContext& context, ChatRequest& request) {
     PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
     PITH_ASSIGN_OR_RETURN(const size_t pinned, NumPinned(model, request, prompt));
     request.base.num_pinned = std::min(pinned, prompt.size() - 1);
+    if ((request.base.recipe ? *request.base.recipe : model.recipe).turns) {
+      PITH_ASSIGN_OR_RETURN(request.base.turn_ends, TurnEnds(context, request, prompt));
+    }
+    PITH_RETURN_IF_ERROR(FindTopic(model, request));
   }
   for (const auto& prompt : request.prompts) PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
   PITH_RETURN_IF_ERROR(CheckSampling(request.base.sampling));

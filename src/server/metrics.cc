@@ -80,6 +80,11 @@ void AddOwn(Exposition& out, const SchedulerStats& stats) {
   for (const auto& [recipe, count] : stats.evicted_entries) {
     out.Labelled("pith:kv_evicted_entries_total", "recipe", recipe, static_cast<double>(count));
   }
+  out.Add("counter", "pith:kv_compressions_total",
+          "Prompts compressed once they were whole, and answers that outgrew their bytes.",
+          static_cast<double>(stats.compressed));
+  out.Add("counter", "pith:kv_compression_seconds_total", "Seconds that this took, second readings included.",
+          stats.compress_seconds);
   out.Add("counter", "pith:cached_tokens_total", "Prompt tokens taken from a prefix.",
           static_cast<double>(stats.cached_tokens));
   out.Add("counter", "pith:requests_total", "Requests taken.", static_cast<double>(stats.requests));

@@ -20,6 +20,9 @@ struct PrefixKey {
   std::string tenant;
   std::string recipe;
   size_t kv_budget_bytes = 0;  // that was asked for; 0: none
+  std::string compress = {};   // how whole prompts are compressed; empty: the recipe works by blocks
+
+  std::string topic = {};  // of turns=epicache; empty: nothing was dropped for lack of bytes
 
   bool operator==(const PrefixKey&) const = default;
 };

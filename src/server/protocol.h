@@ -6,10 +6,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "host/model.h"
 #include "host/sampler.h"
@@ -18,6 +17,7 @@
 #include "server/scheduler.h"
 #include "server/text_memory.h"
 #include "server/tools.h"
+#include "server/topic_memory.h"
 #include "session/text_model.h"
 
 namespace pith::server {
@@ -35,6 +35,7 @@ struct ServedModel {
   Recipe recipe;            // of the server
   int64_t created = 0;      // unix time
   bool generates = true;    // false: it gives embeddings alone
+  std::shared_ptr<TopicMemory> topics;
   // "64MiB", or "20%" of the full f16 cache of the context, as bytes.
   std::function<Result<size_t>(const std::string&)> parse_budget;
 

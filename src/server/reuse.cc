@@ -73,7 +73,7 @@ SequenceId SchedulerImpl::TakePrefix(Job& job) {
   const Job* source = nullptr;
   for (const JobPtr& other : running_) {
     const Choice& first = other->choices.front();
-    if (first.sequence < 0 || !other->request.reuse_prefix) continue;
+    if (first.sequence < 0 || !other->request.reuse_prefix || other->is_compressing) continue;
     const size_t saved = Savings(job, other->key, ReadTokens(*other, first), other->prompt_done,
                                  other->request.num_pinned, first.sequence);
     if (saved > most) most = saved, source = other.get();
@@ -95,8 +95,10 @@ Result<SequenceId> SchedulerImpl::ForkFor(SequenceId source, const SequenceStats
 
 Status SchedulerImpl::GiveBudget(Job& job, SequenceId sequence) {
   const size_t further = (job.choices.size() - 1) * job.bytes.fork_floor;
-  const size_t floor = std::min(job.bytes.floor + further, job.bytes.limit);
   const SequenceStats now = engine_->stats(sequence);
+  const size_t unread = job.text.size() - std::min(job.text.size(), static_cast<size_t>(now.num_tokens));
+  const size_t own = job.compresses ? FloorFor(job, now.used_bytes, unread) : job.bytes.floor;
+  const size_t floor = std::min(own + further, job.bytes.limit);
   const size_t committed = std::max(now.used_bytes, now.floor_bytes);
   if (floor > committed) (void)MakeRoom(floor - committed);
   return engine_->SetBudget(sequence, floor, job.options.ceiling_bytes);
@@ -128,8 +130,9 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   if (!forked) sequence = held.sequence;
   Status status;
   if (lost > 0) status = engine_->Rewind(sequence, static_cast<int>(cached));
-  // The prompt goes on behind an answer: a turn is over.
-  if (status && cached > held.num_prompt_tokens) status = engine_->EndTurn(sequence);
+  // The prompt goes on behind an answer: a turn is over. Where it says itself where turns end, TryAdmit() sees to it.
+  const bool is_over = job.request.turn_ends.empty() && cached > held.num_prompt_tokens;
+  if (status && is_over) status = engine_->EndTurn(sequence);
   if (status && !forked) held.tokens.resize(cached), held.num_prompt_tokens = std::min(held.num_prompt_tokens, cached);
   if (status) status = GiveBudget(job, sequence);
   const bool in_its_slot = held.slot >= 0 && slots_[static_cast<size_t>(held.slot)] == nullptr;

@@ -36,6 +36,9 @@ struct SchedulerOptions {
   // Of the engine's time, the share that prompts have while others decode, (0, 1]: 1 reads prompts as fast as it goes,
   // less keeps the gaps between tokens short (server/step_plan.h).
   double prompt_share = 0.85;
+  // Recipes work once, on whole prompts, unless a request says otherwise; else those alone that need a whole prompt.
+  bool compress_after = false;
+  double keep = 0.3;           // of a whole prompt's bytes, (0, 1], where a request says neither a share nor a budget
   int max_retained = 64;       // prefixes kept after their requests; 0: none
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
@@ -49,11 +52,18 @@ void ReserveSequences(const SchedulerOptions& options, EngineOptions* engine);
 struct Request {
   std::vector<int32_t> prompt;        // template and BOS included; not empty
   size_t num_pinned = 0;              // at its front: never dropped
+  // Where turns of a conversation are over, ascending: tokens of the prompt up to the end of an answer. A recipe with
+  // turns= compresses them there.
+  std::vector<size_t> turn_ends;
+  // With a recipe of turns=epicache: what the cache of the question's topic is judged by, where it cannot hold all.
+  std::vector<int32_t> guide;
   SamplerOptions sampling;            // the seed of choice i is seed + i
   GeneratorOptions generation;        // max_tokens 0: the prompt is read, nothing is sampled
   int num_choices = 1;
   std::optional<Recipe> recipe;       // none: the engine's
-  size_t kv_budget_bytes = 0;         // of this sequence at most; 0: the server's default
+  size_t kv_budget_bytes = 0;  // of this sequence at most, once its prompt is compressed; 0: the server's default
+  std::optional<CompressMode> compress;  // none: as SchedulerOptions::compress_after says
+  double keep = 0;  // with CompressMode::kAfter: of the prompt's bytes, (0, 1]; 0: the server's default
   // The answer to a prompt that does not fit without dropping: kOutOfContext instead of eviction.
   bool refuse_eviction = false;
   bool reuse_prefix = true;           // take a live or retained prefix, and leave one
@@ -87,6 +97,7 @@ struct CacheReport {
   std::string format;                 // of full pages
   int num_heads = 0;                  // kv heads of all layers with a global cache
   std::string recipe;
+  CompressMode compress = CompressMode::kBlock;
 };
 
 struct RequestTimes {  // seconds, of one request
@@ -146,9 +157,10 @@ struct SchedulerStats {
   int retained_sequences = 0;
   int waiting = 0;
   uint64_t requests = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
+  uint64_t compressed = 0;        // prompts that were compressed once they were whole
   uint64_t preempted = 0;         // times that a running request made room and began to read again later
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, decode_steps = 0;
-  double prompt_seconds = 0, decode_seconds = 0;
+  double prompt_seconds = 0, decode_seconds = 0, compress_seconds = 0;
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe
   Histogram first_token_seconds, token_gap_seconds;
   std::vector<SlotState> slots;

@@ -48,6 +48,7 @@ struct JobBytes {
   size_t first_page = 0;  // with a token, everything beside pages included
   size_t page = 0;        // more for each further page of positions
   size_t limit = 0;       // of a sequence
+  size_t reread = 0;      // more while a prompt is read again
   size_t floor = 0;       // of a sequence
   size_t fork_floor = 0;  // of each further choice
 
@@ -69,13 +70,19 @@ struct Job {
   size_t num_generated_before = 0;  // of the first choice's tokens, those in `text`
   SequenceOptions options;
   bool drops = false;  // its recipe drops entries
+  bool compresses = false;    // once its prompt is whole; until then nothing is dropped
+  bool is_by_blocks = false;  // though its recipe would compress a whole prompt, which the budget does not hold
   PrefixKey key;
   JobBytes bytes;
 
   size_t prompt_done = 0;    // tokens of `text` that the first choice's sequence has read
   size_t progress = 0;       // of the prompt, as its sink knows
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
-  bool generates = false;    // `text` is read
+  bool is_compressing = false;  // what was read is to be compressed before anything goes on
+  bool ends_turn = false;       // then: what was read of `text` up to the end of a turn; else all of it
+  double compress_share = 0;    // then: of the entries that it holds
+  int num_compressions = 0;     // of `text`, tried
+  bool generates = false;       // `text` is read, and compressed if it has to be
   bool told = false;         // that it has started
   bool asked_store = false;  // for its prompt's beginning: once
   bool finished = false;     // its sink is about to hear so
@@ -188,6 +195,7 @@ class SchedulerImpl final : public Scheduler {
   bool Preempt(Job& job);
   void SendBack(Job& job);
   void AfterPiece(Job& job);
+  void StartGenerating(Job& job);
   // Rows of prompts whose logits or hidden states are wanted, in a step at most.
   int MostWantedRows() const;
   // The same of a piece that was read; then all of it for the sink.
@@ -201,6 +209,29 @@ class SchedulerImpl final : public Scheduler {
   void FinishJob(Job& job);
   void Report(Job& job, const Choice& choice);
   void Observe(Histogram& histogram, double value);
+
+  // Prompts that are compressed once they are whole, and turns once they are over (compress.cc).
+  // The size that the job's sequence may have when its prompt is compressed.
+  size_t HeldLimit(const Job& job) const;
+  std::string CompressKeyOf(const Job& job) const;
+  // Of a job whose sequence cannot hold all: what names its question's topic.
+  static std::string TopicOf(const Job& job);
+  // Bytes that a job must be promised that holds `used` bytes and reads so many tokens more.
+  size_t FloorFor(const Job& job, size_t used, size_t num_tokens) const;
+  // What it may hold before its answer goes on, of what it holds; 1: all of it.
+  double ShareToKeep(const Job& job) const;
+  // True: it has begun, or goes on.
+  bool BeginCompression(Job& job);
+  // Of a recipe with turns=: a turn is over after so many tokens of the job's text.
+  static bool IsTurnEnd(const Job& job, size_t num_tokens);
+  static size_t NextTurnEnd(const Job& job);  // after those that are read; 0: none
+  static void BeginTurnEnd(Job& job);
+  Job* NextToCompress() const;
+  void CompressOn(Job& job, int rows);
+  bool PromiseMore(Job& job);
+  bool SettleBudget(Job& job);
+  // That are left free for the answer, as far as its length is known.
+  size_t AnswerBytes(const Job& job) const;
 
   // Slots (slots.cc).
   Status CheckSlot(int slot) const;
@@ -242,6 +273,8 @@ class SchedulerImpl final : public Scheduler {
   std::vector<Row> rows_;
   std::vector<StepItem> items_;
   std::vector<float> row_logits_, row_hidden_;  // of the step's one prompt whose rows are wanted
+  int compress_rows_ = 0;                       // of a prompt that is read again after this step
+  bool compressed_last_ = false;                // whether it was such a one's turn in the last step
   bool takes_rows_ = false;  // whether it was their turn in the last step
   size_t turn_ = 0;  // of decodes that take steps of their own
   std::vector<Status> statuses_;

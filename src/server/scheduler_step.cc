@@ -10,10 +10,11 @@ namespace pith::server {
 
 void SchedulerImpl::StepOnce() {
   PlanStep();
-  if (items_.empty()) return;
+  Job* const compressed = compress_rows_ > 0 ? NextToCompress() : nullptr;
+  if (items_.empty() && compressed == nullptr) return;
   MakeRoomForStep();
   statuses_.assign(items_.size(), Status());
-  int num_decodes = 0, num_prompt_rows = 0, running = 0;
+  int num_decodes = 0, num_prompt_rows = compress_rows_, running = 0;
   bool prompts_wait = false;
   for (size_t i = 0; i < items_.size(); ++i) {
     (rows_[i].of_prompt ? num_prompt_rows : num_decodes) += static_cast<int>(items_[i].tokens.size());
@@ -23,14 +24,20 @@ void SchedulerImpl::StepOnce() {
     for (const Choice& choice : job->choices) running += job->generates && choice.sequence >= 0 ? 1 : 0;
   }
   const auto start = SteadyClock::now();
-  engine_->Step(items_, statuses_);
-  const double seconds = SecondsBetween(start, SteadyClock::now());
-  pacer_.Note(num_decodes, num_prompt_rows, seconds, running, prompts_wait);
-  const double share = static_cast<double>(num_prompt_rows) / (num_prompt_rows + num_decodes);
-  counters_.prompt_seconds += share * seconds;
-  counters_.decode_seconds += (1 - share) * seconds;
+  if (!items_.empty()) engine_->Step(items_, statuses_);
+  const double step_seconds = SecondsBetween(start, SteadyClock::now());
+  const double share = static_cast<double>(num_prompt_rows - compress_rows_) /
+                       std::max(num_prompt_rows - compress_rows_ + num_decodes, 1);
+  counters_.prompt_seconds += share * step_seconds;
+  counters_.decode_seconds += (1 - share) * step_seconds;
   if (num_decodes > 0) ++counters_.decode_steps;
+  const JobPtr job = compressed == nullptr ? nullptr : *std::ranges::find(running_, compressed, &JobPtr::get);
   EndStep();
+  const auto end = SteadyClock::now();
+  if (job != nullptr && job->is_compressing && !job->is_cancelled()) CompressOn(*job, compress_rows_);
+  const double compress_seconds = job == nullptr ? 0 : SecondsBetween(end, SteadyClock::now());
+  counters_.compress_seconds += compress_seconds;
+  pacer_.Note(num_decodes, num_prompt_rows, step_seconds + compress_seconds, running, prompts_wait);
 }
 
 void SchedulerImpl::EndStep() {
@@ -62,6 +69,8 @@ void SchedulerImpl::EndStep() {
       Fail(job, *job.failure);
     } else if (!statuses_[i] && (rows_[i].of_prompt || statuses_[i].error().code != ErrorCode::kOutOfBudget)) {
       Fail(job, statuses_[i].error());
+    } else if (!statuses_[i] && job.choices.size() == 1 && BeginCompression(job)) {
+      continue;  // the answer has outgrown what was left for it
     } else if (!statuses_[i] && Preempt(job)) {
       continue;
     } else if (!statuses_[i]) {
@@ -78,7 +87,7 @@ void SchedulerImpl::EndStep() {
 
 // Whoever came last makes room, unless nobody else is there or it would not fit afterwards either.
 bool SchedulerImpl::Preempt(Job& job) {
-  if (job.drops || running_.size() < 2) return false;
+  if ((job.drops && !job.compresses) || running_.size() < 2) return false;
   for (size_t i = running_.size(); i-- > 0;) {
     Job& youngest = *running_[i];
     const bool can = youngest.choices.size() == 1 && !youngest.failure && !youngest.choices.front().generator->done();
@@ -101,7 +110,8 @@ void SchedulerImpl::SendBack(Job& job) {
   job.text = job.request.prompt;
   job.text.insert(job.text.end(), generated.begin(), generated.end());
   job.num_generated_before = choice.num_fed = generated.size();
-  job.generates = false;
+  job.generates = job.is_compressing = job.ends_turn = false;
+  job.num_compressions = 0;
   job.prompt_done = 0;
   job.prompt_logprobs.clear(), job.pooled.clear();
   ++counters_.preempted;
@@ -125,6 +135,7 @@ size_t SchedulerImpl::PieceEnd(const Job& job) const {
   for (const size_t border : {job.request.num_pinned, job.checkpoint_at}) {
     if (border > job.prompt_done) end = std::min(end, border);
   }
+  if (const size_t turn = NextTurnEnd(job); turn > 0) end = std::min(end, turn);
   if (!options_.deterministic_reuse) return end;
   const auto block = static_cast<size_t>(engine_->block_tokens());
   return std::min(end, (job.prompt_done / block + 1) * block);
@@ -135,11 +146,15 @@ void SchedulerImpl::PlanStep() {
   std::vector<Job*> reading;
   int num_decodes = 0;
   for (const JobPtr& job : running_) {
-    if (!job->generates) reading.push_back(job.get());
+    if (!job->generates && !job->is_compressing) reading.push_back(job.get());
     for (const Choice& choice : job->choices) num_decodes += job->generates && choice.sequence >= 0 ? 1 : 0;
   }
   const bool apart = options_.deterministic_reuse;  // a step of one block, or of decodes
-  const int rows = reading.empty() ? 0 : pacer_.Rows(num_decodes);
+  const bool compresses = NextToCompress() != nullptr;
+  const int rows = reading.empty() && !compresses ? 0 : pacer_.Rows(num_decodes);
+  // Prompts that are read again take turns with those that are read.
+  compressed_last_ = compresses && rows > 0 && (reading.empty() || !compressed_last_);
+  compress_rows_ = !compressed_last_ ? 0 : options_.deterministic_reuse ? engine_->block_tokens() : rows;
   if (rows == 0 || !apart) {
     for (const JobPtr& job : running_) {
       for (Choice& choice : job->choices) {
@@ -154,7 +169,7 @@ void SchedulerImpl::PlanStep() {
     const size_t turn = turn_++ % items_.size();
     rows_ = {rows_[turn]}, items_ = {items_[turn]};
   }
-  if (rows == 0) return;
+  if (rows == 0 || compress_rows_ > 0) return;
   PlanPrompts(reading, rows);
 }
 
@@ -221,8 +236,15 @@ void SchedulerImpl::AfterPiece(Job& job) {
     });
   }
   if (job.checkpoint_at > 0 && job.prompt_done == job.checkpoint_at) Checkpoint(job);
+  if (IsTurnEnd(job, job.prompt_done)) return BeginTurnEnd(job);
   if (job.prompt_done < job.text.size()) return;
   TellRows(job);
+  if (BeginCompression(job)) return;
+  if (job.compresses) (void)SettleBudget(job);  // it holds no more than it may
+  StartGenerating(job);
+}
+
+void SchedulerImpl::StartGenerating(Job& job) {
   job.generates = true;
   if (const Status status = ForkChoices(job); !status) {
     Fail(job, status.error());
@@ -340,8 +362,15 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
   if (choice.sequence < 0) return;
   const SequenceStats stats = engine_->stats(choice.sequence);
   CacheReport& report = job.cache;
-  report = {.budget_bytes = stats.ceiling_bytes, .used_bytes = stats.used_bytes, .kept_fraction = stats.kept_fraction,
-            .evicted_spans = {}, .held_heads = {}, .layers = {}, .format = stats.format.Name(), .recipe = stats.recipe};
+  report = {.budget_bytes = stats.ceiling_bytes,
+            .used_bytes = stats.used_bytes,
+            .kept_fraction = stats.kept_fraction,
+            .evicted_spans = {},
+            .held_heads = {},
+            .layers = {},
+            .format = stats.format.Name(),
+            .recipe = stats.recipe,
+            .compress = job.compresses ? CompressMode::kAfter : CompressMode::kBlock};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
     evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);

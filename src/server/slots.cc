@@ -16,11 +16,9 @@ constexpr size_t kLongestName = 200;
 
 // What a file says of the prefix beside its tokens.
 std::string NoteOf(const Prefix& prefix) {
-  return nlohmann::json{{"tenant", prefix.key.tenant},
-                        {"kv_budget", prefix.key.kv_budget_bytes},
-                        {"cache_key", prefix.cache_key},
-                        {"prompt_tokens", prefix.num_prompt_tokens},
-                        {"pinned", prefix.num_pinned}}
+  return nlohmann::json{
+      {"tenant", prefix.key.tenant},   {"kv_budget", prefix.key.kv_budget_bytes},   {"compress", prefix.key.compress},
+      {"cache_key", prefix.cache_key}, {"prompt_tokens", prefix.num_prompt_tokens}, {"pinned", prefix.num_pinned}}
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -37,6 +35,8 @@ bool ReadNote(const SessionNote& note, Prefix* prefix) {
   prefix->tokens = note.tokens;
   prefix->key.tenant = json["tenant"].get<std::string>();
   prefix->cache_key = json["cache_key"].get<std::string>();
+  if (json.contains("compress") && json["compress"].is_string())
+    prefix->key.compress = json["compress"].get<std::string>();
   return number("kv_budget", &prefix->key.kv_budget_bytes) && number("prompt_tokens", &prefix->num_prompt_tokens) &&
          number("pinned", &prefix->num_pinned) && prefix->num_prompt_tokens <= note.tokens.size() &&
          prefix->num_pinned <= note.tokens.size();
