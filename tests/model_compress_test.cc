@@ -93,10 +93,11 @@ TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
   setup.budget_bytes = size_t{64} << 20;
   Server server = Make(setup);
   ASSERT_NE(server.scheduler, nullptr);
-  Request talks = Greedy(Prompt(40, 1), 600);
+  Request talks = Greedy(Prompt(40, 1), 2000);  // for longer than all else takes
   talks.recipe = *ParseRecipe("full");
   talks.sampling.logit_bias = {{kEndToken, -INFINITY}};
-  auto running = Send(server, talks);
+  RequestId id = 0;
+  auto running = Send(server, talks, &id);
   ASSERT_TRUE(running->WaitForTexts(3));
   auto sink = Send(server, Greedy(Prompt(1500, 2), 4));
   ASSERT_TRUE(sink->WaitForTexts(1));
@@ -105,9 +106,11 @@ TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
   const auto ended = std::chrono::steady_clock::now();
   ASSERT_FALSE(sink->error_) << sink->error_->message;
   EXPECT_NEAR(sink->cache_.kept_fraction, 0.3, 0.02);
-  ASSERT_TRUE(running->Wait());
-  ASSERT_FALSE(running->error_) << running->error_->message;
-  EXPECT_LT(WorstLead(talks.prompt, running->tokens()), kRounding) << "it did not notice";
+  ASSERT_FALSE(running->over()) << "it ended too early to show anything";
+  server.scheduler->Cancel(id);  // nothing more is told
+  std::vector<int32_t> tokens = running->tokens();
+  tokens.resize(std::min<size_t>(tokens.size(), 900));
+  EXPECT_LT(WorstLead(talks.prompt, tokens), kRounding) << "it did not notice";
   int meanwhile = 0;
   for (const auto& at : running->choices_[0].times) meanwhile += at > began && at < ended ? 1 : 0;
   EXPECT_GE(meanwhile, 10) << "its tokens came beside the reading's pieces";
