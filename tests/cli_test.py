@@ -425,6 +425,21 @@ class Commands(ModelCase):
         self.assert_sentence(pith("tune", "budgets", "--recipe", "snapkv"), "--output is missing", codes=(2,))
         self.assert_sentence(pith("tune", "budgets", "--output", output, "--recipe", "full"), "drops entries", codes=(2,))
 
+    def test_tune_less(self):
+        output = os.path.join(self.folder, "less.gguf")
+        flags = ["tune", "less", *model_flags(), "--tokens", "256", "--features", "2", "--hidden", "8", "--output", output]
+        found = self.json_of(pith(*flags, "--json"))
+        self.assertEqual(found["features"], 2)
+        self.assertEqual(len(found["error_with"]), len(found["error_without"]))
+        for without, state in zip(found["error_without"], found["error_with"]):
+            self.assertLessEqual(state, without)
+        self.assertLess(sum(found["error_with"]), sum(found["error_without"]))
+        run = ["run", *model_flags(), "-p", "The river ran. " * 60, "-n", "4", "--temp", "0", "--raw", "-c", "512", "--keep", "0.3", "--compress", "after",
+               "--json"]
+        self.json_of(pith(*run, "--recipe", f"snapkv act=less:{output}"))
+        self.assert_sentence(pith(*run, "--recipe", f"snapkv act=less:{self.write('no.gguf', 'GG')}"), "not a GGUF file", codes=(1, 2))
+        self.assert_sentence(pith("tune", "less", "--tokens", "20", "--output", output), "at least 256", codes=(2,))
+
     def test_tune_share(self):
         output = os.path.join(self.folder, "share.json")
         flags = ["tune", "share", *model_flags(), "--texts", "2", "--tokens", "16", "--output", output, "--json"]
