@@ -6,11 +6,17 @@
 #include <cmath>
 #include <optional>
 
-#include "policy/act/kvcomp.h"
+#include "kernels/error_bound.h"
+#include "kernels/huffman.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {
 namespace {
+
+using kernels::BoundedCodes;
+using kernels::ErrorBound;
+using kernels::ErrorUnit;
+using kernels::HuffmanCode;
 
 // Keys or values on their way, cut by cut.
 class Stream {
@@ -118,7 +124,7 @@ class Stream {
 
   void Compress(size_t count) {
     const BoundedCodes made =
-        BoundErrors(bound_, file_.tensor("in/" + name_).f32, heads_, n_, dim_, cut(), count);
+        kernels::BoundErrors(bound_, file_.tensor("in/" + name_).f32, heads_, n_, dim_, cut(), count);
     if (!code_) {
       std::vector<int64_t> counts(static_cast<size_t>(bound_.alphabet()), 1);
       for (const int32_t code : made.codes) ++counts[static_cast<size_t>(code)];

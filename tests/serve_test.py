@@ -333,6 +333,25 @@ class Slots(unittest.TestCase):
             finally:
                 server.stop()
 
+    def test_slots_in_fewer_bytes(self):
+        prompt = "A long story about a river and a town. " * 20
+        sizes = []
+        for flags in ((), ("--save-format", "comp")):
+            with tempfile.TemporaryDirectory() as folder:
+                server = Server("--slot-save-path", folder, *flags)
+                try:
+                    first = server.post("/completion", {"prompt": prompt, "n_predict": 4, "temperature": 0})[2]
+                    saved = server.post(f"/slots/{first['id_slot']}?action=save", {"filename": "one"})[2]
+                    sizes.append(saved["n_written"])
+                    server.post(f"/slots/{first['id_slot']}?action=erase", {})
+                    self.assertEqual(server.post("/slots/0?action=restore", {"filename": "one"})[0], 200)
+                    again = server.post("/completion", {"prompt": prompt, "n_predict": 4, "temperature": 0})[2]
+                    self.assertGreater(again["timings"]["cache_n"], 180)
+                    self.assertEqual(again["content"], first["content"])
+                finally:
+                    server.stop()
+        self.assertLess(2 * sizes[1], sizes[0])
+
     def test_the_key_guards_everything_but_health(self):
         server = Server("--api-key", KEY + ",other", env={"LLAMA_ARG_ALIAS": "named"})
         try:

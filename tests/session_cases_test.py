@@ -59,6 +59,23 @@ class Conversations(ChatCase):
         self.assertLess(pinned["pinned_tokens"], pinned["prompt_tokens"])
         self.assertEqual(self.run_json("-p", "Hello", "-n", "1")["pinned_tokens"], 0)
 
+    def test_sessions_in_fewer_bytes(self):
+        """Coded entries: a file of less than half of the bytes, whose text need not be read again."""
+        story = self.write("story.txt", "".join(f"On day {i} a ship with {i * 37 % 91} sailors came. " for i in range(60)))
+        sizes = {}
+        for form in ("exact", "comp", "comp:ek=0.25,ev=0.1"):
+            path = self.path(form.replace(":", "_") + ".session")
+            flags = ("--raw", "-f", story, "-n", "1", "--ignore-eos", "--prompt-cache", path, "--save-format", form)
+            first = self.run_json(*flags, c=2048)
+            sizes[form] = os.path.getsize(path)
+            # The file says how it was written.
+            again = self.run_json(*flags[:-2], c=2048)
+            self.assertEqual(again["cached_tokens"], first["prompt_tokens"])
+            self.assertEqual(again["token_ids"], first["token_ids"])
+        self.assertLess(2 * sizes["comp"], sizes["exact"])
+        self.assertLess(sizes["comp:ek=0.25,ev=0.1"], sizes["comp"])
+        self.assert_sentence(pith("run", *model_flags(), "-p", "x", "--save-format", "comp:ek=2"), "is no form of saved")
+
     def test_blanks_that_a_template_trims_keep_the_pin(self):
         path = self.write("trims.jinja", TRIMS)
         counts = {self.run_json("--chat-template-file", path, "--system", "Be brief.", "-p", prompt, "-n", "1")["pinned_tokens"]

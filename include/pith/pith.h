@@ -198,6 +198,8 @@ typedef struct pith_engine_options {
   const char* recipe;      // of sequences that name none; NULL: "full", which drops nothing
   uint64_t seed;           // of sampling and of recipes that draw
   bool fixed_threads;      // never fewer while other processes take cores
+  const char* save_format;  // of saved sequences and conversations: NULL or "exact", or "comp:ek=0.06,ev=0.06"
+                            // (docs/formats.md), which takes fewer bytes and comes back within these bounds
 } pith_engine_options;
 
 typedef struct pith_engine_stats {

@@ -80,6 +80,8 @@ class Engine:
     block_tokens:  rows of a step at most; 0: chosen from the budget.
     seed:          of sampling, and of recipes that draw.
     fixed_threads: never fewer while other processes take cores.
+    save_format:   of saved sequences: "exact", or "comp:ek=0.06,ev=0.06", which takes fewer bytes and comes back within
+                   these bounds (docs/formats.md).
 
     Calls about one engine take turns, whichever threads they come from; engines do not meet. Raises pith.OutOfBudget
     where the budget holds less than one block.
@@ -97,13 +99,23 @@ class Engine:
         block_tokens=0,
         seed=0,
         fixed_threads=False,
+        save_format=None,
     ):
         self.model = model if isinstance(model, Model) else Model(model)
         share = _share(budget)
 
         def make(budget_bytes):
             return _pith.Engine(
-                self.model._own, budget_bytes, ctx, threads, sequences, block_tokens, str(recipe), seed, fixed_threads
+                self.model._own,
+                budget_bytes,
+                ctx,
+                threads,
+                sequences,
+                block_tokens,
+                str(recipe),
+                seed,
+                fixed_threads,
+                save_format,
             )
 
         if share is None:

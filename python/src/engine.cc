@@ -17,6 +17,7 @@ struct EngineSpec {
   std::optional<std::string> recipe;
   uint64_t seed;
   bool fixed_threads;
+  std::optional<std::string> save_format;
 };
 
 std::shared_ptr<EngineBox> NewEngine(const Model& model, const EngineSpec& spec) {
@@ -30,6 +31,7 @@ std::shared_ptr<EngineBox> NewEngine(const Model& model, const EngineSpec& spec)
   own.recipe = OrNull(spec.recipe);
   own.seed = spec.seed;
   own.fixed_threads = spec.fixed_threads;
+  own.save_format = OrNull(spec.save_format);
   const nb::gil_scoped_release released;
   pith_engine* engine = nullptr;
   Check(pith_engine_new(model.box->handle, &own, &engine));
@@ -382,12 +384,14 @@ void AddEngine(nb::module_& module) {
       .def(
           "__init__",
           [](Engine* self, const Model& model, uint64_t budget_bytes, int num_ctx, int threads, int max_sequences,
-             int block_tokens, std::optional<std::string> recipe, uint64_t seed, bool fixed_threads) {
+             int block_tokens, std::optional<std::string> recipe, uint64_t seed, bool fixed_threads,
+             std::optional<std::string> save_format) {
             new (self) Engine{NewEngine(model, {budget_bytes, num_ctx, threads, max_sequences, block_tokens,
-                                                std::move(recipe), seed, fixed_threads})};
+                                                std::move(recipe), seed, fixed_threads, std::move(save_format)})};
           },
           nb::arg("model"), nb::arg("budget_bytes"), nb::arg("num_ctx"), nb::arg("threads"), nb::arg("max_sequences"),
-          nb::arg("block_tokens"), nb::arg("recipe").none(), nb::arg("seed"), nb::arg("fixed_threads"))
+          nb::arg("block_tokens"), nb::arg("recipe").none(), nb::arg("seed"), nb::arg("fixed_threads"),
+          nb::arg("save_format").none())
       .def("stats", EngineStats)
       .def("block_tokens",
            [](const Engine& engine) {

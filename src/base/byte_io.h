@@ -82,6 +82,8 @@ class MemoryReader final : public ByteReader {
     bytes_ = bytes_.subspan(to.size());
     return true;
   }
+  std::span<const std::byte> rest() const { return bytes_; }
+  void Skip(size_t count) { bytes_ = bytes_.subspan(count); }
 
  private:
   std::span<const std::byte> bytes_;

@@ -9,15 +9,21 @@
 //          and u16 each; where there are states i64 entries that are gone, f32 sums and masses; pages
 //
 // A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
+//
+// With a CodedForm (cache/coded_entries.h) the codes of a layer stand before its heads, and of each part of a head
+// blocks take the place of its oldest pages.
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/byte_io.h"
 #include "base/check.h"
+#include "cache/coded_entries.h"
 #include "cache/kv_cache.h"
 #include "kernels/attention.h"
 
@@ -25,6 +31,7 @@ namespace pith {
 namespace {
 
 constexpr int kP = kPageEntries;
+constexpr size_t kBlockPages = kCodedBlock / kP;
 
 using LayoutNumbers = std::array<uint32_t, 8>;
 
@@ -43,9 +50,31 @@ tl::unexpected<Error> OtherShape(const std::string& what) {
   return InvalidArgument("its cache has another shape than this model's: " + what);
 }
 
+// What `count` entries of this layout take at least.
+size_t LeastBytesOf(const PageLayout& layout, int count, const CodedForm* form) {
+  const int num_coded = form == nullptr ? 0 : form->CodedEntries(layout, count);
+  return static_cast<size_t>(num_coded / kCodedBlock) * LayerCoder::LeastBytes(layout) +
+         static_cast<size_t>((count - num_coded + kP - 1) / kP) * layout.page_bytes;
+}
+
 }  // namespace
 
-void HeadCache::Save(ByteWriter& writer) const {
+// visit(a part of the head, how many of its entries are coded), in the order in which they stand.
+template <class Visit>
+void HeadCache::ForEachPart(const CodedForm* form, const Visit& visit) const {
+  kernels::Segment segments[kMaxSegments];
+  for (const kernels::Segment& part : std::span(segments, static_cast<size_t>(Describe(segments)))) {
+    visit(part, form == nullptr ? 0 : form->CodedEntries(*part.layout, part.num_entries));
+  }
+}
+
+void HeadCache::CountCodes(LayerCoder& coder) const {
+  ForEachPart(&coder.form(), [&](const kernels::Segment& part, int num_coded) {
+    for (int at = 0; at < num_coded; at += kCodedBlock) coder.Count(*part.layout, {part.pages + at / kP, kBlockPages});
+  });
+}
+
+void HeadCache::Save(ByteWriter& writer, LayerCoder* coder) const {
   writer.Number(static_cast<uint32_t>(num_entries_));
   writer.Number(static_cast<uint32_t>(num_low_));
   writer.Number(static_cast<uint32_t>(num_lower_));
@@ -55,18 +84,23 @@ void HeadCache::Save(ByteWriter& writer) const {
   }
   if (state_.rank() > 0) state_.Save(writer);
   std::vector<std::byte> copy;
-  for (int at = 0; at < num_entries_; at += kP) {
-    const PageLayout& layout = layout_of(at);
-    const std::byte* page = page_of(at);
-    if (const int count = num_entries_ - at; count < kP) {
-      copy.assign(layout.page_bytes, std::byte{0});
-      for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, copy.data(), i, page, i);
-    } else {
-      copy.assign(page, page + layout.page_bytes);
+  ForEachPart(coder != nullptr ? &coder->form() : nullptr, [&](const kernels::Segment& part, int num_coded) {
+    const PageLayout& layout = *part.layout;
+    for (int at = 0; at < num_coded; at += kCodedBlock) {
+      coder->Write(layout, {part.pages + at / kP, kBlockPages}, writer);
     }
-    layout.ClearPadding(copy.data());
-    writer.Write(copy);
-  }
+    for (int at = num_coded; at < part.num_entries; at += kP) {
+      const std::byte* page = part.pages[at / kP];
+      if (const int count = part.num_entries - at; count < kP) {
+        copy.assign(layout.page_bytes, std::byte{0});
+        for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, copy.data(), i, page, i);
+      } else {
+        copy.assign(page, page + layout.page_bytes);
+      }
+      layout.ClearPadding(copy.data());
+      writer.Write(copy);
+    }
+  });
 }
 
 Status HeadCache::ExtendLow(size_t num_lower, size_t num_low) {
@@ -100,7 +134,21 @@ Status HeadCache::RestoreChannels(ByteReader& reader) {
   return ChooseChannels(channels);
 }
 
-Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
+Status HeadCache::RestoreParts(ByteReader& reader, LayerCoder* coder) {
+  Status status;
+  auto page = pages_.begin();
+  ForEachPart(coder != nullptr ? &coder->form() : nullptr, [&](const kernels::Segment& part, int num_coded) {
+    for (int at = 0; at < num_coded && status; at += kCodedBlock, page += kBlockPages) {
+      status = coder->Read(reader, *part.layout, {&*page, kBlockPages});
+    }
+    for (int at = num_coded; at < part.num_entries && status; at += kP, ++page) {
+      if (!reader.Read({*page, part.layout->page_bytes})) status = Truncated();
+    }
+  });
+  return status;
+}
+
+Status HeadCache::Restore(ByteReader& reader, int32_t end_position, LayerCoder* coder) {
   uint32_t count = 0, num_low = 0, num_lower = 0;
   if (!reader.Number(count) || !reader.Number(num_low) || !reader.Number(num_lower)) return Truncated();
   if (count > static_cast<uint32_t>(end_position)) {
@@ -114,17 +162,16 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
       (num_low > num_lower && low_.pool == nullptr) || (num_lower > 0 && prunes() && channels_.empty())) {
     return Corrupt("a head of its cache has more low pages than it fills");
   }
-  size_t low_bytes = num_lower > 0 ? num_lower * lower_.layout->page_bytes : 0;
-  if (num_low > num_lower) low_bytes += (num_low - num_lower) * low_.layout->page_bytes;
-  const size_t bytes = low_bytes + ((count + kP - 1) / kP - num_low) * layout_->page_bytes;
+  const CodedForm* const form = coder != nullptr ? &coder->form() : nullptr;
+  size_t bytes = LeastBytesOf(*layout_, static_cast<int>(count - num_low * kP), form);
+  if (num_lower > 0) bytes += LeastBytesOf(*lower_.layout, static_cast<int>(num_lower * kP), form);
+  if (num_low > num_lower) bytes += LeastBytesOf(*low_.layout, static_cast<int>((num_low - num_lower) * kP), form);
   if (bytes > reader.left()) return Truncated();
   if (num_low > 0) PITH_RETURN_IF_ERROR(ExtendLow(num_lower, num_low));
   const int rest = static_cast<int>(count) - num_entries_;
   PITH_RETURN_IF_ERROR(Extend(rest));
   Commit(rest);
-  for (int at = 0; at < num_entries_; at += kP) {
-    if (!reader.Read({page_of(at), layout_of(at).page_bytes})) return Truncated();
-  }
+  PITH_RETURN_IF_ERROR(RestoreParts(reader, coder));
   if (!Verify()) return Corrupt("positions in its cache do not ascend");
   std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
   ReadPositions(positions);
@@ -134,17 +181,25 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position) {
   return {};
 }
 
-void KvCache::Save(int sequence, ByteWriter& writer) const {
+void KvCache::Save(int sequence, ByteWriter& writer, const std::optional<CodedForm>& form) const {
   writer.Number(static_cast<uint32_t>(layers_.size()));
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     writer.Number(static_cast<uint32_t>(layers_[layer].num_kv_heads));
     if (layers_[layer].num_kv_heads == 0) continue;
     writer.Array(std::span<const uint32_t>(NumbersOf(head(sequence, static_cast<int>(layer), 0))));
-    for (const HeadCache& head : heads(sequence, static_cast<int>(layer))) head.Save(writer);
+    const std::span<const HeadCache> all = heads(sequence, static_cast<int>(layer));
+    std::optional<LayerCoder> coder;
+    if (form) {
+      coder.emplace(*form);
+      for (const HeadCache& head : all) head.CountCodes(*coder);
+      coder->Settle();
+      coder->SaveCodes(writer);
+    }
+    for (const HeadCache& head : all) head.Save(writer, coder ? &*coder : nullptr);
   }
 }
 
-Status KvCache::Restore(int sequence, ByteReader& reader, int32_t end_position) {
+Status KvCache::Restore(int sequence, ByteReader& reader, int32_t end_position, const std::optional<CodedForm>& form) {
   uint32_t num_layers = 0;
   if (!reader.Number(num_layers)) return Truncated();
   if (num_layers != layers_.size()) {
@@ -162,8 +217,11 @@ Status KvCache::Restore(int sequence, ByteReader& reader, int32_t end_position) 
     if (numbers != NumbersOf(head(sequence, static_cast<int>(layer), 0))) {
       return OtherShape("layer " + std::to_string(layer) + " has entries of another format, size or recipe");
     }
-    for (HeadCache& head : heads(sequence, static_cast<int>(layer)))
-      PITH_RETURN_IF_ERROR(head.Restore(reader, end_position));
+    std::optional<LayerCoder> coder;
+    if (form) PITH_RETURN_IF_ERROR(coder.emplace(*form).ReadCodes(reader));
+    for (HeadCache& head : heads(sequence, static_cast<int>(layer))) {
+      PITH_RETURN_IF_ERROR(head.Restore(reader, end_position, coder ? &*coder : nullptr));
+    }
   }
   return {};
 }

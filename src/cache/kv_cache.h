@@ -42,6 +42,7 @@
 
 #include "base/byte_io.h"
 #include "base/ledger.h"
+#include "cache/coded_entries.h"
 #include "cache/evicted_state.h"
 #include "cache/page_pool.h"
 #include "kernels/attention.h"
@@ -181,10 +182,12 @@ class HeadCache {
   Status Verify() const;
   void CountReferences(PageReferences* references) const;
 
-  // As bytes (src/cache/cache_file.cc). Restore: into an empty head, of a sequence that ends before `end_position`;
-  // after an error the head is to be freed. kCorrupt, kOutOfBudget.
-  void Save(ByteWriter& writer) const;
-  Status Restore(ByteReader& reader, int32_t end_position);
+  // As bytes (src/cache/cache_file.cc), coded where there is a coder, which has counted before. Restore: into an empty
+  // head, of a sequence that ends before `end_position`; after an error the head is to be freed. kCorrupt,
+  // kOutOfBudget.
+  void CountCodes(LayerCoder& coder) const;
+  void Save(ByteWriter& writer, LayerCoder* coder = nullptr) const;
+  Status Restore(ByteReader& reader, int32_t end_position, LayerCoder* coder = nullptr);
 
  private:
   friend class KvCache;
@@ -233,6 +236,9 @@ class HeadCache {
   Status Arrange(const Parts& parts);
   size_t LargestPageBytes() const;  // of any of its formats
   Status RestoreChannels(ByteReader& reader);
+  Status RestoreParts(ByteReader& reader, LayerCoder* coder);
+  template <class Visit>
+  void ForEachPart(const CodedForm* form, const Visit& visit) const;
   // Of an empty head, which gets pages in the lower and the low format with undefined content.
   Status ExtendLow(size_t num_lower, size_t num_low);
 
@@ -311,10 +317,10 @@ class KvCache {
     return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
   }
 
-  // All heads of a sequence as bytes, and back into a new one of the same layout. kInvalidArgument: of a cache with
-  // other layers, or a sequence of another layout.
-  void Save(int sequence, ByteWriter& writer) const;
-  Status Restore(int sequence, ByteReader& reader, int32_t end_position);
+  // All heads of a sequence as bytes, and back into a new one of the same layout. form: coded, which moves keys and
+  // values; the same on the way back. kInvalidArgument: of a cache with other layers, or a sequence of another layout.
+  void Save(int sequence, ByteWriter& writer, const std::optional<CodedForm>& form = {}) const;
+  Status Restore(int sequence, ByteReader& reader, int32_t end_position, const std::optional<CodedForm>& form = {});
 
   const std::vector<CacheLayer>& layers() const { return layers_; }
   size_t num_heads() const { return first_head_.back(); }  // over all layers

@@ -473,6 +473,7 @@ void AddChat(CLI::App& app, Command& chosen) {
   AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddSaveFormat(*command, flags->cache.save_format);
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   OnCommand(*command, [flags, &chosen] {

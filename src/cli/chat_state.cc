@@ -86,7 +86,7 @@ Status ChatState::Change(const EngineOptions& options, const Progress& progress)
   const SessionNote note{.tokens = {pending.begin(), pending.end()}, .text = {}};
   const bool same_recipe = options.recipe.text == options_.recipe.text;
   const bool has_read = sequence_->num_tokens() > 0;
-  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, sequence_->SaveToMemory(note));
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, sequence_->SaveToMemory(note, SavedForm::kExact));
   const EngineOptions before = std::exchange(options_, options);
   Status status = Open();
   const bool taken = status && same_recipe && has_read && sequence_->RestoreFromMemory(saved).has_value();

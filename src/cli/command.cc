@@ -167,6 +167,14 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
             "N");
 }
 
+void AddSaveFormat(CLI::App& command, std::string& format) {
+  AddOption(
+      command, "--save-format", format,
+      "How saved entries are written: exact (default), or comp[:ek=F,ev=F,unit=channel|head,recent=N], in a third "
+      "of the bytes or less, with an error of at most half of F of the range of what is coded together",
+      "FORMAT");
+}
+
 Result<KvFormat> ParseFormat(std::string_view text) {
   if (text.empty()) return KvFormat::kF16;
   if (const std::optional<KvFormat> format = FindKvFormat(text)) return *format;
@@ -176,6 +184,7 @@ Result<KvFormat> ParseFormat(std::string_view text) {
 Status CacheFlags::Check() const {
   PITH_RETURN_IF_ERROR(ParseFormat(type_k));
   PITH_RETURN_IF_ERROR(ParseFormat(type_v));
+  PITH_RETURN_IF_ERROR(ParseCodedForm(save_format));
   if (!budget.empty()) PITH_RETURN_IF_ERROR(ParseSizeOrShare(budget));
   if (IsAutoRecipe(recipe)) {
     PITH_RETURN_IF_ERROR(ReadRecipeCurve(recipe));
@@ -227,6 +236,7 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.adapt_threads = !model.fixed_threads;
   PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
   PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
+  PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags.save_format));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
   const bool after = flags.compress.empty() ? NeedsWholePrompt(options.recipe) : flags.compress == "after";
   options.compress = after ? CompressMode::kAfter : CompressMode::kBlock;

@@ -94,10 +94,13 @@ struct CacheFlags {
   std::string flash_attention;
   int parallel = 0;
   std::string compress;  // empty: block, but after for recipes that can do nothing else
+  std::string save_format = "exact";
 
   Status Check() const;
 };
 void AddCacheFlags(CLI::App& command, CacheFlags& flags);
+// --save-format: of sessions, slots and what --store keeps.
+void AddSaveFormat(CLI::App& command, std::string& format);
 // Bytes of --kv-budget, or the default; 0: all of the context and what surrounds it.
 Result<size_t> BudgetBytes(const CacheFlags& flags, const ModelInfo& info);
 // --recipe auto: becomes the recipe for the share that budget_bytes (0: all) are of num_tokens' full cache, with a line

@@ -63,6 +63,7 @@ struct EvalFlags {
   std::string kinds;
   std::string compress = "after";
   std::string format;
+  std::string save_format;
   std::string output_file;
   std::string resume_file;
   std::string html_file;
@@ -85,7 +86,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
     PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseRecipe(name));
     const bool is_full = recipe.policy->keeps_everything() && recipe.policy->prune() == nullptr && !recipe.prefill &&
                          !recipe.format && !recipe.auto_format;
-    if (!seen.insert(name).second || is_full) continue;
+    if (!seen.insert(name).second || (is_full && flags.save_format.empty())) continue;
     if (recipe.prefill && flags.compress != "block") {
       return InvalidArgument(
           fmt::format("{} changes how the prompt is read, which happens once for all recipes here: use "
@@ -102,11 +103,15 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
     if (flags.mode == "decode" && !AlternativeFor(recipe, false).policy->decodes()) {
       return InvalidArgument(fmt::format("the recipe {} does not evict while decoding", name));
     }
-    options.names.push_back(name);
+    // Not to be taken for the row of the full cache, which is neither saved nor restored.
+    options.names.push_back(flags.save_format.empty() ? name : name + " saved");
     options.recipes.push_back(std::move(recipe));
   }
   PITH_ASSIGN_OR_RETURN(options.keeps, ParseNumbers(flags.keep, "--keep", 0.001, 1));
   PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.format));
+  if (!flags.save_format.empty()) {
+    PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags.save_format));
+  }
   options.compress = flags.compress == "block" ? CompressMode::kBlock : CompressMode::kAfter;
   options.pins = flags.pins == "on" ? Pins::kOn : flags.pins == "both" ? Pins::kBoth : Pins::kOff;
   options.reference = flags.reference;
@@ -127,6 +132,9 @@ Status Check(const EvalFlags& flags) {
     return InvalidArgument("--mode decode evicts as it goes: leave --compress, --pins and --reference out");
   }
   const bool conversation = flags.mode == "conversation";
+  if (!flags.save_format.empty() && (conversation || decode || flags.compress != "after" || !options.saved)) {
+    return InvalidArgument("--save-format comp[:...] goes with --mode agnostic or aware and --compress after");
+  }
   if (conversation && (flags.pins != "off" || flags.reference || !flags.html_file.empty())) {
     return InvalidArgument("--mode conversation reads messages turn by turn: leave --pins, --reference and --html out");
   }
@@ -170,6 +178,7 @@ ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const 
   return {{"mode", flags.mode},
           {"compress", flags.mode == "decode" ? "block" : flags.compress},
           {"format", KvFormatName(options.format)},
+          {"save_format", options.saved ? options.saved->Name() : "exact"},
           {"model", info.description},
           {"architecture", info.architecture},
           {"recipes", options.names},
@@ -185,6 +194,7 @@ ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const 
           {"mode", flags.mode},
           {"compress", flags.compress},
           {"format", KvFormatName(options.format)},
+          {"save_format", options.saved ? options.saved->Name() : "exact"},
           {"seed", options.seed}};
 }
 
@@ -407,6 +417,10 @@ void AddEval(CLI::App& app, Command& chosen) {
   AddNumber(*command, "-b,--batch-size,--ubatch-size", flags->block, 1, 65536, "Tokens read at once", "N");
   AddOption(*command, "--cache-type-k", flags->format,
             "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+  AddOption(*command, "--save-format", flags->save_format,
+            "Save what was compressed in this form, comp[:ek=F,ev=F,unit=channel|head,recent=N], and judge what comes "
+            "back; bytes are then those of the saved sequence",
+            "FORMAT");
   AddOption(*command, "-s,--seed", flags->seed, "Seed of random choices (default 0)", "SEED");
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);

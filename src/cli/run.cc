@@ -461,6 +461,7 @@ void AddRun(CLI::App& app, Command& chosen) {
   AddPromptFlags(*command, flags->text);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddSaveFormat(*command, flags->cache.save_format);
   AddSamplerFlags(*command, flags->sampler);
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, prompt, file, &chosen] {

@@ -387,6 +387,7 @@ void AddServe(CLI::App& app, Command& chosen) {
   AddServerFlags(*command, *flags);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
+  AddSaveFormat(*command, flags->cache.save_format);
   AddStoreFlag(*command, flags->store);
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");

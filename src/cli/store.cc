@@ -60,6 +60,7 @@ Status Check(const StoreCommandFlags& flags) {
     PITH_RETURN_IF_ERROR(flags.bench.model.Check());
     PITH_RETURN_IF_ERROR(ParseIntegers(flags.bench.ctx, "--ctx", 128, 1 << 20));
     PITH_RETURN_IF_ERROR(ParseRecipe(flags.bench.recipe));
+    PITH_RETURN_IF_ERROR(ParseCodedForm(flags.bench.save_format));
     const auto is_share = [](double share) { return share > 0 && share <= 1; };
     if (!is_share(flags.bench.keep) || !is_share(flags.bench.ram_share) || !is_share(flags.bench.loss)) {
       return InvalidArgument("--keep, --ram-share and --loss take shares between 0 and 1");
@@ -218,6 +219,7 @@ void AddStoreBenchFlags(CLI::App& command, StoreBenchFlags& flags) {
   AddOption(command, "--keep", flags.keep, "bench: share of the entries that is kept (default 0.2)", "SHARE");
   AddOption(command, "--recipe", flags.recipe, "bench, compare: the one compressor (default keydiff)", "RECIPE");
   AddOption(command, "--server", flags.server, "bench: a server to load from, too (redis://HOST:PORT)", "URL");
+  AddSaveFormat(command, flags.save_format);
   AddNumber(command, "-r,--repeat", flags.repeat, 1, 1000, "bench: loads of each prefix (default 5)", "N");
   AddNumber(command, "--contexts", flags.contexts, 2, 10000, "compare: contexts (default 12)", "N");
   AddNumber(command, "--requests", flags.requests, 1, 1000000, "compare: requests for them (default 48)", "N");

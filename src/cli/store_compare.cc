@@ -60,6 +60,7 @@ class Comparison {
     options.max_sequences = 1 + kPlacerSequences;
     PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe("full"));
     PITH_ASSIGN_OR_RETURN(method_, ParseRecipe(flags_.recipe));
+    PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags_.save_format));
     PITH_ASSIGN_OR_RETURN(engine_, Engine::Create(model_, options));
     options_ = engine_->options();
     options_.floor_bytes = 1;

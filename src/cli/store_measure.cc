@@ -79,6 +79,7 @@ class Bench {
     options.num_threads = flags_.model.num_threads();
     PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe("full"));
     options.later_recipes = {recipe_};
+    PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags_.save_format));
     PITH_ASSIGN_OR_RETURN(engine_, Engine::Create(model_, options));
     options_ = engine_->options();
     const size_t limit = size_t{2} << 30;
@@ -243,8 +244,12 @@ Result<int> BenchIn(const StoreBenchFlags& flags, const std::string& folder) {
     Print(rows, flags, speeds.first, speeds.second);
     return kExitOk;
   }
-  ordered_json json = {{"model", model->info().description}, {"keep", flags.keep}, {"recipe", flags.recipe},
-                       {"load_bytes_per_second", speeds.first}, {"plain_bytes_per_second", speeds.second},
+  ordered_json json = {{"model", model->info().description},
+                       {"keep", flags.keep},
+                       {"recipe", flags.recipe},
+                       {"save_format", flags.save_format},
+                       {"load_bytes_per_second", speeds.first},
+                       {"plain_bytes_per_second", speeds.second},
                        {"rows", ordered_json::array()}};
   for (const Row& row : rows) json["rows"].push_back(ToJson(row));
   PrintJson(json.dump(2));

@@ -18,6 +18,7 @@ struct StoreBenchFlags {
   std::string text;                       // of contexts; empty: pseudo-text
   std::string ctx = "250,500,1000,2000,4000";
   std::string recipe = "keydiff";
+  std::string save_format = "exact";
   double keep = 0.2;
   double loss = 0.03;
   int repeat = 5;

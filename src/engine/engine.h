@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/thread_governor.h"
+#include "cache/coded_entries.h"
 #include "host/model.h"
 #include "kernels/page_layout.h"
 #include "pith/types.h"
@@ -68,7 +70,12 @@ struct EngineOptions : SequenceOptions {
   // Places for more sequences, which no step has rows of beside max_sequences others: prefixes that wait to be taken up
   // again. They get no share, but live in the bytes that their owner gives them (SetBudget()).
   int resting_sequences = 0;
+  // How entries are saved: coded, so that they come back within its bounds. None: as they lie.
+  std::optional<CodedForm> saved;
 };
+
+// kExact: whatever EngineOptions::saved says.
+enum class SavedForm : uint8_t { kOptions, kExact };
 
 struct KvStats {
   size_t budget_bytes = 0;
@@ -186,16 +193,19 @@ class Engine {
   virtual int RewindTarget(SequenceId sequence, int num_tokens) const = 0;
   virtual void Free(SequenceId sequence) = 0;
 
-  // Writes a sequence to a file: its cache as it lies, positions, pins, recipe state, recurrent state and last logits.
-  // kIo; kUnsupported: a hybrid whose state libllama writes in an unknown form.
-  virtual Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) = 0;
-  // A new sequence from such a file, which goes on with the same bits. The model, recipe and format must be the same;
-  // budget and context may differ if it fits. kNotFound, kIo, kCorrupt, kInvalidArgument, kOutOfBudget.
+  // Writes a sequence to a file: its cache as it lies, or coded (EngineOptions::saved), positions, pins, recipe state,
+  // recurrent state and last logits. kIo; kUnsupported: a hybrid whose state libllama writes in an unknown form.
+  virtual Status Save(SequenceId sequence, const std::string& path, const SessionNote& note,
+                      SavedForm form = SavedForm::kOptions) = 0;
+  // A new sequence from such a file, which goes on with the same bits unless it was coded. The model, recipe and format
+  // must be the same; budget and context may differ if it fits. kNotFound, kIo, kCorrupt, kInvalidArgument,
+  // kOutOfBudget.
   virtual Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) = 0;
   virtual Result<RestoredSequence> Restore(const std::string& path) = 0;
-  // The same through memory: a sequence that makes room for others and comes back later with the same bits. The first
-  // leaves the sequence as it is; Free() it to have its bytes.
-  virtual Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) = 0;
+  // The same through memory: a sequence that makes room for others and comes back later. The first leaves the sequence
+  // as it is; Free() it to have its bytes.
+  virtual Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note,
+                                                      SavedForm form = SavedForm::kOptions) = 0;
   virtual Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved,
                                                      const SequenceOptions& options) = 0;
 

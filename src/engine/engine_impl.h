@@ -57,10 +57,10 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status Rewind(SequenceId sequence, int num_tokens) override;
   int RewindTarget(SequenceId sequence, int num_tokens) const override;
   void Free(SequenceId sequence) override;
-  Status Save(SequenceId sequence, const std::string& path, const SessionNote& note) override;
+  Status Save(SequenceId sequence, const std::string& path, const SessionNote& note, SavedForm form) override;
   Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) override;
   Result<RestoredSequence> Restore(const std::string& path) override { return Restore(path, options_); }
-  Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note) override;
+  Result<std::vector<std::byte>> SaveToMemory(SequenceId sequence, const SessionNote& note, SavedForm form) override;
   Result<RestoredSequence> RestoreFromMemory(std::span<const std::byte> saved, const SequenceOptions& options) override;
   void Step(std::span<const StepItem> items, std::span<Status> statuses) override;
   int block_tokens() const override { return plan_.block_tokens; }
@@ -322,6 +322,7 @@ class EngineImpl final : public Engine, public AttentionSink {
 
   // Sessions (engine_session.cc).
   SessionOwner Owner(const SequenceSetup& setup) const;
+  std::optional<CodedForm> CodedFormOf(SavedForm form) const;
   // read(owner, sequence, note) fills a new sequence.
   template <typename Read>
   Result<RestoredSequence> RestoreFrom(const SequenceOptions& options, const Read& read);

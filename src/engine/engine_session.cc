@@ -17,17 +17,24 @@ SessionOwner EngineImpl::Owner(const SequenceSetup& setup) const {
           .format = setup.formats.full()};
 }
 
-Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note) {
-  PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
-  return SaveSession(path, Owner(*sequence->setup), *sequence, *cache_, *context_, logits(id), note);
+std::optional<CodedForm> EngineImpl::CodedFormOf(SavedForm form) const {
+  return form == SavedForm::kExact ? std::nullopt : options_.saved;
 }
 
-Result<std::vector<std::byte>> EngineImpl::SaveToMemory(SequenceId id, const SessionNote& note) {
+Status EngineImpl::Save(SequenceId id, const std::string& path, const SessionNote& note, SavedForm form) {
+  PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
+                        context_->SaveSlot(sequence->slot, sequence->next_position));
+  return SaveSession(path, Owner(*sequence->setup), *sequence, *cache_,
+                     {recurrent, logits(id), note, CodedFormOf(form)});
+}
+
+Result<std::vector<std::byte>> EngineImpl::SaveToMemory(SequenceId id, const SessionNote& note, SavedForm form) {
   PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
   PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
                         context_->SaveSlot(sequence->slot, sequence->next_position));
   MemoryWriter body, header;
-  WriteSessionBody(body, Owner(*sequence->setup), *sequence, *cache_, recurrent, logits(id), note);
+  WriteSessionBody(body, Owner(*sequence->setup), *sequence, *cache_, {recurrent, logits(id), note, CodedFormOf(form)});
   Hash64 hash;
   hash.Add(body.bytes());
   WriteSessionHeader(header, body.bytes().size(), hash.value());

@@ -23,7 +23,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 6;
+constexpr uint32_t kVersion = 7;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;
@@ -84,7 +84,7 @@ void WriteArray(ByteWriter& writer, const Container& values) {
 }  // namespace
 
 void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
-                      std::span<const std::byte> recurrent, std::span<const float> logits, const SessionNote& note) {
+                      const SessionParts& parts) {
   writer.Number(owner.fingerprint);
   WriteArray(writer, owner.description);
   WriteArray(writer, owner.recipe);
@@ -95,9 +95,9 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
     writer.Number(from);
     writer.Number(to);
   }
-  WriteArray(writer, note.tokens);
-  WriteArray(writer, note.text);
-  WriteArray(writer, logits);
+  WriteArray(writer, parts.note.tokens);
+  WriteArray(writer, parts.note.text);
+  WriteArray(writer, parts.logits);
   writer.Number(static_cast<uint32_t>(sequence.queries.window()));
   WriteArray(writer, sequence.queries.data());
   writer.Number(sequence.queries_from);
@@ -110,7 +110,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
     WriteArray(writer, sequence.tokens);
   }
   WriteArray(writer, sequence.merge_thresholds);
-  WriteArray(writer, recurrent);
+  WriteArray(writer, parts.recurrent);
   writer.Number(MapsOf(sequence));
   writer.Number(owner.format.number());
   const std::optional<PageFormat> low = cache.layout(sequence.cache_id).low;
@@ -120,7 +120,9 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   const PrunedKeys pruned = cache.layout(sequence.cache_id).pruned;
   writer.Number(pruned.share);
   writer.Number(static_cast<int32_t>(pruned.recent));
-  cache.Save(sequence.cache_id, writer);
+  writer.Number(static_cast<uint8_t>(parts.coded ? 1 : 0));
+  if (parts.coded) parts.coded->Save(writer);
+  cache.Save(sequence.cache_id, writer, parts.coded);
 }
 
 namespace {
@@ -332,7 +334,14 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
   if (!reader.Number(maps)) return Truncated();
   if (maps != MapsOf(sequence)) return InvalidArgument("its recipes have other maps of act=less, or none");
   PITH_RETURN_IF_ERROR(ReadFormats(reader, owner, cache, sequence.cache_id));
-  PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position));
+  uint8_t is_coded = 0;
+  if (!reader.Number(is_coded)) return Truncated();
+  if (is_coded > 1) return Corrupt("the form of its entries is none");
+  std::optional<CodedForm> coded;
+  if (is_coded == 1) {
+    PITH_ASSIGN_OR_RETURN(coded, CodedForm::Read(reader));
+  }
+  PITH_RETURN_IF_ERROR(cache.Restore(sequence.cache_id, reader, sequence.next_position, coded));
   PITH_RETURN_IF_ERROR(CheckPages(cache, sequence.cache_id));
   if (reader.left() != 0) return Corrupt(fmt::format("{} bytes follow its end", reader.left()));
   return {};
@@ -401,13 +410,9 @@ Status CheckSession(ByteReader& reader) {
 }
 
 Status SaveSession(const std::string& path, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
-                   const HostContext& context, std::span<const float> logits, const SessionNote& note) {
+                   const SessionParts& parts) {
   if (owner.fingerprint == 0) return NamelessOwner();
-  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
-                        context.SaveSlot(sequence.slot, sequence.next_position));
-  const auto write_body = [&](ByteWriter& writer) {
-    WriteSessionBody(writer, owner, sequence, cache, recurrent, logits, note);
-  };
+  const auto write_body = [&](ByteWriter& writer) { WriteSessionBody(writer, owner, sequence, cache, parts); };
   PITH_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Open(path));
   StreamWriter body(file.stream());
   if (file.replaces()) {

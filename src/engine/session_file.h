@@ -1,7 +1,7 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    6
+//   u32 version    7
 //   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 FNV-1a of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
@@ -16,7 +16,10 @@
 //     u64 fingerprint of the maps of its states (act=less), 0: it has none
 //     u32 format of the sequence, u32 formats of its full and of its lowered pages, ~0: none; f64 share of the channels
 //     of keys that the latter lack, i32 newest entries that keep all
+//     u8 whether entries are coded; if so their form (CodedForm::Save())
 //     cache (src/cache/cache_file.cc)
+//
+// Coded entries come back as near as their form says, and in the format that their pages had.
 //
 // A file is read twice: once for its sum, once for its content. Nothing in it is believed before it has been compared
 // with the model, the cache and the bytes that are left.
@@ -25,11 +28,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/byte_io.h"
+#include "cache/coded_entries.h"
 #include "cache/kv_cache.h"
 #include "engine/engine.h"
 #include "engine/sequence.h"
@@ -49,9 +54,17 @@ struct SessionOwner {
   PageFormat format = {};        // that the sequence was made for; compressions may have converted pages to another
 };
 
-// kIo: the file cannot be written; an older one of that name stays. kUnsupported: HostContext::SaveSlot.
+// What is saved beside the sequence, and how.
+struct SessionParts {
+  std::span<const std::byte> recurrent;
+  std::span<const float> logits;  // may be empty
+  const SessionNote& note;
+  std::optional<CodedForm> coded = {};  // none: entries as they lie
+};
+
+// kIo: the file cannot be written; an older one of that name stays.
 Status SaveSession(const std::string& path, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
-                   const HostContext& context, std::span<const float> logits, const SessionNote& note);
+                   const SessionParts& parts);
 
 // Into `sequence`, which has an empty cache, a slot and a query ring of its own. After an error it is to be freed.
 // kNotFound (no such file, or an empty one), kIo, kCorrupt (NaN and infinities, too), kUnsupported (another version or
@@ -70,7 +83,7 @@ void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_h
 Status CheckSession(ByteReader& reader);
 
 void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Sequence& sequence, const KvCache& cache,
-                      std::span<const std::byte> recurrent, std::span<const float> logits, const SessionNote& note);
+                      const SessionParts& parts);
 // The recurrent state is returned, not restored. Takes no more memory than the body has bytes, and pages of the cache.
 Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence,
                        std::vector<std::byte>& recurrent, SessionNote& note);

@@ -56,6 +56,7 @@ Result<EngineOptions> FullCacheEngine(const JudgeOptions& options) {
   engine.format = options.format;
   engine.compress = CompressMode::kAfter;
   engine.seed = options.seed;
+  engine.saved = options.saved;
   PITH_ASSIGN_OR_RETURN(engine.recipe, ParseRecipe("full"));
   return engine;
 }
@@ -115,6 +116,18 @@ void Judge::Measure(size_t i, const JudgedTask& task, EvalRow& row) const {
   row.ok = measure.all_top;
 }
 
+Status Judge::SaveAndRestore(const JudgedTask& task, SequenceId& sequence, std::unique_ptr<SequenceHold>& hold,
+                             double& bytes) {
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, engine_->SaveToMemory(sequence, {}));
+  hold.reset();
+  PITH_ASSIGN_OR_RETURN(const RestoredSequence restored, engine_->RestoreFromMemory(saved, engine_->options()));
+  sequence = restored.sequence;
+  hold = std::make_unique<SequenceHold>(*engine_, sequence);
+  bytes = static_cast<double>(saved.size()) /
+          static_cast<double>(FullCacheBytes(model_->info(), static_cast<int>(task.compressed.size())));
+  return {};
+}
+
 // libllama's own attention on the same tokens; its kl is the distance from pith's full cache.
 Status Judge::RunPlain(const JudgedTask& task, const RowSink& sink) {
   EvalRow row = NewRow(task, "libllama", 1, false);
@@ -163,6 +176,9 @@ Status Judge::RunAfter(const JudgedTask& task, SequenceId base, bool pinned, con
     PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, engine_->CompressForks(base, options_.recipes[i], targets));
     std::vector<double> kept_bytes;
     for (const SequenceId fork : forks) kept_bytes.push_back(engine_->KeptBytes(fork));
+    for (size_t k = 0; k < rows.size() && options_.saved; ++k) {
+      PITH_RETURN_IF_ERROR(SaveAndRestore(task, forks[k], holds[k], kept_bytes[k]));
+    }
     for (size_t k = 0; k < rows.size() && sink.look; ++k) sink.look(*engine_, forks[k], rows[k].policy, rows[k].keep);
     PITH_RETURN_IF_ERROR(Follow(*engine_, forks, task));
     for (size_t k = 0; k < rows.size(); ++k) {

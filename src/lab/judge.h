@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -57,6 +58,9 @@ struct JudgeOptions {
   KvFormat format = KvFormat::kF16;
   Pins pins = Pins::kOff;
   bool reference = false;  // a row "libllama" as well
+  // What was compressed is saved in this form and restored before it is judged; the bytes of rows are then those of the
+  // saved sequence. None: it is not.
+  std::optional<CodedForm> saved;
   int block_tokens = 0;
   int num_threads = 1;
   uint64_t seed = 0;
@@ -102,6 +106,10 @@ class Judge {
   Status RunAfter(const JudgedTask& task, SequenceId base, bool pinned, const RowSink& sink);
   Status RunBlock(const JudgedTask& task, bool pinned, const RowSink& sink);
   Status ReadContext(Engine& engine, SequenceId sequence, const JudgedTask& task, bool pinned) const;
+  // Saves a sequence and puts it back under another name. Its share of the full cache's bytes when saved goes to
+  // `bytes`.
+  Status SaveAndRestore(const JudgedTask& task, SequenceId& sequence, std::unique_ptr<SequenceHold>& hold,
+                        double& bytes);
   // Feeds the tail to sequences without eviction; rows_ are what they say of the target.
   Status Follow(Engine& engine, std::span<const SequenceId> sequences, const JudgedTask& task);
   // Measures the i-th sequence of the last Follow().

@@ -16,7 +16,7 @@ constexpr double kSecondsPerToken = 0.001;
 
 ReadingKey SchedulerImpl::ReadingOf(const PrefixKey& key) const {
   return {.recipe = key.recipe,
-          .format = engine_->stats().format.Name(),
+          .format = StoredFormat(*engine_),
           .compress = key.topic.empty() ? key.compress : key.compress + " topic=" + key.topic,
           .budget_bytes = key.kv_budget_bytes > 0 ? key.kv_budget_bytes : total_bytes_,
           .tenant = key.tenant};

@@ -40,10 +40,16 @@ bool CanAlwaysGoBack(const ModelInfo& info, const Recipe& recipe) {
   return !drops && !info.hybrid && info.window == 0;
 }
 
+std::string StoredFormat(const Engine& engine) {
+  const std::optional<CodedForm>& saved = engine.options().saved;
+  const std::string name = engine.stats().format.Name();
+  return saved ? name + " " + saved->Name() : name;
+}
+
 ReadingKey KeyOfEngine(const Engine& engine) {
   const EngineOptions& options = engine.options();
   return {.recipe = options.recipe.text,
-          .format = engine.stats().format.Name(),
+          .format = StoredFormat(engine),
           .compress = "",
           .budget_bytes = engine.stats().budget_bytes,
           .tenant = ""};

@@ -23,7 +23,7 @@ class EngineSequence;
 // How a text is read, as far as the bytes of its cache depend on it.
 struct ReadingKey {
   std::string recipe;       // its text
-  std::string format;       // PageFormat::Name()
+  std::string format;       // StoredFormat()
   std::string compress;     // what happens to the whole prompt once it is read; empty: nothing
   size_t budget_bytes = 0;  // of the sequence; matters where entries were dropped
   std::string tenant;
@@ -93,6 +93,9 @@ class StoredPrefixes {
 
 // Sequences of this model go back to any place only where nothing was dropped, slides or recurs.
 bool CanAlwaysGoBack(const ModelInfo& info, const Recipe& recipe);
+
+// Of the engine's own sequences, and how their entries are saved where that moves them.
+std::string StoredFormat(const Engine& engine);
 
 // The key of what an engine's own sequences read.
 ReadingKey KeyOfEngine(const Engine& engine);

@@ -78,7 +78,7 @@ Status EngineSequence::Change(int episode) {
   const auto num_pinned = static_cast<size_t>(engine_->stats(id_).num_pinned);
   if (episodes_->current >= 0) {
     EpisodeBook::Cache& left = episodes_->caches()[static_cast<size_t>(episodes_->current)];
-    PITH_RETURN_IF_ERROR(engine_->Save(id_, left.path, {}));
+    PITH_RETURN_IF_ERROR(engine_->Save(id_, left.path, {}, SavedForm::kExact));
     left.num_read = static_cast<int>(tokens.size());
   }
   EpisodeBook::Cache& cache = episodes_->caches()[static_cast<size_t>(episode)];
@@ -169,10 +169,10 @@ tl::unexpected<Error> EngineSequence::Renew(const Error& error) {
   return tl::unexpected<Error>(error);
 }
 
-Result<std::vector<std::byte>> EngineSequence::SaveToMemory(const SessionNote& note) const {
+Result<std::vector<std::byte>> EngineSequence::SaveToMemory(const SessionNote& note, SavedForm form) const {
   if (id_ == kNone) return NoSequence();
   PITH_RETURN_IF_ERROR(CheckWhole());
-  return engine_->SaveToMemory(id_, note);
+  return engine_->SaveToMemory(id_, note, form);
 }
 
 Result<EngineSequence::Restored> EngineSequence::RestoreFromMemory(std::span<const std::byte> saved) {

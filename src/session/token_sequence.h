@@ -69,7 +69,7 @@ class EngineSequence final : public TokenSequence {
   // missing or empty. Otherwise Engine::Restore()'s errors, after which the sequence is empty, too.
   Result<std::optional<Restored>> Restore(const std::string& path);
   // The same through memory.
-  Result<std::vector<std::byte>> SaveToMemory(const SessionNote& note) const;
+  Result<std::vector<std::byte>> SaveToMemory(const SessionNote& note, SavedForm form = SavedForm::kOptions) const;
   Result<Restored> RestoreFromMemory(std::span<const std::byte> saved);
 
   SequenceId id() const { return id_; }

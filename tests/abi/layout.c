@@ -39,7 +39,7 @@ _Static_assert(sizeof(pith_message) == 24, "sizeof(pith_message)");
 _Static_assert(offsetof(pith_message, struct_size) == 0, "offsetof(pith_message, struct_size)");
 _Static_assert(offsetof(pith_message, role) == 8, "offsetof(pith_message, role)");
 _Static_assert(offsetof(pith_message, content) == 16, "offsetof(pith_message, content)");
-_Static_assert(sizeof(pith_engine_options) == 56, "sizeof(pith_engine_options)");
+_Static_assert(sizeof(pith_engine_options) == 64, "sizeof(pith_engine_options)");
 _Static_assert(offsetof(pith_engine_options, struct_size) == 0, "offsetof(pith_engine_options, struct_size)");
 _Static_assert(offsetof(pith_engine_options, budget_bytes) == 8, "offsetof(pith_engine_options, budget_bytes)");
 _Static_assert(offsetof(pith_engine_options, num_ctx) == 16, "offsetof(pith_engine_options, num_ctx)");
@@ -49,6 +49,7 @@ _Static_assert(offsetof(pith_engine_options, block_tokens) == 28, "offsetof(pith
 _Static_assert(offsetof(pith_engine_options, recipe) == 32, "offsetof(pith_engine_options, recipe)");
 _Static_assert(offsetof(pith_engine_options, seed) == 40, "offsetof(pith_engine_options, seed)");
 _Static_assert(offsetof(pith_engine_options, fixed_threads) == 48, "offsetof(pith_engine_options, fixed_threads)");
+_Static_assert(offsetof(pith_engine_options, save_format) == 56, "offsetof(pith_engine_options, save_format)");
 _Static_assert(sizeof(pith_engine_stats) == 128, "sizeof(pith_engine_stats)");
 _Static_assert(offsetof(pith_engine_stats, struct_size) == 0, "offsetof(pith_engine_stats, struct_size)");
 _Static_assert(offsetof(pith_engine_stats, budget_bytes) == 8, "offsetof(pith_engine_stats, budget_bytes)");

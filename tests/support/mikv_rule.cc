@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "policy/terms/half.h"
+#include "base/half.h"
 
 namespace pith::testing {
 namespace {

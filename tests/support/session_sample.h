@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -70,11 +71,11 @@ class SessionSample {
     return sequence;
   }
 
-  std::vector<std::byte> Body(const Sequence& sequence) {
+  std::vector<std::byte> Body(const Sequence& sequence, const std::optional<CodedForm>& coded = {}) {
     MemoryWriter writer;
     const SessionNote note{.tokens = {1, 2, 3}, .text = "{}"};
     const std::vector<float> logits(kVocab, 0.5F);
-    WriteSessionBody(writer, owner_, sequence, *cache_, {}, logits, note);
+    WriteSessionBody(writer, owner_, sequence, *cache_, {{}, logits, note, coded});
     return std::move(writer.bytes());
   }
 

@@ -31,6 +31,9 @@ Result<EngineOptions> ReadEngineOptions(const HostModel& model, const pith_engin
   own.block_tokens = options.block_tokens;
   own.seed = options.seed;
   own.adapt_threads = !options.fixed_threads;
+  if (options.save_format != nullptr) {
+    PITH_ASSIGN_OR_RETURN(own.saved, ParseCodedForm(options.save_format));
+  }
   return own;
 }
 
