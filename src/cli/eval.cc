@@ -188,14 +188,12 @@ ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const 
 // What rows must share to belong to one file of --resume.
 ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
                      const std::string& fingerprint) {
-  return {{"model", info.description},
-          {"model_bytes", info.file_bytes},
-          {"tasks", fingerprint},
-          {"mode", flags.mode},
-          {"compress", flags.compress},
-          {"format", KvFormatName(options.format)},
-          {"save_format", options.saved ? options.saved->Name() : "exact"},
-          {"seed", options.seed}};
+  ordered_json name = {{"model", info.description},  {"model_bytes", info.file_bytes},
+                       {"tasks", fingerprint},       {"mode", flags.mode},
+                       {"compress", flags.compress}, {"format", KvFormatName(options.format)},
+                       {"seed", options.seed}};
+  if (options.saved) name["save_format"] = options.saved->Name();
+  return name;
 }
 
 Status CheckLength(const std::string& id, size_t num_tokens, int ctx, JudgeOptions& options) {
