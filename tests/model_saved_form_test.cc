@@ -81,8 +81,12 @@ TEST_F(ModelSavedForm, WhatRecipesLeaveComesBack) {
     const auto kept = engine->Compress(id, *ParseRecipe(recipe), 0.5);
     ASSERT_TRUE(kept) << recipe << ": " << kept.error().message;
     const auto exact = engine->SaveToMemory(id, {}, SavedForm::kExact);
+    ASSERT_TRUE(exact);
     ASSERT_TRUE(engine->Save(id, path, {.tokens = tokens_, .text = "note"}));
-    EXPECT_LT(std::filesystem::file_size(path), exact->size()) << recipe;
+    // Pages of 4 bits stay as they are, and the layers' codes stand beside them.
+    const bool stays = std::string(recipe).ends_with("q4");
+    const auto bytes = static_cast<double>(std::filesystem::file_size(path));
+    EXPECT_LT(bytes, (stays ? 1.01 : 0.9) * static_cast<double>(exact->size())) << recipe;
     const auto restored = engine->Restore(path);
     ASSERT_TRUE(restored) << recipe << ": " << restored.error().message;
     EXPECT_EQ(restored->note.tokens, tokens_);
