@@ -40,7 +40,6 @@ TEST(App, BadUsage) {
       {{"info", ""}, "an empty argument"},
       {{"serve", "--port", "70000"}, "--port"},
       {{"serve", "--prompt-share", "1.5"}, "--prompt-share takes"},
-      {{"serve", "--recipe", "kvzip"}, "choose a --recipe that evicts"},
       {{"serve", "--slot-save-path", "/nowhere/at/all"}, "is no folder"},
       {{"run", "-p", "x", "-n", "0x10"}, "-n takes a decimal number"},
       {{"run", "-p", "x", "--temp", "nan"}, "--temp takes a decimal number"},

@@ -127,7 +127,7 @@ TEST(PlanTest, AModelThatIsRecurrentThroughoutTakesItsStateAlone) {
   EXPECT_EQ(split->in_flight_bytes + split->window_bytes + split->global_bytes, 0u);
   EXPECT_LT(split->table_bytes, 4096u);
   EXPECT_FALSE(SplitBudget(info, Options(2 * info.recurrent_bytes - 1)));
-  const auto unlimited = PlanMemory(info, EvictionStyle{}, Options(0));
+  const auto unlimited = PlanMemory(info, *Resolve(info, Options(0)), Options(0));
   ASSERT_TRUE(unlimited) << unlimited.error().message;
   EXPECT_GT(unlimited->keep_entries, 0);
 }
