@@ -4,22 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/plan_test_util.h"
+
 namespace pith {
 namespace {
 
-ModelInfo SmolInfo() {
-  ModelInfo info;
-  info.num_layers = 30;
-  info.trained_ctx = 8192;
-  info.layers.assign(30, LayerShape{.kind = LayerKind::kGlobal,
-                                    .num_heads = 9,
-                                    .num_kv_heads = 3,
-                                    .key_dim = 64,
-                                    .value_dim = 64,
-                                    .rotation = Rotation(),
-                                    .bypasses_block = true});
-  return info;
-}
+using testing::SmolInfo;
 
 EngineOptions Options(size_t budget_bytes, int block_tokens = 0) {
   EngineOptions options;

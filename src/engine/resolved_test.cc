@@ -4,24 +4,13 @@
 
 #include <string>
 
+#include "engine/plan_test_util.h"
 #include "policy/act/demote.h"
 
 namespace pith {
 namespace {
 
-ModelInfo Info() {
-  ModelInfo info;
-  info.num_layers = 30;
-  info.trained_ctx = 8192;
-  info.layers.assign(30, LayerShape{.kind = LayerKind::kGlobal,
-                                    .num_heads = 9,
-                                    .num_kv_heads = 3,
-                                    .key_dim = 64,
-                                    .value_dim = 64,
-                                    .rotation = Rotation(),
-                                    .bypasses_block = true});
-  return info;
-}
+using testing::SmolInfo;
 
 EngineOptions Options(const std::string& recipe, CompressMode compress = CompressMode::kBlock) {
   EngineOptions options;
@@ -35,7 +24,7 @@ EngineOptions Options(const std::string& recipe, CompressMode compress = Compres
 }
 
 std::string ErrorOf(const EngineOptions& options) {
-  const auto resolved = Resolve(Info(), options);
+  const auto resolved = Resolve(SmolInfo(), options);
   return resolved ? "" : resolved.error().message;
 }
 
@@ -53,7 +42,7 @@ std::string Difference(const ResolvedSequence& a, const ResolvedSequence& b) {
 }
 
 TEST(Resolve, NothingMeansFull) {
-  const auto resolved = Resolve(Info(), EngineOptions());
+  const auto resolved = Resolve(SmolInfo(), EngineOptions());
   ASSERT_TRUE(resolved) << resolved.error().message;
   EXPECT_EQ(resolved->recipe.text, "full");
   EXPECT_TRUE(resolved->policy().keeps_everything());
@@ -66,7 +55,7 @@ TEST(Resolve, NothingMeansFull) {
 
 TEST(Resolve, TakesTheAlternativeThatWorks) {
   const EngineOptions blocks = Options("kvzip or snapkv"), whole = Options("kvzip or snapkv", CompressMode::kAfter);
-  const auto by_blocks = Resolve(Info(), blocks), at_once = Resolve(Info(), whole);
+  const auto by_blocks = Resolve(SmolInfo(), blocks), at_once = Resolve(SmolInfo(), whole);
   ASSERT_TRUE(by_blocks && at_once);
   EXPECT_EQ(by_blocks->recipe.policy, blocks.recipe.otherwise->policy);
   EXPECT_EQ(at_once->recipe.policy, whole.recipe.policy);
@@ -79,7 +68,7 @@ TEST(Resolve, TakesTheAlternativeThatWorks) {
 
 TEST(Resolve, SinksAreTheRecipesOrThoseOfStreams) {
   const auto sinks = [](const char* recipe) {
-    const ResolvedSequence resolved = *Resolve(Info(), Options(recipe));
+    const ResolvedSequence resolved = *Resolve(SmolInfo(), Options(recipe));
     return std::pair(resolved.recipe.num_sinks, resolved.recipe.num_running_sinks);
   };
   EXPECT_EQ(sinks("snapkv"), std::pair(0, 4));
@@ -89,7 +78,7 @@ TEST(Resolve, SinksAreTheRecipesOrThoseOfStreams) {
 }
 
 TEST(Resolve, FormatsAreSaidOnce) {
-  const auto formats = [](const EngineOptions& options) { return Resolve(Info(), options)->formats; };
+  const auto formats = [](const EngineOptions& options) { return Resolve(SmolInfo(), options)->formats; };
   EngineOptions types = Options("snapkv");
   types.format = KvFormat::kQ8;
   EXPECT_EQ(formats(types), formats(Options("snapkv format=q8")));
@@ -99,7 +88,7 @@ TEST(Resolve, FormatsAreSaidOnce) {
   both.format = KvFormat::kQ8;
   EXPECT_NE(ErrorOf(both).find("give one of the two"), std::string::npos);
   EngineOptions demoting = Options("mikv");
-  EXPECT_EQ(formats(demoting).lower, Resolve(Info(), demoting)->policy().demote()->low);
+  EXPECT_EQ(formats(demoting).lower, Resolve(SmolInfo(), demoting)->policy().demote()->low);
   demoting.format = KvFormat::kQ8;
   EXPECT_NE(ErrorOf(demoting).find("says itself in which formats"), std::string::npos);
   EngineOptions later = Options("snapkv");
@@ -111,23 +100,23 @@ TEST(Resolve, FormatsAreSaidOnce) {
 
 // By blocks the budget says; where a prompt is compressed when it is whole, Compress() does.
 TEST(Resolve, AutoIsChosenWhereBytesAreKnown) {
-  const auto by_blocks = Resolve(Info(), Options("keydiff format=auto"));
+  const auto by_blocks = Resolve(SmolInfo(), Options("keydiff format=auto"));
   ASSERT_TRUE(by_blocks);
   EXPECT_EQ(by_blocks->formats.full().Name(), "q4");
   EXPECT_EQ(by_blocks->recipe.storage.formats.size(), 1U);
-  const auto at_once = Resolve(Info(), Options("keydiff format=auto", CompressMode::kAfter));
+  const auto at_once = Resolve(SmolInfo(), Options("keydiff format=auto", CompressMode::kAfter));
   ASSERT_TRUE(at_once);
   EXPECT_EQ(at_once->formats, CacheFormats());
   const StorageRule& rule = at_once->recipe.storage;
   ASSERT_EQ(rule.formats.size(), kAutoFormats.size());
-  EXPECT_EQ(rule.FormatFor(Info(), PageFormat(), 1000, 1).Name(), "f16");
-  EXPECT_EQ(rule.FormatFor(Info(), PageFormat(), 1000, 0.99).Name(), "q8");
-  EXPECT_EQ(rule.FormatFor(Info(), PageFormat(), 1000, 0.1).Name(), "q4/q2");
-  EXPECT_EQ(StorageRule().FormatFor(Info(), KvFormat::kQ8, 1000, 0.1).Name(), "q8") << "stays as it is";
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 1).Name(), "f16");
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.99).Name(), "q8");
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.1).Name(), "q4/q2");
+  EXPECT_EQ(StorageRule().FormatFor(SmolInfo(), KvFormat::kQ8, 1000, 0.1).Name(), "q8") << "stays as it is";
 }
 
 TEST(Resolve, TurnsHaveAFormatAndAJudgeOfTheirOwn) {
-  const auto turns = Resolve(Info(), Options("kvzip turns=flowkv format=q8"));
+  const auto turns = Resolve(SmolInfo(), Options("kvzip turns=flowkv format=q8"));
   ASSERT_TRUE(turns) << turns.error().message;
   EXPECT_EQ(turns->recipe.turns.method, TurnMethod::kFlowKv);
   EXPECT_EQ(turns->formats, CacheFormats()) << "until a turn is over";
@@ -135,7 +124,7 @@ TEST(Resolve, TurnsHaveAFormatAndAJudgeOfTheirOwn) {
   EXPECT_TRUE(turns->converts_turns());
   EXPECT_NE(turns->recipe.in_little_room, turns->recipe.policy);
   EXPECT_EQ(turns->recipe.in_little_room->repeat(), nullptr) << "reads nothing again";
-  const auto plain = Resolve(Info(), Options("snapkv turns=flowkv"));
+  const auto plain = Resolve(SmolInfo(), Options("snapkv turns=flowkv"));
   ASSERT_TRUE(plain);
   EXPECT_EQ(plain->recipe.in_little_room, plain->recipe.policy);
   EXPECT_FALSE(plain->converts_turns());
@@ -147,17 +136,17 @@ TEST(Resolve, WhatWasChosenStays) {
                              "pith", "mikv", "cake sinks=3"}) {
     SCOPED_TRACE(recipe);
     EngineOptions options = Options(recipe);
-    const auto first = Resolve(Info(), options);
+    const auto first = Resolve(SmolInfo(), options);
     ASSERT_TRUE(first) << first.error().message;
     static_cast<SequenceOptions&>(options) = first->options;
     options.budget_bytes = size_t{500} << 20;
-    const auto second = Resolve(Info(), options);
+    const auto second = Resolve(SmolInfo(), options);
     ASSERT_TRUE(second) << second.error().message;
     EXPECT_EQ(Difference(*first, *second), "");
   }
   EngineOptions roomy = Options("keydiff format=auto");
   roomy.budget_bytes = size_t{500} << 20;
-  EXPECT_EQ(Difference(*Resolve(Info(), Options("keydiff format=auto")), *Resolve(Info(), roomy)),
+  EXPECT_EQ(Difference(*Resolve(SmolInfo(), Options("keydiff format=auto")), *Resolve(SmolInfo(), roomy)),
             "policy formats storage ")
       << "control: other bytes give another format, another parse another policy";
 }
