@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/crowd.h"
 #include "base/own_code.h"
 #include "engine/engine.h"
 #include "host/model.h"
@@ -113,6 +114,13 @@ TEST(ModelAllocation, DecodingAllocatesNothing) {
   EXPECT_EQ(CountedInDecode("full", 0, KvFormat::kF16, 3), 0);
   EXPECT_EQ(CountedInDecode("snapkv", 300, KvFormat::kF16, 1), 0) << "a recipe that has nothing to drop yet";
   EXPECT_EQ(CountedInDecode("expectedattention", 300, KvFormat::kF16, 1), 0) << "one that counts every query";
+}
+
+// A thread that a busy machine kept away while the first token warmed up joins later.
+TEST(ModelAllocation, AThreadThatJoinsLaterAllocatesNothing) {
+  Crowd::OfProcess().Settle(1, false);
+  EXPECT_EQ(CountedInDecode("full", 0, KvFormat::kF16, 1), 0);
+  Crowd::OfProcess().Settle(0, false);
 }
 
 // The controls: an allocation in our code is seen, on any of the threads; one outside is not. Evictions allocate.

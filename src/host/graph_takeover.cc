@@ -92,6 +92,10 @@ bool GraphTakeover::OnNode(ggml_tensor* node, bool ask, void* user_data) {
   if (IsCachedAttention(node)) {
     self.TakeOverAttention(node);
   } else if (self.own_products_ && RowProduct::Suits(node)) {
+    // Of all threads, also those that compute nothing yet: while tokens are decoded nothing is allocated.
+    for (ProductScratch& of_thread : self.product_scratch_) {
+      of_thread.rounded.Reserve(static_cast<int>(node->src[1]->ne[1]), static_cast<int>(node->src[1]->ne[0]));
+    }
     Become(node, self.NextProduct().rows_op_params);
   } else if (self.own_products_ && BlockProduct::Suits(node)) {
     Become(node, self.NextProduct().block_op_params);

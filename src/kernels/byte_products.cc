@@ -506,17 +506,22 @@ size_t WeightBlockBytes(WeightFormat format) {
   });
 }
 
+void RoundedRows::Reserve(int num_rows, int width) {
+  const auto rows = static_cast<size_t>(num_rows);
+  const size_t codes = rows * static_cast<size_t>(width), scales = rows * ScalesOf(width / kWeightBlock);
+  if (codes_.size() < codes) codes_.resize(codes);
+  if (scales_.size() < scales) scales_.resize(scales);
+  if (sums16_.size() < scales) sums16_.resize(scales);
+}
+
 void RoundedRows::Round(const float* input, size_t stride, int num_rows, int width) {
   PITH_CHECK(width % kWeightBlock == 0);
   num_rows_ = num_rows;
   num_blocks_ = width / kWeightBlock;
-  const auto rows = static_cast<size_t>(num_rows);
-  if (codes_.size() < rows * num_codes()) codes_.resize(rows * num_codes());
-  if (scales_.size() < rows * num_scales()) scales_.resize(rows * num_scales());
-  if (sums16_.size() < rows * num_scales()) sums16_.resize(rows * num_scales());
+  Reserve(num_rows, width);
   ApplyForcedTarget();
   const auto round_row = HWY_DYNAMIC_DISPATCH(RoundRowImpl);
-  for (size_t n = 0; n < rows; ++n) {
+  for (size_t n = 0; n < static_cast<size_t>(num_rows); ++n) {
     float* scales = scales_.data() + n * num_scales();
     int16_t* sums16 = sums16_.data() + n * num_scales();
     if (num_blocks_ % 4 != 0) {

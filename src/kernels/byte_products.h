@@ -30,6 +30,8 @@ size_t WeightBlockBytes(WeightFormat format);
 // Rows of input, rounded.
 class RoundedRows {
  public:
+  // Room for so many rows, so that Round() allocates nothing.
+  void Reserve(int num_rows, int width);
   // input: [num_rows, width], rows `stride` floats apart; width is a multiple of kWeightBlock.
   void Round(const float* input, size_t stride, int num_rows, int width);
 
@@ -44,9 +46,11 @@ class RoundedRows {
   const int16_t* sums16(int row) const { return sums16_.data() + static_cast<size_t>(row) * num_scales(); }
   size_t num_codes() const { return static_cast<size_t>(num_blocks_) * kWeightBlock; }
   // Zeros up to a multiple of four blocks.
-  size_t num_scales() const { return static_cast<size_t>((num_blocks_ + 3) / 4 * 4) * 2; }
+  size_t num_scales() const { return ScalesOf(num_blocks_); }
 
  private:
+  static constexpr size_t ScalesOf(int num_blocks) { return static_cast<size_t>((num_blocks + 3) / 4 * 4) * 2; }
+
   int num_rows_ = 0, num_blocks_ = 0;
   std::vector<int8_t> codes_;
   std::vector<float> scales_;
