@@ -230,7 +230,7 @@ class Model {
     if (sequence.layout.pruned.share == 0) {
       if (sequence.layout.lower) return;
       const PrunedKeys pruned{.share = kPrunedShare, .recent = static_cast<int>(rng_() % 50)};
-      const PageFormat format = sequence.layout.low.value_or(sequence.layout.entry);
+      const PageFormat format = sequence.layout.full();
       if (!Done(cache_->SetLower(id, format, pruned))) return;
       sequence.layout.lower = format;
       sequence.layout.pruned = pruned;

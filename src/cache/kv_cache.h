@@ -278,6 +278,7 @@ struct SequenceLayout {
   PrunedKeys pruned = {};              // in global layers, whose old entries then are these
   int state_rank = 0;                  // of states of entries that are gone, in global layers; 0: there are none
 
+  PageFormat full() const { return low.value_or(entry); }  // of full pages
   friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };
 

@@ -427,8 +427,7 @@ SequenceStats EngineImpl::stats(SequenceId id) const {
   stats.num_pinned = static_cast<int>(sequence.num_pinned());
   const SequenceSetup& setup = *sequence.setup;
   // A recipe may have converted what stays (format=auto).
-  const std::optional<PageFormat>& low = cache_->layout(sequence.cache_id).low;
-  stats.format = setup.converts_turns() ? setup.turn_format : low.value_or(setup.formats.entry);
+  stats.format = setup.converts_turns() ? setup.turn_format : cache_->layout(sequence.cache_id).full();
   stats.recipe = setup.recipe.text;
   return stats;
 }

@@ -7,7 +7,6 @@
 
 #include "engine/engine_impl.h"
 #include "engine/less_states.h"
-#include "host/halves.h"
 #include "policy/act/demote.h"
 #include "policy/act/think.h"
 
@@ -17,7 +16,7 @@ namespace pith {
 Status EngineImpl::CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   const SequenceSetup& setup = *sequence.setup;
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
-  const PageFormat full = layout.low.value_or(layout.entry);
+  const PageFormat full = layout.full();
   const bool merges = recipe.policy->merge() != nullptr, converts = recipe.storage.Converts(setup.formats.entry);
   const bool stands_in = recipe.policy->residue() != nullptr;
   const bool demotes = recipe.policy->demote() != nullptr;
@@ -195,12 +194,7 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recip
 Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                                   std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
   if (active.recipe.policy->repeat() != nullptr) {
-    const EngineTimes times = times_;
-    const Clock::time_point began = Clock::now();
-    PITH_RETURN_IF_ERROR(ReadAll(source, active, guard));
-    // All of it is the recipe's cost.
-    const double seconds = SecondsSince(began);
-    times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
+    PITH_RETURN_IF_ERROR(AsRecipesTime([&] { return ReadAll(source, active, guard); }));
   }
   for (const Shrink& shrink : shrinks) loan.Lend(*shrink.sequence);
   // The source's entries are what the selections count from, so it goes last.
@@ -308,10 +302,7 @@ LayerQueries EngineImpl::Queries(SequenceId id, int global_layer, int num_querie
   const int count = std::clamp(num_queries, 0, sequence->known_queries());
   const auto width = static_cast<size_t>(shape.num_heads * shape.key_dim);
   queries.rows.resize(static_cast<size_t>(count) * width);
-  for (int t = 0; t < count; ++t) {
-    ToFloats(sequence->queries.row(global_layer, sequence->next_position - count + t), width,
-             queries.rows.data() + static_cast<size_t>(t) * width);
-  }
+  sequence->ReadQueries(global_layer, count, width, queries.rows.data());
   return queries;
 }
 

@@ -130,24 +130,6 @@ void EngineImpl::ToIndices(const Sequence& source, int layer, KeptHeads& kept) c
   }
 }
 
-namespace {
-
-// What of a head's first `count` entries is not kept, but for those in the lower format.
-std::vector<int32_t> NotKept(const HeadCache& head, int count, const std::vector<int32_t>& kept) {
-  std::vector<int32_t> others;
-  auto next = std::ranges::lower_bound(kept, head.num_lower_entries());
-  for (int i = head.num_lower_entries(); i < count; ++i) {
-    if (next != kept.end() && *next == i) {
-      ++next;
-    } else {
-      others.push_back(i);
-    }
-  }
-  return others;
-}
-
-}  // namespace
-
 Status EngineImpl::KeepInHead(const Policy& policy, int layer, size_t h, HeadCache& head,
                               std::span<const int32_t> kept) const {
   const LessMaps* const maps = policy.less();
@@ -164,7 +146,7 @@ Status EngineImpl::KeepHeads(const Policy& policy, const Sequence& source, Seque
     ops_->loops().Lead(team, [&] {
       std::vector<Status> lowered(heads.size());
       ParallelFor(heads.size(), [&](size_t h) {
-        lowered[h] = heads[h].Lower(NotKept(heads[h], scored[h].num_entries(), kept[h]));
+        lowered[h] = heads[h].Lower(NotKept(heads[h].num_lower_entries(), scored[h].num_entries(), kept[h]));
       });
       const auto failed = std::ranges::find_if(lowered, [](const Status& status) { return !status; });
       if (failed != lowered.end()) result = *failed;

@@ -300,6 +300,16 @@ class EngineImpl final : public Engine, public AttentionSink {
   double TurnCap(const Sequence& sequence) const;
 
   // Second readings (engine_repeat.cc).
+  // run() -> its result; all that it takes is the recipe's time.
+  template <typename Run>
+  auto AsRecipesTime(const Run& run) {
+    const EngineTimes before = times_;
+    const Clock::time_point began = Clock::now();
+    auto result = run();
+    const double seconds = SecondsSince(began);
+    times_ = {.attention = before.attention, .policy = before.policy + seconds, .total = before.total + seconds};
+    return result;
+  }
   // Before ScoreAndKeep() for a recipe with a second reading: fills source.repeat, which may be there already. Nothing
   // else of the source changes. kOutOfBudget, kUnsupported, kCancelled.
   // part: of the sequence's tokens, only these are repeated.

@@ -57,8 +57,8 @@ EngineImpl::ChosenChannels EngineImpl::ChooseChannels(const Sequence& source, co
 Status EngineImpl::PruneKeys(const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen) {
   const SequenceLayout& layout = cache_->layout(target.cache_id);
   if (layout.pruned.share == 0) {
-    PITH_RETURN_IF_ERROR(cache_->SetLower(target.cache_id, layout.low.value_or(layout.entry),
-                                          {.share = prune.share, .recent = prune.recent}));
+    PITH_RETURN_IF_ERROR(
+        cache_->SetLower(target.cache_id, layout.full(), {.share = prune.share, .recent = prune.recent}));
     for (int global = 0; global < num_global_layers_; ++global) {
       const std::span<HeadCache> heads = cache_->heads(target.cache_id, LayerOf(global));
       for (size_t h = 0; h < heads.size(); ++h) {

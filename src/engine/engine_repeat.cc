@@ -275,13 +275,7 @@ Result<bool> EngineImpl::ReadAgain(SequenceId id, const Recipe& recipe, int rows
   PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*sequence, recipe));
   if (active.recipe.policy->repeat() == nullptr || GlobalEntriesOf(*sequence) == 0) return true;
   part.num_sinks = active.recipe.num_sinks;
-  const EngineTimes times = times_;
-  const Clock::time_point began = Clock::now();
-  const Result<bool> done = ReadOn(*sequence, active, part, rows);
-  // All of it is the recipe's cost.
-  const double seconds = SecondsSince(began);
-  times_ = {.attention = times.attention, .policy = times.policy + seconds, .total = times.total + seconds};
-  return done;
+  return AsRecipesTime([&] { return ReadOn(*sequence, active, part, rows); });
 }
 
 }  // namespace pith

@@ -50,7 +50,7 @@ void EngineImpl::LimitByRecipe(const Sequence& sequence, RewindRange& range) con
   }
   const SequenceLayout& layout = cache_->layout(sequence.cache_id);
   if (layout.pruned.share > 0) nothing("its keys have lost channels");
-  if (!(layout.low.value_or(layout.entry) == setup.formats.full())) {
+  if (!(layout.full() == setup.formats.full())) {
     nothing("its entries were converted");
   }
   if (layout.lower != setup.formats.lower) nothing("its entries were converted");

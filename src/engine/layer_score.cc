@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "engine/layer_ops.h"
-#include "host/halves.h"
 #include "kernels/triangles.h"
 
 namespace pith {
@@ -59,12 +58,8 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   const size_t row_size = sequence.queries.row_size();
   window_rows_.resize(static_cast<size_t>(rows) * row_size);
   window_positions_.resize(static_cast<size_t>(rows));
-  for (int t = 0; t < rows; ++t) {
-    const int32_t position = sequence.next_position - rows + t;
-    window_positions_[static_cast<size_t>(t)] = position;
-    ToFloats(sequence.queries.row(global_layer, position), row_size,
-             window_rows_.data() + static_cast<size_t>(t) * row_size);
-  }
+  std::iota(window_positions_.begin(), window_positions_.end(), sequence.next_position - rows);
+  sequence.ReadQueries(global_layer, rows, row_size, window_rows_.data());
   kernels::AttentionTask& task = window_task_;
   task = kernels::AttentionTask{};
   task.num_queries = rows;

@@ -5,25 +5,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "policy/select.h"
+
 namespace pith {
 namespace {
 
 // Entries whose rows are in memory at once.
 constexpr size_t kAtOnce = 256;
-
-std::vector<int32_t> Dropped(int num_entries, std::span<const int32_t> kept) {
-  std::vector<int32_t> dropped;
-  dropped.reserve(static_cast<size_t>(num_entries) - kept.size());
-  size_t next = 0;
-  for (int32_t i = 0; i < num_entries; ++i) {
-    if (next < kept.size() && kept[next] == i) {
-      ++next;
-    } else {
-      dropped.push_back(i);
-    }
-  }
-  return dropped;
-}
 
 // visit(layer) for those that recipes act on.
 template <class Visit>
@@ -36,7 +24,7 @@ void ForEachGlobal(const ModelInfo& info, const Visit& visit) {
 }  // namespace
 
 Status KeepAndAbsorb(HeadCache& head, std::span<const int32_t> kept, const kernels::FeatureMap& map) {
-  const std::vector<int32_t> dropped = Dropped(head.num_entries(), kept);
+  const std::vector<int32_t> dropped = NotKept(0, head.num_entries(), kept);
   const auto key_dim = static_cast<size_t>(head.layout().key_dim),
              value_dim = static_cast<size_t>(head.layout().value_dim), rank = static_cast<size_t>(map.rank);
   std::vector<float> sums(kernels::StateFloats(map.rank, head.layout().value_dim), 0);
@@ -75,13 +63,14 @@ double StateEntries(const ModelInfo& info, const LessMaps& maps) {
   return entry_bytes > 0 ? static_cast<double>(StateBytes(info, maps)) / entry_bytes : 0;
 }
 
+Status CheckCanHaveMaps(const ModelInfo& info) {
+  if (std::ranges::none_of(info.layers, &LayerShape::shared)) return {};
+  return Unsupported("act=less has maps of each layer's own queries, and layers of this model share their caches");
+}
+
 Status CheckMaps(const ModelInfo& info, const LessMaps& maps) {
+  PITH_RETURN_IF_ERROR(CheckCanHaveMaps(info));
   int num_layers = 0;
-  for (const LayerShape& layer : info.layers) {
-    if (layer.shared) {
-      return Unsupported("act=less has maps of each layer's own queries, and layers of this model share their caches");
-    }
-  }
   Status status;
   ForEachGlobal(info, [&](const LayerShape& layer) {
     const int at = num_layers++;

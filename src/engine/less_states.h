@@ -21,6 +21,8 @@ size_t StateBytes(const ModelInfo& info, const LessMaps& maps);
 // The same in f16 entries of each head of the global layers.
 double StateEntries(const ModelInfo& info, const LessMaps& maps);
 
+// kUnsupported: no maps are for such a model.
+Status CheckCanHaveMaps(const ModelInfo& info);
 // One sentence where the maps are not for this model's layers.
 Status CheckMaps(const ModelInfo& info, const LessMaps& maps);
 

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "host/halves.h"
+
 namespace pith {
 namespace {
 
@@ -38,6 +40,12 @@ Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo
 const ActiveRecipe* SequenceSetup::Find(const ResolvedRecipe& wanted) const {
   const auto found = std::ranges::find(active, wanted.text, [](const ActiveRecipe& one) { return one.recipe.text; });
   return found != active.end() ? &*found : nullptr;
+}
+
+void Sequence::ReadQueries(int global_layer, int count, size_t width, float* rows) const {
+  for (int32_t position = next_position - count; position < next_position; ++position, rows += width) {
+    ToFloats(queries.row(global_layer, position), width, rows);
+  }
 }
 
 void Sequence::EndAt(int32_t position, int64_t num_global_heads) {

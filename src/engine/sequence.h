@@ -149,6 +149,8 @@ struct Sequence {
   }
   // How many of the last queries are known, and whether those are all that a window of so many would hold.
   int known_queries() const { return std::min(queries.window(), next_position - queries_from); }
+  // The first `width` numbers of the last `count` queries, which are known, in float32: [count, width].
+  void ReadQueries(int global_layer, int count, size_t width, float* rows) const;
   bool Knows(int window) const { return known_queries() >= std::min(window, next_position); }
   // The last `count` tokens have overwritten older queries, and are about to be taken back.
   void ForgetQueriesOf(int count) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/less_states.h"
+
 namespace pith {
 namespace {
 
@@ -60,9 +62,7 @@ Status FitLayer(const Engine& engine, SequenceId sequence, int global_layer, con
 Result<FittedMaps> FitMaps(std::shared_ptr<HostModel> model, std::span<const int32_t> tokens,
                            const LessFitOptions& options, int num_threads, const Progress& progress) {
   const std::vector<LayerShape>& layers = model->info().layers;
-  if (std::ranges::any_of(layers, &LayerShape::shared)) {
-    return Unsupported("act=less has maps of each layer's own queries, and layers of this model share their caches");
-  }
+  PITH_RETURN_IF_ERROR(CheckCanHaveMaps(model->info()));
   EngineOptions engine_options;
   engine_options.num_ctx = static_cast<int>(tokens.size());
   engine_options.num_threads = num_threads;

@@ -201,6 +201,19 @@ void RoundRests(std::span<const LayerScores> layers, int page_entries, int64_t t
   for (const Rounded& head : heads) head.budget->floor = std::min(head.budget->floor, head.budget->keep);
 }
 
+std::vector<int32_t> NotKept(int32_t first, int32_t end, std::span<const int32_t> kept) {
+  std::vector<int32_t> others;
+  auto next = std::ranges::lower_bound(kept, first);
+  for (int32_t i = first; i < end; ++i) {
+    if (next != kept.end() && *next == i) {
+      ++next;
+    } else {
+      others.push_back(i);
+    }
+  }
+  return others;
+}
+
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,
                                std::span<const uint8_t> pinned, int keep) {
   const size_t n = scores.size();

@@ -44,6 +44,9 @@ void RoundRests(std::span<const LayerScores> layers, int page_entries, int64_t t
 std::vector<int32_t> SelectTop(std::span<const float> scores, std::span<const float> ties,
                                std::span<const uint8_t> pinned, int keep);
 
+// Of the entries [first, end) of one head those that are not among the kept ones; both ascending.
+std::vector<int32_t> NotKept(int32_t first, int32_t end, std::span<const int32_t> kept);
+
 // Entries of all heads of all layers compete for `total` places after each head got its `floor`
 // best. Fills out[layer][head]; ties as in SelectTop, across heads the newer one, then the first.
 void AllocatePooled(std::span<const LayerScores> layers, int64_t total, double floor, Allocation& out);

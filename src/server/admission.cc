@@ -1,10 +1,12 @@
 // Who may begin, and in which bytes.
 //
-//   recipe drops entries   floor: an equal share, or all that its tokens take, if that is less;  ceiling: whatever is
-//   there recipe drops nothing   floor: all that its tokens will take;                                 ceiling:
-//   whatever is there
-//   recipe compresses a whole prompt   floor: all that the prompt takes and its second reading; ceiling: whatever is
-//   there; then (compress.cc) what is left and the answer takes; ceiling: what was asked for
+// - The recipe drops entries. Floor: an equal share, or all that its tokens take, if that is less.
+// - The recipe drops nothing. Floor: all that its tokens will take.
+// - The recipe compresses a whole prompt. Floor: all that the prompt and its second reading take; then (compress.cc)
+// what
+//   is left and the answer takes.
+//
+// The ceiling is whatever is there, or what was asked for: of a prompt that is compressed once that is done.
 //
 // A request begins when its floor can be promised. Until then it waits, and those behind it too: whoever needs much is
 // not overtaken for ever. Resting prefixes go first, then the engine takes back what running sequences have borrowed.
@@ -20,8 +22,6 @@
 namespace pith::server {
 namespace {
 
-// Of a text without limit whose recipe drops nothing: what it is promised for a start.
-constexpr size_t kTokensAhead = 256;
 // Shorter ones are read again as fast as they are forked.
 constexpr size_t kLeastCheckpoint = 64;
 
@@ -197,8 +197,7 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
         job->is_by_blocks
             ? PlanJob(*job)
             : Status(OutOfBudget(fmt::format("the prompt has {} tokens, and {:.2f} MiB of KV budget do not hold all of "
-                                             "them, and what {} takes to compress "
-                                             "them",
+                                             "them, and what {} takes to compress them",
                                              job->text.size(), static_cast<double>(job->bytes.limit) / (1 << 20),
                                              job->options.recipe.text)));
     if (!planned) {

@@ -315,8 +315,13 @@ std::string TakeBeginning(ChatRequest& request) {
   return beginning;
 }
 
+// Of the request's recipe, else of the server's.
+const std::optional<TurnOptions>& TurnsOf(const ServedModel& model, const ChatRequest& request) {
+  return (request.base.recipe ? *request.base.recipe : model.recipe).turns;
+}
+
 Status FindTopic(const ServedModel& model, ChatRequest& request) {
-  const std::optional<TurnOptions>& turns = (request.base.recipe ? *request.base.recipe : model.recipe).turns;
+  const std::optional<TurnOptions>& turns = TurnsOf(model, request);
   if (!turns || turns->method != TurnMethod::kEpiCache || model.topics == nullptr) return {};
   PITH_ASSIGN_OR_RETURN(request.base.guide, model.topics->GuideFor(*turns, request.messages));
   return {};
@@ -382,7 +387,7 @@ Status Prepare(ServerContext& context, ChatRequest& request) {
     PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
     PITH_ASSIGN_OR_RETURN(const size_t pinned, NumPinned(model, request, prompt));
     request.base.num_pinned = std::min(pinned, prompt.size() - 1);
-    if ((request.base.recipe ? *request.base.recipe : model.recipe).turns) {
+    if (TurnsOf(model, request)) {
       PITH_ASSIGN_OR_RETURN(request.base.turn_ends, TurnEnds(context, request, prompt));
     }
     PITH_RETURN_IF_ERROR(FindTopic(model, request));

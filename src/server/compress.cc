@@ -20,8 +20,6 @@ namespace {
 
 // Beyond what it may hold a sequence grows by so much before it is compressed again, since that may take a reading.
 constexpr double kSlack = 1.1;
-// Of an answer without a limit: room for a start.
-constexpr size_t kTokensAhead = 256;
 // Where what is left does not fit, so much less is tried, and so often.
 constexpr double kLess = 0.85;
 constexpr int kMostTries = 4;
@@ -113,9 +111,9 @@ size_t SchedulerImpl::NextTurnEnd(const Job& job) {
 
 void SchedulerImpl::BeginTurnEnd(Job& job) { job.is_compressing = job.ends_turn = true; }
 
-Job* SchedulerImpl::NextToCompress() const {
+JobPtr SchedulerImpl::NextToCompress() const {
   const auto next = std::ranges::find_if(running_, [](const JobPtr& job) { return job->is_compressing; });
-  return next == running_.end() ? nullptr : next->get();
+  return next == running_.end() ? nullptr : *next;
 }
 
 void SchedulerImpl::CompressOn(Job& job, int rows) {

@@ -44,6 +44,9 @@ struct Choice {
 };
 
 // What a job's tokens take, and what it is promised.
+// Of an answer without a limit: what there is room for at its start.
+inline constexpr size_t kTokensAhead = 256;
+
 struct JobBytes {
   size_t first_page = 0;  // with a token, everything beside pages included
   size_t page = 0;        // more for each further page of positions
@@ -226,7 +229,7 @@ class SchedulerImpl final : public Scheduler {
   static bool IsTurnEnd(const Job& job, size_t num_tokens);
   static size_t NextTurnEnd(const Job& job);  // after those that are read; 0: none
   static void BeginTurnEnd(Job& job);
-  Job* NextToCompress() const;
+  JobPtr NextToCompress() const;  // null: none
   void CompressOn(Job& job, int rows);
   bool PromiseMore(Job& job);
   bool SettleBudget(Job& job);

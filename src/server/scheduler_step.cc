@@ -10,7 +10,7 @@ namespace pith::server {
 
 void SchedulerImpl::StepOnce() {
   PlanStep();
-  Job* const compressed = compress_rows_ > 0 ? NextToCompress() : nullptr;
+  const JobPtr compressed = compress_rows_ > 0 ? NextToCompress() : nullptr;
   if (items_.empty() && compressed == nullptr) return;
   MakeRoomForStep();
   statuses_.assign(items_.size(), Status());
@@ -31,11 +31,13 @@ void SchedulerImpl::StepOnce() {
   counters_.prompt_seconds += share * step_seconds;
   counters_.decode_seconds += (1 - share) * step_seconds;
   if (num_decodes > 0) ++counters_.decode_steps;
-  const JobPtr job = compressed == nullptr ? nullptr : *std::ranges::find(running_, compressed, &JobPtr::get);
   EndStep();
   const auto end = SteadyClock::now();
-  if (job != nullptr && job->is_compressing && !job->is_cancelled()) CompressOn(*job, compress_rows_);
-  const double compress_seconds = job == nullptr ? 0 : SecondsBetween(end, SteadyClock::now());
+  // It may have been sent back for room, or have ended.
+  if (compressed != nullptr && compressed->is_compressing && !compressed->is_cancelled()) {
+    CompressOn(*compressed, compress_rows_);
+  }
+  const double compress_seconds = compressed == nullptr ? 0 : SecondsBetween(end, SteadyClock::now());
   counters_.compress_seconds += compress_seconds;
   pacer_.Note(num_decodes, num_prompt_rows, step_seconds + compress_seconds, running, prompts_wait);
 }
@@ -154,7 +156,7 @@ void SchedulerImpl::PlanStep() {
   const int rows = reading.empty() && !compresses ? 0 : pacer_.Rows(num_decodes);
   // Prompts that are read again take turns with those that are read.
   compressed_last_ = compresses && rows > 0 && (reading.empty() || !compressed_last_);
-  compress_rows_ = !compressed_last_ ? 0 : options_.deterministic_reuse ? engine_->block_tokens() : rows;
+  compress_rows_ = !compressed_last_ ? 0 : apart ? engine_->block_tokens() : rows;
   if (rows == 0 || !apart) {
     for (const JobPtr& job : running_) {
       for (Choice& choice : job->choices) {
