@@ -103,6 +103,11 @@ build_jobs() {
   printf '%s' "${PITH_JOBS:-$((by_cpu < by_memory ? by_cpu : by_memory))}"
 }
 
+# "setsid "${kOnLeftover[@]}" COMMAND..." gives COMMAND only what the processors have left. To a session of its own Linux
+# gives an equal share of them (sched_autogroup), whatever the policy of what runs in it: its session must say less
+# itself, as whoever starts it does not know when it is there, and before that would slow down its own.
+readonly kOnLeftover=(bash -c '[[ ! -w /proc/$$/autogroup ]] || echo 19 >/proc/$$/autogroup; exec chrt --idle 0 "$@"' leftover)
+
 # time_left START PERCENT: ", about 3 minutes left", once there is something to judge by.
 time_left() {
   local spent=$((SECONDS - $1)) left

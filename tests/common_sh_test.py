@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""is_installed of scripts/common.sh, which decides what ./pith installs, against a made-up dpkg-query."""
+"""What ./pith builds on, in scripts/common.sh: is_installed, against a made-up dpkg-query; who gets the processors."""
 import os
 import stat
 import subprocess
@@ -47,6 +47,18 @@ class IsInstalled(unittest.TestCase):
     def test_what_is_not_there(self):
         for package in ("removed", "never", "unheard-of"):
             self.assertFalse(self.installed(package), package)
+
+class OnLeftover(unittest.TestCase):
+    @unittest.skipUnless(os.access("/proc/self/autogroup", os.W_OK), "this system knows no groups of sessions")
+    def test_the_session_of_its_own_gives_way_and_ours_does_not(self):
+        # Ours is one of its own, too, so that a failure slows down nobody else.
+        script = 'source "$0"; setsid "${kOnLeftover[@]}" bash -c "cat /proc/self/autogroup; chrt -p \\$\\$" & wait; cat /proc/self/autogroup'
+        for _ in range(5):
+            done = subprocess.run(["bash", "-c", script, COMMON], capture_output=True, text=True, start_new_session=True)
+            theirs, policy, _, ours = done.stdout.splitlines()
+            self.assertRegex(theirs, "nice 19$")
+            self.assertRegex(policy, "SCHED_IDLE$")
+            self.assertRegex(ours, "nice 0$")
 
 
 if __name__ == "__main__":
