@@ -56,6 +56,10 @@ TEST(App, BadUsage) {
       {{"eval", "--tasks", "x", "--keep", "2"}, "--keep takes"},
       {{"eval", "--tasks", "x", "--recipes", "no_such_recipe"}, "no_such_recipe"},
       {{"bench", "--ctx", "zero"}, "--ctx takes"},
+      // Given again, the last value counts, as with llama.cpp.
+      {{"run", "-p", "x", "-n", "5", "-n", "-2"}, "-n takes"},
+      {{"run", "-p", "x", "-n", "-2", "-n", "5", "--recipe", "knorm", "--recipe", "no_such_recipe"}, "no_such_recipe"},
+      {{"run", "-p", "", "-p", "x", "--temp", "0", "--temp", "-1"}, "--temp takes"},
   };
   for (const Usage& usage : usages) {
     std::vector<const char*> arguments = usage.arguments;

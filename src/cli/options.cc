@@ -1,10 +1,19 @@
 #include "cli/options.h"
 
+#include <CLI/CLI.hpp>
 #include <utility>
 
-#include <CLI/CLI.hpp>
-
 namespace pith::cli {
+namespace {
+
+// Of an option that is given again the last value counts, as scripts that append to a line of flags expect.
+template <typename T>
+CLI::Option* AddOne(CLI::App& command, const std::string& names, T& value, const std::string& help,
+                    const std::string& type) {
+  return command.add_option(names, value, help)->type_name(type)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+}
+
+}  // namespace
 
 CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& help, const std::string& footer) {
   CLI::App* command = app.add_subcommand(name, help);
@@ -20,32 +29,32 @@ void OnCommand(CLI::App& command, std::function<void()> then) {
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::string& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, float& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, double& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, int32_t& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, int64_t& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, uint64_t& value, const std::string& help,
                        const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type);
+  return AddOne(command, names, value, help, type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::vector<std::string>& values,
