@@ -10,8 +10,9 @@
 # The standard library's headers, fmt's and expected's are compiled once for all layers: parsing them was half of the
 # time of most files. Each file includes what it uses all the same; the preset fuzz, which has no such header, checks.
 set(PITH_COMMON_HEADERS
-  <algorithm> <array> <atomic> <cmath> <cstddef> <cstdint> <cstring> <functional> <limits> <map> <memory> <numeric>
-  <optional> <random> <span> <string> <string_view> <utility> <vector> <fmt/format.h> <tl/expected.hpp>)
+  <algorithm> <array> <atomic> <chrono> <cmath> <condition_variable> <cstddef> <cstdint> <cstring> <functional> <limits>
+  <map> <memory> <mutex> <numeric> <optional> <random> <set> <span> <string> <string_view> <thread> <utility> <vector>
+  <fmt/format.h> <tl/expected.hpp>)
 
 function(pith_layer_files layer pattern result)
   file(GLOB_RECURSE files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${layer}/${pattern})
