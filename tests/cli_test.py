@@ -320,8 +320,6 @@ class HardBudget(ModelCase):
                     dropped += "act=demote" in recipe["stages"] and kv["page_bytes"] < 0.8 * full
                     # Or keys lose channels; the newest entries and pages that are not full keep all.
                     dropped += "act=prune" in recipe["stages"] and kv["page_bytes"] < 0.95 * full
-                    if SANITIZED and dropped:
-                        break
             if name != "full" and info()["architecture"] == "llama":
                 self.assertGreater(dropped, 0, f"{name} was never short of memory: the test shows nothing")
 

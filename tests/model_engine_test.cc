@@ -80,35 +80,6 @@ std::vector<float> PrefillLogits(const EngineOptions& options, const std::vector
   return logits;
 }
 
-TEST(ModelEngine, EveryRecipeStaysInsideASmallBudget) {
-  const size_t budget = size_t{7} << 20;
-  for (const RecipeInfo& info : ListRecipes()) {
-    if (info.name == "full") continue;
-    SCOPED_TRACE(info.name);
-    EngineOptions options = Options(info.name, budget, 64);
-    if (NeedsWholePrompt(options.recipe)) continue;  // model_repeat_test.cc
-    const bool keeps_all = options.recipe.policy->demote() != nullptr;
-    if (keeps_all) options.num_ctx = 600;  // in few bits
-    auto engine = Make(options);
-    if (engine == nullptr) continue;
-    const SequenceId sequence = *engine->NewSequence();
-    const std::vector<int32_t> tokens =
-        Tokens(engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
-    const size_t read = tokens.size() - 20;
-    Status status = engine->Prefill(sequence, {tokens.data(), read});
-    ASSERT_TRUE(status) << status.error().message;
-    for (size_t i = read; i < tokens.size(); ++i) {
-      status = engine->Decode(sequence, tokens[i]);
-      ASSERT_TRUE(status) << status.error().message;
-    }
-    const KvStats stats = engine->stats();
-    EXPECT_LE(stats.peak_bytes, budget);
-    EXPECT_EQ(stats.kept_fraction == 1.0, keeps_all);
-    EXPECT_LT(engine->KeptBytes(sequence), 0.75);
-    for (const float logit : engine->logits(sequence)) ASSERT_TRUE(std::isfinite(logit));
-  }
-}
-
 // CAKE's cascade: what one selection over all layers keeps of one block, while no more than a few layers' block is
 // there beside what stays.
 TEST(ModelEngine, ACascadeKeepsWhatOneSelectionKeeps) {

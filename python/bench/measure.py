@@ -72,11 +72,11 @@ def generation():
 
 
 def scorer():
-    @pith.scorer("keydiff_py")
+    @pith.scorer("keydiff_py", needs="keys")
     def keydiff_py(head):
         keys = np.asarray(head.keys)
-        keys = keys / np.sqrt(np.einsum("nd,nd->n", keys, keys))[:, None]
-        return -pith.cosine(keys, keys.mean(0))
+        norms = np.sqrt(np.einsum("...d,...d->...", keys, keys))
+        return -pith.cosine(keys, (1 / norms) @ keys)
 
     model = pith.Model()
     text = "The river carried the boats past the old mill, where people met to trade apples, salt and news. "

@@ -98,8 +98,8 @@ class RecipeTuner {
     json["seconds"] = seconds;
     if (flags_.output.json) return PrintJson(json.dump(1));
     fmt::print(
-        "{:>6} {:>8} {:>8} {:>9} {:>6}  recipe (full cache: {:.0f}% right; {} tasks that the search has not seen)\n",
-        "keep", "bytes", "kl", "right", "nll", 100 * MeanOf(Rows(), "full", 1).accuracy(), NumTasks());
+        "{:>6} {:>8} {:>8} {:>9} {:>6}  recipe (full cache: {:.0f}% right; {})\n", "keep", "bytes", "kl", "right", "nll",
+        100 * MeanOf(Rows(), "full", 1).accuracy(), WhichTasks());
     for (const ordered_json& row : json["shares"]) {
       for (const ordered_json& one : row["judged"]) {
         fmt::print("{:>6.3g} {:>7.1f}% {:>8.4f} {:>8.0f}% {:>6.3f}  {}\n", row["keep"].get<double>(),
@@ -173,7 +173,10 @@ class RecipeTuner {
   std::span<const EvalRow> Rows() const {
     return tasks_.held_out.empty() ? std::span(samples_->rows()) : std::span(held_out_->rows());
   }
-  size_t NumTasks() const { return tasks_.held_out.size(); }
+  std::string WhichTasks() const {
+    return tasks_.held_out.empty() ? fmt::format("the {} tasks of the search itself", tasks_.samples.size())
+                                   : fmt::format("{} tasks that the search has not seen", tasks_.held_out.size());
+  }
 
   ordered_json RunJson() const {
     return {{"pith_recipes", 1},
