@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "evict/learn/lanes.h"
 #include "evict/learn/model_file.h"
 
 namespace pith::evict {
@@ -28,8 +29,8 @@ class ColdRl {
   static constexpr size_t kOutputs = 3;             // value, advantages of keeping and of evicting
   static constexpr size_t kMostCandidates = 32;
 
-  // ln(1 + x) of each, sizes in KiB.
-  static void Features(const ColdRlCandidate& candidate, float* features);
+  // ln(1 + x) of each, sizes in KiB: [count, kFeatures].
+  static void Features(const ColdRlCandidate* candidates, size_t count, float* features);
   // Q(keep) and Q(evict) from the network's outputs.
   static float Keep(const float* outputs) { return outputs[0] + 0.5f * (outputs[1] - outputs[2]); }
   static float Evict(const float* outputs) { return outputs[0] + 0.5f * (outputs[2] - outputs[1]); }
@@ -38,17 +39,32 @@ class ColdRl {
   explicit ColdRl(Model model);
 
   // Rows of kInputs floats, normalized.
-  void Inputs(const ColdRlCandidate* candidates, size_t count, float* inputs) const;
+  void Inputs(const ColdRlCandidate* candidates, size_t count, float* inputs);
   // Q(evict) - Q(keep) of each, which must be read before the next call; null: no finite numbers.
   // At most kMostCandidates; allocates nothing.
   const float* Margins(const ColdRlCandidate* candidates, size_t count);
+  // The same of what Features() gave of them [count, kFeatures].
+  const float* MarginsOf(const float* features, size_t count);
 
   Model& model() { return model_; }
 
  private:
+  static constexpr size_t kBlocks = kMostCandidates / kLanes;
+  // Of kLanes candidates side by side, [kFeatures] or [kInputs].
+  using Features16 = float[kFeatures][kLanes];
+  using Inputs16 = float[kInputs][kLanes];
+
+  static void Put(const ColdRlCandidate& candidate, size_t lane, Features16& features);
+  // Fills features_.
+  void Take(const ColdRlCandidate* candidates, size_t count);
+  // In: features_ of `count` candidates. Fills inputs_.
+  void Normalize(size_t count);
+  const float* Judge(size_t count);
+
   Model model_;
   NetBuffers buffers_;
-  float inputs_[kMostCandidates * kInputs];
+  Features16 features_[kBlocks];
+  Inputs16 inputs_[kBlocks];
   float margins_[kMostCandidates];
 };
 

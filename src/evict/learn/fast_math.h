@@ -6,6 +6,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "evict/learn/lanes.h"
+
 namespace pith::evict {
 
 // x > 0 and finite; within 0.008 of the logarithm, exact for powers of two.
@@ -14,6 +16,15 @@ inline float FastLog2(float x) {
   const float m = std::bit_cast<float>((bits & 0x007fffffu) | 0x3f800000u);  // in [1, 2)
   // Through 0 at 1 and 1 at 2.
   return static_cast<float>(static_cast<int32_t>(bits >> 23) - 127) + (m - 1) * (1.694f - 0.347f * m);
+}
+
+// The same of lanes. (A function that returns them would have another ABI on each processor.)
+template <typename L>
+[[gnu::always_inline]] inline void FastLog2(const typename L::Floats& x, typename L::Floats& to) {
+  const typename L::Bits bits = reinterpret_cast<typename L::Bits>(x);
+  const typename L::Floats m = reinterpret_cast<typename L::Floats>((bits & 0x007fffffu) | 0x3f800000u);
+  const typename L::Signed exponent = reinterpret_cast<typename L::Signed>(bits >> 23) - 127;
+  to = __builtin_convertvector(exponent, typename L::Floats) + (m - 1) * (1.694f - 0.347f * m);
 }
 
 // x <= 0; within half a percent of 2^x, 0 below 2^-120.

@@ -10,63 +10,96 @@
 namespace pith::evict {
 namespace {
 
-constexpr size_t kLanes = Net::kLanes;
-using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
-
 #if defined(__x86_64__)
 #define PITH_LANES_TARGETS 1
 #endif
 
-[[gnu::always_inline]] inline void Store(float* to, const Lanes& values) { *reinterpret_cast<Lanes*>(to) = values; }
-[[gnu::always_inline]] inline const Lanes& At(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
-
-// kRows rows of kGroups groups of lanes at once stay in registers while the inputs pass.
-template <size_t kRows, size_t kGroups>
+// kRows rows of kGroups vectors of outputs at once stay in registers while the inputs pass.
+template <typename L, size_t kRows, size_t kGroups>
 [[gnu::always_inline]] inline void Product(const Net::Layer& layer, const float* parameters, size_t first,
                                            const float* in, size_t in_stride, float* out, bool relu) {
-  Lanes sums[kRows][kGroups];
+  using V = typename L::Floats;
+  constexpr size_t kWidth = L::kWidth;
+  V sums[kRows][kGroups];
   for (size_t r = 0; r < kRows; ++r) {
-    for (size_t g = 0; g < kGroups; ++g) sums[r][g] = At(parameters + layer.biases + first + g * kLanes);
+    for (size_t g = 0; g < kGroups; ++g) sums[r][g] = At<L>(parameters + layer.biases + first + g * kWidth);
   }
   const float* weights = parameters + layer.weights + first;
   for (uint32_t j = 0; j < layer.in; ++j, weights += layer.stride) {
     for (size_t r = 0; r < kRows; ++r) {
-      for (size_t g = 0; g < kGroups; ++g) sums[r][g] += At(weights + g * kLanes) * in[r * in_stride + j];
+      for (size_t g = 0; g < kGroups; ++g) sums[r][g] += At<L>(weights + g * kWidth) * in[r * in_stride + j];
     }
   }
   for (size_t r = 0; r < kRows; ++r) {
     for (size_t g = 0; g < kGroups; ++g) {
-      Lanes sum = sums[r][g];
-      if (relu) sum = sum > Lanes{} ? sum : Lanes{};
-      Store(out + r * layer.stride + first + g * kLanes, sum);
+      V sum = sums[r][g];
+      if (relu) sum = sum > V{} ? sum : V{};
+      Store<L>(out + r * layer.stride + first + g * kWidth, sum);
     }
   }
 }
 
-template <size_t kGroups>
+template <typename L, size_t kGroups>
 [[gnu::always_inline]] inline void Rows(const Net::Layer& layer, const float* parameters, size_t first, const float* in,
                                         size_t in_stride, size_t rows, float* out, bool relu) {
   size_t r = 0;
   for (; r + 4 <= rows; r += 4) {
-    Product<4, kGroups>(layer, parameters, first, in + r * in_stride, in_stride, out + r * layer.stride, relu);
+    Product<L, 4, kGroups>(layer, parameters, first, in + r * in_stride, in_stride, out + r * layer.stride, relu);
   }
   for (; r < rows; ++r) {
-    Product<1, kGroups>(layer, parameters, first, in + r * in_stride, in_stride, out + r * layer.stride, relu);
+    Product<L, 1, kGroups>(layer, parameters, first, in + r * in_stride, in_stride, out + r * layer.stride, relu);
   }
 }
 
+template <typename L>
 [[gnu::always_inline]] inline void ForwardLayer(const Net::Layer& layer, const float* parameters, const float* in,
                                                 size_t in_stride, size_t rows, float* out, bool relu) {
   size_t first = 0;
-  for (; first + 2 * kLanes <= layer.stride; first += 2 * kLanes) {
-    Rows<2>(layer, parameters, first, in, in_stride, rows, out, relu);
+  constexpr size_t kWidth = L::kWidth;
+  for (; first + 2 * kWidth <= layer.stride; first += 2 * kWidth) {
+    Rows<L, 2>(layer, parameters, first, in, in_stride, rows, out, relu);
   }
-  if (first < layer.stride) Rows<1>(layer, parameters, first, in, in_stride, rows, out, relu);
+  if (first < layer.stride) Rows<L, 1>(layer, parameters, first, in, in_stride, rows, out, relu);
+}
+
+// kOutputs outputs of a vector of rows stay in registers while the inputs pass.
+template <typename L, size_t kOutputs>
+[[gnu::always_inline]] inline void ColumnProduct(const Net::Layer& layer, const float* parameters, size_t first,
+                                                 const float* in, float* out, bool relu) {
+  using V = typename L::Floats;
+  V sums[kOutputs];
+  for (size_t o = 0; o < kOutputs; ++o) sums[o] = V{} + parameters[layer.biases + first + o];
+  const float* weights = parameters + layer.weights + first;
+  for (uint32_t j = 0; j < layer.in; ++j, weights += layer.stride) {
+    for (size_t o = 0; o < kOutputs; ++o) sums[o] += At<L>(in + j * kLanes) * weights[o];
+  }
+  for (size_t o = 0; o < kOutputs; ++o) {
+    V sum = sums[o];
+    if (relu) sum = sum > V{} ? sum : V{};
+    Store<L>(out + (first + o) * kLanes, sum);
+  }
+}
+
+template <typename L>
+[[gnu::always_inline]] inline void ColumnLayer(const Net::Layer& layer, const float* parameters, const float* in,
+                                               float* out, bool relu) {
+  constexpr size_t kOutputs = 8;
+  for (size_t row = 0; row < kLanes; row += L::kWidth) {
+    size_t first = 0;
+    for (; first + kOutputs <= layer.out; first += kOutputs) {
+      ColumnProduct<L, kOutputs>(layer, parameters, first, in + row, out + row, relu);
+    }
+    // Sums that stand alone would wait for themselves.
+    for (; first + 3 <= layer.out; first += 3) {
+      ColumnProduct<L, 3>(layer, parameters, first, in + row, out + row, relu);
+    }
+    for (; first < layer.out; ++first) ColumnProduct<L, 1>(layer, parameters, first, in + row, out + row, relu);
+  }
 }
 
 inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
 
-[[gnu::always_inline]] inline float Sum(const Lanes& lanes) {
+[[gnu::always_inline]] inline float Sum(const Lanes16::Floats& lanes) {
   float sum = 0;
   for (size_t i = 0; i < kLanes; ++i) sum += lanes[i];
   return sum;
@@ -79,15 +112,16 @@ inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
   for (size_t r = 0; r < rows; ++r) {
     const float* slopes = out_slopes + r * layer.stride;
     for (size_t o = 0; o < layer.stride; o += kLanes) {
-      Store(gradient + layer.biases + o, At(gradient + layer.biases + o) + At(slopes + o));
+      Store<Lanes16>(gradient + layer.biases + o, At<Lanes16>(gradient + layer.biases + o) + At<Lanes16>(slopes + o));
     }
     for (uint32_t j = 0; j < layer.in; ++j) {
       const float value = in[r * in_stride + j];
       const size_t row = layer.weights + size_t{j} * layer.stride;
-      Lanes back{};
+      Lanes16::Floats back{};
       for (size_t o = 0; o < layer.stride; o += kLanes) {
-        if (value != 0) Store(gradient + row + o, At(gradient + row + o) + At(slopes + o) * value);
-        if (in_slopes != nullptr) back += At(parameters + row + o) * At(slopes + o);
+        if (value != 0)
+          Store<Lanes16>(gradient + row + o, At<Lanes16>(gradient + row + o) + At<Lanes16>(slopes + o) * value);
+        if (in_slopes != nullptr) back += At<Lanes16>(parameters + row + o) * At<Lanes16>(slopes + o);
       }
       // Behind a ReLU: what it gave was 0, or passes on.
       if (in_slopes != nullptr) in_slopes[r * in_stride + j] = value > 0 ? Sum(back) : 0;
@@ -95,32 +129,37 @@ inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
   }
 }
 
-#define PITH_LANES_BODIES(suffix, attributes)                                                                        \
+#define PITH_LANES_BODIES(suffix, attributes, vector)                                                                \
+  attributes void Columns##suffix(const Net::Layer& layer, const float* parameters, const float* in, float* out,     \
+                                  bool relu) {                                                                       \
+    ColumnLayer<vector>(layer, parameters, in, out, relu);                                                           \
+  }                                                                                                                  \
   attributes void Forward##suffix(const Net::Layer& layer, const float* parameters, const float* in, size_t stride,  \
                                   size_t rows, float* out, bool relu) {                                              \
-    ForwardLayer(layer, parameters, in, stride, rows, out, relu);                                                    \
+    ForwardLayer<vector>(layer, parameters, in, stride, rows, out, relu);                                            \
   }                                                                                                                  \
   attributes void Backward##suffix(const Net::Layer& layer, const float* parameters, const float* in, size_t stride, \
                                    size_t rows, const float* out_slopes, float* in_slopes, float* gradient) {        \
     BackwardLayer(layer, parameters, in, stride, rows, out_slopes, in_slopes, gradient);                             \
   }
 
-PITH_LANES_BODIES(Any, )
+PITH_LANES_BODIES(Any, , Lanes4)
 #ifdef PITH_LANES_TARGETS
-PITH_LANES_BODIES(Avx2, [[gnu::target("avx2")]])
-PITH_LANES_BODIES(Avx512, [[gnu::target("avx512f")]])
+PITH_LANES_BODIES(Avx2, [[gnu::target("avx2")]], Lanes8)
+PITH_LANES_BODIES(Avx512, [[gnu::target("avx512f")]], Lanes16)
 #endif
 
 struct Bodies {
   decltype(&ForwardAny) forward = ForwardAny;
   decltype(&BackwardAny) backward = BackwardAny;
+  decltype(&ColumnsAny) columns = ColumnsAny;
 };
 
 const Bodies& BestBodies() {
   static const Bodies bodies = [] {
 #ifdef PITH_LANES_TARGETS
-    if (__builtin_cpu_supports("avx512f")) return Bodies{ForwardAvx512, BackwardAvx512};
-    if (__builtin_cpu_supports("avx2")) return Bodies{ForwardAvx2, BackwardAvx2};
+    if (__builtin_cpu_supports("avx512f")) return Bodies{ForwardAvx512, BackwardAvx512, ColumnsAvx512};
+    if (__builtin_cpu_supports("avx2")) return Bodies{ForwardAvx2, BackwardAvx2, ColumnsAvx2};
 #endif
     return Bodies{};
   }();
@@ -182,6 +221,16 @@ const float* Forward(const Net& net, const float* inputs, size_t rows, NetBuffer
     bodies.forward(layer, net.parameters().data(), in, stride, rows, buffers.values(l), l + 1 < net.layers().size());
     in = buffers.values(l);
     stride = layer.stride;
+  }
+  return in;
+}
+
+const float* ForwardColumns(const Net& net, const float* inputs, NetBuffers& buffers) {
+  const Bodies& bodies = BestBodies();
+  const float* in = inputs;
+  for (size_t l = 0; l < net.layers().size(); ++l) {
+    bodies.columns(net.layers()[l], net.parameters().data(), in, buffers.values(l), l + 1 < net.layers().size());
+    in = buffers.values(l);
   }
   return in;
 }

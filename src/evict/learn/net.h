@@ -10,13 +10,14 @@
 #include <span>
 #include <vector>
 
+#include "evict/learn/lanes.h"
 #include "evict/random.h"
 
 namespace pith::evict {
 
 class Net {
  public:
-  static constexpr size_t kLanes = 16;
+  static constexpr size_t kLanes = evict::kLanes;
   static constexpr size_t kMaxLayers = 4;
   static constexpr uint32_t kMaxWidth = 256;
 
@@ -68,6 +69,10 @@ class NetBuffers {
 
 // inputs: rows of net.inputs() floats. Gives the last layer's values, rows of net.output_stride() floats.
 const float* Forward(const Net& net, const float* inputs, size_t rows, NetBuffers& buffers);
+
+// The same for Net::kLanes rows that lie side by side: input j of row r at inputs[j * kLanes + r]; outputs lie so, too.
+// The same bits. For buffers of kLanes rows or more.
+const float* ForwardColumns(const Net& net, const float* inputs, NetBuffers& buffers);
 
 // After Forward() of the same inputs: output_slopes, as its result lies, go back; slopes are added to `gradient`, which
 // lies as net.parameters() does.

@@ -61,6 +61,24 @@ TEST(Net, GivesWhatItsDefinitionSaysForAnyNumberOfRows) {
   }
 }
 
+TEST(Net, ColumnsGiveTheBitsOfRows) {
+  const Net net = RandomNet(3);
+  constexpr size_t kRows = Net::kLanes;
+  const std::vector<float> inputs = RandomInputs(kRows * net.inputs(), 5);
+  std::vector<float> columns(inputs.size());
+  for (size_t r = 0; r < kRows; ++r) {
+    for (uint32_t j = 0; j < net.inputs(); ++j) columns[j * kRows + r] = inputs[r * net.inputs() + j];
+  }
+  NetBuffers of_rows(net, kRows), of_columns(net, kRows);
+  const float* const rows = Forward(net, inputs.data(), kRows, of_rows);
+  const float* const given = ForwardColumns(net, columns.data(), of_columns);
+  for (size_t r = 0; r < kRows; ++r) {
+    for (uint32_t o = 0; o < net.outputs(); ++o) {
+      EXPECT_EQ(given[o * kRows + r], rows[r * net.output_stride() + o]) << r << " " << o;
+    }
+  }
+}
+
 TEST(Net, SlopesAreThoseOfDifferences) {
   Net net = RandomNet(2);
   constexpr size_t kRows = 6;

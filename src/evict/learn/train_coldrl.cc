@@ -32,9 +32,10 @@ class Survey {
   void Decide(double time, const ColdRlCandidate* candidates, const uint32_t*, size_t count, uint32_t* order) {
     if (!times_.empty()) gaps_.push_back(time - times_.back());
     times_.push_back(time);
+    float all[ColdRl::kMostCandidates * kFeatures];
+    ColdRl::Features(candidates, count, all);
     for (size_t c = 0; c < count; ++c) {
-      float features[kFeatures];
-      ColdRl::Features(candidates[c], features);
+      const float* const features = all + c * kFeatures;
       for (size_t f = 0; f < kFeatures; ++f) {
         if (std::isnan(features[f])) continue;
         ++known_[f];

@@ -222,7 +222,8 @@ TEST(ColdRl, TheLeastWorthItsBytesGoesFirst) {
 
 TEST(ColdRl, FeaturesAreLogarithmsOfWhatIsKnown) {
   float features[ColdRl::kFeatures];
-  ColdRl::Features({500, 8192, 2, 90, std::nan(""), 120}, features);
+  const ColdRlCandidate candidate{500, 8192, 2, 90, std::nan(""), 120};
+  ColdRl::Features(&candidate, 1, features);
   EXPECT_NEAR(features[0], std::log(501.0f), 0.006);
   EXPECT_NEAR(features[1], std::log(9.0f), 0.006);
   EXPECT_NEAR(features[2], std::log(3.0f), 0.006);
