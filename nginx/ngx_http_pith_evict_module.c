@@ -180,34 +180,49 @@ static char *pith_set_zone(ngx_conf_t *cf, ngx_command_t *command, void *of) {
   return NGX_CONF_OK;
 }
 
+// Words that belong to the evictor.
+typedef struct {
+  ngx_str_t k, model, sidecar;
+} pith_words_t;
+
 // The evictor's text: POLICY[:PARAMETERS], and what other words say.
-static ngx_int_t pith_compose(ngx_conf_t *cf, pith_cache_t *c, const ngx_str_t *k, ngx_str_t *model) {
+static ngx_int_t pith_compose(ngx_conf_t *cf, pith_cache_t *c, pith_words_t *words) {
   size_t bytes;
   u_char *end, joint = ':';
-  if (model->len > 0 && ngx_conf_full_name(cf->cycle, model, 1) != NGX_OK) return NGX_ERROR;
-  bytes = c->policy.len + k->len + model->len + sizeof(":k=,model=");
+  if (words->model.len > 0 && ngx_conf_full_name(cf->cycle, &words->model, 1) != NGX_OK) return NGX_ERROR;
+  if (words->sidecar.len > 0 && ngx_conf_full_name(cf->cycle, &words->sidecar, 1) != NGX_OK) return NGX_ERROR;
+  bytes = c->policy.len + words->k.len + words->model.len + words->sidecar.len + NGX_INT_T_LEN +
+          sizeof(":k=,model=,sidecar=,deadline=");
   end = ngx_pnalloc(cf->pool, bytes + 1);
   if (end == NULL) return NGX_ERROR;
   if (ngx_strlchr(c->policy.data, c->policy.data + c->policy.len, ':') != NULL) joint = ',';
   c->policy.data = ngx_cpymem(end, c->policy.data, c->policy.len) - c->policy.len;
   end += c->policy.len;
-  if (k->len > 0) {
-    end = ngx_sprintf(end, "%ck=%V", joint, k);
+  if (words->k.len > 0) {
+    end = ngx_sprintf(end, "%ck=%V", joint, &words->k);
     joint = ',';
   }
-  if (model->len > 0) end = ngx_sprintf(end, "%cmodel=%V", joint, model);
+  if (words->model.len > 0) {
+    end = ngx_sprintf(end, "%cmodel=%V", joint, &words->model);
+    joint = ',';
+  }
+  if (words->sidecar.len > 0) {
+    end = ngx_sprintf(end, "%csidecar=%V,deadline=%ui", joint, &words->sidecar, c->deadline_us);
+    c->sidecar = 1;
+  }
   *end = '\0';
   c->policy.len = (size_t) (end - c->policy.data);
   return NGX_OK;
 }
 
-static ngx_int_t pith_read_word(pith_cache_t *c, const ngx_str_t *word, ngx_str_t *k, ngx_str_t *model) {
+static ngx_int_t pith_read_word(pith_cache_t *c, const ngx_str_t *word, pith_words_t *words) {
   ngx_str_t value;
   ngx_int_t number;
   if (pith_word(word, "zone=", &c->zone)) return c->zone.len < 64 ? NGX_OK : NGX_ERROR;
-  if (pith_word(word, "policy=", &c->policy) || pith_word(word, "model=", model)) return NGX_OK;
-  if (pith_word(word, "k=", k)) {
-    number = ngx_atoi(k->data, k->len);
+  if (pith_word(word, "policy=", &c->policy) || pith_word(word, "model=", &words->model)) return NGX_OK;
+  if (pith_word(word, "sidecar=", &words->sidecar)) return NGX_OK;
+  if (pith_word(word, "k=", &words->k)) {
+    number = ngx_atoi(words->k.data, words->k.len);
     return number >= 2 && number <= 32 ? NGX_OK : NGX_ERROR;
   }
   if (pith_word(word, "deadline=", &value)) {
@@ -220,10 +235,11 @@ static ngx_int_t pith_read_word(pith_cache_t *c, const ngx_str_t *word, ngx_str_
   return c->shadow || (value.len == 3 && ngx_strncmp(value.data, "off", 3) == 0) ? NGX_OK : NGX_ERROR;
 }
 
-// pith_evict zone=ZONE policy=POLICY [model=FILE] [k=N] [deadline=US] [shadow=on|off]
+// pith_evict zone=ZONE policy=POLICY [model=FILE] [k=N] [sidecar=SOCKET] [deadline=US] [shadow=on|off]
 static char *pith_set_evict(ngx_conf_t *cf, ngx_command_t *command, void *of) {
   pith_main_conf_t *conf = of;
-  ngx_str_t *words = cf->args->elts, k = ngx_null_string, model = ngx_null_string;
+  ngx_str_t *words = cf->args->elts;
+  pith_words_t of_evictor;
   pith_cache_t *c;
   ngx_uint_t i;
   (void) command;
@@ -231,14 +247,15 @@ static char *pith_set_evict(ngx_conf_t *cf, ngx_command_t *command, void *of) {
   c = ngx_pcalloc(cf->pool, sizeof(pith_cache_t));
   if (c == NULL) return NGX_CONF_ERROR;
   c->deadline_us = PITH_DEADLINE_US;
+  ngx_memzero(&of_evictor, sizeof(of_evictor));
   for (i = 1; i < cf->args->nelts; i++) {
-    if (pith_read_word(c, &words[i], &k, &model) != NGX_OK) return pith_refuse(cf, &words[i]);
+    if (pith_read_word(c, &words[i], &of_evictor) != NGX_OK) return pith_refuse(cf, &words[i]);
   }
   if (c->zone.len == 0 || c->policy.len == 0) return "needs zone= and policy=";
   for (i = 0; i < conf->num_caches; i++) {
     if (ngx_strcmp(conf->caches[i]->zone.data, c->zone.data) == 0) return "names a zone that has one already";
   }
-  if (pith_compose(cf, c, &k, &model) != NGX_OK) return NGX_CONF_ERROR;
+  if (pith_compose(cf, c, &of_evictor) != NGX_OK) return NGX_CONF_ERROR;
   conf->caches[conf->num_caches++] = c;
   return NGX_CONF_OK;
 }

@@ -9,8 +9,8 @@
 
 #define PITH_BATCH 16          // events in one hold of the mutex
 #define PITH_WALK 64           // nodes in one hold of the mutex
-#define PITH_BUSY_MS 2         // until events are looked for again, where there were some
-#define PITH_IDLE_MS 10        // where there were none
+#define PITH_BUSY_MS 10        // until events are looked for again, where there were some
+#define PITH_IDLE_MS 20        // where there were none
 #define PITH_STOCK_MS 1000     // NGINX's own manager may come back after 10 s
 #define PITH_OVER_MS 1000      // for so long a cache may be too large before something is done about it
 #define PITH_ERROR_MS 10000    // until another evictor is tried
@@ -42,8 +42,10 @@ static int pith_is_full(const pith_cache_t *c) {
 static ngx_int_t pith_delete(pith_cache_t *c, const u_char *key) {
   pith_counters_t *counters = &c->side->counters;
   off_t blocks;
+  uint64_t began = pith_now_ns();
   ngx_int_t rc = pith_zone_delete(c->cache, key, &blocks);
   if (rc == NGX_OK) {
+    pith_histogram_add(&counters->removed, pith_now_ns() - began);
     c->files++;
     counters->victims++;
     counters->victim_bytes += (uint64_t) blocks * c->cache->bsize;
@@ -92,10 +94,25 @@ static void pith_retry(pith_cache_t *c) {
   c->num_busy = left;
 }
 
-// A late answer is used all the same: it is there. Where several are late, none is waited for in a while.
+// What the evictor's sidecar has done since the last time.
+static void pith_count_sidecar(pith_cache_t *c) {
+  pith_counters_t *counters = &c->side->counters;
+  pith_evict_sidecar now;
+  pith_evictor_sidecar(c->evictor, &now);
+  counters->sidecar_answers += now.answered - c->told.answered;
+  counters->fallbacks[PITH_SIDECAR_LATE] += now.late - c->told.late;
+  counters->fallbacks[PITH_SIDECAR_WRONG] += now.wrong - c->told.wrong;
+  counters->fallbacks[PITH_SIDECAR_ABSENT] += now.absent - c->told.absent;
+  counters->fallbacks[PITH_SIDECAR_RESTS] += now.rested - c->told.rested;
+  c->told = now;
+}
+
+// A late answer is used all the same: it is there. Where several are late, none is waited for in a while. An evictor
+// that asks another process sees to both by itself, and stays.
 static void pith_judge(pith_cache_t *c, uint64_t ns) {
   pith_histogram_add(&c->side->counters.decide, ns);
   c->side->counters.decisions++;
+  if (c->sidecar) return;
   if (ns > (uint64_t) c->deadline_us * 1000) {
     c->side->counters.fallbacks[PITH_TIMEOUT]++;
     c->late++;
@@ -119,6 +136,7 @@ static void pith_ask(pith_cache_t *c, const pith_evict_request *request, int jud
     if (!c->shadow && pith_delete(c, victim) == NGX_BUSY) pith_wait_for(c, victim);
   }
   c->side->counters.model_bytes = pith_evictor_bytes(c->evictor);
+  if (c->sidecar) pith_count_sidecar(c);
   if (!judge) return;
   if (c->shadow && hit) c->side->counters.shadow_hits++;
   if (victims > 0) pith_judge(c, ns);
@@ -198,6 +216,7 @@ static ngx_int_t pith_start(pith_cache_t *c) {
     ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0, "pith_evict: zone \"%V\": %s", &c->zone, error);
     return NGX_ERROR;
   }
+  ngx_memzero(&c->told, sizeof(c->told));
   return c->shadow ? NGX_OK : pith_take_over(c);
 }
 

@@ -41,7 +41,8 @@ static void pith_say_cache(pith_text_t *text, const pith_cache_t *c) {
       {"victim_bytes_total", n->victim_bytes}, {"busy_total", n->busy},
       {"expired_total", n->expired},     {"lost_requests_total", n->lost},
       {"shadow_hits_total", n->shadow_hits}, {"shadow_evictions_total", n->shadow_evictions},
-      {"shadow_agreed_total", n->shadow_agreed}, {"evictor_bytes", n->model_bytes},
+      {"shadow_agreed_total", n->shadow_agreed}, {"sidecar_answers_total", n->sidecar_answers},
+      {"evictor_bytes", n->model_bytes},
   };
   ngx_http_file_cache_t *cache = c->cache;
   off_t size;
@@ -55,6 +56,7 @@ static void pith_say_cache(pith_text_t *text, const pith_cache_t *c) {
   }
   pith_say_histogram(text, &c->zone, "decision", &n->decide);
   pith_say_histogram(text, &c->zone, "lock", &n->locked);
+  pith_say_histogram(text, &c->zone, "removal", &n->removed);
   ngx_shmtx_lock(&cache->shpool->mutex);
   size = cache->sh->size;
   nodes = cache->sh->count;

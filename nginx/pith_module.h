@@ -18,12 +18,14 @@ typedef struct {
   ngx_str_t policy;   // as the evictors take it, ends with a zero
   ngx_uint_t deadline_us;
   ngx_flag_t shadow;
+  ngx_flag_t sidecar;  // another process decides; its time limit is the evictor's
   ngx_http_file_cache_t *cache;
   ngx_path_manager_pt stock;  // NGINX's own manager
   pith_side_t *side;
 
   // Of the cache manager.
   pith_evictor *evictor;  // null: none yet, or none now
+  pith_evict_sidecar told;  // of its sidecar, as far as it is counted
   ngx_msec_t paused_since, paused_for;  // 0: not paused
   ngx_msec_t over_since;  // the cache has been too large since then; 0: it is not
   ngx_uint_t repairs;     // of that, so far

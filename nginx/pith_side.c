@@ -8,7 +8,9 @@
 
 const uint32_t pith_bounds_ns[PITH_BOUNDS] = {1000,   2000,   5000,   10000,  20000,  50000,
                                               100000, 200000, 500000, 1000000, 5000000};
-const char *const pith_causes[PITH_CAUSES] = {"timeout", "error", "breaker", "drift", "keys", "space", "loader"};
+const char *const pith_causes[PITH_CAUSES] = {
+    "timeout", "error", "breaker", "drift", "keys", "space", "loader",
+    "sidecar_late", "sidecar_wrong", "sidecar_absent", "sidecar_rests"};
 
 pith_side_t *pith_side_create(void *memory, size_t bytes) {
   pith_side_t *side = memory;

@@ -43,7 +43,20 @@ typedef struct {
 } pith_histogram_t;
 
 // Why something else than the evictor decided.
-enum { PITH_TIMEOUT, PITH_ERROR, PITH_BREAKER, PITH_DRIFT, PITH_KEYS, PITH_SPACE, PITH_LOADER, PITH_CAUSES };
+enum {
+  PITH_TIMEOUT,
+  PITH_ERROR,
+  PITH_BREAKER,
+  PITH_DRIFT,
+  PITH_KEYS,
+  PITH_SPACE,
+  PITH_LOADER,
+  PITH_SIDECAR_LATE,
+  PITH_SIDECAR_WRONG,
+  PITH_SIDECAR_ABSENT,
+  PITH_SIDECAR_RESTS,
+  PITH_CAUSES
+};
 extern const char *const pith_causes[PITH_CAUSES];
 
 typedef struct {
@@ -53,8 +66,9 @@ typedef struct {
   uint64_t lost;          // events
   uint64_t shadow_hits;   // as they would be
   uint64_t shadow_evictions, shadow_agreed;
+  uint64_t sidecar_answers;
   uint64_t model_bytes;   // that the evictor stores, now
-  pith_histogram_t decide, locked;
+  pith_histogram_t decide, locked, removed;
 } pith_counters_t;
 
 typedef struct {

@@ -81,7 +81,7 @@ if(NOT PITH_SANITIZE)
 endif()
 # The NGINX module on Debian's NGINX, in front of a real origin.
 if(NOT PITH_SANITIZE)
-  foreach(class Decides Replays Survives)
+  foreach(class Decides Replays Survives Sidecars)
     add_test(NAME SlowNginx${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/nginx_test.py ${class})
     set_tests_properties(SlowNginx${class} PROPERTIES LABELS slow TIMEOUT 600 RUN_SERIAL ON
       SKIP_REGULAR_EXPRESSION "skipped=" ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")

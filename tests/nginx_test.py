@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -371,6 +372,8 @@ class Decides(Base):
                 ("pith_evict zone=web policy=belady;", "must see the whole trace"),
                 ("pith_evict zone=web policy=coldrl model=/nowhere;", "/nowhere"),
                 ("pith_evict zone=web policy=coldrl k=33;", "invalid parameter \"k=33\""),
+                ("pith_evict zone=web policy=lru sidecar=/x;", "lru has no parameter"),
+                ("pith_evict zone=web policy=coldrl model=/y sidecar=/x;", "the sidecar has the model"),
                 ("pith_evict zone=web policy=lru k=4;", "lru has no parameter \"k\""),
                 ("pith_evict zone=web policy=lru deadline=1ms;", "invalid parameter \"deadline=1ms\""),
                 ("pith_evict zone=web policy=lru shadow=maybe;", "invalid parameter"),
@@ -507,6 +510,172 @@ class Survives(Base):
         connection.close()
 
 
+class Liar(threading.Thread):
+    """Answers what a sidecar is asked as answer(question) says, which may sleep."""
+
+    def __init__(self, path, answer):
+        super().__init__(daemon=True)
+        self.path, self.answer, self.asked, self.stops = path, answer, 0, False
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(path)
+        self.listener.listen(8)
+        self.listener.settimeout(0.05)
+        self.start()
+
+    def run(self):
+        connection = None
+        while not self.stops:
+            try:
+                if connection is None:
+                    connection = self.listener.accept()[0]
+                    connection.settimeout(0.05)
+                question = connection.recv(4096)
+                if question:
+                    self.asked += 1
+                    connection.send(self.answer(question))
+                else:
+                    connection = self.end(connection)
+            except TimeoutError:
+                pass
+            except OSError:
+                connection = self.end(connection)
+        self.end(connection)
+
+    @staticmethod
+    def end(connection):
+        if connection is not None:
+            connection.close()
+
+    def stop(self):
+        self.stops = True
+        self.join()
+        self.listener.close()
+        os.unlink(self.path)
+
+    @staticmethod
+    def parts(question):
+        """(sequence, candidates)"""
+        return struct.unpack_from("<IIH", question)[1:]
+
+
+def late_answer(question):
+    sequence, count = Liar.parts(question)
+    time.sleep(0.005)
+    return struct.pack(f"<III{count}f", 1, sequence, (1 << count) - 1, *[1.0] * count)
+
+
+def no_such_candidate(question):
+    sequence, count = Liar.parts(question)
+    return struct.pack(f"<III{count}f", 1, sequence, (1 << 31) | (1 << count) - 1, *[1.0] * count)
+
+
+class Sidecars(Base):
+    """Whatever becomes of the process that decides, evictions go on, and clients see nothing."""
+
+    OBJECTS, LIMIT = 600, 6 << 20
+
+    def sidecar(self):
+        process = subprocess.Popen([BINARY, "sim", "sidecar", "--socket", self.path], stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        self.assertIn("answering on", process.stderr.readline())
+        return process
+
+    def get(self, count):
+        """The median time of so many requests, which all must be answered."""
+        seconds = []
+        for _ in range(count):
+            self.state = (self.state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+            began = time.monotonic()
+            status, _ = self.connection.get(f"/{int(self.OBJECTS * ((self.state >> 11) / (1 << 53)) ** 2)}")
+            seconds.append(time.monotonic() - began)
+            self.assertEqual(status, 200)
+        self.assertLess(sorted(seconds)[count * 99 // 100], 1)
+        return sorted(seconds)[count // 2]
+
+    def wait_until_asked(self):
+        """Pauses between attempts are at most 10 s."""
+        before = self.server.metrics()["sidecar_answers_total"]
+        for _ in range(60):
+            self.get(50)
+            if self.server.metrics()["sidecar_answers_total"] > before:
+                return
+            time.sleep(0.25)
+        self.fail("the sidecar is not asked any more")
+
+    def with_trouble(self, *causes):
+        """Objects go, all of them chosen by age, and the counters say why."""
+        self.get(20)  # what was on its way
+        before = self.server.settle()
+        median = self.get(400)
+        after = self.server.settle()
+        self.assertLessEqual(after["cache_bytes"], self.LIMIT)
+        self.assertGreater(after["victims_total"] - before["victims_total"], 50)
+        self.assertEqual(after["sidecar_answers_total"], before["sidecar_answers_total"])
+        # An answer that is none ends the connection, and nobody is asked for a while.
+        grown = sum(after["fallbacks_total", f"sidecar_{cause}"] - before["fallbacks_total", f"sidecar_{cause}"]
+                    for cause in ("late", "wrong", "absent", "rests"))
+        self.assertGreater(grown, 50)
+        for cause in causes:
+            self.assertGreater(after["fallbacks_total", f"sidecar_{cause}"], 0, cause)
+        self.assertLess(median, 3 * self.usual + 0.01)
+
+    def test_stopped_slow_lying_and_dead_ones(self):
+        origin = self.start(Origin)
+        for i in range(self.OBJECTS):
+            origin.add(i, (1 + i * 7919 % 24) * BLOCK - HEADER)
+        self.path, self.state = self.folder + "/evict.sock", 1
+        process = self.sidecar()
+        self.server = self.start(Cache, origin, f"pith_evict zone=web policy=coldrl sidecar={self.path} deadline=20000;",
+                                 self.LIMIT)
+        self.connection = Connection(self.server.port)
+        self.get(400)
+        self.usual = self.get(400)
+        healthy = self.server.settle()
+        self.assertGreater(healthy["sidecar_answers_total"], 50)
+        self.assertLessEqual(healthy["cache_bytes"], self.LIMIT)
+
+        process.send_signal(signal.SIGSTOP)
+        self.with_trouble("late")
+        process.send_signal(signal.SIGCONT)
+        self.wait_until_asked()
+
+        # The server's own time limit from here on.
+        self.server.write(self.server.http(f"pith_evict zone=web policy=coldrl sidecar={self.path};"))
+        self.server.reload()
+        time.sleep(1)
+        self.connection.close()  # of a worker that has ended
+        process.terminate()
+        self.assertEqual(process.wait(), 0)
+        self.assertFalse(os.path.exists(self.path))
+        self.with_trouble("absent")
+        for answer, cause in ((late_answer, "late"), (lambda _: os.urandom(76), "wrong"), (no_such_candidate, "wrong"),
+                              (lambda _: b"x" * 4096, "wrong")):
+            liar = Liar(self.path, answer)
+            for _ in range(60):
+                if liar.asked:
+                    break
+                self.get(50)
+                time.sleep(0.25)
+            self.with_trouble(cause)
+            self.assertGreater(liar.asked, 0)
+            liar.stop()
+
+        process = self.sidecar()
+        self.wait_until_asked()
+        process.kill()
+        process.wait()
+        self.with_trouble("absent")
+        self.sidecar()  # in the place of the socket that was left behind
+        self.wait_until_asked()
+        self.connection.close()
+        metrics = self.assert_consistent(self.server)
+        for cause in ("timeout", "breaker", "error", "drift"):
+            self.assertEqual(metrics["fallbacks_total", cause], 0, cause)
+        self.assertEqual([line for line in self.server.complaints() if "pith" in line], [])
+
+
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--replay":
         with open(sys.argv[2]) as file:
@@ -524,7 +693,8 @@ def main():
             print(f"{policy:12} nginx {ours:6.2f}  sim {told:6.2f}  manager {metrics['manager']:.2f} s, workers "
                   f"{metrics['workers']:.2f} s of processor, {len(requests) / metrics['seconds']:.0f} requests/s", end="")
             if policy != "stock":
-                print(f", {metrics['decisions_total']:.0f} decisions in {metrics['decision_seconds_sum']:.3f} s, p95 <= {1e6 * quantile(metrics, 'decision', 0.95):.0f} us, "
+                print(f", {metrics['removal_seconds_count']:.0f} files deleted in {metrics['removal_seconds_sum']:.2f} s"
+                      f", {metrics['decisions_total']:.0f} decisions in {metrics['decision_seconds_sum']:.3f} s, p95 <= {1e6 * quantile(metrics, 'decision', 0.95):.0f} us, "
                       f"lock p99 <= {1e6 * quantile(metrics, 'lock', 0.99):.0f} us", end="")
             print(flush=True)
         return

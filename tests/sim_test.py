@@ -104,6 +104,39 @@ class SimTrain(unittest.TestCase):
         self.train(*arguments, "--out", out, "--resume")
         self.assertEqual(pathlib.Path(out).read_bytes(), pathlib.Path(whole).read_bytes())
 
+    def test_a_sidecar_decides_and_takes_new_models(self):
+        socket, model = self.path("evict.sock"), self.path("side.pithnet")
+        self.train("--policy", "coldrl", "--trace", self.trap, "--capacity", "25MB", "--steps", "1000", "--out", model)
+        asked = f"coldrl:sidecar={socket},deadline=1000000"
+        child = subprocess.Popen([PITH, "sim", "sidecar", "--socket", socket, "--model", model],
+                                 stderr=subprocess.PIPE, text=True)
+        try:
+            self.assertIn("answering on", child.stderr.readline())
+            hits = ratios(self.trap, f"coldrl,coldrl:model={model},{asked}", "25MB")
+            own = hits.pop("coldrl")
+            first, *others = hits.values()
+            self.assertEqual(others, [first])
+            self.assertNotEqual(own, first)
+            pathlib.Path(model).write_bytes(b"PITHNET1 but no more")
+            self.assertIn("the old model goes on", child.stderr.readline())
+            self.assertEqual(ratios(self.trap, asked, "25MB")[asked], first)
+            self.train("--policy", "coldrl", "--trace", self.trap, "--capacity", "25MB", "--steps", "1000", "--seed", "2", "--out",
+                       model)
+            self.assertIn("a new model answers", child.stderr.readline())
+            hits = ratios(self.trap, f"{asked},coldrl:model={model}", "25MB")
+            self.assertEqual(len(set(hits.values())), 1)
+            self.assertNotEqual(hits[asked], first)
+            child.terminate()
+            self.assertEqual(child.wait(), 0)
+            self.assertIn("questions answered", child.stderr.read())
+        finally:
+            child.kill()
+            child.wait()
+            child.stderr.close()
+        run = sim("sidecar", "--socket", "x" * 200)
+        self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1))
+        self.assertIn("--socket: a socket's path has 1 to 107 bytes", run.stderr)
+
     def test_mistakes_are_one_sentence(self):
         out = self.path("none.pithnet")
         for arguments, code, sentence in (

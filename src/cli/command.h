@@ -51,6 +51,7 @@ void AddBench(CLI::App& app, Command& chosen);
 void AddSim(CLI::App& app, Command& chosen);
 // Of sim's own commands.
 void AddSimTrain(CLI::App& sim, Command& chosen);
+void AddSimSidecar(CLI::App& sim, Command& chosen);
 void AddServe(CLI::App& app, Command& chosen);
 void AddStore(CLI::App& app, Command& chosen);
 

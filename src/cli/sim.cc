@@ -39,6 +39,7 @@ Examples:
   pith sim --trace prompts.jsonl --policy lru,arc,belady --curve 20 --html curves.html
   pith sim --list
   pith sim train --help
+  pith sim sidecar --help
 )";
 
 struct SimFlags {
@@ -194,6 +195,7 @@ void AddSim(CLI::App& app, Command& chosen) {
     chosen.run = [flags] { return RunSim(*flags); };
   });
   AddSimTrain(*command, chosen);
+  AddSimSidecar(*command, chosen);
 }
 
 }  // namespace pith::cli

@@ -16,6 +16,8 @@
 
 namespace pith::evict {
 
+struct SidecarCounters;  // sidecar.h
+
 struct Tally {
   uint64_t requests = 0;  // or blocks, in a trace of prompts
   uint64_t hits = 0;
@@ -38,6 +40,9 @@ class Evictor {
   virtual void Erase(uint32_t object) = 0;
   // The number of an object that is not stored goes to another one: nothing that is remembered of it is true of that.
   virtual void Forget(uint32_t) {}
+
+  // Of one that asks another process; else null. Its own.
+  virtual const SidecarCounters* sidecar() const { return nullptr; }
 
   // All of the trace, as the specification of each kind says; with_ttl: objects expire.
   virtual void Replay(const Trace& trace, bool with_ttl, Tally& tally) = 0;

@@ -56,6 +56,7 @@ class LiveCache {
 
   uint64_t used_bytes() const { return evictor_->used_bytes(); }
   uint64_t stored() const { return lists_.count(kStored); }
+  const SidecarCounters* sidecar() const { return evictor_->sidecar(); }
 
  private:
   static constexpr uint32_t kStored = 1;

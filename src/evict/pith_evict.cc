@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "evict/live_cache.h"
+#include "evict/sidecar.h"
 
 struct pith_evictor {
   std::unique_ptr<pith::evict::LiveCache> cache;
@@ -76,3 +77,9 @@ void pith_evictor_erase(pith_evictor* evictor, const unsigned char* key) { evict
 
 uint64_t pith_evictor_bytes(const pith_evictor* evictor) { return evictor->cache->used_bytes(); }
 uint64_t pith_evictor_objects(const pith_evictor* evictor) { return evictor->cache->stored(); }
+
+void pith_evictor_sidecar(const pith_evictor* evictor, pith_evict_sidecar* counters) {
+  *counters = {};
+  const pith::evict::SidecarCounters* const of = evictor->cache->sidecar();
+  if (of != nullptr) *counters = {of->answered, of->late, of->wrong, of->absent, of->rested};
+}

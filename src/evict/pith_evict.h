@@ -45,6 +45,17 @@ void pith_evictor_erase(pith_evictor *evictor, const unsigned char key[PITH_EVIC
 uint64_t pith_evictor_bytes(const pith_evictor *evictor);   /* that it stores */
 uint64_t pith_evictor_objects(const pith_evictor *evictor); /* that it stores */
 
+/* What became of the questions to another process ("coldrl:sidecar=SOCKET,deadline=US"), since the evictor was opened;
+ * all 0 where it asks none. Each that was not answered was decided by age. */
+typedef struct {
+  uint64_t answered;
+  uint64_t late;   /* no answer within the time */
+  uint64_t wrong;  /* an answer that can't be one */
+  uint64_t absent; /* nobody was there to ask */
+  uint64_t rested; /* not asked for a second, since five in a hundred had no answer */
+} pith_evict_sidecar;
+void pith_evictor_sidecar(const pith_evictor *evictor, pith_evict_sidecar *counters);
+
 #ifdef __cplusplus
 }
 #endif

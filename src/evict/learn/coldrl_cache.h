@@ -43,7 +43,8 @@ class ColdRlCache {
     lists_.MoveToHead(access.object);
   }
 
-  // decide(time, candidates, which, count, order) orders at least two; left(object): it was evicted.
+  // decide(time, candidates, which, count, order) orders at least two, or says no: the least recently used go then.
+  // left(object): it was evicted.
   template <typename Decide, typename Left>
   void Miss(const Access& access, Decide&& decide, Left&& left) {
     if (access.size > capacity_) return;
@@ -74,7 +75,7 @@ class ColdRlCache {
     uint32_t next = kNever;
   };
 
-  // False: too few to choose from.
+  // False: too few to choose from, or nobody who chooses.
   template <typename Decide, typename Left>
   bool Choose(const Access& access, Decide&& decide, Left&& left) {
     uint32_t which[ColdRl::kMostCandidates];
@@ -91,7 +92,7 @@ class ColdRlCache {
     hand_ = at;
     if (count < 2) return stored() >= 2;  // the hand is at the newest one, and begins anew
     uint32_t order[ColdRl::kMostCandidates];
-    decide(access.time, candidates, which, count, order);
+    if (!decide(access.time, candidates, which, count, order)) return false;
     // The hand goes on to others rather than take what is worth keeping.
     const size_t most = options_.from_tail ? count : (count + 3) / 4;
     for (size_t c = 0; c < most && used_bytes() + access.size > capacity_; ++c) {
@@ -108,7 +109,7 @@ class ColdRlCache {
   uint32_t hand_ = kNoObject;
 };
 
-// The evictor.
+// The evictor, of a network in this process.
 std::unique_ptr<Evictor> MakeColdRlWith(const Setup& setup, Model model, const ColdRlCacheOptions& options,
                                         bool per_byte);
 
@@ -146,7 +147,8 @@ class ColdRlReplay {
       listener_.Left(access.object);
     }
     cache_.Miss(
-        access, [this](auto... of) { listener_.Decide(of...); }, [this](uint32_t gone) { listener_.Left(gone); });
+        access, [this](auto... of) { return listener_.Decide(of...), true; },
+        [this](uint32_t gone) { listener_.Left(gone); });
     return false;
   }
 
