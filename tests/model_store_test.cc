@@ -186,6 +186,32 @@ TEST_P(ModelStore, NothingIsSharedBetweenTenantsAndBudgets) {
   EXPECT_EQ(other.Take(text) > 0, !GetParam().drops);  // where nothing was lost, budgets do not matter
 }
 
+// One that is pinned as a whole stays in its tiers, there and where it is found again.
+TEST_P(ModelStore, SystemPromptsArePinned) {
+  const std::vector<int32_t> rules = Text(200, 1), other = Text(200, 2);
+  const auto pinned_bytes = [](const Life& life) {
+    const store::StoreStats stats = life.prefixes->store().stats();
+    return std::pair(stats.tiers[0].pinned_bytes, stats.tiers[1].pinned_bytes);
+  };
+  {
+    const Life first = Live();
+    first.Feed(other);
+    EXPECT_TRUE(first.Keep(other));
+    EXPECT_EQ(pinned_bytes(first), std::pair(uint64_t{0}, uint64_t{0}));
+    ASSERT_TRUE(first.sequence->Reset());
+    first.Feed(rules);
+    EXPECT_TRUE(first.prefixes->Keep(*first.engine, first.sequence->id(), first.key, rules, rules.size(), 100));
+    EXPECT_TRUE(first.prefixes->store().Sync());
+    EXPECT_GT(pinned_bytes(first).first, 0U);
+    EXPECT_GT(pinned_bytes(first).second, 0U);
+  }
+  const Life second = Live();
+  EXPECT_EQ(pinned_bytes(second), std::pair(uint64_t{0}, uint64_t{0}));
+  EXPECT_TRUE(second.prefixes->TakeInto(*second.sequence, second.key, rules, rules.size()));
+  EXPECT_GT(pinned_bytes(second).first, 0U);
+  EXPECT_GT(pinned_bytes(second).second, 0U);
+}
+
 TEST_P(ModelStore, WhatComputesFasterIsNotLoaded) {
   const std::vector<int32_t> text = Text(300, 1);
   const Life life = Live();

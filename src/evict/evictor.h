@@ -48,6 +48,8 @@ class Evictor {
   virtual void Replay(const Trace& trace, bool with_ttl, Tally& tally) = 0;
 
   uint64_t capacity() const { return capacity_; }
+  // From now on. What is stored fits into it already; what an evictor keeps apart may go all the same.
+  virtual void Resize(uint64_t capacity_bytes) { capacity_ = capacity_bytes; }
   uint64_t evictions() const { return evictions_; }
   // Victims are appended to it from now on; null: nowhere. Borrowed.
   void RecordVictims(std::vector<uint32_t>* victims) { victims_ = victims; }

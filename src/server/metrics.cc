@@ -118,6 +118,8 @@ void AddStore(Exposition& out, const store::StoreStats& stats) {
   by_tier("gauge", "pith_store_bytes", "Bytes of prefixes.", [](const store::TierStats& t) { return t.bytes; });
   by_tier("gauge", "pith_store_capacity_bytes", "The tier's limit.",
           [](const store::TierStats& t) { return t.capacity_bytes; });
+  by_tier("gauge", "pith_store_pinned_bytes", "Of prefixes that stay for now (system prompts in use).",
+          [](const store::TierStats& t) { return t.pinned_bytes; });
   by_tier("gauge", "pith_store_objects", "Prefixes.", [](const store::TierStats& t) { return t.objects; });
   by_tier("counter", "pith_store_tier_hits_total", "Prefixes loaded.",
           [](const store::TierStats& t) { return t.hits; });

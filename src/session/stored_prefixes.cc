@@ -17,6 +17,8 @@ constexpr double kRamBytesPerSecond = 4e9;
 constexpr double kSsdBytesPerSecond = 5e8;
 constexpr double kRestoreBytesPerSecond = 3e8;
 constexpr double kSpeedShare = 0.2;  // of a new measurement in the moving average
+// A prefix that is pinned as a whole, a system prompt, is not pushed out of a tier for so long after it was used.
+constexpr double kPinSeconds = 30 * 60;
 // Before a place at which a text is cut.
 constexpr size_t kLeastPiece = 64;
 
@@ -30,6 +32,10 @@ std::pair<int32_t, int32_t> RewindRange(const Engine& engine, SequenceId sequenc
     (engine.RewindTarget(sequence, middle) > 0 ? high : low) = middle;
   }
   return {std::min(high, most), most};
+}
+
+bool IsPinnedWhole(const store::ObjectInfo& info) {
+  return info.num_pinned > 0 && static_cast<size_t>(info.num_pinned) == info.num_tokens();
 }
 
 }  // namespace
@@ -134,6 +140,7 @@ std::optional<StoredPrefixes::Taken> StoredPrefixes::Take(const ReadingKey& key,
                       .load_seconds = watch.seconds(),
                       .compute_seconds = match.info->compute_seconds * share};
     store_->CountLookup(text.size(), *tokens, loaded->tier, taken.compute_seconds - taken.load_seconds);
+    if (IsPinnedWhole(*match.info)) (void)store_->Pin(match.info->key, kPinSeconds);
     return taken;
   }
   return misses();
@@ -191,7 +198,9 @@ bool StoredPrefixes::Keep(Engine& engine, SequenceId sequence, const ReadingKey&
   const int32_t least = info.rewind_least, most = info.rewind_most;
   const Sha256Digest root = info.root;
   const store::Found before = store_->Find({.roots = std::span(&root, 1), .tokens = text});
+  const bool is_pinned = IsPinnedWhole(info);
   if (!store_->Put(std::move(info), *saved)) return false;
+  if (is_pinned) (void)store_->Pin(store::MakeChain(root, text).whole, kPinSeconds);
   for (const store::Match& match : before.matches) {
     const auto count = static_cast<int32_t>(match.info->num_tokens());
     const bool begins = match.info->num_tokens() < text.size() && match.tokens == match.info->num_tokens();

@@ -148,17 +148,22 @@ void Store::DropIfGone(Entry& entry) {
   entries_.erase(key);
 }
 
-bool Store::AdmitToRam(Entry& entry, uint64_t bytes) {
-  std::vector<uint32_t> victims;
-  const bool admitted = ram_policy_->Admit(entry.id, bytes, victims);
+void Store::LoseFromRam(const std::vector<uint32_t>& victims, const Entry& but) {
   for (const uint32_t victim : victims) {
     ++stats_.tiers[0].evictions;
     Entry* const gone = EntryOf(victim);
     if (gone == nullptr) continue;
     gone->ram.reset();
     gone->remote.reset();  // a lookup finds it
-    if (gone != &entry) DropIfGone(*gone);
+    if (gone != &but) DropIfGone(*gone);
   }
+}
+
+bool Store::AdmitToRam(Entry& entry, uint64_t bytes) {
+  std::vector<uint32_t> victims;
+  const bool admitted = ram_policy_->Admit(entry.id, bytes, victims);
+  LoseFromRam(victims, entry);
+  if (admitted) (void)PinIn(Tier::kRam, entry);
   return admitted;
 }
 
@@ -167,18 +172,55 @@ void Store::LeaveRam(Entry& entry) {
   entry.ram.reset();
 }
 
-bool Store::AdmitToSsd(Entry& entry, uint64_t bytes) {
-  std::vector<uint32_t> victims;
-  const bool admitted = ssd_policy_->Admit(entry.id, bytes, victims);
+void Store::LoseFromSsd(const std::vector<uint32_t>& victims, const Entry& but) {
   for (const uint32_t victim : victims) {
     ++stats_.tiers[1].evictions;
     Entry* const gone = EntryOf(victim);
     if (gone == nullptr || !gone->ssd) continue;
     ssd_->Forget(*gone->ssd);
     gone->ssd.reset();
-    if (gone != &entry) DropIfGone(*gone);
+    if (gone != &but) DropIfGone(*gone);
   }
+}
+
+bool Store::AdmitToSsd(Entry& entry, uint64_t bytes) {
+  std::vector<uint32_t> victims;
+  const bool admitted = ssd_policy_->Admit(entry.id, bytes, victims);
+  LoseFromSsd(victims, entry);
+  if (admitted) (void)PinIn(Tier::kSsd, entry);
   return admitted;
+}
+
+bool Store::PinIn(Tier tier, const Entry& entry) {
+  const auto pin = pins_.find(entry.info->key);
+  if (pin == pins_.end()) return false;
+  const double seconds = std::chrono::duration<double>(pin->second - SteadyClock::now()).count();
+  if (seconds <= 0) {
+    pins_.erase(pin);
+    return false;
+  }
+  std::vector<uint32_t> victims;
+  const bool in_ram = tier == Tier::kRam;
+  const bool pinned = (in_ram ? ram_policy_ : ssd_policy_)->Pin(entry.id, seconds, victims);
+  if (in_ram)
+    LoseFromRam(victims, entry);
+  else
+    LoseFromSsd(victims, entry);
+  return pinned;
+}
+
+bool Store::Pin(const Key& key, double seconds) {
+  const std::lock_guard lock(mutex_);
+  const auto now = SteadyClock::now();
+  std::erase_if(pins_, [&](const auto& pin) { return pin.second <= now; });
+  const Entry* const entry = EntryOf(key);
+  if (entry == nullptr) return false;
+  const auto until = now + std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
+  auto& pin = pins_[key];
+  pin = std::max(pin, until);
+  const bool in_ram = PinIn(Tier::kRam, *entry);
+  const bool on_ssd = ssd_policy_ != nullptr && PinIn(Tier::kSsd, *entry);
+  return in_ram || on_ssd;
 }
 
 void Store::SetPlace(Entry& entry, const Place& place) {

@@ -87,7 +87,7 @@ struct Latencies {  // a histogram
 
 struct TierStats {
   uint64_t capacity_bytes = 0, bytes = 0;
-  uint64_t objects = 0;
+  uint64_t objects = 0, pinned_bytes = 0;
   uint64_t hits = 0, hit_tokens = 0;
   uint64_t puts = 0, evictions = 0, promotions = 0;
   double bytes_per_second = 0;  // read, a moving average; 0: nothing was
@@ -127,6 +127,9 @@ class Store {
   bool Contains(const Key& key);
   // For whoever places objects. They come to the disk alone (Put()). False: memory has no room.
   bool MoveToRam(const Key& key);
+  // Others do not push it out of a tier for so many seconds, within half of the tier. Of this process; the object may
+  // come to another tier meanwhile. False: it is in none, or there is no room for more that stays.
+  bool Pin(const Key& key, double seconds);
   // False: there is none. From the folder, too, for every process.
   bool Remove(const Key& key);
   // What is in RAM alone is on the disk when it returns. The first error.
@@ -187,6 +190,10 @@ class Store {
   void DropIfGone(Entry& entry);
   uint32_t TakeId(const Key& key);
   bool AdmitToRam(Entry& entry, uint64_t bytes);
+  void LoseFromRam(const std::vector<uint32_t>& victims, const Entry& but);
+  void LoseFromSsd(const std::vector<uint32_t>& victims, const Entry& but);
+  // Where it is pinned, in the tier that it has come to.
+  bool PinIn(Tier tier, const Entry& entry);
   void LeaveRam(Entry& entry);
   bool AdmitToSsd(Entry& entry, uint64_t bytes);
   void SetPlace(Entry& entry, const Place& place);
@@ -227,6 +234,7 @@ class Store {
   std::vector<Key> key_of_id_;
   std::deque<Key> on_remote_;  // known to be on the server; may name what is no more
   std::unique_ptr<TierPolicy> ram_policy_, ssd_policy_;
+  std::map<Key, std::chrono::steady_clock::time_point> pins_;  // until when
   std::deque<Pending> queue_;
   size_t num_writing_ = 0;
   uint64_t next_version_ = 1;

@@ -220,8 +220,10 @@ StoreStats Store::stats() {
     ram.capacity_bytes = options_.ram_bytes;
     ram.bytes = *ram_used_;
     ram.objects = ram_policy_->num_objects();
+    ram.pinned_bytes = ram_policy_->pinned_bytes();
     if (ssd_ == nullptr) return stats;
     stats.tiers[1].objects = ssd_policy_->num_objects();
+    stats.tiers[1].pinned_bytes = ssd_policy_->pinned_bytes();
   }
   stats.tiers[1].capacity_bytes = options_.ssd_bytes;
   stats.tiers[1].bytes = ssd_->live_bytes();

@@ -339,6 +339,31 @@ TEST(Store, RamHoldsWhatSomebodyElsePlaces) {
   EXPECT_EQ(store->Load(TestKey(5, 64))->tier, Tier::kRam);
 }
 
+TEST(Store, PinnedObjectsStayInTheirTiers) {
+  const TestFolder folder;
+  const auto store = OpenStore({.ram_bytes = 8 * kMiB, .folder = folder.path(), .ssd_bytes = 24 * kMiB});
+  EXPECT_FALSE(store->Pin(TestKey(1, 64), 100)) << "it is not there yet";
+  EXPECT_TRUE(PutTest(*store, 1, 64, kMiB));
+  EXPECT_TRUE(PutTest(*store, 2, 64, kMiB));
+  ASSERT_TRUE(store->Sync());
+  EXPECT_TRUE(store->Pin(TestKey(1, 64), 100));
+  for (uint32_t i = 10; i < 50; ++i) EXPECT_TRUE(PutTest(*store, i, 64, kMiB));
+  ASSERT_TRUE(store->Sync());
+  const auto pinned = store->Load(TestKey(1, 64));
+  ASSERT_TRUE(pinned);
+  EXPECT_EQ(pinned->tier, Tier::kRam);
+  EXPECT_TRUE(IsWhole(*pinned));
+  EXPECT_FALSE(store->Contains(TestKey(2, 64))) << "neither tier was full";
+  EXPECT_EQ(store->stats().tiers[0].pinned_bytes, kMiB);
+  EXPECT_GE(store->stats().tiers[1].pinned_bytes, kMiB);
+  // Put anew it stays pinned; removed it is gone.
+  EXPECT_TRUE(PutTest(*store, 1, 64, kMiB));
+  ASSERT_TRUE(store->Sync());
+  EXPECT_EQ(store->stats().tiers[0].pinned_bytes, kMiB);
+  EXPECT_TRUE(store->Remove(TestKey(1, 64)));
+  EXPECT_EQ(store->stats().tiers[0].pinned_bytes + store->stats().tiers[1].pinned_bytes, 0U);
+}
+
 TEST(Store, RefusesWhatItCannotBe) {
   EXPECT_FALSE(Store::Open({.ram_bytes = kMiB, .folder = "", .evictor = "belady"}));
   EXPECT_FALSE(Store::Open({.ram_bytes = kMiB, .folder = "", .evictor = "nonsense"}));

@@ -32,13 +32,16 @@ Result<std::unique_ptr<TierPolicy>> TierPolicy::Make(const std::string& evictor,
   return std::unique_ptr<TierPolicy>(new TierPolicy(std::move(made), capacity));
 }
 
+double TierPolicy::Now() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+}
+
 evict::Access TierPolicy::At(uint32_t object, uint64_t bytes) {
   const uint32_t moment = moment_++;
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   return {.position = moment,
           .object = object,
           .size = bytes,
-          .time = seconds,
+          .time = Now(),
           .ttl = std::numeric_limits<float>::infinity(),
           .rtt = std::numeric_limits<float>::quiet_NaN(),
           .moment = moment,
@@ -49,7 +52,9 @@ evict::Access TierPolicy::At(uint32_t object, uint64_t bytes) {
 }
 
 void TierPolicy::Hit(uint32_t object) {
-  if (evictor_ != nullptr && Contains(object)) evictor_->OnHit(At(object, sizes_[object]));
+  if (evictor_ != nullptr && Contains(object) && !pins_.contains(object)) {
+    evictor_->OnHit(At(object, sizes_[object]));
+  }
 }
 
 void TierPolicy::Forget(uint32_t object) {
@@ -58,23 +63,48 @@ void TierPolicy::Forget(uint32_t object) {
   --count_;
 }
 
+bool TierPolicy::Offer(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims) {
+  std::vector<uint32_t> gone;
+  evictor_->RecordVictims(&gone);
+  evictor_->OnMiss(At(object, bytes));
+  evictor_->RecordVictims(nullptr);
+  for (const uint32_t victim : gone) {
+    if (victim == object || !Contains(victim)) continue;
+    Forget(victim);
+    victims.push_back(victim);
+  }
+  return evictor_->Contains(object);
+}
+
+// The evictor knows neither the object nor its bytes from now on, or again.
+void TierPolicy::Leave(uint32_t object) {
+  if (pins_.erase(object) > 0) {
+    pinned_bytes_ -= sizes_[object];
+    evictor_->Resize(capacity_ - pinned_bytes_);
+  } else if (evictor_ != nullptr) {
+    evictor_->Erase(object);
+  }
+}
+
+void TierPolicy::ReleaseOver(std::vector<uint32_t>& victims) {
+  const double now = Now();
+  std::vector<uint32_t> over;
+  for (const auto& [object, until] : pins_) {
+    if (until <= now) over.push_back(object);
+  }
+  for (const uint32_t object : over) {
+    Leave(object);
+    if (Offer(object, sizes_[object], victims)) continue;
+    Forget(object);
+    victims.push_back(object);
+  }
+}
+
 bool TierPolicy::Admit(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims) {
+  ReleaseOver(victims);
   if (Contains(object)) Erase(object);
   if (bytes > capacity_) return false;
-  if (evictor_ == nullptr) {
-    if (used_ + bytes > capacity_) return false;
-  } else {
-    std::vector<uint32_t> gone;
-    evictor_->RecordVictims(&gone);
-    evictor_->OnMiss(At(object, bytes));
-    evictor_->RecordVictims(nullptr);
-    for (const uint32_t victim : gone) {
-      if (victim == object || !Contains(victim)) continue;
-      Forget(victim);
-      victims.push_back(victim);
-    }
-    if (!evictor_->Contains(object)) return false;
-  }
+  if (evictor_ == nullptr ? used_ + bytes > capacity_ : !Offer(object, bytes, victims)) return false;
   sizes_[object] = bytes;
   used_ += bytes;
   ++count_;
@@ -83,8 +113,31 @@ bool TierPolicy::Admit(uint32_t object, uint64_t bytes, std::vector<uint32_t>& v
 
 void TierPolicy::Erase(uint32_t object) {
   if (!Contains(object)) return;
-  if (evictor_ != nullptr) evictor_->Erase(object);
+  Leave(object);
   Forget(object);
+}
+
+bool TierPolicy::Pin(uint32_t object, double seconds, std::vector<uint32_t>& victims) {
+  if (!Contains(object)) return false;
+  if (evictor_ == nullptr) return true;  // nothing goes for others
+  const double until = Now() + seconds;
+  if (const auto pinned = pins_.find(object); pinned != pins_.end()) {
+    pinned->second = std::max(pinned->second, until);
+    return true;
+  }
+  if (pinned_bytes_ + sizes_[object] > capacity_ / 2) return false;
+  evictor_->Erase(object);
+  pins_[object] = until;
+  pinned_bytes_ += sizes_[object];
+  std::vector<uint32_t> gone;
+  evictor_->RecordVictims(&gone);
+  evictor_->Resize(capacity_ - pinned_bytes_);
+  evictor_->RecordVictims(nullptr);
+  for (const uint32_t victim : gone) {
+    Forget(victim);
+    victims.push_back(victim);
+  }
+  return true;
 }
 
 }  // namespace pith::store

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,11 @@ class TierPolicy {
   bool Admit(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims);
   void Erase(uint32_t object);
 
+  // The stored object stays for so long, whatever else comes, or until it is erased; again: for longer. Pinned objects
+  // take half of the capacity at most: false, it is not pinned. `victims`: what goes for it (of caches in parts).
+  bool Pin(uint32_t object, double seconds, std::vector<uint32_t>& victims);
+  uint64_t pinned_bytes() const { return pinned_bytes_; }
+
   uint64_t used_bytes() const { return used_; }
   uint64_t capacity() const { return capacity_; }
   size_t num_objects() const { return count_; }
@@ -36,8 +42,13 @@ class TierPolicy {
  private:
   TierPolicy(std::unique_ptr<evict::Evictor> evictor, uint64_t capacity)
       : evictor_(std::move(evictor)), capacity_(capacity), sizes_(kMostObjects, 0) {}
+  double Now() const;  // s
   evict::Access At(uint32_t object, uint64_t bytes);
   void Forget(uint32_t object);
+  // The evictor stores the object; what it gives up for that is forgotten. False: it refuses.
+  bool Offer(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims);
+  void ReleaseOver(std::vector<uint32_t>& victims);
+  void Leave(uint32_t object);
 
   std::unique_ptr<evict::Evictor> evictor_;  // null: none
   uint64_t capacity_;
@@ -45,6 +56,9 @@ class TierPolicy {
   size_t count_ = 0;
   uint32_t moment_ = 0;
   std::vector<uint64_t> sizes_;  // by object; 0: not here
+  // Objects of which the evictor does not know, and until when (s); its capacity is so much less.
+  std::map<uint32_t, double> pins_;
+  uint64_t pinned_bytes_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

@@ -21,13 +21,9 @@ constexpr uint32_t kHitsToMain = 2;
 class S3Fifo final : public Replayed<S3Fifo> {
  public:
   S3Fifo(const Setup& setup, bool cold)
-      : Replayed(setup.capacity),
-        small_bytes_(setup.capacity / 10),
-        main_bytes_(setup.capacity - small_bytes_),
-        ghost_bytes_(setup.capacity / 10 * 9 + setup.capacity % 10 * 9 / 10),
-        cold_(cold),
-        lists_(setup.num_objects, 3),
-        hits_(setup.num_objects) {}
+      : Replayed(setup.capacity), cold_(cold), lists_(setup.num_objects, 3), hits_(setup.num_objects) {
+    Divide();
+  }
 
   bool Contains(uint32_t object) const override {
     const uint32_t list = lists_.ListOf(object);
@@ -49,8 +45,18 @@ class S3Fifo final : public Replayed<S3Fifo> {
     if (lists_.ListOf(object) != 0) lists_.Remove(object);  // a ghost
   }
   void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
+  void Resize(uint64_t capacity_bytes) override {
+    capacity_ = capacity_bytes;
+    Divide();
+  }
 
  private:
+  void Divide() {
+    small_bytes_ = capacity_ / 10;
+    main_bytes_ = capacity_ - small_bytes_;
+    ghost_bytes_ = capacity_ / 10 * 9 + capacity_ % 10 * 9 / 10;
+  }
+
   // May end without a victim, when all of small went to main.
   void EvictOne() {
     if (lists_.bytes(kMain) > main_bytes_ || lists_.empty(kSmall)) {
@@ -91,9 +97,9 @@ class S3Fifo final : public Replayed<S3Fifo> {
     }
   }
 
-  const uint64_t small_bytes_;
-  const uint64_t main_bytes_;
-  const uint64_t ghost_bytes_;
+  uint64_t small_bytes_ = 0;
+  uint64_t main_bytes_ = 0;
+  uint64_t ghost_bytes_ = 0;
   const bool cold_;
   ObjectLists lists_;
   std::vector<uint32_t> hits_;  // by object, since it came to its queue

@@ -81,6 +81,13 @@ class WTinyLfu final : public Replayed<WTinyLfu> {
   }
   void Erase(uint32_t object) override { lists_.Remove(object); }
   void Prefetch(uint32_t object) const { lists_.Prefetch(object); }
+  void Resize(uint64_t capacity_bytes) override {
+    capacity_ = capacity_bytes;
+    window_bytes_ = capacity_ / 100;
+    main_bytes_ = capacity_ - window_bytes_;
+    while (main_used() > main_bytes_) LeaveMain();
+    while (lists_.bytes(kWindow) > window_bytes_) LeaveWindow(lists_.tail(kWindow));
+  }
 
  private:
   uint64_t main_used() const { return lists_.bytes(kProbation) + lists_.bytes(kProtected); }
@@ -122,16 +129,18 @@ class WTinyLfu final : public Replayed<WTinyLfu> {
       Evicted(candidate);
       return;
     }
-    while (main_bytes_ - main_used() < size) {
-      const uint32_t victim = NextVictim(kNoObject);
-      lists_.Remove(victim);
-      Evicted(victim);
-    }
+    while (main_bytes_ - main_used() < size) LeaveMain();
     Move(candidate, kProbation);
   }
 
-  const uint64_t window_bytes_;
-  const uint64_t main_bytes_;
+  void LeaveMain() {
+    const uint32_t victim = NextVictim(kNoObject);
+    lists_.Remove(victim);
+    Evicted(victim);
+  }
+
+  uint64_t window_bytes_;
+  uint64_t main_bytes_;
   ObjectLists lists_;
   Sketch sketch_;
 };
