@@ -249,10 +249,13 @@ class Files(Case):
             data = bytearray(file.read())
         logits = data.index(struct.pack("<Q", NUM_TOKENS)) + 8
         data[logits:logits + 4] = struct.pack("<f", float("nan"))
-        sum_ = 0xcbf29ce484222325
+        table = range(256)
+        for _ in range(8):  # CRC-32C
+            table = [value >> 1 ^ (0x82f63b78 if value & 1 else 0) for value in table]
+        sum_ = 0xffffffff
         for byte in data[32:]:
-            sum_ = (sum_ ^ byte) * 0x100000001b3 & (1 << 64) - 1
-        data[24:32] = struct.pack("<Q", sum_)
+            sum_ = sum_ >> 8 ^ table[(sum_ ^ byte) & 255]
+        data[24:32] = struct.pack("<Q", sum_ ^ 0xffffffff)
         self.write("s", bytes(data))
         self.assert_sentence(self.session(), "not numbers")
 

@@ -1,4 +1,5 @@
 // Saving and restoring sequences.
+#include <algorithm>
 #include <utility>
 
 #include "base/byte_io.h"
@@ -33,13 +34,15 @@ Result<std::vector<std::byte>> EngineImpl::SaveToMemory(SequenceId id, const Ses
   PITH_ASSIGN_OR_RETURN(const Sequence* const sequence, Find(id));
   PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> recurrent,
                         context_->SaveSlot(sequence->slot, sequence->next_position));
-  MemoryWriter body, header;
-  WriteSessionBody(body, Owner(*sequence->setup), *sequence, *cache_, {recurrent, logits(id), note, CodedFormOf(form)});
-  Hash64 hash;
-  hash.Add(body.bytes());
-  WriteSessionHeader(header, body.bytes().size(), hash.value());
-  header.Write(body.bytes());
-  return std::move(header.bytes());
+  // The header's place comes first, so that the body is copied nowhere.
+  MemoryWriter writer, header;
+  writer.bytes().resize(kSessionHeaderBytes);
+  WriteSessionBody(writer, Owner(*sequence->setup), *sequence, *cache_,
+                   {recurrent, logits(id), note, CodedFormOf(form)});
+  const std::span<const std::byte> body = std::span(writer.bytes()).subspan(kSessionHeaderBytes);
+  WriteSessionHeader(header, body.size(), SessionSum(body));
+  std::ranges::copy(header.bytes(), writer.bytes().begin());
+  return std::move(writer.bytes());
 }
 
 template <typename Read>

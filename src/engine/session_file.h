@@ -1,9 +1,9 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    7
+//   u32 version    8
 //   u32 stamp of the pages' layout (PageLayoutStamp)
-//   u64 bytes of the body, u64 FNV-1a of the body
+//   u64 bytes of the body, u64 CRC-32C of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
 //     u64 fingerprint of the model's contents, text description, text recipe
 //     i32 tokens given, i64 entries seen, u64 pinned ranges, each i32 from, i32 to
@@ -78,7 +78,9 @@ inline constexpr size_t kSessionHeaderBytes = 32;
 // Differs where a page's parts lie elsewhere: of all formats, from PageLayout::Make().
 uint32_t PageLayoutStamp();
 
-void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_hash);
+// Of the body, or of its next part after one with the sum `before`.
+uint64_t SessionSum(std::span<const std::byte> bytes, uint64_t before = 0);
+void WriteSessionHeader(ByteWriter& writer, uint64_t body_bytes, uint64_t body_sum);
 // Header and body, which is read for its sum. kCorrupt, kUnsupported (another version or layout), kIo.
 Status CheckSession(ByteReader& reader);
 

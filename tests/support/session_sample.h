@@ -86,10 +86,8 @@ class SessionSample {
   }
 
   static std::vector<std::byte> File(std::span<const std::byte> body) {
-    Hash64 hash;
-    hash.Add(body);
     MemoryWriter writer;
-    WriteSessionHeader(writer, body.size(), hash.value());
+    WriteSessionHeader(writer, body.size(), SessionSum(body));
     writer.Write(body);
     return std::move(writer.bytes());
   }
