@@ -65,5 +65,17 @@ TEST(Crc32c, InstructionAndTablesAgreeInPieces) {
   }
 }
 
+// Where three pieces pass at once, and around them.
+TEST(Crc32c, InstructionAndTablesAgreeOnLongBytes) {
+  std::vector<std::byte> bytes(30000);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * i >> 5);
+  const std::span<const std::byte> all(bytes);
+  for (const size_t count : {2047U, 2048U, 6143U, 6144U, 6145U, 12288U, 29999U}) {
+    for (const uint32_t before : {0U, 0xdeadbeefU}) {
+      EXPECT_EQ(Crc32c(all.subspan(1, count), before), Crc32cByTable(all.subspan(1, count), before)) << count;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pith

@@ -47,6 +47,10 @@ class RealFile final : public File {
     return {};
   }
 
+  void WillRead(uint64_t offset, uint64_t bytes) override {
+    (void)::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
+  }
+
   Status Sync() override { return ::fdatasync(fd_) == 0 ? Status() : Status(Failed(path_, "brought to the disk")); }
 
   Status Truncate(uint64_t bytes) override {

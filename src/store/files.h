@@ -17,6 +17,8 @@ class File {
  public:
   virtual ~File() = default;
   virtual Status WriteAt(uint64_t offset, std::span<const std::byte> bytes) = 0;
+  // These bytes will be read soon: what brings them from the disk may begin.
+  virtual void WillRead(uint64_t /*offset*/, uint64_t /*bytes*/) {}
   // All of `to`. kCorrupt: the file ends before.
   virtual Status ReadAt(uint64_t offset, std::span<std::byte> to) = 0;
   virtual Status Sync() = 0;
