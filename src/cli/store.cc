@@ -59,7 +59,11 @@ Status Check(const StoreCommandFlags& flags) {
   if (flags.measures()) {
     PITH_RETURN_IF_ERROR(flags.bench.model.Check());
     PITH_RETURN_IF_ERROR(ParseIntegers(flags.bench.ctx, "--ctx", 128, 1 << 20));
-    PITH_RETURN_IF_ERROR(ParseRecipe(flags.bench.recipe));
+    const std::vector<std::string> recipes = SplitRecipes(flags.bench.recipe);
+    if (recipes.empty() || (recipes.size() > 1 && flags.action == "bench")) {
+      return InvalidArgument("--recipe takes one compressor; several, between semicolons, for compare");
+    }
+    for (const std::string& recipe : recipes) PITH_RETURN_IF_ERROR(ParseRecipe(recipe));
     PITH_RETURN_IF_ERROR(ParseCodedForm(flags.bench.save_format));
     const auto is_share = [](double share) { return share > 0 && share <= 1; };
     if (!is_share(flags.bench.keep) || !is_share(flags.bench.ram_share) || !is_share(flags.bench.loss)) {
@@ -217,7 +221,9 @@ void AddStoreBenchFlags(CLI::App& command, StoreBenchFlags& flags) {
   AddOption(command, "--ctx", flags.ctx, "bench, compare: tokens of the prefixes (default 250,500,1000,2000,4000)",
             "N,...");
   AddOption(command, "--keep", flags.keep, "bench: share of the entries that is kept (default 0.2)", "SHARE");
-  AddOption(command, "--recipe", flags.recipe, "bench, compare: the one compressor (default keydiff)", "RECIPE");
+  AddOption(command, "--recipe", flags.recipe,
+            "bench, compare: the one compressor (default keydiff); compare: several, too, between semicolons",
+            "RECIPE");
   AddOption(command, "--server", flags.server, "bench: a server to load from, too (redis://HOST:PORT)", "URL");
   AddSaveFormat(command, flags.save_format);
   AddNumber(command, "-r,--repeat", flags.repeat, 1, 1000, "bench: loads of each prefix (default 5)", "N");

@@ -6,7 +6,8 @@
 //   evicpress      method, ratio and tier of each context by EVICPRESS
 //
 // A request asks for one context, by Zipf's law, with a probe from within it. Its quality is exp(-KL) between the whole
-// cache and the loaded one over the answer's tokens.
+// cache and the loaded one over the answer's tokens. Half as many requests come before those that count, from which
+// evictors and EVICPRESS learn which contexts are asked for.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -33,7 +34,7 @@ using nlohmann::ordered_json;
 
 constexpr size_t kProbeTokens = 12, kAnswerTokens = 12;
 constexpr double kZipf = 0.8;
-constexpr double kFixedRatios[] = {0.3, 0.5, 0.7, 0.85};
+constexpr double kFixedRatios[] = {0.3, 0.5, 0.66, 0.85};
 
 struct Text {
   std::vector<int32_t> tokens, probe, answer;
@@ -59,7 +60,10 @@ class Comparison {
     options.num_threads = flags_.model.num_threads();
     options.max_sequences = 1 + kPlacerSequences;
     PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe("full"));
-    PITH_ASSIGN_OR_RETURN(method_, ParseRecipe(flags_.recipe));
+    for (const std::string& text : SplitRecipes(flags_.recipe)) {
+      PITH_ASSIGN_OR_RETURN(const Recipe method, ParseRecipe(text));
+      methods_.push_back(method);
+    }
     PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags_.save_format));
     PITH_ASSIGN_OR_RETURN(engine_, Engine::Create(model_, options));
     options_ = engine_->options();
@@ -92,6 +96,7 @@ class Comparison {
       texts_.push_back(std::move(text));
     }
     for (int i = 0; i < flags_.requests; ++i) requests_.push_back(Draw(random));
+    for (int i = 0; i < flags_.requests / 2; ++i) warming_.push_back(Draw(random));
     return {};
   }
 
@@ -102,15 +107,17 @@ class Comparison {
     return arm;
   }
 
-  // ratio: dropped of every context.
-  Result<Arm> Lru(double ratio) {
+  size_t num_methods() const { return methods_.size(); }
+
+  // ratio: dropped of every context, by one method.
+  Result<Arm> Lru(size_t method, double ratio) {
     PITH_ASSIGN_OR_RETURN(const auto store, OpenStore(false));
     for (const Text& text : texts_) {
-      PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, Compressed(text, ratio));
+      PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, Compressed(text, methods_[method], ratio));
       if (!store->Put(InfoOf(text), saved)) return IoError("a context could not be stored");
     }
     PITH_RETURN_IF_ERROR(store->Sync());
-    return Replay(*store, ratio == 0 ? "lru" : fmt::format("{}@{}+lru", flags_.recipe, ratio));
+    return Replay(*store, nullptr, ratio == 0 ? "lru" : fmt::format("{}@{}+lru", methods_[method].text, ratio));
   }
 
   Result<Arm> Evicpress(ProgressLine& progress, double loss) {
@@ -125,7 +132,7 @@ class Comparison {
         return Cancelled("stopped while contexts were placed");
     }
     if (store->stats().errors.contains("profile")) return IoError("a context could not be profiled");
-    return Replay(*store, fmt::format("evicpress loss {:.0f}%", 100 * loss));
+    return Replay(*store, placer.get(), fmt::format("evicpress loss {:.0f}%", 100 * loss));
   }
 
   size_t whole_bytes() const { return whole_bytes_; }
@@ -195,10 +202,10 @@ class Comparison {
     return logits;
   }
 
-  Result<std::vector<std::byte>> Compressed(const Text& text, double ratio) {
+  Result<std::vector<std::byte>> Compressed(const Text& text, const Recipe& method, double ratio) {
     if (ratio == 0) return text.whole;
     PITH_ASSIGN_OR_RETURN(const RestoredSequence restored, engine_->RestoreFromMemory(text.whole, options_));
-    const Result<double> kept = engine_->Compress(restored.sequence, method_, 1 - ratio);
+    const Result<double> kept = engine_->Compress(restored.sequence, method, 1 - ratio);
     Result<std::vector<std::byte>> saved =
         kept ? engine_->SaveToMemory(restored.sequence, restored.note)
              : Result<std::vector<std::byte>>(tl::unexpected<Error>(kept.error()));
@@ -239,8 +246,20 @@ class Comparison {
     return {};
   }
 
-  Result<Arm> Replay(store::Store& store, std::string name) {
+  // placer: null where an evictor places.
+  Result<Arm> Replay(store::Store& store, ContextPlacer* placer, std::string name) {
     Arm arm{.name = std::move(name), .quality = 0};
+    Arm unseen;
+    for (const size_t one : warming_) {
+      if (Interrupted()) return Cancelled("stopped between requests");
+      const Text& text = texts_[one];
+      PITH_RETURN_IF_ERROR(Ask(store, text, unseen));
+      // That it was asked for, not what was asked: that comes again below.
+      if (placer != nullptr) placer->NoteUse(store::MakeChain(Sha256Digest{}, text.tokens).whole, {});
+    }
+    while (placer != nullptr && placer->PlaceNext(*engine_, speeds_)) {
+      if (Interrupted()) return Cancelled("stopped while contexts were placed");
+    }
     for (const size_t one : requests_) {
       if (Interrupted()) return Cancelled("stopped between requests");
       PITH_RETURN_IF_ERROR(Ask(store, texts_[one], arm));
@@ -256,11 +275,11 @@ class Comparison {
   std::shared_ptr<HostModel> model_;
   std::string folder_, last_folder_;
   std::vector<int> lengths_;
-  Recipe method_;
+  std::vector<Recipe> methods_;
   SequenceOptions options_;
   std::unique_ptr<Engine> engine_;
   std::vector<Text> texts_;
-  std::vector<size_t> requests_;
+  std::vector<size_t> requests_, warming_;
   size_t whole_bytes_ = 0;
   int num_stores_ = 0;
   TierSpeeds speeds_{.ram = 3e8, .ssd = 2e8};  // measured as soon as something was loaded
@@ -280,8 +299,10 @@ Result<int> CompareIn(const StoreBenchFlags& flags, const std::string& folder) {
     ProgressLine progress("comparing", flags.out.progress);
     PITH_RETURN_IF_ERROR(comparison.ReadTexts(progress));
     PITH_RETURN_IF_ERROR(add(comparison.Prefill()));
-    PITH_RETURN_IF_ERROR(add(comparison.Lru(0)));
-    for (const double ratio : kFixedRatios) PITH_RETURN_IF_ERROR(add(comparison.Lru(ratio)));
+    PITH_RETURN_IF_ERROR(add(comparison.Lru(0, 0)));
+    for (size_t method = 0; method < comparison.num_methods(); ++method) {
+      for (const double ratio : kFixedRatios) PITH_RETURN_IF_ERROR(add(comparison.Lru(method, ratio)));
+    }
     PITH_RETURN_IF_ERROR(add(comparison.Evicpress(progress, flags.loss)));
   }
   if (flags.out.json) {

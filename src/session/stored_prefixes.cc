@@ -141,6 +141,9 @@ std::optional<StoredPrefixes::Taken> StoredPrefixes::Take(const ReadingKey& key,
                       .compute_seconds = match.info->compute_seconds * share};
     store_->CountLookup(text.size(), *tokens, loaded->tier, taken.compute_seconds - taken.load_seconds);
     if (IsPinnedWhole(*match.info)) (void)store_->Pin(match.info->key, kPinSeconds);
+    if (placer_ != nullptr && !match.info->config.empty() && !taken.went_back) {
+      placer_->NoteUse(match.info->key, text.subspan(*tokens));
+    }
     return taken;
   }
   return misses();

@@ -40,6 +40,12 @@ double Placement::total_utility() const {
   return sum;
 }
 
+double Placement::total_cost() const {
+  double sum = 0;
+  for (const Context& context : contexts_) sum += options_.alpha * context.frequency;
+  return sum - total_utility();
+}
+
 int Placement::Add(double bytes, double frequency, std::span<const double> quality,
                    std::vector<PlacementOperation>& operations) {
   const int number = num_contexts();
@@ -65,12 +71,41 @@ int Placement::AddPlaced(double bytes, double frequency, std::span<const double>
   return number;
 }
 
-bool Placement::Allows(const Context& context, const Configuration& to, int tier) const {
+// What it was compressed by goes on, and gives nothing back.
+bool Placement::KeepsItsMethod(const Context& context, const Configuration& to) const {
   const Configuration& from = context.at;
-  if (to.tier < tier || to.ratio < from.ratio) return false;
-  if (!options_.has_full_copy && from.ratio > 0 && to.method != from.method) return false;
+  return to.ratio >= from.ratio && (options_.has_full_copy || from.ratio == 0 || to.method == from.method);
+}
+
+void Placement::Rearrange(std::vector<PlacementOperation>& operations) {
+  std::vector<Configuration> before;
+  used_.assign(used_.size(), 0);
+  for (int i = 0; i < num_contexts(); ++i) {
+    Context& context = contexts_[static_cast<size_t>(i)];
+    const Configuration from = context.at;
+    before.push_back(from);
+    Configuration best = from;
+    ForEachConfiguration([&](const Configuration& to) {
+      if (KeepsItsMethod(context, to) && Utility(i, to) > Utility(i, best)) best = to;
+    });
+    context.at = best;
+    used_[static_cast<size_t>(best.tier)] += BytesOf(i, best);
+  }
+  std::vector<PlacementOperation> fitting;
+  for (int tier = 0; tier < static_cast<int>(used_.size()); ++tier) Fit(tier, fitting);
+  for (const bool enters : {false, true}) {
+    for (int i = 0; i < num_contexts(); ++i) {
+      const Configuration& from = before[static_cast<size_t>(i)];
+      if (config(i) == from || (config(i).tier < from.tier) != enters) continue;
+      operations.push_back({i, from, config(i)});
+    }
+  }
+}
+
+bool Placement::Allows(const Context& context, const Configuration& to, int tier) const {
+  if (to.tier < tier || !KeepsItsMethod(context, to)) return false;
   const auto share = [&](const Configuration& of) { return 1 - options_.ratios[static_cast<size_t>(of.ratio)]; };
-  return to.tier != tier || share(to) < share(from);
+  return to.tier != tier || share(to) < share(context.at);
 }
 
 Placement::Change Placement::BestChange(int tier) const {

@@ -7,6 +7,9 @@
 // that overfills is fitted the same way. Decisions are made on these numbers alone; whoever owns the bytes carries the
 // operations out, in order.
 //
+// Rearrange() is for contexts whose uses or qualities have changed: each takes what is best for it now, and tiers
+// are fitted as above. The paper does so from time to time and says no more.
+//
 // The paper's Algorithm 1 leaves out updates and uses "ratio" in two senses; here it is the share of tokens that is
 // dropped. What was dropped does not come back: ratios only rise, and a compressed context keeps its method, unless its
 // full copy is kept elsewhere.
@@ -57,11 +60,17 @@ class Placement {
   int AddPlaced(double bytes, double frequency, std::span<const double> quality, const Configuration& at,
                 std::vector<PlacementOperation>& operations);
 
+  // All of them anew, as far as what was dropped allows. A tier may gain what another one loses: operations that enter
+  // a tier come behind those that leave it.
+  void Rearrange(std::vector<PlacementOperation>& operations);
+
   double Utility(int context, const Configuration& configuration) const;
   double BytesOf(int context, const Configuration& configuration) const;
   const Configuration& config(int context) const { return contexts_[static_cast<size_t>(context)].at; }
   double used(int tier) const { return used_[static_cast<size_t>(tier)]; }
   double total_utility() const;
+  // What loading takes and compression loses, by how often: alpha * sum of the frequencies - total_utility(). Seconds.
+  double total_cost() const;
   int num_contexts() const { return static_cast<int>(contexts_.size()); }
 
  private:
@@ -80,6 +89,7 @@ class Placement {
   template <typename Visit>
   void ForEachConfiguration(const Visit& visit) const;
   bool Allows(const Context& context, const Configuration& to, int tier) const;
+  bool KeepsItsMethod(const Context& context, const Configuration& to) const;
   Change BestChange(int tier) const;
   void Fit(int tier, std::vector<PlacementOperation>& operations);
 

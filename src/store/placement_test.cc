@@ -137,6 +137,75 @@ TEST(StorePlacement, WithoutCompressionTheLeastUsedMoves) {
   EXPECT_EQ(operations[0].to, (Configuration{-1, 0, 1}));
 }
 
+// What was used least is used most: it comes into memory, and what made room before goes down.
+TEST(StorePlacement, UsesThatChangeMoveContexts) {
+  PlacementOptions options = ExampleOptions(1);
+  options.ratios = {0};
+  const auto at = [](int tier) { return Configuration{-1, 0, tier}; };
+  for (const bool changed : {false, true}) {
+    Placement placement(options);
+    std::vector<PlacementOperation> operations;
+    const std::vector<double> frequencies = changed ? std::vector<double>{3, 9, 2} : std::vector<double>{3, 1, 2};
+    for (size_t i = 0; i < 3; ++i) {
+      placement.AddPlaced(2 * kGb, frequencies[i], std::vector<double>{1}, at(i == 1 ? 1 : 0), operations);
+    }
+    ASSERT_TRUE(operations.empty());
+    const double before = placement.total_cost();
+    placement.Rearrange(operations);
+    EXPECT_EQ(operations.size(), changed ? 2U : 0U);
+    if (!changed) continue;
+    EXPECT_EQ(operations[0].context, 2) << "room comes first";
+    EXPECT_EQ(operations[0].to, at(1));
+    EXPECT_EQ(operations[1].context, 1);
+    EXPECT_EQ(operations[1].to, at(0));
+    EXPECT_LT(placement.total_cost(), before);
+    EXPECT_LE(placement.used(0), options.tiers[0].capacity);
+  }
+}
+
+// From any placement, with any uses: nothing is decompressed, tiers hold, and it costs no more than before.
+TEST(StorePlacement, RearrangesRandomInstances) {
+  std::mt19937 random(2);  // NOLINT
+  std::uniform_real_distribution<double> uniform(0, 1);
+  int better = 0;
+  for (int instance = 0; instance < 200; ++instance) {
+    PlacementOptions options = ExampleOptions(8);
+    options.num_methods = 2;
+    std::vector<Example> contexts(8);
+    double all = 0;
+    for (Example& context : contexts) {
+      const double first = 0.5 + 0.5 * uniform(random);
+      context = {(1 + 3 * uniform(random)) * kGb, 1, {1, first, first * uniform(random), 1, first * first, 0.1}};
+      all += context.bytes;
+    }
+    options.tiers[0].capacity = options.tiers[1].capacity = 0.35 * all;
+    std::vector<PlacementOperation> operations;
+    Placement first(options);
+    for (const Example& context : contexts) first.Add(context.bytes, 1, context.quality, operations);
+    Placement second(options);
+    operations.clear();
+    for (int i = 0; i < 8; ++i) {
+      const Example& context = contexts[static_cast<size_t>(i)];
+      second.AddPlaced(context.bytes, std::floor(1 + 20 * uniform(random)), context.quality, first.config(i),
+                       operations);
+    }
+    const double before = second.total_cost();
+    second.Rearrange(operations);
+    for (const PlacementOperation& operation : operations) {
+      EXPECT_GE(operation.to.ratio, operation.from.ratio);
+      if (operation.from.ratio > 0) {
+        EXPECT_EQ(operation.to.method, operation.from.method);
+      }
+      EXPECT_EQ(operation.to, second.config(operation.context));
+    }
+    for (int t = 0; t < 2; ++t) {
+      EXPECT_LE(second.used(t), options.tiers[static_cast<size_t>(t)].capacity * (1 + 1e-12));
+    }
+    better += second.total_cost() < before - 1e-9 ? 1 : 0;
+  }
+  EXPECT_GT(better, 100);
+}
+
 TEST(StorePlacement, QualityOfLogits) {
   const std::vector<float> full = {0, 1, 2, 0, 0, 3}, other = {2, 1, 0, 0, 0, 3};
   EXPECT_NEAR(MeanDivergence(full, full, 3), 0, 1e-12);
