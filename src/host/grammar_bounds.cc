@@ -23,6 +23,9 @@ constexpr size_t kLongestGrammar = size_t{256} << 10;
 constexpr int kDeepestGroup = 64;
 constexpr uint64_t kMostTimes = 2000;    // libllama's own bound of one repetition, and of those inside each other
 constexpr uint64_t kMostRules = 200000;  // that all repetitions of a grammar make
+constexpr double kMostNested = 1e12;     // times, of repetitions inside each other, through rules
+constexpr double kMostNestedItems = 1e9;  // the same of a schema's arrays
+constexpr double kMostLeastItems = 1e5;   // that each answer would have to have
 constexpr double kMostPlaces = 4000;     // where a text may be at once, among alternatives
 constexpr double kMostSkipped = 300;     // the same, behind what may be empty
 constexpr int kDeepestRules = 1000;      // and groups, inside each other
@@ -126,6 +129,7 @@ struct Places {
   bool may_be_empty = false;
   double first = 0;  // where what is described may begin
   double most = 0;   // anywhere in it
+  double times = 1;  // that its innermost part may come
 };
 
 class GrammarPlaces {
@@ -202,6 +206,7 @@ class GrammarPlaces {
       all.may_be_empty = all.may_be_empty || one.may_be_empty;
       all.first += one.first;
       all.most = std::max({all.most, one.most, all.first});
+      all.times = std::max(all.times, one.times);
     }
     if (all.most > kMostPlaces)
       return InvalidArgument("the grammar has more alternatives in one place than a request may have");
@@ -222,6 +227,7 @@ class GrammarPlaces {
       if (parts[i].may_be_empty && all.first > kMostSkipped) return TooOpen();
       all.most = std::max({all.most, parts[i].most, all.first});
       all.may_be_empty = all.may_be_empty && parts[i].may_be_empty;
+      all.times = std::max(all.times, parts[i].times);
     }
     return all;
   }
@@ -256,6 +262,9 @@ class GrammarPlaces {
         most = comma == std::string::npos ? least : std::strtod(inside.c_str() + comma + 1, nullptr);
         most = std::max({most, least, 1.0});
         at = std::min(close + 1, text_.size());
+        one.times *= most;
+        if (one.times > kMostNested)
+          return InvalidArgument("the grammar's repetitions stand too deep inside each other");
       } else {
         least = text_[at] == '+' ? 1 : 0;
         ++at;
@@ -280,11 +289,47 @@ class GrammarPlaces {
 
 using Json = nlohmann::ordered_json;
 
+// How often a part of a regular expression may come: repetitions inside each other multiply.
+double TimesOfPattern(std::string_view pattern) {
+  std::vector<double> outer;  // of the groups around this one, so far
+  double most = 1, last = 1;
+  for (size_t at = 0; at < pattern.size(); ++at) {
+    const char c = pattern[at];
+    if (c == '(') {
+      outer.push_back(most);
+      most = last = 1;
+    } else if (c == ')' && !outer.empty()) {
+      last = most;
+      most = std::max(outer.back(), last);
+      outer.pop_back();
+    } else if (c == '{') {
+      const std::string inside(pattern.substr(at + 1, pattern.find('}', at) - at - 1));
+      const size_t comma = inside.find(',');
+      const double least = std::strtod(inside.c_str(), nullptr);
+      last *= std::max({comma == std::string::npos ? 1 : std::strtod(inside.c_str() + comma + 1, nullptr), least, 1.0});
+      most = std::max(most, last);
+      at = std::min(pattern.find('}', at), pattern.size());
+    } else if (std::string_view("*+?").find(c) == std::string_view::npos) {
+      if (c == '[') at = std::min(pattern.find(']', at + 1), pattern.size());
+      if (c == '\\') ++at;
+      last = 1;
+    }
+  }
+  return most;
+}
+
 class SchemaScan {
  public:
   explicit SchemaScan(const Json& root) : root_(root) {}
 
-  Status Run() { return Visit(root_, 1, 0); }
+  Status Run() {
+    PITH_RETURN_IF_ERROR(Visit(root_, 1, 0));
+    const Times times = Repeats(root_);
+    if (times.most > kMostNestedItems) return Bad("its arrays repeat each other too often");
+    if (times.least > kMostLeastItems)
+      return Bad(fmt::format("no answer holds the {:.0f} items that it asks for", times.least));
+    return {};
+  }
 
  private:
   tl::unexpected<Error> Bad(const std::string& what) const {
@@ -312,6 +357,36 @@ class SchemaScan {
     return {};
   }
 
+  // How often the innermost part of a node comes, at least and at most: arrays of arrays multiply.
+  struct Times {
+    double least = 1, most = 1;
+  };
+  Times Repeats(const Json& node) {
+    if (!node.is_structured()) return {};
+    const auto [known, is_new] = repeats_.try_emplace(&node);
+    if (!is_new) return known->second;  // in itself: once
+    Times all;
+    const auto add = [&all](const Times& one) {
+      all.least = std::max(all.least, one.least), all.most = std::max(all.most, one.most);
+    };
+    const auto count = [&node](const char* name, double otherwise) {
+      const auto at = node.find(name);
+      return at != node.end() && at->is_number() ? std::max(at->get<double>(), 1.0) : otherwise;
+    };
+    for (const auto& [key, value] : node.items()) {
+      Times one = Repeats(value);
+      if (key == "items" && node.is_object()) {
+        const double least = count("minItems", 1);
+        one.least *= least, one.most *= std::max(count("maxItems", least), least);
+      }
+      add(one);
+    }
+    if (const auto ref = node.is_object() ? node.find("$ref") : node.end(); ref != node.end() && ref->is_string()) {
+      if (const Json* target = Find(ref->get_ref<const std::string&>()); target != nullptr) add(Repeats(*target));
+    }
+    return repeats_[&node] = all;
+  }
+
   Status Count(size_t copies) {
     nodes_ += copies;
     if (nodes_ > kMostNodes) return Bad(fmt::format("it has more than {} parts", kMostNodes));
@@ -329,6 +404,7 @@ class SchemaScan {
     if (const auto pattern = node.find("pattern"); pattern != node.end() && pattern->is_string()) {
       const auto& text = pattern->get_ref<const std::string&>();
       if (text.size() > 1000) return Bad("a pattern in it is longer than 1000 bytes");
+      if (TimesOfPattern(text) > static_cast<double>(kMostRules)) return Bad("a pattern in it repeats repetitions");
     }
     if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string())
       return CheckRef(ref->get<std::string>());
@@ -399,6 +475,7 @@ class SchemaScan {
 
   const Json& root_;
   size_t nodes_ = 0;
+  std::map<const Json*, Times> repeats_;
 };
 
 }  // namespace

@@ -33,6 +33,10 @@ TEST(GrammarBounds, RepetitionsOfRepetitions) {
   EXPECT_FALSE(CheckGrammarBounds(many));
   EXPECT_FALSE(CheckGrammarBounds("root ::= " + std::string(1000, '(') + "\"a\"" + std::string(1000, ')')));
   EXPECT_FALSE(CheckGrammarBounds(std::string(size_t{1} << 20, ' ')));
+  std::string chain = "root ::= r0\n";
+  for (int i = 0; i < 8; ++i) chain += fmt::format("r{} ::= \"[\" r{}{{1,50}} \"]\"\n", i, i + 1);
+  EXPECT_FALSE(CheckGrammarBounds(chain + "r8 ::= [a-z]"));
+  EXPECT_TRUE(CheckGrammarBounds("root ::= \"[\" a{1,100} \"]\"\na ::= b{1,100}\nb ::= c{1,100}\nc ::= [a-z]"));
 }
 
 // libllama holds every place where the text may be, and compares them with each other.
@@ -78,6 +82,40 @@ TEST(SchemaBounds, SizeAndDepth) {
   EXPECT_FALSE(CheckSchemaBounds(wide + "}}"));
   EXPECT_FALSE(CheckSchemaBounds(R"({"properties":{")" + std::string(100000, '!') + R"(":{}}})"));
   EXPECT_FALSE(CheckSchemaBounds(R"({"type":"array","items":{"type":"string"},"minItems":1000000})"));
+}
+
+TEST(SchemaBounds, RepetitionsOfRepetitions) {
+  const std::string leaf = R"({"type":"string"})";
+  const auto arrays = [&](const std::string& bounds, int depth) {
+    return Nested(R"({"type":"array",)" + bounds + R"(,"items":)", leaf, "}", depth);
+  };
+  EXPECT_TRUE(CheckSchemaBounds(arrays(R"("minItems":50,"maxItems":50)", 2)));
+  EXPECT_FALSE(CheckSchemaBounds(arrays(R"("minItems":50,"maxItems":50)", 30)));
+  EXPECT_FALSE(CheckSchemaBounds(arrays(R"("minItems":50)", 3))) << "125,000 items in each answer";
+  EXPECT_TRUE(CheckSchemaBounds(arrays(R"("maxItems":100)", 4)));
+  EXPECT_FALSE(CheckSchemaBounds(arrays(R"("maxItems":100)", 5)));
+  // Through references; a tree may go on.
+  std::string chain = R"({"$ref":"#/$defs/r0","$defs":{)";
+  for (int i = 0; i < 20; ++i) {
+    chain += fmt::format(R"("r{}":{{"type":"array","minItems":5,"items":{{"$ref":"#/$defs/r{}"}}}},)", i, i + 1);
+  }
+  EXPECT_FALSE(CheckSchemaBounds(chain + R"("r20":{"type":"integer"}}})"));
+  EXPECT_TRUE(CheckSchemaBounds(
+      R"({"$ref":"#/$defs/n","$defs":{"n":{"type":"array","maxItems":9,"items":{"$ref":"#/$defs/n"}}}})"));
+  // Members of these names are none of its bounds.
+  EXPECT_TRUE(CheckSchemaBounds(
+      R"({"properties":{"minItems":{"type":"integer"},"maxItems":{"const":5},"items":{"type":"string"}}})"));
+}
+
+TEST(SchemaBounds, PatternsThatRepeatRepetitions) {
+  const auto check = [](const std::string& pattern) {
+    return CheckSchemaBounds(R"({"type":"string","pattern":")" + pattern + "\"}").has_value();
+  };
+  EXPECT_FALSE(check("^(a{1,2000}){1,2000}$"));
+  EXPECT_FALSE(check("^((a{0,100}b?){100}[c-z]{3}){100,}$"));
+  EXPECT_TRUE(check("^[0-9]{1,2000}(, [0-9]{1,2000}){0,50}$"));
+  EXPECT_TRUE(check("^([a-f{]{2}:){5}\\\\{2000[a-f]{2}$"));
+  EXPECT_TRUE(check("^a{1,2000}b{1,2000}(c{1,2000}|d{1,2000})$"));
 }
 
 TEST(SchemaBounds, ReferencesInACircle) {
