@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/thread_governor.h"
@@ -150,6 +151,12 @@ struct RestoredSequence {
   bool has_logits = false;  // logits() works at once: it was saved right after its own last block
 };
 
+// What Splice() can take from a sequence.
+struct SpliceSource {
+  std::vector<std::pair<int32_t, int32_t>> ranges = {};  // tokens [from, to) that all heads hold, ascending
+  int reread = 0;  // last tokens of a prompt that are better read: its recipe looks at so many queries
+};
+
 // What CompressForks() changes.
 struct CompressTarget {
   SequenceId sequence = 0;
@@ -161,6 +168,16 @@ struct LayerQueries {
   int num_heads = 0, dim = 0;
   std::vector<float> rows = {};  // [T, H, D] after RoPE, as f16 holds them
   float scale = 1, soft_cap = 0;
+};
+
+// What a kv head holds of one token.
+struct EntryView {
+  bool held = false;    // false: nothing, and nothing else is said
+  bool pinned = false;  // no recipe may drop it
+  PageFormat format = {};
+  int key_channels = 0;             // fewer than the head's where act=prune has taken some
+  std::optional<float> score = {};  // by the running recipe, as it would judge now; higher stays. None: it does not
+  float rank = 0;                   // of the head's entries, the share that scores lower
 };
 
 // Called after each block with the tokens done; returning false cancels.
@@ -191,6 +208,15 @@ class Engine {
   // which Rewind() works and the sequence is the same again as soon as those num_tokens tokens are there. (Recipes that
   // look at the last queries want these read once more.) 0: nothing can stay, or there is no such sequence.
   virtual int RewindTarget(SequenceId sequence, int num_tokens) const = 0;
+  // Tokens [from, to) of `source` come next in `target`, which does not read them: entries are copied, keys turned to
+  // the positions that they have there (llama.cpp's --cache-reuse). Of what stands before them they know what stood
+  // before them in `source`, so that this is no reading but as much like one as the two beginnings are. pin: they are
+  // never dropped. kUnsupported, with the reason: the model's keys cannot be turned so (sliding windows, recurrent
+  // layers, positions that are no rotation), the source has dropped some of the entries, the recipe weighs what every
+  // query paid, or it would have to drop before it has seen new queries. kInvalidArgument, kOutOfBudget. After an error
+  // nothing has changed. O(entries), on all threads; block_tokens() at once find the room that a step's rows find.
+  virtual Status Splice(SequenceId target, SequenceId source, int from, int to, bool pin) = 0;
+  virtual SpliceSource Spliceable(SequenceId sequence) const = 0;
   virtual void Free(SequenceId sequence) = 0;
 
   // Writes a sequence to a file: its cache as it lies, or coded (EngineOptions::saved), positions, pins, recipe state,
@@ -288,6 +314,10 @@ class Engine {
   // [kv heads, entries, channels].
   virtual std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const = 0;
   virtual std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const = 0;
+
+  // Of each layer with a global cache and kv head, what it holds of the token at `position`. Judging costs what an
+  // eviction does, but for what goes. kInvalidArgument: it has not been read.
+  virtual Result<std::vector<std::vector<EntryView>>> EntriesAt(SequenceId sequence, int32_t position) = 0;
 
   // What the last num_queries tokens that `queries_of` has read get from attention over the entries of `entries_of`,
   // a fork that has read as far, perhaps with entries dropped: [num_queries, H, Dv], before the output projection.

@@ -1,6 +1,7 @@
 // The engine's one implementation, split by purpose: engine.cc makes and ends sequences, engine_step.cc runs blocks,
 // engine_attention.cc what happens in their layers, engine_evict.cc decides what stays, engine_compress.cc shrinks what
-// was read, engine_repeat.cc reads a prompt again, engine_rewind.cc goes back, engine_session.cc saves and restores.
+// was read, engine_repeat.cc reads a prompt again, engine_rewind.cc goes back, engine_splice.cc takes over what another
+// sequence has read, engine_session.cc saves and restores.
 #ifndef PITH_ENGINE_ENGINE_IMPL_H_
 #define PITH_ENGINE_ENGINE_IMPL_H_
 
@@ -56,6 +57,8 @@ class EngineImpl final : public Engine, public AttentionSink {
   Result<SequenceId> Fork(SequenceId sequence) override;
   Status Rewind(SequenceId sequence, int num_tokens) override;
   int RewindTarget(SequenceId sequence, int num_tokens) const override;
+  Status Splice(SequenceId target, SequenceId source, int from, int to, bool pin) override;
+  SpliceSource Spliceable(SequenceId sequence) const override;
   void Free(SequenceId sequence) override;
   Status Save(SequenceId sequence, const std::string& path, const SessionNote& note, SavedForm form) override;
   Result<RestoredSequence> Restore(const std::string& path, const SequenceOptions& options) override;
@@ -91,6 +94,7 @@ class EngineImpl final : public Engine, public AttentionSink {
   double KeptBytes(SequenceId sequence) const override;
   std::vector<float> EntryRows(SequenceId sequence, int layer, bool values) const override;
   std::vector<int32_t> EntryPositions(SequenceId sequence, int layer, int kv_head) const override;
+  Result<std::vector<std::vector<EntryView>>> EntriesAt(SequenceId sequence, int32_t position) override;
   Result<std::vector<float>> AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int layer,
                                               int num_queries) override;
   int num_tokens(SequenceId sequence) const override;
@@ -140,6 +144,14 @@ class EngineImpl final : public Engine, public AttentionSink {
   Status Empty(Sequence& sequence);
   bool IsTurnEnd(const Sequence& sequence, int num_tokens) const;
   int TurnTarget(const Sequence& sequence, int num_tokens) const;
+
+  // Text that was read elsewhere (engine_splice.cc).
+  Status CheckSplices(const Sequence& sequence) const;
+  Status ExtendAll(Sequence& sequence, int count);
+  void CopyTurned(const Sequence& source, const Sequence& target, int from, int count);
+
+  // For people who look (engine_inspect.cc).
+  static bool CanJudge(const Sequence& sequence);
 
   // Blocks (engine_step.cc).
   Status CheckItem(const Sequence& sequence, const StepItem& item) const;

@@ -14,6 +14,14 @@ void Rotation::Unturn(int32_t position, std::span<float> factors) const {
   }
 }
 
+void Rotation::TurnOn(int32_t positions, std::span<float> factors) const {
+  for (size_t p = 0; p < pairs.size(); ++p) {
+    const double angle = pairs[p].angle * positions;
+    factors[2 * p] = static_cast<float>(std::cos(angle));
+    factors[2 * p + 1] = static_cast<float>(std::sin(angle));
+  }
+}
+
 // A geometric series: sin(N a / 2) / sin(a / 2) at the angle of the middle.
 void Rotation::MeanTurn(int32_t from, int count, std::span<float> factors) const {
   for (size_t p = 0; p < pairs.size(); ++p) {

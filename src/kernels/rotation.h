@@ -23,6 +23,9 @@ struct Rotation {
 
   // The inverse of what the position did. factors: [pairs, 2], real and imaginary.
   void Unturn(int32_t position, std::span<float> factors) const;
+  // What stands `positions` further on is turned by so much more (RoFormer, arXiv:2104.09864, equation 14: turns of a
+  // pair add up); lengths stay.
+  void TurnOn(int32_t positions, std::span<float> factors) const;
   // The mean over the positions from, from + 1, ..., from + count - 1.
   void MeanTurn(int32_t from, int count, std::span<float> factors) const;
   // Multiplies each pair of a row [D] by its factor.

@@ -36,6 +36,27 @@ TEST(Rotation, UnturnUndoesWhatAPositionDid) {
   }
 }
 
+TEST(Rotation, TurnOnMovesARowToAnotherPosition) {
+  const Rotation rotation = Sample();
+  std::vector<float> factors(4);
+  const auto at = [&](int32_t position) {
+    std::vector<float> row = {1, 2, -3, 0.5F, 7};
+    for (const RotatedPair& pair : rotation.pairs) {
+      const auto turned = TurnAt(pair, position) * std::complex<double>(row[pair.real], row[pair.imaginary]);
+      row[pair.real] = static_cast<float>(turned.real()), row[pair.imaginary] = static_cast<float>(turned.imag());
+    }
+    return row;
+  };
+  for (const auto& [from, to] : {std::pair(77, 80), {5000, 123}, {9, 9}}) {
+    std::vector<float> row = at(from);
+    const std::vector<float> wanted = at(to);
+    EXPECT_EQ(std::abs(row[0] - wanted[0]) > 0.1F, from != to) << "the control";
+    rotation.TurnOn(to - from, factors);
+    rotation.Apply(factors, row.data());
+    for (size_t d = 0; d < row.size(); ++d) EXPECT_NEAR(row[d], wanted[d], 2e-6F) << from << " " << to << " " << d;
+  }
+}
+
 TEST(Rotation, MeanTurnIsTheMeanOfAllTurns) {
   Rotation rotation = Sample();
   rotation.pairs.push_back({4, 4, 0.0, 1.5});  // no angle: the series has no quotient
