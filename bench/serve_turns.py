@@ -3,7 +3,7 @@
 
   bench/serve_turns.py build/release/pith -m MODEL.gguf [--hybrid MODEL.gguf] [--tokens 4000] [--out FILE.json]
 
-Cases: all kept; the server was restarted and the slot restored from its file; a budget that keeps about a fifth; a hybrid model.
+Cases: an edit before the text of a first prompt, with and without --cache-reuse; all kept; the server was restarted and the slot restored from its file; a budget that keeps about a fifth; a hybrid model.
 `cache_n` says how many tokens the second turn took from the first one's cache. Speed: tokens a second of a streamed answer, from its
 first token on, and of `pith run`, in turns.
 """
@@ -77,6 +77,23 @@ def second_turn(flags, model, *more, restart=False):
                 **({"saved_bytes": said["n_written"]} if said else {})}
 
 
+def edited(flags):
+    """The conversation's question was another one, in the middle of the prompt: read anew, and with --cache-reuse."""
+    row = {}
+    for name, more in (("read", ()), ("taken_over", ("--cache-reuse", "64"))):
+        server = Server(flags.pith, flags.model, "-c", str(flags.tokens + 512), *more)
+        tokens = lambda text: server.post("/tokenize", {"content": text})["tokens"]
+        story = " ".join(f"In chapter {i} the river met a town and paid {i * 37 % 101} coins." for i in range(flags.tokens // 12))
+        front, text = tokens("You answer questions about a story. "), tokens(story)[:flags.tokens]
+        prompts = [front + tokens(question) + text + tokens("\nAnswer: ") for question in ("Who paid? ", "What did the river pay in chapter 7, and to whom? ")]
+        first, _, _, _, _ = server.stream({"prompt": prompts[0], "n_predict": 8, "ignore_eos": True})
+        second, _, _, end, _ = server.stream({"prompt": prompts[1], "n_predict": 8, "ignore_eos": True})
+        server.stop()
+        row[name] = {"first_seconds": round(first, 4), "second_seconds": round(second, 4), "share": round(second / first, 4),
+                     "cache_n": end["timings"]["cache_n"], "prompt_n": end["timings"]["prompt_n"]}
+    return row
+
+
 def speed(flags):
     prompt, count, served, ran = "Once upon a time there was a river", 200, [], []
     server = Server(flags.pith, flags.model, "-c", "1024")
@@ -103,7 +120,7 @@ def main():
     flags = parser.parse_args()
     rows = {"speed": speed(flags), "all_kept": second_turn(flags, flags.model), "restarted": second_turn(flags, flags.model, restart=True),
             "evicted": second_turn(flags, flags.model, "--kv-budget", "20%"),
-            "evicted_restarted": second_turn(flags, flags.model, "--kv-budget", "20%", restart=True)}
+            "evicted_restarted": second_turn(flags, flags.model, "--kv-budget", "20%", restart=True), "edited": edited(flags)}
     if flags.hybrid:
         rows["hybrid"] = second_turn(flags, flags.hybrid)
         rows["hybrid_restarted"] = second_turn(flags, flags.hybrid, restart=True)

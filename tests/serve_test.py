@@ -223,8 +223,12 @@ class Manners(Served):
         nested = {"type": "string"}
         for _ in range(60):
             nested = {"type": "array", "items": nested, "minItems": 50, "maxItems": 100}
+        levels = {"type": "object"}
+        for _ in range(30):
+            levels = {"type": "array", "items": levels, "minItems": 50, "maxItems": 50}
         for schema in ({"type": "array", "items": {"type": "string"}, "minItems": 5, "maxItems": 2}, nested,
-                       {"type": "object", "properties": {"a": {"type": "nothing"}}}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}):
+                       {"type": "object", "properties": {"a": {"type": "nothing"}}}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, levels,
+                       {"type": "string", "pattern": "^(a{1,2000}){1,2000}$"}):
             start = time.time()
             status, _, answer = self.server.post("/v1/chat/completions", {"messages": messages, "response_format": {
                 "type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})

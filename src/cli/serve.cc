@@ -62,6 +62,7 @@ struct ServeFlags {
   double prompt_share = 0;
   int queue = 256;
   int max_retained = 64;
+  int cache_reuse = 0;
   double keep = 0;  // 0: not given
   bool deterministic_reuse = false;
   int connections = 1024;
@@ -177,6 +178,7 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   scheduling.max_running = flags.parallel();
   scheduling.max_waiting = flags.queue;
   scheduling.max_retained = flags.max_retained;
+  scheduling.cache_reuse = flags.cache_reuse;
   if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
   scheduling.compress_after = flags.cache.compress == "after";
   if (flags.keep > 0) scheduling.keep = flags.keep;
@@ -335,6 +337,10 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
   AddNumber(command, "--queue", flags.queue, 0, 100000, "Requests that may wait; more get 429 (default 256)", "N");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,
             "Prefixes kept for later requests, inside the budget (default 64)", "N");
+  AddNumber(command, "--cache-reuse", flags.cache_reuse, 0, 1000000,
+            "An edit within a prompt: parts of kept prefixes of at least so many tokens that stand elsewhere now are "
+            "taken over, not read (default 0: none)",
+            "N");
   AddFlag(command, "--deterministic-reuse", flags.deterministic_reuse,
           "The same text with and without a kept prefix, bit for bit (slower)");
   AddNumber(command, "--connections", flags.connections, 1, 1000000, "Connections at once (default 1024)", "N");
@@ -373,6 +379,7 @@ void AddVariables(CLI::App& command) {
       {"--chat-template-file", "LLAMA_ARG_CHAT_TEMPLATE_FILE"},
       {"--api-key-file", "LLAMA_ARG_API_KEY_FILE"},
       {"--slot-save-path", "LLAMA_ARG_SLOT_SAVE_PATH"},
+      {"--cache-reuse", "LLAMA_ARG_CACHE_REUSE"},
       {"--models", "LLAMA_ARG_MODELS_DIR"},
       {"--models-max", "LLAMA_ARG_MODELS_MAX"},
   };

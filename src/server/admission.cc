@@ -185,6 +185,7 @@ bool SchedulerImpl::TakeSlots(Job& job) {
 SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
   if (!TakeSlots(*job)) return Verdict::kWaits;
   const auto waits = [&] {
+    DropDonor(*job);
     for (Choice& choice : job->choices) choice.slot = -1;
     return Verdict::kWaits;
   };
@@ -208,7 +209,11 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
     sequence = TakePrefix(*job);
   }
   if (sequence < 0) {
-    const Result<SequenceId> fresh = SequenceFor(*job);
+    Result<SequenceId> fresh = SequenceFor(*job);
+    if (!fresh && job->donor >= 0) {  // in the room that its donor takes
+      DropDonor(*job);
+      fresh = SequenceFor(*job);
+    }
     if (!fresh && fresh.error().code == ErrorCode::kOutOfBudget && !running_.empty()) return waits();
     if (!fresh) {
       Fail(*job, fresh.error());
@@ -221,9 +226,10 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
   job->choices.front().sequence = sequence;
   for (const Choice& choice : job->choices) slots_[static_cast<size_t>(choice.slot)] = job.get();
   if (!job->told) {
-    job->usage.cached_tokens = static_cast<int>(job->prompt_done);
-    counters_.prompt_tokens += job->text.size() - job->prompt_done;
-    counters_.cached_tokens += job->prompt_done;
+    const size_t cached = job->prompt_done + TokensOf(job->pieces);
+    job->usage.cached_tokens = static_cast<int>(cached);
+    counters_.prompt_tokens += job->text.size() - cached;
+    counters_.cached_tokens += cached;
   }
   if (IsTurnEnd(*job, job->prompt_done)) BeginTurnEnd(*job);
   PlanCheckpoint(*job);

@@ -106,6 +106,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
 
   void Finished(const RequestUsage& usage, const RequestTimes& times, const CacheReport& cache) {
     totals_.usage.completion_tokens += usage.completion_tokens;
+    cached_tokens_ += usage.cached_tokens;
     totals_.times.queued = std::max(totals_.times.queued, times.queued);
     totals_.times.prompt += times.prompt;
     totals_.times.generation = std::max(totals_.times.generation, times.generation);
@@ -114,6 +115,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     else
       totals_.cache.used_bytes += cache.used_bytes;
     if (num_finished_ < num_prompts_) return SubmitNext();
+    totals_.usage.cached_tokens = cached_tokens_;  // what was thought to be there at the start may have been read
     over_ = true;
     BeginOnce();
     writer_->Finished(totals_);
@@ -176,6 +178,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   std::vector<RequestId> ids_;
   AnswerTotals totals_;
   int num_submitted_ = 0, num_ended_ = 0, num_finished_ = 0;
+  int cached_tokens_ = 0;  // of prompts whose answers are finished
   bool begun_ = false, over_ = false;
 };
 

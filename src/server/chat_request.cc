@@ -263,6 +263,9 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
   reader.Text("prompt_cache_key", request.base.cache_key);
   if (!request.session.empty()) request.base.cache_key = request.session;
   reader.Bool("cache_prompt", request.base.reuse_prefix);
+  int cache_reuse = -1;
+  reader.Integer("n_cache_reuse", 0, INT32_MAX, cache_reuse);
+  if (cache_reuse >= 0) request.base.cache_reuse = cache_reuse;
   reader.Integer("id_slot", -1, INT32_MAX, request.base.slot);
   if (request.base.slot >= model.num_slots) {
     reader.Fail("id_slot", fmt::format("must be a slot from 0 to {}, or -1", model.num_slots - 1));

@@ -17,6 +17,17 @@ size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b) {
       std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(length), b.begin()).first - a.begin());
 }
 
+Result<SequenceId> ForkBeside(Engine& engine, SequenceId source) {
+  const SequenceStats before = engine.stats(source);
+  PITH_RETURN_IF_ERROR(engine.SetBudget(source, 1, before.ceiling_bytes));
+  Result<SequenceId> fork = engine.Fork(source);
+  const Status promised = engine.SetBudget(source, before.floor_bytes, before.ceiling_bytes);
+  if (promised || !fork) return fork;
+  engine.Free(*fork);
+  (void)engine.SetBudget(source, before.floor_bytes, before.ceiling_bytes);  // what the fork took is there again
+  return tl::unexpected<Error>(promised.error());
+}
+
 double PrefixStore::PriorityOf(const Prefix& prefix) const {
   const auto tokens = static_cast<double>(prefix.tokens.size());
   const double worth = tokens / std::max(static_cast<double>(prefix.bytes), kLeastBytesPerToken * tokens);

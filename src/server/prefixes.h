@@ -34,6 +34,7 @@ struct Prefix {
   size_t num_pinned = 0;          // at the front
   PrefixKey key;
   std::string cache_key;          // of the request that left it
+  bool has_pieces = false;        // that it has taken over and not read: for requests alone that take such
   bool checkpoint = false;        // made for others: it stays when it is taken up
   int slot = -1;                  // in which it was read
   size_t bytes = 0;
@@ -43,6 +44,10 @@ struct Prefix {
 
 // Tokens that two texts begin with.
 size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b);
+
+// A fork of `source`, which keeps what it was promised; the fork begins with as little as possible. Where the bytes do
+// not hold both there is none, and the source is what it was.
+Result<SequenceId> ForkBeside(Engine& engine, SequenceId source);
 
 // Kept prefixes, and which of them goes first: GreedyDual-Size (Cao and Irani, 1997) with the tokens that would have to
 // be read again as cost and the bytes that it holds as size. Among equals it is LRU.

@@ -62,35 +62,40 @@ std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& cho
 
 SequenceId SchedulerImpl::TakePrefix(Job& job) {
   job.prompt_done = 0;
+  job.has_pieces = false;
+  DropDonor(job);
   const Request& request = job.request;
   if (!request.reuse_prefix || request.wants_rows()) return -1;
+  const bool takes_pieces = LeastPiece(job) > 0;
   const auto savings = [&](const Prefix& prefix) {
+    if (prefix.has_pieces && !takes_pieces) return size_t{0};
     return Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence);
   };
-  const int resting = prefixes_.Find(request.cache_key, request.slot, savings);
+  int resting = prefixes_.Find(request.cache_key, request.slot, savings);
   size_t most = resting < 0 ? 0 : savings(prefixes_.prefixes()[static_cast<size_t>(resting)]);
-  const size_t of_resting = most;
   const Job* source = nullptr;
   for (const JobPtr& other : running_) {
     const Choice& first = other->choices.front();
     if (first.sequence < 0 || !other->request.reuse_prefix || other->is_compressing) continue;
+    if (other->has_pieces && !takes_pieces) continue;
     const size_t saved = Savings(job, other->key, ReadTokens(*other, first), other->prompt_done,
                                  other->request.num_pinned, first.sequence);
     if (saved > most) most = saved, source = other.get();
   }
-  if (const SequenceId stored = TakeStored(job, most); stored >= 0) return stored;
+  if (takes_pieces) {
+    FindDonor(job, most);
+    resting = prefixes_.Find(request.cache_key, request.slot, savings);  // some may have gone for it
+  }
+  const size_t of_resting = resting < 0 ? 0 : savings(prefixes_.prefixes()[static_cast<size_t>(resting)]);
+  if (source == nullptr) most = of_resting;
+  if (const SequenceId stored = TakeStored(job, most); stored >= 0) {
+    DropBefore(job.prompt_done, job.pieces);
+    return stored;
+  }
   SequenceId sequence = source != nullptr ? ForkLive(job, *source, most) : -1;
   if (sequence < 0 && resting >= 0) most = of_resting, sequence = TakeResting(job, resting, most);
   if (sequence >= 0) job.prompt_done = most;
   return sequence;
-}
-
-// The source keeps what it was promised; the fork begins with as little as possible.
-Result<SequenceId> SchedulerImpl::ForkFor(SequenceId source, const SequenceStats& before) {
-  PITH_RETURN_IF_ERROR(engine_->SetBudget(source, 1, before.ceiling_bytes));
-  Result<SequenceId> fork = engine_->Fork(source);
-  PITH_RETURN_IF_ERROR(engine_->SetBudget(source, before.floor_bytes, before.ceiling_bytes));
-  return fork;
 }
 
 Status SchedulerImpl::GiveBudget(Job& job, SequenceId sequence) {
@@ -108,11 +113,12 @@ SequenceId SchedulerImpl::ForkLive(Job& job, const Job& source, size_t cached) {
   const SequenceId from = source.choices.front().sequence;
   // With room for both, since the source's promise is lifted for a moment.
   if (!MakeRoom(job.bytes.floor + job.bytes.first_page + job.bytes.page)) return -1;
-  Result<SequenceId> fork = ForkFor(from, engine_->stats(from));
+  Result<SequenceId> fork = ForkBeside(*engine_, from);
   if (!fork) return -1;
   Status status;
   if (engine_->num_tokens(*fork) > static_cast<int>(cached)) status = engine_->Rewind(*fork, static_cast<int>(cached));
   if (status) status = GiveBudget(job, *fork);
+  if (status) job.has_pieces = source.has_pieces;
   if (status) return *fork;
   engine_->Free(*fork);
   return -1;
@@ -124,9 +130,9 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   SequenceId sequence = -1;
   if (held.checkpoint || lost > std::max(kLeastKept, held.tokens.size() / 4)) {
     const bool has_room = MakeRoom(job.bytes.floor + job.bytes.first_page + job.bytes.page);
-    if (has_room) sequence = ForkFor(held.sequence, engine_->stats(held.sequence)).value_or(-1);
+    if (has_room) sequence = ForkBeside(*engine_, held.sequence).value_or(-1);
   }
-  const bool forked = sequence >= 0;
+  const bool forked = sequence >= 0, has_pieces = held.has_pieces;
   if (!forked) sequence = held.sequence;
   Status status;
   if (lost > 0) status = engine_->Rewind(sequence, static_cast<int>(cached));
@@ -138,6 +144,7 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   const bool in_its_slot = held.slot >= 0 && slots_[static_cast<size_t>(held.slot)] == nullptr;
   if (status && in_its_slot && job.request.slot < 0 && job.choices.size() == 1) job.choices.front().slot = held.slot;
   if (forked || !status) AddPrefix(std::move(held));
+  if (status) job.has_pieces = has_pieces;
   if (status) return sequence;
   if (forked) engine_->Free(sequence);
   return -1;
@@ -162,6 +169,7 @@ void SchedulerImpl::Rest(Job& job, Choice& choice) {
                 .num_pinned = job.request.num_pinned,
                 .key = job.key,
                 .cache_key = job.request.cache_key,
+                .has_pieces = job.has_pieces,
                 .slot = choice.slot};
   {
     const std::lock_guard lock(job.mutex);
@@ -175,6 +183,7 @@ void SchedulerImpl::Rest(Job& job, Choice& choice) {
   if (!job.drops && !engine_->model().info().hybrid) {
     for (int i = static_cast<int>(prefixes_.size()) - 1; i >= 0; --i) {
       const Prefix& other = prefixes_.prefixes()[static_cast<size_t>(i)];
+      if (prefix.has_pieces && !other.has_pieces) continue;
       if (!(other.key == prefix.key) || CommonTokens(other.tokens, prefix.tokens) < other.tokens.size()) continue;
       engine_->Free(prefixes_.Take(i).sequence);
     }
@@ -191,7 +200,7 @@ void SchedulerImpl::Checkpoint(Job& job) {
   if (UncommittedBytes() < stats.used_bytes + job.bytes.first_page + job.bytes.page) return;
   while (prefixes_.size() >= static_cast<size_t>(options_.max_retained) && DropPrefix()) {
   }
-  const Result<SequenceId> fork = ForkFor(source, stats);
+  const Result<SequenceId> fork = ForkBeside(*engine_, source);
   if (!fork) return;
   AddPrefix({.sequence = *fork,
              .tokens = {job.text.begin(), job.text.begin() + static_cast<std::ptrdiff_t>(job.prompt_done)},
@@ -199,6 +208,7 @@ void SchedulerImpl::Checkpoint(Job& job) {
              .num_pinned = job.request.num_pinned,
              .key = job.key,
              .cache_key = job.request.cache_key,
+             .has_pieces = job.has_pieces,
              .checkpoint = true,
              .slot = job.choices.front().slot});
 }

@@ -264,6 +264,7 @@ void SchedulerImpl::Remove(Job& job) {
     if (choice.sequence >= 0) Release(job, choice.sequence);
     choice.sequence = -1;
     if (choice.slot >= 0) slots_[static_cast<size_t>(choice.slot)] = nullptr;
+  DropDonor(job);
     choice.slot = -1;
   }
   room_changed_ = true;

@@ -40,6 +40,10 @@ struct SchedulerOptions {
   bool compress_after = false;
   double keep = 0.3;           // of a whole prompt's bytes, (0, 1], where a request says neither a share nor a budget
   int max_retained = 64;       // prefixes kept after their requests; 0: none
+  // Parts of kept prefixes of at least so many tokens that stand elsewhere in a prompt are taken over, keys turned; 0:
+  // none. What they know of the text before them is what stood there, so that answers may differ from those of a
+  // reading.
+  int cache_reuse = 0;
   bool deterministic_reuse = false;  // the same text with and without reuse of a prefix, bit for bit
   std::string save_folder;     // of saved slots; empty: none are saved
   std::shared_ptr<StoredPrefixes> store;  // outlives the process; null: none. The engine's thread uses it
@@ -66,6 +70,7 @@ struct Request {
   double keep = 0;  // with CompressMode::kAfter: of the prompt's bytes, (0, 1]; 0: the server's default
   // The answer to a prompt that does not fit without dropping: kOutOfContext instead of eviction.
   bool refuse_eviction = false;
+  std::optional<int> cache_reuse;     // in place of SchedulerOptions'
   bool reuse_prefix = true;           // take a live or retained prefix, and leave one
   std::string tenant;                 // prefixes are shared by requests of the same one only
   std::string cache_key;              // prompt_cache_key or a session's name: a hint at what to reuse; may be empty

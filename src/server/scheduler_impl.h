@@ -16,6 +16,7 @@
 #include <mutex>
 #include <thread>
 
+#include "server/pieces.h"
 #include "server/prefixes.h"
 #include "server/scheduler.h"
 #include "server/step_plan.h"
@@ -77,6 +78,10 @@ struct Job {
   bool is_by_blocks = false;  // though its recipe would compress a whole prompt, which the budget does not hold
   PrefixKey key;
   JobBytes bytes;
+
+  SequenceId donor = -1;      // a fork of what has read `pieces`; -1: none
+  bool has_pieces = false;    // its sequence has taken over some
+  std::vector<Piece> pieces;  // of `text` behind prompt_done, to be taken over from it
 
   size_t prompt_done = 0;    // tokens of `text` that the first choice's sequence has read
   size_t progress = 0;       // of the prompt, as its sink knows
@@ -169,7 +174,6 @@ class SchedulerImpl final : public Scheduler {
   SequenceId TakePrefix(Job& job);
   SequenceId TakeResting(Job& job, int index, size_t cached);
   SequenceId ForkLive(Job& job, const Job& source, size_t cached);
-  Result<SequenceId> ForkFor(SequenceId source, const SequenceStats& before);
   Status GiveBudget(Job& job, SequenceId sequence);
   // Tokens of `tokens`, read by `sequence`, that the job need not read.
   size_t Savings(const Job& job, const PrefixKey& key, std::span<const int32_t> tokens, size_t num_prompt_tokens,
@@ -181,6 +185,13 @@ class SchedulerImpl final : public Scheduler {
   void AddPrefix(Prefix prefix);
 
   // The store behind them (stored.cc).
+  // Pieces of prefixes that stand elsewhere now (splices.cc).
+  size_t LeastPiece(const Job& job) const;  // 0: none are taken
+  void FindDonor(Job& job, size_t done);
+  void DropDonor(Job& job);
+  static bool IsAtPiece(const Job& job);
+  void SplicePieces();
+
   ReadingKey ReadingOf(const PrefixKey& key) const;
   SequenceId TakeStored(Job& job, size_t at_least);
   void KeepInStore(const Prefix& prefix);

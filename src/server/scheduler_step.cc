@@ -9,6 +9,7 @@
 namespace pith::server {
 
 void SchedulerImpl::StepOnce() {
+  SplicePieces();
   PlanStep();
   const JobPtr compressed = compress_rows_ > 0 ? NextToCompress() : nullptr;
   if (items_.empty() && compressed == nullptr) return;
@@ -106,6 +107,7 @@ bool SchedulerImpl::Preempt(Job& job) {
 void SchedulerImpl::SendBack(Job& job) {
   Choice& choice = job.choices.front();
   const JobPtr self = *std::ranges::find_if(running_, [&](const JobPtr& other) { return other.get() == &job; });
+  DropDonor(job);
   Release(job, std::exchange(choice.sequence, -1));
   slots_[static_cast<size_t>(std::exchange(choice.slot, -1))] = nullptr;
   const std::vector<int32_t>& generated = choice.generator->result().tokens;
@@ -138,6 +140,8 @@ size_t SchedulerImpl::PieceEnd(const Job& job) const {
     if (border > job.prompt_done) end = std::min(end, border);
   }
   if (const size_t turn = NextTurnEnd(job); turn > 0) end = std::min(end, turn);
+  if (!job.pieces.empty())
+    end = std::min(end, job.pieces.front().at > job.prompt_done ? job.pieces.front().at : job.pieces.front().end());
   if (!options_.deterministic_reuse) return end;
   const auto block = static_cast<size_t>(engine_->block_tokens());
   return std::min(end, (job.prompt_done / block + 1) * block);
@@ -148,7 +152,7 @@ void SchedulerImpl::PlanStep() {
   std::vector<Job*> reading;
   int num_decodes = 0;
   for (const JobPtr& job : running_) {
-    if (!job->generates && !job->is_compressing) reading.push_back(job.get());
+    if (!job->generates && !job->is_compressing && !IsAtPiece(*job)) reading.push_back(job.get());
     for (const Choice& choice : job->choices) num_decodes += job->generates && choice.sequence >= 0 ? 1 : 0;
   }
   const bool apart = options_.deterministic_reuse;  // a step of one block, or of decodes

@@ -18,7 +18,8 @@ constexpr size_t kLongestName = 200;
 std::string NoteOf(const Prefix& prefix) {
   return nlohmann::json{
       {"tenant", prefix.key.tenant},   {"kv_budget", prefix.key.kv_budget_bytes},   {"compress", prefix.key.compress},
-      {"cache_key", prefix.cache_key}, {"prompt_tokens", prefix.num_prompt_tokens}, {"pinned", prefix.num_pinned}}
+      {"cache_key", prefix.cache_key}, {"prompt_tokens", prefix.num_prompt_tokens}, {"pinned", prefix.num_pinned},
+      {"pieces", prefix.has_pieces}}
       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -37,6 +38,7 @@ bool ReadNote(const SessionNote& note, Prefix* prefix) {
   prefix->cache_key = json["cache_key"].get<std::string>();
   if (json.contains("compress") && json["compress"].is_string())
     prefix->key.compress = json["compress"].get<std::string>();
+  prefix->has_pieces = json.contains("pieces") && json["pieces"] == true;
   return number("kv_budget", &prefix->key.kv_budget_bytes) && number("prompt_tokens", &prefix->num_prompt_tokens) &&
          number("pinned", &prefix->num_pinned) && prefix->num_prompt_tokens <= note.tokens.size() &&
          prefix->num_pinned <= note.tokens.size();

@@ -57,7 +57,7 @@ SequenceId SchedulerImpl::TakeStored(Job& job, size_t at_least) {
 }
 
 void SchedulerImpl::KeepInStore(const Prefix& prefix) {
-  if (options_.store == nullptr || prefix.stored) return;
+  if (options_.store == nullptr || prefix.stored || prefix.has_pieces) return;
   const double measured = counters_.prompt_tokens > 0
                               ? counters_.prompt_seconds / static_cast<double>(counters_.prompt_tokens)
                               : 0;
