@@ -90,7 +90,10 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
 class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
   Connection(std::shared_ptr<Shared> shared, tcp::socket socket)
-      : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {}
+      : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {
+    error_code ignored;
+    socket_.non_blocking(true, ignored);  // for Flush()
+  }
   ~Connection() override {
     // Perhaps on another thread, where an answer was the last to know it.
     auto forget = [shared = shared_, id = id_, was_served = is_served_] {
@@ -360,11 +363,19 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
       if (complete_) AfterAnswer();
       return;
     }
-    writing_ = true;
+    // What the socket takes at once, as nearly always, needs neither a deadline nor a way through the event loop: of a
+    // stream's token that is most of the work.
+    error_code error;
+    sent_ = socket_.write_some(asio::buffer(out_), error);
+    if (error && error != asio::error::would_block) return Gone();
     unsent_.swap(out_);
     out_.clear();
-    sent_ = 0;
-    WriteSome();
+    if (sent_ < unsent_.size()) {
+      writing_ = true;
+      return WriteSome();
+    }
+    unsent_.clear();
+    if (complete_) AfterAnswer();
   }
 
   void WriteSome() {

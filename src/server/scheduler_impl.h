@@ -184,7 +184,6 @@ class SchedulerImpl final : public Scheduler {
   void Checkpoint(Job& job);
   void AddPrefix(Prefix prefix);
 
-  // The store behind them (stored.cc).
   // Pieces of prefixes that stand elsewhere now (splices.cc).
   size_t LeastPiece(const Job& job) const;  // 0: none are taken
   void FindDonor(Job& job, size_t done);
@@ -193,6 +192,7 @@ class SchedulerImpl final : public Scheduler {
   void SplicePieces();
 
   ReadingKey ReadingOf(const PrefixKey& key) const;
+  // The store behind them (stored.cc).
   SequenceId TakeStored(Job& job, size_t at_least);
   void KeepInStore(const Prefix& prefix);
   bool KeepOneInStore();  // false: there is nothing to keep
@@ -279,6 +279,7 @@ class SchedulerImpl final : public Scheduler {
   PromptPacer pacer_;
   SchedulerStats counters_;
   std::map<std::string, uint64_t> evicted_by_recipe_;
+  SteadyClock::time_point published_at_;
   struct Row {
     Job* job = nullptr;
     Choice* choice = nullptr;
