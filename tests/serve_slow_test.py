@@ -126,6 +126,10 @@ class Page(unittest.TestCase):
             browser.run("at('map').focus()")
             browser.keys(RIGHT + RIGHT + DOWN)
             self.assertIn("position 11", browser.run("return at('about').textContent"))
+            # Who stays at a token learns its format and score, head by head.
+            wait_for(lambda: browser.run("return !at('heads').hidden && at('heads').children.length === 90"))
+            self.assertRegex(browser.run("return at('heads').children[4].title"), r"layer 1, head 1: (gone|f16|q\d)")
+            self.assertRegex(browser.run("return at('about').textContent"), r"in \d+ heads")
             browser.run("at('layers').children[0].focus()")
             browser.keys(DOWN)
             self.assertEqual(browser.run("return at('layers').querySelector('[aria-checked=true]').innerText.split(/\\s/)[0]"), "0")
@@ -136,6 +140,12 @@ class Page(unittest.TestCase):
             browser.run("at('budget').value = '5MiB'; at('budget').dispatchEvent(new Event('change'))")
             wait_for(lambda: browser.run("return at('limit').textContent === '5.0 MiB' && parseFloat(at('kept').textContent) < 80"), 60)
             self.assertGreater(browser.run("return at('map').querySelectorAll('.lost').length"), 20)
+            token = browser.run("return [...at('map').children].findIndex((one, i) => i > 40 && shown.kv.map[i] > 20 && shown.kv.map[i] < 100)")
+            browser.run(f"tell({token})")
+            wait_for(lambda: browser.run("return !at('heads').hidden"))
+            titles = browser.run("return [...at('heads').children].map(one => one.title)")
+            self.assertTrue(any("gone" in title for title in titles), titles[:5])
+            self.assertTrue(any("score" in title and "above" in title for title in titles), titles[:5])
             browser.screenshot("page_budget.png")
             browser.run("at('full').click()")
             wait_for(lambda: browser.run("return document.querySelectorAll('.pair .said').length === 2 && "

@@ -356,6 +356,50 @@ class Slots(unittest.TestCase):
                     server.stop()
         self.assertLess(2 * sizes[1], sizes[0])
 
+    def test_an_edit_in_the_middle_costs_the_edit(self):
+        server = Server("--cache-reuse", "32")
+        try:
+            story = " ".join(f"In chapter {i} the river paid {i * 37 % 101} coins." for i in range(30))
+            ask = lambda edit, **more: server.post("/v1/chat/completions", {"max_tokens": 4, **more, "messages": [
+                {"role": "system", "content": "You read ledgers."}, {"role": "user", "content": edit + story + " What did the river pay first?"}]})[2]
+            count = lambda answer: (answer["usage"]["prompt_tokens"], answer["timings"]["cache_n"])
+            first = ask("Be brief. ")
+            prompt, cached = count(ask("Take your time, and say it in your own words. "))
+            self.assertEqual(count(first)[1], 0)
+            self.assertGreater(prompt, 400)
+            self.assertGreater(cached, prompt - 40)
+            prompt, cached = count(ask("Hurry up now: ", n_cache_reuse=0))
+            self.assertLess(cached, 60, "without it, what stands before the edit")
+            for wrong in (-1, "many", 1.5):
+                self.assertEqual(server.post("/completion", {"prompt": "a", "n_cache_reuse": wrong})[0], 400)
+        finally:
+            server.stop()
+
+    def test_what_a_slot_holds_of_a_token(self):
+        server = Server("--api-key", KEY + ",other", "--kv-budget", "24MiB", "-np", "2")
+        try:
+            key, other = ({"Authorization": "Bearer " + name} for name in (KEY, "other"))
+            answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "river and town " * 300}], "max_tokens": 4,
+                                                           "kv_budget": "5MiB"}, key)[2]
+            slot, gone = answer["kv"]["slot"], answer["kv"]["evicted_spans"]
+            look = lambda position, who=key: server.request("GET", f"/slots/{slot}?position={position}", headers=who)
+            status, _, first = look(0)
+            self.assertEqual((status, first["id_slot"], len(first["layers"]), len(first["layers"][0])), (200, slot, 30, 3), first)
+            self.assertTrue(all(head["held"] and head["pinned"] for layer in first["layers"] for head in layer))
+            heads = [head for layer in look(first["n_tokens"] - 40)[2]["layers"] for head in layer]
+            judged = [head for head in heads if head["held"] and not head["pinned"]]
+            self.assertTrue(judged and all(0 <= head["rank"] <= 1 and head["format"] for head in judged), heads[:3])
+            if gone:
+                self.assertFalse(any(head["held"] for layer in look(gone[0][0])[2]["layers"] for head in layer))
+            self.assertEqual(look(first["n_tokens"])[0], 400)
+            self.assertEqual(look("x")[0], 400)
+            self.assertEqual(look("")[0], 400)
+            self.assertEqual(look(0, other)[0], 404, "another key's cache")
+            self.assertEqual(server.request("GET", f"/slots/{slot}?position=0")[0], 401)
+            self.assertEqual(server.request("GET", "/slots/9?position=0", headers=key)[0], 404)
+        finally:
+            server.stop()
+
     def test_the_key_guards_everything_but_health(self):
         server = Server("--api-key", KEY + ",other", env={"LLAMA_ARG_ALIAS": "named"})
         try:

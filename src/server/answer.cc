@@ -297,7 +297,8 @@ Json KvJson(const CacheReport& cache) {
              {"evicted_spans", std::move(spans)},
              {"recipe", cache.recipe},
              {"compress", cache.compress == CompressMode::kAfter ? "after" : "block"},
-             {"format", cache.format}};
+             {"format", cache.format},
+             {"slot", cache.slot}};
   if (cache.held_heads.empty()) return kv;
   Json map = Json::array();
   for (const uint16_t heads : cache.held_heads) map.push_back(100 * heads / std::max(cache.num_heads, 1));

@@ -51,6 +51,7 @@ void LlamaHealth(Call& call);
 void LlamaProps(Call& call);
 void LlamaSlots(Call& call);
 void LlamaSlotAction(Call& call);  // /slots/{id}?action=
+void SlotTokenView(Call& call);    // our own: /slots/{id}?position=
 void LlamaTokenize(Call& call);
 void LlamaDetokenize(Call& call);
 void LlamaApplyTemplate(Call& call);

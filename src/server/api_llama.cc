@@ -1,9 +1,11 @@
 // llama-server's own endpoints, with its members' names and meanings.
-#include <charconv>
-#include <utility>
-
 #include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
 
 #include "base/escaped.h"
 #include "base/utf8.h"
@@ -276,6 +278,13 @@ Status CheckFileName(const std::string& name) {
   return InvalidArgument("'filename' must be the name of a file, without folders, and not begin with a dot");
 }
 
+std::optional<int> WholeNumber(const std::string& text) {
+  int number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return text.empty() || error != std::errc() || end != text.data() + text.size() ? std::nullopt
+                                                                                  : std::optional(number);
+}
+
 void SaveOrRestore(Call& call, int slot, bool saves) {
   if (!call.context.saves_slots)
     return call.Fail(501, "slots are saved only where the server was started with --slot-save-path");
@@ -317,19 +326,59 @@ void SaveOrRestore(Call& call, int slot, bool saves) {
                 {"timings", timings}});
 }
 
+// Of the path. -1: none, and the call has its answer.
+int SlotOf(const Call& call) {
+  const std::string text = call.request.path.substr(std::string_view("/slots/").size());
+  const std::optional<int> slot = WholeNumber(text);
+  if (!slot) {
+    call.Fail(400, fmt::format("\"{}\" is no number of a slot", Escaped(text)));
+  } else if (*slot < 0 || *slot >= call.context.model.num_slots) {
+    call.Fail(404, fmt::format("there is no slot {}; slots go from 0 to {}", *slot, call.context.model.num_slots - 1));
+  } else {
+    return *slot;
+  }
+  return -1;
+}
+
+Json EntryJson(const EntryView& view) {
+  if (!view.held) return {{"held", false}};
+  Json json = {{"held", true},
+               {"format", view.format.Name()},
+               {"key_channels", view.key_channels},
+               {"pinned", view.pinned},
+               {"score", nullptr},
+               {"rank", nullptr}};
+  if (view.score && std::isfinite(*view.score)) json["score"] = *view.score;
+  if (view.score) json["rank"] = view.rank;
+  return json;
+}
+
 }  // namespace
 
+void SlotTokenView(Call& call) {
+  if (call.context.scheduler == nullptr) return call.Fail(404, "no model is loaded");
+  const int slot = SlotOf(call);
+  if (slot < 0) return;
+  const std::optional<int> position = WholeNumber(call.request.Parameter("position"));
+  if (!position) return call.Fail(400, "'position' must be the number of a token in the slot's text");
+  const Result<SlotToken> token = call.context.scheduler->TokenInSlot(slot, *position, call.tenant);
+  if (!token) return call.Fail(token.error());
+  Json layers = Json::array();
+  for (const std::vector<EntryView>& layer : token->layers) {
+    Json heads = Json::array();
+    for (const EntryView& view : layer) heads.push_back(EntryJson(view));
+    layers.push_back(std::move(heads));
+  }
+  call.Reply({{"id_slot", slot},
+              {"position", *position},
+              {"n_tokens", token->num_tokens},
+              {"recipe", token->recipe},
+              {"layers", std::move(layers)}});
+}
+
 void LlamaSlotAction(Call& call) {
-  const std::string text = call.request.path.substr(std::string_view("/slots/").size());
-  int slot = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), slot);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    return call.Fail(400, fmt::format("\"{}\" is no number of a slot", Escaped(text)));
-  }
-  if (slot < 0 || slot >= call.context.model.num_slots) {
-    return call.Fail(404,
-                     fmt::format("there is no slot {}; slots go from 0 to {}", slot, call.context.model.num_slots - 1));
-  }
+  const int slot = SlotOf(call);
+  if (slot < 0) return;
   const std::string action = call.request.Parameter("action");
   if (action == "save" || action == "restore") return SaveOrRestore(call, slot, action == "save");
   if (action != "erase") return call.Fail(400, "'action' must be save, restore or erase");

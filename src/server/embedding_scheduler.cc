@@ -87,6 +87,9 @@ Result<SavedSlot> EmbeddingScheduler::SaveSlot(int, const std::string&) {
 Result<SavedSlot> EmbeddingScheduler::RestoreSlot(int, const std::string&) {
   return Unsupported("this model keeps no cache that could be restored");
 }
+Result<SlotToken> EmbeddingScheduler::TokenInSlot(int, int, const std::string&) {
+  return NotFound("this model keeps no cache");
+}
 Result<int> EmbeddingScheduler::EraseSlot(int) { return NotFound("this model keeps no cache"); }
 
 void EmbeddingScheduler::Drain(double seconds) {

@@ -27,6 +27,7 @@ class EmbeddingScheduler final : public Scheduler {
   SchedulerStats stats() override;
   Result<SavedSlot> SaveSlot(int slot, const std::string& file_name) override;
   Result<SavedSlot> RestoreSlot(int slot, const std::string& file_name) override;
+  Result<SlotToken> TokenInSlot(int slot, int position, const std::string& tenant) override;
   Result<int> EraseSlot(int slot) override;
   void Drain(double seconds) override;
 

@@ -271,6 +271,22 @@ TEST(LlamaProtocol, TokensSlotsAndNames) {
   EXPECT_EQ(server.scheduler->files, std::vector<std::string>{"a"});
 }
 
+TEST(LlamaProtocol, WhatASlotHoldsOfAToken) {
+  FakeServer server;
+  const Json token = Body(*server.Handle("GET", "/slots/1?position=3"));
+  EXPECT_EQ(token["id_slot"], 1);
+  EXPECT_EQ(token["n_tokens"], 6);
+  EXPECT_EQ(token["layers"][0][0]["score"], 0.5);
+  EXPECT_EQ(token["layers"][0][0]["format"], "f16");
+  EXPECT_EQ(token["layers"][0][1], Json::parse(R"({"held":false})"));
+  for (const char* path : {"/slots/1?position=9", "/slots/1", "/slots/1?position=", "/slots/1?position=1x",
+                           "/slots/x?position=1", "/slots/1?position=99999999999"}) {
+    EXPECT_EQ(server.Handle("GET", path)->status, 400) << path;
+  }
+  EXPECT_EQ(server.Handle("GET", "/slots/2?position=1")->status, 404);
+  EXPECT_EQ(server.Handle("PUT", "/slots/1")->Header("Allow"), "GET, HEAD, POST, OPTIONS");
+}
+
 TEST(Routes, MethodsKeysAndNames) {
   FakeServer server;
   EXPECT_EQ(server.Handle("GET", "/nowhere")->status, 404);

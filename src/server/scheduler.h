@@ -103,6 +103,7 @@ struct CacheReport {
   int num_heads = 0;                  // kv heads of all layers with a global cache
   std::string recipe;
   CompressMode compress = CompressMode::kBlock;
+  int slot = -1;  // where it rests until another request takes it
 };
 
 struct RequestTimes {  // seconds, of one request
@@ -180,6 +181,13 @@ struct SavedSlot {
   std::vector<int32_t> restored = {};   // and its tokens
 };
 
+// What a slot's cache holds of one token of its text.
+struct SlotToken {
+  int num_tokens = 0;  // of the text
+  std::string recipe;
+  std::vector<std::vector<EntryView>> layers;  // [layers with a global cache][kv heads]
+};
+
 class Scheduler {
  public:
   // `text` is asked on the engine's thread alone.
@@ -200,6 +208,8 @@ class Scheduler {
   // llama-server's slots. kNotFound: no such slot, or it holds nothing; kBusy: it is processing.
   virtual Result<SavedSlot> SaveSlot(int slot, const std::string& file_name) = 0;
   virtual Result<SavedSlot> RestoreSlot(int slot, const std::string& file_name) = 0;
+  // Of the prefix that rests in a slot, one token. kNotFound, too: it is another tenant's.
+  virtual Result<SlotToken> TokenInSlot(int slot, int position, const std::string& tenant) = 0;
   virtual Result<int> EraseSlot(int slot) = 0;  // returns the tokens that it held
 
   // No new requests; returns when those that run and wait are done, or after `seconds` (those that remain fail with

@@ -127,6 +127,7 @@ class SchedulerImpl final : public Scheduler {
   SchedulerStats stats() override;
   Result<SavedSlot> SaveSlot(int slot, const std::string& file_name) override;
   Result<SavedSlot> RestoreSlot(int slot, const std::string& file_name) override;
+  Result<SlotToken> TokenInSlot(int slot, int position, const std::string& tenant) override;
   Result<int> EraseSlot(int slot) override;
   void Drain(double seconds) override;
 
@@ -191,8 +192,8 @@ class SchedulerImpl final : public Scheduler {
   static bool IsAtPiece(const Job& job);
   void SplicePieces();
 
-  ReadingKey ReadingOf(const PrefixKey& key) const;
   // The store behind them (stored.cc).
+  ReadingKey ReadingOf(const PrefixKey& key) const;
   SequenceId TakeStored(Job& job, size_t at_least);
   void KeepInStore(const Prefix& prefix);
   bool KeepOneInStore();  // false: there is nothing to keep
@@ -278,8 +279,8 @@ class SchedulerImpl final : public Scheduler {
   PrefixStore prefixes_;
   PromptPacer pacer_;
   SchedulerStats counters_;
-  std::map<std::string, uint64_t> evicted_by_recipe_;
   SteadyClock::time_point published_at_;
+  std::map<std::string, uint64_t> evicted_by_recipe_;
   struct Row {
     Job* job = nullptr;
     Choice* choice = nullptr;

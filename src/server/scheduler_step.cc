@@ -376,7 +376,8 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
             .layers = {},
             .format = stats.format.Name(),
             .recipe = stats.recipe,
-            .compress = job.compresses ? CompressMode::kAfter : CompressMode::kBlock};
+            .compress = job.compresses ? CompressMode::kAfter : CompressMode::kBlock,
+            .slot = choice.slot};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
     evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);

@@ -28,6 +28,7 @@ constexpr Route kRoutes[] = {
     {"GET", "/metrics", Metrics, Needs::kLoaded},
     {"GET", "/props", LlamaProps, Needs::kLoaded},
     {"GET", "/slots", LlamaSlots, Needs::kLoaded},
+    {"GET", "/slots/*", SlotTokenView, Needs::kLoaded},
     {"POST", "/slots/*", LlamaSlotAction, Needs::kModel},
     {"POST", "/tokenize", LlamaTokenize, Needs::kModel},
     {"POST", "/detokenize", LlamaDetokenize, Needs::kModel},

@@ -59,6 +59,11 @@ class FakeScheduler final : public server::Scheduler {
     return server::SavedSlot{.tokens = 7, .bytes = 70, .seconds = 0.5};
   }
   Result<int> EraseSlot(int) override { return 7; }
+  Result<server::SlotToken> TokenInSlot(int, int position, const std::string&) override {
+    if (position > 5) return InvalidArgument("it has not been read");
+    return server::SlotToken{
+        .num_tokens = 6, .recipe = "fake", .layers = {{{.held = true, .score = 0.5F}, {}}, {{}, {}}}};
+  }
   void Drain(double) override {}
 
   std::string text = "Hello";

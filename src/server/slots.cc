@@ -154,6 +154,19 @@ int SchedulerImpl::EraseResting(int slot) {
   return tokens;
 }
 
+Result<SlotToken> SchedulerImpl::TokenInSlot(int slot, int position, const std::string& tenant) {
+  return OnEngine<Result<SlotToken>>([&]() -> Result<SlotToken> {
+    PITH_RETURN_IF_ERROR(CheckSlot(slot));
+    const int index = RestingIn(slot);
+    const Prefix* const prefix = index < 0 ? nullptr : &prefixes_.prefixes()[static_cast<size_t>(index)];
+    if (prefix == nullptr || prefix->key.tenant != tenant) return NotFound(fmt::format("slot {} holds nothing", slot));
+    PITH_ASSIGN_OR_RETURN(std::vector<std::vector<EntryView>> layers, engine_->EntriesAt(prefix->sequence, position));
+    return SlotToken{.num_tokens = static_cast<int>(prefix->tokens.size()),
+                     .recipe = prefix->key.recipe,
+                     .layers = std::move(layers)};
+  });
+}
+
 Result<int> SchedulerImpl::EraseSlot(int slot) {
   return OnEngine<Result<int>>([&]() -> Result<int> {
     PITH_RETURN_IF_ERROR(CheckSlot(slot));
