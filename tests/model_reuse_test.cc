@@ -54,6 +54,28 @@ TEST(ModelReuse, AForkThatTheBytesDoNotHoldLeavesNothingBehind) {
   EXPECT_EQ((*engine)->num_tokens(*fork), 100);
 }
 
+// Clients choose recipes, and each one's numbers: what is counted by them has an end.
+TEST(ModelReuse, CountersOfManyRecipesShareOne) {
+  Server server = Make({});
+  SequenceOptions options = server.engine->options();
+  options.recipe = *ParseRecipe("keydiff:recent=9");
+  options.ceiling_bytes = size_t{8} << 20;
+  const size_t bytes = server.engine->Admit(options, 96)->steady_bytes;
+  for (int recent = 1; recent <= 80; ++recent) {
+    Request request = Greedy(Prompt(250, 1), 1);
+    request.recipe = *ParseRecipe(fmt::format("keydiff:recent={}", recent));
+    request.kv_budget_bytes = bytes;
+    const auto sink = Send(server, std::move(request));
+    ASSERT_TRUE(sink->Wait());
+    ASSERT_FALSE(sink->error_) << sink->error_->message;
+  }
+  const auto counters = server.scheduler->stats().evicted_entries;
+  ASSERT_EQ(counters.size(), 65U);
+  const auto others = std::ranges::find(counters, "others", &std::pair<std::string, uint64_t>::first);
+  ASSERT_NE(others, counters.end());
+  EXPECT_GT(others->second, 10 * counters.front().second) << "of sixteen of them";
+}
+
 std::vector<int32_t> Joined(std::initializer_list<std::vector<int32_t>> parts) {
   std::vector<int32_t> all;
   for (const std::vector<int32_t>& part : parts) all.insert(all.end(), part.begin(), part.end());

@@ -174,7 +174,9 @@ void SchedulerImpl::Rest(Job& job, Choice& choice) {
   {
     const std::lock_guard lock(job.mutex);
     std::erase(job.live, sequence);
-    if (job.cancelled || prefix.tokens.size() < kLeastShared) {
+    // Who asks for positions may come and look at them, however few there are.
+    const bool is_of_use = prefix.tokens.size() >= kLeastShared || job.request.reports_positions;
+    if (job.cancelled || !is_of_use) {
       engine_->Free(sequence);
       return;
     }

@@ -7,6 +7,12 @@
 #include "server/scheduler_impl.h"
 
 namespace pith::server {
+namespace {
+
+// Recipes with a counter of their own: clients may name any number of them.
+constexpr size_t kMostNamed = 64;
+
+}  // namespace
 
 void SchedulerImpl::StepOnce() {
   SplicePieces();
@@ -380,7 +386,8 @@ void SchedulerImpl::Report(Job& job, const Choice& choice) {
             .slot = choice.slot};
   const int64_t dropped = stats.entries_seen - stats.entries;
   if (dropped > job.dropped_before) {
-    evicted_by_recipe_[stats.recipe] += static_cast<uint64_t>(dropped - job.dropped_before);
+    const bool is_named = evicted_by_recipe_.contains(stats.recipe) || evicted_by_recipe_.size() < kMostNamed;
+    evicted_by_recipe_[is_named ? stats.recipe : "others"] += static_cast<uint64_t>(dropped - job.dropped_before);
   }
   if (dropped <= 0 && !job.request.reports_positions) return;
   std::vector<uint16_t> held(static_cast<size_t>(stats.num_tokens), 0);
