@@ -54,11 +54,10 @@ double EntriesInBytes(const ModelInfo& info, PageFormat format, bool has_rests, 
   return std::min(mean, pages * kPageEntries + std::max(0.0, rest));
 }
 
-double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens) {
+double ContentShare(const KvCache& cache, int cache_id, std::span<const int> layers, int32_t num_tokens) {
   double bytes = 0, full = 0;
-  for (size_t layer = 0; layer < global_index.size(); ++layer) {
-    if (global_index[layer] < 0) continue;
-    for (const HeadCache& head : cache.heads(cache_id, static_cast<int>(layer))) {
+  for (const int layer : layers) {
+    for (const HeadCache& head : cache.heads(cache_id, layer)) {
       const PageLayout& layout = head.layout();
       bytes += head.content_bytes();
       full += num_tokens * PageLayout::Make(PageFormat(), layout.key_dim, layout.value_dim, 0).entry_bytes();

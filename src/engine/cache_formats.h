@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/ledger.h"
@@ -51,9 +52,8 @@ double EntriesPruned(const PruneOptions& prune, const PrunedCosts& costs, double
 inline constexpr std::array<PageFormat, 4> kAutoFormats = {
     KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4, PageFormat(KvFormat::kQ4, KvFormat::kQ2)};
 
-// Bytes of a sequence's keys and values, over those of num_tokens entries a head in f16; in the layers whose
-// global_index is not negative.
-double ContentShare(const KvCache& cache, int cache_id, const std::vector<int>& global_index, int32_t num_tokens);
+// Bytes of a sequence's keys and values in these layers, over those of num_tokens entries a head in f16.
+double ContentShare(const KvCache& cache, int cache_id, std::span<const int> layers, int32_t num_tokens);
 
 // The ledger's part of the statistics.
 void ReadLedger(const Ledger& ledger, KvStats& stats);

@@ -15,6 +15,7 @@
 #include "base/team.h"
 #include "cache/kv_cache.h"
 #include "engine/repeat.h"
+#include "engine/row_group.h"
 #include "engine/scratch.h"
 #include "engine/sequence.h"
 #include "engine/value_projections.h"
@@ -23,37 +24,6 @@
 #include "policy/policy.h"
 
 namespace pith {
-
-class StatisticsUndo;
-
-// A run of rows of one block that belong to one sequence, and how it fares.
-struct RowGroup {
-  Sequence* sequence = nullptr;
-  int first_row = 0;
-  int num_rows = 0;
-  int num_sparse_rows = 0;  // first rows that may skip attention work (the prefill option); 0 while decoding
-  int32_t start = 0;        // position of the first row
-  int first_output = 0;     // of the block's logits rows
-  int num_outputs = 0;
-  bool pins = false;                // the rows are never dropped
-  bool settles = false;             // they end a prompt: its sequence then holds no more than after an eviction
-  bool began = false;               // the rows are in the block that runs
-  bool cascades = false;            // layers are evicted from while the block is in the next ones
-  bool evicts = false;              // from the layer at hand
-  bool notes_queries = false;       // its ring holds queries of the rows
-  bool changed = false;             // what the rows did to the sequence cannot be taken back
-  StatisticsUndo* undo = nullptr;   // of what they do to statistics; null: nothing, or there is no room for it
-  uint8_t out_of_pages = 0;         // a thread of the team found none; by atomic_ref
-  std::optional<Error> error = {};  // nothing more happens to it
-
-  bool failed() const { return error.has_value(); }
-  void Fail(Error with) {
-    if (!error) error = std::move(with);
-  }
-};
-
-// Entries of a head at positions below this one.
-int EntriesBefore(const HeadCache& head, int32_t position);
 
 // Which entries no recipe may drop: the first ones, pinned ranges, and whatever lies outside the part [from, to), of
 // which a recipe sees nothing.

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/entry_counts.h"
 #include "engine/layer_ops.h"
 #include "kernels/triangles.h"
 

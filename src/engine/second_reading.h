@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/engine_core.h"
 #include "engine/layer_ops.h"
 #include "engine/repeat.h"
 #include "engine/sequence.h"
@@ -13,6 +14,28 @@
 
 namespace pith {
 
+// A fork that reads a pass, in what its source leaves of its bytes, at a place of its own; with it that is over, and
+// the source has its bytes again.
+class PassFork {
+ public:
+  // The source outlives the fork. kOutOfBudget: no place, or no bytes.
+  static Result<std::unique_ptr<PassFork>> Make(EngineCore& core, Sequence& source);
+  PassFork(const PassFork&) = delete;
+  PassFork& operator=(const PassFork&) = delete;
+  ~PassFork();
+
+  Sequence& sequence() { return sequence_; }
+
+ private:
+  PassFork(EngineCore& core, Sequence& source) : core_(core), source_(source) {}
+  Status Open();
+
+  EngineCore& core_;
+  Sequence& source_;
+  Sequence sequence_;
+};
+
+// Its end, Sequence::reading.reset(), ends the pass that is under way, too.
 struct SecondReading {
   ResolvedRecipe recipe;  // whose policy observes
   EntryGuard part;        // of the sequence's tokens, those that are repeated
@@ -23,7 +46,7 @@ struct SecondReading {
   RepeatPass pass;                 // that is under way, or was the last one
   std::vector<int32_t> tokens;     // of the pass
   size_t num_read = 0;             // of these
-  std::unique_ptr<Sequence> fork;  // that reads them; null: no pass is under way
+  std::unique_ptr<PassFork> fork;  // that reads them; null: no pass is under way
 };
 
 }  // namespace pith

@@ -1,5 +1,7 @@
 #include "engine/sequence.h"
 
+#include <fmt/format.h>
+
 #include <utility>
 
 #include "host/halves.h"
@@ -58,7 +60,7 @@ void Sequence::EndAt(int32_t position, int64_t num_global_heads) {
   if (!pinned.empty()) pinned.back().second = std::min(pinned.back().second, position);
   if (tokens.size() > static_cast<size_t>(position)) tokens.resize(static_cast<size_t>(position));
   repeat.reset();
-  output = -1;
+  logits_row = -1;
   restored_logits.clear();
   logit_bytes = HeldBytes();
 }
@@ -79,6 +81,29 @@ void Sequence::CopyHistory(const Sequence& from) {
   merge_thresholds = from.merge_thresholds;
   tokens.assign(from.tokens.begin(), from.tokens.end());
   repeat = from.repeat;
+}
+
+Error BudgetFull(const Sequence& sequence, size_t limit_bytes) {
+  Error full{ErrorCode::kOutOfBudget,
+             fmt::format("the KV budget of {:.2f} MiB is full at {} tokens",
+                         static_cast<double>(limit_bytes) / (1 << 20), sequence.next_position)};
+  const bool drops = sequence.setup->style.evicts || sequence.setup->recipe.has_turns();
+  if (!drops) full.message += ", and nothing may be dropped";
+  return full;
+}
+
+Status CheckRoom(const Sequence& sequence, size_t num_tokens) {
+  const auto num_ctx = static_cast<size_t>(sequence.setup->num_ctx);
+  const size_t end = static_cast<size_t>(sequence.next_position) + num_tokens;
+  if (end <= num_ctx) return {};
+  return InvalidArgument(fmt::format("{} tokens do not fit into a context of {}: raise it with -c", end, num_ctx));
+}
+
+Status CheckPinned(const Sequence& sequence, int64_t more) {
+  const int64_t pinned = sequence.num_pinned() + more;
+  if (!sequence.setup->style.evicts || pinned <= sequence.share.keep_entries) return {};
+  return OutOfBudget(fmt::format("the KV budget holds {} entries per head, fewer than the {} pinned tokens",
+                                 sequence.share.keep_entries, pinned));
 }
 
 }  // namespace pith

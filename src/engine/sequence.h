@@ -103,7 +103,7 @@ struct Sequence {
   int cache_id = -1;
   int slot = -1;  // of the host context
   int32_t next_position = 0;
-  int output = -1;  // index of its logits row in the last block, -1: none
+  int logits_row = -1;  // in the last block; -1: none
   int64_t entries_seen = 0;
   bool evicts = true;  // SetEviction()
   bool prompt_continues = false;
@@ -169,27 +169,12 @@ struct Sequence {
   }
 };
 
-// While it lives, sequences may use the bytes that are kept ready for the rows of steps.
-class FlightLoan {
- public:
-  FlightLoan(MemoryAccount& flight, size_t bytes) : flight_(flight), bytes_(bytes) { (void)flight_.SetLimits(0, 0); }
-  FlightLoan(const FlightLoan&) = delete;
-  FlightLoan& operator=(const FlightLoan&) = delete;
-  void Lend(Sequence& sequence) {
-    if (!sequence.account->SetLimits(sequence.floor_bytes, sequence.ceiling_bytes + bytes_)) return;
-    borrowers_.push_back(&sequence);
-  }
-  ~FlightLoan() {
-    for (Sequence* sequence : borrowers_)
-      (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->ceiling_bytes);
-    (void)flight_.SetLimits(bytes_, bytes_);
-  }
-
- private:
-  MemoryAccount& flight_;
-  const size_t bytes_;
-  std::vector<Sequence*> borrowers_;
-};
+// kInvalidArgument: the context does not hold so many more tokens.
+Status CheckRoom(const Sequence& sequence, size_t num_tokens);
+// kOutOfBudget: the pinned tokens and `more` of them do not fit into what stays.
+Status CheckPinned(const Sequence& sequence, int64_t more);
+// What to say where no bytes are left of a budget that its user knows by `limit_bytes`.
+Error BudgetFull(const Sequence& sequence, size_t limit_bytes);
 
 }  // namespace pith
 

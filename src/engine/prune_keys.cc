@@ -1,12 +1,11 @@
-// Keys lose channels, when a prompt is whole and what stays of it is chosen (act=prune).
+#include "engine/prune_keys.h"
+
 #include <algorithm>
 #include <atomic>
 #include <utility>
 
-#include "engine/engine_impl.h"
 #include "host/halves.h"
 #include "kernels/key_channels.h"
-#include "policy/act/think.h"
 
 namespace pith {
 namespace {
@@ -38,29 +37,29 @@ std::vector<uint16_t> ChooseChannelsOf(const Sequence& source, const LayerShape&
 
 }  // namespace
 
-EngineImpl::ChosenChannels EngineImpl::ChooseChannels(const Sequence& source, const Sequence& target,
-                                                      const PruneOptions& prune) {
-  ChosenChannels chosen(static_cast<size_t>(num_global_layers_));
-  context_->RunOnTeam([&](const Team& team) {
-    for (int global = team.ith; global < num_global_layers_; global += team.nth) {
-      const int layer = LayerOf(global);
-      const std::span<const HeadCache> heads = std::as_const(*cache_).heads(target.cache_id, layer);
+ChosenChannels ChooseChannels(EngineCore& core, const Sequence& source, const Sequence& target,
+                              const PruneOptions& prune) {
+  ChosenChannels chosen(static_cast<size_t>(core.layers.count()));
+  core.context->RunOnTeam([&](const Team& team) {
+    for (int global = team.ith; global < core.layers.count(); global += team.nth) {
+      const int layer = core.layers.LayerOf(global);
+      const std::span<const HeadCache> heads = std::as_const(*core.cache).heads(target.cache_id, layer);
       for (size_t h = 0; h < heads.size(); ++h) {
-        chosen[static_cast<size_t>(global)].push_back(ChooseChannelsOf(
-            source, model_->info().layers[static_cast<size_t>(layer)], global, static_cast<int>(h), heads[h], prune));
+        chosen[static_cast<size_t>(global)].push_back(
+            ChooseChannelsOf(source, core.shape(layer), global, static_cast<int>(h), heads[h], prune));
       }
     }
   });
   return chosen;
 }
 
-Status EngineImpl::PruneKeys(const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen) {
-  const SequenceLayout& layout = cache_->layout(target.cache_id);
+Status PruneKeys(EngineCore& core, const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen) {
+  const SequenceLayout& layout = core.cache->layout(target.cache_id);
   if (layout.pruned.share == 0) {
     PITH_RETURN_IF_ERROR(
-        cache_->SetLower(target.cache_id, layout.full(), {.share = prune.share, .recent = prune.recent}));
-    for (int global = 0; global < num_global_layers_; ++global) {
-      const std::span<HeadCache> heads = cache_->heads(target.cache_id, LayerOf(global));
+        core.cache->SetLower(target.cache_id, layout.full(), {.share = prune.share, .recent = prune.recent}));
+    for (int global = 0; global < core.layers.count(); ++global) {
+      const std::span<HeadCache> heads = core.cache->heads(target.cache_id, core.layers.LayerOf(global));
       for (size_t h = 0; h < heads.size(); ++h) {
         if (!heads[h].prunes()) continue;
         PITH_RETURN_IF_ERROR(heads[h].ChooseChannels(chosen[static_cast<size_t>(global)][h]));
@@ -68,9 +67,10 @@ Status EngineImpl::PruneKeys(const Sequence& target, const PruneOptions& prune, 
     }
   }
   std::atomic<bool> out_of_pages{false};
-  context_->RunOnTeam([&](const Team& team) {
-    for (int global = 0; global < num_global_layers_; ++global) {
-      if (!ops_->Prune(target.cache_id, LayerOf(global), team)) out_of_pages.store(true, std::memory_order_relaxed);
+  core.context->RunOnTeam([&](const Team& team) {
+    for (int global = 0; global < core.layers.count(); ++global) {
+      if (!core.ops->Prune(target.cache_id, core.layers.LayerOf(global), team))
+        out_of_pages.store(true, std::memory_order_relaxed);
     }
   });
   if (out_of_pages.load()) return OutOfBudget("the KV budget has no free page left");

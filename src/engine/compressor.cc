@@ -1,21 +1,25 @@
-// Compression of what was read: once or again, of a sequence, some of its forks, or a part of it.
+#include "engine/compressor.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include "engine/engine_impl.h"
+#include "engine/demotion.h"
+#include "engine/entry_counts.h"
 #include "engine/less_states.h"
+#include "engine/prune_keys.h"
 #include "policy/act/demote.h"
 #include "policy/act/think.h"
 
 namespace pith {
+
 // Merging rewrites entries of 16 bits; what is converted comes from there, too, or was converted by a former
 // compression.
-Status EngineImpl::CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const {
+Status Compressor::CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   const SequenceSetup& setup = *sequence.setup;
-  const SequenceLayout& layout = cache_->layout(sequence.cache_id);
+  const SequenceLayout& layout = core_.cache->layout(sequence.cache_id);
   const PageFormat full = layout.full();
   const bool merges = recipe.policy->merge() != nullptr, converts = recipe.storage.Converts(setup.formats.entry);
   const bool stands_in = recipe.policy->residue() != nullptr;
@@ -39,13 +43,12 @@ Status EngineImpl::CheckFormat(const Sequence& sequence, const ResolvedRecipe& r
   return {};
 }
 
-// The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was read.
-Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
+Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
   PITH_ASSIGN_OR_RETURN(const ResolvedRecipe resolved, ResolveForCompress(recipe));
   return ActiveFor(sequence, resolved);
 }
 
-Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const {
+Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   PITH_RETURN_IF_ERROR(CheckFormat(sequence, recipe));
   const SequenceSetup& setup = *sequence.setup;
   const uint32_t needs = recipe.policy->needs();
@@ -64,7 +67,7 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Resol
     // Of the same words; files that it names may have been read again since.
     ActiveRecipe active = *known;
     active.recipe = recipe;
-    PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
+    PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(core_.layers.count()));
     return active;
   }
   const auto missing = [&](const char* what) {
@@ -79,15 +82,15 @@ Result<ActiveRecipe> EngineImpl::ActiveFor(const Sequence& sequence, const Resol
     return missing("a window of recent queries");
   }
   if (recipe.policy->repeat() != nullptr && !setup.reads_again) return missing("the tokens of the text");
-  PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(num_global_layers_));
+  PITH_RETURN_IF_ERROR(recipe.policy->CheckLayers(core_.layers.count()));
   return ActiveRecipe{.recipe = recipe, .num_columns = static_cast<int>(recipe.policy->columns().size())};
 }
 
-Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean,
-                                                        double bytes) const {
+Result<Shrink> Compressor::ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean,
+                                            double bytes) const {
   const DemoteOptions& demote = *recipe.policy->demote();
-  const double f16 = TokenBytes(model_->info(), PageFormat());
-  const double high = TokenBytes(model_->info(), demote.high) / f16, low = TokenBytes(model_->info(), demote.low) / f16;
+  const double f16 = TokenBytes(*core_.info, PageFormat());
+  const double high = TokenBytes(*core_.info, demote.high) / f16, low = TokenBytes(*core_.info, demote.low) / f16;
   // Entries that fill no page, in f16 whatever the formats; those that must stay are of the high format.
   const double rest = std::fmod(mean, kPageEntries);
   double least = rest;
@@ -108,12 +111,11 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkByDemotion(const ResolvedRecipe& re
                 .lower = demote.low};
 }
 
-Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean,
-                                                 double keep) const {
+Result<Shrink> Compressor::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const {
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
   if (active.recipe.policy->demote() != nullptr) return ShrinkByDemotion(active.recipe, target, mean, keep);
   if (const LessMaps* maps = active.recipe.policy->less(); maps != nullptr && keep < 1) {
-    const double states = StateEntries(model_->info(), *maps) / mean;
+    const double states = StateEntries(*core_.info, *maps) / mean;
     if (keep * mean < states * mean + 1) {
       return InvalidArgument(
           fmt::format("the states of {} take {:.1f}% of the f16 cache's bytes here, so that {:.1f}% "
@@ -127,16 +129,16 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
   const double share = keep;
   bool in_pages = false;
   double rest_cost = 1;
-  const PageFormat to = active.recipe.storage.FormatFor(model_->info(), entry, mean, keep);
+  const PageFormat to = active.recipe.storage.FormatFor(*core_.info, entry, mean, keep);
   const bool converts = !(to == entry);
   if (converts) {
-    rest_cost = TokenBytes(model_->info(), entry) / TokenBytes(model_->info(), to);
-    const double with_rests = EntriesInBytes(model_->info(), to, true, mean, keep);
+    rest_cost = TokenBytes(*core_.info, entry) / TokenBytes(*core_.info, to);
+    const double with_rests = EntriesInBytes(*core_.info, to, true, mean, keep);
     in_pages = with_rests < mean && active.recipe.policy->ragged();
-    keep = (in_pages ? EntriesInBytes(model_->info(), to, false, mean, keep) : with_rests) / mean;
+    keep = (in_pages ? EntriesInBytes(*core_.info, to, false, mean, keep) : with_rests) / mean;
   }
   if (prune != nullptr) {
-    const ModelInfo& info = model_->info();
+    const ModelInfo& info = *core_.info;
     PrunedCosts costs{.whole = converts ? 1 / rest_cost : 1};
     costs.pruned = costs.whole * PrunedCost(info, converts ? to : target.setup->formats.full(), prune->share);
     keep = EntriesPruned(*prune, costs, mean, share * mean) / mean;
@@ -156,45 +158,38 @@ Result<EngineImpl::Shrink> EngineImpl::ShrinkFor(const ActiveRecipe& active, Seq
                 converts ? std::optional(to) : std::nullopt};
 }
 
-Result<double> EngineImpl::Compress(SequenceId id, const Recipe& recipe, double keep_fraction) {
-  const CompressTarget target{.sequence = id, .keep_fraction = keep_fraction};
-  PITH_ASSIGN_OR_RETURN(const std::vector<double> kept, CompressForks(id, recipe, {&target, 1}));
-  return kept.front();
-}
-
-Result<std::vector<double>> EngineImpl::CompressForks(SequenceId id, const Recipe& recipe,
+Result<std::vector<double>> Compressor::CompressForks(Sequence& source, const Recipe& recipe,
                                                       std::span<const CompressTarget> targets) {
-  PITH_ASSIGN_OR_RETURN(Sequence* const source, Find(id));
-  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*source, recipe));
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(source, recipe));
   std::vector<double> kept(targets.size(), 1.0);
-  const int64_t before = GlobalEntriesOf(*source);
+  const int64_t before = GlobalEntriesOf(core_, source);
   const bool selects = !active.recipe.policy->keeps_everything();
   const bool changes =
-      active.recipe.storage.Converts(source->setup->formats.entry) || active.recipe.policy->prune() != nullptr;
+      active.recipe.storage.Converts(source.setup->formats.entry) || active.recipe.policy->prune() != nullptr;
   if ((!selects && !changes) || before == 0) return kept;
-  const double mean = static_cast<double>(before) / static_cast<double>(num_global_heads_);
+  const double mean = PerHead(core_, before);
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;
-  FlightLoan loan(*flight_, flight_bytes_);
+  FlightLoan loan(core_.flight);
   for (const CompressTarget& target : targets) {
-    PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(target.sequence));
+    PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(target.sequence));
     PITH_ASSIGN_OR_RETURN(const Shrink shrink, ShrinkFor(active, *sequence, mean, target.keep_fraction));
     shrinks.push_back(shrink);
-    newer.push_back(GlobalEntriesOf(*sequence) - before);
+    newer.push_back(GlobalEntriesOf(core_, *sequence) - before);
   }
   const EntryGuard guard{.num_sinks = active.recipe.num_sinks};
-  PITH_RETURN_IF_ERROR(RunCompression(*source, active, guard, shrinks, selects, loan));
+  PITH_RETURN_IF_ERROR(Run(source, active, guard, shrinks, selects, loan));
   for (size_t i = 0; i < targets.size(); ++i) {
-    kept[i] = static_cast<double>(GlobalEntriesOf(*sequences_.at(targets[i].sequence)) - newer[i]) /
+    kept[i] = static_cast<double>(GlobalEntriesOf(core_, *table_.Lookup(targets[i].sequence)) - newer[i]) /
               static_cast<double>(before);
   }
   return kept;
 }
 
-Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
-                                  std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
+Status Compressor::Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                       std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
   if (active.recipe.policy->repeat() != nullptr) {
-    PITH_RETURN_IF_ERROR(AsRecipesTime([&] { return ReadAll(source, active, guard); }));
+    PITH_RETURN_IF_ERROR(reader_.ReadAll(source, active, guard));
   }
   for (const Shrink& shrink : shrinks) loan.Lend(*shrink.sequence);
   // The source's entries are what the selections count from, so it goes last.
@@ -203,137 +198,75 @@ Status EngineImpl::RunCompression(Sequence& source, const ActiveRecipe& active, 
   const Clock::time_point start = Clock::now();
   Status result;
   for (const Shrink& shrink : shrinks) {
-    if (shrink.lower && result) result = cache_->SetLower(shrink.sequence->cache_id, *shrink.lower);
+    if (shrink.lower && result) result = core_.cache->SetLower(shrink.sequence->cache_id, *shrink.lower);
   }
-  if (selects && result) result = ScoreAndKeepOnTeam(source, active, guard, shrinks);
+  if (selects && result) result = shrinker_.Run(source, active, guard, shrinks);
   const PruneOptions* const prune = active.recipe.policy->prune();
   for (const Shrink& shrink : shrinks) {
     // Channels are judged by keys as they were read.
     ChosenChannels channels;
-    if (prune != nullptr && result) channels = ChooseChannels(source, *shrink.sequence, *prune);
+    if (prune != nullptr && result) channels = ChooseChannels(core_, source, *shrink.sequence, *prune);
     if (shrink.format && result) {
-      result = cache_->SetLow(shrink.sequence->cache_id, *shrink.format);
-      if (result) result = DemoteAll(*shrink.sequence);
+      result = core_.cache->SetLow(shrink.sequence->cache_id, *shrink.format);
+      if (result) result = DemoteAll(core_, *shrink.sequence);
     }
-    if (prune != nullptr && result) result = PruneKeys(*shrink.sequence, *prune, channels);
+    if (prune != nullptr && result) result = PruneKeys(core_, *shrink.sequence, *prune, channels);
   }
-  times_.policy += SecondsSince(start);
+  core_.times.policy += SecondsSince(start);
   for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
   return result;
 }
 
-Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from,
+Result<double> Compressor::CompressPart(Sequence& sequence, const Recipe& recipe, double keep_fraction, int32_t from,
                                         int32_t to) {
-  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, Find(id));
-  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(*sequence, recipe));
-  if (from < 0 || to > sequence->next_position || from >= to) {
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(sequence, recipe));
+  if (from < 0 || to > sequence.next_position || from >= to) {
     return InvalidArgument(
-        fmt::format("positions {} to {} are no part of the sequence's {}", from, to, sequence->next_position));
+        fmt::format("positions {} to {} are no part of the sequence's {}", from, to, sequence.next_position));
   }
   if (!(keep_fraction > 0 && keep_fraction <= 1))
     return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep_fraction));
-  if (active.recipe.storage.Converts(sequence->setup->formats.entry) || active.recipe.policy->demote() != nullptr ||
+  if (active.recipe.storage.Converts(sequence.setup->formats.entry) || active.recipe.policy->demote() != nullptr ||
       active.recipe.policy->prune() != nullptr) {
     return Unsupported(
         fmt::format("{} changes whole pages, so it cannot leave the entries beside a part as they are", recipe.text));
   }
   if (active.recipe.policy->keeps_everything()) return 1.0;
   const EntryGuard part{.num_sinks = active.recipe.num_sinks, .from = from, .to = to};
-  const int64_t inside = EntriesWithin(*sequence, from, to);
+  const int64_t inside = EntriesWithin(core_, sequence, from, to);
   if (inside == 0) return 1.0;
-  PITH_RETURN_IF_ERROR(ShrinkPart(
-      *sequence, active, part, keep_fraction * static_cast<double>(inside) / static_cast<double>(num_global_heads_)));
-  return static_cast<double>(EntriesWithin(*sequence, from, to)) / static_cast<double>(inside);
+  PITH_RETURN_IF_ERROR(
+      ShrinkPart(sequence, active, part,
+                 keep_fraction * static_cast<double>(inside) / static_cast<double>(core_.layers.num_heads())));
+  return static_cast<double>(EntriesWithin(core_, sequence, from, to)) / static_cast<double>(inside);
 }
 
-int64_t EngineImpl::EntriesWithin(const Sequence& sequence, int32_t from, int32_t to) const {
-  int64_t inside = 0;
-  for (int layer = 0; layer < num_global_layers_; ++layer) {
-    for (const HeadCache& head : std::as_const(*cache_).heads(sequence.cache_id, LayerOf(layer))) {
-      inside += EntriesBefore(head, to) - EntriesBefore(head, from);
-    }
-  }
-  return inside;
-}
-
-Status EngineImpl::ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep) {
-  const double mean =
-      static_cast<double>(EntriesWithin(sequence, part.from, part.to)) / static_cast<double>(num_global_heads_);
+Status Compressor::ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep) {
+  const double mean = PerHead(core_, EntriesWithin(core_, sequence, part.from, part.to));
   std::vector<Shrink> shrinks = {{&sequence,
                                   Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
                                          .keep_fraction = keep / std::max(1.0, mean),
                                          .keep_exact = std::max(1.0, keep)},
                                   std::nullopt}};
-  FlightLoan loan(*flight_, flight_bytes_);
-  return RunCompression(sequence, active, part, shrinks, true, loan);
+  FlightLoan loan(core_.flight);
+  return Run(sequence, active, part, shrinks, true, loan);
 }
 
-double EngineImpl::KeptBytes(SequenceId id) const {
-  const Sequence* const sequence = Lookup(id);
-  return sequence != nullptr ? ContentShare(*cache_, sequence->cache_id, global_index_, sequence->next_position) : 0;
+Status Compressor::ShrinkOwn(Sequence& sequence, const EntryGuard& part, double keep) {
+  ResolvedRecipe recipe = sequence.setup->recipe;
+  const Result<ActiveRecipe> active = ActiveFor(sequence, recipe);
+  Status status = active ? ShrinkPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
+  if (status || recipe.in_little_room == recipe.policy) return status;
+  if (status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported) return status;
+  recipe.policy = recipe.in_little_room;
+  return ShrinkPart(sequence, ActiveRecipe{.recipe = std::move(recipe)}, part, keep);
 }
 
-Result<std::vector<float>> EngineImpl::AttentionOutputs(SequenceId queries_of, SequenceId entries_of, int global_layer,
-                                                        int num_queries) {
-  PITH_ASSIGN_OR_RETURN(const Sequence* const from, Find(queries_of));
-  PITH_ASSIGN_OR_RETURN(const Sequence* const over, Find(entries_of));
-  if (num_queries < 1 || num_queries > from->known_queries()) {
-    return InvalidArgument(fmt::format("the last {} queries are not remembered", num_queries));
-  }
-  if (global_layer < 0 || global_layer >= num_global_layers_)
-    return InvalidArgument(fmt::format("there is no global layer {}", global_layer));
-  const int layer = LayerOf(global_layer);
-  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
-  std::vector<float> outputs(static_cast<size_t>(num_queries * shape.num_heads * shape.value_dim));
-  context_->RunOnTeam([&](const Team& team) {
-    ops_->WindowOutputs(*from, *over, layer, global_layer, num_queries, outputs.data(), team);
-  });
-  return outputs;
-}
-
-LayerQueries EngineImpl::Queries(SequenceId id, int global_layer, int num_queries) const {
-  const Sequence* const sequence = Lookup(id);
-  LayerQueries queries;
-  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return queries;
-  const int layer = LayerOf(global_layer);
-  const LayerShape& shape = model_->info().layers[static_cast<size_t>(layer)];
-  const LayerOps::LayerParams& params = ops_->params(layer);
-  queries = {.num_heads = shape.num_heads, .dim = shape.key_dim, .scale = params.scale, .soft_cap = params.soft_cap};
-  const int count = std::clamp(num_queries, 0, sequence->known_queries());
-  const auto width = static_cast<size_t>(shape.num_heads * shape.key_dim);
-  queries.rows.resize(static_cast<size_t>(count) * width);
-  sequence->ReadQueries(global_layer, count, width, queries.rows.data());
-  return queries;
-}
-
-std::vector<float> EngineImpl::EntryRows(SequenceId id, int global_layer, bool values) const {
-  const Sequence* const sequence = Lookup(id);
-  std::vector<float> all;
-  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return all;
-  for (const HeadCache& head : std::as_const(*cache_).heads(sequence->cache_id, LayerOf(global_layer))) {
-    const auto dim = static_cast<size_t>(values ? head.layout().value_dim : head.layout().key_dim);
-    const auto n = static_cast<size_t>(head.num_entries());
-    std::vector<float> rows(n * dim);
-    values ? head.ReadValues(rows.data()) : head.ReadKeys(rows.data());
-    const std::vector<int32_t> order = head.TimeOrder();
-    for (size_t i = 0; i < n; ++i) {
-      const auto at = static_cast<ptrdiff_t>((order.empty() ? i : static_cast<size_t>(order[i])) * dim);
-      all.insert(all.end(), rows.begin() + at, rows.begin() + at + static_cast<ptrdiff_t>(dim));
-    }
-  }
-  return all;
-}
-
-std::vector<int32_t> EngineImpl::EntryPositions(SequenceId id, int global_layer, int kv_head) const {
-  const Sequence* const sequence = Lookup(id);
-  if (sequence == nullptr || global_layer < 0 || global_layer >= num_global_layers_) return {};
-  const std::span<const HeadCache> heads = std::as_const(*cache_).heads(sequence->cache_id, LayerOf(global_layer));
-  if (kv_head < 0 || kv_head >= static_cast<int>(heads.size())) return {};
-  const HeadCache& head = heads[static_cast<size_t>(kv_head)];
-  std::vector<int32_t> positions(static_cast<size_t>(head.num_entries()));
-  head.ReadPositions(positions);
-  std::ranges::sort(positions);
-  return positions;
+Result<bool> Compressor::ReadAgain(Sequence& sequence, const Recipe& recipe, EntryGuard part, int rows) {
+  PITH_ASSIGN_OR_RETURN(const ActiveRecipe active, ActiveFor(sequence, recipe));
+  if (active.recipe.policy->repeat() == nullptr || GlobalEntriesOf(core_, sequence) == 0) return true;
+  part.num_sinks = active.recipe.num_sinks;
+  return reader_.ReadOn(sequence, active, part, rows);
 }
 
 }  // namespace pith

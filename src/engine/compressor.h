@@ -1,0 +1,60 @@
+// Compression of what was read: once or again, of a sequence, some of its forks, or a part of it.
+#ifndef PITH_ENGINE_COMPRESSOR_H_
+#define PITH_ENGINE_COMPRESSOR_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/engine_core.h"
+#include "engine/flight.h"
+#include "engine/second_reader.h"
+#include "engine/sequence.h"
+#include "engine/sequence_table.h"
+#include "engine/shrinker.h"
+#include "pith/types.h"
+
+namespace pith {
+
+class Compressor {
+ public:
+  Compressor(EngineCore& core, const SequenceTable& table, Shrinker& shrinker, SecondReader& reader)
+      : core_(core), table_(table), shrinker_(shrinker), reader_(reader) {}
+
+  // As Engine's functions of these names, of a sequence that can be used.
+  Result<std::vector<double>> CompressForks(Sequence& source, const Recipe& recipe,
+                                            std::span<const CompressTarget> targets);
+  Result<double> CompressPart(Sequence& sequence, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to);
+  // part: with the sinks of whatever recipe.
+  Result<bool> ReadAgain(Sequence& sequence, const Recipe& recipe, EntryGuard part, int rows);
+
+  // Of a part that is there, with the sequence's own recipe or, where it has no room to read again, by what needs less.
+  // keep: entries per kv head.
+  Status ShrinkOwn(Sequence& sequence, const EntryGuard& part, double keep);
+
+ private:
+  // The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was
+  // read.
+  Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const;
+  // Of what a caller gave.
+  Result<ActiveRecipe> ActiveFor(const Sequence& sequence, const Recipe& recipe) const;
+  // kInvalidArgument: the recipe cannot work on what the sequence is stored in.
+  Status CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const;
+  // What `keep` of the source's `mean` entries per kv head means for one target.
+  Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
+  Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
+  Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
+  // selects: some entries may go, not only formats change.
+  Status Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
+             bool selects, FlightLoan& loan);
+
+  EngineCore& core_;
+  const SequenceTable& table_;
+  Shrinker& shrinker_;
+  SecondReader& reader_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_COMPRESSOR_H_

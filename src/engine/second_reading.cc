@@ -1,0 +1,48 @@
+#include "engine/second_reading.h"
+
+#include <algorithm>
+
+namespace pith {
+
+Result<std::unique_ptr<PassFork>> PassFork::Make(EngineCore& core, Sequence& source) {
+  std::unique_ptr<PassFork> fork(new PassFork(core, source));
+  PITH_RETURN_IF_ERROR(fork->Open());
+  return fork;
+}
+
+Status PassFork::Open() {
+  const size_t used = source_.account->used_bytes();
+  sequence_.id = source_.id;
+  sequence_.setup = source_.setup;
+  sequence_.share = source_.share;
+  sequence_.ceiling_bytes = sequence_.planned_bytes = source_.ceiling_bytes - std::min(source_.ceiling_bytes, used);
+  sequence_.floor_bytes = source_.floor_bytes - std::min(source_.floor_bytes, used);
+  sequence_.next_position = source_.next_position;
+  sequence_.pinned = source_.pinned;
+  sequence_.evicts = false;
+  const int slot = core_.slots.FindFreeForReading();
+  if (slot < 0) return OutOfBudget("a second reading takes a place for a sequence, and all are in use");
+  core_.slots.Take(slot);
+  sequence_.slot = slot;
+  // What the source was promised beyond what it holds is the fork's while it reads.
+  (void)source_.account->SetLimits(0, source_.ceiling_bytes);
+  sequence_.own_account = MemoryAccount::Open(core_.ledger.get(), sequence_.floor_bytes, sequence_.ceiling_bytes);
+  sequence_.account = sequence_.own_account.get();
+  if (sequence_.account == nullptr) return OutOfBudget("the KV budget has no room for a second reading");
+  PITH_ASSIGN_OR_RETURN(sequence_.cache_id, core_.cache->Fork(source_.cache_id, sequence_.account));
+  core_.context->CopySlot(source_.slot, slot);
+  return {};
+}
+
+PassFork::~PassFork() {
+  if (sequence_.slot < 0) return;
+  if (sequence_.cache_id >= 0) {
+    core_.cache->Free(sequence_.cache_id);
+    core_.context->ClearSlot(sequence_.slot);
+  }
+  core_.slots.Give(sequence_.slot);
+  sequence_.own_account.reset();
+  (void)source_.account->SetLimits(source_.floor_bytes, source_.ceiling_bytes);
+}
+
+}  // namespace pith

@@ -1,0 +1,241 @@
+#include "engine/shrinker.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "engine/entry_counts.h"
+#include "engine/less_states.h"
+#include "engine/stand_ins.h"
+#include "policy/select.h"
+
+namespace pith {
+namespace {
+
+// Members may fail each by itself; the first of them in order counts.
+Status FirstFailure(std::span<const Status> statuses) {
+  const auto failed = std::ranges::find_if(statuses, [](const Status& status) { return !status; });
+  return failed != statuses.end() ? *failed : Status();
+}
+
+void Note(Status& result, Status status) {
+  if (result && !status) result = std::move(status);
+}
+
+}  // namespace
+
+Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads) {
+  const double mean = static_cast<double>(entries) / static_cast<double>(heads);
+  const int keep = KeepOf(sequence, mean);
+  return Budget{.keep = keep,
+                .keep_fraction = std::min(1.0, keep / std::max(1.0, mean)),
+                .rest_page_entries = sequence.share.demotion.on ? kPageEntries : 1};
+}
+
+Status KeepInHead(const EngineCore& core, const Policy& policy, int layer, size_t h, HeadCache& head,
+                  std::span<const int32_t> kept) {
+  const LessMaps* const maps = policy.less();
+  if (maps == nullptr) return head.Keep(kept);
+  return KeepAndAbsorb(head, kept, maps->KeyMap(core.layers.IndexOf(layer), static_cast<int>(h)));
+}
+
+Status Shrinker::Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                     std::span<const Shrink> targets) {
+  const Task task{source, *active.recipe.policy, guard};
+  Status result;
+  core_.context->RunOnTeam([&](const Team& team) {
+    Status status = RunOnTeam(task, active, targets, team);
+    if (team.ith == 0) result = std::move(status);
+  });
+  return result;
+}
+
+// Every member must reach every sync, so thread 0 carries an error to the end.
+Status Shrinker::RunOnTeam(const Task& task, const ActiveRecipe& active, std::span<const Shrink> targets,
+                           const Team& team) {
+  Sequence& source = task.source;
+  Status result;
+  team.One([&] { scores_.assign(static_cast<size_t>(core_.layers.count()), {}); });
+  for (int global = 0; global < core_.layers.count(); ++global) {
+    const int layer = core_.layers.LayerOf(global);
+    LayerScores& scores = scores_[static_cast<size_t>(global)];
+    core_.ops->Score(source, layer, global, core_.layers.count(), active, task.guard, team, scores);
+    if (core_.ops->score_failed()) return InvalidArgument(scores.fault);
+    const Budget own = BlockBudget(source, EntriesOf(core_, source, layer), core_.num_kv_heads(layer));
+    for (const Shrink& target : targets) {
+      if (!task.policy.layer_local()) break;
+      if (!SelectInLayer(task, target, target.budget.value_or(own), layer, team, result)) return in_layer_.status;
+    }
+    team.Sync();
+  }
+  if (task.policy.layer_local()) return result;
+  const Budget own = BlockBudget(source, GlobalEntriesOf(core_, source), core_.layers.num_heads());
+  for (const Shrink& target : targets) {
+    if (!SelectInAll(task, target, target.budget.value_or(own), team, result)) return in_all_.status;
+  }
+  return result;
+}
+
+bool Shrinker::SelectInLayer(const Task& task, const Shrink& target, const Budget& budget, int layer, const Team& team,
+                             Status& result) {
+  const int global = core_.layers.IndexOf(layer);
+  KeptHeads& kept = in_layer_.kept;
+  core_.ops->loops().Lead(team, [&] {
+    in_layer_.Take(task.policy.Select(core_.ops->inputs(), scores_[static_cast<size_t>(global)], budget));
+    if (!in_layer_.ok()) return;
+    num_stand_ins_ = StandInsBeside(task, global, {&kept, 1}, budget);
+    WidenToHeads(task, layer, kept);
+    ToIndices(task.source, layer, kept);
+  });
+  if (!in_layer_.ok()) return false;
+  Note(result, MakeStandIns(task, target, budget, layer, kept, team));
+  Note(result, KeepHeads(task.policy, task.source, *target.sequence, layer, kept, team));
+  team.Sync();
+  return true;
+}
+
+bool Shrinker::SelectInAll(const Task& task, const Shrink& target, const Budget& budget, const Team& team,
+                           Status& result) {
+  std::vector<KeptHeads>& kept = in_all_.kept;
+  core_.ops->loops().Lead(team, [&] {
+    in_all_.Take(task.policy.SelectAll(scores_, budget));
+    if (!in_all_.ok()) return;
+    num_stand_ins_ = StandInsBeside(task, 0, kept, budget);
+    for (int i = 0; i < core_.layers.count(); ++i) {
+      WidenToHeads(task, core_.layers.LayerOf(i), kept[static_cast<size_t>(i)]);
+      ToIndices(task.source, core_.layers.LayerOf(i), kept[static_cast<size_t>(i)]);
+    }
+  });
+  if (!in_all_.ok()) return false;
+  for (int i = 0; i < core_.layers.count(); ++i) {
+    const int layer = core_.layers.LayerOf(i);
+    KeptHeads& of_layer = kept[static_cast<size_t>(i)];
+    Note(result, MakeStandIns(task, target, budget, layer, of_layer, team));
+    Note(result, KeepHeads(task.policy, task.source, *target.sequence, layer, of_layer, team));
+    team.Sync();
+  }
+  return true;
+}
+
+Status Shrinker::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
+                           const Team& team) {
+  const std::span<const HeadCache> scored = std::as_const(*core_.cache).heads(source.cache_id, layer);
+  const std::span<HeadCache> heads = core_.cache->heads(target.cache_id, layer);
+  if (policy.demote() != nullptr) return LowerHeads(scored, heads, kept, team);
+  // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
+  for (size_t h = 0; h < heads.size() && team.ith == 0 && &source != &target; ++h) {
+    for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
+  }
+  Status result;
+  core_.ops->loops().Lead(team, [&] {
+    if (policy.merge() != nullptr) {
+      double& threshold = target.merge_thresholds[static_cast<size_t>(core_.layers.IndexOf(layer))];
+      result = merger_.Run(heads, kept, *policy.merge(), &threshold);
+      ForgetValueNorms(target, heads);
+    }
+    if (!result) return;
+    std::vector<Status> kept_well(heads.size());
+    ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = KeepInHead(core_, policy, layer, h, heads[h], kept[h]); });
+    result = FirstFailure(kept_well);
+  });
+  return result;
+}
+
+Status Shrinker::LowerHeads(std::span<const HeadCache> scored, std::span<HeadCache> heads, const KeptHeads& kept,
+                            const Team& team) {
+  Status result;
+  core_.ops->loops().Lead(team, [&] {
+    std::vector<Status> lowered(heads.size());
+    ParallelFor(heads.size(), [&](size_t h) {
+      lowered[h] = heads[h].Lower(NotKept(heads[h].num_lower_entries(), scored[h].num_entries(), kept[h]));
+    });
+    result = FirstFailure(lowered);
+  });
+  return result;
+}
+
+void Shrinker::ToIndices(const Sequence& source, int layer, KeptHeads& kept) const {
+  const std::span<const HeadCache> heads = std::as_const(*core_.cache).heads(source.cache_id, layer);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const std::vector<int32_t> order = heads[h].TimeOrder();
+    if (order.empty()) continue;
+    for (int32_t& entry : kept[h]) entry = order[static_cast<size_t>(entry)];
+    std::ranges::sort(kept[h]);
+  }
+}
+
+void Shrinker::WidenToHeads(const Task& task, int layer, KeptHeads& kept) const {
+  for (size_t h = 0; h < kept.size(); ++h) {
+    const HeadCache& head = std::as_const(*core_.cache).head(task.source.cache_id, layer, static_cast<int>(h));
+    const auto [first, last] = task.guard.SliceOf(head);
+    if (first == 0 && last == head.num_entries()) continue;
+    std::vector<int32_t> whole(static_cast<size_t>(first));
+    std::iota(whole.begin(), whole.end(), 0);
+    for (const int32_t entry : kept[h]) whole.push_back(first + entry);
+    for (int32_t entry = last; entry < head.num_entries(); ++entry) whole.push_back(entry);
+    kept[h] = std::move(whole);
+  }
+}
+
+// As many as the policy left room for, fewer where pinned entries took it.
+int Shrinker::StandInsBeside(const Task& task, int first_layer, std::span<const KeptHeads> layers,
+                             const Budget& budget) const {
+  const int wanted = task.policy.StandIns(budget);
+  if (wanted == 0) return 0;
+  int64_t kept = 0, num_cut = 0;  // heads of which something goes
+  size_t num_heads = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const int layer = core_.layers.LayerOf(first_layer + static_cast<int>(l));
+    num_heads += layers[l].size();
+    for (size_t h = 0; h < layers[l].size(); ++h) {
+      const auto [first, last] =
+          task.guard.SliceOf(std::as_const(*core_.cache).head(task.source.cache_id, layer, static_cast<int>(h)));
+      const int n = last - first;
+      kept += static_cast<int64_t>(layers[l][h].size());
+      num_cut += static_cast<int>(layers[l][h].size()) < n;
+    }
+  }
+  return static_cast<int>(
+      std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
+}
+
+Status Shrinker::MakeStandIns(const Task& task, const Shrink& target, const Budget& budget, int layer, KeptHeads& kept,
+                              const Team& team) {
+  const Sequence& source = task.source;
+  if (task.policy.StandIns(budget) == 0 || source.repeat == nullptr) return {};
+  Status result;
+  core_.ops->loops().Lead(team, [&] {
+    const LayerShape& shape = core_.shape(layer);
+    const LayerOps::LayerParams& params = core_.ops->params(layer);
+    const std::span<HeadCache> heads = core_.cache->heads(target.sequence->cache_id, layer);
+    std::vector<int> num_entries;
+    for (const HeadCache& head : std::as_const(*core_.cache).heads(source.cache_id, layer))
+      num_entries.push_back(head.num_entries());
+    const StandInTask stand_ins{.options = *task.policy.residue(),
+                                .count = num_stand_ins_,
+                                .references = source.repeat->references,
+                                .global_layer = core_.layers.IndexOf(layer),
+                                .group = shape.num_heads / shape.num_kv_heads,
+                                .num_entries = num_entries,
+                                .scale = params.scale,
+                                .soft_cap = params.soft_cap,
+                                .format = target.format,
+                                .guards = [&](int32_t position) { return task.guard.Guards(source, position); }};
+    result = MakeStandInEntries(stand_ins, heads, kept);
+    ForgetValueNorms(*target.sequence, heads);
+  });
+  return result;
+}
+
+// Merging and standing in have changed values.
+void Shrinker::ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) const {
+  for (const ActiveRecipe& active : sequence.setup->active) {
+    if (active.norm_column < 0) continue;
+    for (HeadCache& head : heads) {
+      head.WriteSharedColumn(active.norm_column,
+                             std::vector<float>(static_cast<size_t>(head.num_entries()), kUnknownNorm));
+    }
+  }
+}
+
+}  // namespace pith

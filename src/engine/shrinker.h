@@ -1,0 +1,100 @@
+// A sequence is scored by a recipe, and what it selects stays: there, or in forks that share its entries.
+#ifndef PITH_ENGINE_SHRINKER_H_
+#define PITH_ENGINE_SHRINKER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/team.h"
+#include "engine/engine_core.h"
+#include "engine/layer_ops.h"
+#include "engine/merger.h"
+#include "engine/sequence.h"
+#include "pith/types.h"
+#include "policy/policy.h"
+
+namespace pith {
+
+// One sequence to shrink by the scores of another (or its own).
+struct Shrink {
+  Sequence* sequence = nullptr;
+  std::optional<Budget> budget = {};      // none: the running one
+  std::optional<PageFormat> format = {};  // that what stays is converted to
+  std::optional<PageFormat> lower = {};   // that what does not stay is converted to (act=demote)
+};
+
+// What a policy has selected, or why it has not: thread 0's word to the others.
+template <typename Kept>
+struct Selection {
+  Kept kept;
+  Status status;
+
+  // Thread 0, before a sync.
+  void Take(Result<Kept> selected) {
+    status = selected ? Status() : Status(tl::unexpected(selected.error()));
+    kept = selected ? std::move(*selected) : Kept();
+  }
+  bool ok() const { return status.has_value(); }
+};
+
+// Of a sequence's `entries` in so many heads, what the running recipe keeps.
+Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads);
+
+// Of one head: what does not stay joins its state, where the recipe has states.
+Status KeepInHead(const EngineCore& core, const Policy& policy, int layer, size_t h, HeadCache& head,
+                  std::span<const int32_t> kept);
+
+class Shrinker {
+ public:
+  explicit Shrinker(EngineCore& core) : core_(core) {}
+
+  // Between blocks: scores every global layer of `source` once and keeps what the recipe selects of it in each target;
+  // what a target has read since it was forked stays. The source, if it is a target, must be the last one.
+  // kOutOfBudget, kInvalidArgument (a stage of a program failed): layers before have changed.
+  Status Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets);
+
+  // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
+  // thread 0's, written before a sync. The status is thread 0's too.
+  Status KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
+                   const Team& team);
+  // Thread 0: from the order of time to that of the cache, where they differ.
+  void ToIndices(const Sequence& source, int layer, KeptHeads& kept) const;
+
+ private:
+  // What is the same for all targets.
+  struct Task {
+    Sequence& source;
+    const Policy& policy;
+    const EntryGuard& guard;
+  };
+  // All threads; the status is thread 0's.
+  Status RunOnTeam(const Task& task, const ActiveRecipe& active, std::span<const Shrink> targets, const Team& team);
+  // False, for all threads, where the policy has selected nothing. What fails later goes into the status.
+  bool SelectInLayer(const Task& task, const Shrink& target, const Budget& budget, int layer, const Team& team,
+                     Status& result);
+  bool SelectInAll(const Task& task, const Shrink& target, const Budget& budget, const Team& team, Status& result);
+  Status LowerHeads(std::span<const HeadCache> scored, std::span<HeadCache> heads, const KeptHeads& kept,
+                    const Team& team);
+  // Of the slice of the heads that was judged, as entries of whole heads, with those beside it.
+  void WidenToHeads(const Task& task, int layer, KeptHeads& kept) const;
+  // Before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then kept, too.
+  Status MakeStandIns(const Task& task, const Shrink& target, const Budget& budget, int layer, KeptHeads& kept,
+                      const Team& team);
+  int StandInsBeside(const Task& task, int first_layer, std::span<const KeptHeads> layers, const Budget& budget) const;
+  void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) const;
+
+  EngineCore& core_;
+  std::vector<LayerScores> scores_;  // of all global layers
+  Selection<KeptHeads> in_layer_;
+  Selection<std::vector<KeptHeads>> in_all_;
+  int num_stand_ins_ = 0;  // of each head for which new entries are made
+  Merger merger_;
+};
+
+}  // namespace pith
+
+#endif  // PITH_ENGINE_SHRINKER_H_

@@ -1,0 +1,183 @@
+#include "engine/steps.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/own_code.h"
+
+namespace pith {
+namespace {
+
+// Rows of a block of a prompt that may skip attention work: not those of the prompt's last segment.
+int SparseRows(const Sequence& sequence, int count, bool ends) {
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.skips_attention()) return 0;
+  return ends ? (count - 1) / recipe.prefill.segment * recipe.prefill.segment : count;
+}
+
+}  // namespace
+
+Status Steps::CheckItem(const Sequence& sequence, const StepItem& item) const {
+  if (item.tokens.empty()) return InvalidArgument("there are no tokens to read");
+  for (const int32_t token : item.tokens) {
+    if (token >= 0 && token < core_.info->num_vocab) continue;
+    return InvalidArgument(fmt::format("there is no token {}", token));
+  }
+  PITH_RETURN_IF_ERROR(CheckRoom(sequence, item.tokens.size()));
+  return item.pin ? CheckPinned(sequence, static_cast<int64_t>(item.tokens.size())) : Status();
+}
+
+Result<Sequence*> Steps::Admit(const StepItem& item, std::span<const StepItem> before, size_t num_rows) const {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(item.sequence));
+  PITH_RETURN_IF_ERROR(CheckItem(*sequence, item));
+  if (num_rows + item.tokens.size() > static_cast<size_t>(core_.plan.block_tokens)) {
+    return InvalidArgument(fmt::format("a step takes at most {} rows", core_.plan.block_tokens));
+  }
+  if (std::ranges::any_of(before, [&](const StepItem& other) { return other.sequence == item.sequence; })) {
+    return InvalidArgument("a sequence can be in a step only once");
+  }
+  return sequence;
+}
+
+void Steps::AddItem(Sequence& sequence, const StepItem& item) {
+  const auto count = static_cast<int>(item.tokens.size());
+  const bool all = item.all_logits != nullptr || item.all_hidden != nullptr;
+  if (item.all_hidden != nullptr) runner_.WantHidden();
+  RowGroup& group = runner_.Add(sequence, item.tokens, all ? 0 : item.tokens.size() - 1,
+                                SparseRows(sequence, count, !sequence.prompt_continues));
+  group.pins = item.pin;
+  group.settles = count > 1 && !sequence.prompt_continues;
+}
+
+void Steps::RunItems(std::span<const StepItem> items, std::span<Status> statuses) {
+  runner_.Run();
+  for (size_t g = 0; g < item_of_group_.size(); ++g) {
+    const RowGroup& group = runner_.groups()[g];
+    const StepItem& item = items[item_of_group_[g]];
+    Status& status = statuses[item_of_group_[g]];
+    status = group.status();
+    if (group.failed()) continue;
+    if (item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
+    if (item.all_hidden != nullptr) status = runner_.CopyHidden(group, *item.all_hidden);
+  }
+  item_of_group_.clear();
+}
+
+void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
+  if (statuses.size() != items.size()) {
+    for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
+    return;
+  }
+  std::fill(statuses.begin(), statuses.end(), Status());
+  // Before any of them is in a block: what is dropped to make room may be read again, in blocks of its own.
+  for (size_t i = 0; i < items.size(); ++i) {
+    Sequence* const sequence = table_.Lookup(items[i].sequence);
+    if (sequence == nullptr || !sequence->setup->recipe.has_turns() || sequence->lost) continue;
+    statuses[i] = turns_.MakeRoomForRows(*sequence, static_cast<int>(items[i].tokens.size()));
+  }
+  runner_.Begin();
+  size_t num_rows = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Result<Sequence*> sequence = Admit(items[i], items.first(i), num_rows);
+    if (!sequence) statuses[i] = tl::unexpected<Error>(sequence.error());
+    if (!statuses[i]) continue;
+    num_rows += items[i].tokens.size();
+    AddItem(**sequence, items[i]);
+    item_of_group_.push_back(i);
+    // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
+    if (!core_.info->hybrid) continue;
+    RunItems(items, statuses);
+    runner_.KeepLogits();
+    runner_.Begin();
+  }
+  if (!item_of_group_.empty()) RunItems(items, statuses);
+}
+
+Status Steps::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
+                      const Progress& progress) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+  PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens, .pin = pin}));
+  for (size_t at = 0; at < tokens.size();) {
+    if (cancelled()) return Cancelled("stopped while reading the prompt");
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(turns_.RowsAtOnce(*sequence)));
+    const bool ends = at + count == tokens.size() && !sequence->prompt_continues;
+    PITH_RETURN_IF_ERROR(turns_.MakeRoomForRows(*sequence, static_cast<int>(count)));
+    runner_.Begin();
+    RowGroup& group = runner_.Add(*sequence, tokens.subspan(at, count), all_logits != nullptr ? 0 : count - 1,
+                                  SparseRows(*sequence, static_cast<int>(count), ends));
+    group.pins = pin;
+    group.settles = ends && tokens.size() > 1;
+    runner_.Run();
+    PITH_RETURN_IF_ERROR(group.status());
+    if (all_logits != nullptr) runner_.CopyLogits(group, *all_logits);
+    at += count;
+    if (progress && !progress(at, tokens.size())) return Cancelled("stopped while reading the prompt");
+  }
+  return {};
+}
+
+Status Steps::ReadTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t skipped) {
+  for (const SequenceId id : ids) {
+    PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+    PITH_RETURN_IF_ERROR(turns_.MakeRoomForRows(*sequence, static_cast<int>(tokens.size())));
+  }
+  runner_.Begin();
+  for (const SequenceId id : ids) {
+    PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+    PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens}));
+    runner_.Add(*sequence, tokens, skipped, 0);
+  }
+  runner_.Run();
+  return {};
+}
+
+Status Steps::PrefillTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t first_row,
+                              std::vector<float>& logits, const Progress& progress) {
+  if (tokens.empty() || ids.empty()) return InvalidArgument("there are no tokens to read");
+  if (first_row >= tokens.size()) return InvalidArgument("no token is left whose logits are wanted");
+  // A recurrent model takes equal lengths of one sequence after the other.
+  const auto block_tokens = static_cast<size_t>(core_.plan.block_tokens);
+  const size_t together = core_.info->hybrid ? 1 : std::min(ids.size(), block_tokens);
+  const size_t vocab = static_cast<size_t>(core_.info->num_vocab), rows = tokens.size() - first_row;
+  logits.resize(ids.size() * rows * vocab);
+  for (size_t from = 0; from < ids.size(); from += together) {
+    const std::span<const SequenceId> some = ids.subspan(from, std::min(together, ids.size() - from));
+    const size_t step = block_tokens / some.size();
+    for (size_t at = 0; at < tokens.size(); at += step) {
+      if (cancelled()) return Cancelled("stopped while reading the prompt");
+      const size_t count = std::min(step, tokens.size() - at);
+      const size_t skipped = first_row > at ? std::min(first_row - at, count) : 0;
+      PITH_RETURN_IF_ERROR(ReadTogether(some, tokens.subspan(at, count), skipped));
+      for (size_t s = 0; s < some.size(); ++s) {
+        const RowGroup& group = runner_.groups()[s];
+        PITH_RETURN_IF_ERROR(group.status());
+        for (size_t i = skipped; i < count; ++i) {
+          const std::span<const float> row = runner_.logits(group, static_cast<int>(i - skipped));
+          std::copy_n(row.begin(), vocab,
+                      logits.begin() + static_cast<std::ptrdiff_t>(((from + s) * rows + at + i - first_row) * vocab));
+        }
+      }
+      if (progress && !progress(at + count, tokens.size())) return Cancelled("stopped while reading the prompt");
+    }
+  }
+  return {};
+}
+
+Status Steps::DecodeBatch(std::span<const SequenceId> ids, std::span<const int32_t> tokens) {
+  const OwnCode own(true);
+  if (ids.size() != tokens.size()) return InvalidArgument("each sequence of a batch takes one token");
+  batch_items_.clear();
+  for (size_t i = 0; i < ids.size(); ++i) batch_items_.push_back({.sequence = ids[i], .tokens = tokens.subspan(i, 1)});
+  batch_statuses_.resize(ids.size());
+  const auto most = static_cast<size_t>(core_.plan.block_tokens);
+  for (size_t from = 0; from < ids.size(); from += most) {
+    const size_t count = std::min(ids.size() - from, most);
+    if (from > 0) runner_.KeepLogits();
+    Step(std::span(batch_items_).subspan(from, count), std::span(batch_statuses_).subspan(from, count));
+  }
+  const auto failed = std::ranges::find_if(batch_statuses_, [](const Status& status) { return !status; });
+  return failed == batch_statuses_.end() ? Status() : *failed;
+}
+
+}  // namespace pith

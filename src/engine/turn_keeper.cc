@@ -1,0 +1,202 @@
+#include "engine/turn_keeper.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "engine/demotion.h"
+#include "engine/entry_counts.h"
+#include "engine/flight.h"
+
+namespace pith {
+namespace {
+
+// Beside the turn's tokens in a second reading: its instruction, and the last pages that its fork copies.
+constexpr int kPassOverhead = 4 * kPageEntries;
+// Of it, queries that entries which stand in for others are fitted to, at least.
+constexpr size_t kReferenceTokens = 32;
+
+int WindowOf(const Policy& policy) {
+  return (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? policy.window() : 0;
+}
+
+}  // namespace
+
+double TurnKeeper::EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const {
+  return PerHead(core_, EntriesWithin(core_, sequence, turn.from, turn.to));
+}
+
+double TurnKeeper::TurnCap(const Sequence& sequence) const {
+  const SequenceSetup& setup = *sequence.setup;
+  const double cost = setup.converts_turns()
+                          ? TokenBytes(*core_.info, setup.formats.entry) / TokenBytes(*core_.info, setup.turn_format)
+                          : 1;
+  return setup.recipe.turns.cap * sequence.most_entries() * cost;
+}
+
+Status TurnKeeper::EndTurn(Sequence& sequence) {
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns() || !sequence.evicts) return {};
+  if (recipe.turns.method == TurnMethod::kFlowKv) return CloseTurn(sequence);
+  return sequence.setup->keep_entries > 0 ? CompressToBlock(sequence) : Status();
+}
+
+Status TurnKeeper::SetGuide(Sequence& sequence, std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) {
+    if (token < 0 || token >= core_.info->num_vocab) return InvalidArgument(fmt::format("there is no token {}", token));
+  }
+  sequence.reading.reset();
+  sequence.guide.assign(tokens.begin(), tokens.end());
+  sequence.repeat.reset();
+  return {};
+}
+
+std::optional<TurnKeeper::TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequence) const {
+  TurnPlan plan{.turn = {sequence.turn_start, sequence.next_position}};
+  FrozenTurn& turn = plan.turn;
+  for (const auto& [from, to] : sequence.pinned) {
+    if (from <= turn.from && turn.from < to) turn.from = to;
+  }
+  if (turn.from >= turn.to) return std::nullopt;
+  const SequenceSetup& setup = *sequence.setup;
+  const TurnOptions& options = setup.recipe.turns;
+  const double m = EntriesPerHead(sequence, turn);
+  const int whole = static_cast<int>(m + 1e-9), window = WindowOf(setup.policy());
+  double keep = TurnKeep(options, whole, window);
+  if (keep < whole && setup.converts_turns()) {
+    // A share of bytes, as everywhere where a recipe has a format.
+    keep = EntriesInBytes(*core_.info, setup.turn_format, false, m, 1 - options.drop);
+  }
+  std::vector<double> frozen;
+  for (const FrozenTurn& old : sequence.turns) frozen.push_back(EntriesPerHead(sequence, old));
+  const CapPlan cap = PlanCap(options, frozen, keep, TurnCap(sequence));
+  plan.num_dropped = cap.num_dropped;
+  plan.keep = std::min(cap.keep, m);
+  plan.drops = plan.keep < m - 1e-9 && !setup.policy().keeps_everything();
+  return plan;
+}
+
+Status TurnKeeper::CloseTurn(Sequence& sequence) {
+  const std::optional<TurnPlan> plan = PlanTurn(sequence);
+  if (!plan) return {};
+  const Clock::time_point start = Clock::now();
+  for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
+  PITH_RETURN_IF_ERROR(CompressTurn(sequence, *plan));
+  sequence.turns.push_back(plan->turn);
+  sequence.turn_start = plan->turn.to;
+  core_.times.policy += SecondsSince(start);
+  return {};
+}
+
+Status TurnKeeper::CompressTurn(Sequence& sequence, const TurnPlan& plan) {
+  if (plan.drops) {
+    const EntryGuard part{.num_sinks = sequence.setup->recipe.num_sinks, .from = plan.turn.from, .to = plan.turn.to};
+    PITH_RETURN_IF_ERROR(compressor_.ShrinkOwn(sequence, part, plan.keep));
+  }
+  if (!sequence.setup->converts_turns()) return {};
+  const PageFormat format = sequence.setup->turn_format;
+  FlightLoan loan(core_.flight);
+  loan.Lend(sequence);
+  if (!(core_.cache->layout(sequence.cache_id).low == format))
+    PITH_RETURN_IF_ERROR(core_.cache->SetLow(sequence.cache_id, format));
+  return DemoteAll(core_, sequence);
+}
+
+Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
+  const FrozenTurn oldest = sequence.turns.front();
+  sequence.turns.erase(sequence.turns.begin());
+  sequence.reading.reset();
+  sequence.repeat.reset();
+  sequence.exact_from = sequence.next_position;
+  FlightLoan loan(core_.flight);
+  loan.Lend(sequence);
+  std::vector<int32_t> kept, positions;
+  for (int layer = 0; layer < core_.layers.count(); ++layer) {
+    for (HeadCache& head : core_.cache->heads(sequence.cache_id, core_.layers.LayerOf(layer))) {
+      positions.resize(static_cast<size_t>(head.num_entries()));
+      head.ReadPositions(positions);
+      kept.clear();
+      for (int32_t i = 0; i < head.num_entries(); ++i) {
+        const int32_t position = positions[static_cast<size_t>(i)];
+        if (position < oldest.from || position >= oldest.to || sequence.IsPinned(position)) kept.push_back(i);
+      }
+      PITH_RETURN_IF_ERROR(head.Keep(kept));
+    }
+  }
+  return {};
+}
+
+// Rows, and what the recipe would read to judge what is there.
+bool TurnKeeper::HasRoomForRows(const Sequence& sequence, int num_rows) const {
+  const SequenceSetup& setup = *sequence.setup;
+  if (const int keep = setup.keep_entries; keep > 0) {  // so many after a block, whatever the bytes would hold
+    const int block = setup.recipe.turns.block;
+    if (GlobalEntriesOf(core_, sequence) + num_rows * core_.layers.num_heads() >
+        (keep + block) * core_.layers.num_heads())
+      return false;
+  }
+  size_t columns = 0;
+  int pass = 0;
+  if (const RepeatOptions* repeat = setup.policy().repeat(); repeat != nullptr) {
+    const int read = sequence.next_position - sequence.turn_start + num_rows;
+    pass = kPassOverhead + (repeat->guided ? MostGuideTokens(sequence, *repeat) : std::min(read, repeat->chunk));
+    columns =
+        static_cast<size_t>(GlobalEntriesOf(core_, sequence) + num_rows * core_.layers.num_heads()) * sizeof(float);
+  }
+  if (setup.policy().residue() != nullptr) {
+    for (const LayerShape& layer : core_.info->layers) {
+      const bool global = layer.kind == LayerKind::kGlobal;
+      if (global) columns += kReferenceTokens * static_cast<size_t>(layer.num_heads * layer.key_dim) * sizeof(uint16_t);
+    }
+  }
+  const size_t used = sequence.account->used_bytes();
+  const size_t most = used + BytesToExtend(core_, sequence, num_rows + pass) + columns;
+  const size_t promised = std::max(used, sequence.floor_bytes);
+  return most <= sequence.ceiling_bytes && most - std::min(most, promised) <= core_.ledger->uncommitted_bytes();
+}
+
+Status TurnKeeper::MakeRoomForRows(Sequence& sequence, int num_rows) {
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns() || !sequence.evicts || HasRoomForRows(sequence, num_rows)) return {};
+  if (recipe.turns.method == TurnMethod::kEpiCache) return CompressToBlock(sequence);
+  PITH_RETURN_IF_ERROR(CloseTurn(sequence));
+  while (!sequence.turns.empty() && !HasRoomForRows(sequence, num_rows)) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
+  return {};
+}
+
+Status TurnKeeper::CompressToBlock(Sequence& sequence) {
+  const SequenceSetup& setup = *sequence.setup;
+  const int64_t entries = GlobalEntriesOf(core_, sequence);
+  if (entries == 0) return {};
+  int keep = setup.keep_entries;
+  if (keep <= 0) {
+    const RepeatOptions* const repeat = setup.policy().repeat();
+    const int room = sequence.most_entries();
+    const int pass = repeat == nullptr ? 0 : kPassOverhead + MostGuideTokens(sequence, *repeat);
+    keep = std::max(room - RowsAtOnce(sequence) - pass, room / 4);
+  }
+  const double mean = PerHead(core_, entries);
+  if (keep >= mean) return {};
+  sequence.exact_from = sequence.next_position;
+  return compressor_.ShrinkOwn(sequence, {.num_sinks = setup.recipe.num_sinks}, keep);
+}
+
+int TurnKeeper::RowsAtOnce(const Sequence& sequence) const {
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns() || !sequence.evicts || recipe.policy->repeat() == nullptr) return core_.plan.block_tokens;
+  const int most = recipe.turns.method == TurnMethod::kEpiCache ? recipe.turns.block : core_.plan.block_tokens;
+  return std::max(1, std::min({core_.plan.block_tokens, most, std::max(sequence.most_entries() / 4, 32)}));
+}
+
+Result<std::optional<EntryGuard>> TurnKeeper::PartToRead(Sequence& sequence) {
+  const ResolvedRecipe& recipe = sequence.setup->recipe;
+  if (!recipe.has_turns()) return EntryGuard();
+  const std::optional<TurnPlan> plan = PlanTurn(sequence);
+  if (!plan || !plan->drops || recipe.turns.method != TurnMethod::kFlowKv) return std::nullopt;
+  for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
+  return EntryGuard{.from = plan->turn.from, .to = plan->turn.to};
+}
+
+}  // namespace pith
