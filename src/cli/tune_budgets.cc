@@ -258,7 +258,7 @@ class BudgetTuner {
 
 Status CheckTuneBudgets(const TuneFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(flags.recipe));
-  if (recipe.policy->keeps_everything() || recipe.otherwise != nullptr || recipe.format || recipe.auto_format) {
+  if (recipe.policy->keeps_everything() || recipe.while_partial != nullptr || recipe.format || recipe.auto_format) {
     return InvalidArgument(fmt::format("--recipe {}: budgets are found for a recipe that drops entries and stores what "
                                        "stays as it is, such as snapkv",
                                        flags.recipe));

@@ -56,7 +56,8 @@ bool NeedsNoNotes(const Policy& policy) {
 // Its alternative, else keys alone.
 Result<std::shared_ptr<const Policy>> InLittleRoom(const Recipe& recipe) {
   if (!recipe.turns) return recipe.policy;
-  if (recipe.otherwise != nullptr && NeedsNoNotes(*recipe.otherwise->policy)) return recipe.otherwise->policy;
+  if (recipe.while_partial != nullptr && NeedsNoNotes(*recipe.while_partial->policy))
+    return recipe.while_partial->policy;
   if (recipe.policy->repeat() == nullptr) return recipe.policy;
   PITH_ASSIGN_OR_RETURN(const Recipe keys, ParseRecipe("keydiff"));
   return keys.policy;

@@ -57,7 +57,7 @@ TEST(Resolve, TakesTheAlternativeThatWorks) {
   const EngineOptions blocks = Options("kvzip or snapkv"), whole = Options("kvzip or snapkv", CompressMode::kAfter);
   const auto by_blocks = Resolve(SmolInfo(), blocks), at_once = Resolve(SmolInfo(), whole);
   ASSERT_TRUE(by_blocks && at_once);
-  EXPECT_EQ(by_blocks->recipe.policy, blocks.recipe.otherwise->policy);
+  EXPECT_EQ(by_blocks->recipe.policy, blocks.recipe.while_partial->policy);
   EXPECT_EQ(at_once->recipe.policy, whole.recipe.policy);
   EXPECT_EQ(by_blocks->recipe.text, at_once->recipe.text) << "they are one recipe";
   EXPECT_TRUE(by_blocks->style.evicts);

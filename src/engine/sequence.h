@@ -120,7 +120,7 @@ struct Sequence {
   std::vector<float> restored_logits;     // [vocab] of the last token, of a restored sequence until its next block
   std::vector<int32_t> tokens;            // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
-  std::shared_ptr<SecondReading> reading;  // one that has not come to its end, likewise; null: none
+  std::shared_ptr<SecondReading> reading;  // one that goes on, until then: reset() gives back what it holds
   std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
   std::unique_ptr<float[]> undo;          // for StatisticsUndo, of undo_bytes
   size_t undo_bytes = 0;

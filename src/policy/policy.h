@@ -277,13 +277,13 @@ struct Recipe {
   // holds this share of them, else the last. The engine, which knows the bytes, settles it (engine/resolved.h);
   // format is unset.
   std::optional<double> auto_format;
-  // "A or B": B takes A's place where A cannot work since the prompt is not whole: block by block, and while decoding.
-  std::shared_ptr<const Recipe> otherwise;
+  // "A or B": B, which works block by block and while decoding, where A wants the whole prompt. Null: there is no B.
+  std::shared_ptr<const Recipe> while_partial;
 };
 
 // The alternative that works. whole: the recipe is asked once, when the prompt has been read.
 inline const Recipe& AlternativeFor(const Recipe& recipe, bool whole) {
-  return whole || recipe.otherwise == nullptr ? recipe : *recipe.otherwise;
+  return whole || recipe.while_partial == nullptr ? recipe : *recipe.while_partial;
 }
 // True: no alternative works but on a whole prompt.
 inline bool NeedsWholePrompt(const Recipe& recipe) {

@@ -445,9 +445,9 @@ std::string ParametersOf(const Draft& draft) {
 }
 
 // Both go by the text of the two.
-void SetOtherwise(Recipe otherwise, Recipe& recipe) {
-  otherwise.text = recipe.text;
-  recipe.otherwise = std::make_shared<const Recipe>(std::move(otherwise));
+void SetWhilePartial(Recipe partial, Recipe& recipe) {
+  partial.text = recipe.text;
+  recipe.while_partial = std::make_shared<const Recipe>(std::move(partial));
 }
 
 Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
@@ -479,8 +479,8 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   }
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
   if (alternative == 0 && HasAlternative(draft.named)) {
-    PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(text, 1));
-    SetOtherwise(std::move(otherwise), recipe);
+    PITH_ASSIGN_OR_RETURN(Recipe partial, ParseAlternative(text, 1));
+    SetWhilePartial(std::move(partial), recipe);
   }
   return recipe;
 }
@@ -501,24 +501,24 @@ Result<Recipe> ParseRecipe(std::string_view text) {
   const std::string_view second = text.substr(either + 2);
   if (FindOr(second) != std::string_view::npos) return InvalidArgument("a recipe has one 'or' at most");
   PITH_ASSIGN_OR_RETURN(Recipe recipe, ParseAlternative(text.substr(0, either), 0));
-  PITH_ASSIGN_OR_RETURN(Recipe otherwise, ParseAlternative(second, 1));
+  PITH_ASSIGN_OR_RETURN(Recipe partial, ParseAlternative(second, 1));
   if (!recipe.policy->needs_whole_prompt()) {
     return InvalidArgument(fmt::format("'{}' works wherever '{}' does, so that 'or' has no meaning: choose one of them",
-                                       recipe.text, otherwise.text));
+                                       recipe.text, partial.text));
   }
-  if (otherwise.policy->needs_whole_prompt()) {
+  if (partial.policy->needs_whole_prompt()) {
     return InvalidArgument(fmt::format("'{}' needs the whole prompt, too, so that it can't take the place of '{}'",
-                                       otherwise.text, recipe.text));
+                                       partial.text, recipe.text));
   }
-  recipe.text += fmt::format("{}{}", kOr, otherwise.text);
-  if (recipe.policy->prune() != nullptr && otherwise.turns) {
+  recipe.text += fmt::format("{}{}", kOr, partial.text);
+  if (recipe.policy->prune() != nullptr && partial.turns) {
     return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
   }
-  if (recipe.policy->less() != nullptr && otherwise.turns) {
+  if (recipe.policy->less() != nullptr && partial.turns) {
     return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
   }
-  if (!recipe.turns) recipe.turns = otherwise.turns;
-  SetOtherwise(std::move(otherwise), recipe);
+  if (!recipe.turns) recipe.turns = partial.turns;
+  SetWhilePartial(std::move(partial), recipe);
   return recipe;
 }
 
@@ -534,15 +534,15 @@ std::vector<RecipeInfo> ListRecipes() {
     info.paper = named.paper;
     info.summary = named.summary;
     info.stages = std::string(named.stages);
-    if (!recipe->otherwise && draft->Find(StageKind::kAllocate) == nullptr) info.stages += " alloc=uniform";
-    if (!recipe->otherwise && draft->Find(StageKind::kAct) == nullptr) info.stages += " act=drop";
+    if (!recipe->while_partial && draft->Find(StageKind::kAllocate) == nullptr) info.stages += " alloc=uniform";
+    if (!recipe->while_partial && draft->Find(StageKind::kAct) == nullptr) info.stages += " act=drop";
     info.needs = NeedsText(*recipe->policy);
-    if (recipe->otherwise) info.needs += fmt::format("; or {}", NeedsText(*recipe->otherwise->policy));
+    if (recipe->while_partial) info.needs += fmt::format("; or {}", NeedsText(*recipe->while_partial->policy));
     info.cost = named.cost;
     info.when = named.when;
     info.good_for = named.good_for;
     info.parameters = ParametersOf(*draft);
-    if (recipe->otherwise && other) info.parameters += fmt::format("; {}", ParametersOf(*other));
+    if (recipe->while_partial && other) info.parameters += fmt::format("; {}", ParametersOf(*other));
     list.push_back(std::move(info));
   }
   return list;

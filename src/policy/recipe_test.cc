@@ -126,11 +126,11 @@ TEST(Recipe, TheOtherAlternativeServesWhereThePromptIsNotWhole) {
   const Result<Recipe> recipe = ParseRecipe("kvzip:chunk=500 format=q4 or snapkv:window=16");
   ASSERT_TRUE(recipe) << recipe.error().message;
   EXPECT_EQ(recipe->text, "kvzip:chunk=500 format=q4 or snapkv:window=16");
-  ASSERT_NE(recipe->otherwise, nullptr);
+  ASSERT_NE(recipe->while_partial, nullptr);
   EXPECT_EQ(AlternativeFor(*recipe, true).policy->repeat()->chunk, 500);
   EXPECT_EQ(AlternativeFor(*recipe, false).policy->window(), 16);
   EXPECT_FALSE(AlternativeFor(*recipe, false).format.has_value());
-  EXPECT_EQ(recipe->otherwise->text, recipe->text);
+  EXPECT_EQ(recipe->while_partial->text, recipe->text);
   EXPECT_FALSE(NeedsWholePrompt(*recipe));
   EXPECT_TRUE(NeedsWholePrompt(*ParseRecipe("kvzip")));
   EXPECT_FALSE(NeedsWholePrompt(*ParseRecipe("snapkv")));
@@ -150,14 +150,14 @@ TEST(Recipe, WhatStandsBesideANameGoesToBothOfItsAlternatives) {
   EXPECT_EQ(recipe->text, "pith:recent=8,chunk=300 sinks=2 format=q8");
   EXPECT_EQ(Normal(recipe->text), recipe->text);
   EXPECT_EQ(recipe->policy->repeat()->chunk, 300);
-  for (const Recipe* one : {&*recipe, recipe->otherwise.get()}) {
+  for (const Recipe* one : {&*recipe, recipe->while_partial.get()}) {
     EXPECT_EQ(one->format, PageFormat(KvFormat::kQ8));
     EXPECT_EQ(one->num_sinks, 2);
     EXPECT_FALSE(one->auto_format.has_value());
   }
   EXPECT_EQ(ErrorOf("pith:recent=x"), "recent of 'pith' must be a whole number between 0 and 65536, not 'x'");
   EXPECT_EQ(ErrorOf("pith:recnt=3"), "'pith' has no parameter 'recnt'; did you mean 'recent'?");
-  EXPECT_EQ(ParseRecipe("kvzip or pith")->otherwise->policy->repeat(), nullptr);
+  EXPECT_EQ(ParseRecipe("kvzip or pith")->while_partial->policy->repeat(), nullptr);
 }
 
 TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {

@@ -16,7 +16,7 @@ TEST(Turns, AreAWordBesideAnyRecipe) {
   ASSERT_TRUE(host.has_value()) << host.error().message;
   EXPECT_DOUBLE_EQ(host->turns->drop, 0.8);
   EXPECT_DOUBLE_EQ(host->turns->cap, 0.25);
-  ASSERT_NE(host->otherwise, nullptr);
+  ASSERT_NE(host->while_partial, nullptr);
   EXPECT_FALSE(NeedsWholePrompt(*host)) << "a turn is whole when it is over";
   EXPECT_EQ(ParseRecipe(host->text)->text, host->text);
   EXPECT_FALSE(ParseRecipe("keydiff")->turns.has_value());

@@ -1,5 +1,5 @@
 // What a recipe does between the turns of a conversation (turns=flowkv, turns=epicache). The rest of the recipe is the
-// host, which judges entries; the engine says when, and of which entries (engine/engine_turns.cc).
+// host, which judges entries; the engine says when, and of which entries (engine/turn_keeper.h).
 #ifndef PITH_POLICY_TURNS_TURNS_H_
 #define PITH_POLICY_TURNS_TURNS_H_
 
