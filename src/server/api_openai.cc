@@ -293,6 +293,11 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   PITH_RETURN_IF_ERROR(ReadTools(reader, request));
   PITH_RETURN_IF_ERROR(ReadToolChoice(reader, request));
   reader.Bool("parallel_tool_calls", request.parallel_calls);
+  std::vector<std::string> modalities;
+  reader.Texts("modalities", modalities);
+  for (const std::string& one : modalities) {
+    if (one != "text") reader.Fail("modalities", "must be text alone: this model writes no other");
+  }
   if (const Json* format = reader.Find("response_format"); format != nullptr) {
     PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
   }

@@ -142,15 +142,27 @@ TEST(OpenAiProtocol, ToolsReachAModelWhoseTemplateKnowsNone) {
 
 TEST(OpenAiProtocol, WrongRequestsAreTheClients) {
   FakeServer server;
-  for (
-      const std::string more :
-      {R"("temperature":3)", R"("temperature":"a")", R"("top_logprobs":2)", R"("stop":[""])", R"("stop":{})",
-       R"("n":0)", R"("n":1.5)", R"("max_tokens":1e30)", R"("logit_bias":{"300":1})", R"("logit_bias":{"a":1})",
-       R"("tool_choice":"required")", R"("tools":[{}])", R"("tools":[{"type":"function","function":{"name":"a b"}}])",
-       R"("response_format":{"type":"xml"})",
-       R"("response_format":{"type":"json_schema",)"
-       R"("json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
-       R"("kv_budget":0)", R"("recipe":"none such")", R"("id_slot":7)", R"("messages":[])"}) {
+  for (const std::string more : {R"("temperature":3)",
+                                 R"("temperature":"a")",
+                                 R"("top_logprobs":2)",
+                                 R"("stop":[""])",
+                                 R"("stop":{})",
+                                 R"("n":0)",
+                                 R"("n":1.5)",
+                                 R"("max_tokens":1e30)",
+                                 R"("logit_bias":{"300":1})",
+                                 R"("logit_bias":{"a":1})",
+                                 R"("tool_choice":"required")",
+                                 R"("tools":[{}])",
+                                 R"("tools":[{"type":"function","function":{"name":"a b"}}])",
+                                 R"("response_format":{"type":"xml"})",
+                                 R"("response_format":{"type":"json_schema",)"
+                                 R"("json_schema":{"name":"a","schema":{"type":"array","minItems":3,"maxItems":1}}})",
+                                 R"("kv_budget":0)",
+                                 R"("modalities":["text","audio"])",
+                                 R"("recipe":"none such")",
+                                 R"("id_slot":7)",
+                                 R"("messages":[])"}) {
     const auto exchange = server.Handle("POST", "/v1/chat/completions", With(more));
     EXPECT_EQ(exchange->status, 400) << more;
     EXPECT_EQ(Body(*exchange)["error"]["type"], "invalid_request_error") << more;
