@@ -6,9 +6,11 @@
 //   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages,
 //          u32 channels of keys in lower pages, u32 features of states; heads
 //   head:  u32 entries, u32 low and lower pages, u32 lower pages; where lower pages lack channels of keys u32 channels
-//          and u16 each; where there are states i64 entries that are gone, f32 sums and masses; pages
+//          and u16 each; where there are states i64 entries that are gone, f32 sums and masses; where lower pages are
+//          of latents u32 entries that these refer to, u32 numbers of maps and u16 each; pages
 //
-// A format is that of keys + 256 times that of values, as in KvFormat; ~0 where there is none.
+// A format is that of keys + 256 times that of values, as in KvFormat, for latents + 2^16 times their 256ths + 2^24
+// times their references; ~0 where there is none.
 //
 // With a CodedForm (cache/coded_entries.h) the codes of a layer stand before its heads, and of each part of a head
 // blocks take the place of its oldest pages.
@@ -83,6 +85,11 @@ void HeadCache::Save(ByteWriter& writer, LayerCoder* coder) const {
     writer.Array(key_channels());
   }
   if (state_.rank() > 0) state_.Save(writer);
+  if (lower_.layout != nullptr && lower_.layout->is_latent()) {
+    writer.Number(static_cast<uint32_t>(num_references_));
+    writer.Number(static_cast<uint32_t>(maps_.size()));
+    writer.Array(maps());
+  }
   std::vector<std::byte> copy;
   ForEachPart(coder != nullptr ? &coder->form() : nullptr, [&](const kernels::Segment& part, int num_coded) {
     const PageLayout& layout = *part.layout;
@@ -158,6 +165,7 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position, LayerCoder* 
   if (state_.rank() > 0) {
     PITH_RETURN_IF_ERROR(state_.Restore(reader, end_position - static_cast<int64_t>(count)));
   }
+  if (lower_.layout != nullptr && lower_.layout->is_latent()) PITH_RETURN_IF_ERROR(RestoreLatents(reader));
   if (num_low > count / kP || num_lower > num_low || (num_lower > 0 && lower_.pool == nullptr) ||
       (num_low > num_lower && low_.pool == nullptr) || (num_lower > 0 && prunes() && channels_.empty())) {
     return Corrupt("a head of its cache has more low pages than it fills");
@@ -172,6 +180,7 @@ Status HeadCache::Restore(ByteReader& reader, int32_t end_position, LayerCoder* 
   PITH_RETURN_IF_ERROR(Extend(rest));
   Commit(rest);
   PITH_RETURN_IF_ERROR(RestoreParts(reader, coder));
+  if (!VerifyLatents()) return Corrupt("its latents refer to entries that it does not have");
   if (!Verify()) return Corrupt("positions in its cache do not ascend");
   std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
   ReadPositions(positions);

@@ -82,7 +82,7 @@ bool SetField(std::string_view name, std::string_view text, CodedForm& form) {
 }  // namespace
 
 int CodedForm::CodedEntries(const PageLayout& layout, int num_entries) const {
-  if (IsGrouped(layout.format.key) || IsGrouped(layout.format.value)) return 0;
+  if (IsGrouped(layout.format.key) || IsGrouped(layout.format.value) || layout.is_latent()) return 0;
   return key.CutOf(num_entries);
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "cache/latent_pages.h"
 #include "kernels/key_channels.h"
 
 namespace pith {
@@ -29,11 +30,21 @@ tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free p
 }  // namespace
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
-    : pool_(other.pool_), layout_(other.layout_), low_(other.low_), lower_(other.lower_), num_low_(other.num_low_),
-      num_lower_(other.num_lower_), pages_(std::move(other.pages_)), channels_(std::move(other.channels_)),
-      state_(std::move(other.state_)), num_entries_(other.num_entries_) {
+    : pool_(other.pool_),
+      layout_(other.layout_),
+      low_(other.low_),
+      lower_(other.lower_),
+      num_low_(other.num_low_),
+      num_lower_(other.num_lower_),
+      pages_(std::move(other.pages_)),
+      channels_(std::move(other.channels_)),
+      maps_(std::move(other.maps_)),
+      num_references_(other.num_references_),
+      state_(std::move(other.state_)),
+      num_entries_(other.num_entries_) {
   other.num_entries_ = 0;
   other.num_low_ = other.num_lower_ = 0;
+  other.num_references_ = 0;
 }
 
 Status HeadCache::ReserveTable(size_t num_pages) {
@@ -101,6 +112,9 @@ Status HeadCache::Truncate(int num_entries) {
     return InvalidArgument("entries within a page in " + layout_of(num_entries).format.Name() +
                            " cannot be taken back alone");
   }
+  if (has_latents() && num_entries > 0 && num_entries < num_lower_entries() + num_references_) {
+    return InvalidArgument("entries that latents refer to cannot be taken back alone");
+  }
   const size_t num_pages = PagesFor(num_entries);
   for (; pages_.size() > num_pages; pages_.pop_back()) {
     StoreOf(pages_.size() - 1).pool->Release(pages_.back(), account());
@@ -108,6 +122,7 @@ Status HeadCache::Truncate(int num_entries) {
   num_low_ = std::min(num_low_, num_pages);
   num_lower_ = std::min(num_lower_, num_pages);
   num_entries_ = num_entries;
+  if (num_lower_ == 0) num_references_ = 0, maps_.clear();
   return {};
 }
 
@@ -115,6 +130,10 @@ Status HeadCache::Keep(std::span<const int32_t> kept) {
   const int count = static_cast<int>(kept.size());
   PITH_CHECK(count <= num_entries_);
   if (count == num_entries_) return {};
+  if (const int stay = has_latents() ? num_lower_entries() + num_references_ : 0;
+      count < stay || (stay > 0 && kept[static_cast<size_t>(stay) - 1] != stay - 1)) {
+    return InvalidArgument("latents and the entries that they refer to cannot be dropped");
+  }
 
   // Pages before the first gap keep their contents, shared or not.
   int first = 0;
@@ -174,6 +193,7 @@ Status HeadCache::ForkInto(HeadCache& other) const {
              other.lower_.layout == lower_.layout);
   PITH_RETURN_IF_ERROR(other.ReserveTable(std::max<size_t>(pages_.size(), 1)));
   PITH_RETURN_IF_ERROR(other.ChooseChannels(key_channels()));
+  PITH_RETURN_IF_ERROR(other.SetMaps(maps()));
   // Slots past num_entries_ (made by Extend, never committed) are not shared.
   const size_t used = PagesFor(num_entries_);
   for (size_t i = 0; i < used; ++i) {
@@ -183,6 +203,7 @@ Status HeadCache::ForkInto(HeadCache& other) const {
   other.num_low_ = num_low_;
   other.num_lower_ = num_lower_;
   other.num_entries_ = num_entries_;
+  other.num_references_ = num_references_;
   other.state_.CopyFrom(state_);
   return {};
 }
@@ -193,6 +214,8 @@ void HeadCache::Clear() {
   state_.Clear();
   num_entries_ = 0;
   num_low_ = num_lower_ = 0;
+  num_references_ = 0;
+  maps_.clear();
 }
 
 // visit(first entry, count) for each page of the first so many entries.
@@ -209,16 +232,18 @@ void HeadCache::ReadPositions(std::span<int32_t> positions) const {
 }
 
 void HeadCache::ReadKeys(float* keys) const {
+  LatentPages latents(*this);
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    ReadPageKeys(entry, static_cast<int>(count),
+    ReadPageKeys(entry, static_cast<int>(count), latents,
                  keys + static_cast<size_t>(entry) * static_cast<size_t>(layout_->key_dim));
   });
 }
 
 void HeadCache::ReadValues(float* values) const {
+  LatentPages latents(*this);
   ForEachPage(static_cast<size_t>(num_entries_), [&](int entry, size_t count) {
-    kernels::ReadValues(layout_of(entry), page_of(entry), static_cast<int>(count),
-                        values + static_cast<size_t>(entry) * static_cast<size_t>(layout_->value_dim));
+    ReadPageValues(entry, static_cast<int>(count), latents,
+                   values + static_cast<size_t>(entry) * static_cast<size_t>(layout_->value_dim));
   });
 }
 
@@ -237,21 +262,28 @@ void HeadCache::ReadRowsOf(std::span<const int32_t> entries, size_t dim, const R
   }
 }
 
-void HeadCache::ReadPageKeys(int entry, int count, float* keys) const {
+void HeadCache::ReadPageKeys(int entry, int count, LatentPages& latents, float* keys) const {
   const PageLayout& layout = layout_of(entry);
+  if (layout.is_latent()) return latents.ReadKeys(static_cast<size_t>(entry / kP), count, keys);
   kernels::ReadKeys(layout, page_of(entry), count, keys);
   if (layout.key_dim < layout_->key_dim) kernels::SpreadKeys(key_channels(), count, layout_->key_dim, keys);
 }
 
+void HeadCache::ReadPageValues(int entry, int count, LatentPages& latents, float* values) const {
+  const PageLayout& layout = layout_of(entry);
+  if (layout.is_latent()) return latents.ReadValues(static_cast<size_t>(entry / kP), count, values);
+  kernels::ReadValues(layout, page_of(entry), count, values);
+}
+
 void HeadCache::ReadKeysOf(std::span<const int32_t> entries, float* keys) const {
-  const auto read = [this](int entry, int count, float* rows) { ReadPageKeys(entry, count, rows); };
+  LatentPages latents(*this);
+  const auto read = [&](int entry, int count, float* rows) { ReadPageKeys(entry, count, latents, rows); };
   ReadRowsOf(entries, static_cast<size_t>(layout_->key_dim), read, keys);
 }
 
 void HeadCache::ReadValuesOf(std::span<const int32_t> entries, float* values) const {
-  const auto read = [this](int entry, int count, float* rows) {
-    kernels::ReadValues(layout_of(entry), page_of(entry), count, rows);
-  };
+  LatentPages latents(*this);
+  const auto read = [&](int entry, int count, float* rows) { ReadPageValues(entry, count, latents, rows); };
   ReadRowsOf(entries, static_cast<size_t>(layout_->value_dim), read, values);
 }
 
@@ -305,6 +337,7 @@ Status HeadCache::Verify() const {
   if (prunes() && num_lower_ > 0 && channels_.size() != static_cast<size_t>(lower_.layout->key_dim)) {
     return Corrupt("cache: keys of a head lack channels, and which ones is not known");
   }
+  PITH_RETURN_IF_ERROR(VerifyLatents());
   std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
   ReadPositions(positions);
   const bool by_time = lower_.layout == nullptr;
@@ -325,6 +358,12 @@ KvCache::KvCache(Ledger* ledger, std::vector<CacheLayer> layers)
   first_head_.push_back(0);
   for (const CacheLayer& layer : layers_) {
     first_head_.push_back(first_head_.back() + static_cast<size_t>(layer.num_kv_heads));
+    std::shared_ptr<const TurnTable> turns;
+    for (const auto& known : turns_) {
+      if (layer.rotation != nullptr && known != nullptr && known->rotation() == *layer.rotation) turns = known;
+    }
+    if (turns == nullptr && layer.rotation != nullptr) turns = std::make_shared<const TurnTable>(*layer.rotation);
+    turns_.push_back(std::move(turns));
   }
 }
 
@@ -390,7 +429,11 @@ Status KvCache::SetLow(int sequence, PageFormat format) {
 PageStore KvCache::LowerStore(const PageClass* lower, PrunedKeys pruned, size_t layer) const {
   if (lower == nullptr) return {};
   const CacheLayer& shape = layers_[layer];
-  if (pruned.share == 0) return lower->store(layer);
+  if (pruned.share == 0) {
+    PageStore store = lower->store(layer);
+    store.turns = turns_[layer].get();
+    return store;
+  }
   if (!shape.global || ChannelsLeft(shape.key_dim, pruned.share) == shape.key_dim) return {};
   return {lower->pool.get(), &lower->layouts[layer], pruned.recent};
 }
@@ -408,6 +451,9 @@ Status KvCache::SetLower(int sequence, std::optional<PageFormat> format, PrunedK
   if (any && to == nullptr) return InvalidArgument("there are entries in " + own.layout.lower->Name());
   if (any && (pruned.share > 0 || own.layout.pruned.share > 0)) {
     return InvalidArgument("keys of some entries have lost other channels already");
+  }
+  if (any && (format->latents > 0 || own.layout.lower->latents > 0)) {
+    return InvalidArgument("some entries are in " + own.layout.lower->Name() + " already, which cannot change");
   }
   const auto store = [&](size_t layer) { return LowerStore(to, pruned, layer); };
   PageExchange exchange(own.account());

@@ -18,7 +18,9 @@
 //               `-- lower --´     `low´
 //
 // Lower pages may also hold some channels of keys alone (PrunedKeys), in the format of the pages that they come from.
-// Then they are the head's oldest (Prune()), and which channels stay is chosen once (ChooseChannels()).
+// Then they are the head's oldest (Prune()), and which channels stay is chosen once (ChooseChannels()). Or they hold
+// latents (cache/latents.h), made and read by the head's maps() and by the first of its other entries, which latents
+// refer to by their order and which therefore stay.
 //
 // An entry's index says where it stands; TimeOrder() says in which order entries came.
 //
@@ -44,18 +46,23 @@
 #include "base/ledger.h"
 #include "cache/coded_entries.h"
 #include "cache/evicted_state.h"
+#include "cache/latents.h"
 #include "cache/page_pool.h"
 #include "kernels/attention.h"
 #include "kernels/page_layout.h"
+#include "kernels/rotation.h"
 #include "pith/types.h"
 
 namespace pith {
+
+class LatentPages;
 
 // Where pages of one format come from, and what they look like.
 struct PageStore {
   PagePool* pool = nullptr;
   const PageLayout* layout = nullptr;
   int recent = 0;  // the newest entries never go there
+  const TurnTable* turns = nullptr;  // of the keys, for latents
 };
 
 // What an extension would charge.
@@ -72,8 +79,13 @@ class HeadCache {
  public:
   // account: of its sequence.
   HeadCache(PageStore entry, PageStore low, PageStore lower, MemoryAccount* account)
-      : pool_(entry.pool), layout_(entry.layout), low_(low), lower_(lower),
-        pages_(LedgerAllocator<std::byte*>(account)), channels_(LedgerAllocator<uint16_t>(account)),
+      : pool_(entry.pool),
+        layout_(entry.layout),
+        low_(low),
+        lower_(lower),
+        pages_(LedgerAllocator<std::byte*>(account)),
+        channels_(LedgerAllocator<uint16_t>(account)),
+        maps_(LedgerAllocator<uint16_t>(account)),
         state_(account) {}
   HeadCache(HeadCache&& other) noexcept;
   HeadCache(const HeadCache&) = delete;
@@ -98,6 +110,11 @@ class HeadCache {
   // Lower pages hold some channels of keys alone; which ones, once they are chosen.
   bool prunes() const { return lower_.layout != nullptr && lower_.layout->key_dim < layout_->key_dim; }
   std::span<const uint16_t> key_channels() const { return {channels_.data(), channels_.size()}; }
+  // There are latents, which no kernel reads: of num_lower_entries() entries.
+  bool has_latents() const { return num_lower_ > 0 && lower_.layout->is_latent(); }
+  // So many entries behind them, which stay; and what latents are made with, empty before the first ones.
+  int num_references() const { return num_references_; }
+  std::span<const uint16_t> maps() const { return {maps_.data(), maps_.size()}; }
   // Whole pages that Prune() leaves, or that Demote(0) would convert, after so many of the newest entries are gone.
   bool HasOldPages(int newest) const;
   // Indices of all entries as they came; empty where that is the order in which they stand.
@@ -131,8 +148,20 @@ class HeadCache {
 
   // These ascending entries go to the lower format, which the sequence must have, all but the newest of them that would
   // not fill a page. Pages that fall empty pay for those that are needed. kOutOfBudget: that is not enough; nothing has
-  // changed.
+  // changed. Latents need a lower format of them, no low one, and entries behind references; where the head has no
+  // maps(), they are fitted to these entries.
   Status Lower(std::span<const int32_t> entries);
+
+  // Maps for latents to come, of a head without any (AreMapsFor()). kOutOfBudget: the account does not hold them.
+  Status SetMaps(std::span<const uint16_t> maps);
+
+  // Of a head that has_latents(), for whoever reads all of them. References from the `first` on, keys before RoPE:
+  // [count, D].
+  void ReadReferences(int first, int count, float* rows) const;
+  // A page of latents as entries in a page of layout(), columns apart. references: all of them; table: of maps();
+  // scratch: LatentScratchFloats(), at a multiple of 64 bytes. Allocates nothing.
+  size_t LatentScratchFloats() const;
+  void ReadLatentPage(size_t page, const float* references, const float* table, float* scratch, std::byte* to) const;
 
   // Of a head that prunes() and holds no lower page: the channels that keys keep, ascending, as many as the layout of
   // lower pages says. kOutOfBudget: the table does not hold them.
@@ -205,7 +234,15 @@ class HeadCache {
   void ForEachPage(size_t num_entries, const Visit& visit) const;
   template <class Read>
   void ReadRowsOf(std::span<const int32_t> entries, size_t dim, const Read& read, float* rows) const;
-  void ReadPageKeys(int entry, int count, float* keys) const;
+  void ReadPageKeys(int entry, int count, LatentPages& latents, float* keys) const;
+  void ReadPageValues(int entry, int count, LatentPages& latents, float* values) const;
+  // [entries, D], keys before RoPE.
+  std::vector<float> ReadVectorsOf(std::span<const int32_t> entries) const;
+  void UnturnRow(int32_t position, float* row) const;
+  // Entries as pages of latents one behind the other, with references among these others.
+  Result<std::vector<std::byte>> MakeLatents(std::span<const int32_t> entries, std::span<const int32_t> references);
+  Status RestoreLatents(ByteReader& reader);
+  Status VerifyLatents() const;
   PageStore StoreOf(size_t page) const {
     return page < num_lower_ ? lower_ : page < num_low_ ? low_ : PageStore{pool_, layout_};
   }
@@ -233,6 +270,7 @@ class HeadCache {
   };
   // Fills the last page of each format of few bits with entries of the next one, or empties it into that.
   void Complete(Parts& parts) const;
+  // Pages of latents that join the lower ones are left undefined.
   Status Arrange(const Parts& parts);
   size_t LargestPageBytes() const;  // of any of its formats
   Status RestoreChannels(ByteReader& reader);
@@ -249,6 +287,8 @@ class HeadCache {
   size_t num_lower_ = 0;  // the first of these, in the lower format
   LedgerVector<std::byte*> pages_;
   LedgerVector<uint16_t> channels_;  // of keys in lower pages
+  LedgerVector<uint16_t> maps_;      // of latents
+  int num_references_ = 0;
   EvictedState state_;
   int num_entries_ = 0;
 };
@@ -259,6 +299,7 @@ struct CacheLayer {
   int key_dim = 0;
   int value_dim = 0;
   bool global = false;   // recipes act on it, so that its entries have the sequence's columns
+  const Rotation* rotation = nullptr;  // of its keys, which the cache copies; null: none that can be undone
 };
 
 // What lower pages leave out of keys.
@@ -368,6 +409,7 @@ class KvCache {
   Ledger* const ledger_;
   const std::vector<CacheLayer> layers_;
   std::vector<size_t> first_head_;  // [layers + 1]
+  std::vector<std::shared_ptr<const TurnTable>> turns_;  // [layers], which layers share
   PageArena arena_;
   std::vector<std::unique_ptr<PageClass>> classes_;
   std::map<int, Sequence> sequences_;

@@ -99,6 +99,7 @@ void HeadCache::ChangeLower(PageStore lower, PageExchange* exchange) {
   if (lower.pool != lower_.pool) {
     Convert(0, num_lower_, lower_, lower, exchange);
     LedgerVector<uint16_t>(channels_.get_allocator()).swap(channels_);
+    LedgerVector<uint16_t>(maps_.get_allocator()).swap(maps_);
   }
   lower_ = lower;
 }
@@ -154,6 +155,7 @@ int HeadCache::Describe(kernels::Segment* segments) const {
 double HeadCache::content_bytes() const {
   kernels::Segment segments[kMaxSegments];
   double bytes = state_.num_entries() > 0 ? static_cast<double>(state_.bytes()) : 0;
+  if (has_latents()) bytes += static_cast<double>(maps().size_bytes());
   for (const kernels::Segment& segment : std::span(segments, static_cast<size_t>(Describe(segments)))) {
     bytes += segment.num_entries * segment.layout->entry_bytes();
   }
@@ -225,7 +227,16 @@ Status HeadCache::Lower(std::span<const int32_t> entries) {
     }
   }
   Complete(parts);
-  return Arrange(parts);
+  if (!lower_.layout->is_latent()) return Arrange(parts);
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::byte> latents, MakeLatents(entries.first(whole), parts.entry));
+  const size_t first = num_lower_, page_bytes = lower_.layout->page_bytes;
+  PITH_RETURN_IF_ERROR(Arrange(parts));
+  for (size_t i = first; i < num_lower_; ++i) {
+    std::memcpy(pages_[i], latents.data() + (i - first) * page_bytes, page_bytes);
+  }
+  // Entries of the other part stand in the order of time, and those that were before the last latent stay.
+  num_references_ = static_cast<int>(std::ranges::lower_bound(parts.entry, entries[whole - 1]) - parts.entry.begin());
+  return {};
 }
 
 size_t HeadCache::LargestPageBytes() const {
@@ -295,8 +306,8 @@ Status HeadCache::Arrange(const Parts& parts) {
   std::vector<std::byte> staging(LargestPageBytes());
   std::vector<float> keys;
   for (size_t i = 0; i < num_pages; ++i) {
-    if (unchanged[i] != 0) continue;
     const PageLayout& layout = *store_of(i).layout;
+    if (unchanged[i] != 0 || layout.is_latent()) continue;  // latents are their maker's
     sources_of(i, sources);
     FillPage(layout, staging.data(), sources, keys);
     std::memcpy(to[i], staging.data(), layout.page_bytes);

@@ -11,6 +11,7 @@
 //              key scales [P] f32            value scales [P] f32       (absmax / 127 per entry)
 //   q4, q2     keys [D] groups               values [P][N] groups       (N = ceil(Dv / 32))
 //              scales [D] u8, zeros [D] i8   scales [N][P] u8, zeros [N][P] i8
+//   latents    references [P][k] u16         latents [P][r] f16         (no kernel reads them: cache/latents.h)
 //   all        positions [P] int32           columns [C][P] f32         (policy state)
 //
 // Groups are of 32 elements, as in KIVI (arXiv:2402.02750, section 3.2): of a key channel the
@@ -72,8 +73,18 @@ inline constexpr int ZeroUnits(KvFormat format) { return format == KvFormat::kQ2
 struct PageFormat {
   KvFormat key = KvFormat::kF16;
   KvFormat value = KvFormat::kF16;
+  // Not 0: entries are latents beside others that stay (act=delta), of so many 256ths of the numbers of a key and a
+  // value; `key` and `value` are what they are read back as.
+  uint8_t latents = 0;
+  uint8_t references = 0;  // of a latent, at most
 
   constexpr PageFormat() = default;
+  static constexpr PageFormat Latents(uint8_t latents_of_256, uint8_t num_references) {
+    PageFormat format;
+    format.latents = latents_of_256;
+    format.references = num_references;
+    return format;
+  }
   constexpr PageFormat(KvFormat both) : key(both), value(both) {}  // NOLINT(google-explicit-constructor)
   constexpr PageFormat(KvFormat key_format, KvFormat value_format) : key(key_format), value(value_format) {}
   friend constexpr bool operator==(const PageFormat&, const PageFormat&) = default;
@@ -82,14 +93,23 @@ struct PageFormat {
   constexpr bool whole_pages() const { return IsGrouped(key); }
 
   // As a number, for files.
-  constexpr uint32_t number() const { return static_cast<uint32_t>(key) + 256 * static_cast<uint32_t>(value); }
+  constexpr uint32_t number() const {
+    return static_cast<uint32_t>(key) | static_cast<uint32_t>(value) << 8 | uint32_t{latents} << 16 |
+           uint32_t{references} << 24;
+  }
   static constexpr std::optional<PageFormat> FromNumber(uint32_t number) {
-    if (number % 256 >= kNumKvFormats || number / 256 >= kNumKvFormats) return std::nullopt;
-    return PageFormat(static_cast<KvFormat>(number % 256), static_cast<KvFormat>(number / 256));
+    if (number % 256 >= kNumKvFormats || number / 256 % 256 >= kNumKvFormats) return std::nullopt;
+    PageFormat format(static_cast<KvFormat>(number % 256), static_cast<KvFormat>(number / 256 % 256));
+    format.latents = static_cast<uint8_t>(number >> 16);
+    format.references = static_cast<uint8_t>(number >> 24);
+    const bool half = format.key == KvFormat::kF16 && format.value == KvFormat::kF16;
+    const bool known = format.latents == 0 ? format.references == 0 : format.references > 0 && half;
+    return known ? std::optional(format) : std::nullopt;
   }
 
   // "q4", or "q8/q4" where keys and values differ.
   std::string Name() const {
+    if (latents > 0) return "latents";
     return key == value ? KvFormatName(key) : std::string(KvFormatName(key)) + "/" + KvFormatName(value);
   }
 };
@@ -131,8 +151,18 @@ struct PageLayout {
   }
 
   int value_groups() const { return (value_dim + kGroupElements - 1) / kGroupElements; }
-  size_t key_bytes() const { return static_cast<size_t>(key_dim * kPageEntries * BitsOf(format.key)) / 8; }
+  bool is_latent() const { return format.latents > 0; }
+  // Numbers of a latent (r above).
+  int rank() const {
+    const int numbers = (key_dim + value_dim) * format.latents / 256;
+    return is_latent() && numbers == 0 ? 1 : numbers;
+  }
+  size_t key_bytes() const {
+    if (is_latent()) return sizeof(uint16_t) * format.references * kPageEntries;
+    return static_cast<size_t>(key_dim * kPageEntries * BitsOf(format.key)) / 8;
+  }
   size_t value_row_bytes() const {
+    if (is_latent()) return sizeof(uint16_t) * static_cast<size_t>(rank());
     const int elements = IsGrouped(format.value) ? value_groups() * kGroupElements : value_dim;
     return static_cast<size_t>(elements * BitsOf(format.value)) / 8;
   }
@@ -155,6 +185,20 @@ struct PageLayout {
     clear(value_scale_offset, ScaleBytes(format.value, value_groups() * kPageEntries), position_offset);
     clear(position_offset, sizeof(int32_t) * kPageEntries, column_offset);
     clear(column_offset, sizeof(float) * kPageEntries * static_cast<size_t>(num_columns), page_bytes);
+  }
+
+  // Of latents: [references] of an entry, and its numbers [rank()], bits of f16.
+  uint16_t* references(std::byte* page, int slot) const {
+    return reinterpret_cast<uint16_t*>(page + key_offset) + slot * format.references;
+  }
+  const uint16_t* references(const std::byte* page, int slot) const {
+    return reinterpret_cast<const uint16_t*>(page + key_offset) + slot * format.references;
+  }
+  uint16_t* latent(std::byte* page, int slot) const {
+    return reinterpret_cast<uint16_t*>(page + value_offset) + slot * rank();
+  }
+  const uint16_t* latent(const std::byte* page, int slot) const {
+    return reinterpret_cast<const uint16_t*>(page + value_offset) + slot * rank();
   }
 
   int32_t* positions(std::byte* page) const { return reinterpret_cast<int32_t*>(page + position_offset); }

@@ -61,4 +61,41 @@ std::vector<float> Rotation::ApplyToForm(std::span<const float> factors, int dim
   return turned;
 }
 
+TurnTable::TurnTable(Rotation rotation) : rotation_(std::move(rotation)) {
+  turns_.reserve(static_cast<size_t>(kDigits * kBase) * rotation_.pairs.size() * 2);
+  double unit = 1;
+  for (int digit = 0; digit < kDigits; ++digit, unit *= kBase) {
+    for (int i = 0; i < kBase; ++i) {
+      for (const RotatedPair& pair : rotation_.pairs) {
+        turns_.push_back(static_cast<float>(std::cos(pair.angle * unit * i)));
+        turns_.push_back(static_cast<float>(std::sin(pair.angle * unit * i)));
+      }
+    }
+  }
+}
+
+void TurnTable::Apply(int32_t position, float direction, float* row) const {
+  const size_t width = 2 * rotation_.pairs.size();
+  const float* digits[kDigits];
+  auto left = static_cast<uint32_t>(position);
+  for (int i = 0; i < kDigits; ++i, left /= kBase) {
+    digits[i] = turns_.data() + (static_cast<size_t>(i) * kBase + left % kBase) * width;
+  }
+  for (size_t p = 0; p < rotation_.pairs.size(); ++p) {
+    const RotatedPair& pair = rotation_.pairs[p];
+    float real = digits[0][2 * p], imaginary = digits[0][2 * p + 1];
+    for (int i = 1; i < kDigits; ++i) {
+      const float x = digits[i][2 * p], y = digits[i][2 * p + 1], before = real;
+      real = before * x - imaginary * y;
+      imaginary = before * y + imaginary * x;
+    }
+    const auto magnitude = static_cast<float>(direction > 0 ? pair.magnitude : 1 / pair.magnitude);
+    real *= magnitude;
+    imaginary *= direction * magnitude;
+    const float x = row[pair.real], y = row[pair.imaginary];
+    row[pair.real] = real * x - imaginary * y;
+    row[pair.imaginary] = imaginary * x + real * y;
+  }
+}
+
 }  // namespace pith

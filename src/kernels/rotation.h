@@ -16,6 +16,8 @@ struct RotatedPair {
   int imaginary = 0;
   double angle = 0;  // radians per position
   double magnitude = 1;
+
+  friend bool operator==(const RotatedPair&, const RotatedPair&) = default;
 };
 
 struct Rotation {
@@ -32,6 +34,28 @@ struct Rotation {
   void Apply(std::span<const float> factors, float* row) const;
   // R M R^T of a symmetric matrix of dim rows, as packed triangles (kernels/triangles.h).
   std::vector<float> ApplyToForm(std::span<const float> factors, int dim, const float* triangle) const;
+
+  friend bool operator==(const Rotation&, const Rotation&) = default;
+};
+
+// The same for many positions, out of tables: a position's turn is the product of those of its digits to the base 64.
+class TurnTable {
+ public:
+  explicit TurnTable(Rotation rotation);
+  const Rotation& rotation() const { return rotation_; }
+
+  // A row [D] as the position leaves it, and back.
+  void Turn(int32_t position, float* row) const { Apply(position, 1, row); }
+  void Unturn(int32_t position, float* row) const { Apply(position, -1, row); }
+
+ private:
+  static constexpr int kBase = 64, kDigits = 4;
+
+  // direction: 1, or -1 for the inverse.
+  void Apply(int32_t position, float direction, float* row) const;
+
+  Rotation rotation_;
+  std::vector<float> turns_;  // [digits][base][pairs][2]
 };
 
 }  // namespace pith

@@ -57,6 +57,23 @@ TEST(Rotation, TurnOnMovesARowToAnotherPosition) {
   }
 }
 
+TEST(Rotation, TablesTurnAsFormulasDo) {
+  const TurnTable turns(Sample());
+  for (const int32_t position : {0, 1, 63, 64, 4097, 131071, 1000003}) {
+    std::vector<float> row = {1, 2, -3, 0.5F, 7};
+    const std::vector<float> before = row;
+    turns.Turn(position, row.data());
+    for (const RotatedPair& pair : Sample().pairs) {
+      const auto turned = TurnAt(pair, position) * std::complex<double>(before[pair.real], before[pair.imaginary]);
+      EXPECT_NEAR(row[pair.real], turned.real(), 3e-6) << position;
+      EXPECT_NEAR(row[pair.imaginary], turned.imag(), 3e-6) << position;
+    }
+    EXPECT_EQ(row[4], before[4]);
+    turns.Unturn(position, row.data());
+    for (size_t d = 0; d < row.size(); ++d) EXPECT_NEAR(row[d], before[d], 3e-6F) << position << " " << d;
+  }
+}
+
 TEST(Rotation, MeanTurnIsTheMeanOfAllTurns) {
   Rotation rotation = Sample();
   rotation.pairs.push_back({4, 4, 0.0, 1.5});  // no angle: the series has no quotient

@@ -19,12 +19,6 @@ std::vector<double> Linear(std::span<const float> matrix, std::span<const float>
 double Gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::numbers::sqrt2)); }
 double Silu(double x) { return x / (1 + std::exp(-x)); }
 
-double Dot(std::span<const float> a, std::span<const float> b) {
-  double dot = 0;
-  for (size_t i = 0; i < a.size(); ++i) dot += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-  return dot;
-}
-
 std::vector<double> ToDoubles(std::span<const float> x) { return {x.begin(), x.end()}; }
 
 }  // namespace
@@ -42,34 +36,30 @@ std::vector<double> DeltaMap::Apply(std::span<const double> x) const {
   return Linear(w2, b2, hidden);
 }
 
-double DeltaCodec::Similarity(int token, int reference) const {
-  constexpr double kLeastNorm = 1e-6;
-  const std::span<const float> x = VectorOf(token), c = VectorOf(reference);
-  const double dot = Dot(x, c);
-  if (options_.metric == DeltaMetric::kDot) return dot;
-  if (options_.metric == DeltaMetric::kL2) return 2 * dot - Dot(c, c);
-  return dot / ((std::sqrt(Dot(x, x)) + kLeastNorm) * (std::sqrt(Dot(c, c)) + kLeastNorm));
-}
-
-void DeltaCodec::Code(int token) {
-  std::vector<std::pair<double, int32_t>> seen;  // the nearest first, of equal ones the earlier
-  for (const int32_t reference : references_) {
-    if (reference <= token) seen.emplace_back(-Similarity(token, reference), reference);
+void DeltaCodec::Code(int first, int count) {
+  std::vector<float> rows;  // of references
+  std::vector<int32_t> visible;
+  for (const int32_t reference : references_) rows.insert(rows.end(), VectorOf(reference), VectorOf(reference) + dim_);
+  for (int token = first; token < first + count; ++token) {
+    visible.push_back(static_cast<int32_t>(std::ranges::upper_bound(references_, token) - references_.begin()));
   }
-  std::ranges::sort(seen);
-  seen.resize(std::min(seen.size(), static_cast<size_t>(options_.neighbours)));
-  DeltaEntry entry;
-  entry.base.assign(dim_, 0);
-  for (const auto& [distance, reference] : seen) {
-    entry.references.push_back(reference);
-    for (size_t i = 0; i < dim_; ++i) {
-      entry.base[i] += static_cast<double>(VectorOf(reference)[i]) / static_cast<double>(seen.size());
+  const References references(rows.data(), static_cast<int>(references_.size()), static_cast<int>(dim_));
+  const auto wanted = static_cast<size_t>(options_.neighbours);
+  std::vector<uint16_t> nearest(static_cast<size_t>(count) * wanted);
+  references.Nearest(options_.metric, VectorOf(first), visible, options_.neighbours, nearest.data());
+  for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+    const std::span<const uint16_t> own(nearest.data() + i * wanted, wanted);
+    DeltaEntry entry;
+    for (const uint16_t reference : own) {
+      if (reference != kNoReference) entry.references.push_back(references_[reference]);
     }
+    entry.base.resize(dim_);
+    references.Mean(own, entry.base.data());
+    entry.latent = down_.Apply(ToDoubles({VectorOf(first + static_cast<int>(i)), dim_}));
+    const std::vector<double> of_base = down_.Apply(ToDoubles(entry.base));
+    for (size_t r = 0; r < of_base.size(); ++r) entry.latent[r] -= of_base[r];
+    entries_.push_back(std::move(entry));
   }
-  entry.latent = down_.Apply(ToDoubles(VectorOf(token)));
-  const std::vector<double> of_base = down_.Apply(entry.base);
-  for (size_t i = 0; i < of_base.size(); ++i) entry.latent[i] -= of_base[i];
-  entries_.push_back(std::move(entry));
 }
 
 void DeltaCodec::Append(std::span<const float> vectors) {
@@ -83,7 +73,7 @@ void DeltaCodec::Append(std::span<const float> vectors) {
   }
   const int first = options_.sink + coded;
   for (int token = first; token < first + count; token += options_.stride) references_.push_back(token);
-  for (int token = first; token < first + count; ++token) Code(token);
+  Code(first, count);
   blocks_.emplace_back(first, first + count);
 }
 
@@ -93,7 +83,7 @@ bool DeltaCodec::IsReference(int token) const {
 
 std::vector<double> DeltaCodec::Reconstruct(const DeltaEntry& entry) const {
   std::vector<double> vector = up_.Apply(entry.latent);
-  for (size_t i = 0; i < vector.size(); ++i) vector[i] += entry.base[i];
+  for (size_t i = 0; i < vector.size(); ++i) vector[i] += static_cast<double>(entry.base[i]);
   return vector;
 }
 

@@ -1,6 +1,6 @@
-// Entries as small latents beside a few that stay whole (DeltaKV, arXiv:2602.08005; github.com/CURRENTF/Sparse-vLLM
-// src/sparsevllm/engine/cache_manager/deltakv_base.py): a vector of keys before RoPE and values, of all heads of a
-// layer, becomes the difference of its compressed form to that of the mean of its nearest earlier references.
+// How DeltaKV cuts a text into blocks and which of their tokens are references (arXiv:2602.08005; github.com/CURRENTF/
+// Sparse-vLLM src/sparsevllm/engine/cache_manager/deltakv_base.py), with maps of any of its kinds. What is near and
+// what a base is says cache/latents.h, which pages of act=delta go by, too.
 //
 // Where fewer than k references can be seen, those that are there are averaged; the code fills up with later ones.
 #ifndef PITH_POLICY_ACT_DELTAKV_H_
@@ -11,6 +11,8 @@
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "cache/latents.h"
 
 namespace pith {
 
@@ -24,8 +26,6 @@ struct DeltaMap {
   std::vector<double> Apply(std::span<const double> x) const;
 };
 
-enum class DeltaMetric : uint8_t { kL2, kDot, kCosine };
-
 struct DeltaOptions {
   int sink = 8;         // first tokens, raw
   int recent = 128;     // newest tokens, raw, and the unit of blocks
@@ -36,7 +36,7 @@ struct DeltaOptions {
 
 struct DeltaEntry {
   std::vector<int32_t> references;  // tokens, nearest first; fewer than wanted where fewer can be seen
-  std::vector<double> base;         // [D] their mean
+  std::vector<float> base;          // [D] their mean
   std::vector<double> latent;       // [r] f(x) - f(base)
 };
 
@@ -58,11 +58,9 @@ class DeltaCodec {
   std::vector<double> Reconstruct(const DeltaEntry& entry) const;
 
  private:
-  std::span<const float> VectorOf(int token) const {
-    return std::span(vectors_).subspan(static_cast<size_t>(token) * dim_, dim_);
-  }
-  double Similarity(int token, int reference) const;
-  void Code(int token);
+  const float* VectorOf(int token) const { return vectors_.data() + static_cast<size_t>(token) * dim_; }
+  // Those of a block, whose references are there.
+  void Code(int first, int count);
 
   const DeltaOptions options_;
   const DeltaMap down_, up_;
