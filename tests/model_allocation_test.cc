@@ -114,6 +114,7 @@ TEST(ModelAllocation, DecodingAllocatesNothing) {
   EXPECT_EQ(CountedInDecode("full", 0, KvFormat::kF16, 3), 0);
   EXPECT_EQ(CountedInDecode("snapkv", 300, KvFormat::kF16, 1), 0) << "a recipe that has nothing to drop yet";
   EXPECT_EQ(CountedInDecode("expectedattention", 300, KvFormat::kF16, 1), 0) << "one that counts every query";
+  EXPECT_EQ(CountedInDecode("deltakv:recent=16", 0, KvFormat::kF16, 1), 0) << "latents are read for each token";
 }
 
 // A thread that a busy machine kept away while the first token warmed up joins later.

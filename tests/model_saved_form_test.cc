@@ -74,8 +74,8 @@ TEST_F(ModelSavedForm, FewerBytesSayAlmostTheSame) {
 // After an eviction, in formats of fewer bits, and through a file.
 TEST_F(ModelSavedForm, WhatRecipesLeaveComesBack) {
   const std::string path = ::testing::TempDir() + "/model_saved_form.session";
-  for (const char* recipe :
-       {"keydiff:recent=16", "keydiff format=q8", "keydiff format=q4", "h2o act=demote", "snapkv act=prune"}) {
+  for (const char* recipe : {"keydiff:recent=16", "keydiff format=q8", "keydiff format=q4", "h2o act=demote",
+                             "snapkv act=prune", "deltakv:recent=32,share=0.3"}) {
     const auto engine = MakeDefaultEngine(Saving("comp", recipe));
     const SequenceId id = Read(*engine);
     const auto kept = engine->Compress(id, *ParseRecipe(recipe), 0.5);

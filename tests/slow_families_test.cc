@@ -13,6 +13,7 @@
 
 #include "engine/engine.h"
 #include "host/model.h"
+#include "policy/act/demote.h"
 #include "policy/policy.h"
 #include "policy/registry.h"
 #include "tests/support/model_parity.h"
@@ -115,8 +116,10 @@ TEST_P(SlowFamilies, EveryRecipeHoldsASmallBudget) {
     const auto recipe = ParseRecipe(named.name);
     ASSERT_TRUE(recipe) << recipe.error().message;
     if (NeedsWholePrompt(*recipe)) continue;  // below
-    if ((recipe->policy->needs() & kNeedQueryMoments) != 0 && !turns_back_)
-      continue;  // refused: model_rotation_test.cc
+    const DemoteOptions* const demote = recipe->policy->demote();
+    const bool turns_back =
+        (recipe->policy->needs() & kNeedQueryMoments) != 0 || (demote != nullptr && demote->makes_latents());
+    if (turns_back && !turns_back_) continue;  // refused: model_rotation_test.cc
     const auto engine = SmallestEngine(*recipe);
     ASSERT_NE(engine, nullptr);
     const bool keeps = recipe->policy->keeps_everything();

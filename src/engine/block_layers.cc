@@ -67,6 +67,7 @@ void BlockRunner::OnAttention(const AttentionCall& call, const Team& team) {
       }
     }
   });
+  if (core_.ops->has_latents()) core_.ops->ReadLatents(groups_, team);
   team.All([&] {
     core_.ops->Attend(groups_, team);
     if (team.ith == 0 && call.first && global >= 0 && observer_ == nullptr) KeepQueries(call, global);

@@ -8,6 +8,7 @@
 
 #include "engine/demotion.h"
 #include "engine/entry_counts.h"
+#include "engine/latent_budget.h"
 #include "engine/less_states.h"
 #include "engine/prune_keys.h"
 #include "policy/act/demote.h"
@@ -32,9 +33,10 @@ Status Compressor::CheckFormat(const Sequence& sequence, const ResolvedRecipe& r
   const PruneOptions* const prune = recipe.policy->prune();
   if (layout.pruned.share > 0 ? demotes || (prune != nullptr && prune->share != layout.pruned.share)
                               : prune != nullptr && layout.lower.has_value()) {
-    return InvalidArgument(fmt::format("the recipe '{}' does not go with what an earlier one has stored otherwise",
-                                       recipe.text));
+    return InvalidArgument(
+        fmt::format("the recipe '{}' does not go with what an earlier one has stored otherwise", recipe.text));
   }
+  PITH_RETURN_IF_ERROR(CheckLatents(core_, sequence, recipe));
   if (converts && setup.style.evicts && setup.policy().merge() != nullptr) {
     return InvalidArgument(
         fmt::format("{} converts pages into which the sequence's own recipe {} could not merge any more", recipe.text,
@@ -97,9 +99,10 @@ Result<Shrink> Compressor::ShrinkByDemotion(const ResolvedRecipe& recipe, Sequen
   while (least < static_cast<double>(recipe.num_sinks + target.num_pinned())) least += kPageEntries;
   const double least_bytes = ((mean - least) * low + rest + (least - rest) * high) / mean;
   if (bytes < std::min(1.0, least_bytes) - 1e-6) {
-    return InvalidArgument(fmt::format("{} keeps every entry, in {} at least, which takes {:.1f}% of the f16 cache's "
-                                       "bytes here: {:.1f}% does not hold them",
-                                       recipe.text, demote.low.Name(), 100 * least_bytes, 100 * bytes));
+    return InvalidArgument(
+        fmt::format("{} keeps every entry, in {} at least, which takes {:.1f}% of the f16 cache's "
+                    "bytes here: {:.1f}% does not hold them",
+                    recipe.text, demote.low.Name(), 100 * least_bytes, 100 * bytes));
   }
   const double share = demote.ShareFor(bytes - rest * (1 - high) / mean, high, low), keep = share * mean;
   return Shrink{.sequence = &target,
@@ -113,7 +116,10 @@ Result<Shrink> Compressor::ShrinkByDemotion(const ResolvedRecipe& recipe, Sequen
 
 Result<Shrink> Compressor::ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const {
   if (!(keep > 0 && keep <= 1)) return InvalidArgument(fmt::format("a kept fraction of {} is not in (0, 1]", keep));
-  if (active.recipe.policy->demote() != nullptr) return ShrinkByDemotion(active.recipe, target, mean, keep);
+  if (const DemoteOptions* demote = active.recipe.policy->demote(); demote != nullptr) {
+    return demote->makes_latents() ? ShrinkToLatents(core_, active.recipe, target, mean, keep)
+                                   : ShrinkByDemotion(active.recipe, target, mean, keep);
+  }
   if (const LessMaps* maps = active.recipe.policy->less(); maps != nullptr && keep < 1) {
     const double states = StateEntries(*core_.info, *maps) / mean;
     if (keep * mean < states * mean + 1) {

@@ -23,7 +23,11 @@ std::vector<CacheLayer> LayersOf(const ModelInfo& info) {
     if (shape.kind == LayerKind::kNone) {
       layers.emplace_back();
     } else {
-      layers.push_back({shape.num_kv_heads, shape.key_dim, shape.value_dim, shape.kind == LayerKind::kGlobal});
+      layers.push_back({.num_kv_heads = shape.num_kv_heads,
+                        .key_dim = shape.key_dim,
+                        .value_dim = shape.value_dim,
+                        .global = shape.kind == LayerKind::kGlobal,
+                        .rotation = shape.rotation ? &*shape.rotation : nullptr});
     }
   }
   return layers;

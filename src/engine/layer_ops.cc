@@ -75,6 +75,7 @@ void LayerOps::MapQueries(const RowGroup& group, size_t index, int global_layer,
 
 void LayerOps::BeginLayer() {
   tasks_.clear();
+  has_latents_ = false;
   for (const auto& work : works_) work->observe_seconds = 0;
 }
 
@@ -94,6 +95,8 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
     for (HeadCache& head : heads) head.Commit(group.num_rows);
   }
   DescribeHeads(heads, work.segments, work.heads);
+  work.latents.Prepare(heads, num_parts, work.segments);
+  has_latents_ = has_latents_ || work.latents.any();
   work.first_of_chunk = -1;
   if (pass != nullptr && (observed & kNeedRows) == 0) LimitToChunk(heads, *pass, work);
 
@@ -124,7 +127,7 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
   // Second readings judge the entries that are there.
   if (pass == nullptr && global_layer >= 0) AddStates(*group.sequence, heads, work.heads, work.feature_buffer, task);
   // Bounds of blocks are those of whole keys.
-  const bool whole_keys = std::ranges::none_of(heads, [](const HeadCache& head) { return head.prunes(); });
+  const bool whole_keys = std::ranges::none_of(heads, &HeadCache::prunes) && !work.latents.any();
   const bool prunes = group.sequence->pruner != nullptr && global_layer >= 0 && whole_keys;
   work.pruned = PrunedCall{.num_sparse_rows = prunes ? group.num_sparse_rows : 0, .layer = global_layer};
   for (const HeadCache& head : heads) {
@@ -141,6 +144,18 @@ Status LayerOps::Prepare(const AttentionCall& call, const RowGroup& group, size_
 void LayerOps::EndPrepare(int num_parts) {
   attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(tasks_, num_parts));
   observe_buffers_.resize(std::max(observe_buffers_.size(), static_cast<size_t>(num_parts)));
+}
+
+void LayerOps::ReadLatents(std::span<const RowGroup> groups, const Team& team) {
+  const auto for_each = [&](const auto& read) {
+    team.All([&] {
+      for (size_t i = 0; i < groups.size(); ++i) {
+        if (!groups[i].failed() && works_[i]->latents.any()) read(works_[i]->latents);
+      }
+    });
+  };
+  for_each([&](LatentReader& latents) { latents.ReadReferences(team); });
+  for_each([&](LatentReader& latents) { latents.ReadPages(team); });
 }
 
 void LayerOps::Attend(std::span<const RowGroup> groups, const Team& team) {

@@ -14,6 +14,7 @@
 #include "base/parallel.h"
 #include "base/team.h"
 #include "cache/kv_cache.h"
+#include "engine/latent_reader.h"
 #include "engine/repeat.h"
 #include "engine/row_group.h"
 #include "engine/scratch.h"
@@ -66,6 +67,9 @@ class LayerOps {
   void Append(const AttentionCall& call, const RowGroup& group, size_t index, const Team& team);
   // All threads, likewise: features of the group's queries, where heads have states of entries that are gone.
   void MapQueries(const RowGroup& group, size_t index, int global_layer, const Team& team);
+  // Some prepared group has latents, which are read before Attend(): all threads, after a sync; syncs.
+  bool has_latents() const { return has_latents_; }
+  void ReadLatents(std::span<const RowGroup> groups, const Team& team);
   // All threads, after a sync: the attention of all prepared groups.
   void Attend(std::span<const RowGroup> groups, const Team& team);
   // Thread 0's time within Attend() that only Observe() has a use for.
@@ -135,6 +139,7 @@ class LayerOps {
     double observe_seconds = 0;
     int first_of_chunk = -1;  // of a second reading's chunk, among the task's entries, where these are what is observed
     PrunedCall pruned;
+    LatentReader latents;
     Scratch feature_buffer;  // of the queries: task.features
   };
   // The rows of a pass see its chunk, the prefix, and themselves.
@@ -183,11 +188,16 @@ class LayerOps {
                   const EntryGuard& guard);
   // What was gathered, to the order of time.
   void SortByTime(const HeadCache& head, int head_index);
+  // What latents refer to and the newest entries, as act=delta has them, are no candidates either.
+  void PinReferences(const Sequence& sequence, const HeadCache& head, const DemoteOptions& demote,
+                     HeadBuffers& buffers) const;
   // Entries that act=demote has lowered are no candidates.
   void LeaveOutLowered(std::span<const HeadCache> heads, LayerScores& scores) const;
   void GatherMoments(const Sequence& sequence, int layer, int global_layer, int head);
   void GatherWindowQueries(const LayerShape& shape, int head);
   void PrepareWindow(const Sequence& sequence, int layer, int global_layer, int window);
+  // All threads, after a sync: latents that the window task's segments point to; syncs.
+  void ReadWindowLatents(const Team& team);
   // Those of all gathered heads that are not known yet; they are computed and stay in the pages (column -1: nowhere).
   void FindValueNorms(int cache_id, int layer, int column);
 
@@ -199,6 +209,7 @@ class LayerOps {
   Scratch attention_buffer_, moment_buffer_;
   float* moment_scratch_ = nullptr;
   std::byte* attention_scratch_ = nullptr;
+  bool has_latents_ = false;
 
   std::vector<LayerParams> params_;  // of each layer
 
@@ -216,6 +227,7 @@ class LayerOps {
   kernels::AttentionTask window_task_;
   std::vector<kernels::Segment> window_segments_;
   std::vector<kernels::HeadEntries> window_heads_;
+  LatentReader window_latents_;
   Scratch window_features_;
   int window_count_ = 0;
 };

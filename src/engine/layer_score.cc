@@ -88,12 +88,19 @@ void LayerOps::PrepareWindow(const Sequence& sequence, int layer, int global_lay
   }
 }
 
+void LayerOps::ReadWindowLatents(const Team& team) {
+  if (!window_latents_.any()) return;
+  team.All([&] { window_latents_.ReadReferences(team); });
+  team.All([&] { window_latents_.ReadPages(team); });
+}
+
 void LayerOps::WindowOutputs(const Sequence& queries_of, const Sequence& entries_of, int layer, int global_layer,
                              int window, float* output, const Team& team) {
   if (team.ith == 0) {
     const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
     const std::span<HeadCache> heads = cache_.heads(entries_of.cache_id, layer);
     DescribeHeads(heads, window_segments_, window_heads_);
+    window_latents_.Prepare(heads, team.nth, window_segments_);
     PrepareWindow(queries_of, layer, global_layer, window);
     AddStates(entries_of, heads, window_heads_, window_features_, window_task_);
     window_task_.output = output;
@@ -102,6 +109,7 @@ void LayerOps::WindowOutputs(const Sequence& queries_of, const Sequence& entries
     attention_scratch_ = attention_buffer_.Bytes(kernels::AttentionScratchBytes(window_task_, team.nth));
   }
   team.Sync();
+  ReadWindowLatents(team);
   if (window_task_.features != nullptr) {
     MapQueries(entries_of, global_layer, window_task_, 0, window_features_.Floats(0), team);
     team.Sync();
@@ -128,6 +136,9 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   buffers.pinned.assign(n, 0);
   for (size_t i = 0; i < n; ++i) {
     buffers.pinned[i] = guard.Guards(sequence, buffers.positions[i]);
+  }
+  if (const DemoteOptions* demote = active.recipe.policy->demote(); demote != nullptr && demote->makes_latents()) {
+    PinReferences(sequence, head, *demote, buffers);
   }
   inputs.pinned = std::span(buffers.pinned).subspan(first, count);
   if (needs & kNeedKeys) {
@@ -253,6 +264,15 @@ void LayerOps::SortByTime(const HeadCache& head, int head_index) {
   for (size_t row = 0; row < rows; ++row) sort(probabilities_[static_cast<size_t>(head_index)] + row * n, 1);
 }
 
+void LayerOps::PinReferences(const Sequence& sequence, const HeadCache& head, const DemoteOptions& demote,
+                             HeadBuffers& buffers) const {
+  const int first = head.num_lower_entries(), last = first + head.num_references();
+  for (int i = first; i < head.num_entries(); ++i) {
+    const bool is_new = buffers.positions[static_cast<size_t>(i)] >= sequence.next_position - demote.recent;
+    if (i < last || is_new) buffers.pinned[static_cast<size_t>(i)] = 1;
+  }
+}
+
 void LayerOps::LeaveOutLowered(std::span<const HeadCache> heads, LayerScores& scores) const {
   for (size_t h = 0; h < heads.size(); ++h) {
     const std::vector<int32_t>& order = buffers_[h].order;
@@ -269,12 +289,15 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
   if (team.ith == 0) {
-    DescribeHeads(cache_.heads(sequence.cache_id, layer), window_segments_, window_heads_);
+    const std::span<HeadCache> heads = cache_.heads(sequence.cache_id, layer);
+    DescribeHeads(heads, window_segments_, window_heads_);
+    window_latents_.Prepare(heads, team.nth, window_segments_);
     window_count_ = 0;
     if (windowed) PrepareWindow(sequence, layer, global_layer, policy.window());
   }
   team.Sync();
   if (windowed && window_count_ > 0 && (policy.needs() & kNeedWindowProbs)) {
+    ReadWindowLatents(team);
     kernels::RunProbabilities(window_task_, probabilities_.data(), team);
     team.Sync();
   }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/cache_formats.h"
+#include "engine/latent_reader.h"
 #include "engine/less_states.h"
 #include "engine/query_ring.h"
 #include "engine/repeat.h"
@@ -42,12 +43,16 @@ struct Shape {
   size_t widest_layer_heads = 0;
   size_t scratch_bytes = 0;        // of queries that recipes observe, while one layer is judged
   size_t scratch_entry_bytes = 0;  // and for each entry of its heads
+  size_t read_entry_bytes = 0;     // of latents that attention reads, for each entry of a layer's heads
   size_t undo_bytes = 0;           // of moments of queries as they were before a step
   size_t undo_entry_bytes = 0;     // of statistics, for an entry of every global head
   int num_ctx = 0;
   const DemoteOptions* demotes = nullptr;  // while text is read
+  int whole = 0;                           // with it, of latents: entries of a head that are none in any case
   size_t lowered_page_bytes = 0;           // with it
 
+  // In the high format whatever is lowered: one that is not full, one to grow by, and those beside latents with theirs.
+  size_t high_pages() const { return whole > 0 ? 5 + PagesFor(whole) : 2; }
   size_t lowered_page_cost() const { return lowered_page_bytes + kTableBytesPerPage; }
   size_t page_cost() const { return page_bytes + kTableBytesPerPage; }
   size_t low_page_cost() const { return low_page_bytes + kTableBytesPerPage; }
@@ -144,15 +149,22 @@ void AddRepeat(const ModelInfo& info, const ResolvedSequence& sequence, Shape& s
 void AddRemembered(const ModelInfo& info, const ResolvedSequence& sequence, Shape& shape) {
   bool moments = false, prunes = false;
   size_t state_bytes = 0;  // which recipes share
+  size_t map_bytes = 0;    // of latents, of one recipe at a time
   ForEachPolicy(sequence, [&](const Policy& policy) {
     moments = moments || (policy.needs() & kNeedQueryMoments) != 0;
     if (policy.less() != nullptr) state_bytes = StateBytes(info, *policy.less());
     prunes = prunes || policy.prune() != nullptr;
+    if (const DemoteOptions* demote = policy.demote(); demote != nullptr && demote->makes_latents()) {
+      const LatentCosts costs = CostsOfLatents(info, *demote);
+      map_bytes = std::max(map_bytes, costs.map_bytes);
+      shape.read_entry_bytes = std::max(shape.read_entry_bytes, costs.read_entry_bytes);
+    }
     AddScratch(info, policy, sequence.num_ctx, shape);
     AddUndo(info, policy, shape);
   });
   if (moments) shape.moment_bytes = QueryMoments::Bytes(MomentsOf(info));
-  shape.own_bytes += state_bytes + shape.moment_bytes + QueryRing::Bytes(MomentsOf(info), RingWindow(sequence));
+  shape.own_bytes +=
+      state_bytes + map_bytes + shape.moment_bytes + QueryRing::Bytes(MomentsOf(info), RingWindow(sequence));
   for (const LayerShape& layer : info.layers) {
     // The lists of channels that keys keep.
     if (prunes && layer.kind == LayerKind::kGlobal)
@@ -168,7 +180,12 @@ Shape ShapeOf(const ModelInfo& info, const ResolvedSequence& sequence) {
   shape.demotes = DemotionOf(sequence);
   shape.page_bytes = PageBytes(info, formats.entry, num_columns);
   if (formats.low) shape.low_page_bytes = PageBytes(info, *formats.low, num_columns);
-  if (shape.demotes != nullptr) shape.lowered_page_bytes = PageBytes(info, shape.demotes->low, num_columns);
+  if (shape.demotes != nullptr) {
+    shape.lowered_page_bytes = PageBytes(info, shape.demotes->low, num_columns);
+    if (shape.demotes->makes_latents()) {
+      shape.whole = std::clamp(sequence.recipe.num_running_sinks + shape.demotes->recent, 1, std::max(num_ctx, 1));
+    }
+  }
   for (const LayerShape& layer : info.layers) {
     if (layer.kind == LayerKind::kNone || layer.num_kv_heads == 0) continue;
     const auto heads = static_cast<size_t>(layer.num_kv_heads);
@@ -232,7 +249,7 @@ size_t UndoBytes(const Shape& shape, int entries) {
 size_t ScratchBytes(const Shape& shape, int entries) {
   const auto most = static_cast<size_t>(std::min(entries + kBlockSizes.front(), shape.num_ctx));
   const size_t bytes = shape.scratch_bytes + most * shape.scratch_entry_bytes;
-  return bytes - std::min(bytes, kFreeScratchBytes) + UndoBytes(shape, entries);
+  return bytes - std::min(bytes, kFreeScratchBytes) + most * shape.read_entry_bytes + UndoBytes(shape, entries);
 }
 
 // Every entry of the context stays.
@@ -252,13 +269,20 @@ SharePlan PlanDemotion(const ModelInfo& info, const Shape& shape, int keep_entri
               .f16_entries = static_cast<double>(std::max(keep_entries, 0)),
               .high_cost = TokenBytes(info, shape.demotes->high) / f16_bytes,
               .low_cost = TokenBytes(info, shape.demotes->low) / f16_bytes};
-  // A page that is not full, and one to grow by.
-  const double all_low =
-      (static_cast<double>(PagesFor(shape.num_ctx)) + 1) * demotion.low_page + 2 * demotion.high_page;
+  const double all_low = (static_cast<double>(PagesFor(shape.num_ctx)) + 1) * demotion.low_page +
+                         static_cast<double>(shape.high_pages()) * demotion.high_page;
   if (demotion.bytes < all_low) return plan;
-  demotion.slack = kP;
-  const int high = demotion.HighEntries(shape.num_ctx);
-  demotion.slack = SlackFor(static_cast<size_t>(high / kP), low);
+  if (shape.demotes->makes_latents()) {
+    // Those that latents refer to stay, so their share is what the whole context leaves to them.
+    demotion.slack = 3 * kP;
+    const double others = std::max(1, shape.num_ctx - shape.whole);
+    demotion.share = std::min(demotion.share, std::max(0.0, (demotion.MostHigh(shape.num_ctx) - shape.whole) / others));
+    demotion.whole = shape.whole;
+  } else {
+    demotion.slack = kP;
+    const int high = demotion.HighEntries(shape.num_ctx);
+    demotion.slack = SlackFor(static_cast<size_t>(high / kP), low);
+  }
   plan.slack_entries = demotion.slack;
   plan.keep_entries = shape.num_ctx;
   plan.scratch_bytes = ScratchBytes(shape, shape.num_ctx);
@@ -315,7 +339,9 @@ size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
     const size_t arriving = (shape.low_page_bytes > 0 ? shape.all_heads * shape.page_cost() : 0);
     const size_t high_page = shape.low_page_bytes > 0 ? shape.low_page_cost() : shape.page_cost();
     return shape.fixed_bytes() + ScratchBytes(shape, shape.num_ctx) + arriving + shape.window_pages * high_page +
-           shape.global_heads * ((PagesFor(shape.num_ctx) + 1) * shape.lowered_page_cost() + 2 * high_page) + 1;
+           shape.global_heads *
+               ((PagesFor(shape.num_ctx) + 1) * shape.lowered_page_cost() + shape.high_pages() * high_page) +
+           1;
   }
   if (shape.all_heads == 0) return shape.fixed_bytes();
   const size_t pages = shape.window_pages + shape.global_heads * (style.ragged ? 2 : 1) + 1;
@@ -474,11 +500,16 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const ResolvedSequence& seq
   return plan;
 }
 
-int Demotion::HighEntries(double n) const {
-  double most = share * n + 1e-9;
-  if (f16_entries > 0) most = std::min(most, (f16_entries - n * low_cost) / (high_cost - low_cost));
+double Demotion::MostHigh(double n) const {
   const double pages = std::floor((bytes - (n / kP + 1) * low_page) / (high_page - low_page));
-  most = std::min(most, (pages - 1) * kP - slack);
+  const double most = (pages - 1) * kP - slack;
+  return f16_entries > 0 ? std::min(most, (f16_entries - n * low_cost) / (high_cost - low_cost)) : most;
+}
+
+int Demotion::HighEntries(double n) const {
+  const double first = std::min<double>(n, whole);
+  double most = first + share * (n - first) + 1e-9;
+  if (whole == 0) most = std::min(most, MostHigh(n));
   return std::clamp(static_cast<int>(most), 0, static_cast<int>(n));
 }
 

@@ -24,7 +24,10 @@ struct Demotion {
   double f16_entries = 0;               // whose bytes all entries may take; 0: as pages allow
   double high_cost = 1, low_cost = 0;   // of an entry, in those
   int slack = 0;                        // by which a head may grow before the next time
+  int whole = 0;                        // of latents: the first and the newest entries, beside whom the share counts
 
+  // That bytes hold of n entries.
+  double MostHigh(double n) const;
   // Of n entries, after they were judged.
   int HighEntries(double n) const;
 };

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "engine/latent_reader.h"
 #include "engine/less_states.h"
 #include "engine/plan.h"
 #include "policy/act/demote.h"
@@ -118,13 +119,14 @@ Status CheckTurnFormat(const SequenceOptions& said) {
 }
 
 Status CheckRotations(const ModelInfo& info, const ResolvedRecipe& recipe) {
-  if ((recipe.policy->needs() & kNeedQueryMoments) == 0) return {};
+  const DemoteOptions* const demote = recipe.policy->demote();
+  const bool of_keys = demote != nullptr && demote->makes_latents();
+  if ((recipe.policy->needs() & kNeedQueryMoments) == 0 && !of_keys) return {};
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal || layer.rotation) continue;
     return Unsupported(
-        fmt::format("{} foresees queries by undoing their rotation (RoPE), which {} models apply in a form that "
-                    "cannot be undone",
-                    recipe.text, info.architecture));
+        fmt::format("{} {} by undoing their rotation (RoPE), which {} models apply in a form that cannot be undone",
+                    recipe.text, of_keys ? "compares keys" : "foresees queries", info.architecture));
   }
   return {};
 }
@@ -144,8 +146,11 @@ Status CheckRecipe(const ModelInfo& info, const ResolvedRecipe& recipe, const Ca
         fmt::format("act=residue writes new entries, which a cache in {} cannot do: use f16", formats.entry.Name()));
   }
   if (policy.demote() != nullptr && !(formats.entry == PageFormat())) {
-    return InvalidArgument(fmt::format("act=demote stores entries in f16 until it judges them, and this cache is {}",
-                                       formats.entry.Name()));
+    return InvalidArgument(fmt::format("act={} stores entries in f16 until it judges them, and this cache is {}",
+                                       policy.demote()->makes_latents() ? "delta" : "demote", formats.entry.Name()));
+  }
+  if (policy.demote() != nullptr && policy.demote()->maps != nullptr) {
+    PITH_RETURN_IF_ERROR(CheckLatentMaps(info, *policy.demote()->maps));
   }
   if (policy.prune() != nullptr && formats.lower)
     return InvalidArgument("act=prune does not go with a recipe of act=demote before it");
@@ -273,7 +278,10 @@ void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, dou
   const double entries = format ? EntriesInBytes(info, *format, FormatsOf(*format).low.has_value(), num_entries, share)
                                 : share * num_entries;
   const LessMaps* const maps = options->recipe.policy->less();
-  const double states = maps != nullptr && share < 1 ? StateEntries(info, *maps) : 0;
+  double states = maps != nullptr && share < 1 ? StateEntries(info, *maps) : 0;
+  if (const DemoteOptions* demote = options->recipe.policy->demote(); demote != nullptr && demote->makes_latents()) {
+    states = CostsOfLatents(info, *demote).map_entries;
+  }
   options->keep_entries = std::max(1, static_cast<int>(std::floor(entries - states + 1e-9)));
 }
 

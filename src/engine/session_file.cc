@@ -235,7 +235,7 @@ bool PageHasNan(const PageLayout& layout, const std::byte* page) {
     return AnyNan<uint16_t>(page + offset, bytes, format == KvFormat::kBf16 ? 0x7f80 : 0x7c00);
   };
   constexpr uint32_t kInfinity = 0x7f800000;
-  return has(layout.format.key, layout.key_offset, layout.key_bytes()) ||
+  return (!layout.is_latent() && has(layout.format.key, layout.key_offset, layout.key_bytes())) ||
          has(layout.format.value, layout.value_offset, layout.value_row_bytes() * kPageEntries) ||
          (layout.format.key == KvFormat::kQ8 &&
           AnyNan(page + layout.key_scale_offset, layout.key_scale_bytes(), kInfinity)) ||

@@ -7,6 +7,8 @@
 #include "engine/entry_counts.h"
 #include "engine/less_states.h"
 #include "engine/stand_ins.h"
+#include "policy/act/delta_maps.h"
+#include "policy/act/demote.h"
 #include "policy/select.h"
 
 namespace pith {
@@ -121,7 +123,7 @@ Status Shrinker::KeepHeads(const Policy& policy, const Sequence& source, Sequenc
                            const Team& team) {
   const std::span<const HeadCache> scored = std::as_const(*core_.cache).heads(source.cache_id, layer);
   const std::span<HeadCache> heads = core_.cache->heads(target.cache_id, layer);
-  if (policy.demote() != nullptr) return LowerHeads(scored, heads, kept, team);
+  if (policy.demote() != nullptr) return LowerHeads(*policy.demote(), scored, layer, heads, kept, team);
   // Of the scored sequence itself nothing is newer; its own count changes as it is shrunk.
   for (size_t h = 0; h < heads.size() && team.ith == 0 && &source != &target; ++h) {
     for (int i = scored[h].num_entries(); i < heads[h].num_entries(); ++i) kept[h].push_back(i);
@@ -141,12 +143,16 @@ Status Shrinker::KeepHeads(const Policy& policy, const Sequence& source, Sequenc
   return result;
 }
 
-Status Shrinker::LowerHeads(std::span<const HeadCache> scored, std::span<HeadCache> heads, const KeptHeads& kept,
-                            const Team& team) {
+Status Shrinker::LowerHeads(const DemoteOptions& demote, std::span<const HeadCache> scored, int layer,
+                            std::span<HeadCache> heads, const KeptHeads& kept, const Team& team) {
   Status result;
   core_.ops->loops().Lead(team, [&] {
     std::vector<Status> lowered(heads.size());
     ParallelFor(heads.size(), [&](size_t h) {
+      if (const DeltaMaps* maps = demote.maps.get(); maps != nullptr && heads[h].maps().empty()) {
+        lowered[h] = heads[h].SetMaps(maps->layer(core_.layers.IndexOf(layer)).heads[h]);
+      }
+      if (!lowered[h]) return;
       lowered[h] = heads[h].Lower(NotKept(heads[h].num_lower_entries(), scored[h].num_entries(), kept[h]));
     });
     result = FirstFailure(lowered);

@@ -77,8 +77,8 @@ class Shrinker {
   bool SelectInLayer(const Task& task, const Shrink& target, const Budget& budget, int layer, const Team& team,
                      Status& result);
   bool SelectInAll(const Task& task, const Shrink& target, const Budget& budget, const Team& team, Status& result);
-  Status LowerHeads(std::span<const HeadCache> scored, std::span<HeadCache> heads, const KeptHeads& kept,
-                    const Team& team);
+  Status LowerHeads(const DemoteOptions& demote, std::span<const HeadCache> scored, int layer,
+                    std::span<HeadCache> heads, const KeptHeads& kept, const Team& team);
   // Of the slice of the heads that was judged, as entries of whole heads, with those beside it.
   void WidenToHeads(const Task& task, int layer, KeptHeads& kept) const;
   // Before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then kept, too.

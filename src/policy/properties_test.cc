@@ -379,7 +379,7 @@ TEST(PolicyProperties, StatisticsOfQueriesEqualTheirRows) {
 // What goes to whole pages of fewer bits fills them, in as many heads and layers as there are.
 TEST(PolicyProperties, WhatDoesNotStayFillsPages) {
   for (const char* text :
-       {"knorm act=demote", "snapkv:window=4 alloc=ada act=demote", "knorm alloc=global act=demote"}) {
+       {"knorm act=demote", "snapkv:window=4 alloc=ada act=demote", "knorm alloc=global act=demote", "deltakv"}) {
     for (uint32_t seed = 0; seed < 20; ++seed) {
       SCOPED_TRACE(fmt::format("{} {}", text, seed));
       const Result<Recipe> recipe = ParseRecipe(text);

@@ -17,6 +17,7 @@
 #include <charconv>
 #include <optional>
 
+#include "policy/act/demote.h"
 #include "policy/composed.h"
 #include "policy/policy.h"
 #include "policy/registry.h"
@@ -469,7 +470,11 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   }
   PITH_ASSIGN_OR_RETURN(PolicyParts parts, Build(draft));
   if (parts.action->demote() != nullptr && draft.format) {
-    return InvalidArgument("act=demote says itself in which formats entries are stored: leave format= out");
+    return InvalidArgument(fmt::format("act={} says itself in which formats entries are stored: leave format= out",
+                                       parts.action->demote()->makes_latents() ? "delta" : "demote"));
+  }
+  if (parts.action->demote() != nullptr && parts.action->demote()->makes_latents() && recipe.turns) {
+    return InvalidArgument("act=delta refers to entries of the whole text, so that it can't work turn by turn");
   }
   if (parts.action->prune() != nullptr && recipe.turns) {
     return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
@@ -513,6 +518,10 @@ Result<Recipe> ParseRecipe(std::string_view text) {
   recipe.text += fmt::format("{}{}", kOr, partial.text);
   if (recipe.policy->prune() != nullptr && partial.turns) {
     return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
+  }
+  if (const DemoteOptions* demote = recipe.policy->demote();
+      demote != nullptr && demote->makes_latents() && partial.turns) {
+    return InvalidArgument("act=delta refers to entries of the whole text, so that it can't work turn by turn");
   }
   if (recipe.policy->less() != nullptr && partial.turns) {
     return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
