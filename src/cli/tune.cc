@@ -29,6 +29,8 @@ sensitivity   how much the keys of each layer change when far tokens are hidden 
           layers whose keys change more keep more.
 less   maps with which act=less makes attention add what recipes have dropped (LESS): a closed-form fit to queries and
           keys of a text, for as many --features as a state shall have. Trained maps are files of the same form.
+delta  maps with which act=delta makes latents of entries (DeltaKV): the principal axes of what keys and values of a text
+          differ by from the references nearest to them. Trained linear maps are files of the same form.
 
 Tasks are those of "pith eval". The same seed, tasks and options give the same result; --resume keeps every answer of a
 search for budgets in a file, so that a stopped one goes on where it was.
@@ -45,6 +47,8 @@ Examples:
   pith tune sensitivity -f book.txt --tokens 16384 --output sensitivity.json
   pith tune less -f book.txt --output less.gguf
   pith run --recipe "snapkv act=less:less.gguf" --kv-budget 20% -f book.txt -p "Who did it?"
+  pith tune delta -f book.txt --latent 0.25 --output delta.gguf
+  pith run --recipe deltakv:path=delta.gguf --kv-budget 60% -f book.txt -p "Who did it?"
   pith chat --recipe "epicache alloc=epicache:sensitivity.json" --kv-budget 16MiB
 )";
 
@@ -57,6 +61,13 @@ Status Check(const TuneFlags& flags) {
   if (flags.what == "less") {
     if (flags.tokens == 0 || flags.tokens >= 256) return {};
     return InvalidArgument("tune less takes a text of at least 256 --tokens");
+  }
+  if (flags.what == "delta") {
+    if (!(flags.delta.latent > 0 && flags.delta.latent <= 1)) {
+      return InvalidArgument("--latent is a share of the numbers of a key and a value, above 0 and at most 1");
+    }
+    if (flags.tokens == 0 || flags.tokens >= 256) return {};
+    return InvalidArgument("tune delta takes a text of at least 256 --tokens");
   }
   if (flags.what == "budgets") return CheckTuneBudgets(flags);
   if (flags.what == "recipe") return CheckTuneRecipe(flags);
@@ -110,8 +121,8 @@ void AddShareFlags(CLI::App& command, TuneFlags& flags) {
 }
 
 void AddSensitivityFlags(CLI::App& command, TuneFlags& flags) {
-  AddOption(command, "-f,--file", flags.text_file, "sensitivity, less: the text (default: that of pith's own tasks)",
-            "FILE");
+  AddOption(command, "-f,--file", flags.text_file,
+            "sensitivity, less, delta: the text (default: that of pith's own tasks)", "FILE");
   AddNumber(command, "--block", flags.sensitivity.block, 2, 1 << 24,
             "sensitivity: tokens that see one another (default 4096)", "N");
   AddNumber(command, "--first", flags.sensitivity.first, 0, 4096, "sensitivity: tokens that all see (default 128)",
@@ -127,6 +138,14 @@ void AddLessFlags(CLI::App& command, TuneFlags& flags) {
             "less: of each map; a state takes so many times the bytes of half an f32 entry (default 8)", "N");
   AddNumber(command, "--hidden", flags.less.hidden, 1, kernels::kMostHiddenUnits,
             "less: hidden units of each map (default 64)", "N");
+}
+
+void AddDeltaFlags(CLI::App& command, TuneFlags& flags) {
+  AddOption(command, "--latent", flags.delta.latent,
+            "delta: numbers of a latent, over those of a key and a value (default 0.168)", "F");
+  AddNumber(command, "--every", flags.delta.every, 2, 4096, "delta: tokens from one reference to the next (default 10)",
+            "N");
+  AddNumber(command, "--references", flags.delta.references, 1, 8, "delta: references of a latent (default 4)", "N");
 }
 
 }  // namespace
@@ -161,10 +180,12 @@ Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model,
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
   CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
-  Require(AddChoice(*command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity", "less"},
-                    "recipe: which loses least in so many bytes; budgets: entries of each layer; share: layers without "
-                    "a cache of their own; sensitivity: of each layer's keys; less: maps of queries and keys",
-                    "WHAT"));
+  Require(AddChoice(
+      *command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity", "less", "delta"},
+      "recipe: which loses least in so many bytes; budgets: entries of each layer; share: layers without "
+      "a cache of their own; sensitivity: of each layer's keys; less: maps of queries and keys; delta: maps of "
+      "keys and values",
+      "WHAT"));
   AddOption(*command, "--output", flags->output_file, "Write the result here", "FILE");
   AddOption(*command, "--tasks", flags->tasks, "Tasks as JSON lines (default: a small set of pith's own)", "FILE");
   AddOption(*command, "--lengths", flags->lengths, "Only tasks of these lengths", "N,...");
@@ -173,9 +194,10 @@ void AddTune(CLI::App& app, Command& chosen) {
   AddShareFlags(*command, *flags);
   AddSensitivityFlags(*command, *flags);
   AddLessFlags(*command, *flags);
+  AddDeltaFlags(*command, *flags);
   AddNumber(*command, "--tokens", flags->tokens, 0, 1 << 24,
             "share: tokens of each text (default 64); sensitivity: of the text (default: as many as the model was "
-            "trained for, up to 16384); less: of the text (default 1024)",
+            "trained for, up to 16384); less, delta: of the text (default 1024, 2048)",
             "N");
   AddNumber(*command, "-c,--ctx-size", flags->ctx, 0, 1 << 30,
             "Longest task in tokens (default, and 0: the model's trained context)", "N");
@@ -187,6 +209,7 @@ void AddTune(CLI::App& app, Command& chosen) {
     chosen.run = [flags] {
       if (flags->what == "sensitivity") return RunTuneSensitivity(*flags);
       if (flags->what == "less") return RunTuneLess(*flags);
+      if (flags->what == "delta") return RunTuneDelta(*flags);
       if (flags->what == "recipe") return RunTuneRecipe(*flags);
       return flags->what == "share" ? RunTuneShare(*flags) : RunTuneBudgets(*flags);
     };

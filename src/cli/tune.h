@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "host/model.h"
+#include "lab/delta_fit.h"
 #include "lab/jsonl.h"
 #include "lab/judge.h"
 #include "lab/sensitivity.h"
@@ -51,10 +52,12 @@ struct TuneFlags {
   // sensitivity
   std::string text_file;
   SensitivityOptions sensitivity;
-  // share, sensitivity, less
+  // share, sensitivity, less, delta
   int tokens = 0;  // 0: the default
   // less
   LessFitOptions less;
+  // delta
+  DeltaFitOptions delta;
 };
 
 // The tasks that are searched on, and those that only the result is judged on.
@@ -86,6 +89,7 @@ Result<int> RunTuneRecipe(const TuneFlags& flags);
 Result<int> RunTuneShare(const TuneFlags& flags);
 Result<int> RunTuneSensitivity(const TuneFlags& flags);
 Result<int> RunTuneLess(const TuneFlags& flags);
+Result<int> RunTuneDelta(const TuneFlags& flags);
 // --file, or the contexts of pith's own tasks, one behind the other.
 Result<std::string> ReadTuneText(const TuneFlags& flags);
 
