@@ -424,6 +424,21 @@ class Commands(ModelCase):
         self.assert_sentence(pith("tune", "budgets", "--recipe", "snapkv"), "--output is missing", codes=(2,))
         self.assert_sentence(pith("tune", "budgets", "--output", output, "--recipe", "full"), "drops entries", codes=(2,))
 
+    def test_tune_delta(self):
+        """Maps of latents are fitted to a text, written and read by a recipe."""
+        output = os.path.join(self.folder, "delta.gguf")
+        flags = ["tune", "delta", *model_flags(), "--tokens", "256", "--latent", "0.1", "--output", output]
+        found = self.json_of(pith(*flags, "--json"))
+        self.assertEqual(found["tokens"], 256)
+        self.assertEqual(len(found["error_with"]), len(found["error_without"]))
+        self.assertLess(sum(found["error_with"]), sum(found["error_without"]))
+        done = pith("run", *model_flags(), "--json", "--raw", "-p", TEXT[:1250], "-n", "4", "-c", "512",
+                    "--recipe", f"deltakv:path={output},recent=32")
+        kv = self.json_of(done)["kv"]
+        self.assertEqual(kv["kept_fraction"], 1)
+        self.assert_sentence(pith("tune", "delta", "--tokens", "20", "--output", output), "at least 256", codes=(2,))
+        self.assert_sentence(pith("tune", "delta", "--latent", "1.5", "--output", output), "--latent", codes=(2,))
+
     def test_tune_less(self):
         output = os.path.join(self.folder, "less.gguf")
         flags = ["tune", "less", *model_flags(), "--tokens", "256", "--features", "2", "--hidden", "8", "--output", output]
