@@ -6,7 +6,9 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
+#include "base/check.h"
 #include "base/half.h"
 #include "kernels/attention.h"
 
@@ -136,9 +138,17 @@ Result<std::optional<CodedForm>> ParseCodedForm(std::string_view text) {
 RowCoder::RowCoder(const ErrorBound& bound) : bound_(bound), counts_(static_cast<size_t>(bound.alphabet()), 1) {}
 
 void RowCoder::Count(std::span<const float> rows, size_t dim) {
-  for (const int32_t code : kernels::BoundErrors(bound_, rows, 1, kBlock, dim, 0, kBlock).codes) {
+  BoundedCodes coded = kernels::BoundErrors(bound_, rows, 1, kBlock, dim, 0, kBlock);
+  Block& block = blocks_.emplace_back();
+  block.codes.reserve(coded.codes.size());
+  for (const int32_t code : coded.codes) {
     ++counts_[static_cast<size_t>(code)];
+    block.codes.push_back(static_cast<uint8_t>(code));
   }
+  block.steps = std::move(coded.steps);
+  block.minima = std::move(coded.minima);
+  if (!std::ranges::all_of(block.steps, [](float step) { return step > 0; }))
+    block.rows.assign(rows.begin(), rows.end());
 }
 
 void RowCoder::SaveCode(ByteWriter& writer) const {
@@ -152,15 +162,15 @@ Status RowCoder::ReadCode(ByteReader& reader) {
   return code_ ? Status() : Corrupt("the code of its entries is none");
 }
 
-void RowCoder::Write(std::span<const float> rows, size_t dim, std::vector<uint8_t>& bytes) const {
-  const BoundedCodes coded = kernels::BoundErrors(bound_, rows, 1, kBlock, dim, 0, kBlock);
-  const bool all_coded = std::ranges::all_of(coded.steps, [](float step) { return step > 0; });
+void RowCoder::Write(size_t dim, std::vector<uint8_t>& bytes) {
+  PITH_CHECK(next_ < blocks_.size());
+  const Block coded = std::move(blocks_[next_++]);
   // Of each unit without codes: its numbers, or the one that all are.
   std::vector<std::vector<float>> exact(coded.steps.size());
-  for (size_t i = 0; i < rows.size() && !all_coded; ++i) {
+  for (size_t i = 0; i < coded.rows.size(); ++i) {
     const size_t unit = kernels::UnitOf(bound_, 1, dim, 0, i / dim, i % dim);
     const float step = coded.steps[unit];
-    if (std::isnan(step) || (step == 0 && exact[unit].empty())) exact[unit].push_back(rows[i]);
+    if (std::isnan(step) || (step == 0 && exact[unit].empty())) exact[unit].push_back(coded.rows[i]);
   }
   for (size_t unit = 0; unit < coded.steps.size(); ++unit) {
     const float step = coded.steps[unit];
@@ -168,7 +178,11 @@ void RowCoder::Write(std::span<const float> rows, size_t dim, std::vector<uint8_
     if (step > 0) AppendInteger(bytes, coded.minima[unit]);
     for (const float number : exact[unit]) Append(bytes, number);
   }
-  for (size_t t = 0; t < kBlock; ++t) code_->Write(std::span(coded.codes).subspan(t * dim, dim), bytes);
+  std::vector<int32_t> vector(dim);
+  for (size_t t = 0; t < kBlock; ++t) {
+    std::copy_n(coded.codes.begin() + static_cast<std::ptrdiff_t>(t * dim), dim, vector.begin());
+    code_->Write(vector, bytes);
+  }
 }
 
 bool RowCoder::Read(MemoryReader& reader, size_t dim, std::span<float> rows) const {
@@ -211,7 +225,7 @@ bool RowCoder::Read(MemoryReader& reader, size_t dim, std::span<float> rows) con
   return true;
 }
 
-void LayerCoder::ReadRows(const PageLayout& layout, std::span<const std::byte* const> pages) {
+void LayerCoder::Count(const PageLayout& layout, std::span<const std::byte* const> pages) {
   const auto key_dim = static_cast<size_t>(layout.key_dim), value_dim = static_cast<size_t>(layout.value_dim);
   key_rows_.resize(kBlock * key_dim);
   value_rows_.resize(kBlock * value_dim);
@@ -219,12 +233,8 @@ void LayerCoder::ReadRows(const PageLayout& layout, std::span<const std::byte* c
     kernels::ReadKeys(layout, pages[i], kP, key_rows_.data() + i * kP * key_dim);
     kernels::ReadValues(layout, pages[i], kP, value_rows_.data() + i * kP * value_dim);
   }
-}
-
-void LayerCoder::Count(const PageLayout& layout, std::span<const std::byte* const> pages) {
-  ReadRows(layout, pages);
-  keys_.Count(key_rows_, static_cast<size_t>(layout.key_dim));
-  values_.Count(value_rows_, static_cast<size_t>(layout.value_dim));
+  keys_.Count(key_rows_, key_dim);
+  values_.Count(value_rows_, value_dim);
 }
 
 Status LayerCoder::ReadCodes(ByteReader& reader) {
@@ -233,7 +243,6 @@ Status LayerCoder::ReadCodes(ByteReader& reader) {
 }
 
 void LayerCoder::Write(const PageLayout& layout, std::span<const std::byte* const> pages, ByteWriter& writer) {
-  ReadRows(layout, pages);
   bytes_.clear();
   int64_t before = 0;
   for (const std::byte* page : pages) {
@@ -248,8 +257,8 @@ void LayerCoder::Write(const PageLayout& layout, std::span<const std::byte* cons
       for (int i = 0; i < kP; ++i) Append(bytes_, layout.column(page, c)[i]);
     }
   }
-  keys_.Write(key_rows_, static_cast<size_t>(layout.key_dim), bytes_);
-  values_.Write(value_rows_, static_cast<size_t>(layout.value_dim), bytes_);
+  keys_.Write(static_cast<size_t>(layout.key_dim), bytes_);
+  values_.Write(static_cast<size_t>(layout.value_dim), bytes_);
   writer.Number(static_cast<uint32_t>(bytes_.size()));
   writer.Write(std::as_bytes(std::span(bytes_)));
 }

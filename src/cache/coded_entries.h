@@ -47,7 +47,8 @@ struct CodedForm {
                             .recent = kCodedBlock,
                             .keeps_grid = true};
 
-  // Of num_entries in pages of this layout those that are coded, the oldest: whole blocks. Pages of 4 and 2 bits stay.
+  // Of num_entries in pages of this layout those that are coded, the oldest: whole blocks. Pages of 4 and 2 bits stay,
+  // and so do coded ones.
   int CodedEntries(const PageLayout& layout, int num_entries) const;
   // "comp:ek=0.06,ev=0.06,unit=channel,recent=64", as ParseCodedForm() takes it.
   std::string Name() const;
@@ -66,23 +67,35 @@ class RowCoder {
  public:
   explicit RowCoder(const kernels::ErrorBound& bound);
 
-  // rows: [kCodedBlock, dim]. All blocks are counted first; Settle() then makes the code.
+  // rows: [kCodedBlock, dim]. All blocks are counted first, and kept, a byte for each element; Settle() then makes the
+  // code.
   void Count(std::span<const float> rows, size_t dim);
   void Settle() { code_.emplace(counts_); }
   void SaveCode(ByteWriter& writer) const;
   Status ReadCode(ByteReader& reader);
 
-  void Write(std::span<const float> rows, size_t dim, std::vector<uint8_t>& bytes) const;
+  // The next of the blocks, in the order in which they were counted.
+  void Write(size_t dim, std::vector<uint8_t>& bytes);
   // False: the bytes are no block's.
   bool Read(MemoryReader& reader, size_t dim, std::span<float> rows) const;
 
  private:
+  struct Block {
+    std::vector<uint8_t> codes;  // [kCodedBlock, dim]
+    std::vector<float> steps;
+    std::vector<int32_t> minima;
+    std::vector<float> rows;  // where a unit has no codes
+  };
+
   const kernels::ErrorBound bound_;
+  std::vector<Block> blocks_;
+  size_t next_ = 0;              // of them, to be written
   std::vector<int64_t> counts_;  // of each code, and one more, so that every code can be written
   std::optional<kernels::HuffmanCode> code_;
 };
 
-// Those of a layer. Blocks come as the pages that hold them, kCodedBlock / kPageEntries of one layout.
+// Those of a layer. Blocks come as the pages that hold them, kCodedBlock / kPageEntries of one layout; they are written
+// in the order in which they were counted.
 class LayerCoder {
  public:
   explicit LayerCoder(const CodedForm& form) : form_(form), keys_(form.key), values_(form.value) {}
@@ -100,8 +113,6 @@ class LayerCoder {
   static size_t LeastBytes(const PageLayout& layout);
 
  private:
-  void ReadRows(const PageLayout& layout, std::span<const std::byte* const> pages);
-
   const CodedForm form_;
   RowCoder keys_, values_;
   std::vector<float> key_rows_, value_rows_;  // scratch, of a block
