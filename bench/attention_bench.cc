@@ -23,6 +23,7 @@
 
 #include "base/huge_pages.h"
 #include "kernels/attention.h"
+#include "kernels/coded_pages.h"
 #include "kernels/feature_maps.h"
 #include "kernels/group_codec.h"
 #include "kernels/key_channels.h"
@@ -113,6 +114,10 @@ class Cache {
   const HeadEntries* heads() const { return heads_.data(); }
   size_t bytes() const {
     const auto entries = static_cast<size_t>(segments_[0].num_entries) * segments_.size();
+    if (layout_.format.coded()) {
+      const size_t coded = kernels::CodedPageBytes(layout_, pages_[0][0]) - layout_.key_offset;
+      return coded * entries / kPageEntries;
+    }
     const size_t per_page = layout_.key_bytes() + layout_.value_row_bytes() * kPageEntries + layout_.key_scale_bytes() +
                             layout_.value_scale_bytes();
     return per_page * entries / kPageEntries;
@@ -356,12 +361,15 @@ std::string NameOf(const char* kind, const BenchShape& shape) {
 
 void RegisterAll(int threads) {
   RegisterCeilings(threads);
-  for (const KvFormat format : {KvFormat::kF16, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2}) {
+  for (const KvFormat format :
+       {KvFormat::kF16, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2, CodedFormat(16)}) {
     for (const auto& [kv, group, dim] : {std::array{3, 3, 64}, {8, 4, 128}, {2, 8, 128}, {8, 1, 64}}) {
       BenchShape shape = {kv, group, dim, 1, 8192, threads, format};
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();
       shape.pruned = 0.4;
-      benchmark::RegisterBenchmark(NameOf("decode_pruned", shape).c_str(), Decode, shape, true)->UseRealTime();
+      if (!IsCoded(format)) {
+        benchmark::RegisterBenchmark(NameOf("decode_pruned", shape).c_str(), Decode, shape, true)->UseRealTime();
+      }
       shape.pruned = 0;
       shape.num_entries = 512;
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();

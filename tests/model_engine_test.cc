@@ -420,6 +420,7 @@ TEST(ModelEngine, GroupedCachesAreCloseAndSmaller) {
   for (const auto& [format, kl, share] : {std::tuple{PageFormat(KvFormat::kBf16), 0.03, 1.0},
                                           {PageFormat(KvFormat::kQ4), 0.1, 0.45},
                                           {PageFormat(KvFormat::kQ8, KvFormat::kQ4), 0.1, 0.5},
+                                          {PageFormat(CodedFormat(16)), 0.1, 0.45},
                                           {PageFormat(KvFormat::kQ2), 2.0, 0.35}}) {
     SCOPED_TRACE(format.Name());
     EngineOptions options = Options("full", 0, 128);
@@ -439,7 +440,7 @@ TEST(ModelEngine, GroupedCachesAreCloseAndSmaller) {
 TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
   const std::vector<int32_t> tokens = Tokens(600);
   int former = 0;
-  for (const char* format : {"f16", "q8", "q4", "q2"}) {
+  for (const char* format : {"f16", "q8", "comp", "q4", "q2"}) {
     for (const char* recipe : {"snapkv", "cake"}) {
       SCOPED_TRACE(std::string(recipe) + " " + format);
       const EngineOptions options = Options((std::string(recipe) + " format=" + format).c_str(), size_t{6} << 20, 64);
@@ -458,8 +459,9 @@ TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
 TEST(ModelEngine, CompressToAFormatKeepsTheShareOfBytes) {
   EngineOptions options = Options("full");
   options.max_sequences = 2;
-  for (const char* recipe : {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2",
-                             "adakv format=q8", "knorm alloc=global format=q4 sinks=5", "full format=q4"}) {
+  for (const char* recipe :
+       {"keydiff format=q8", "snapkv format=q4", "adakv format=q4/q2", "adakv format=q2", "adakv format=q8",
+        "knorm alloc=global format=q4 sinks=5", "full format=q4", "full format=comp"}) {
     options.later_recipes.push_back(*ParseRecipe(recipe));
   }
   auto engine = Make(options);

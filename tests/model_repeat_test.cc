@@ -277,8 +277,9 @@ TEST(ModelRepeat, ConvertedSequencesComeBackFromFilesAndMemory) {
   const std::string path = ::testing::TempDir() + fmt::format("pith_converted_{}", getpid());
   const EngineOptions options = CompressedAfter({});
   auto engine = MakeDefaultEngine(options);
-  for (const char* const text : {"full format=q8", "full format=q4", "keydiff format=q4/q2", "keydiff format=q2",
-                                 "keydiff format=bf16/q4", "keydiff format=auto:0.6"}) {
+  for (const char* const text :
+       {"full format=q8", "full format=q4", "keydiff format=q4/q2", "keydiff format=q2", "keydiff format=bf16/q4",
+        "keydiff format=auto:0.6", "full format=comp:ek=1/10,ev=1/5", "keydiff format=comp"}) {
     SCOPED_TRACE(text);
     const SequenceId sequence = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(sequence, context));

@@ -75,7 +75,7 @@ TEST_F(ModelSavedForm, FewerBytesSayAlmostTheSame) {
 TEST_F(ModelSavedForm, WhatRecipesLeaveComesBack) {
   const std::string path = ::testing::TempDir() + "/model_saved_form.session";
   for (const char* recipe : {"keydiff:recent=16", "keydiff format=q8", "keydiff format=q4", "h2o act=demote",
-                             "snapkv act=prune", "deltakv:recent=32,share=0.3"}) {
+                             "snapkv act=prune", "deltakv:recent=32,share=0.3", "keydiff format=comp"}) {
     const auto engine = MakeDefaultEngine(Saving("comp", recipe));
     const SequenceId id = Read(*engine);
     const auto kept = engine->Compress(id, *ParseRecipe(recipe), 0.5);
@@ -83,8 +83,8 @@ TEST_F(ModelSavedForm, WhatRecipesLeaveComesBack) {
     const auto exact = engine->SaveToMemory(id, {}, SavedForm::kExact);
     ASSERT_TRUE(exact);
     ASSERT_TRUE(engine->Save(id, path, {.tokens = tokens_, .text = "note"}));
-    // Pages of 4 bits stay as they are, and the layers' codes stand beside them.
-    const bool stays = std::string(recipe).ends_with("q4");
+    // Pages of 4 bits stay as they are, as coded ones do, and the layers' codes stand beside them.
+    const bool stays = std::string(recipe).ends_with("q4") || std::string(recipe).ends_with("comp");
     const auto bytes = static_cast<double>(std::filesystem::file_size(path));
     EXPECT_LT(bytes, (stays ? 1.01 : 0.9) * static_cast<double>(exact->size())) << recipe;
     const auto restored = engine->Restore(path);

@@ -1,6 +1,6 @@
 // A sequence's cache as bytes: for each layer its heads and the shape of their pages, for each head the number of its
 // entries and its pages, as they lie in memory. Unused slots of an incomplete last page
-// are zero, and so is what lies between the parts of a page.
+// are zero, and so is what lies between the parts of a page. Coded pages are as long as they say.
 //
 //   u32 layers
 //   layer: u32 heads; if not 0: u32 format, u32 D, u32 Dv, u32 columns, u32 formats of low and of lower pages,
@@ -28,6 +28,7 @@
 #include "cache/coded_entries.h"
 #include "cache/kv_cache.h"
 #include "kernels/attention.h"
+#include "kernels/coded_pages.h"
 
 namespace pith {
 namespace {
@@ -52,11 +53,14 @@ tl::unexpected<Error> OtherShape(const std::string& what) {
   return InvalidArgument("its cache has another shape than this model's: " + what);
 }
 
+size_t LeastCodedBytes(const PageLayout& layout) { return layout.key_offset + kCodedHeaderBytes; }
+
 // What `count` entries of this layout take at least.
 size_t LeastBytesOf(const PageLayout& layout, int count, const CodedForm* form) {
   const int num_coded = form == nullptr ? 0 : form->CodedEntries(layout, count);
   return static_cast<size_t>(num_coded / kCodedBlock) * LayerCoder::LeastBytes(layout) +
-         static_cast<size_t>((count - num_coded + kP - 1) / kP) * layout.page_bytes;
+         static_cast<size_t>((count - num_coded + kP - 1) / kP) *
+             (layout.format.coded() ? LeastCodedBytes(layout) : layout.page_bytes);
 }
 
 }  // namespace
@@ -98,6 +102,10 @@ void HeadCache::Save(ByteWriter& writer, LayerCoder* coder) const {
     }
     for (int at = num_coded; at < part.num_entries; at += kP) {
       const std::byte* page = part.pages[at / kP];
+      if (layout.format.coded()) {
+        writer.Write({page, kernels::CodedPageBytes(layout, page)});
+        continue;
+      }
       if (const int count = part.num_entries - at; count < kP) {
         copy.assign(layout.page_bytes, std::byte{0});
         for (int i = 0; i < count; ++i) kernels::CopyEntry(layout, copy.data(), i, page, i);
@@ -115,8 +123,11 @@ Status HeadCache::ExtendLow(size_t num_lower, size_t num_low) {
   if (num_low > pages_.capacity()) PITH_RETURN_IF_ERROR(ReserveTable(num_low));
   while (num_low_ < num_low) {
     const bool lower = num_low_ < num_lower;
-    std::byte* page = (lower ? lower_ : low_).pool->Acquire(account());
+    const PageStore& store = lower ? lower_ : low_;
+    const size_t bytes = store.layout->format.coded() ? LeastCodedBytes(*store.layout) : store.layout->page_bytes;
+    std::byte* page = store.PoolFor(bytes)->Acquire(account());
     if (page == nullptr) return OutOfBudget("the KV budget has no free page left");
+    if (store.layout->format.coded()) kernels::SetCodedPageBytes(*store.layout, page, static_cast<uint32_t>(bytes));
     pages_.push_back(page);
     ++num_low_;
     if (lower) ++num_lower_;
@@ -141,6 +152,23 @@ Status HeadCache::RestoreChannels(ByteReader& reader) {
   return ChooseChannels(channels);
 }
 
+Status HeadCache::RestoreCoded(ByteReader& reader, std::byte*& page, PageStore store) {
+  const PageLayout& layout = *store.layout;
+  std::vector<std::byte> read(layout.page_bytes);
+  const size_t before = LeastCodedBytes(layout);
+  if (!reader.Read(std::span(read).first(before))) return Truncated();
+  const size_t bytes = kernels::CodedPageBytes(layout, read.data());
+  if (bytes < before || bytes > layout.page_bytes) return Corrupt("a coded page of its cache has no such size");
+  if (!reader.Read(std::span(read).subspan(before, bytes - before))) return Truncated();
+  if (!kernels::IsCodedPage(layout, read.data(), bytes)) return Corrupt("a coded page of its cache is damaged");
+  std::byte* const fresh = store.PoolFor(bytes)->Acquire(account());
+  if (fresh == nullptr) return OutOfBudget("the KV budget has no free page left");
+  std::memcpy(fresh, read.data(), bytes);
+  store.PoolFor(store.BytesOf(page))->Release(page, account());
+  page = fresh;
+  return {};
+}
+
 Status HeadCache::RestoreParts(ByteReader& reader, LayerCoder* coder) {
   Status status;
   auto page = pages_.begin();
@@ -149,6 +177,10 @@ Status HeadCache::RestoreParts(ByteReader& reader, LayerCoder* coder) {
       status = coder->Read(reader, *part.layout, {&*page, kBlockPages});
     }
     for (int at = num_coded; at < part.num_entries && status; at += kP, ++page) {
+      if (part.layout->format.coded()) {
+        status = RestoreCoded(reader, *page, KindOf(static_cast<size_t>(page - pages_.begin())));
+        continue;
+      }
       if (!reader.Read({*page, part.layout->page_bytes})) status = Truncated();
     }
   });

@@ -16,12 +16,16 @@
 
 #include "base/byte_io.h"
 #include "cache/kv_cache.h"
+#include "kernels/coded_pages.h"
 
 namespace pith {
 namespace {
 
 constexpr int kP = kPageEntries;
 constexpr int kKeyDim = 8, kValueDim = 4;
+
+// Of an entry's elements.
+float SignOf(int channel) { return channel % 2 == 0 ? 1.0F : -1.0F; }
 
 // Two global layers of two heads, and a window layer of one.
 const std::vector<CacheLayer>& Layers() {
@@ -30,9 +34,16 @@ const std::vector<CacheLayer>& Layers() {
   return layers;
 }
 
-const std::array<PageFormat, 5> kLowFormats = {KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2,
+const std::array<PageFormat, 7> kLowFormats = {KvFormat::kQ8,
+                                               KvFormat::kQ4,
+                                               KvFormat::kQ2,
                                                PageFormat(KvFormat::kQ4, KvFormat::kQ2),
-                                               PageFormat(KvFormat::kQ8, KvFormat::kQ4)};
+                                               PageFormat(KvFormat::kQ8, KvFormat::kQ4),
+                                               CodedFormat(16),
+                                               PageFormat(CodedFormat(30), CodedFormat(12))};
+// Those whose keys may lose channels.
+const std::array<PageFormat, 5> kPlainLowFormats = {kLowFormats[0], kLowFormats[1], kLowFormats[2], kLowFormats[3],
+                                                    kLowFormats[4]};
 
 // Of 8, as ChannelsLeft() has it for this share.
 constexpr double kPrunedShare = 0.4;
@@ -66,6 +77,7 @@ class Model {
   size_t num_done() const { return num_done_; }
   size_t num_lowered() const { return num_lowered_; }  // pages
   size_t num_pruned() const { return num_pruned_; }    // pages
+  size_t num_coded() const { return num_coded_; }      // pages in codes, one each time that it is looked at
 
   void Step() {
     const auto action = rng_() % 31;
@@ -110,9 +122,10 @@ class Model {
   }
 
  private:
-  // Errors of storing in a format; elements are within 0..1. Half a scale, of whichever grid, and again where pages are
-  // regrouped.
+  // Errors of storing in a format; elements are within -1..1. Half a scale, of whichever grid, and again where pages
+  // are regrouped.
   static float ErrorOf(PageFormat format) {
+    if (format.coded()) return 2.0F / static_cast<float>(std::min(CodedSteps(format.key), CodedSteps(format.value)));
     const int bits = std::min(BitsOf(format.key), BitsOf(format.value));
     return bits == 2 ? 0.6F : bits == 4 ? 0.13F : bits == 8 ? 2e-2F : 1e-3F;
   }
@@ -184,7 +197,9 @@ class Model {
     }
     for (int i = 0; i < count; ++i) {
       const Entry entry{sequence.next_position++, Random(), Random(), static_cast<float>(rng_() % 1000)};
-      const std::vector<float> key(kKeyDim, entry.key), value(kValueDim, entry.value);
+      std::vector<float> key(kKeyDim, entry.key), value(kValueDim, entry.value);
+      for (int c = 0; c < kKeyDim; ++c) key[static_cast<size_t>(c)] *= SignOf(c);
+      for (int c = 0; c < kValueDim; ++c) value[static_cast<size_t>(c)] *= SignOf(c);
       const int slot = head.num_entries();
       kernels::WriteEntryF32(head.layout(), head.page_of(slot), slot % kP, key.data(), value.data(), entry.position);
       for (int c = 0; c < head.layout().num_columns; ++c) {
@@ -228,7 +243,7 @@ class Model {
   void Prune(int id, int at) {
     NaiveSequence& sequence = naive_[id];
     if (sequence.layout.pruned.share == 0) {
-      if (sequence.layout.lower) return;
+      if (sequence.layout.lower || sequence.layout.full().coded()) return;
       const PrunedKeys pruned{.share = kPrunedShare, .recent = static_cast<int>(rng_() % 50)};
       const PageFormat format = sequence.layout.full();
       if (!Done(cache_->SetLower(id, format, pruned))) return;
@@ -331,8 +346,9 @@ class Model {
   void ChangeLow(int id) {
     NaiveSequence& sequence = naive_[id];
     const bool lowers = sequence.layout.lower.has_value();  // then entries of low pages may not follow one another
-    const PageFormat format =
-        rng_() % 6 == 0 && !lowers ? sequence.layout.entry : kLowFormats[rng_() % kLowFormats.size()];
+    const PageFormat any = sequence.layout.pruned.share > 0 ? kPlainLowFormats[rng_() % kPlainLowFormats.size()]
+                                                            : kLowFormats[rng_() % kLowFormats.size()];
+    const PageFormat format = rng_() % 6 == 0 && !lowers ? sequence.layout.entry : any;
     // Pages are encoded from 16 bits.
     if (sequence.layout.entry == KvFormat::kQ8 && !(format == sequence.layout.entry)) return;
     const size_t used = sequence.account->used_bytes();
@@ -366,8 +382,13 @@ class Model {
 
   float Random() { return static_cast<float>(rng_() % 1000) / 1000; }
 
-  static void ExpectEqual(const HeadCache& head, const std::vector<Entry>& expected, float tolerance) {
+  void ExpectEqual(const HeadCache& head, const std::vector<Entry>& expected, float tolerance) {
     const size_t n = expected.size();
+    for (int i = 0; i < head.num_low_entries(); i += kP) {
+      const PageLayout& layout = head.layout_of(i);
+      if (!layout.format.coded()) continue;
+      num_coded_ += kernels::CodedPage(layout, head.page_of(i)).kind != kernels::CodedKind::kHalves;
+    }
     ASSERT_EQ(head.num_entries(), static_cast<int>(n));
     const std::vector<int32_t> order = OrderOf(head);
     std::vector<int32_t> positions(n);
@@ -380,9 +401,9 @@ class Model {
       ASSERT_EQ(positions[at], expected[i].position);
       for (int c = 0; c < kKeyDim; ++c) {
         const bool gone = expected[i].pruned && !std::ranges::binary_search(kChannels, static_cast<uint16_t>(c));
-        ASSERT_NEAR(keys[at * kKeyDim + static_cast<size_t>(c)], gone ? 0 : expected[i].key, tolerance);
+        ASSERT_NEAR(keys[at * kKeyDim + static_cast<size_t>(c)], gone ? 0 : expected[i].key * SignOf(c), tolerance);
       }
-      ASSERT_NEAR(values[at * kValueDim + 1], expected[i].value, tolerance);
+      ASSERT_NEAR(values[at * kValueDim + 1], expected[i].value * SignOf(1), tolerance);
     }
     if (head.layout().num_columns == 0) return;
     head.ReadColumn(0, column);
@@ -394,11 +415,11 @@ class Model {
   std::vector<std::unique_ptr<MemoryAccount>> accounts_;
   std::unique_ptr<KvCache> cache_;
   std::map<int, NaiveSequence> naive_;
-  size_t num_done_ = 0, num_refused_ = 0, num_lowered_ = 0, num_pruned_ = 0;
+  size_t num_done_ = 0, num_refused_ = 0, num_lowered_ = 0, num_pruned_ = 0, num_coded_ = 0;
 };
 
 TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
-  size_t done = 0, refused = 0, lowered = 0, pruned = 0;
+  size_t done = 0, refused = 0, lowered = 0, pruned = 0, coded = 0;
   for (uint32_t seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Model model(seed);
@@ -411,6 +432,7 @@ TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
     done += model.num_done();
     lowered += model.num_lowered();
     pruned += model.num_pruned();
+    coded += model.num_coded();
     refused += model.num_refused();
   }
   // The control: the budget was met, and not all the time.
@@ -418,6 +440,7 @@ TEST(CacheProperties, RandomOperationsAgreeWithANaiveModel) {
   EXPECT_GT(done, refused);
   EXPECT_GT(lowered, 200U);
   EXPECT_GT(pruned, 200U);
+  EXPECT_GT(coded, 2000U);
 }
 
 }  // namespace

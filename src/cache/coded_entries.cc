@@ -84,7 +84,8 @@ bool SetField(std::string_view name, std::string_view text, CodedForm& form) {
 }  // namespace
 
 int CodedForm::CodedEntries(const PageLayout& layout, int num_entries) const {
-  if (IsGrouped(layout.format.key) || IsGrouped(layout.format.value) || layout.is_latent()) return 0;
+  const PageFormat format = layout.format;
+  if (format.coded() || IsGrouped(format.key) || IsGrouped(format.value) || layout.is_latent()) return 0;
   return key.CutOf(num_entries);
 }
 

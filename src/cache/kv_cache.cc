@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "cache/latent_pages.h"
+#include "kernels/coded_pages.h"
 #include "kernels/key_channels.h"
 
 namespace pith {
@@ -25,9 +26,20 @@ Status CheckConversion(PageFormat entry, PageFormat low) {
   return InvalidArgument("a cache in " + entry.Name() + " cannot be converted to " + low.Name());
 }
 
+// Coded pages are packed too tightly for channels to be taken out.
+Status CheckPruned(const SequenceLayout& layout) {
+  if (layout.pruned.share == 0 || !layout.lower) return {};
+  if (!layout.lower->coded() && !layout.full().coded()) return {};
+  return InvalidArgument("keys of coded pages can't lose channels");
+}
+
 tl::unexpected<Error> NoPage() { return OutOfBudget("the KV budget has no free page left"); }
 
 }  // namespace
+
+size_t PageStore::BytesOf(const std::byte* page) const {
+  return layout->format.coded() ? kernels::CodedPageBytes(*layout, page) : layout->page_bytes;
+}
 
 HeadCache::HeadCache(HeadCache&& other) noexcept
     : pool_(other.pool_),
@@ -69,7 +81,7 @@ Status HeadCache::Unshare(size_t page_index) {
 }
 
 void HeadCache::CopyTo(std::byte* fresh, size_t page_index) {
-  std::memcpy(fresh, pages_[page_index], StoreOf(page_index).layout->page_bytes);
+  std::memcpy(fresh, pages_[page_index], KindOf(page_index).BytesOf(pages_[page_index]));
   pages_[page_index] = fresh;
 }
 
@@ -387,7 +399,11 @@ Result<const KvCache::PageClass*> KvCache::FindClass(PageFormat format, int num_
     if (layer.num_kv_heads > 0) page_bytes = std::max(page_bytes, made->layouts.back().page_bytes);
   }
   if (page_bytes > 0) {
-    PITH_ASSIGN_OR_RETURN(made->pool, PagePool::Create(&arena_, page_bytes));
+    if (format.coded()) {
+      PITH_ASSIGN_OR_RETURN(made->sized, SizedPools::Create(&arena_, page_bytes));
+    } else {
+      PITH_ASSIGN_OR_RETURN(made->equal, PagePool::Create(&arena_, page_bytes));
+    }
   }
   classes_.push_back(std::move(made));
   return classes_.back().get();
@@ -414,6 +430,9 @@ void KvCache::ForEachHead(Sequence& sequence, const Visit& visit) {
 Status KvCache::SetLow(int sequence, PageFormat format) {
   Sequence& own = sequences_.at(sequence);
   PITH_RETURN_IF_ERROR(CheckConversion(own.layout.entry, format));
+  SequenceLayout changed = own.layout;
+  changed.low = format == own.layout.entry ? std::nullopt : std::optional(format);
+  PITH_RETURN_IF_ERROR(CheckPruned(changed));
   PITH_ASSIGN_OR_RETURN(const PageClass* to, FindClass(format, own.layout.num_columns));
   PageExchange exchange(own.account());
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.OfferLow(to->store(layer), &exchange); });
@@ -422,7 +441,7 @@ Status KvCache::SetLow(int sequence, PageFormat format) {
   }
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.ChangeLow(to->store(layer), &exchange); });
   exchange.Finish();
-  own.layout.low = format == own.layout.entry ? std::nullopt : std::optional(format);
+  own.layout = changed;
   return {};
 }
 
@@ -435,12 +454,16 @@ PageStore KvCache::LowerStore(const PageClass* lower, PrunedKeys pruned, size_t 
     return store;
   }
   if (!shape.global || ChannelsLeft(shape.key_dim, pruned.share) == shape.key_dim) return {};
-  return {lower->pool.get(), &lower->layouts[layer], pruned.recent};
+  return {lower->pool(), &lower->layouts[layer], pruned.recent};
 }
 
 Status KvCache::SetLower(int sequence, std::optional<PageFormat> format, PrunedKeys pruned) {
   Sequence& own = sequences_.at(sequence);
   if (own.layout.lower == format && own.layout.pruned == pruned) return {};
+  SequenceLayout changed = own.layout;
+  changed.lower = format;
+  changed.pruned = pruned;
+  PITH_RETURN_IF_ERROR(CheckPruned(changed));
   const PageClass* to = nullptr;
   if (format) {
     PITH_RETURN_IF_ERROR(CheckConversion(own.layout.entry, *format));
@@ -463,8 +486,7 @@ Status KvCache::SetLower(int sequence, std::optional<PageFormat> format, PrunedK
   }
   ForEachHead(own, [&](size_t layer, HeadCache& head) { head.ChangeLower(store(layer), &exchange); });
   exchange.Finish();
-  own.layout.lower = format;
-  own.layout.pruned = pruned;
+  own.layout = changed;
   return {};
 }
 
@@ -473,6 +495,7 @@ Result<int> KvCache::NewSequence(const SequenceLayout& layout, MemoryAccount* ac
   const PageClass* low = nullptr;
   SequenceLayout settled = layout;
   if (layout.low == layout.entry) settled.low.reset();
+  PITH_RETURN_IF_ERROR(CheckPruned(settled));
   if (settled.low) {
     PITH_RETURN_IF_ERROR(CheckConversion(settled.entry, *settled.low));
     PITH_ASSIGN_OR_RETURN(low, FindClass(*settled.low, layout.num_columns));
@@ -518,11 +541,19 @@ void KvCache::Free(int sequence) {
   arena_.Trim();
 }
 
+std::vector<const PagePool*> KvCache::Pools() const {
+  std::vector<const PagePool*> all;
+  for (const auto& known : classes_) {
+    if (known->equal != nullptr) all.push_back(known->equal.get());
+    if (known->sized == nullptr) continue;
+    for (const auto& pool : known->sized->pools()) all.push_back(pool.get());
+  }
+  return all;
+}
+
 Status KvCache::VerifyAccounts() const {
   std::map<const MemoryAccount*, size_t> owned;
-  for (const auto& known : classes_) {
-    if (known->pool != nullptr) PITH_RETURN_IF_ERROR(known->pool->Verify(&owned));
-  }
+  for (const PagePool* pool : Pools()) PITH_RETURN_IF_ERROR(pool->Verify(&owned));
   std::set<const MemoryAccount*> accounts = {ledger_->common()};
   for (const auto& [id, sequence] : sequences_) accounts.insert(sequence.account());
   for (const auto& [account, bytes] : owned) {
@@ -547,7 +578,7 @@ Status KvCache::Verify() const {
     }
   }
   size_t num_used = 0;
-  for (const auto& known : classes_) num_used += known->pool != nullptr ? known->pool->num_used() : 0;
+  for (const PagePool* pool : Pools()) num_used += pool->num_used();
   if (references.size() != num_used) return Corrupt("cache: pages in use and pages owned differ");
   for (const auto& [place, count] : references) {
     if (place.first->num_references(place.second) != count) return Corrupt("cache: a page's references are miscounted");

@@ -22,6 +22,8 @@
 // latents (cache/latents.h), made and read by the head's maps() and by the first of its other entries, which latents
 // refer to by their order and which therefore stay.
 //
+// Pages of a coded low format (kernels/coded_pages.h) differ in size: each comes from the pool of its own.
+//
 // An entry's index says where it stands; TimeOrder() says in which order entries came.
 //
 // Formats and columns are the sequence's own; sequences of equal ones take their pages from one pool. Pages and
@@ -63,6 +65,11 @@ struct PageStore {
   const PageLayout* layout = nullptr;
   int recent = 0;  // the newest entries never go there
   const TurnTable* turns = nullptr;  // of the keys, for latents
+
+  // What a page takes; of coded ones it says so itself.
+  size_t BytesOf(const std::byte* page) const;
+  // The pool of pages of so many bytes; `pool`, if they are all equal.
+  PagePool* PoolFor(size_t bytes) const { return pool->sizes() != nullptr ? pool->sizes()->For(bytes) : pool; }
 };
 
 // What an extension would charge.
@@ -95,7 +102,7 @@ class HeadCache {
   int num_entries() const { return num_entries_; }
   // Of new entries.
   const PageLayout& layout() const { return *layout_; }
-  const PageLayout& layout_of(int entry) const { return *StoreOf(static_cast<size_t>(entry / kPageEntries)).layout; }
+  const PageLayout& layout_of(int entry) const { return *KindOf(static_cast<size_t>(entry / kPageEntries)).layout; }
   std::span<std::byte* const> pages() const { return {pages_.data(), pages_.size()}; }
   // Describes the entries in order, in at most kMaxSegments segments. Returns how many.
   static constexpr int kMaxSegments = 3;
@@ -243,8 +250,15 @@ class HeadCache {
   Result<std::vector<std::byte>> MakeLatents(std::span<const int32_t> entries, std::span<const int32_t> references);
   Status RestoreLatents(ByteReader& reader);
   Status VerifyLatents() const;
-  PageStore StoreOf(size_t page) const {
+  // Of all pages of the same part.
+  PageStore KindOf(size_t page) const {
     return page < num_lower_ ? lower_ : page < num_low_ ? low_ : PageStore{pool_, layout_};
+  }
+  // With the pool that a page is from.
+  PageStore StoreOf(size_t page) const {
+    PageStore store = KindOf(page);
+    if (store.layout->format.coded()) store.pool = store.PoolFor(store.BytesOf(pages_[page]));
+    return store;
   }
   Status Unshare(size_t page_index);
   // The page's contents go to `fresh`, which takes its place in the table.
@@ -258,14 +272,20 @@ class HeadCache {
     const std::byte* page;
     int slot;
   };
+  std::vector<Source> SourcesOf(size_t page) const;  // all entries of a full page
   // All entries of one page, in their places.
   static bool IsWholePage(std::span<const Source> sources);
   // Writes `sources` to the first slots of a page. keys: scratch, [D][P] floats.
   void FillPage(const PageLayout& layout, std::byte* page, std::span<const Source> sources,
                 std::vector<float>& keys) const;
+  // Writes `sources` to a coded page in `page`, of layout.page_bytes. Returns how many of these it takes.
+  size_t FillCoded(const PageLayout& layout, std::byte* page, std::span<const Source> sources) const;
+  // The pool of a page to be filled with these; of a coded one its content, to know its size.
+  PagePool* StageCoded(PageStore store, std::span<const Source> sources, std::vector<std::byte>& page) const;
   // What stands where: entries by their indices now, of each format.
   struct Parts {
     std::vector<int32_t> lower, low, entry;
+    std::vector<int32_t> all() const;
     bool entries_move_back = false;  // some of `entry` go to a later page than theirs
   };
   // Fills the last page of each format of few bits with entries of the next one, or empties it into that.
@@ -277,8 +297,10 @@ class HeadCache {
   Status RestoreParts(ByteReader& reader, LayerCoder* coder);
   template <class Visit>
   void ForEachPart(const CodedForm* form, const Visit& visit) const;
-  // Of an empty head, which gets pages in the lower and the low format with undefined content.
+  // Of an empty head, which gets pages in the lower and the low format with undefined content; coded ones are of the
+  // least size.
   Status ExtendLow(size_t num_lower, size_t num_low);
+  Status RestoreCoded(ByteReader& reader, std::byte*& page, PageStore store);
 
   PagePool* pool_;
   const PageLayout* layout_;
@@ -385,9 +407,11 @@ class KvCache {
     int num_columns = 0;
     double pruned = 0;
     std::vector<PageLayout> layouts;  // [layers]
-    std::unique_ptr<PagePool> pool;   // of the largest layer's page size; null: no layer has entries
+    std::unique_ptr<PagePool> equal;  // of the largest layer's page size; null: no layer has entries
+    std::unique_ptr<SizedPools> sized;  // instead, for a coded format
 
-    PageStore store(size_t layer) const { return {pool.get(), &layouts[layer]}; }
+    PagePool* pool() const { return sized != nullptr ? sized->largest() : equal.get(); }
+    PageStore store(size_t layer) const { return {pool(), &layouts[layer]}; }
   };
   using Heads = LedgerVector<HeadCache>;
   struct Sequence {
@@ -404,6 +428,7 @@ class KvCache {
   // visit(layer, head) for all heads of a sequence.
   template <class Visit>
   void ForEachHead(Sequence& sequence, const Visit& visit);
+  std::vector<const PagePool*> Pools() const;
   Status VerifyAccounts() const;
 
   Ledger* const ledger_;

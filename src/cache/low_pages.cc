@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "cache/kv_cache.h"
+#include "kernels/coded_pages.h"
 #include "kernels/group_codec.h"
 #include "kernels/key_channels.h"
 
@@ -36,10 +37,14 @@ void HeadCache::FillPage(const PageLayout& layout, std::byte* page, std::span<co
   if (IsWholePage(sources) && sources[0].layout->format == layout.format &&
       (layout.key_dim < dim || sources[0].layout->key_dim == dim)) {
     if (layout.key_dim == sources[0].layout->key_dim) {
-      std::memcpy(page, sources[0].page, layout.page_bytes);
+      std::memcpy(page, sources[0].page, PageStore{nullptr, &layout}.BytesOf(sources[0].page));
     } else {
       kernels::SelectChannels(*sources[0].layout, sources[0].page, channels, layout, page);
     }
+    return;
+  }
+  if (layout.format.coded()) {
+    FillCoded(layout, page, sources);
     return;
   }
   if (!layout.format.whole_pages()) {
@@ -64,11 +69,38 @@ void HeadCache::FillPage(const PageLayout& layout, std::byte* page, std::span<co
   }
 }
 
+size_t HeadCache::FillCoded(const PageLayout& layout, std::byte* page, std::span<const Source> sources) const {
+  PITH_CHECK(sources.size() == static_cast<size_t>(kP) && !prunes());
+  const auto key_dim = static_cast<size_t>(layout.key_dim), value_dim = static_cast<size_t>(layout.value_dim);
+  // A coded page is decoded once for all that it gives.
+  std::vector<float> keys(kP * key_dim), values(kP * value_dim), from_keys(kP * key_dim), from_values(kP * value_dim);
+  const std::byte* is_read = nullptr;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const Source& from = sources[i];
+    const auto slot = static_cast<size_t>(from.slot);
+    if (from.page != is_read) kernels::ReadPage(*from.layout, from.page, from_keys.data(), from_values.data());
+    is_read = from.page;
+    for (size_t d = 0; d < key_dim; ++d) keys[d * kP + i] = from_keys[d * kP + slot];
+    std::copy_n(from_values.data() + slot * value_dim, value_dim, values.data() + i * value_dim);
+    layout.positions(page)[i] = from.layout->positions(from.page)[slot];
+    for (int c = 0; c < layout.num_columns; ++c) layout.column(page, c)[i] = from.layout->column(from.page, c)[slot];
+  }
+  return kernels::EncodePage(layout, keys.data(), values.data(), page);
+}
+
+PagePool* HeadCache::StageCoded(PageStore store, std::span<const Source> sources, std::vector<std::byte>& page) const {
+  if (!store.layout->format.coded()) return store.pool;
+  page.resize(store.layout->page_bytes);
+  page.resize(FillCoded(*store.layout, page.data(), sources));
+  return store.PoolFor(page.size());
+}
+
 void HeadCache::Offer(size_t first, size_t end, PageStore from, PageStore to, PageExchange* exchange) const {
   if (to.pool == from.pool) return;
+  std::vector<std::byte> staging(end > first && to.layout->format.coded() ? to.layout->page_bytes : 0);
   for (size_t i = first; i < end; ++i) {
-    exchange->GiveUp(from.pool, pages_[i]);
-    exchange->Take(to.pool);
+    exchange->GiveUp(StoreOf(i).pool, pages_[i]);
+    exchange->Take(staging.empty() ? to.pool : to.PoolFor(FillCoded(*to.layout, staging.data(), SourcesOf(i))));
   }
 }
 
@@ -77,14 +109,26 @@ void HeadCache::Convert(size_t first, size_t end, PageStore from, PageStore to, 
   const bool wide = BitsOf(layout_->format.key) == 16 && BitsOf(layout_->format.value) == 16;
   const PageLayout between = PageLayout::Make(wide ? layout_->format : PageFormat(), layout_->key_dim,
                                               layout_->value_dim, layout_->num_columns);
-  std::vector<std::byte> staging(end > first ? between.page_bytes : 0);
+  std::vector<std::byte> staging(end > first ? std::max(between.page_bytes, to.layout->page_bytes) : 0);
   for (size_t i = first; i < end; ++i) {
+    if (to.layout->format.coded()) {
+      const size_t bytes = FillCoded(*to.layout, staging.data(), SourcesOf(i));
+      pages_[i] = exchange->Fresh(to.PoolFor(bytes));
+      std::memcpy(pages_[i], staging.data(), bytes);
+      continue;
+    }
     for (int slot = 0; slot < kP; ++slot) {
       kernels::ConvertEntry(between, staging.data(), slot, *from.layout, pages_[i], slot);
     }
     pages_[i] = exchange->Fresh(to.pool);
     kernels::ConvertPage(between, staging.data(), *to.layout, pages_[i]);
   }
+}
+
+std::vector<HeadCache::Source> HeadCache::SourcesOf(size_t page) const {
+  std::vector<Source> sources;
+  for (int slot = 0; slot < kP; ++slot) sources.push_back({KindOf(page).layout, pages_[page], slot});
+  return sources;
 }
 
 void HeadCache::ChangeLow(PageStore low, PageExchange* exchange) {
@@ -157,26 +201,51 @@ double HeadCache::content_bytes() const {
   double bytes = state_.num_entries() > 0 ? static_cast<double>(state_.bytes()) : 0;
   if (has_latents()) bytes += static_cast<double>(maps().size_bytes());
   for (const kernels::Segment& segment : std::span(segments, static_cast<size_t>(Describe(segments)))) {
-    bytes += segment.num_entries * segment.layout->entry_bytes();
+    const PageLayout& layout = *segment.layout;
+    if (!layout.format.coded()) {
+      bytes += segment.num_entries * layout.entry_bytes();
+      continue;
+    }
+    for (int i = 0; i < segment.num_entries / kP; ++i) {
+      bytes += kernels::CodedPageBytes(layout, segment.pages[i]) - static_cast<double>(layout.key_offset);
+    }
   }
   return bytes;
 }
 
 Status HeadCache::Demote(int residual) {
   if (low_.pool == nullptr) return {};
+  std::vector<std::byte> coded;
   while (num_low_entries() + kP + residual <= num_entries_) {
     std::byte*& page = pages_[num_low_];
+    PagePool* to = low_.pool;
+    if (low_.layout->format.coded()) {
+      coded.resize(low_.layout->page_bytes);
+      kernels::ConvertPage(*layout_, page, *low_.layout, coded.data());
+      to = low_.PoolFor(low_.BytesOf(coded.data()));
+    }
     PageExchange exchange(account());
     exchange.GiveUp(pool_, page);
-    exchange.Take(low_.pool);
+    exchange.Take(to);
     if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
-    std::byte* low = exchange.Fresh(low_.pool);
-    kernels::ConvertPage(*layout_, page, *low_.layout, low);
+    std::byte* low = exchange.Fresh(to);
+    if (coded.empty()) {
+      kernels::ConvertPage(*layout_, page, *low_.layout, low);
+    } else {
+      std::memcpy(low, coded.data(), low_.BytesOf(coded.data()));
+    }
     page = low;
     ++num_low_;
     exchange.Finish();
   }
   return {};
+}
+
+std::vector<int32_t> HeadCache::Parts::all() const {
+  std::vector<int32_t> entries = lower;
+  entries.insert(entries.end(), low.begin(), low.end());
+  entries.insert(entries.end(), entry.begin(), entry.end());
+  return entries;
 }
 
 void HeadCache::Complete(Parts& parts) const {
@@ -251,9 +320,7 @@ size_t HeadCache::LargestPageBytes() const {
 // are given up, so that nothing is written over before it was read; where entries move back, no page of theirs is.
 Status HeadCache::Arrange(const Parts& parts) {
   const size_t num_lower = parts.lower.size() / kP, num_low = num_lower + parts.low.size() / kP;
-  std::vector<int32_t> kept = parts.lower;
-  kept.insert(kept.end(), parts.low.begin(), parts.low.end());
-  kept.insert(kept.end(), parts.entry.begin(), parts.entry.end());
+  const std::vector<int32_t> kept = parts.all();
   const int count = static_cast<int>(kept.size());
   const size_t num_pages = PagesFor(count);
   // Sources are read through the table before the change.
@@ -270,18 +337,20 @@ Status HeadCache::Arrange(const Parts& parts) {
   };
   const auto is_writable = [&](size_t i) {  // the page that is there now
     const size_t old = old_of(i);
+    if (store_of(i).layout->format.coded()) return false;  // may have another size
     return old < from.size() && !(parts.entries_move_back && i >= num_low) && !store_of(i).pool->IsShared(from[old]);
   };
   const auto sources_of = [&](size_t i, std::vector<Source>& sources) {
     sources.clear();
     for (int at = static_cast<int>(i) * kP; at < std::min(count, static_cast<int>(i + 1) * kP); ++at) {
       const int entry = kept[static_cast<size_t>(at)];
-      const auto page = static_cast<size_t>(entry / kP);
-      sources.push_back({StoreOf(page).layout, from[page], entry % kP});
+      sources.push_back({&layout_of(entry), from[static_cast<size_t>(entry / kP)], entry % kP});
     }
   };
   std::vector<std::byte*> to(num_pages, nullptr);
   std::vector<uint8_t> stays(from.size(), 0), unchanged(num_pages, 0);
+  std::vector<std::vector<std::byte>> coded(num_pages);  // pages whose size is to be known before
+  std::vector<PagePool*> pools(num_pages, nullptr);      // of those that are taken
   std::vector<Source> sources;
   PageExchange exchange(account());
   for (size_t i = 0; i < num_pages; ++i) {
@@ -292,7 +361,7 @@ Status HeadCache::Arrange(const Parts& parts) {
       to[i] = from[old];
       stays[old] = 1;
     } else {
-      exchange.Take(store_of(i).pool);
+      exchange.Take(pools[i] = StageCoded(store_of(i), sources, coded[i]));
     }
   }
   for (size_t i = 0; i < from.size(); ++i) {
@@ -300,7 +369,7 @@ Status HeadCache::Arrange(const Parts& parts) {
   }
   if (!exchange.Settle()) return OutOfBudget("the KV budget has no free page left");
   for (size_t i = 0; i < num_pages; ++i) {
-    if (to[i] == nullptr) to[i] = exchange.Fresh(store_of(i).pool);
+    if (to[i] == nullptr) to[i] = exchange.Fresh(pools[i]);
   }
   // A page is filled beside its place: its old entries may be among its sources.
   std::vector<std::byte> staging(LargestPageBytes());
@@ -309,12 +378,12 @@ Status HeadCache::Arrange(const Parts& parts) {
     const PageLayout& layout = *store_of(i).layout;
     if (unchanged[i] != 0 || layout.is_latent()) continue;  // latents are their maker's
     sources_of(i, sources);
-    FillPage(layout, staging.data(), sources, keys);
-    std::memcpy(to[i], staging.data(), layout.page_bytes);
+    if (coded[i].empty()) FillPage(layout, staging.data(), sources, keys);
+    const std::vector<std::byte>& content = coded[i].empty() ? staging : coded[i];
+    std::memcpy(to[i], content.data(), std::min(content.size(), layout.page_bytes));
   }
   pages_.assign(to.begin(), to.end());
-  num_lower_ = num_lower;
-  num_low_ = num_low;
+  num_lower_ = num_lower, num_low_ = num_low;
   num_entries_ = count;
   exchange.Finish();
   return {};

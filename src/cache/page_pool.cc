@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -78,22 +79,27 @@ void PageArena::Trim() {
   left_.store(left, std::memory_order_relaxed);
 }
 
-PagePool::PagePool(PageArena* arena, size_t page_bytes, size_t num_pages)
-    : arena_(arena), page_bytes_(page_bytes), num_pages_(num_pages), first_free_(static_cast<uint32_t>(num_pages)) {
+PagePool::PagePool(PageArena* arena, size_t page_bytes, size_t num_pages, const SizedPools* sizes)
+    : arena_(arena),
+      page_bytes_(page_bytes),
+      num_pages_(num_pages),
+      sizes_(sizes),
+      first_free_(static_cast<uint32_t>(num_pages)) {
   arena_->Add(this);
 }
 
-Result<std::unique_ptr<PagePool>> PagePool::Create(PageArena* arena, size_t page_bytes) {
+Result<std::unique_ptr<PagePool>> PagePool::Create(PageArena* arena, size_t page_bytes, const SizedPools* sizes) {
   PITH_CHECK(page_bytes > 0 && page_bytes % 64 == 0);
   const size_t payable = arena->ledger()->limit_bytes() / (page_bytes + kTableBytesPerPage) + 1;
   const size_t num_pages = 2 * std::min<size_t>(payable, std::numeric_limits<uint32_t>::max() / 4);
-  std::unique_ptr<PagePool> pool(new PagePool(arena, page_bytes, num_pages));
+  std::unique_ptr<PagePool> pool(new PagePool(arena, page_bytes, num_pages, sizes));
   pool->pages_ = ReserveAddresses(page_bytes * num_pages);
   pool->infos_ = reinterpret_cast<PageInfo*>(ReserveAddresses(num_pages * sizeof(PageInfo)));
   if (pool->pages_ == nullptr || pool->infos_ == nullptr) {
     return IoError("no address space for a KV arena of " + std::to_string(page_bytes * num_pages) + " bytes");
   }
-  PreferHugePages(pool->pages_, page_bytes * num_pages);
+  // Of many pools most hold few pages.
+  if (sizes == nullptr) PreferHugePages(pool->pages_, page_bytes * num_pages);
   PITH_POISON(pool->pages_, page_bytes);
   return pool;
 }
@@ -252,6 +258,23 @@ Status PagePool::Verify(std::map<const MemoryAccount*, size_t>* owned) const {
     (*owned)[infos_[i].owner] += page_cost();
   }
   return {};
+}
+
+Result<std::unique_ptr<SizedPools>> SizedPools::Create(PageArena* arena, size_t most) {
+  constexpr size_t kLine = 64;
+  std::unique_ptr<SizedPools> made(new SizedPools());
+  for (size_t bytes = 4 * kLine; made->pools_.empty() || made->largest()->page_bytes() < most;
+       bytes += std::max(kLine, std::bit_floor(bytes) / 32)) {
+    PITH_ASSIGN_OR_RETURN(std::unique_ptr<PagePool> pool, PagePool::Create(arena, bytes, made.get()));
+    made->pools_.push_back(std::move(pool));
+  }
+  return made;
+}
+
+PagePool* SizedPools::For(size_t bytes) const {
+  const auto pool = std::ranges::lower_bound(pools_, bytes, {}, &PagePool::page_bytes);
+  PITH_CHECK(pool != pools_.end());
+  return pool->get();
 }
 
 void PageExchange::GiveUp(PagePool* pool, std::byte* page) {

@@ -23,6 +23,7 @@
 namespace pith {
 
 class PagePool;
+class SizedPools;
 
 // What all pools of a ledger keep resident. It outlives them.
 class PageArena {
@@ -58,8 +59,9 @@ class PageArena {
 class PagePool {
  public:
   // Reserves address space for all that the ledger could pay, twice (for pages in exchange); memory is touched as
-  // pages are used. kIo: no address space.
-  static Result<std::unique_ptr<PagePool>> Create(PageArena* arena, size_t page_bytes);
+  // pages are used. sizes: of which it is one; null: all pages of its kind are equal. kIo: no address space.
+  static Result<std::unique_ptr<PagePool>> Create(PageArena* arena, size_t page_bytes,
+                                                  const SizedPools* sizes = nullptr);
   ~PagePool();
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
@@ -85,6 +87,8 @@ class PagePool {
   // Of a page that nobody shares, or while nobody else releases.
   MemoryAccount* owner(const std::byte* page) const { return InfoOf(page).owner; }
 
+  const SizedPools* sizes() const { return sizes_; }
+  size_t page_bytes() const { return page_bytes_; }
   // What a page is charged: itself and its bookkeeping.
   size_t page_cost() const { return page_bytes_ + kTableBytesPerPage; }
   size_t num_used() const { return num_used_.load(std::memory_order_relaxed); }
@@ -106,7 +110,7 @@ class PagePool {
   static constexpr size_t kTableBytesPerPage = sizeof(PageInfo);
 
  private:
-  PagePool(PageArena* arena, size_t page_bytes, size_t num_pages);
+  PagePool(PageArena* arena, size_t page_bytes, size_t num_pages, const SizedPools* sizes);
   size_t IndexOf(const std::byte* page) const { return static_cast<size_t>(page - pages_) / page_bytes_; }
   PageInfo& InfoOf(const std::byte* page) const { return infos_[IndexOf(page)]; }
   // Under lock_.
@@ -119,12 +123,30 @@ class PagePool {
   PageArena* const arena_;
   const size_t page_bytes_;
   const size_t num_pages_;  // that there is address space for
+  const SizedPools* const sizes_;
   std::byte* pages_ = nullptr;
   PageInfo* infos_ = nullptr;  // [num_pages_], of which the first num_begun_ are constructed
   size_t num_begun_ = 0;       // pages that were ever used; those after them are free, too
   uint32_t first_free_;        // head of the free list, of begun pages; num_pages_: empty
   std::atomic<size_t> num_used_{0};
   mutable SpinLock lock_;
+};
+
+// Pools for pages whose sizes differ: a size is rounded up by a 32nd at most, or to 64 bytes.
+class SizedPools {
+ public:
+  // Up to `most` bytes. kIo: no address space.
+  static Result<std::unique_ptr<SizedPools>> Create(PageArena* arena, size_t most);
+  SizedPools(const SizedPools&) = delete;
+  SizedPools& operator=(const SizedPools&) = delete;
+
+  PagePool* For(size_t bytes) const;
+  PagePool* largest() const { return pools_.back().get(); }
+  const std::vector<std::unique_ptr<PagePool>>& pools() const { return pools_; }
+
+ private:
+  SizedPools() = default;
+  std::vector<std::unique_ptr<PagePool>> pools_;  // ascending
 };
 
 // Pages given up for pages taken, as one change of the ledger: what one frees pays for the other, and no other

@@ -86,7 +86,7 @@ size_t BytesToKeep(const EngineCore& core, const Sequence& sequence, int num_row
   ForEachHead(core, sequence, [&](const HeadCache& head) {
     const auto entries = static_cast<size_t>(head.num_entries() + num_rows), low = entries / kPageEntries;
     const auto low_before = static_cast<size_t>(head.num_low_entries() / kPageEntries);
-    low_page = std::max(low_page, head.low_layout()->page_bytes);
+    low_page = std::max(low_page, head.low_layout()->planned_bytes());
     low_pages += low - std::min(low, low_before);
     pages += entries % kPageEntries != 0;
     pages_before += head.pages().size() - low_before;

@@ -186,7 +186,7 @@ void LayerOps::ObservePages(HeadCache& head, const kernels::EntryAttention& rece
       if (first + kPagesAhead * kP < end) {
         const std::byte* next = head.page_of(first + kPagesAhead * kP);
         const PageLayout& layout = head.layout_of(first + kPagesAhead * kP);
-        for (size_t at = layout.position_offset; at < layout.page_bytes; at += kLine) __builtin_prefetch(next + at, 1);
+        for (size_t at = layout.position_offset; at < layout.state_end(); at += kLine) __builtin_prefetch(next + at, 1);
       }
       const auto count = static_cast<size_t>(std::min(kP, end - first));
       for (size_t c = 0; saved.undo != nullptr && c < columns.size(); ++c) {

@@ -70,7 +70,7 @@ size_t PageBytes(const ModelInfo& info, PageFormat format, int num_columns) {
   for (const LayerShape& layer : info.layers) {
     if (layer.kind == LayerKind::kNone || layer.num_kv_heads == 0) continue;
     const int columns = layer.kind == LayerKind::kGlobal ? num_columns : 0;
-    bytes = std::max(bytes, PageLayout::Make(format, layer.key_dim, layer.value_dim, columns).page_bytes);
+    bytes = std::max(bytes, PageLayout::Make(format, layer.key_dim, layer.value_dim, columns).planned_bytes());
   }
   return bytes;
 }

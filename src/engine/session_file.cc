@@ -241,7 +241,7 @@ bool PageHasNan(const PageLayout& layout, const std::byte* page) {
           AnyNan(page + layout.key_scale_offset, layout.key_scale_bytes(), kInfinity)) ||
          (layout.format.value == KvFormat::kQ8 &&
           AnyNan(page + layout.value_scale_offset, layout.value_scale_bytes(), kInfinity)) ||
-         AnyNan(page + layout.column_offset, layout.page_bytes - layout.column_offset, kInfinity);
+         AnyNan(page + layout.column_offset, layout.state_end() - layout.column_offset, kInfinity);
 }
 
 // Full pages of a sequence that was compressed may be in another format than those of one that is made anew.

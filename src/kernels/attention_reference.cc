@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <vector>
+
+#include "kernels/coded_pages.h"
 
 namespace pith::kernels {
 namespace {
@@ -140,6 +143,56 @@ std::vector<double> Weights(const AttentionTask& task, int t, int h, double* log
   return weights;
 }
 
+// A task with float16 pages in place of coded ones, whose numbers these hold exactly.
+class Uncoded {
+ public:
+  explicit Uncoded(const AttentionTask& task) : task_(task) {
+    for (int h = 0; h < task.num_kv_heads; ++h) {
+      const HeadEntries& from = task.heads[h];
+      std::vector<Segment>& segments = segments_.emplace_back(from.segments.begin(), from.segments.end());
+      for (Segment& segment : segments) {
+        if (segment.layout->format.coded()) Decode(segment);
+      }
+      heads_.push_back(from);
+      heads_.back().segments = segments;
+    }
+    task_.heads = heads_.data();
+  }
+  Uncoded(const Uncoded&) = delete;
+  const AttentionTask& task() const { return task_; }
+
+ private:
+  void Decode(Segment& segment) {
+    const PageLayout& coded = *segment.layout;
+    const auto key_dim = static_cast<size_t>(coded.key_dim);
+    const size_t stride = static_cast<size_t>(coded.value_groups()) * kGroupElements;
+    const PageLayout& plain = layouts_.emplace_back(PageLayout::Make(PageFormat(), coded.key_dim, coded.value_dim, 0));
+    std::vector<float> keys(key_dim * kPageEntries), values(stride * kPageEntries), key(key_dim);
+    std::vector<const std::byte*>& pages = tables_.emplace_back();
+    for (int i = 0; i < segment.num_entries / kPageEntries; ++i) {
+      const std::byte* const page = segment.pages[i];
+      DecodeKeysReference(coded, page, keys.data());
+      DecodeValuesReference(coded, page, values.data(), stride);
+      std::byte* const to = memory_.emplace_back(plain.page_bytes).data();
+      for (int slot = 0; slot < kPageEntries; ++slot) {
+        const auto j = static_cast<size_t>(slot);
+        for (size_t d = 0; d < key_dim; ++d) key[d] = keys[d * kPageEntries + j];
+        WriteEntryF32(plain, to, slot, key.data(), values.data() + j * stride, coded.positions(page)[slot]);
+      }
+      pages.push_back(to);
+    }
+    segment.layout = &plain;
+    segment.pages = pages.data();
+  }
+
+  AttentionTask task_;
+  std::vector<HeadEntries> heads_;
+  std::deque<std::vector<Segment>> segments_;
+  std::deque<PageLayout> layouts_;
+  std::deque<std::vector<const std::byte*>> tables_;
+  std::deque<std::vector<std::byte>> memory_;
+};
+
 // LESS, step 5, of one query and head: the state's share of the output.
 void JoinReference(const AttentionTask& task, int t, int h, double log_sum_exp, std::vector<double>& output) {
   const float* const state = task.heads[h / (task.num_heads / task.num_kv_heads)].state;
@@ -159,7 +212,9 @@ void JoinReference(const AttentionTask& task, int t, int h, double log_sum_exp, 
 
 }  // namespace
 
-void ReferenceAttention(const AttentionTask& task) {
+void ReferenceAttention(const AttentionTask& stored) {
+  const Uncoded uncoded(stored);
+  const AttentionTask& task = uncoded.task();
   const int group = task.num_heads / task.num_kv_heads;
   std::vector<double> output(static_cast<size_t>(task.value_dim));
   for (int t = 0; t < task.num_queries; ++t) {
@@ -187,7 +242,9 @@ void ReferenceAttention(const AttentionTask& task) {
   }
 }
 
-void ReferenceProbabilities(const AttentionTask& task, float* const* probabilities) {
+void ReferenceProbabilities(const AttentionTask& stored, float* const* probabilities) {
+  const Uncoded uncoded(stored);
+  const AttentionTask& task = uncoded.task();
   const int group = task.num_heads / task.num_kv_heads;
   for (int h = 0; h < task.num_heads; ++h) {
     for (int t = 0; t < task.num_queries; ++t) {

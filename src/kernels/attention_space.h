@@ -32,6 +32,7 @@ struct Geometry {
   size_t acc_stride = 0;
   size_t num_steps = 0;  // of a tile at most, where it is observed
   bool prunes = false;   // some head has keys of fewer channels
+  bool decodes = false;  // some head has coded pages
 
   explicit Geometry(const AttentionTask& task) {
     group = task.num_heads / task.num_kv_heads;
@@ -49,6 +50,9 @@ struct Geometry {
     acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
     for (int h = 0; task.heads != nullptr && h < task.num_kv_heads; ++h) {
       prunes |= !task.heads[h].PrunedChannels(task.key_dim).empty();
+      for (const Segment& segment : task.heads[h].segments) {
+        decodes |= segment.num_entries > 0 && segment.layout->format.coded();
+      }
     }
     for (int h = 0; task.observed != nullptr && h < task.num_kv_heads; ++h) {
       const int steps = (PageCursor::NumPages(task.heads[h]) + step_pages - 1) / step_pages;
@@ -139,7 +143,7 @@ struct Workspace {
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
   RowRule* rules;       // [rows]
-  float* keys;          // [step_pages, D, P], unless direct or with a unit
+  float* keys;          // [step_pages, D, P], unless with a unit; direct: of one page, where some are coded
   float* values;        // [step_pages * P, acc_stride], likewise
   UnitSpace unit;
   float* factors;       // [2][rows], where tiles are observed
@@ -150,7 +154,7 @@ struct Workspace {
     Dealer dealer(base);
     const auto rows = static_cast<size_t>(geometry.tile_rows);
     const auto dim = static_cast<size_t>(task.key_dim);
-    const size_t pages = geometry.direct ? 0 : static_cast<size_t>(geometry.step_pages);
+    const size_t pages = !geometry.direct ? static_cast<size_t>(geometry.step_pages) : geometry.decodes ? 1 : 0;
     const size_t step = geometry.unit == nullptr ? pages * kPageEntries : 0;
     dealer.Take(geometry.unit == nullptr ? rows * dim : 0, &queries);
     dealer.Take(rows, &query_rows);

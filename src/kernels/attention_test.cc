@@ -142,11 +142,6 @@ float ObservedErrorOf(TestTask* test, int threads, bool all) {
   return error;
 }
 
-template <class T>
-T OneOf(std::mt19937* random, std::initializer_list<T> choices) {
-  return choices.begin()[std::uniform_int_distribution<size_t>(0, choices.size() - 1)(*random)];
-}
-
 TestShape RandomShape(std::mt19937* random) {
   TestShape shape;
   shape.key_dim = OneOf(random, {1, 8, 40, 64, 64, 80, 96, 128, 192, 576});
@@ -162,6 +157,10 @@ TestShape RandomShape(std::mt19937* random) {
   const auto formats = {KvFormat::kF16, KvFormat::kQ8, KvFormat::kBf16, KvFormat::kQ4, KvFormat::kQ2};
   shape.other = {OneOf(random, formats), OneOf(random, formats)};
   shape.pruned = OneOf(random, {0.0, 0.0, 0.4, 0.6});
+  if (OneOf(random, {0, 1, 2, 3, 4}) == 0) {
+    shape.other = {CodedFormat(OneOf(random, {3, 16, 62})), CodedFormat(OneOf(random, {3, 16, 62}))};
+    shape.pruned = 0;
+  }
   shape.position_gap = OneOf(random, {1, 3});
   return shape;
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -37,6 +38,11 @@ class PoisonedBytes {
   };
   std::unique_ptr<std::byte, Free> data_;
 };
+
+template <class T>
+T OneOf(std::mt19937* random, std::initializer_list<T> choices) {
+  return choices.begin()[std::uniform_int_distribution<size_t>(0, choices.size() - 1)(*random)];
+}
 
 struct TestShape {
   int num_queries = 1;

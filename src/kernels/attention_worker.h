@@ -78,8 +78,17 @@ class StepWalker {
   int to_skip_ = 0;
 };
 
-inline Prefetch KeysOf(const PageRef& ref) { return {ref.page + ref.layout->key_offset, ref.layout->key_bytes()}; }
+// Of coded pages, of which nobody knows the size without looking, a half of what is usual each.
+inline Prefetch HalfOfCoded(const PageRef& ref, size_t half) {
+  const size_t bytes = RoundUp(static_cast<size_t>(ref.layout->entry_bytes()) * kPageEntries / 2, 64);
+  return {ref.page + ref.layout->key_offset + half * bytes, bytes};
+}
+inline Prefetch KeysOf(const PageRef& ref) {
+  if (ref.layout->format.coded()) return HalfOfCoded(ref, 0);
+  return {ref.page + ref.layout->key_offset, ref.layout->key_bytes()};
+}
 inline Prefetch ValuesOf(const PageRef& ref) {
+  if (ref.layout->format.coded()) return HalfOfCoded(ref, 1);
   return {ref.page + ref.layout->value_offset, ref.layout->value_row_bytes() * static_cast<size_t>(ref.count)};
 }
 
@@ -347,6 +356,19 @@ class Worker {
     }
   }
 
+  // What kernels that read pages as they are stored find instead of coded keys and values: one page at a time.
+  static Source ReadAs(KvFormat format) { return IsCoded(format) ? Source::kF32 : SourceOf(format); }
+  const void* StoredKeys(const PageRef& ref) const {
+    if (!ref.layout->format.coded()) return ref.page + ref.layout->key_offset;
+    kernels_.ConvertKeys(*ref.layout, ref.page, space_.keys);
+    return space_.keys;
+  }
+  const void* StoredValues(const PageRef& ref) const {
+    if (!ref.layout->format.coded()) return ref.page + ref.layout->value_offset;
+    kernels_.ConvertValues(*ref.layout, ref.page, ref.count, space_.values, geometry_.acc_stride);
+    return space_.values;
+  }
+
   void Score(const StepWalker::Step& step, const Lookahead& lookahead) {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
@@ -355,10 +377,9 @@ class Worker {
       const bool pruned = ref.layout->key_dim < task_.key_dim;
       const float* const queries = pruned ? space_.pruned_queries : space_.queries;
       const float* const* const query_rows = pruned ? space_.pruned_rows : space_.query_rows;
-      args.keys = geometry_.direct ? static_cast<const void*>(ref.page + ref.layout->key_offset) : KeysAt(p);
+      args.keys = geometry_.direct ? StoredKeys(ref) : KeysAt(p);
       args.key_scales = ref.page + ref.layout->key_scale_offset;
-      const SourceKernels& kernels =
-          kernels_.of(geometry_.direct ? SourceOf(ref.layout->format.key) : Source::kF32);
+      const SourceKernels& kernels = kernels_.of(geometry_.direct ? ReadAs(ref.layout->format.key) : Source::kF32);
       Prefetch prefetch;
       if (geometry_.direct) {
         prefetch = lookahead.WithKeys(p);
@@ -369,6 +390,8 @@ class Worker {
                 sizeof(float) * kPageEntries * static_cast<size_t>(ref.layout->num_columns));
         }
         Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
+        // Kernels that find decoded keys fetch nothing.
+        if (ref.layout->format.coded()) Fetch(prefetch.at, prefetch.bytes);
       }
       for (int block = 0; block < num_blocks_; ++block) {
         const int begin = BlockBegin(block);
@@ -455,16 +478,19 @@ class Worker {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       args.count = ref.count;
-      args.values = ref.page + ref.layout->value_offset;
+      args.values = StoredValues(ref);
       const bool grouped = IsGrouped(ref.layout->format.value);
-      args.value_stride = grouped ? ref.layout->value_row_bytes() : args.value_dim;
+      args.value_stride = ref.layout->format.coded() ? geometry_.acc_stride
+                          : grouped                  ? ref.layout->value_row_bytes()
+                                                     : args.value_dim;
       args.value_scales = ref.page + ref.layout->value_scale_offset;
       args.prefetch = lookahead.WithValues(p);
+      if (ref.layout->format.coded()) Fetch(args.prefetch.at, args.prefetch.bytes);
       if (p < lookahead.next().num_pages) {
         const PageRef& after = lookahead.next().refs[p];
         Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
-      AccumulateBlocks(SourceOf(ref.layout->format.value), weights_ + p * kPageEntries, args);
+      AccumulateBlocks(ReadAs(ref.layout->format.value), weights_ + p * kPageEntries, args);
     }
   }
 

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/attention.h"
+#include "kernels/coded_pages.h"
 
 namespace pith::kernels {
 namespace {
@@ -265,6 +266,14 @@ void WriteValueGroup(const PageLayout& layout, std::byte* page, int slot, int gr
 
 void ReadKey(const PageLayout& layout, const std::byte* page, int slot, float* key, size_t stride) {
   const KvFormat format = layout.format.key;
+  if (IsCoded(format)) {
+    std::vector<float> all(static_cast<size_t>(layout.key_dim) * kPageEntries);
+    DecodeKeys(layout, page, all.data());
+    for (size_t d = 0; d < static_cast<size_t>(layout.key_dim); ++d) {
+      key[d * stride] = all[d * kPageEntries + static_cast<size_t>(slot)];
+    }
+    return;
+  }
   if (!IsGrouped(format)) {
     const float scale = EntryScale(format, page + layout.key_scale_offset, slot);
     for (int d = 0; d < layout.key_dim; ++d) {
@@ -282,6 +291,12 @@ void ReadKey(const PageLayout& layout, const std::byte* page, int slot, float* k
 }
 
 void ReadValue(const PageLayout& layout, const std::byte* page, int slot, float* value) {
+  if (layout.format.coded()) {
+    std::vector<float> all(static_cast<size_t>(layout.value_dim) * kPageEntries);
+    ReadCodedValues(layout, page, kPageEntries, all.data());
+    std::copy_n(all.begin() + static_cast<ptrdiff_t>(slot) * layout.value_dim, layout.value_dim, value);
+    return;
+  }
   ReadValueRange(layout, page, slot, 0, layout.value_dim, value);
 }
 
@@ -304,7 +319,7 @@ void CopyEntry(const PageLayout& layout, std::byte* to, int to_slot, const std::
 void CopyValueAndState(const PageLayout& to_layout, std::byte* to, int to_slot, const PageLayout& from_layout,
                        const std::byte* from, int from_slot) {
   const KvFormat format = to_layout.format.value;
-  PITH_DCHECK(to_layout.value_dim == from_layout.value_dim);
+  PITH_DCHECK(to_layout.value_dim == from_layout.value_dim && !IsCoded(format));
   CopyState(to_layout, to, to_slot, from_layout, from, from_slot);
   if (format == from_layout.format.value) {
     // Within one page the two rows may be the same one.
@@ -331,9 +346,15 @@ void CopyValueAndState(const PageLayout& to_layout, std::byte* to, int to_slot, 
     return;
   }
   float values[kGroupElements];
+  std::vector<float> decoded(from_layout.format.coded() ? static_cast<size_t>(to_layout.value_dim) : 0);
+  if (!decoded.empty()) ReadValue(from_layout, from, from_slot, decoded.data());
   for (int group = 0; group < to_layout.value_groups(); ++group) {
     const int begin = group * kGroupElements, count = std::min(kGroupElements, to_layout.value_dim - begin);
-    ReadValueRange(from_layout, from, from_slot, begin, count, values);
+    if (decoded.empty()) {
+      ReadValueRange(from_layout, from, from_slot, begin, count, values);
+    } else {
+      std::copy_n(decoded.begin() + begin, count, values);
+    }
     WriteValueGroup(to_layout, to, to_slot, group, {values, static_cast<size_t>(count)});
   }
 }
@@ -353,6 +374,14 @@ void ConvertEntry(const PageLayout& to_layout, std::byte* to, int to_slot, const
 
 void ConvertPage(const PageLayout& from_layout, const std::byte* from, const PageLayout& to_layout, std::byte* to) {
   PITH_DCHECK(to_layout.key_dim == from_layout.key_dim && BitsOf(from_layout.format.key) == 16);
+  if (to_layout.format.coded()) {
+    std::vector<float> keys(static_cast<size_t>(to_layout.key_dim) * kPageEntries);
+    std::vector<float> values(static_cast<size_t>(to_layout.value_dim) * kPageEntries);
+    ReadPage(from_layout, from, keys.data(), values.data());
+    EncodePage(to_layout, keys.data(), values.data(), to);
+    for (int slot = 0; slot < kPageEntries; ++slot) CopyState(to_layout, to, slot, from_layout, from, slot);
+    return;
+  }
   if (!to_layout.format.whole_pages()) {
     for (int slot = 0; slot < kPageEntries; ++slot) ConvertEntry(to_layout, to, slot, from_layout, from, slot);
     return;

@@ -37,11 +37,12 @@ void WriteValueRow(const PageLayout& layout, std::byte* page, int slot, const fl
 void ReadKey(const PageLayout& layout, const std::byte* page, int slot, float* key, size_t stride);
 void ReadValue(const PageLayout& layout, const std::byte* page, int slot, float* value);
 
-// Copies an entry's value, position and columns between pages of any formats; exact where they are the same.
+// Copies an entry's value, position and columns between pages of any formats but coded ones; exact where they are the
+// same.
 void CopyValueAndState(const PageLayout& to_layout, std::byte* to, int to_slot, const PageLayout& from_layout,
                        const std::byte* from, int from_slot);
 
-// Copies an entry between pages of any formats but for keys in groups in `to`.
+// Copies an entry between pages of any formats but for keys in groups in `to`, and coded entries there.
 void ConvertEntry(const PageLayout& to_layout, std::byte* to, int to_slot, const PageLayout& from_layout,
                   const std::byte* from, int from_slot);
 

@@ -215,6 +215,7 @@ PageKernels MakeKernels() {
   kernels.sources[static_cast<int>(Source::kQ4)] = KernelsOfQ4();
   kernels.sources[static_cast<int>(Source::kQ2)] = KernelsOfQ2();
   kernels.sources[static_cast<int>(Source::kF32)] = KernelsOfF32();
+  kernels.sources[static_cast<int>(Source::kCoded)] = KernelsOfCoded();
   kernels.softmax = &SoftmaxStep;
   kernels.observe = &Observe;
   kernels.adjust = &Adjust;

@@ -30,10 +30,12 @@ inline constexpr size_t kValuePad = 32;
 
 // What a kernel reads: a page's own storage or a page converted to float32
 // (keys [D][P] with their scales applied; values [entries][stride] likewise).
-enum class Source : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kF32 };
-inline constexpr int kNumSources = 6;
+enum class Source : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kF32, kCoded };
+inline constexpr int kNumSources = 7;
 static_assert(static_cast<int>(Source::kF32) == kNumKvFormats);
-inline constexpr Source SourceOf(KvFormat format) { return static_cast<Source>(format); }
+inline constexpr Source SourceOf(KvFormat format) {
+  return IsCoded(format) ? Source::kCoded : static_cast<Source>(format);
+}
 
 // Bytes that will be needed soon, fetched while computing. bytes may be 0.
 struct Prefetch {
@@ -112,7 +114,7 @@ struct ObserveArgs {
   float* largest;  // null with squares
 };
 
-// What reads pages of one source.
+// What reads pages of one source. Of coded pages: what converts them alone.
 struct SourceKernels {
   // Indexed by R (1 .. block_rows).
   ScoreFn score[kMaxBlockRows + 1];
@@ -131,6 +133,7 @@ SourceKernels KernelsOfBf16();
 SourceKernels KernelsOfQ4();
 SourceKernels KernelsOfQ2();
 SourceKernels KernelsOfF32();
+SourceKernels KernelsOfCoded();
 
 struct PageKernels {
   const char* target_name;

@@ -14,6 +14,9 @@
 //   latents    references [P][k] u16         latents [P][r] f16         (no kernel reads them: cache/latents.h)
 //   all        positions [P] int32           columns [C][P] f32         (policy state)
 //
+// Pages of coded entries (kCoded + n, kernels/coded_pages.h) differ in size: positions and columns come first, then
+// codes.
+//
 // Groups are of 32 elements, as in KIVI (arXiv:2402.02750, section 3.2): of a key channel the
 // entries of the page, of a value 32 neighbouring channels. An element is
 //
@@ -28,6 +31,7 @@
 #ifndef PITH_KERNELS_PAGE_LAYOUT_H_
 #define PITH_KERNELS_PAGE_LAYOUT_H_
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,13 +43,24 @@ namespace pith {
 
 inline constexpr int kPageEntries = 32;  // P
 inline constexpr int kGroupElements = 32;
+inline constexpr size_t kCodedHeaderBytes = 64;
 
-enum class KvFormat : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2 };
-inline constexpr int kNumKvFormats = 5;
+// kCoded + n stands for integers in steps of at most a range's n-th part, Huffman-coded.
+enum class KvFormat : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kCoded = 64 };
+inline constexpr int kNumKvFormats = 5;  // beside those that are coded
+inline constexpr int kFewestCodedSteps = 2, kMostCodedSteps = 62;
+
+inline constexpr bool IsCoded(KvFormat format) { return format >= KvFormat::kCoded; }
+inline constexpr int CodedSteps(KvFormat format) {
+  return static_cast<int>(format) - static_cast<int>(KvFormat::kCoded);
+}
+inline constexpr KvFormat CodedFormat(int steps) {
+  return static_cast<KvFormat>(static_cast<int>(KvFormat::kCoded) + steps);
+}
 
 inline const char* KvFormatName(KvFormat format) {
   constexpr const char* kNames[kNumKvFormats] = {"f16", "q8", "bf16", "q4", "q2"};
-  return kNames[static_cast<int>(format)];
+  return IsCoded(format) ? "comp" : kNames[static_cast<int>(format)];
 }
 
 // By our names and llama.cpp's.
@@ -58,7 +73,9 @@ inline std::optional<KvFormat> FindKvFormat(std::string_view name) {
   return std::nullopt;
 }
 
+// Of coded elements, about: no more than a code of one length takes.
 inline constexpr int BitsOf(KvFormat format) {
+  if (IsCoded(format)) return 8;
   constexpr int kBits[kNumKvFormats] = {16, 8, 16, 4, 2};
   return kBits[static_cast<int>(format)];
 }
@@ -89,8 +106,10 @@ struct PageFormat {
   constexpr PageFormat(KvFormat key_format, KvFormat value_format) : key(key_format), value(value_format) {}
   friend constexpr bool operator==(const PageFormat&, const PageFormat&) = default;
 
+  // Keys and values alike.
+  constexpr bool coded() const { return IsCoded(key); }
   // Keys are quantised over the entries of a page, so it is written whole and its entries can't move alone.
-  constexpr bool whole_pages() const { return IsGrouped(key); }
+  constexpr bool whole_pages() const { return IsGrouped(key) || coded(); }
 
   // As a number, for files.
   constexpr uint32_t number() const {
@@ -98,8 +117,13 @@ struct PageFormat {
            uint32_t{references} << 24;
   }
   static constexpr std::optional<PageFormat> FromNumber(uint32_t number) {
+    const PageFormat read(static_cast<KvFormat>(number % 256), static_cast<KvFormat>(number / 256 % 256));
+    const auto has_steps = [](KvFormat one) {
+      return IsCoded(one) && CodedSteps(one) >= kFewestCodedSteps && CodedSteps(one) <= kMostCodedSteps;
+    };
+    if (has_steps(read.key) && has_steps(read.value) && number <= 0xffff) return read;
     if (number % 256 >= kNumKvFormats || number / 256 % 256 >= kNumKvFormats) return std::nullopt;
-    PageFormat format(static_cast<KvFormat>(number % 256), static_cast<KvFormat>(number / 256 % 256));
+    PageFormat format = read;
     format.latents = static_cast<uint8_t>(number >> 16);
     format.references = static_cast<uint8_t>(number >> 24);
     const bool half = format.key == KvFormat::kF16 && format.value == KvFormat::kF16;
@@ -107,9 +131,12 @@ struct PageFormat {
     return known ? std::optional(format) : std::nullopt;
   }
 
-  // "q4", or "q8/q4" where keys and values differ.
+  // "q4", or "q8/q4" where keys and values differ, or "comp:ek=1/16,ev=1/16".
   std::string Name() const {
     if (latents > 0) return "latents";
+    if (coded()) {
+      return "comp:ek=1/" + std::to_string(CodedSteps(key)) + ",ev=1/" + std::to_string(CodedSteps(value));
+    }
     return key == value ? KvFormatName(key) : std::string(KvFormatName(key)) + "/" + KvFormatName(value);
   }
 };
@@ -126,7 +153,7 @@ struct PageLayout {
   size_t value_scale_offset = 0;  // q8, q4, q2 only
   size_t position_offset = 0;
   size_t column_offset = 0;
-  size_t page_bytes = 0;  // multiple of 64
+  size_t page_bytes = 0;  // multiple of 64. Of coded pages: the most that one takes
 
   static PageLayout Make(PageFormat format, int key_dim, int value_dim, int num_columns) {
     PageLayout layout;
@@ -140,6 +167,15 @@ struct PageLayout {
       at += (bytes + 63) / 64 * 64;
       return offset;
     };
+    if (format.coded()) {
+      take(sizeof(int32_t) * kPageEntries);
+      layout.column_offset = take(sizeof(float) * kPageEntries * static_cast<size_t>(num_columns));
+      layout.key_offset = layout.value_offset = at;
+      // Numbers without a code stay in 16 bits.
+      take(kCodedHeaderBytes + sizeof(uint16_t) * kPageEntries * static_cast<size_t>(key_dim + value_dim));
+      layout.page_bytes = at;
+      return layout;
+    }
     layout.key_offset = take(layout.key_bytes());
     layout.value_offset = take(layout.value_row_bytes() * kPageEntries);
     layout.key_scale_offset = take(ScaleBytes(format.key, key_dim));
@@ -166,8 +202,16 @@ struct PageLayout {
     const int elements = IsGrouped(format.value) ? value_groups() * kGroupElements : value_dim;
     return static_cast<size_t>(elements * BitsOf(format.value)) / 8;
   }
-  // Of an entry's key and value with their scales; positions and columns apart.
+  // What plans allow for a page. Of coded ones it is more than most take, for no size is known before.
+  size_t planned_bytes() const {
+    return format.coded() ? (column_offset + sizeof(float) * kPageEntries * static_cast<size_t>(num_columns) +
+                             CodedBytes(1.0) + 63) /
+                                64 * 64
+                          : page_bytes;
+  }
+  // Of an entry's key and value with their scales; positions and columns apart. Of coded ones what is usual.
   double entry_bytes() const {
+    if (format.coded()) return static_cast<double>(CodedBytes(0)) / kPageEntries;
     const size_t scales = ScaleBytes(format.key, key_dim) + ScaleBytes(format.value, value_groups() * kPageEntries);
     return static_cast<double>(key_bytes() + scales) / kPageEntries + static_cast<double>(value_row_bytes());
   }
@@ -176,6 +220,7 @@ struct PageLayout {
 
   // Zeros between the parts of a page, which nothing else writes: for pages that leave the process.
   void ClearPadding(std::byte* page) const {
+    if (format.coded()) return;  // has none between its parts
     const auto clear = [page](size_t offset, size_t bytes, size_t next) {
       std::memset(page + offset + bytes, 0, next - offset - bytes);
     };
@@ -201,6 +246,8 @@ struct PageLayout {
     return reinterpret_cast<const uint16_t*>(page + value_offset) + slot * rank();
   }
 
+  // Positions and columns end here.
+  size_t state_end() const { return format.coded() ? key_offset : page_bytes; }
   int32_t* positions(std::byte* page) const { return reinterpret_cast<int32_t*>(page + position_offset); }
   const int32_t* positions(const std::byte* page) const {
     return reinterpret_cast<const int32_t*>(page + position_offset);
@@ -213,6 +260,14 @@ struct PageLayout {
   }
 
  private:
+  // Of a page's keys and values where elements take log2(steps) and so many bits more.
+  size_t CodedBytes(double more_bits) const {
+    const auto bytes = [more_bits](int dim, KvFormat of) {
+      return dim * kPageEntries * (std::log2(CodedSteps(of)) + more_bits) / 8;
+    };
+    const size_t beside = 128 + static_cast<size_t>(key_dim) * 3 / 2;
+    return beside + static_cast<size_t>(bytes(key_dim, format.key) + bytes(value_dim, format.value));
+  }
   static size_t ScaleBytes(KvFormat format, int num_groups) {
     if (format == KvFormat::kQ8) return sizeof(float) * kPageEntries;
     return IsGrouped(format) ? 2 * static_cast<size_t>(num_groups) : 0;

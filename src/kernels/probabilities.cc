@@ -1,6 +1,7 @@
 // Softmax probabilities: scores of all pages, then a softmax over each row.
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "base/check.h"
 #include "kernels/attention.h"
@@ -135,16 +136,25 @@ class Scorer {
     }
   }
 
+  // As a kernel reads them: where a page is coded, decoded.
+  const void* KeysOf(const PageRef& ref, PageVisibility visibility) const {
+    if (!ref.layout->format.coded()) return ref.page + ref.layout->key_offset;
+    if (visibility == PageVisibility::kHidden) return nullptr;
+    decoded_.resize(static_cast<size_t>(ref.layout->key_dim) * kPageEntries);
+    kernels_.ConvertKeys(*ref.layout, ref.page, decoded_.data());
+    return decoded_.data();
+  }
+
   void ScorePage(const Tile& tile, const PageRef& ref, const TileRows& tile_rows) const {
     alignas(64) float scores[kMaxBlockRows * kStepEntries];
     const PageLayout& layout = *ref.layout;
     const PageVisibility visibility = Visibility(kernels_, tile, ref);
     const StepPage page = {layout.positions(ref.page), nullptr, ref.count, visibility != PageVisibility::kWholly};
     const bool plain = !page.masked && task_.soft_cap == 0.0f && task_.alibi_slopes == nullptr;
-    const SourceKernels& kernels = kernels_.of(SourceOf(layout.format.key));
+    const SourceKernels& kernels = kernels_.of(layout.format.coded() ? Source::kF32 : SourceOf(layout.format.key));
     ScoreArgs args = {};
     args.key_dim = static_cast<size_t>(layout.key_dim);
-    args.keys = ref.page + layout.key_offset;
+    args.keys = KeysOf(ref, visibility);
     args.key_scales = ref.page + layout.key_scale_offset;
     args.scores = scores;
     args.query_scale = QueryScale(task_);
@@ -177,6 +187,7 @@ class Scorer {
   const int group_;
   const int head_rows_;
   int tile_rows_ = 0;
+  mutable std::vector<float> decoded_;  // keys of the coded page at hand
 };
 
 }  // namespace

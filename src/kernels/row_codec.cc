@@ -15,6 +15,7 @@
 
 #include "base/check.h"
 #include "kernels/attention.h"
+#include "kernels/coded_pages.h"
 #include "kernels/group_codec.h"
 #include "kernels/target.h"
 
@@ -414,11 +415,13 @@ void WriteEntriesF16(const PageLayout& layout, std::byte* page, int slot, int co
 }
 
 void ReadKeys(const PageLayout& layout, const std::byte* page, int count, float* keys) {
+  if (layout.format.coded()) return ReadCodedKeys(layout, page, count, keys);
   ApplyForcedTarget();
   HWY_DYNAMIC_DISPATCH(ReadPageKeys)(layout, page, count, keys);
 }
 
 void ReadValues(const PageLayout& layout, const std::byte* page, int count, float* values) {
+  if (layout.format.coded()) return ReadCodedValues(layout, page, count, values);
   ApplyForcedTarget();
   HWY_DYNAMIC_DISPATCH(ReadPageValues)(layout, page, count, values);
 }

@@ -26,6 +26,7 @@ std::string PlainTypeOf(KvFormat format) {
     case KvFormat::kQ4:
       return "q4_0";
     case KvFormat::kQ2:
+    case KvFormat::kCoded:
       break;
   }
   return {};

@@ -116,6 +116,15 @@ TEST(Recipe, AutoNamesNoFormatYet) {
   EXPECT_EQ(Normal("snapkv format=auto:0.50"), "snapkv format=auto:0.5");
   EXPECT_EQ(Normal("snapkv format=auto:0.95"), "snapkv format=auto");
   EXPECT_FALSE(ParseRecipe("pith format=q8")->auto_format.has_value());
+  EXPECT_EQ(ParseRecipe("snapkv format=comp")->format, PageFormat(CodedFormat(17), CodedFormat(7)));
+  EXPECT_EQ(ParseRecipe("snapkv format=comp:ev=0.1")->format, PageFormat(CodedFormat(17), CodedFormat(10)));
+  EXPECT_EQ(Normal("snapkv format=comp:ek=0.0625,ev=1/5"), "snapkv format=comp:ek=1/16,ev=1/5");
+  EXPECT_EQ(Normal("snapkv format=comp:ek=1/16,ev=1/5"), "snapkv format=comp:ek=1/16,ev=1/5");
+  for (const char* shares :
+       {"ek", "ek=", "ek=0.6", "ek=1/63", "ek=0", "ek=x", "ek=1/", "ek=0.1;ev=0.1", "e=0.1", "ek=nan"}) {
+    EXPECT_EQ(ErrorOf(std::string("snapkv format=comp:") + shares),
+              "format=comp:ek=F,ev=F takes shares of a range from 1/62 to 1/2, not '" + std::string(shares) + "'");
+  }
   for (const char* share : {"0", "1.5", "x", "", "nan", "0.5x"}) {
     EXPECT_EQ(ErrorOf(std::string("snapkv format=auto:") + share),
               "format=auto takes a share of the entries from 0.01 to 1, not '" + std::string(share) + "'");
@@ -175,7 +184,7 @@ TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
   EXPECT_EQ(ErrorOf("score=knorm:windw=3"), "score=knorm has no parameter 'windw'; did you mean 'recent'?");
   EXPECT_EQ(ErrorOf("alloc=uniform:x=1 score=h2o"), "alloc=uniform has no parameter 'x'; it has none");
   EXPECT_EQ(ErrorOf("snapkv format=q5"),
-            "format=q5 is none of auto, f16, bf16, q8, q4 and q2 or two of them as in q8/q4");
+            "format=q5 is none of auto, comp, f16, bf16, q8, q4 and q2 or two of the last five as in q8/q4");
   EXPECT_EQ(ErrorOf("snapkv sinks=-1"), "sinks must be a whole number between 0 and 4096, not '-1'");
   EXPECT_EQ(ErrorOf("snapkv h2o"), "the recipe 'h2o' must come first, alone or with stages after it");
   EXPECT_EQ(ErrorOf("score=snapkv score=h2o"), "score=snapkv and score=h2o exclude one another; name one of them");

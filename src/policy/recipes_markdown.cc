@@ -33,7 +33,8 @@ A stage beside a name takes the place of the one of its kind; modifiers add up, 
 `prefill=criti` beside any of them skips attention work while the prompt is read. `turns=flowkv` or `turns=epicache` beside
 any of them says what happens between the turns of a conversation (`pith chat`, the library's conversations, the server).
 `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence.
-`format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`);
+`format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`),
+or in error-bounded codes (`format=comp:ek=0.06,ev=0.15`);
 a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). `format=auto:0.6` takes f16 where all entries
 fit, else the most precise of q8, q4 and q4/q2 that holds 60% of them (`format=auto`: 95%). Missing stages are `agg=mean`,
 `alloc=uniform` and `act=drop`.
