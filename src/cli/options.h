@@ -20,8 +20,8 @@ CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& 
 // What happens when the command was given, and none of its own commands, once its options have their values.
 void OnCommand(CLI::App& command, std::function<void()> then);
 
-// One option each, owned by `command`. Where it is given, its value, the last one if it is given again, goes to `value`,
-// which must outlive the parsing.
+// One option each, owned by `command`. Where it is given, its value goes to `value`, which must outlive the parsing;
+// given again, the last one.
 // names: "-x,--long", or a bare word for a positional. type: what stands for the value in --help.
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::string& value, const std::string& help,
                        const std::string& type);

@@ -21,6 +21,7 @@
 #include "policy/composed.h"
 #include "policy/policy.h"
 #include "policy/registry.h"
+#include "policy/storage.h"
 #include "policy/words.h"
 
 namespace pith {
@@ -30,7 +31,6 @@ constexpr size_t kLongestText = 4096;
 constexpr std::string_view kSpaces = " \t\r\n";
 constexpr int kMostSinks = 4096;
 constexpr std::string_view kOr = " or ";
-constexpr double kAutoShare = 0.95;
 
 struct Setting {
   std::string_view name;
@@ -49,18 +49,6 @@ struct ChosenStage {
       text += fmt::format("{}{}={}", i == 0 ? ":" : ",", set[i], params.Text(set[i]));
     }
     return text;
-  }
-};
-
-// format=
-struct Storage {
-  PageFormat fixed;
-  double least = 0;  // > 0: format=auto, of the entries
-
-  bool operator==(const Storage&) const = default;
-  std::string Name() const {
-    if (least <= 0) return fixed.Name();
-    return least == kAutoShare ? std::string("auto") : fmt::format("auto:{}", least);
   }
 };
 
@@ -125,62 +113,6 @@ Result<int> ParseSinks(std::string_view text) {
   return value;
 }
 
-// Steps of "comp:ek=F,ev=F" as a format: a step is at most F of a range.
-Result<Storage> ParseCoded(std::string_view text) {
-  const auto invalid = [text] {
-    return InvalidArgument(fmt::format("format=comp:ek=F,ev=F takes shares of a range from 1/{} to 1/{}, not '{}'",
-                                       kMostCodedSteps, kFewestCodedSteps, Printable(text)));
-  };
-  double shares[2] = {0.06, 0.15};  // values bear more
-  while (!text.empty()) {
-    const std::string_view part = text.substr(0, text.find(','));
-    text.remove_prefix(std::min(part.size() + 1, text.size()));
-    if (!part.starts_with("ek=") && !part.starts_with("ev=")) return invalid();
-    const char* const end = part.data() + part.size();
-    double over = 1, under = 1;
-    std::from_chars_result read = std::from_chars(part.data() + 3, end, over);
-    if (read.ec == std::errc() && read.ptr != end && *read.ptr == '/') read = std::from_chars(read.ptr + 1, end, under);
-    if (read.ec != std::errc() || read.ptr != end || !(over > 0) || !(under > 0)) return invalid();
-    shares[part[1] == 'k' ? 0 : 1] = over / under;
-  }
-  KvFormat formats[2] = {};
-  for (const int i : {0, 1}) {
-    // 1e-9: the share may be a little less than was written.
-    const double steps = std::ceil(1 / shares[i] - 1e-9);
-    if (!(shares[i] * kFewestCodedSteps <= 1 && steps <= kMostCodedSteps)) return invalid();
-    formats[i] = CodedFormat(static_cast<int>(steps));
-  }
-  return Storage{.fixed = PageFormat(formats[0], formats[1])};
-}
-
-// "q4" for keys and values, "q8/q4" where they differ, "comp:ek=0.06,ev=0.15", "auto:0.9".
-Result<Storage> ParseFormat(std::string_view text) {
-  constexpr std::string_view kAuto = "auto";
-  if (text == kAuto) return Storage{.fixed = {}, .least = kAutoShare};
-  if (text.starts_with(kAuto) && text[kAuto.size()] == ':') {
-    const std::string share(text.substr(kAuto.size() + 1));
-    double least = 0;
-    const auto [end, error] = std::from_chars(share.data(), share.data() + share.size(), least);
-    if (error == std::errc() && end == share.data() + share.size() && least >= 0.01 && least <= 1) {
-      return Storage{.fixed = {}, .least = least};
-    }
-    return InvalidArgument(
-        fmt::format("format=auto takes a share of the entries from 0.01 to 1, not '{}'", Printable(share)));
-  }
-  constexpr std::string_view kComp = "comp";
-  if (text == kComp) return ParseCoded("");
-  if (text.starts_with(kComp) && text[kComp.size()] == ':') return ParseCoded(text.substr(kComp.size() + 1));
-  const size_t slash = text.find('/');
-  const std::optional<KvFormat> key = FindKvFormat(text.substr(0, slash));
-  const std::optional<KvFormat> value = slash == std::string_view::npos ? key : FindKvFormat(text.substr(slash + 1));
-  if (!key || !value) {
-    return InvalidArgument(
-        fmt::format("format={} is none of auto, comp, f16, bf16, q8, q4 and q2 or two of the last five as in q8/q4",
-                    Printable(text)));
-  }
-  return Storage{.fixed = PageFormat(*key, *value)};
-}
-
 // "name" or "name:params" of one stage kind.
 Result<ChosenStage> ParseStage(StageKind kind, std::string_view text) {
   const size_t colon = text.find(':');
@@ -243,7 +175,7 @@ Status AddStage(std::string_view key, std::string_view text, Draft& draft, bool 
 
 Status SetNamed(std::string_view name, const Setting& setting, Draft& draft) {
   if (setting.name == "format") {
-    PITH_ASSIGN_OR_RETURN(draft.format, ParseFormat(setting.value));
+    PITH_ASSIGN_OR_RETURN(draft.format, ParseStorage(setting.value));
     return {};
   }
   bool known = setting.name == "sinks";
@@ -315,7 +247,7 @@ Status AddNamed(std::string_view word, Draft& draft) {
   for (std::string_view stage : StagesOf(*draft.named, draft.alternative)) {
     const size_t equals = stage.find('=');
     if (stage.substr(0, equals) == "format") {
-      PITH_ASSIGN_OR_RETURN(draft.named_format, ParseFormat(stage.substr(equals + 1)));
+      PITH_ASSIGN_OR_RETURN(draft.named_format, ParseStorage(stage.substr(equals + 1)));
       draft.format = draft.named_format;
       continue;
     }
@@ -338,7 +270,7 @@ Status AddWord(std::string_view word, Draft& draft) {
     return {};
   }
   if (key == "format") {
-    PITH_ASSIGN_OR_RETURN(draft.format, ParseFormat(rest));
+    PITH_ASSIGN_OR_RETURN(draft.format, ParseStorage(rest));
     return {};
   }
   return AddStage(key, rest, draft, true);
