@@ -97,8 +97,9 @@ class RecipeTuner {
     ordered_json json = ResultJson();
     json["seconds"] = seconds;
     if (flags_.output.json) return PrintJson(json.dump(1));
-    fmt::print("{:>6} {:>8} {:>8} {:>9} {:>6}  recipe (full cache: {:.0f}% right; {})\n", "keep", "bytes", "kl", "right",
-               "nll", 100 * MeanOf(Rows(), "full", 1).accuracy(), WhichTasks());
+    const double full = 100 * MeanOf(Rows(), "full", 1).accuracy();
+    fmt::print("{:>6} {:>8} {:>8} {:>9} {:>6}  recipe (full cache: {:.0f}% right; {})\n", "keep", "bytes", "kl",
+               "right", "nll", full, WhichTasks());
     for (const ordered_json& row : json["shares"]) {
       for (const ordered_json& one : row["judged"]) {
         fmt::print("{:>6.3g} {:>7.1f}% {:>8.4f} {:>8.0f}% {:>6.3f}  {}\n", row["keep"].get<double>(),
