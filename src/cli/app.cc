@@ -15,6 +15,7 @@
 
 #include "cli/arguments.h"
 #include "cli/command.h"
+#include "cli/options.h"
 #include "cli/terminal.h"
 #include "host/trial.h"
 #include "kernels/attention.h"
@@ -81,6 +82,7 @@ int Parse(int argc, const char* const* argv, Command& chosen) {
     const std::string help = "Backslashes in -p and --system stand for characters: \\n, \\t, \\x41 and so on";
     app.get_subcommand(command)->add_flag("-e,--escape", help);
   }
+  LastValueCounts(app);
   Result<std::vector<std::string>> read = ReadArguments(app, argc, argv);
   if (!read) {
     Complain(Error{ErrorCode::kInvalidArgument, read.error().message});

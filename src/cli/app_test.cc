@@ -60,6 +60,7 @@ TEST(App, BadUsage) {
       {{"run", "-p", "x", "-n", "5", "-n", "-2"}, "-n takes"},
       {{"run", "-p", "x", "-n", "-2", "-n", "5", "--recipe", "knorm", "--recipe", "no_such_recipe"}, "no_such_recipe"},
       {{"run", "-p", "", "-p", "x", "--temp", "0", "--temp", "-1"}, "--temp takes"},
+      {{"info", "a.gguf", "b.gguf"}, "pith: "},
   };
   for (const Usage& usage : usages) {
     std::vector<const char*> arguments = usage.arguments;

@@ -4,17 +4,6 @@
 #include <utility>
 
 namespace pith::cli {
-namespace {
-
-// Of an option that is given again the last value counts, as scripts that append to a line of flags expect.
-template <typename T>
-CLI::Option* AddOne(CLI::App& command, const std::string& names, T& value, const std::string& help,
-                    const std::string& type) {
-  return command.add_option(names, value, help)->type_name(type)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-}
-
-}  // namespace
-
 CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& help, const std::string& footer) {
   CLI::App* command = app.add_subcommand(name, help);
   command->footer(footer);
@@ -29,32 +18,32 @@ void OnCommand(CLI::App& command, std::function<void()> then) {
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::string& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, float& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, double& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, int32_t& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, int64_t& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, uint64_t& value, const std::string& help,
                        const std::string& type) {
-  return AddOne(command, names, value, help, type);
+  return command.add_option(names, value, help)->type_name(type);
 }
 
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::vector<std::string>& values,
@@ -79,6 +68,14 @@ CLI::Option* AddChoice(CLI::App& command, const std::string& names, std::string&
 
 CLI::Option* AddFlag(CLI::App& command, const std::string& names, bool& value, const std::string& help) {
   return command.add_flag(names, value, help);
+}
+
+void LastValueCounts(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_positional() || option->get_expected_max() != 1) continue;
+    option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+  for (CLI::App* command : app.get_subcommands({})) LastValueCounts(*command);
 }
 
 void MayBeBare(CLI::Option* option, const std::string& value) { option->expected(0, 1)->default_str(value); }

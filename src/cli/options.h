@@ -20,8 +20,7 @@ CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& 
 // What happens when the command was given, and none of its own commands, once its options have their values.
 void OnCommand(CLI::App& command, std::function<void()> then);
 
-// One option each, owned by `command`. Where it is given, its value goes to `value`, which must outlive the parsing;
-// given again, the last one.
+// One option each, owned by `command`. Where it is given, its value goes to `value`, which must outlive the parsing.
 // names: "-x,--long", or a bare word for a positional. type: what stands for the value in --help.
 CLI::Option* AddOption(CLI::App& command, const std::string& names, std::string& value, const std::string& help,
                        const std::string& type);
@@ -48,6 +47,10 @@ CLI::Option* AddNumber(CLI::App& command, const std::string& names, int& value, 
 CLI::Option* AddChoice(CLI::App& command, const std::string& names, std::string& value,
                        const std::vector<std::string>& choices, const std::string& help, const std::string& type);
 CLI::Option* AddFlag(CLI::App& command, const std::string& names, bool& value, const std::string& help);
+
+// Of all commands, when they have their options: where one of a single value is given again, as by scripts that append
+// to a line of flags, the last value counts.
+void LastValueCounts(CLI::App& app);
 
 // Given without a value it means `value`.
 void MayBeBare(CLI::Option* option, const std::string& value);
