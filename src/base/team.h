@@ -6,16 +6,21 @@
 #define PITH_BASE_TEAM_H_
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 namespace pith {
 
 // Waits for something that is about to happen: spins briefly, then yields, so that a team with fewer free cores than
-// members still moves.
+// members still moves. Of a wait that has gone on for milliseconds (a scorer of a program's own on one thread, say) it
+// sleeps parts, and leaves the core to threads that are not the team's, such as those of NumPy.
 class Spinner {
  public:
   void Once() {
-    if (++spins_ >= kSpins) return std::this_thread::yield();
+    if (++spins_ >= kSpins) {
+      if (spins_ < kSpins + kYields) return std::this_thread::yield();
+      return std::this_thread::sleep_for(kNap);
+    }
 #if defined(__x86_64__)
     __builtin_ia32_pause();  // without immintrin.h, half of what most files took to compile
 #endif
@@ -23,6 +28,8 @@ class Spinner {
 
  private:
   static constexpr int kSpins = 2000;
+  static constexpr int kYields = 4000;  // some 2 ms where nobody else wants the core
+  static constexpr std::chrono::microseconds kNap{50};
   int spins_ = 0;
 };
 
