@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "policy/act/deltakv.h"
+#include "tests/support/delta_codec.h"
 #include "tests/support/golden.h"
 
 namespace pith::testing {

@@ -1,10 +1,10 @@
-#include "policy/act/deltakv.h"
+#include "tests/support/delta_codec.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
 
-namespace pith {
+namespace pith::testing {
 namespace {
 
 std::vector<double> Linear(std::span<const float> matrix, std::span<const float> bias, std::span<const double> x) {
@@ -87,4 +87,4 @@ std::vector<double> DeltaCodec::Reconstruct(const DeltaEntry& entry) const {
   return vector;
 }
 
-}  // namespace pith
+}  // namespace pith::testing

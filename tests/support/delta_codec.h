@@ -3,8 +3,8 @@
 // what a base is says cache/latents.h, which pages of act=delta go by, too.
 //
 // Where fewer than k references can be seen, those that are there are averaged; the code fills up with later ones.
-#ifndef PITH_POLICY_ACT_DELTAKV_H_
-#define PITH_POLICY_ACT_DELTAKV_H_
+#ifndef PITH_TESTS_SUPPORT_DELTA_CODEC_H_
+#define PITH_TESTS_SUPPORT_DELTA_CODEC_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 #include "cache/latents.h"
 
-namespace pith {
+namespace pith::testing {
 
 // A learned map: W x + b, W2 gelu(W1 x + b1) + b2, or W2 (silu(first half of W1 x + b1) * second half) + b2. Rows of
 // matrices are outputs; biases may be empty.
@@ -71,6 +71,6 @@ class DeltaCodec {
   std::vector<DeltaEntry> entries_;
 };
 
-}  // namespace pith
+}  // namespace pith::testing
 
-#endif  // PITH_POLICY_ACT_DELTAKV_H_
+#endif  // PITH_TESTS_SUPPORT_DELTA_CODEC_H_
