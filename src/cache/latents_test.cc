@@ -101,7 +101,7 @@ TEST(Latents, MapsFindTheAxesOfDifferences) {
   std::vector<double> errors;
   for (const int rank : ranks) {
     std::vector<float> rows = RowsOfRank(rng, kCount, rank);
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] *= i % kDim < kKeyDim ? 20 : 1;  // keys vary more
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] *= i % kDim < kKeyDim ? 20.0F : 1.0F;  // keys vary more
     const std::vector<uint16_t> maps = FitLatentMaps(layout, rows.data(), kCount);
     ASSERT_EQ(maps.size(), NumMapNumbers(layout));
     std::vector<float> latents(kCount * 10), back(kP * kDim), scratch(kP * 10 + kDim);
