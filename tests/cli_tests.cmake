@@ -20,11 +20,7 @@ if(PITH_TEST_MODEL)
   set(small_model FIXTURES_REQUIRED SmallModel)
 endif()
 # One thread each, so that two classes run side by side; what takes times or waits for them has the machine alone.
-foreach(class TruncatedModel BadPrompts HardBudget Run Commands)
-  # Each recipe in a budget: ModelSmallBudget does so without a process for each.
-  if(PITH_SANITIZE AND class STREQUAL "HardBudget")
-    continue()
-  endif()
+foreach(class TruncatedModel BadPrompts Run Commands)
   set(threads 1)
   set(alone OFF)
   if(class MATCHES "^(Run|Commands)$")
@@ -36,6 +32,17 @@ foreach(class TruncatedModel BadPrompts HardBudget Run Commands)
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE};PITH_TEST_MODEL=${PITH_TEST_MODEL};\
 PITH_TEST_THREADS=${threads}")
 endforeach()
+# A process for each recipe and budget: a quarter of them for each commit, which goes through all in one process, too
+# (ModelSmallBudget), and with sanitizers only there.
+if(NOT PITH_SANITIZE)
+  math(EXPR last_part "${PITH_TEST_PARTS} - 1")
+  foreach(part RANGE ${last_part})
+    add_test(NAME "cli_HardBudget#${part}"
+      COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py HardBudget)
+    set_tests_properties("cli_HardBudget#${part}" PROPERTIES LABELS model TIMEOUT 3600
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1;PITH_RECIPE_PART=${part}/${PITH_TEST_PARTS}")
+  endforeach()
+endif()
 # Two threads each: beside another test they would take five times as long. Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
 if(NOT PITH_SANITIZE)
   foreach(class Conversations Sampling Terminal)

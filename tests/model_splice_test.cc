@@ -297,7 +297,7 @@ std::vector<float> AfterAnEdit(const std::shared_ptr<HostModel>& model, bool spl
   return Follow(**engine, target, tail);
 }
 
-TEST(ModelSpliceText, LogitsAreNearThoseOfAReadingAndFarFromThoseOfKeysThatWereNotTurned) {
+TEST(SlowSpliceText, LogitsAreNearThoseOfAReadingAndFarFromThoseOfKeysThatWereNotTurned) {
   const std::vector<float> read = AfterAnEdit(DefaultModel(), false), taken = AfterAnEdit(DefaultModel(), true);
   HostModelOptions options;
   options.num_threads = kThreads;
