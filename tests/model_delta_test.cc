@@ -20,31 +20,14 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::DefaultModel;
+using testing::ExpectEveryEntry;
 using testing::ExpectRestored;
 using testing::Follow;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
+using testing::Running;
 using testing::Tokenize;
-
-EngineOptions Running(const std::string& recipe, size_t budget_bytes, int num_ctx) {
-  EngineOptions options;
-  options.num_ctx = num_ctx;
-  options.num_threads = testing::kThreads;
-  options.budget_bytes = budget_bytes;
-  options.recipe = *ParseRecipe(recipe);
-  options.max_sequences = 1;
-  return options;
-}
-
-void ExpectEveryEntry(const Engine& engine, SequenceId sequence) {
-  const int num_tokens = engine.num_tokens(sequence);
-  for (const auto& [layer, head] : {std::pair(0, 0), std::pair(13, 1), std::pair(29, 2)}) {
-    const std::vector<int32_t> positions = engine.EntryPositions(sequence, layer, head);
-    ASSERT_EQ(positions.size(), static_cast<size_t>(num_tokens));
-    for (int i = 0; i < num_tokens; ++i) ASSERT_EQ(positions[static_cast<size_t>(i)], i);
-  }
-}
 
 // The share of f16's bytes, where `exact` of n entries stay, of heads of 64 channels: latents of `rank` numbers with
 // k references, and the maps of a head.

@@ -93,6 +93,27 @@ inline std::vector<int32_t> LedgerTokens(size_t count) {
   return tokens;
 }
 
+// One sequence in a budget, whose recipe runs while text is read.
+inline EngineOptions Running(const std::string& recipe, size_t budget_bytes, int num_ctx) {
+  EngineOptions options;
+  options.num_ctx = num_ctx;
+  options.num_threads = kThreads;
+  options.budget_bytes = budget_bytes;
+  options.recipe = *ParseRecipe(recipe);
+  options.max_sequences = 1;
+  return options;
+}
+
+// Some heads hold each token that was read, in order.
+inline void ExpectEveryEntry(const Engine& engine, SequenceId sequence) {
+  const int num_tokens = engine.num_tokens(sequence);
+  for (const auto& [layer, head] : {std::pair(0, 0), std::pair(13, 1), std::pair(29, 2)}) {
+    const std::vector<int32_t> positions = engine.EntryPositions(sequence, layer, head);
+    ASSERT_EQ(positions.size(), static_cast<size_t>(num_tokens));
+    for (int i = 0; i < num_tokens; ++i) ASSERT_EQ(positions[static_cast<size_t>(i)], i);
+  }
+}
+
 }  // namespace pith::testing
 
 #endif  // PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
