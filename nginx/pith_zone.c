@@ -95,6 +95,7 @@ static ngx_int_t pith_file_name(const ngx_path_t *path, const u_char *key, u_cha
 
 ngx_int_t pith_zone_delete(ngx_http_file_cache_t *cache, const u_char *key, off_t *blocks) {
   ngx_http_file_cache_node_t *node;
+  ngx_file_info_t info;
   u_char name[NGX_MAX_PATH];
   *blocks = 0;
   if (pith_file_name(cache->path, key, name) != NGX_OK) return NGX_DECLINED;
@@ -118,6 +119,14 @@ ngx_int_t pith_zone_delete(ngx_http_file_cache_t *cache, const u_char *key, off_
     ngx_shmtx_lock(&cache->shpool->mutex);
     node->count--;
     node->deleting = 0;
+    // A worker has stored it anew meanwhile, before its file was removed here or after.
+    if (node->count == 0 && node->fs_size > 0) {
+      if (ngx_file_info(name, &info) != NGX_FILE_ERROR) {
+        ngx_shmtx_unlock(&cache->shpool->mutex);
+        return NGX_OK;
+      }
+      cache->sh->size -= node->fs_size;
+    }
   }
   if (node->count == 0) {
     ngx_queue_remove(&node->queue);
