@@ -62,7 +62,8 @@ std::vector<Piece> FindPieces(std::span<const int32_t> text, size_t begin, size_
     if (found == places.end()) return best;
     size_t tried = 0;
     for (const Place& place : found->second) {
-      if (place.from < next || tried++ == kMostPlaces) continue;
+      if (place.from < next) continue;
+      if (tried++ == kMostPlaces) break;
       const auto a = looked.subspan(hash.at()), b = other.first(place.end).subspan(place.from);
       const auto same = static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
       if (same >= least && same > best.count) best.from = place.from, best.count = same;

@@ -69,6 +69,7 @@ bool SchedulerImpl::IsAtPiece(const Job& job) {
 }
 
 void SchedulerImpl::SplicePieces() {
+  if (std::ranges::none_of(running_, [](const JobPtr& job) { return IsAtPiece(*job); })) return;
   size_t left = std::min(kSplicedAtOnce, static_cast<size_t>(engine_->block_tokens()));
   const std::vector<JobPtr> running = running_;
   for (const JobPtr& job : running) {
