@@ -22,6 +22,7 @@ using testing::CompressedAfter;
 using testing::DefaultModel;
 using testing::ExpectEveryEntry;
 using testing::ExpectRestored;
+using testing::ExpectRunsInABudget;
 using testing::Follow;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
@@ -158,28 +159,9 @@ TEST(ModelDelta, SequencesGoOnLikeOthers) {
 
 // While text is read and written, in a hard budget.
 TEST(ModelDelta, RunsInABudget) {
-  const std::vector<int32_t> tokens = LedgerTokens(700);
-  std::vector<std::vector<float>> logits;
-  for (const char* const text : {"full", "deltakv:recent=32", "snapkv:window=16 act=delta:recent=32"}) {
-    SCOPED_TRACE(text);
-    // 23,040 bytes a token in f16.
-    const size_t budget = std::string(text) == "full" ? 0 : size_t{13} << 20;
-    auto engine = MakeDefaultEngine(Running(text, budget, 1000));
-    ASSERT_NE(engine, nullptr);
-    const SequenceId sequence = *engine->NewSequence();
-    const size_t read = tokens.size() - 100;
-    ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), read}));
-    for (size_t i = read; i < tokens.size(); ++i) {
-      const Status status = engine->Decode(sequence, tokens[i]);
-      ASSERT_TRUE(status) << status.error().message;
-    }
-    logits.emplace_back(engine->logits(sequence).begin(), engine->logits(sequence).end());
-    ExpectEveryEntry(*engine, sequence);
-    if (budget == 0) continue;
-    EXPECT_LE(engine->stats().peak_bytes, budget);
-    EXPECT_LT(engine->KeptBytes(sequence), 0.55);
-    EXPECT_LT(MeanKl(logits.front(), logits.back()), 2.5);
-  }
+  // 23,040 bytes a token in f16.
+  ExpectRunsInABudget({"full", "deltakv:recent=32", "snapkv:window=16 act=delta:recent=32"}, LedgerTokens(700), 100,
+                      size_t{13} << 20, 0.55, 2.5);
 }
 
 TEST(ModelDelta, ReadsMapsOfAFile) {

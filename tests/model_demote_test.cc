@@ -21,6 +21,7 @@ namespace {
 using testing::CompressedAfter;
 using testing::ExpectEveryEntry;
 using testing::ExpectRestored;
+using testing::ExpectRunsInABudget;
 using testing::Follow;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
@@ -136,29 +137,10 @@ TEST(ModelDemote, SequencesGoOnLikeOthers) {
 
 // While text is read and written, in a hard budget.
 TEST(ModelDemote, RunsInABudget) {
-  const std::vector<int32_t> tokens = LedgerTokens(900);
-  std::vector<std::vector<float>> logits;
-  for (const char* const text : {"full", "h2o act=demote", "snapkv:window=16 act=demote", "h2o alloc=global act=demote",
-                                 "h2o act=demote:hi=q4", "lra act=demote"}) {
-    SCOPED_TRACE(text);
-    // 23,040 bytes a token in f16.
-    const size_t budget = std::string(text) == "full" ? 0 : size_t{10} << 20;
-    auto engine = MakeDefaultEngine(Running(text, budget, 1000));
-    ASSERT_NE(engine, nullptr);
-    const SequenceId sequence = *engine->NewSequence();
-    const size_t read = tokens.size() - 40;
-    ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), read}));
-    for (size_t i = read; i < tokens.size(); ++i) {
-      const Status status = engine->Decode(sequence, tokens[i]);
-      ASSERT_TRUE(status) << status.error().message;
-    }
-    logits.emplace_back(engine->logits(sequence).begin(), engine->logits(sequence).end());
-    ExpectEveryEntry(*engine, sequence);
-    if (budget == 0) continue;
-    EXPECT_LE(engine->stats().peak_bytes, budget);
-    EXPECT_LT(engine->KeptBytes(sequence), 0.5);
-    EXPECT_LT(MeanKl(logits.front(), logits.back()), 0.4);
-  }
+  // 23,040 bytes a token in f16.
+  ExpectRunsInABudget({"full", "h2o act=demote", "snapkv:window=16 act=demote", "h2o alloc=global act=demote",
+                       "h2o act=demote:hi=q4", "lra act=demote"},
+                      LedgerTokens(900), 40, size_t{10} << 20, 0.5, 0.4);
 }
 
 TEST(ModelDemote, TheShareHoldsWhereBytesAreThere) {

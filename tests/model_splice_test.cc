@@ -54,23 +54,17 @@ double Farthest(const std::vector<float>& a, size_t a_entries, size_t first, con
 
 class ModelSplice : public ::testing::Test {
  protected:
-  void TearDown() override {
-    engine_.reset();
-    model_.reset();
-    if (!path_.empty()) std::filesystem::remove(path_);
-  }
-
   bool Use(const std::string& architecture, const std::string& recipe, PageFormat format = {}, int keep_entries = 0,
            size_t budget_bytes = 0) {
     if (architecture != architecture_) {
-      path_ = ::testing::TempDir() + fmt::format("pith_splice_{}_{}.gguf", architecture, getpid());
-      const Status made = MakeRandomModel(architecture, NeedsExperts(architecture), path_, 3);
+      const std::string path = ::testing::TempDir() + fmt::format("pith_splice_{}_{}.gguf", architecture, getpid());
+      const Status made = MakeRandomModel(architecture, NeedsExperts(architecture), path, 3);
       EXPECT_TRUE(made) << made.error().message;
-      auto model = HostModel::Load(path_, HostModelOptions{});
+      auto model = HostModel::Load(path, HostModelOptions{});
+      std::filesystem::remove(path);
       EXPECT_TRUE(model) << model.error().message;
       if (!model) return false;
       model_ = *model, architecture_ = architecture;
-      std::filesystem::remove(path_);
     }
     EngineOptions options;
     options.num_ctx = 400;
@@ -119,7 +113,7 @@ class ModelSplice : public ::testing::Test {
     engine_->Free(source), engine_->Free(target);
   }
 
-  std::string path_, architecture_;
+  std::string architecture_;
   std::shared_ptr<HostModel> model_;
   std::unique_ptr<Engine> engine_;
   const std::vector<int32_t> before_ = Tokens(40, 1), old_ = Tokens(20, 2), edited_ = Tokens(33, 5),

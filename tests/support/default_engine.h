@@ -114,6 +114,32 @@ inline void ExpectEveryEntry(const Engine& engine, SequenceId sequence) {
   }
 }
 
+// Recipes that keep every entry, in fewer bytes: all but the last `written` tokens as a prompt, these one by one, in a
+// budget but for the first recipe, "full", near whose logits theirs are. most_bytes: of f16's.
+inline void ExpectRunsInABudget(const std::vector<std::string>& recipes, const std::vector<int32_t>& tokens,
+                                size_t written, size_t budget_bytes, double most_bytes, double most_kl) {
+  std::vector<std::vector<float>> logits;
+  for (const std::string& text : recipes) {
+    SCOPED_TRACE(text);
+    const size_t budget = text == "full" ? 0 : budget_bytes;
+    auto engine = MakeDefaultEngine(Running(text, budget, 1000));
+    ASSERT_NE(engine, nullptr);
+    const SequenceId sequence = *engine->NewSequence();
+    const size_t read = tokens.size() - written;
+    ASSERT_TRUE(engine->Prefill(sequence, {tokens.data(), read}));
+    for (size_t i = read; i < tokens.size(); ++i) {
+      const Status status = engine->Decode(sequence, tokens[i]);
+      ASSERT_TRUE(status) << status.error().message;
+    }
+    logits.emplace_back(engine->logits(sequence).begin(), engine->logits(sequence).end());
+    ExpectEveryEntry(*engine, sequence);
+    if (budget == 0) continue;
+    EXPECT_LE(engine->stats().peak_bytes, budget);
+    EXPECT_LT(engine->KeptBytes(sequence), most_bytes);
+    EXPECT_LT(MeanKl(logits.front(), logits.back()), most_kl);
+  }
+}
+
 }  // namespace pith::testing
 
 #endif  // PITH_TESTS_SUPPORT_DEFAULT_ENGINE_H_
