@@ -10,6 +10,8 @@
 
 namespace pith {
 
+namespace {
+
 bool HasLatents(const EngineCore& core, const Sequence& sequence) {
   for (const int layer : core.layers.layers()) {
     const std::span<const HeadCache> heads = std::as_const(*core.cache).heads(sequence.cache_id, layer);
@@ -17,6 +19,8 @@ bool HasLatents(const EngineCore& core, const Sequence& sequence) {
   }
   return false;
 }
+
+}  // namespace
 
 Status CheckLatents(const EngineCore& core, const Sequence& sequence, const ResolvedRecipe& recipe) {
   const DemoteOptions* const demote = recipe.policy->demote();

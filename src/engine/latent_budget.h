@@ -9,7 +9,6 @@
 
 namespace pith {
 
-bool HasLatents(const EngineCore& core, const Sequence& sequence);
 // kInvalidArgument: the recipe would drop what latents refer to, which stays, or has no room to read its own.
 Status CheckLatents(const EngineCore& core, const Sequence& sequence, const ResolvedRecipe& recipe);
 // What `bytes` of the f16 cache's, of `mean` entries per kv head, leave as they are beside latents of the others.

@@ -288,15 +288,16 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
   const Policy& policy = *active.recipe.policy;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
   const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
+  const bool has_probs = (policy.needs() & kNeedWindowProbs) != 0;
   if (team.ith == 0) {
     const std::span<HeadCache> heads = cache_.heads(sequence.cache_id, layer);
     DescribeHeads(heads, window_segments_, window_heads_);
-    window_latents_.Prepare(heads, team.nth, window_segments_);
     window_count_ = 0;
     if (windowed) PrepareWindow(sequence, layer, global_layer, policy.window());
+    if (has_probs && window_count_ > 0) window_latents_.Prepare(heads, team.nth, window_segments_);
   }
   team.Sync();
-  if (windowed && window_count_ > 0 && (policy.needs() & kNeedWindowProbs)) {
+  if (has_probs && window_count_ > 0) {
     ReadWindowLatents(team);
     kernels::RunProbabilities(window_task_, probabilities_.data(), team);
     team.Sync();

@@ -140,9 +140,9 @@ Status Splice(EngineCore& core, SequenceTable& table, Sequence& target, const Se
   PITH_RETURN_IF_ERROR(CheckSplices(core, target));
   PITH_RETURN_IF_ERROR(CheckRoom(target, static_cast<size_t>(count)));
   if (pin) PITH_RETURN_IF_ERROR(CheckPinned(target, count));
-  const std::vector<std::pair<int32_t, int32_t>> ranges = Spliceable(core, source).ranges;
-  const bool has_all =
-      std::ranges::any_of(ranges, [&](const auto& range) { return range.first <= from && to <= range.second; });
+  // No head has a position twice.
+  const bool has_all = CheckSplices(core, source).has_value() &&
+                       EntriesWithin(core, source, from, to) == count * core.layers.num_heads();
   const SequenceSetup& setup = *target.setup;
   if (!has_all || (setup.reads_again && source.tokens.size() < static_cast<size_t>(to))) {
     return Unsupported(fmt::format("the other sequence does not hold all of its tokens {} to {}", from, to));

@@ -415,6 +415,20 @@ void SetWhilePartial(Recipe partial, Recipe& recipe) {
   recipe.while_partial = std::make_shared<const Recipe>(std::move(partial));
 }
 
+// What an action knows of a whole text does not go with turns, of its own alternative or of the other.
+Status CheckTurns(const Policy& policy) {
+  if (const DemoteOptions* demote = policy.demote(); demote != nullptr && demote->makes_latents()) {
+    return InvalidArgument("act=delta refers to entries of the whole text, so that it can't work turn by turn");
+  }
+  if (policy.prune() != nullptr) {
+    return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
+  }
+  if (policy.less() != nullptr) {
+    return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
+  }
+  return {};
+}
+
 Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
   PITH_ASSIGN_OR_RETURN(Draft draft, ParseDraft(text, alternative));
   Recipe recipe;
@@ -437,20 +451,12 @@ Result<Recipe> ParseAlternative(std::string_view text, int alternative) {
     return InvalidArgument(fmt::format("act={} says itself in which formats entries are stored: leave format= out",
                                        parts.action->demote()->makes_latents() ? "delta" : "demote"));
   }
-  if (parts.action->demote() != nullptr && parts.action->demote()->makes_latents() && recipe.turns) {
-    return InvalidArgument("act=delta refers to entries of the whole text, so that it can't work turn by turn");
-  }
   if (parts.action->prune() != nullptr && recipe.format && recipe.format->coded()) {
     return InvalidArgument(
         "act=prune takes channels out of pages, which those of format=comp are too tightly packed for");
   }
-  if (parts.action->prune() != nullptr && recipe.turns) {
-    return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
-  }
-  if (parts.action->less() != nullptr && recipe.turns) {
-    return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
-  }
   recipe.policy = std::make_shared<const ComposedPolicy>(std::move(parts));
+  if (recipe.turns) PITH_RETURN_IF_ERROR(CheckTurns(*recipe.policy));
   if (alternative == 0 && HasAlternative(draft.named)) {
     PITH_ASSIGN_OR_RETURN(Recipe partial, ParseAlternative(text, 1));
     SetWhilePartial(std::move(partial), recipe);
@@ -484,16 +490,7 @@ Result<Recipe> ParseRecipe(std::string_view text) {
                                        partial.text, recipe.text));
   }
   recipe.text += fmt::format("{}{}", kOr, partial.text);
-  if (recipe.policy->prune() != nullptr && partial.turns) {
-    return InvalidArgument("act=prune chooses the channels of a whole prompt, so that it can't work turn by turn");
-  }
-  if (const DemoteOptions* demote = recipe.policy->demote();
-      demote != nullptr && demote->makes_latents() && partial.turns) {
-    return InvalidArgument("act=delta refers to entries of the whole text, so that it can't work turn by turn");
-  }
-  if (recipe.policy->less() != nullptr && partial.turns) {
-    return InvalidArgument("act=less knows one state for all that is gone, so that it can't work turn by turn");
-  }
+  if (partial.turns) PITH_RETURN_IF_ERROR(CheckTurns(*recipe.policy));
   if (!recipe.turns) recipe.turns = partial.turns;
   SetWhilePartial(std::move(partial), recipe);
   return recipe;
