@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json_text.h"
 #include "base/paths.h"
 #include "engine/engine.h"
 #include "host/model.h"
@@ -206,7 +207,7 @@ Status Run(const Flags& flags) {
     fmt::print("| {} | {:.1f} | {:.1f}, {:.1f} | {:.2f} | {:.0f} | {:.0f} | {:.0f}% |\n", row.share, 1e3 * idle,
                1e3 * busy, 1e3 * worst, busy / idle, alone, beside, 100 * beside / alone);
   }
-  if (flags.json) fmt::print("{}\n", report.dump(1));
+  if (flags.json) fmt::print("{}\n", JsonText(report, 1));
   return {};
 }
 

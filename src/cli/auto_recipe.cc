@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "cli/command.h"
 #include "lab/embedded.h"
 #include "policy/policy.h"
@@ -21,7 +22,7 @@ bool IsShare(const ordered_json& json, const char* key) {
 }  // namespace
 
 Result<RecipeCurve> ParseRecipeCurve(std::string_view text, const std::string& name) {
-  const ordered_json json = ordered_json::parse(text, nullptr, false);
+  const ordered_json json = OrderedJsonOf(text);
   const auto corrupt = [&name](std::string_view what) {
     return Corrupt(fmt::format("{} is no result of pith tune recipe: {}", name, what));
   };

@@ -11,6 +11,7 @@
 #include <span>
 #include <utility>
 
+#include "base/json_text.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
 #include "lab/bench_report.h"
@@ -282,7 +283,7 @@ Status Measure(const BenchFlags& flags, const std::shared_ptr<HostModel>& model,
 
 Result<nlohmann::ordered_json> ReadRun(const std::string& path) {
   PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  auto json = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  auto json = OrderedJsonOf(text);
   if (!json.is_object()) return InvalidArgument(path + " is no result of \"pith bench --json\"");
   return json;
 }
@@ -313,7 +314,7 @@ Result<int> RunBench(BenchFlags& flags) {
   if (report.rows.empty()) return kExitInterrupted;
   report.rss_peak_bytes = PeakRssBytes();
   const nlohmann::ordered_json json = ToJson(report, model->info());
-  const std::string dumped = json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string dumped = JsonText(json, 1);
   if (report.free_share < kBusyBelow) {
     Note("pith: the machine is too busy to measure: a thread got {:.0f}% of its time.\n", 100 * report.free_share);
   }

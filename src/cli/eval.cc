@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/read_tasks.h"
@@ -171,7 +172,7 @@ Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& finge
   return tasks;
 }
 
-std::string Dump(const ordered_json& json) { return json.dump(1, ' ', false, ordered_json::error_handler_t::replace); }
+std::string Dump(const ordered_json& json) { return JsonText(json, 1); }
 
 // What every result says of the run it comes from.
 ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info) {

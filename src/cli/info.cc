@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "cli/command.h"
 #include "engine/cache_formats.h"
 #include "engine/plan.h"
@@ -245,7 +246,7 @@ Result<int> RunInfo(InfoFlags& flags) {
   PITH_RETURN_IF_ERROR(SettleRecipe(flags.cache, info, ContextOf(info, flags.cache.ctx), budget));
   PITH_ASSIGN_OR_RETURN(const EngineOptions options, MakeEngineOptions(flags.cache, flags.model, info));
   if (flags.output.json) {
-    PrintJson(ToJson(info, *model, options).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(JsonText(ToJson(info, *model, options), 2));
   } else {
     PrintText(info, *model, options);
   }

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/logits.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
@@ -241,8 +242,7 @@ Result<int> RunParity(ParityFlags& flags) {
   }
   const Tally& tally = parity->tally();
   if (flags.output.json) {
-    PrintJson(ToJson(flags, info, tally, parity->block(), tokens.size())
-                  .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(JsonText(ToJson(flags, info, tally, parity->block(), tokens.size()), 2));
   } else {
     PrintText(info, tally, parity->block());
   }

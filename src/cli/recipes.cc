@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "cli/command.h"
 
 namespace pith::cli {
@@ -94,7 +95,7 @@ void PrintLong() {
 
 Result<int> RunRecipes(const RecipesFlags& flags) {
   if (flags.json) {
-    PrintJson(ToJson().dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(JsonText(ToJson(), 2));
   } else if (flags.markdown) {
     fmt::print("{}", RecipesMarkdown());
   } else if (flags.all) {

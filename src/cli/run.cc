@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/auto_recipe.h"
 #include "cli/command.h"
@@ -198,7 +199,7 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   if (flags.output.json) {
     nlohmann::ordered_json json = ResultJson(outcome, engine, recipe);
     if (flags.logprobs >= 0) json["logprobs"] = LogprobsJson(outcome.generation.logprobs);
-    PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(JsonText(json, 2));
     return {};
   }
   std::fputs("\n", stdout);

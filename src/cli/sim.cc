@@ -10,6 +10,7 @@
 
 #include "base/cores.h"
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
@@ -164,7 +165,7 @@ Result<int> RunSim(const SimFlags& flags) {
   const ordered_json json = ToJson(flags, trace, load_seconds, rows);
   if (!flags.html.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.html, SimHtml(json)));
   if (flags.json) {
-    PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    PrintJson(JsonText(json, 2));
   } else {
     PrintTable(trace, rows);
   }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/command.h"
 #include "cli/terminal.h"
@@ -165,10 +166,13 @@ Result<int> RunTrain(const TrainFlags& flags) {
   std::error_code ignored;
   std::filesystem::remove(StateFile(flags), ignored);
   if (flags.output.json) {
-    PrintJson(nlohmann::ordered_json{{"policy", flags.policy}, {"out", flags.out}, {"bytes", bytes.size()},
-                                     {"steps", last.step}, {"loss", last.loss}, {"hit_ratio", last.hit_ratio},
-                                     {"seconds", watch.seconds()}}
-                  .dump());
+    PrintJson(JsonText(nlohmann::ordered_json{{"policy", flags.policy},
+                                              {"out", flags.out},
+                                              {"bytes", bytes.size()},
+                                              {"steps", last.step},
+                                              {"loss", last.loss},
+                                              {"hit_ratio", last.hit_ratio},
+                                              {"seconds", watch.seconds()}}));
   } else {
     fmt::print("{}: {} bytes, loss {:.4f}, {:.1f} s\n", flags.out, FormatCount(static_cast<int64_t>(bytes.size())),
                last.loss, watch.seconds());

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/store_measure.h"
@@ -92,7 +93,7 @@ ordered_json ToJson(const store::ObjectInfo& info) {
           {"config", info.config}};
 }
 
-void Print(const ordered_json& json) { PrintJson(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace)); }
+void Print(const ordered_json& json) { PrintJson(JsonText(json, 2)); }
 
 int Ls(store::Store& store, bool as_json) {
   auto list = ordered_json::array();

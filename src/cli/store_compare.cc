@@ -20,6 +20,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/store_measure.h"
 #include "cli/store_measure_util.h"
@@ -313,7 +314,7 @@ Result<int> CompareIn(const StoreBenchFlags& flags, const std::string& folder) {
       json["arms"].push_back({{"name", arm.name}, {"ttft_ms", 1000 * arm.ttft_seconds},
                               {"quality", arm.quality}, {"ram_hit_rate", arm.ram_hits}});
     }
-    PrintJson(json.dump(2));
+    PrintJson(JsonText(json, 2));
     return kExitOk;
   }
   fmt::print("| kept as | first token | quality | from memory |\n|---|---|---|---|\n");

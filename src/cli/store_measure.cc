@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/store_measure_util.h"
 #include "cli/terminal.h"
@@ -252,7 +253,7 @@ Result<int> BenchIn(const StoreBenchFlags& flags, const std::string& folder) {
                        {"plain_bytes_per_second", speeds.second},
                        {"rows", ordered_json::array()}};
   for (const Row& row : rows) json["rows"].push_back(ToJson(row));
-  PrintJson(json.dump(2));
+  PrintJson(JsonText(json, 2));
   return kExitOk;
 }
 

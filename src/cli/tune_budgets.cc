@@ -13,6 +13,7 @@
 #include <span>
 #include <utility>
 
+#include "base/json_text.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/budget_judge.h"
@@ -38,7 +39,7 @@ class CandidateFile {
 
   const std::string& path() const { return path_; }
   Status Write(std::span<const int> budgets) const {
-    return WriteFile(path_, ordered_json{{"layers", budgets}}.dump() + "\n");
+    return WriteFile(path_, JsonText(ordered_json{{"layers", budgets}}) + "\n");
   }
 
  private:
@@ -60,7 +61,7 @@ class AnswerLog {
     std::ifstream in(path);
     std::string line;
     for (size_t number = 1; in && std::getline(in, line) && !in.eof(); ++number) {
-      const ordered_json json = ordered_json::parse(line, nullptr, false);
+      const ordered_json json = OrderedJsonOf(line);
       if (number == 1) {
         if (json == header) continue;
         return InvalidArgument(
@@ -73,7 +74,7 @@ class AnswerLog {
     }
     log.known_ = log.answers_.size();
     // Without a last line that a kill has torn.
-    std::string text = header.dump() + "\n";
+    std::string text = JsonText(header) + "\n";
     for (const auto& [budgets, score] : log.answers_) text += Line(budgets, score);
     PITH_RETURN_IF_ERROR(WriteFile(path, text));
     return log;
@@ -95,7 +96,7 @@ class AnswerLog {
 
  private:
   static std::string Line(const std::vector<int>& budgets, double score) {
-    return ordered_json{{"budgets", budgets}, {"score", score}}.dump() + "\n";
+    return JsonText(ordered_json{{"budgets", budgets}, {"score", score}}) + "\n";
   }
 
   std::string path_;
@@ -169,7 +170,7 @@ class BudgetTuner {
     ordered_json file = RunJson();
     file["layers"] = rivals_.front().budgets;
     file["fitness"] = found_.fitness;
-    PITH_RETURN_IF_ERROR(WriteFile(flags_.output_file, file.dump(1) + "\n"));
+    PITH_RETURN_IF_ERROR(WriteFile(flags_.output_file, JsonText(file, 1) + "\n"));
     if (tasks_.held_out.empty()) return {};
     PITH_ASSIGN_OR_RETURN(judge_, NewJudge(std::move(tasks_.held_out)));
     for (const Rival& rival : rivals_) {
@@ -193,7 +194,7 @@ class BudgetTuner {
                                     {"accuracy", measures_[i].accuracy},
                                     {"kept", measures_[i].kept}});
       }
-      return PrintJson(json.dump(1));
+      return PrintJson(JsonText(json, 1));
     }
     fmt::print("{}: {} entries a layer on average\n", flags_.output_file, flags_.entries);
     fmt::print("layers {}\n", fmt::join(rivals_.front().budgets, " "));

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "base/text.h"
 #include "cli/terminal.h"
@@ -48,7 +49,7 @@ Result<int> RunTuneLess(const TuneFlags& flags) {
                                          {"error_without", fitted->error_without},
                                          {"error_with", fitted->error_with},
                                          {"seconds", watch.seconds()}};
-    PrintJson(json.dump(1));
+    PrintJson(JsonText(json, 1));
     return kExitOk;
   }
   for (size_t layer = 0; layer < fitted->error_with.size(); ++layer) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json_text.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
 #include "lab/eval_log.h"
@@ -90,13 +91,13 @@ class RecipeTuner {
     PITH_RETURN_IF_ERROR(JudgeTasks(*judge, tasks_.samples, *samples_, progress, 0));
     KeepBest(samples_->rows(), [](size_t) { return kFinalists; });
     PITH_RETURN_IF_ERROR(JudgeTasks(*judge, tasks_.held_out, *held_out_, progress, tasks_.samples.size()));
-    return WriteFile(flags_.output_file, ResultJson().dump(1) + "\n");
+    return WriteFile(flags_.output_file, JsonText(ResultJson(), 1) + "\n");
   }
 
   void Report(double seconds) const {
     ordered_json json = ResultJson();
     json["seconds"] = seconds;
-    if (flags_.output.json) return PrintJson(json.dump(1));
+    if (flags_.output.json) return PrintJson(JsonText(json, 1));
     const double full = 100 * MeanOf(Rows(), "full", 1).accuracy();
     fmt::print("{:>6} {:>8} {:>8} {:>9} {:>6}  recipe (full cache: {:.0f}% right; {})\n", "keep", "bytes", "kl",
                "right", "nll", full, WhichTasks());

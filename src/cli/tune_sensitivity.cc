@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/text.h"
 #include "cli/terminal.h"
 #include "cli/tune.h"
@@ -64,7 +65,7 @@ Result<int> RunTuneSensitivity(const TuneFlags& flags) {
                                        {"first", options.first},
                                        {"previous", options.previous},
                                        {"window", options.window}};
-  const std::string dumped = json.dump(1);
+  const std::string dumped = JsonText(json, 1);
   PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, dumped + "\n"));
   if (flags.output.json) {
     PrintJson(dumped);

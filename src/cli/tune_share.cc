@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/paths.h"
 #include "base/stopwatch.h"
 #include "cli/read_tasks.h"
@@ -78,13 +79,13 @@ Result<int> RunTuneShare(const TuneFlags& flags) {
   if (!found) return tl::unexpected<Error>(found.error());
   ordered_json json = {{"model", model->info().description}, {"texts", flags.texts},   {"tokens", TokensOf(flags)},
                        {"order", flags.order},               {"threshold", flags.threshold}, {"share", found->map}};
-  PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, json.dump() + "\n"));
+  PITH_RETURN_IF_ERROR(WriteFile(flags.output_file, JsonText(json) + "\n"));
   const int64_t sharing = std::ranges::count_if(found->tries, &SharingSearch::Try::accepted);
   if (flags.output.json) {
     json["sharing"] = sharing;
     json["tries"] = found->tries.size();
     json["seconds"] = watch.seconds();
-    PrintJson(json.dump(1));
+    PrintJson(JsonText(json, 1));
     return kExitOk;
   }
   fmt::print("{}: {} of {} layers read another one's cache, after {} tries\nshare {}\n", flags.output_file, sharing,

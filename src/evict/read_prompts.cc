@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "evict/trace_builder.h"
 
 namespace pith::evict {
@@ -45,7 +46,7 @@ bool Small(const json& object, const char* field, uint32_t& value) {
 // Fills `blocks`.
 Status ParsePrompt(const Lines& lines, std::string_view line, Prompt& prompt, std::vector<uint64_t>& blocks) {
   if (TooDeep(line)) return lines.Bad("this JSON is nested too deep");
-  const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const json object = JsonOf(line);
   if (object.is_discarded()) return lines.Bad("this is not valid JSON");
   if (!object.is_object()) return lines.Bad("this is not a JSON object");
   const auto time = object.find("timestamp");

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "host/model.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
@@ -63,7 +64,7 @@ jinja::value ListOf(std::span<const ChatMessage> messages, bool as_object) {
     if (!message.tool_calls.empty()) {
       auto calls = jinja::mk_val<jinja::value_array>();
       for (const ChatToolCall& call : message.tool_calls) {
-        const auto arguments = nlohmann::ordered_json::parse(call.arguments, nullptr, false);
+        const auto arguments = OrderedJsonOf(call.arguments);
         auto function = jinja::mk_val<jinja::value_object>();
         function->insert("name", text(call.name));
         function->insert("arguments", as_object && arguments.is_object() ? ValueOf(arguments) : text(call.arguments));
@@ -128,7 +129,7 @@ Result<ChatTemplate> ChatTemplate::Parse(const std::string& text, const std::str
 Result<std::string> ChatTemplate::Apply(std::span<const ChatMessage> messages, bool add_assistant,
                                         const std::string& tools) const {
   using Json = nlohmann::ordered_json;
-  const Json parsed_tools = Json::parse(tools.empty() ? "null" : tools, nullptr, false);
+  const Json parsed_tools = OrderedJsonOf(tools.empty() ? "null" : tools);
   if (parsed_tools.is_discarded()) return InvalidArgument("the tools are no valid JSON");
   Result<std::string> text = Unsupported("");
   const bool takes_objects = TakesObjects(program_->source);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "lab/embedded.h"
 #include "lab/jsonl.h"
 
@@ -20,7 +21,7 @@ ordered_json DataOf(const std::string& page) {
   const size_t begin = page.find(kBegin);
   EXPECT_NE(begin, std::string::npos);
   const size_t end = page.find("</script>", begin);
-  return ordered_json::parse(page.substr(begin + kBegin.size(), end - begin - kBegin.size()), nullptr, false);
+  return OrderedJsonOf(page.substr(begin + kBegin.size(), end - begin - kBegin.size()));
 }
 
 size_t Count(std::string_view text, std::string_view what) {

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/json_text.h"
 #include "base/text.h"
 
 namespace pith {
@@ -19,9 +20,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::string Line(const ordered_json& json) {
-  return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
-}
+std::string Line(const ordered_json& json) { return JsonText(json) + "\n"; }
 
 }  // namespace
 
@@ -36,8 +35,7 @@ Result<size_t> EvalLog::ReadRows(const std::string& text, const ordered_json& ru
     const size_t end = text.find('\n', at);
     if (end == std::string::npos) break;  // torn by a kill
     ++number;
-    const ordered_json json = ordered_json::parse(text.begin() + static_cast<std::ptrdiff_t>(at),
-                                                  text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const ordered_json json = OrderedJsonOf(std::string_view(text).substr(at, end - at));
     if (number == 1) {
       if (!json.is_object() || !json.contains("pith_eval")) {
         return Corrupt(fmt::format("{} is not a file that --resume has written", path_));

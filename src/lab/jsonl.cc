@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
 #include "base/text.h"
 
 namespace pith {
@@ -87,7 +88,7 @@ class Line {
   Result<Task> Parse(std::string_view text) const {
     if (FindInvalidUtf8(text) != std::string_view::npos) return Bad("this is not valid UTF-8");
     if (TooDeep(text)) return Bad(fmt::format("this JSON is nested more than {} deep", kMaxDepth));
-    const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
+    const json object = JsonOf(text);
     if (object.is_discarded()) return Bad("this is not valid JSON");
     if (!object.is_object()) return Bad("this is not a JSON object");
     Task task;

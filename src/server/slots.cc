@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/json_text.h"
 #include "server/scheduler_impl.h"
 
 namespace pith::server {
@@ -16,15 +17,17 @@ constexpr size_t kLongestName = 200;
 
 // What a file says of the prefix beside its tokens.
 std::string NoteOf(const Prefix& prefix) {
-  return nlohmann::json{
-      {"tenant", prefix.key.tenant},   {"kv_budget", prefix.key.kv_budget_bytes},   {"compress", prefix.key.compress},
-      {"cache_key", prefix.cache_key}, {"prompt_tokens", prefix.num_prompt_tokens}, {"pinned", prefix.num_pinned},
-      {"pieces", prefix.has_pieces}}
-      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return JsonText(nlohmann::json{{"tenant", prefix.key.tenant},
+                                 {"kv_budget", prefix.key.kv_budget_bytes},
+                                 {"compress", prefix.key.compress},
+                                 {"cache_key", prefix.cache_key},
+                                 {"prompt_tokens", prefix.num_prompt_tokens},
+                                 {"pinned", prefix.num_pinned},
+                                 {"pieces", prefix.has_pieces}});
 }
 
 bool ReadNote(const SessionNote& note, Prefix* prefix) {
-  const nlohmann::json json = nlohmann::json::parse(note.text, nullptr, false);
+  const nlohmann::json json = JsonOf(note.text);
   const auto number = [&](const char* name, size_t* to) {
     const auto found = json.find(name);
     if (found == json.end() || !found->is_number_unsigned()) return false;

@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
+
 namespace pith {
 namespace {
 
@@ -55,7 +57,7 @@ bool ContextPlacer::ReadConfig(const std::string& text, Context& context) const 
   const std::string_view mark = kContextMark;
   if (!text.starts_with(mark)) return false;
   if (text.size() == mark.size()) return true;
-  const nlohmann::json json = nlohmann::json::parse(text.substr(mark.size()), nullptr, false);
+  const nlohmann::json json = JsonOf(text.substr(mark.size()));
   if (!json.is_object()) return false;
   for (const char* name : {"bytes", "method", "ratio", "tier", "quality", "methods", "ratios"}) {
     if (!json.contains(name)) return false;
@@ -85,7 +87,7 @@ std::string ContextPlacer::WriteConfig(const Context& context) const {
                                {"ratio", context.at.ratio},          {"tier", context.at.tier},
                                {"quality", context.quality},         {"methods", options_.methods},
                                {"ratios", options_.ratios}};
-  return std::string(kContextMark) + " " + json.dump();
+  return std::string(kContextMark) + " " + JsonText(json);
 }
 
 std::vector<ContextPlacer::Context> ContextPlacer::Contexts() const {

@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
+
 namespace pith {
 namespace {
 
@@ -42,7 +44,7 @@ bool ReadMessages(const nlohmann::json& json, std::vector<ChatMessage>& messages
 
 Result<std::vector<ChatMessage>> ParseMessages(std::string_view text, std::string_view name) {
   std::vector<ChatMessage> messages;
-  if (!ReadMessages(nlohmann::json::parse(text, nullptr, false), messages) || messages.empty()) {
+  if (!ReadMessages(JsonOf(text), messages) || messages.empty()) {
     return Corrupt(fmt::format("{} holds no list of messages with role and content", name));
   }
   return messages;
@@ -291,11 +293,11 @@ std::string Conversation::Save() const {
     json.push_back({{"role", messages_[i].role}, {"content", messages_[i].content}});
     if (pinned_.contains(i)) json.back()["pinned"] = true;
   }
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return JsonText(json);
 }
 
 Status Conversation::Restore(const std::string& text, std::vector<int32_t> pending, int num_read) {
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  const nlohmann::json json = JsonOf(text);
   std::vector<ChatMessage> messages;
   if (!ReadMessages(json, messages)) return Corrupt("it holds no conversation of \"pith chat\"");
   std::set<size_t> pinned;

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/json_text.h"
 #include "policy/words.h"
 
 namespace pith {
@@ -99,7 +100,7 @@ Result<std::vector<double>> ReadLayerNumbers(const std::string& path, std::strin
   const std::string form = fmt::format("{{\"{}\": [one number per layer]}}", key);
   if (size > kLargestFile) return Corrupt(fmt::format("{} is too large to be {}", Printable(path), form));
   const std::string text((std::istreambuf_iterator<char>(in)), {});
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto json = JsonOf(text);
   if (!json.is_object() || !json.contains(key) || !json[std::string(key)].is_array()) {
     return Corrupt(fmt::format("{} is not of the form {}", Printable(path), form));
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/cores.h"
+#include "base/json_text.h"
 #include "session/c_api/handles.h"
 
 namespace pith::c_api {
@@ -64,7 +65,7 @@ Result<ChatToolCall> ReadToolCall(const Json& call) {
   PITH_ASSIGN_OR_RETURN(own.id, TextMember(call, "id"));
   PITH_ASSIGN_OR_RETURN(own.name, TextMember(function, "name"));
   if (function.contains("arguments") && function.at("arguments").is_object()) {
-    own.arguments = function.at("arguments").dump(-1, ' ', false, Json::error_handler_t::replace);
+    own.arguments = JsonText(function.at("arguments"));
   } else {
     PITH_ASSIGN_OR_RETURN(own.arguments, TextMember(function, "arguments"));
   }
@@ -72,7 +73,7 @@ Result<ChatToolCall> ReadToolCall(const Json& call) {
 }
 
 Result<std::vector<ChatMessage>> ReadMessages(const char* text) {
-  const Json list = Json::parse(text, nullptr, false);
+  const Json list = JsonOf(text);
   if (!list.is_array()) return InvalidArgument("messages must be a JSON array");
   std::vector<ChatMessage> all;
   for (const Json& message : list) {
@@ -98,9 +99,9 @@ Result<std::vector<ChatMessage>> ReadMessages(const char* text) {
 // Empty for none.
 Result<std::string> ReadTools(const char* text) {
   if (text == nullptr) return std::string();
-  const Json list = Json::parse(text, nullptr, false);
+  const Json list = JsonOf(text);
   if (!list.is_array()) return InvalidArgument("tools must be a JSON array");
-  return list.empty() ? std::string() : list.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return list.empty() ? std::string() : JsonText(list);
 }
 
 // tokenize: (text) -> tokens.
