@@ -173,6 +173,8 @@ class BadUsage(Case):
     def test_formats(self):
         self.usage("run", "-p", "x", "-ctk", "q3_0", "-ctv", "q3_0", says="q3_0")
         self.usage("run", "-p", "x", "-ctk", "q5_0", says="is no format")
+        self.usage("serve", "-ctk", "comp", says="-ctv comp")
+        self.usage("chat", "-ctk", "comp:2", "-ctv", "comp", says="shares of a range")
 
 
 class BadPrompts(ModelCase):
@@ -655,7 +657,8 @@ class Commands(ModelCase):
 
     def test_info_says_what_the_engine_plans(self):
         for flags in (["-ctk", "q4_0", "-ctv", "q4_0"], ["--recipe", "keydiff format=q2"], ["--recipe", "h2o"],
-                      ["--recipe", "full", "-ctk", "q8_0", "-ctv", "q8_0"], []):
+                      ["--recipe", "full", "-ctk", "q8_0", "-ctv", "q8_0"], ["-ctk", "comp", "-ctv", "comp"],
+                      ["--recipe", "kvcomp", "-c", "2048"], []):
             flags = ["--kv-budget", "12MiB", "-c", "4096", *flags]
             split = self.json_of(pith("info", *model_flags(), *flags, "--json"))["budget_split"]
             kv = self.json_of(pith("run", *model_flags(), *flags, "-p", "Hello", "-n", "1", "--json"))["kv"]

@@ -58,6 +58,56 @@ TEST_F(ModelCodedPages, FinerStepsTakeMoreBytesAndLoseLess) {
   EXPECT_GT(kl.back(), 4 * kl[0]) << "control: the measure sees errors";
 }
 
+// The recipe kvcomp and the cache types of keys and values are the same cache, which takes a third of the bytes; both
+// while text is read, and of a prompt that is whole.
+TEST_F(ModelCodedPages, HaveANameAmongRecipesAndCacheTypes) {
+  EngineOptions options = CompressedAfter({"kvcomp"});
+  options.compress = CompressMode::kBlock;
+  options.later_recipes.clear();
+  std::vector<double> bytes;
+  std::vector<std::vector<float>> logits;
+  const PageFormat coded(CodedFormat(20), CodedFormat(10));
+  for (const auto& [recipe, format] : {std::pair("full", PageFormat()), {"kvcomp", PageFormat()}, {"full", coded}}) {
+    options.recipe = *ParseRecipe(recipe);
+    options.format = format;
+    auto engine = MakeDefaultEngine(options);
+    const SequenceId id = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(id, context_));
+    bytes.push_back(engine->KeptBytes(id));
+    logits.push_back(Follow(*engine, id, tail_));
+  }
+  EXPECT_GT(bytes[0], 0.95);
+  EXPECT_LT(bytes[1], 0.32);
+  EXPECT_EQ(bytes[1], bytes[2]);
+  EXPECT_EQ(logits[1], logits[2]);
+  EXPECT_NE(logits[0], logits[1]);
+  EXPECT_LT(MeanKl(logits[0], logits[1]), 0.05);
+
+  const EngineOptions later = CompressedAfter({"kvcomp"});
+  auto engine = MakeDefaultEngine(later);
+  const SequenceId id = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(id, context_));
+  ASSERT_TRUE(engine->Compress(id, later.later_recipes[0], 1.0));
+  EXPECT_LT(engine->KeptBytes(id), 0.32);
+}
+
+TEST_F(ModelCodedPages, AreRefusedWhereChannelsOrOtherTypesAreAskedFor) {
+  const auto expect_refused = [](const char* recipe, PageFormat format, const char* says) {
+    EngineOptions options;
+    options.num_ctx = 512;
+    options.compress = CompressMode::kAfter;
+    options.recipe = *ParseRecipe(recipe);
+    options.format = format;
+    const auto engine = Engine::Create(testing::DefaultModel(), options);
+    ASSERT_FALSE(engine) << recipe;
+    EXPECT_NE(engine.error().message.find(says), std::string::npos) << engine.error().message;
+  };
+  const PageFormat coded(CodedFormat(20), CodedFormat(10));
+  expect_refused("snapkv act=prune", coded, "too tightly packed");
+  expect_refused("d2o", coded, "act=merge rewrites keys");
+  expect_refused("kvcomp", PageFormat(KvFormat::kQ4), "give one of the two");
+}
+
 // Evictions again and again, of which each packs pages anew, within a budget; and what is left comes back from memory.
 TEST_F(ModelCodedPages, SurvivorsOfEvictionsAreCodedOnce) {
   EngineOptions options = CompressedAfter({});

@@ -117,9 +117,7 @@ void HeadCache::Convert(size_t first, size_t end, PageStore from, PageStore to, 
       std::memcpy(pages_[i], staging.data(), bytes);
       continue;
     }
-    for (int slot = 0; slot < kP; ++slot) {
-      kernels::ConvertEntry(between, staging.data(), slot, *from.layout, pages_[i], slot);
-    }
+    kernels::ConvertPage(*from.layout, pages_[i], between, staging.data());
     pages_[i] = exchange->Fresh(to.pool);
     kernels::ConvertPage(between, staging.data(), *to.layout, pages_[i]);
   }

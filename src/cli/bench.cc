@@ -69,14 +69,14 @@ struct BenchFlags {
   bool markdown = false;
 };
 
-Result<std::vector<KvFormat>> Formats(const BenchFlags& flags) {
-  std::vector<KvFormat> formats;
+Result<std::vector<PageFormat>> Formats(const BenchFlags& flags) {
+  std::vector<PageFormat> formats;
   const std::string& names = flags.key_formats.empty() ? flags.value_formats : flags.key_formats;
   for (const std::string& name : SplitRecipes(names)) {
-    PITH_ASSIGN_OR_RETURN(const KvFormat format, ParseFormat(name));
+    PITH_ASSIGN_OR_RETURN(const PageFormat format, ParseFormats(name));
     formats.push_back(format);
   }
-  if (formats.empty()) formats.push_back(KvFormat::kF16);
+  if (formats.empty()) formats.emplace_back();
   if (!flags.value_formats.empty() && flags.value_formats != names) {
     return InvalidArgument("keys and values share one format: give -ctk and -ctv the same types");
   }
@@ -86,17 +86,17 @@ Result<std::vector<KvFormat>> Formats(const BenchFlags& flags) {
 // The rows of one group: libllama's first, then pith's.
 Result<std::vector<BenchConfig>> MakeConfigs(const BenchFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const std::vector<double> keeps, ParseNumbers(flags.keep, "--keep", 0.0001, 1));
-  PITH_ASSIGN_OR_RETURN(const std::vector<KvFormat> formats, Formats(flags));
+  PITH_ASSIGN_OR_RETURN(const std::vector<PageFormat> formats, Formats(flags));
   std::vector<BenchConfig> configs;
-  for (const KvFormat format : formats) {
-    if (PlainTypeOf(format).empty() || flags.flash_attention == "none") continue;
+  for (const PageFormat format : formats) {
+    if (PlainTypeOf(format.key).empty() || flags.flash_attention == "none") continue;
     BenchConfig config{.engine = "libllama", .format = format};
     if (flags.flash_attention != "off") configs.push_back(config);
     config.flash_attention = false;
     // libllama quantises values with flash attention only.
-    if (flags.flash_attention != "on" && format == KvFormat::kF16) configs.push_back(config);
+    if (flags.flash_attention != "on" && format == PageFormat()) configs.push_back(config);
   }
-  for (const KvFormat format : formats) {
+  for (const PageFormat format : formats) {
     bool has_full = false;
     for (const double keep : keeps) {
       if (keep >= 1 && !has_full) {  // nothing to drop: one row for all recipes that read the whole prompt

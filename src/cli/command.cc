@@ -18,6 +18,7 @@
 #include "cli/terminal.h"
 #include "kernels/page_layout.h"
 #include "policy/learn/layer_budgets.h"
+#include "policy/storage.h"
 
 namespace pith::cli {
 
@@ -59,6 +60,16 @@ std::optional<float> ParseStrength(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
   return value;
+}
+
+constexpr std::string_view kCoded = "comp";
+bool IsCodedType(std::string_view type) { return type == kCoded || type.starts_with("comp:"); }
+
+Result<KvFormat> ParseFormat(std::string_view text) {
+  if (text.empty()) return KvFormat::kF16;
+  if (const std::optional<KvFormat> format = FindKvFormat(text)) return *format;
+  return InvalidArgument(
+      fmt::format("\"{}\" is no format of the KV cache; choose f16, bf16, q8_0, q4_0, q2 or comp", text));
 }
 
 }  // namespace
@@ -150,7 +161,9 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
             "-ub: tokens read at once; the budget pays for this block buffer too (default: chosen from the "
             "budget, up to 512)",
             "N");
-  AddOption(command, "--cache-type-k", flags.type_k, "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0 or q2",
+  AddOption(command, "--cache-type-k", flags.type_k,
+            "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0, q2, or with the same for values comp or comp:F, "
+            "Huffman codes of steps of at most a share F of a range",
             "TYPE");
   AddOption(command, "--cache-type-v", flags.type_v, "-ctv: format of values, likewise", "TYPE");
   AddChoice(command, "--compress", flags.compress, {"block", "after"},
@@ -175,15 +188,34 @@ void AddSaveFormat(CLI::App& command, std::string& format) {
       "FORMAT");
 }
 
-Result<KvFormat> ParseFormat(std::string_view text) {
-  if (text.empty()) return KvFormat::kF16;
-  if (const std::optional<KvFormat> format = FindKvFormat(text)) return *format;
-  return InvalidArgument(fmt::format("\"{}\" is no format of the KV cache; choose f16, bf16, q8_0, q4_0 or q2", text));
+Result<PageFormat> ParseFormats(std::string_view type_k, std::string_view type_v) {
+  if (!IsCodedType(type_k) && !IsCodedType(type_v)) {
+    PITH_ASSIGN_OR_RETURN(const KvFormat key, ParseFormat(type_k));
+    PITH_ASSIGN_OR_RETURN(const KvFormat value, ParseFormat(type_v));
+    return PageFormat(key, value);
+  }
+  if (!IsCodedType(type_k) || !IsCodedType(type_v)) {
+    return InvalidArgument("keys and values are coded together: give both -ctk comp and -ctv comp, or neither");
+  }
+  std::string shares;
+  for (const auto& [name, type] : {std::pair("ek", type_k), std::pair("ev", type_v)}) {
+    if (type.size() <= kCoded.size()) continue;
+    const std::string_view share = type.substr(kCoded.size() + 1);
+    // One share, so that not even a second name hides in it.
+    if (share.empty() || share.find_first_not_of("0123456789.e-/") != std::string_view::npos) {
+      return InvalidArgument(
+          fmt::format("\"{}\" is no format of the KV cache: comp:F takes a share of a range, as in "
+                      "comp:0.05",
+                      type));
+    }
+    shares += fmt::format("{}{}={}", shares.empty() ? ":" : ",", name, share);
+  }
+  PITH_ASSIGN_OR_RETURN(const Storage storage, ParseStorage(std::string(kCoded) + shares));
+  return storage.fixed;
 }
 
 Status CacheFlags::Check() const {
-  PITH_RETURN_IF_ERROR(ParseFormat(type_k));
-  PITH_RETURN_IF_ERROR(ParseFormat(type_v));
+  PITH_RETURN_IF_ERROR(ParseFormats(type_k, type_v));
   PITH_RETURN_IF_ERROR(ParseCodedForm(save_format));
   if (!budget.empty()) PITH_RETURN_IF_ERROR(ParseSizeOrShare(budget));
   if (IsAutoRecipe(recipe)) {
@@ -234,8 +266,7 @@ Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlag
   options.block_tokens = flags.block;
   options.num_threads = model.num_threads();
   options.adapt_threads = !model.fixed_threads;
-  PITH_ASSIGN_OR_RETURN(options.format.key, ParseFormat(flags.type_k));
-  PITH_ASSIGN_OR_RETURN(options.format.value, ParseFormat(flags.type_v));
+  PITH_ASSIGN_OR_RETURN(options.format, ParseFormats(flags.type_k, flags.type_v));
   PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags.save_format));
   PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe(flags.recipe));
   const bool after = flags.compress.empty() ? NeedsWholePrompt(options.recipe) : flags.compress == "after";

@@ -109,7 +109,10 @@ Result<size_t> BudgetBytes(const CacheFlags& flags, const ModelInfo& info);
 Status SettleRecipe(CacheFlags& flags, const ModelInfo& info, int num_tokens, size_t budget_bytes);
 // Fails only where Check() does, or when the context is longer than 2^31 bytes can say. The recipe is settled.
 Result<EngineOptions> MakeEngineOptions(const CacheFlags& flags, const ModelFlags& model, const ModelInfo& info);
-Result<KvFormat> ParseFormat(std::string_view text);
+// Formats of keys and values by the names of -ctk and -ctv; none is f16. "comp" and "comp:F", in steps of at most a
+// share F of a range, are for both.
+Result<PageFormat> ParseFormats(std::string_view type_k, std::string_view type_v);
+inline Result<PageFormat> ParseFormats(std::string_view both) { return ParseFormats(both, both); }
 
 // {"share": [one number per layer]}: the layer whose cache each layer reads (`pith tune share` writes it).
 Result<std::vector<int>> ReadLayerMap(const std::string& path);

@@ -109,7 +109,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
     options.recipes.push_back(std::move(recipe));
   }
   PITH_ASSIGN_OR_RETURN(options.keeps, ParseNumbers(flags.keep, "--keep", 0.001, 1));
-  PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.format));
+  PITH_ASSIGN_OR_RETURN(options.format, ParseFormats(flags.format));
   if (!flags.save_format.empty()) {
     PITH_ASSIGN_OR_RETURN(options.saved, ParseCodedForm(flags.save_format));
   }
@@ -178,7 +178,7 @@ std::string Dump(const ordered_json& json) { return JsonText(json, 1); }
 ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info) {
   return {{"mode", flags.mode},
           {"compress", flags.mode == "decode" ? "block" : flags.compress},
-          {"format", KvFormatName(options.format)},
+          {"format", options.format.Name()},
           {"save_format", options.saved ? options.saved->Name() : "exact"},
           {"model", info.description},
           {"architecture", info.architecture},
@@ -189,9 +189,8 @@ ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const 
 // What rows must share to belong to one file of --resume.
 ordered_json RunName(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info,
                      const std::string& fingerprint) {
-  ordered_json name = {{"model", info.description},  {"model_bytes", info.file_bytes},
-                       {"tasks", fingerprint},       {"mode", flags.mode},
-                       {"compress", flags.compress}, {"format", KvFormatName(options.format)},
+  ordered_json name = {{"model", info.description}, {"model_bytes", info.file_bytes}, {"tasks", fingerprint},
+                       {"mode", flags.mode},        {"compress", flags.compress},     {"format", options.format.Name()},
                        {"seed", options.seed}};
   if (options.saved) name["save_format"] = options.saved->Name();
   return name;
@@ -415,7 +414,7 @@ void AddEval(CLI::App& app, Command& chosen) {
             "Longest task in tokens (default, and 0: the model's trained context)", "N");
   AddNumber(*command, "-b,--batch-size,--ubatch-size", flags->block, 1, 65536, "Tokens read at once", "N");
   AddOption(*command, "--cache-type-k", flags->format,
-            "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+            "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0, q2 or comp[:F]", "TYPE");
   AddOption(*command, "--save-format", flags->save_format,
             "Save what was compressed in this form, comp[:ek=F,ev=F,unit=channel|head,recent=N], and judge what comes "
             "back; bytes are then those of the saved sequence",

@@ -1,24 +1,25 @@
 // pith info: what a model is and what its KV cache costs.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <utility>
-
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/json_text.h"
 #include "cli/command.h"
 #include "engine/cache_formats.h"
 #include "engine/plan.h"
 #include "policy/act/think.h"
+#include "policy/storage.h"
 
 namespace pith::cli {
 namespace {
 
 constexpr const char* kExamples = R"(
-Bytes per token are keys and values alone, as libllama would hold them. The longest context is what fits the budget
+Bytes per token are keys and values alone, as libllama would hold them; in comp, whose pages differ, what is usual. The longest context is what fits the budget
 with nothing dropped; recipes go on from there. Without --kv-budget it is 256MiB. How it splits is what an engine of
 the same flags plans.
 
@@ -50,11 +51,9 @@ const char* KindName(LayerKind kind) {
 }
 
 // By the names of -ctk.
-constexpr std::pair<const char*, KvFormat> kFormats[] = {{"f16", KvFormat::kF16},
-                                                         {"bf16", KvFormat::kBf16},
-                                                         {"q8_0", KvFormat::kQ8},
-                                                         {"q4_0", KvFormat::kQ4},
-                                                         {"q2", KvFormat::kQ2}};
+constexpr std::pair<const char*, PageFormat> kFormats[] = {{"f16", KvFormat::kF16}, {"bf16", KvFormat::kBf16},
+                                                           {"q8_0", KvFormat::kQ8}, {"q4_0", KvFormat::kQ4},
+                                                           {"q2", KvFormat::kQ2},   {"comp", kUsualCoded}};
 
 template <class Value>
 nlohmann::json PerFormat(const Value& value) {
@@ -64,26 +63,26 @@ nlohmann::json PerFormat(const Value& value) {
 }
 
 // Bytes that pith's pages take for one entry of every head of the chosen layers.
-double PagedBytesPerToken(const ModelInfo& info, KvFormat format, bool global) {
+double PagedBytesPerToken(const ModelInfo& info, PageFormat format, bool global) {
   double bytes = 0;
   for (const LayerShape& layer : info.layers) {
     if (!HoldsCache(layer) || (layer.kind == LayerKind::kGlobal) != global) continue;
     const auto layout = PageLayout::Make(format, layer.key_dim, layer.value_dim, 0);
-    bytes += static_cast<double>(layout.page_bytes) / kPageEntries * layer.num_kv_heads;
+    bytes += static_cast<double>(layout.planned_bytes()) / kPageEntries * layer.num_kv_heads;
   }
   return bytes;
 }
 
 // Tokens that fit with nothing dropped. Layers with a window need no more than the window.
-int64_t LongestContext(const ModelInfo& info, KvFormat format, size_t budget_bytes) {
+int64_t LongestContext(const ModelInfo& info, PageFormat format, size_t budget_bytes) {
   const double global = PagedBytesPerToken(info, format, true);
   const double local = PagedBytesPerToken(info, format, false);
   const double around = static_cast<double>(info.recurrent_bytes) +
                         static_cast<double>(BytesPerToken(info, KvFormat::kF16)) * kSmallBlock;
-  // Keys in groups wait in f16 pages until these are full.
-  const double waiting = IsGrouped(format) ? kPageEntries * (PagedBytesPerToken(info, KvFormat::kF16, true) +
-                                                             PagedBytesPerToken(info, KvFormat::kF16, false))
-                                           : 0.0;
+  // Keys in groups and codes wait in f16 pages until these are full.
+  const double waiting = format.whole_pages() ? kPageEntries * (PagedBytesPerToken(info, KvFormat::kF16, true) +
+                                                                PagedBytesPerToken(info, KvFormat::kF16, false))
+                                              : 0.0;
   const double left = static_cast<double>(budget_bytes) - around - waiting;
   if (left <= 0) return 0;
   const double window = info.window;
@@ -154,11 +153,11 @@ nlohmann::ordered_json ToJson(const ModelInfo& info, const HostModel& model, con
           {"recurrent_bytes", info.recurrent_bytes},
           {"chat_template", model.has_chat_template()},
           {"kv_bytes_per_token",
-           PerFormat([&](KvFormat format) { return static_cast<int64_t>(BytesPerToken(info, format)); })},
+           PerFormat([&](PageFormat format) { return static_cast<int64_t>(BytesPerToken(info, format)); })},
           {"full_cache_bytes", FullCacheBytes(info, ContextOf(info, 0))},
           {"budget_bytes", budget_bytes},
           {"budget_split", SplitJson(info, options)},
-          {"longest_context", PerFormat([&](KvFormat format) { return LongestContext(info, format, budget_bytes); })},
+          {"longest_context", PerFormat([&](PageFormat format) { return LongestContext(info, format, budget_bytes); })},
           {"kv_shapes", LayersJson(info)}};
 }
 

@@ -70,7 +70,7 @@ class Parity {
     options.num_ctx = num_ctx;
     options.block_tokens = static_cast<int>(parity->block_);
     options.num_threads = threads;
-    PITH_ASSIGN_OR_RETURN(options.format, ParseFormat(flags.format));
+    PITH_ASSIGN_OR_RETURN(options.format, ParseFormats(flags.format));
     PITH_ASSIGN_OR_RETURN(options.recipe, ParseRecipe("full"));
     const auto block = static_cast<int>(parity->block_);
     PITH_ASSIGN_OR_RETURN(parity->off_, PlainContext::Create(*model, num_ctx, block, false, threads));
@@ -252,7 +252,7 @@ Result<int> RunParity(ParityFlags& flags) {
 
 Status Check(const ParityFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
-  PITH_RETURN_IF_ERROR(ParseFormat(flags.format));
+  PITH_RETURN_IF_ERROR(ParseFormats(flags.format));
   if (flags.num_tokens == 1) return InvalidArgument("-n takes at least 2 tokens");
   return {};
 }
@@ -271,7 +271,7 @@ void AddParity(CLI::App& app, Command& chosen) {
   AddNumber(*command, "--decode", flags->decode, 0, 100'000'000, "Last tokens that are decoded one by one (default 64)",
             "N");
   AddOption(*command, "--cache-type-k", flags->format,
-            "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0 or q2", "TYPE");
+            "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0, q2 or comp[:F]", "TYPE");
   AddFlag(*command, "--ignore-history", flags->ignore_history,
           "The control: pith forgets everything before each block, which must show");
   AddModelFlags(*command, flags->model);

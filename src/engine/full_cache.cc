@@ -7,7 +7,7 @@ namespace pith {
 
 bool HoldsCache(const LayerShape& layer) { return layer.kind != LayerKind::kNone && layer.num_kv_heads > 0; }
 
-size_t BytesPerToken(const ModelInfo& info, KvFormat format) {
+size_t BytesPerToken(const ModelInfo& info, PageFormat format) {
   size_t bytes = 0;
   for (const LayerShape& layer : info.layers) {
     if (!HoldsCache(layer)) continue;
@@ -21,7 +21,7 @@ size_t FullCacheBytes(const ModelInfo& info, int num_tokens) {
   return BytesPerToken(info, KvFormat::kF16) * static_cast<size_t>(num_tokens);
 }
 
-double FormatShare(const ModelInfo& info, KvFormat format) {
+double FormatShare(const ModelInfo& info, PageFormat format) {
   const size_t full = BytesPerToken(info, KvFormat::kF16);
   return full == 0 ? 1 : static_cast<double>(BytesPerToken(info, format)) / static_cast<double>(full);
 }

@@ -10,12 +10,12 @@
 namespace pith {
 
 bool HoldsCache(const LayerShape& layer);
-// Keys and values of one token in all layers with a cache.
-size_t BytesPerToken(const ModelInfo& info, KvFormat format);
+// Keys and values of one token in all layers with a cache; of coded ones what is usual.
+size_t BytesPerToken(const ModelInfo& info, PageFormat format);
 // The f16 cache of num_tokens tokens, as percentages of --kv-budget mean it.
 size_t FullCacheBytes(const ModelInfo& info, int num_tokens);
 // keys and values alone, relative to f16 (1 for f16).
-double FormatShare(const ModelInfo& info, KvFormat format);
+double FormatShare(const ModelInfo& info, PageFormat format);
 // Tokens of a context: as requested, else (0) as many as the model was trained for, at most those it has positions for.
 int ContextOf(const ModelInfo& info, int requested);
 

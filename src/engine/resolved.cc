@@ -152,6 +152,9 @@ Status CheckRecipe(const ModelInfo& info, const ResolvedRecipe& recipe, const Ca
   if (policy.demote() != nullptr && policy.demote()->maps != nullptr) {
     PITH_RETURN_IF_ERROR(CheckLatentMaps(info, *policy.demote()->maps));
   }
+  if (policy.prune() != nullptr && formats.full().coded()) {
+    return InvalidArgument("act=prune takes channels out of pages, which those of comp are too tightly packed for");
+  }
   if (policy.prune() != nullptr && formats.lower)
     return InvalidArgument("act=prune does not go with a recipe of act=demote before it");
   if (const LessMaps* maps = policy.less(); maps != nullptr) PITH_RETURN_IF_ERROR(CheckMaps(info, *maps));

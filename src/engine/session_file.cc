@@ -24,7 +24,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 8;
+constexpr uint32_t kVersion = 9;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;

@@ -1,7 +1,7 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    8
+//   u32 version    9
 //   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 CRC-32C of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:

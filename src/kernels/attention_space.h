@@ -16,6 +16,8 @@ namespace pith::kernels {
 
 // Up to here conversion to float32 costs more than it saves.
 inline constexpr int kMaxDirectRows = 16;
+// Tiles of other formats in one of coded pages.
+inline constexpr int kDecodedTiles = 4;
 
 constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -33,6 +35,7 @@ struct Geometry {
   size_t num_steps = 0;  // of a tile at most, where it is observed
   bool prunes = false;   // some head has keys of fewer channels
   bool decodes = false;  // some head has coded pages
+  bool integers = false;  // which are multiplied in integers where the target can
 
   explicit Geometry(const AttentionTask& task) {
     group = task.num_heads / task.num_kv_heads;
@@ -43,17 +46,21 @@ struct Geometry {
     // Wide heads: smaller tiles and steps, so that a step stays in the L2 cache.
     const bool wide = task.key_dim + task.value_dim > 320;
     tile_rows = direct ? std::max(head_rows, 1) : !wide ? 96 : unit != nullptr ? 64 : 48;
-    // The query heads of a group are observed together.
-    if (task.observed != nullptr && !direct) tile_rows = std::max(tile_rows / group, 1) * group;
-    num_tiles = (head_rows + tile_rows - 1) / tile_rows;
-    step_pages = direct || !wide ? kStepPages : 2;
-    acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
     for (int h = 0; task.heads != nullptr && h < task.num_kv_heads; ++h) {
       prunes |= !task.heads[h].PrunedChannels(task.key_dim).empty();
       for (const Segment& segment : task.heads[h].segments) {
         decodes |= segment.num_entries > 0 && segment.layout->format.coded();
       }
     }
+    // Each tile decodes its pages.
+    if (decodes && !direct && task.observed == nullptr) tile_rows *= kDecodedTiles;
+    // The query heads of a group are observed together.
+    if (task.observed != nullptr && !direct) tile_rows = std::max(tile_rows / group, 1) * group;
+    // Sums of products of 16 and 8 bits fit 32.
+    integers = decodes && direct && tile_rows <= kMaxCodedRows && task.key_dim <= 512;
+    num_tiles = (head_rows + tile_rows - 1) / tile_rows;
+    step_pages = direct || !wide ? kStepPages : 2;
+    acc_stride = RoundUp(static_cast<size_t>(task.value_dim), kValuePad);
     for (int h = 0; task.observed != nullptr && h < task.num_kv_heads; ++h) {
       const int steps = (PageCursor::NumPages(task.heads[h]) + step_pages - 1) / step_pages;
       num_steps = std::max(num_steps, static_cast<size_t>(steps));
@@ -70,7 +77,7 @@ struct UnitSpace {
   size_t depth;       // channels of a key, with zeros up to a whole number of steps
   uint16_t* queries;  // [2 planes][rows][depth]; rows up to a whole number of blocks
   uint16_t* weights;  // [2 planes][rows][kStepEntries]
-  float* page;        // keys [D, P] or values [P, acc_stride] on their way
+  float* page;        // keys [D, P] and values [P, acc_stride] on their way
   uint32_t* keys;     // [step_pages] of PackedWords(depth, P)
   uint32_t* values;   // [step_pages] of PackedWords(P, acc_stride)
 };
@@ -143,8 +150,14 @@ struct Workspace {
   float* scores;        // [rows, kStepEntries]
   float* alpha;         // [rows]
   RowRule* rules;       // [rows]
-  float* keys;          // [step_pages, D, P], unless with a unit; direct: of one page, where some are coded
+  float* keys;          // [step_pages, D, P], unless with a unit; direct: only where some pages are coded
   float* values;        // [step_pages * P, acc_stride], likewise
+  // Of coded pages in integers (CodedScoreArgs), where rows are few.
+  float* coded_floats;    // [rows, D]
+  int16_t* coded_rows;    // [rows, D rounded up to 2]
+  float* coded_units;     // [rows]
+  int16_t* coded_values;  // [step_pages * P, acc_stride]
+  float* coded_steps;     // [step_pages * P]
   UnitSpace unit;
   float* factors;       // [2][rows], where tiles are observed
   Accumulator whole;
@@ -154,8 +167,8 @@ struct Workspace {
     Dealer dealer(base);
     const auto rows = static_cast<size_t>(geometry.tile_rows);
     const auto dim = static_cast<size_t>(task.key_dim);
-    const size_t pages = !geometry.direct ? static_cast<size_t>(geometry.step_pages) : geometry.decodes ? 1 : 0;
-    const size_t step = geometry.unit == nullptr ? pages * kPageEntries : 0;
+    const bool converts = geometry.unit == nullptr && (!geometry.direct || geometry.decodes);
+    const size_t step = converts ? static_cast<size_t>(geometry.step_pages) * kPageEntries : 0;
     dealer.Take(geometry.unit == nullptr ? rows * dim : 0, &queries);
     dealer.Take(rows, &query_rows);
     const size_t pruned = geometry.prunes && geometry.unit == nullptr ? rows : 0;
@@ -168,6 +181,12 @@ struct Workspace {
     dealer.Take(rows, &rules);
     dealer.Take(step * dim, &keys);
     dealer.Take(step * geometry.acc_stride, &values);
+    const size_t coded = geometry.integers ? rows : 0, coded_step = geometry.integers ? step : 0;
+    dealer.Take(coded * dim, &coded_floats);
+    dealer.Take(coded * (dim + dim % 2), &coded_rows);
+    dealer.Take(coded, &coded_units);
+    dealer.Take(coded_step * geometry.acc_stride, &coded_values);
+    dealer.Take(coded_step, &coded_steps);
     if (geometry.unit != nullptr) TakeUnitSpace(geometry, dim, &dealer);
     dealer.Take(task.observed != nullptr ? 2 * rows : 0, &factors);
     dealer.Take(geometry, &whole);
@@ -181,7 +200,7 @@ struct Workspace {
     unit.depth = RoundUp(dim, kTileDepth);
     dealer->Take(2 * rows * unit.depth, &unit.queries);
     dealer->Take(2 * rows * kStepEntries, &unit.weights);
-    dealer->Take(kPageEntries * std::max(dim, geometry.acc_stride), &unit.page);
+    dealer->Take(kPageEntries * (dim + geometry.acc_stride), &unit.page);
     dealer->Take(pages * PackedWords(dim, kPageEntries), &unit.keys);
     dealer->Take(pages * PackedWords(kPageEntries, geometry.acc_stride), &unit.values);
   }

@@ -3,6 +3,7 @@
 #define PITH_KERNELS_ATTENTION_WORKER_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -78,9 +79,10 @@ class StepWalker {
   int to_skip_ = 0;
 };
 
-// Of coded pages, of which nobody knows the size without looking, a half of what is usual each.
+// Of coded pages, of which nobody knows the size without looking, a half each of what is usual: 4 bits an element.
 inline Prefetch HalfOfCoded(const PageRef& ref, size_t half) {
-  const size_t bytes = RoundUp(static_cast<size_t>(ref.layout->entry_bytes()) * kPageEntries / 2, 64);
+  const auto elements = static_cast<size_t>((ref.layout->key_dim + ref.layout->value_dim) * kPageEntries);
+  const size_t bytes = RoundUp(elements / 4, 64);
   return {ref.page + ref.layout->key_offset + half * bytes, bytes};
 }
 inline Prefetch KeysOf(const PageRef& ref) {
@@ -150,13 +152,13 @@ class UnitProducts {
   void Convert(const StepWalker::Step& step, KeyChannels pruned) const {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      kernels_.ConvertKeys(*ref.layout, ref.page, space_.page);
+      float* const values = space_.page + kPageEntries * dim_;
+      kernels_.ConvertPage(*ref.layout, ref.page, ref.count, space_.page, values, geometry_.acc_stride);
       if (static_cast<size_t>(ref.layout->key_dim) < dim_) {
         SpreadChannels(pruned, kPageEntries, static_cast<int>(dim_), space_.page);
       }
       PackRight(space_.page, dim_, kPageEntries, kPageEntries, KeysOfPage(p));
-      kernels_.ConvertValues(*ref.layout, ref.page, ref.count, space_.page, geometry_.acc_stride);
-      PackRight(space_.page, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
+      PackRight(values, kPageEntries, geometry_.acc_stride, geometry_.acc_stride, ValuesOfPage(p));
     }
   }
 
@@ -322,6 +324,7 @@ class Worker {
     for (int block = 0; block <= num_blocks_; ++block)
       space_.block_begins[block] = rows * block / std::max(num_blocks_, 1);
     PackBlocks(space_.query_rows, static_cast<size_t>(task_.key_dim), space_.queries);
+    if (in_integers()) RoundQueries(rows);
     if (pruned_.empty()) return;
     for (int r = 0; r < rows; ++r) {
       float* const row = space_.pruned_floats + static_cast<size_t>(r) * pruned_.size();
@@ -329,6 +332,67 @@ class Worker {
       space_.pruned_rows[r] = row;
     }
     PackBlocks(space_.pruned_rows, pruned_.size(), space_.pruned_queries);
+  }
+
+  // Whether coded pages are multiplied in integers. Their rows are a tile's all.
+  bool in_integers() const {
+    const int rows = tile_->num_rows();
+    return geometry_.integers && rows > 0 && kernels_.of(Source::kCoded).score_coded[rows] != nullptr;
+  }
+
+  void RoundQueries(int rows) {
+    constexpr float kGreatest = 32767;
+    const float scale = QueryScale(task_);
+    const auto dim = static_cast<size_t>(task_.key_dim), stride = dim + dim % 2;
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+      float greatest = 0;
+      for (size_t d = 0; d < dim; ++d) {
+        const float query = space_.query_rows[r][d] * scale;
+        space_.coded_floats[r * dim + d] = query;
+        greatest = std::max(greatest, std::abs(query));
+      }
+      space_.coded_units[r] = greatest / kGreatest;
+      const float inverse = greatest > 0 ? kGreatest / greatest : 0;
+      int16_t* const to = space_.coded_rows + r * stride;
+      for (size_t d = 0; d < dim; ++d) {
+        to[d] = static_cast<int16_t>(std::lrintf(space_.coded_floats[r * dim + d] * inverse));
+      }
+      if (dim < stride) to[dim] = 0;
+    }
+  }
+
+  int16_t* CodedValuesAt(int p) const {
+    return space_.coded_values + static_cast<size_t>(p * kPageEntries) * geometry_.acc_stride;
+  }
+  // The p-th page and the one after it, which take less time together.
+  void ScoreInIntegers(const StepWalker::Step& step, int p) {
+    CodedScoreArgs pages[2] = {};
+    int count = 0;
+    for (; count < 2 && p + count < step.num_pages; ++count) {
+      const PageRef& ref = step.refs[p + count];
+      if (!ref.layout->format.coded() || (count > 0 && ref.layout != pages[0].layout)) break;
+      pages[count] = {.layout = ref.layout,
+                      .page = ref.page,
+                      .queries = space_.coded_floats,
+                      .rounded = space_.coded_rows,
+                      .units = space_.coded_units,
+                      .scores = scores_ + (p + count) * kPageEntries,
+                      .values = CodedValuesAt(p + count),
+                      .value_steps = space_.coded_steps + (p + count) * kPageEntries,
+                      .is_read = false};
+    }
+    if (count > 0) kernels_.of(Source::kCoded).score_coded[tile_->num_rows()](pages, count);
+    for (int i = 0; i < count; ++i) is_scored_[p + i] = pages[i].is_read;
+  }
+  void AccumulateInIntegers(const PageRef& ref, int p) {
+    CodedAccumulateArgs args = {};
+    args.weights = weights_ + p * kPageEntries;
+    args.values = CodedValuesAt(p);
+    args.value_steps = space_.coded_steps + p * kPageEntries;
+    args.groups = ref.layout->value_groups();
+    args.acc = acc_.values;
+    args.acc_stride = geometry_.acc_stride;
+    kernels_.of(Source::kCoded).accumulate_coded[tile_->num_rows()](args);
   }
 
   void PackBlocks(const float* const* query_rows, size_t dim, float* blocks) const {
@@ -351,25 +415,25 @@ class Worker {
   void Convert(const StepWalker::Step& step) {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
-      kernels_.ConvertKeys(*ref.layout, ref.page, KeysAt(p));
-      kernels_.ConvertValues(*ref.layout, ref.page, ref.count, ValuesAt(p), geometry_.acc_stride);
+      kernels_.ConvertPage(*ref.layout, ref.page, ref.count, KeysAt(p), ValuesAt(p), geometry_.acc_stride);
     }
   }
 
-  // What kernels that read pages as they are stored find instead of coded keys and values: one page at a time.
+  // What kernels that read pages as they are stored find instead of coded keys and values: keys of one page at a time,
+  // and values of all that the step has.
   static Source ReadAs(KvFormat format) { return IsCoded(format) ? Source::kF32 : SourceOf(format); }
-  const void* StoredKeys(const PageRef& ref) const {
+  const void* StoredKeys(const PageRef& ref, int p) const {
     if (!ref.layout->format.coded()) return ref.page + ref.layout->key_offset;
-    kernels_.ConvertKeys(*ref.layout, ref.page, space_.keys);
+    kernels_.ConvertPage(*ref.layout, ref.page, ref.count, space_.keys, ValuesAt(p), geometry_.acc_stride);
     return space_.keys;
   }
-  const void* StoredValues(const PageRef& ref) const {
-    if (!ref.layout->format.coded()) return ref.page + ref.layout->value_offset;
-    kernels_.ConvertValues(*ref.layout, ref.page, ref.count, space_.values, geometry_.acc_stride);
-    return space_.values;
+  const void* StoredValues(const PageRef& ref, int p) const {
+    return ref.layout->format.coded() ? static_cast<const void*>(ValuesAt(p)) : ref.page + ref.layout->value_offset;
   }
 
   void Score(const StepWalker::Step& step, const Lookahead& lookahead) {
+    std::fill_n(is_scored_, kStepPages, false);
+    int next_scored = 0;  // but for those that come with the page before
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       ScoreArgs args = {};
@@ -377,7 +441,6 @@ class Worker {
       const bool pruned = ref.layout->key_dim < task_.key_dim;
       const float* const queries = pruned ? space_.pruned_queries : space_.queries;
       const float* const* const query_rows = pruned ? space_.pruned_rows : space_.query_rows;
-      args.keys = geometry_.direct ? StoredKeys(ref) : KeysAt(p);
       args.key_scales = ref.page + ref.layout->key_scale_offset;
       const SourceKernels& kernels = kernels_.of(geometry_.direct ? ReadAs(ref.layout->format.key) : Source::kF32);
       Prefetch prefetch;
@@ -393,6 +456,12 @@ class Worker {
         // Kernels that find decoded keys fetch nothing.
         if (ref.layout->format.coded()) Fetch(prefetch.at, prefetch.bytes);
       }
+      if (in_integers() && p == next_scored) {
+        ScoreInIntegers(step, p);
+        next_scored = p + (p + 1 < step.num_pages && is_scored_[p + 1] ? 2 : 1);
+      }
+      if (is_scored_[p]) continue;
+      args.keys = geometry_.direct ? StoredKeys(ref, p) : KeysAt(p);
       for (int block = 0; block < num_blocks_; ++block) {
         const int begin = BlockBegin(block);
         args.queries = queries + static_cast<size_t>(begin) * args.key_dim;
@@ -478,7 +547,7 @@ class Worker {
     for (int p = 0; p < step.num_pages; ++p) {
       const PageRef& ref = step.refs[p];
       args.count = ref.count;
-      args.values = StoredValues(ref);
+      args.values = StoredValues(ref, p);
       const bool grouped = IsGrouped(ref.layout->format.value);
       args.value_stride = ref.layout->format.coded() ? geometry_.acc_stride
                           : grouped                  ? ref.layout->value_row_bytes()
@@ -490,7 +559,11 @@ class Worker {
         const PageRef& after = lookahead.next().refs[p];
         Fetch(after.page + after.layout->key_scale_offset, after.layout->key_scale_bytes());
       }
-      AccumulateBlocks(ReadAs(ref.layout->format.value), weights_ + p * kPageEntries, args);
+      if (is_scored_[p]) {
+        AccumulateInIntegers(ref, p);
+      } else {
+        AccumulateBlocks(ReadAs(ref.layout->format.value), weights_ + p * kPageEntries, args);
+      }
     }
   }
 
@@ -515,6 +588,7 @@ class Worker {
   int num_blocks_ = 0;
   Accumulator acc_;
   bool fetched_;  // the step at hand, while the one before it was computed
+  bool is_scored_[kStepPages] = {};  // pages of the step at hand, in integers
   float* scores_ = nullptr;   // of the step at hand: [rows, kStepEntries], weights after the softmax
   float* weights_ = nullptr;  // what values are multiplied with
 };

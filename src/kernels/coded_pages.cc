@@ -17,27 +17,33 @@ namespace pith::kernels {
 namespace {
 
 constexpr size_t kP = kPageEntries;
-static_assert(kCodeStreams == kPageEntries);
+static_assert(kCodeLanes == kPageEntries && kCodeLanes == kGroupElements);
 
-// How many codes have 1, 2, ... bits: Huffman codes of zigzag integers of which 85% are normal, of deviation
-// 0.283 * 2^(i/2) for the i-th, and the rest of 2.2 times that. The last one is for any number.
-constexpr uint8_t kLengthCounts[kCodedBooks][kLongestCode] = {
-    {1, 1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0},        {1, 1, 1, 1, 1, 2, 0, 0, 0, 0, 0, 0},
-    {1, 1, 1, 1, 1, 1, 1, 2, 0, 0, 0, 0},        {1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 0, 0},
-    {0, 3, 1, 1, 0, 2, 2, 3, 1, 2, 0, 0},        {0, 2, 3, 0, 2, 2, 2, 2, 2, 3, 1, 2},
-    {0, 0, 5, 4, 2, 1, 3, 3, 3, 4, 4, 0},        {0, 0, 4, 5, 3, 3, 2, 4, 4, 4, 4, 8},
-    {0, 0, 0, 11, 6, 3, 5, 4, 6, 6, 8, 8},       {0, 0, 0, 8, 9, 8, 5, 5, 9, 9, 10, 16},
-    {0, 0, 0, 0, 23, 9, 8, 9, 9, 13, 12, 28},    {0, 0, 0, 0, 16, 19, 13, 11, 12, 14, 18, 52},
-    {0, 0, 0, 0, 0, 45, 19, 17, 16, 20, 26, 76}, {0, 0, 0, 0, 0, 31, 40, 26, 22, 25, 30, 80},
-    {0, 0, 0, 0, 0, 0, 0, 254, 0, 0, 0, 0}};
+// How many numbers from 0 on, and from -1 down, have codes of 1, 2, ... bits: of those whose slots are whole (codes of
+// 7 bits come in pairs of neighbours, of 8 bits in fours), the best for integers of which 85% are normal, of deviation
+// 0.283 * 2^(i/2) for the i-th, and the rest of 2.2 times that, where a number without a code costs 20 bits. The last
+// one is for any number.
+constexpr uint8_t kLengthCounts[kCodedBooks][2][kLongestCode] = {
+    {{1, 1, 0, 0, 0, 0, 0, 0}, {0, 1, 0, 0, 0, 0, 0, 0}},
+    {{1, 0, 1, 0, 1, 1, 0, 0}, {0, 1, 0, 1, 0, 1, 0, 0}},
+    {{1, 0, 1, 0, 1, 0, 2, 0}, {0, 1, 0, 1, 0, 0, 2, 0}},
+    {{1, 0, 1, 0, 1, 0, 2, 0}, {0, 1, 0, 1, 0, 0, 2, 0}},
+    {{0, 2, 0, 1, 0, 1, 0, 4}, {0, 1, 1, 0, 0, 1, 0, 4}},
+    {{0, 1, 2, 0, 1, 1, 0, 4}, {0, 1, 1, 0, 1, 1, 0, 4}},
+    {{0, 0, 3, 1, 2, 1, 2, 4}, {0, 0, 2, 2, 1, 1, 2, 4}},
+    {{0, 0, 2, 3, 2, 1, 2, 8}, {0, 0, 1, 3, 2, 1, 2, 8}},
+    {{0, 0, 0, 6, 2, 2, 2, 12}, {0, 0, 0, 5, 2, 2, 2, 12}},
+    {{0, 0, 0, 4, 5, 3, 4, 12}, {0, 0, 0, 3, 5, 3, 4, 12}},
+    {{0, 0, 0, 0, 10, 6, 4, 20}, {0, 0, 0, 0, 9, 6, 4, 20}},
+    {{0, 0, 0, 0, 6, 12, 6, 24}, {0, 0, 0, 0, 5, 12, 6, 24}},
+    {{0, 0, 0, 0, 0, 19, 10, 32}, {0, 0, 0, 0, 0, 19, 10, 32}},
+    {{0, 0, 0, 0, 0, 9, 24, 44}, {0, 0, 0, 0, 0, 9, 24, 44}},
+    {{0, 0, 0, 0, 0, 0, 0, 128}, {0, 0, 0, 0, 0, 0, 0, 128}}};
 
-constexpr int kFarthest = 126;         // from the centre: 254 symbols
+constexpr int kFarthest = 126;         // from the centre
 constexpr int kFarthestCentre = 1900;  // with that less than 2^11, so that a multiple of a step is a float16
 constexpr int kLeastExponent = -24;    // of a float16
 constexpr int kNoExponent = std::numeric_limits<int>::max();
-
-uint32_t Zigzag(int number) { return static_cast<uint32_t>(number < 0 ? -2 * number - 1 : 2 * number); }
-int Unzigzag(uint32_t symbol) { return static_cast<int>(symbol >> 1) ^ -static_cast<int>(symbol & 1); }
 
 // Of a number that is one of float16, or none at all.
 uint16_t HalfOfFloat(float number) {
@@ -89,61 +95,39 @@ bool Quantize(const float* numbers, size_t count, int exponent, int farthest, in
   return fits;
 }
 
-// The book, of those whose width is about theirs, that takes the fewest bits for these symbols.
-int ChooseBook(const uint8_t* symbols, size_t count) {
-  const auto& books = CodeBooks();
-  const int largest = *std::max_element(symbols, symbols + count);
+// The book, of those whose width is about theirs, that takes the fewest bits for these numbers.
+int ChooseBook(const int8_t* numbers, size_t count) {
+  const auto& books = CodesOfBooks();
+  const auto [least, greatest] = std::minmax_element(numbers, numbers + count);
   size_t sum = 0;
-  for (size_t i = 0; i < count; ++i) sum += symbols[i];
-  // A symbol is about twice a distance, of which the mean is 0.8 deviations: 1.6 * 0.283 * 2^(i/2).
+  for (size_t i = 0; i < count; ++i) sum += static_cast<size_t>(std::abs(numbers[i]));
+  // Their mean is 0.8 deviations: 0.8 * 0.283 * 2^(i/2).
   int guess = 0;
-  for (double mean = 0.45; guess + 2 < kCodedBooks && mean * static_cast<double>(count) < static_cast<double>(sum);
+  for (double mean = 0.225; guess + 2 < kCodedBooks && mean * static_cast<double>(count) < static_cast<double>(sum);
        mean *= 1.4142135) {
     ++guess;
   }
   int best = kCodedBooks - 1;
-  size_t least = std::numeric_limits<size_t>::max();
+  size_t fewest = std::numeric_limits<size_t>::max();
   int tried = 0;
   for (int b = std::max(guess - 2, 0); b < kCodedBooks && tried < 4; ++b) {
-    const CodeBook& book = books[static_cast<size_t>(b)];
-    if (book.alphabet <= largest) continue;
+    const CodeWords& book = books[static_cast<size_t>(b)];
+    if (*least < book.least || *greatest > book.greatest) continue;
     ++tried;
     size_t bits = 0;
-    for (size_t i = 0; i < count; ++i) bits += book.lengths[symbols[i]];
-    if (bits >= least) continue;
-    least = bits;
+    for (size_t i = 0; i < count; ++i) bits += book.lengths[static_cast<size_t>(numbers[i] + 128)];
+    if (bits >= fewest) continue;
+    fewest = bits;
     best = b;
   }
   return best;
 }
 
-// From a page's last byte towards its beginning.
-class BitWriter {
- public:
-  explicit BitWriter(uint8_t* last) : to_(last) {}
-  void Write(uint32_t word, int length) {
-    word_ = word_ << length | word;
-    for (filled_ += length; filled_ >= 8; filled_ -= 8) *to_-- = static_cast<uint8_t>(word_ >> (filled_ - 8));
-  }
-  void Align() {  // to 4 bits
-    if (filled_ % 4 != 0) Write(0, 4 - filled_ % 4);
-  }
-  // Zeros up to a whole byte.
-  void Finish() {
-    if (filled_ > 0) Write(0, 8 - filled_);
-  }
-
- private:
-  uint8_t* to_;
-  uint64_t word_ = 0;
-  int filled_ = 0;
-};
-
 // A page's integers before they are written.
 struct Draft {
   int key_exponent = 0;
   std::vector<int16_t> centres;       // [D]
-  std::vector<uint8_t> keys, values;  // symbols [D][P], [P][N * 32]
+  std::vector<int8_t> keys, values;   // distances [D][P], [P][N * 32]
   std::vector<uint8_t> key_books, value_books;
   std::vector<int8_t> value_exponents;  // [P]
   size_t value_row = 0;                 // N * 32
@@ -177,7 +161,7 @@ bool DraftKeys(const PageLayout& layout, const float* keys, Draft& draft) {
       if (std::max(*greatest - centre, centre - *least) > kFarthest) centre = (*least + *greatest) / 2;
       if (std::max(*greatest - centre, centre - *least) > kFarthest || std::abs(centre) > kFarthestCentre) return false;
       draft.centres[d] = static_cast<int16_t>(centre);
-      for (size_t j = 0; j < kP; ++j) draft.keys[d * kP + j] = static_cast<uint8_t>(Zigzag(row[j] - centre));
+      for (size_t j = 0; j < kP; ++j) draft.keys[d * kP + j] = static_cast<int8_t>(row[j] - centre);
     }
     draft.key_exponent = exponent;
     return true;
@@ -202,59 +186,63 @@ bool DraftValues(const PageLayout& layout, const float* values, Draft& draft) {
     }
     draft.value_exponents[j] = static_cast<int8_t>(exponent);
     for (size_t c = 0; c < dim; ++c) {
-      draft.values[j * draft.value_row + c] = static_cast<uint8_t>(Zigzag(integers[c]));
+      draft.values[j * draft.value_row + c] = static_cast<int8_t>(integers[c]);
     }
   }
   return true;
 }
 
-// Bits of each stream of rows [count][32].
-std::array<uint32_t, kCodeStreams> StreamBits(const uint8_t* rows, size_t count, size_t rows_of_book,
-                                              const std::vector<uint8_t>& books) {
-  std::array<uint32_t, kCodeStreams> bits = {};
-  for (size_t i = 0; i < count; ++i) {
-    const CodeBook& book = CodeBooks()[books[i / rows_of_book]];
-    for (size_t l = 0; l < kCodeStreams; ++l) bits[l] += book.lengths[rows[i * kCodeStreams + l]];
-  }
-  return bits;
-}
-
-void WriteStreams(const uint8_t* rows, size_t count, size_t rows_of_book, const std::vector<uint8_t>& books,
-                  BitWriter& writer) {
-  for (size_t l = 0; l < kCodeStreams; ++l) {
+// Appends the codes of rows [count][32] to `to`; rows_of_book rows in turn have one book.
+void WriteRows(const int8_t* rows, size_t count, size_t rows_of_book, const std::vector<uint8_t>& books,
+               std::vector<uint8_t>& to) {
+  // What each lane reads, [lane][count]: no row takes more than a byte of it.
+  std::vector<uint8_t> bytes(kCodeLanes * count, 0);
+  for (size_t l = 0; l < kCodeLanes; ++l) {
+    uint8_t* at = bytes.data() + l * count;
+    uint32_t word = 0;
+    int filled = 0;
     for (size_t i = 0; i < count; ++i) {
-      const CodeBook& book = CodeBooks()[books[i / rows_of_book]];
-      const uint8_t symbol = rows[i * kCodeStreams + l];
-      writer.Write(book.words[symbol], book.lengths[symbol]);
+      const CodeWords& book = CodesOfBooks()[books[i / rows_of_book]];
+      const auto number = static_cast<size_t>(rows[i * kCodeLanes + l] + 128);
+      word = word << book.lengths[number] | book.words[number];
+      filled += book.lengths[number];
+      if (filled >= 8) *at++ = static_cast<uint8_t>(word >> (filled -= 8));
     }
-    writer.Align();
+    if (filled > 0) *at = static_cast<uint8_t>(word << (8 - filled));
   }
-}
-
-// Lengths in 4 bits, less the least of them. False: they differ by more than a byte holds.
-bool SetLengths(const std::array<uint32_t, kCodeStreams>& bits, uint16_t* least, uint8_t* lengths, size_t* sum) {
-  std::array<uint32_t, kCodeStreams> nibbles;
-  for (size_t l = 0; l < kCodeStreams; ++l) *sum += nibbles[l] = (bits[l] + 3) / 4;
-  const auto [low, high] = std::ranges::minmax(nibbles);
-  if (high - low > 255 || low > 0xffff) return false;
-  *least = static_cast<uint16_t>(low);
-  for (size_t l = 0; l < kCodeStreams; ++l) lengths[l] = static_cast<uint8_t>(nibbles[l] - low);
-  return true;
+  // In the order in which they are read.
+  std::array<size_t, kCodeLanes> taken = {};
+  std::array<int, kCodeLanes> left = {};
+  const auto take = [&](size_t l) {
+    to.push_back(taken[l] < count ? bytes[l * count + taken[l]] : uint8_t{0});
+    ++taken[l];
+    left[l] += 8;
+  };
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t l = 0; l < kCodeLanes; ++l) {
+      if (left[l] < kLongestCode) take(l);
+    }
+    const CodeWords& book = CodesOfBooks()[books[i / rows_of_book]];
+    for (size_t l = 0; l < kCodeLanes; ++l) {
+      left[l] -= book.lengths[static_cast<size_t>(rows[i * kCodeLanes + l] + 128)];
+    }
+  }
 }
 
 struct Header {
   uint32_t bytes = 0;
   uint8_t kind = 0;
   int8_t key_exponent = 0;
-  uint16_t key_least = 0, value_least = 0, unused = 0;
+  uint16_t key_stream = 0;
 };
-static_assert(sizeof(Header) == 12);
+static_assert(sizeof(Header) == 8);
 
-// Of books, exponents, centres and lengths: what comes before the streams.
-size_t BytesBefore(const PageLayout& layout, bool wide) {
+// Of books, exponents and centres: what comes after the streams.
+size_t BytesAfter(const PageLayout& layout, bool wide) {
   const auto dim = static_cast<size_t>(layout.key_dim);
-  return sizeof(Header) + (dim + 1) / 2 + kP / 2 + kP + dim * (wide ? 2 : 1) + 2 * kCodeStreams;
+  return (dim + 1) / 2 + kP / 2 + kP + dim * (wide ? 2 : 1);
 }
+static_assert(kP / 2 + kP >= kCodeLanes, "vectors are loaded from the end of a stream");
 
 size_t HalvesBytes(const PageLayout& layout) {
   return layout.key_offset + kCodedHeaderBytes +
@@ -264,7 +252,7 @@ size_t HalvesBytes(const PageLayout& layout) {
 // 0: the page takes no fewer bytes than halves.
 uint32_t WriteDraft(const PageLayout& layout, Draft& draft, std::byte* page) {
   const auto dim = static_cast<size_t>(layout.key_dim);
-  const size_t value_rows = draft.value_row / kCodeStreams;
+  const size_t value_rows = draft.value_row / kCodeLanes;
   draft.key_books.resize(dim);
   for (size_t d = 0; d < dim; ++d) {
     draft.key_books[d] = static_cast<uint8_t>(ChooseBook(draft.keys.data() + d * kP, kP));
@@ -274,28 +262,26 @@ uint32_t WriteDraft(const PageLayout& layout, Draft& draft, std::byte* page) {
     const auto book = ChooseBook(draft.values.data() + j * draft.value_row, draft.value_row);
     draft.value_books[j] = static_cast<uint8_t>(book);
   }
-  Header header;
-  uint8_t lengths[2][kCodeStreams] = {};
-  size_t nibbles = 0;
-  const auto key_bits = StreamBits(draft.keys.data(), dim, 1, draft.key_books);
-  const auto value_bits =
-      StreamBits(draft.values.data(), kP * value_rows, std::max<size_t>(value_rows, 1), draft.value_books);
-  if (!SetLengths(key_bits, &header.key_least, lengths[0], &nibbles) ||
-      !SetLengths(value_bits, &header.value_least, lengths[1], &nibbles)) {
-    return 0;
-  }
+  std::vector<uint8_t> streams;
+  streams.reserve(kCodeLanes * (dim + kP * value_rows));
+  WriteRows(draft.keys.data(), dim, 1, draft.key_books, streams);
+  const size_t key_stream = streams.size();
+  WriteRows(draft.values.data(), kP * value_rows, std::max<size_t>(value_rows, 1), draft.value_books, streams);
   const bool wide = std::ranges::any_of(draft.centres, [](int16_t centre) { return std::abs(centre) > INT8_MAX; });
-  const size_t bytes = layout.key_offset + BytesBefore(layout, wide) + (nibbles + 1) / 2;
-  if (bytes >= HalvesBytes(layout)) return 0;
+  const size_t bytes = layout.key_offset + sizeof(Header) + streams.size() + BytesAfter(layout, wide);
+  if (bytes >= HalvesBytes(layout) || key_stream > UINT16_MAX) return 0;
+  Header header;
   header.bytes = static_cast<uint32_t>(bytes);
   header.kind = static_cast<uint8_t>(wide ? CodedKind::kWide : CodedKind::kNarrow);
   header.key_exponent = static_cast<int8_t>(draft.key_exponent);
+  header.key_stream = static_cast<uint16_t>(key_stream);
   auto* to = reinterpret_cast<uint8_t*>(page + layout.key_offset);
   const auto put = [&to](const void* from, size_t count) {
     std::memcpy(to, from, count);
     to += count;
   };
   put(&header, sizeof header);
+  put(streams.data(), streams.size());
   for (const std::vector<uint8_t>* books : {&draft.key_books, &draft.value_books}) {
     for (size_t i = 0; i < books->size(); i += 2) {
       *to++ = static_cast<uint8_t>((*books)[i] | (i + 1 < books->size() ? (*books)[i + 1] << 4 : 0));
@@ -303,11 +289,6 @@ uint32_t WriteDraft(const PageLayout& layout, Draft& draft, std::byte* page) {
   }
   put(draft.value_exponents.data(), kP);
   for (const int16_t centre : draft.centres) put(&centre, wide ? 2 : 1);  // little-endian: its low byte comes first
-  put(lengths, sizeof lengths);
-  BitWriter writer(reinterpret_cast<uint8_t*>(page + bytes - 1));
-  WriteStreams(draft.keys.data(), dim, 1, draft.key_books, writer);
-  WriteStreams(draft.values.data(), kP * value_rows, std::max<size_t>(value_rows, 1), draft.value_books, writer);
-  writer.Finish();
   return header.bytes;
 }
 
@@ -326,59 +307,84 @@ uint32_t WriteHalves(const PageLayout& layout, const float* keys, const float* v
   return header.bytes;
 }
 
-// The next symbol of a stream.
-uint32_t ReadSymbol(const CodeBook& book, const uint8_t* bits, uint32_t* at) {
-  uint32_t window = 0;
-  for (int i = 0; i < 4; ++i) window = window << 8 | *(bits - *at / 8 - i);
-  const auto word = static_cast<int32_t>((window << *at % 8) >> 1);
-  int i = 0;
-  while (i + 1 < book.num_lengths && word >= book.firsts[static_cast<size_t>(i + 1)]) ++i;
-  const int32_t shift = book.shifts[static_cast<size_t>(i)];
-  *at += static_cast<uint32_t>(31 - (shift & 31));
-  return static_cast<uint32_t>((word >> (shift & 31)) - (shift >> 5));
+// visit(row, lane, number) for the rows of a stream from `at` to `end`; rows_of_book rows in turn have one book. False:
+// it is longer or shorter than they are, or there is no such book.
+template <class Visit>
+bool ReadRows(const uint8_t* at, const uint8_t* end, size_t count, size_t rows_of_book, const uint8_t* books,
+              const Visit& visit) {
+  std::array<uint32_t, kCodeLanes> window = {};  // the next bits, at the top of 16
+  std::array<int, kCodeLanes> left = {};
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t l = 0; l < kCodeLanes; ++l) {
+      if (left[l] >= kLongestCode) continue;
+      if (at == end) return false;
+      window[l] |= static_cast<uint32_t>(*at++) << (8 - left[l]);
+      left[l] += 8;
+    }
+    const int b = CodedPage::BookOf(books, static_cast<int>(i / rows_of_book));
+    if (b >= kCodedBooks) return false;
+    const CodeBook& book = CodeBooks()[static_cast<size_t>(b)];
+    for (size_t l = 0; l < kCodeLanes; ++l) {
+      const int slot = book.slots[window[l] >> (16 - kSlotBits)], length = slot & 15;
+      visit(i, l, static_cast<int>(window[l] >> (16 - length)) + (slot >> 4));
+      window[l] = window[l] << length & 0xffff;
+      left[l] -= length;
+    }
+  }
+  return at == end;
 }
 
-// visit(row, stream, number) for the numbers of streams whose rows have these books.
-template <class Visit>
-bool ReadStreams(const CodedPage& coded, std::array<uint32_t, kCodeStreams> at, size_t count, size_t rows_of_book,
-                 const uint8_t* books, uint32_t limit, const Visit& visit) {
-  for (size_t l = 0; l < kCodeStreams; ++l) {
-    for (size_t i = 0; i < count; ++i) {
-      const int b = CodedPage::BookOf(books, static_cast<int>(i / rows_of_book));
-      if (b >= kCodedBooks || at[l] > limit) return false;
-      visit(i, l, Unzigzag(ReadSymbol(CodeBooks()[static_cast<size_t>(b)], coded.bits, &at[l])));
-    }
-    const uint32_t next = (at[l] + 3) / 4 * 4, end = l + 1 < kCodeStreams ? at[l + 1] : limit;
-    if (next != end) return false;
-  }
-  return true;
-}
+bool IsExponent(int exponent) { return exponent >= kLeastExponent && exponent < 16; }
 
 }  // namespace
 
-const std::array<CodeBook, kCodedBooks>& CodeBooks() {
-  static const std::array<CodeBook, kCodedBooks> all = [] {
-    std::array<CodeBook, kCodedBooks> books;
+namespace {
+
+struct AllBooks {
+  std::array<CodeBook, kCodedBooks> books;
+  std::array<CodeWords, kCodedBooks> codes;
+
+  AllBooks() {
     for (size_t b = 0; b < books.size(); ++b) {
       CodeBook& book = books[b];
-      uint32_t word = 0;
+      CodeWords& code = codes[b];
+      int word = 0, numbers[2] = {};  // of either sign
       for (int length = 1; length <= kLongestCode; ++length) {
         word <<= 1;
-        const int count = kLengthCounts[b][length - 1];
-        if (count == 0) continue;
-        const auto i = static_cast<size_t>(book.num_lengths++);
-        book.firsts[i] = static_cast<int32_t>(word << (31 - length));
-        book.shifts[i] = (static_cast<int32_t>(word) - book.alphabet) << 5 | (31 - length);
-        for (int k = 0; k < count; ++k, ++word, ++book.alphabet) {
-          book.lengths[static_cast<size_t>(book.alphabet)] = static_cast<uint8_t>(length);
-          book.words[static_cast<size_t>(book.alphabet)] = static_cast<uint16_t>(word);
+        const int in_slot = length > kSlotBits ? 1 << (length - kSlotBits) : 1;
+        for (const int sign : {0, 1}) {
+          // Upwards among those of a slot, so that one sum serves all.
+          for (int k = kLengthCounts[b][sign][length - 1]; k > 0; k -= in_slot, numbers[sign] += in_slot) {
+            const int first = sign == 0 ? numbers[0] : -numbers[1] - in_slot;
+            const int slots = length < kSlotBits ? 1 << (kSlotBits - length) : 1;
+            const int slot = length < kSlotBits ? word << (kSlotBits - length) : word >> (length - kSlotBits);
+            for (auto i = static_cast<size_t>(slot); i < static_cast<size_t>(slot + slots); ++i) {
+              book.slots[i] = static_cast<int16_t>((first - word) * 16 + length);
+              book.slot_lengths[i] = static_cast<uint8_t>(length);
+              book.slot_sums[i] = static_cast<uint8_t>(first - word);
+            }
+            for (int number = first; number < first + in_slot; ++number, ++word) {
+              code.lengths[static_cast<size_t>(number + 128)] = static_cast<uint8_t>(length);
+              code.words[static_cast<size_t>(number + 128)] = static_cast<uint8_t>(word);
+            }
+          }
         }
       }
+      code.least = -numbers[1];
+      code.greatest = numbers[0] - 1;
     }
-    return books;
-  }();
-  return all;
-}
+  }
+
+  static const AllBooks& Get() {
+    static const AllBooks all;
+    return all;
+  }
+};
+
+}  // namespace
+
+const std::array<CodeBook, kCodedBooks>& CodeBooks() { return AllBooks::Get().books; }
+const std::array<CodeWords, kCodedBooks>& CodesOfBooks() { return AllBooks::Get().codes; }
 
 CodedPage::CodedPage(const PageLayout& layout, const std::byte* page) {
   const auto* const begin = reinterpret_cast<const uint8_t*>(page + layout.key_offset);
@@ -392,27 +398,13 @@ CodedPage::CodedPage(const PageLayout& layout, const std::byte* page) {
     value_halves = key_halves + kP * dim;
     return;
   }
-  key_books = begin + sizeof header;
+  key_codes = begin + sizeof header;
+  value_codes = key_codes + header.key_stream;
+  codes_end = reinterpret_cast<const uint8_t*>(page) + header.bytes - BytesAfter(layout, kind == CodedKind::kWide);
+  key_books = codes_end;
   value_books = key_books + (dim + 1) / 2;
   value_exponents = reinterpret_cast<const int8_t*>(value_books + kP / 2);
   centres = value_books + kP / 2 + kP;
-  const uint8_t* const lengths = centres + dim * (kind == CodedKind::kWide ? 2 : 1);
-  bits = reinterpret_cast<const uint8_t*>(page) + header.bytes - 1;
-  for (size_t l = 0; l < kCodeStreams; ++l) {
-    keys_at[l] = end;
-    end += 4 * (uint32_t{header.key_least} + lengths[l]);
-  }
-  for (size_t l = 0; l < kCodeStreams; ++l) {
-    values_at[l] = end;
-    end += 4 * (uint32_t{header.value_least} + lengths[kCodeStreams + l]);
-  }
-}
-
-int CodedPage::CentreOf(int channel) const {
-  if (kind == CodedKind::kNarrow) return static_cast<int8_t>(centres[channel]);
-  int16_t centre = 0;
-  std::memcpy(&centre, centres + 2 * static_cast<size_t>(channel), sizeof centre);
-  return centre;
 }
 
 uint32_t CodedPageBytes(const PageLayout& layout, const std::byte* page) {
@@ -478,11 +470,11 @@ void DecodeKeysReference(const PageLayout& layout, const std::byte* page, float*
   }
   if (coded.kind == CodedKind::kHalves) return;
   const float step = PowerOfTwo(coded.key_exponent);
-  const bool read = ReadStreams(coded, coded.keys_at, dim, 1, coded.key_books, coded.values_at[0],
-                                [&](size_t d, size_t j, int number) {
-                                  const int steps = number + coded.CentreOf(static_cast<int>(d));
-                                  keys[d * kP + j] = static_cast<float>(steps) * step;
-                                });
+  const bool read =
+      ReadRows(coded.key_codes, coded.value_codes, dim, 1, coded.key_books, [&](size_t d, size_t j, int number) {
+        const int steps = number + coded.CentreOf(static_cast<int>(d));
+        keys[d * kP + j] = static_cast<float>(steps) * step;
+      });
   PITH_CHECK(read);
 }
 
@@ -498,12 +490,12 @@ void DecodeValuesReference(const PageLayout& layout, const std::byte* page, floa
     return;
   }
   const auto groups = static_cast<size_t>(layout.value_groups());
-  const bool read = ReadStreams(coded, coded.values_at, kP * groups, std::max<size_t>(groups, 1), coded.value_books,
-                                coded.end, [&](size_t row, size_t l, int number) {
-                                  const size_t j = row / groups, c = row % groups * kCodeStreams + l;
-                                  values[j * stride + c] =
-                                      static_cast<float>(number) * PowerOfTwo(coded.value_exponents[j]);
-                                });
+  const bool read = ReadRows(coded.value_codes, coded.codes_end, kP * groups, std::max<size_t>(groups, 1),
+                             coded.value_books, [&](size_t row, size_t l, int number) {
+                               const size_t j = row / groups, c = row % groups * kCodeLanes + l;
+                               values[j * stride + c] =
+                                   static_cast<float>(number) * PowerOfTwo(coded.value_exponents[j]);
+                             });
   PITH_CHECK(read);
 }
 
@@ -518,21 +510,18 @@ bool IsCodedPage(const PageLayout& layout, const std::byte* page, size_t bytes) 
     return std::all_of(coded.key_halves, coded.key_halves + kP * static_cast<size_t>(layout.key_dim + layout.value_dim),
                        [](uint16_t bits) { return (bits & 0x7fff) <= 0x7c00; });
   }
-  const size_t before = layout.key_offset + BytesBefore(layout, header.kind == static_cast<uint8_t>(CodedKind::kWide));
-  if (bytes < before) return false;
+  const bool wide = header.kind == static_cast<uint8_t>(CodedKind::kWide);
+  if (bytes < layout.key_offset + sizeof header + header.key_stream + BytesAfter(layout, wide)) return false;
   const CodedPage coded(layout, page);
-  if (before + (coded.end + 7) / 8 != bytes) return false;
-  const auto is_exponent = [](int exponent) { return exponent >= kLeastExponent && exponent < 16; };
-  if (!is_exponent(coded.key_exponent) ||
-      !std::all_of(coded.value_exponents, coded.value_exponents + kP, is_exponent)) {
+  if (!IsExponent(coded.key_exponent) || !std::all_of(coded.value_exponents, coded.value_exponents + kP, IsExponent)) {
     return false;
   }
   const auto ignore = [](size_t, size_t, int) {};
   const auto groups = static_cast<size_t>(layout.value_groups());
-  return ReadStreams(coded, coded.keys_at, static_cast<size_t>(layout.key_dim), 1, coded.key_books, coded.values_at[0],
-                     ignore) &&
-         ReadStreams(coded, coded.values_at, kP * groups, std::max<size_t>(groups, 1), coded.value_books, coded.end,
-                     ignore);
+  return ReadRows(coded.key_codes, coded.value_codes, static_cast<size_t>(layout.key_dim), 1, coded.key_books,
+                  ignore) &&
+         ReadRows(coded.value_codes, coded.codes_end, kP * groups, std::max<size_t>(groups, 1), coded.value_books,
+                  ignore);
 }
 
 }  // namespace pith::kernels

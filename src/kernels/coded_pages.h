@@ -6,20 +6,21 @@
 // has a step of its own. So errors stay within half of 1/n of the range, and entries that are coded once lie on a grid:
 // coded again, among others, they are the same, unless the new page's step is more than four times theirs.
 //
-// A code is an element's distance from its key channel's centre (values: from 0), zigzag. Each key channel and each
-// value names one of kCodedBooks codes, which are for normal distributions of differing width. 32 streams hold a page's
-// keys, one for each entry, and 32 its values, one for channels c, c + 32, ..., so that the lanes of a vector decode in
-// step:
+// A code is an element's distance from its key channel's centre (values: from 0). Each key channel and each value names
+// one of kCodedBooks codes, which are for normal distributions of differing width. A row of codes is one for each of 32
+// lanes: of keys a channel's entries, of values channels c, c + 1, ..., c + 31 of an entry. All lanes decode in step
+// and share one stream of bytes (as the words of J. Fabian Giesen's interleaved coders, arXiv:1402.3392, section 3):
+// each lane begins with a byte, and after a row every lane that has fewer than kLongestCode bits left takes the next
+// byte, lanes in order. So the end of a stream is all that must be known of it.
 //
-//   header    u32 bytes of the page in use, from its beginning; u8 kind; i8 exponent of the keys' step;
-//             u16 least length of a stream of keys, of values
-//   books     4 bits for each channel, and for each value
-//   exponents i8 [P] of the values' steps
-//   centres   [D] i8, or i16 (kind)
-//   lengths   u8 [2][32], in 4 bits, beyond the least
-//   streams   from the last byte of the page towards its beginning, the most significant bit first, each from a
-//   multiple
-//             of 4 bits on: so four bytes are loaded as the next 32 bits
+//   header     u32 bytes of the page in use, from its beginning; u8 kind; i8 exponent of the keys' step;
+//              u16 bytes of the keys' stream
+//   streams    of keys, then of values, the most significant bit first
+//   books      4 bits for each channel, and for each value
+//   exponents  i8 [P] of the values' steps
+//   centres    [D] i8, or i16 (kind)
+//
+// What follows the streams is longer than kCodeLanes bytes, so that whole vectors can be loaded from any place in them.
 //
 // Numbers that have no code (of another kind, or far beyond the others) make a page one of f16, at a distance of
 // kCodedHeaderBytes from the header: keys [D][P], values [P][Dv].
@@ -30,26 +31,34 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/page_layout.h"
 
 namespace pith::kernels {
 
 inline constexpr int kCodedBooks = 15;
-inline constexpr int kLongestCode = 12;
-inline constexpr int kCodeStreams = 32;
+inline constexpr int kLongestCode = 8;
+inline constexpr int kCodeLanes = 32;
 
-// A canonical code in which symbols come in the order of their lengths.
+// A prefix code. Its next kSlotBits bits say of a code how long it is, and what to add to it, read as a number.
+inline constexpr int kSlotBits = 6;
 struct CodeBook {
-  int alphabet = 0;
-  std::array<uint8_t, 256> lengths = {};  // [alphabet] bits
-  std::array<uint16_t, 256> words = {};   // [alphabet]
-  // Of the i-th length that there is: its first word at the top of 31 bits, and 31 - length, with the first word less
-  // its symbol in the bits from 5 on.
-  int num_lengths = 0;
-  std::array<int32_t, kLongestCode> firsts = {}, shifts = {};
+  // [next bits]: length, with 16 times what is added
+  alignas(64) std::array<int16_t, 1 << kSlotBits> slots = {};
+  // The same apart, what is added in 8 bits.
+  alignas(64) std::array<uint8_t, 1 << kSlotBits> slot_lengths = {}, slot_sums = {};
+};
+static_assert(sizeof(CodeBook) == 256, "a shift finds it");
+
+// The same for those who write.
+struct CodeWords {
+  int least = 0, greatest = 0;            // what has a code
+  std::array<uint8_t, 256> lengths = {};  // [number + 128] bits
+  std::array<uint8_t, 256> words = {};    // [number + 128]
 };
 const std::array<CodeBook, kCodedBooks>& CodeBooks();
+const std::array<CodeWords, kCodedBooks>& CodesOfBooks();
 
 enum class CodedKind : uint8_t { kNarrow, kWide, kHalves };
 
@@ -61,13 +70,16 @@ struct CodedPage {
   const int8_t* value_exponents = nullptr;
   const uint8_t* centres = nullptr;
   const uint16_t *key_halves = nullptr, *value_halves = nullptr;  // kHalves
-  const uint8_t* bits = nullptr;                                  // the first byte of the first stream, the page's last
-  std::array<uint32_t, kCodeStreams> keys_at = {}, values_at = {};  // first bits of streams
-  uint32_t end = 0;                                                 // of the last stream
+  const uint8_t *key_codes = nullptr, *value_codes = nullptr, *codes_end = nullptr;
 
   CodedPage(const PageLayout& layout, const std::byte* page);
   static int BookOf(const uint8_t* books, int i) { return books[i / 2] >> (i % 2 * 4) & 15; }
-  int CentreOf(int channel) const;
+  int CentreOf(int channel) const {
+    if (kind == CodedKind::kNarrow) return static_cast<int8_t>(centres[channel]);
+    int16_t centre = 0;
+    std::memcpy(&centre, centres + 2 * static_cast<size_t>(channel), sizeof centre);
+    return centre;
+  }
 };
 
 // 2^exponent, of a step.

@@ -373,13 +373,25 @@ void ConvertEntry(const PageLayout& to_layout, std::byte* to, int to_slot, const
 }
 
 void ConvertPage(const PageLayout& from_layout, const std::byte* from, const PageLayout& to_layout, std::byte* to) {
-  PITH_DCHECK(to_layout.key_dim == from_layout.key_dim && BitsOf(from_layout.format.key) == 16);
+  PITH_DCHECK(to_layout.key_dim == from_layout.key_dim);
+  PITH_DCHECK(BitsOf(from_layout.format.key) == 16 || !to_layout.format.whole_pages());
   if (to_layout.format.coded()) {
     std::vector<float> keys(static_cast<size_t>(to_layout.key_dim) * kPageEntries);
     std::vector<float> values(static_cast<size_t>(to_layout.value_dim) * kPageEntries);
     ReadPage(from_layout, from, keys.data(), values.data());
     EncodePage(to_layout, keys.data(), values.data(), to);
     for (int slot = 0; slot < kPageEntries; ++slot) CopyState(to_layout, to, slot, from_layout, from, slot);
+    return;
+  }
+  if (from_layout.format.coded()) {  // decoded once for all
+    const auto dim = static_cast<size_t>(to_layout.key_dim), value_dim = static_cast<size_t>(to_layout.value_dim);
+    std::vector<float> keys(dim * kPageEntries), values(value_dim * kPageEntries), key(dim);
+    ReadPage(from_layout, from, keys.data(), values.data());
+    for (int slot = 0; slot < kPageEntries; ++slot) {
+      for (size_t d = 0; d < dim; ++d) key[d] = keys[d * kPageEntries + static_cast<size_t>(slot)];
+      WriteEntryF32(to_layout, to, slot, key.data(), values.data() + static_cast<size_t>(slot) * value_dim, 0);
+      CopyState(to_layout, to, slot, from_layout, from, slot);
+    }
     return;
   }
   if (!to_layout.format.whole_pages()) {

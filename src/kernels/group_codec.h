@@ -46,7 +46,8 @@ void CopyValueAndState(const PageLayout& to_layout, std::byte* to, int to_slot, 
 void ConvertEntry(const PageLayout& to_layout, std::byte* to, int to_slot, const PageLayout& from_layout,
                   const std::byte* from, int from_slot);
 
-// A whole page of 16-bit keys in another format: keys, values, positions and columns. Both have the same shape.
+// A whole page in another format: keys, values, positions and columns. Both have the same shape, and either the keys
+// have 16 bits or the other format is not written whole.
 void ConvertPage(const PageLayout& from_layout, const std::byte* from, const PageLayout& to_layout, std::byte* to);
 
 }  // namespace pith::kernels

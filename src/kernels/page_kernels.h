@@ -114,6 +114,35 @@ struct ObserveArgs {
   float* largest;  // null with squares
 };
 
+// A coded page in integers: few rows of queries, rounded to 16 bits, times its numbers, which never become float32.
+// Values come on the way, in 16 bits, for when there are weights.
+inline constexpr int kMaxCodedRows = 4;
+struct CodedScoreArgs {
+  const PageLayout* layout;
+  const std::byte* page;
+  const float* queries;    // [R][D]
+  const int16_t* rounded;  // [R][D rounded up to 2]: the same in units[r]
+  const float* units;      // [R]
+  float* scores;           // as ScoreArgs
+  int16_t* values;         // [P][N * 32], 64-byte aligned
+  float* value_steps;      // [P]
+  bool is_read;            // false afterwards: a page of float16, of which nothing was read
+};
+// One page or two of one layout.
+using CodedScoreFn = void (*)(CodedScoreArgs* pages, int count);
+
+// acc[r * acc_stride + c] += sum over j of weights[r * kStepEntries + j] * value_steps[j] * values[j][c], for all of N
+// * 32 channels. Weights are rounded to 16 bits of a row's greatest.
+struct CodedAccumulateArgs {
+  const float* weights;
+  const int16_t* values;
+  const float* value_steps;
+  int groups;  // N
+  float* acc;
+  size_t acc_stride;
+};
+using CodedAccumulateFn = void (*)(const CodedAccumulateArgs& args);
+
 // What reads pages of one source. Of coded pages: what converts them alone.
 struct SourceKernels {
   // Indexed by R (1 .. block_rows).
@@ -124,6 +153,11 @@ struct SourceKernels {
   void (*convert_keys)(const PageLayout& layout, const std::byte* page, float* keys);
   // A page's first `count` values as float32 [P][stride], scales applied; the other rows become 0.
   void (*convert_values)(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride);
+  // Both of a coded page, which takes less time than one after the other. Null for all others.
+  void (*convert_page)(const PageLayout& layout, const std::byte* page, float* keys, float* values, size_t stride);
+  // Of coded pages, by rows; null where the target has none.
+  CodedScoreFn score_coded[kMaxCodedRows + 1];
+  CodedAccumulateFn accumulate_coded[kMaxCodedRows + 1];
 };
 
 // On the target in use, each from a file of its own.
@@ -146,6 +180,13 @@ struct PageKernels {
   }
   void ConvertValues(const PageLayout& layout, const std::byte* page, int count, float* values, size_t stride) const {
     of(SourceOf(layout.format.value)).convert_values(layout, page, count, values, stride);
+  }
+
+  void ConvertPage(const PageLayout& layout, const std::byte* page, int count, float* keys, float* values,
+                   size_t stride) const {
+    if (layout.format.coded()) return of(Source::kCoded).convert_page(layout, page, keys, values, stride);
+    ConvertKeys(layout, page, keys);
+    ConvertValues(layout, page, count, values, stride);
   }
 
   void (*softmax)(const SoftmaxArgs& args);

@@ -88,7 +88,7 @@ double BestPlainRate(const std::vector<BenchRow>& rows, const BenchRow& row, con
     if (other.config.engine != "libllama" || !SameGroup(other, row)) continue;
     const double rate = MedianRate(PhaseOf(other, kind));
     if (other.config.format == row.config.format) same = std::max(same, rate);
-    if (other.config.format == KvFormat::kF16) half = std::max(half, rate);
+    if (other.config.format == PageFormat()) half = std::max(half, rate);
   }
   return same > 0 ? same : half;
 }
@@ -156,7 +156,7 @@ Json RowJson(const BenchReport& report, const ModelInfo& info, const BenchRow& r
                {"kv_bytes", row.kv_bytes},
                {"kv_bytes_per_token", static_cast<double>(row.kv_bytes) / held},
                {"rss_peak_bytes", row.rss_peak_bytes},
-               {"format", KvFormatName(row.config.format)},
+               {"format", row.config.format.Name()},
                {"flash_attention", row.config.flash_attention},
                {"threads", row.config.threads},
                {"batch", row.config.batch},

@@ -63,7 +63,7 @@ Result<std::unique_ptr<BenchRunner>> BenchRunner::Create(const BenchConfig& conf
 
 Status BenchRunner::CreatePlain(const BenchConfig& config, const BenchCase& bench, const HostModel& model) {
   const int num_ctx = bench.ctx + bench.num_decoded + 1;
-  const size_t one = PlainBytes(model.info(), config.format, num_ctx);
+  const size_t one = PlainBytes(model.info(), config.format.key, num_ctx);
   num_sequences_ = config.batch;
   if (bench.kv_budget > 0) {
     num_sequences_ = static_cast<int>(
@@ -79,7 +79,7 @@ Status BenchRunner::CreatePlain(const BenchConfig& config, const BenchCase& benc
                                                                          .num_threads = config.threads,
                                                                          .max_sequences = num_sequences_,
                                                                          .flash_attention = config.flash_attention,
-                                                                         .cache_type = PlainTypeOf(config.format),
+                                                                         .cache_type = PlainTypeOf(config.format.key),
                                                                          .separate_streams = true,
                                                                          .for_benchmark = bench.synthetic}));
   return {};

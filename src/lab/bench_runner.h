@@ -21,7 +21,7 @@ struct BenchConfig {
   std::string recipe = "full";
   double keep = 1;
   bool flash_attention = true;  // of libllama
-  KvFormat format = KvFormat::kF16;
+  PageFormat format = {};
   int threads = 1;
   int batch = 1;  // sequences wanted at once
 };

@@ -55,7 +55,7 @@ struct JudgeOptions {
   std::vector<Recipe> recipes;
   std::vector<double> keeps;
   CompressMode compress = CompressMode::kAfter;
-  KvFormat format = KvFormat::kF16;
+  PageFormat format = {};
   Pins pins = Pins::kOff;
   bool reference = false;  // a row "libllama" as well
   // What was compressed is saved in this form and restored before it is judged; the bytes of rows are then those of the

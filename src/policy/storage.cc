@@ -19,7 +19,7 @@ Result<Storage> ParseCoded(std::string_view text) {
     return InvalidArgument(fmt::format("format=comp:ek=F,ev=F takes shares of a range from 1/{} to 1/{}, not '{}'",
                                        kMostCodedSteps, kFewestCodedSteps, Printable(text)));
   };
-  double shares[2] = {0.06, 0.15};  // values bear more
+  double shares[2] = {1.0 / CodedSteps(kUsualCoded.key), 1.0 / CodedSteps(kUsualCoded.value)};
   while (!text.empty()) {
     const std::string_view part = text.substr(0, text.find(','));
     text.remove_prefix(std::min(part.size() + 1, text.size()));

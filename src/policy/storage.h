@@ -10,6 +10,9 @@
 
 namespace pith {
 
+// Steps of format=comp: of at most 0.06 of the range of a page's keys, and 0.15, for they bear more, of a value's.
+inline constexpr PageFormat kUsualCoded = PageFormat(CodedFormat(17), CodedFormat(7));
+
 struct Storage {
   PageFormat fixed = {};
   double least = 0;  // > 0: format=auto, of the entries
