@@ -86,13 +86,11 @@ bool Quantize(const float* numbers, size_t count, int exponent, int farthest, in
   const float inverse = PowerOfTwo(-exponent);
   farthest = static_cast<int>(std::min<double>(farthest, std::ldexp(kLargestHalf, -exponent)));
   constexpr float kMagic = 0x1.8p23F;  // leaves the nearest integer, ties to even, of what is below 2^22
-  bool fits = true;
-  for (size_t i = 0; i < count; ++i) {
-    const float steps = numbers[i] * inverse;
-    fits = fits && std::abs(steps) <= static_cast<float>(farthest);
-    integers[i] = fits ? static_cast<int16_t>((steps + kMagic) - kMagic) : int16_t{0};
-  }
-  return fits;
+  float most = 0;
+  for (size_t i = 0; i < count; ++i) most = std::max(most, std::abs(numbers[i]));
+  if (most * inverse > static_cast<float>(farthest)) return false;
+  for (size_t i = 0; i < count; ++i) integers[i] = static_cast<int16_t>((numbers[i] * inverse + kMagic) - kMagic);
+  return true;
 }
 
 // The book, of those whose width is about theirs, that takes the fewest bits for these numbers.
@@ -195,38 +193,44 @@ bool DraftValues(const PageLayout& layout, const float* values, Draft& draft) {
 // Appends the codes of rows [count][32] to `to`; rows_of_book rows in turn have one book.
 void WriteRows(const int8_t* rows, size_t count, size_t rows_of_book, const std::vector<uint8_t>& books,
                std::vector<uint8_t>& to) {
-  // What each lane reads, [lane][count]: no row takes more than a byte of it.
-  std::vector<uint8_t> bytes(kCodeLanes * count, 0);
+  std::vector<const CodeWords*> codes(count);
+  for (size_t i = 0; i < count; ++i) codes[i] = &CodesOfBooks()[books[i / rows_of_book]];
+  // What each lane reads, [lane][count]: no row takes more than a byte of it. lengths: [count][lane]
+  std::vector<uint8_t> bytes(kCodeLanes * count, 0), lengths(kCodeLanes * count);
   for (size_t l = 0; l < kCodeLanes; ++l) {
     uint8_t* at = bytes.data() + l * count;
     uint32_t word = 0;
     int filled = 0;
     for (size_t i = 0; i < count; ++i) {
-      const CodeWords& book = CodesOfBooks()[books[i / rows_of_book]];
       const auto number = static_cast<size_t>(rows[i * kCodeLanes + l] + 128);
-      word = word << book.lengths[number] | book.words[number];
-      filled += book.lengths[number];
-      if (filled >= 8) *at++ = static_cast<uint8_t>(word >> (filled -= 8));
+      const uint8_t length = lengths[i * kCodeLanes + l] = codes[i]->lengths[number];
+      word = word << length | codes[i]->words[number];
+      filled += length;
+      // Written over where it is not whole yet.
+      *at = static_cast<uint8_t>(filled >= 8 ? word >> (filled - 8) : word << (8 - filled));
+      const int is_whole = filled >= 8;
+      at += is_whole;
+      filled -= 8 * is_whole;
     }
     if (filled > 0) *at = static_cast<uint8_t>(word << (8 - filled));
   }
   // In the order in which they are read.
-  std::array<size_t, kCodeLanes> taken = {};
+  const size_t begin = to.size();
+  to.resize(begin + kCodeLanes * count);
+  uint8_t* next = to.data() + begin;
+  std::array<const uint8_t*, kCodeLanes> from;
+  for (size_t l = 0; l < kCodeLanes; ++l) from[l] = bytes.data() + l * count;
   std::array<int, kCodeLanes> left = {};
-  const auto take = [&](size_t l) {
-    to.push_back(taken[l] < count ? bytes[l * count + taken[l]] : uint8_t{0});
-    ++taken[l];
-    left[l] += 8;
-  };
   for (size_t i = 0; i < count; ++i) {
     for (size_t l = 0; l < kCodeLanes; ++l) {
-      if (left[l] < kLongestCode) take(l);
-    }
-    const CodeWords& book = CodesOfBooks()[books[i / rows_of_book]];
-    for (size_t l = 0; l < kCodeLanes; ++l) {
-      left[l] -= book.lengths[static_cast<size_t>(rows[i * kCodeLanes + l] + 128)];
+      const int takes = left[l] < kLongestCode;
+      *next = *from[l];
+      next += takes;
+      from[l] += takes;
+      left[l] += 8 * takes - lengths[i * kCodeLanes + l];
     }
   }
+  to.resize(static_cast<size_t>(next - to.data()));
 }
 
 struct Header {
