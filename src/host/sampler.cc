@@ -63,7 +63,12 @@ Status CheckRange(double value, double low, double high, std::string_view flag) 
   return InvalidArgument(fmt::format("{} takes a number from {:g} to {:g}", flag, low, high));
 }
 
-int LookBack(int last_n, const SamplerOptions& options) { return last_n < 0 ? options.repeat_context : last_n; }
+// libllama makes room for as many tokens as it is told, whether they come or not.
+constexpr int kMostLookBack = 1 << 16;
+
+int LookBack(int last_n, const SamplerOptions& options) {
+  return last_n < 0 ? options.repeat_context : std::min(last_n, std::max(options.repeat_context, kMostLookBack));
+}
 
 }  // namespace
 
@@ -161,7 +166,6 @@ struct HostSampler::Private {
   double grammar_seconds = 0;           // of processor time, in this text
   LlamaSamplerPtr chain;      // the rest, which selects
   std::vector<llama_sampler*> restarted;     // those of the chain that a new generation begins anew
-  std::vector<llama_token_data> candidates;  // [vocab], reused
   std::vector<llama_token_data> seen;        // of the tokens in `recent`, each once
   std::vector<int32_t> recent;               // ring of the tokens that penalties look back on
   size_t num_recent_max = 0;
@@ -172,7 +176,7 @@ struct HostSampler::Private {
   static llama_sampler* Make(const std::string& name, const HostModel& model, const SamplerOptions& options);
   void MakeChain(const HostModel& model, const SamplerOptions& options);
 
-  llama_token_data_array Candidates(std::span<const float> logits);
+  static llama_token_data_array Candidates(std::span<const float> logits);
   void Penalise(llama_token_data_array& array);
   Result<int32_t> Choose(std::span<const float> logits, bool by_grammar);
   Result<int32_t> ChooseByGrammar(const HostModel& model, std::span<const float> logits);
@@ -288,11 +292,13 @@ Result<std::unique_ptr<HostSampler>> HostSampler::Create(const HostModel& model,
   PITH_RETURN_IF_ERROR(made.MakeBias(model, options));
   PITH_RETURN_IF_ERROR(made.MakeGrammar(model, options));
   made.MakeChain(model, options);
-  made.candidates.resize(static_cast<size_t>(model.info().num_vocab));
   return sampler;
 }
 
+// Of the calling thread: samplers of requests that wait would each hold one otherwise, 3 MiB with 256,000 tokens.
 llama_token_data_array HostSampler::Private::Candidates(std::span<const float> logits) {
+  thread_local std::vector<llama_token_data> candidates;  // [vocab], reused
+  candidates.resize(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
   return {candidates.data(), candidates.size(), -1, false};
 }
@@ -363,10 +369,9 @@ Result<int32_t> HostSampler::Private::ChooseByGrammar(const HostModel& model, st
 }
 
 Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
-  if (logits.size() != private_->candidates.size()) {
-    return InvalidArgument(fmt::format("there are {} logits, and the model has {} tokens", logits.size(),
-                                       private_->candidates.size()));
-  }
+  const auto num_vocab = static_cast<size_t>(model_.info().num_vocab);
+  if (logits.size() != num_vocab)
+    return InvalidArgument(fmt::format("there are {} logits, and the model has {} tokens", logits.size(), num_vocab));
   try {
     if (private_->grammar) return private_->ChooseByGrammar(model_, logits);
     PITH_ASSIGN_OR_RETURN(const int32_t token, private_->Choose(logits, false));

@@ -142,6 +142,7 @@ Status ReadBlock(const Json& block, const std::string& path, ChatMessage& messag
   } else if (type == "tool_use") {
     if (message.role != "assistant") reader.Fail("type", "is tool_use, which is only the assistant's");
     ChatToolCall call;
+    reader.Require("id");
     reader.Require("name");
     reader.Text("id", call.id);
     reader.Text("name", call.name);
@@ -179,6 +180,7 @@ Status ReadAnthropicMessage(const Json& json, const std::string& path, std::vect
   if (content.is_string()) {
     message.content = content.get<std::string>();
   } else if (content.is_array()) {
+    if (content.empty()) reader.Fail("content", "has no blocks");
     for (size_t i = 0; i < content.size(); ++i) {
       PITH_RETURN_IF_ERROR(ReadBlock(content[i], fmt::format("{}.content[{}]", path, i), message, results));
     }

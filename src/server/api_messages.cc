@@ -47,7 +47,8 @@ Status ReadMessage(const Json& json, const std::string& path, ChatMessage& messa
   reader.Text("role", message.role);
   PITH_RETURN_IF_ERROR(reader.status());
   if (message.role == "developer") message.role = "system";
-  if (message.role == "function") message.role = "tool";
+  if (message.role == "tool") reader.Require("tool_call_id");
+  if (message.role == "function") message.role = "tool";  // OpenAI's old one, which names the function alone
   constexpr std::string_view kRoles[] = {"system", "user", "assistant", "tool"};
   if (std::ranges::find(kRoles, message.role) == std::end(kRoles)) {
     reader.Fail("role",

@@ -223,6 +223,7 @@ Status ReadOllamaMessages(JsonReader& reader, ChatRequest& request, bool& is_emp
     Json message = (*list)[i];
     if (message.contains("tool_name")) message["name"] = message["tool_name"];
     if (!message.contains("content")) message["content"] = "";
+    if (!message.contains("tool_call_id")) message["tool_call_id"] = "";  // Ollama's results have none
     std::vector<ChatMessage> one;
     const Status read = ReadMessages(Json::array({message}), "messages", one);
     if (!read) {

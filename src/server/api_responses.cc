@@ -191,6 +191,7 @@ Status ReadItem(const Json& item, const std::string& path, std::vector<ChatMessa
   if (type == "function_call") {
     ChatToolCall call;
     reader.Require("name");
+    reader.Require("call_id");
     reader.Text("name", call.name);
     reader.Text("call_id", call.id);
     reader.Text("arguments", call.arguments);
@@ -202,6 +203,7 @@ Status ReadItem(const Json& item, const std::string& path, std::vector<ChatMessa
   }
   if (type == "function_call_output") {
     ChatMessage message{"tool", ""};
+    reader.Require("call_id");
     reader.Text("call_id", message.tool_call_id);
     reader.Require("output");
     PITH_RETURN_IF_ERROR(reader.status());
@@ -248,7 +250,7 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   std::string ignored, truncation;
   reader.Text("model", ignored);
   reader.Bool("stream", request.stream);
-  reader.Integer("max_output_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
+  reader.Integer("max_output_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
     if (reader.Find(name) != nullptr)
       reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");

@@ -18,7 +18,10 @@ namespace pith::server {
 namespace {
 
 constexpr size_t kMostStops = 32;
+constexpr size_t kLongestName = 1000;
+constexpr size_t kMostSamplers = 64, kMostBreakers = 64;
 constexpr double kMost = 1e6;
+constexpr double kMostLogprobBytes = 256.0 * (1 << 20), kLogprobBytes = 8, kLogprobJsonBytes = 400;
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
 uint32_t RandomSeed() {
@@ -73,6 +76,34 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& samp
     }
   } else {
     reader.Fail("logit_bias", "must be an object of tokens and numbers");
+  }
+  if (sampling.logit_bias.size() > static_cast<size_t>(model.info.num_vocab))
+    reader.Fail("logit_bias", "has more entries than there are tokens");
+}
+
+// llama-server's "samplers": names, or a letter for each; it takes no notice of those that it does not know.
+void ReadSamplers(JsonReader& reader, SamplerOptions& sampling) {
+  const Json* value = reader.Find("samplers");
+  if (value == nullptr) return;
+  std::vector<std::string> names;
+  if (value->is_array()) {
+    reader.Texts("samplers", names);
+  } else if (value->is_string()) {
+    constexpr std::pair<char, const char*> kLetters[] = {{'e', "penalties"}, {'d', "dry"},   {'s', "top_n_sigma"},
+                                                         {'k', "top_k"},     {'y', "typ_p"}, {'p', "top_p"},
+                                                         {'m', "min_p"},     {'x', "xtc"},   {'t', "temperature"}};
+    for (const char letter : value->get_ref<const std::string&>()) {
+      const auto found = std::ranges::find(kLetters, letter, &std::pair<char, const char*>::first);
+      if (found != std::end(kLetters)) names.emplace_back(found->second);
+    }
+  } else {
+    return reader.Fail("samplers", "must be an array of names, or a text with a letter for each");
+  }
+  if (names.size() > kMostSamplers) return reader.Fail("samplers", fmt::format("has more than {}", kMostSamplers));
+  sampling.sequence.clear();
+  for (const std::string& name : names) {
+    if (const auto known = ParseSequence(name); known && known->size() == 1)
+      sampling.sequence.push_back(known->front());
   }
 }
 
@@ -201,6 +232,9 @@ void ReadSampling(JsonReader& reader, const ServedModel& model, double max_tempe
   reader.Integer("dry_allowed_length", 0, INT32_MAX, sampling.dry_allowed_length);
   reader.Integer("dry_penalty_last_n", -1, INT32_MAX, sampling.dry_last_n);
   reader.Texts("dry_sequence_breakers", sampling.dry_breakers);
+  // Each is compared with every token.
+  if (sampling.dry_breakers.size() > kMostBreakers)
+    reader.Fail("dry_sequence_breakers", fmt::format("has more than {} strings", kMostBreakers));
   reader.Integer("mirostat", 0, 2, sampling.mirostat);
   reader.Number("mirostat_tau", 0, kMost, sampling.mirostat_tau);
   reader.Number("mirostat_eta", 0, kMost, sampling.mirostat_eta);
@@ -210,6 +244,7 @@ void ReadSampling(JsonReader& reader, const ServedModel& model, double max_tempe
   reader.Integer64("seed", seed);
   if (seed && *seed != -1) sampling.seed = static_cast<uint32_t>(*seed);
   ReadBias(reader, model, sampling);
+  ReadSamplers(reader, sampling);
 }
 
 void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops) {
@@ -262,6 +297,9 @@ Status ReadOwnFields(JsonReader& reader, const ServedModel& model, ChatRequest& 
     reader.Bool("kv_map", request.base.reports_positions);
   reader.Text("prompt_cache_key", request.base.cache_key);
   if (!request.session.empty()) request.base.cache_key = request.session;
+  if (request.base.cache_key.size() > kLongestName)  // kept with the prefix
+    reader.Fail(request.session.empty() ? "prompt_cache_key" : "session",
+                fmt::format("is longer than {} bytes", kLongestName));
   reader.Bool("cache_prompt", request.base.reuse_prefix);
   int cache_reuse = -1;
   reader.Integer("n_cache_reuse", 0, INT32_MAX, cache_reuse);
@@ -352,6 +390,10 @@ Result<std::vector<size_t>> TurnEnds(ServerContext& context, const ChatRequest& 
 }  // namespace
 
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer) {
+  if (request.messages.size() > static_cast<size_t>(model.num_ctx)) {  // templates are slow
+    return OutOfContext(fmt::format("the request has {} messages, more than the {} tokens of the context",
+                                    request.messages.size(), model.num_ctx));
+  }
   if (opens_answer && !request.messages.empty() && request.messages.back().role == "assistant") {
     ChatRequest front = request;
     if (const std::string beginning = TakeBeginning(front); !beginning.empty()) {
@@ -377,6 +419,29 @@ Status CheckLength(const ServedModel& model, size_t num_tokens) {
                   num_tokens, model.num_ctx));
 }
 
+namespace {
+
+// Log probabilities of an answer wait until it ends: as numbers where it is streamed, else as JSON, too.
+Status CheckLogprobs(const ServedModel& model, const ChatRequest& request) {
+  const GeneratorOptions& generation = request.base.generation;
+  if (generation.num_logprobs < 0) return {};
+  double tokens = 0;
+  for (const auto& prompt : request.prompts) {
+    const size_t room = static_cast<size_t>(model.num_ctx) - prompt.size();
+    const size_t most = generation.max_tokens < 0 ? room : std::min(room, static_cast<size_t>(generation.max_tokens));
+    const size_t echoed = request.base.prompt_logprobs >= 0 ? prompt.size() : 0;
+    tokens += static_cast<double>(echoed + most * static_cast<size_t>(request.base.num_choices));
+  }
+  const double count = tokens * (1 + generation.num_logprobs);
+  const double most = kMostLogprobBytes / (request.stream ? kLogprobBytes : kLogprobJsonBytes);
+  if (count <= most) return {};
+  return InvalidArgument(fmt::format(
+      "the answer may have {:.0f} log probabilities, more than {:.0f}: ask for fewer tokens or fewer of each{}", count,
+      most, request.stream ? "" : ", or for a stream"));
+}
+
+}  // namespace
+
 Status Prepare(ServerContext& context, ChatRequest& request) {
   const ServedModel& model = context.model;
   PITH_RETURN_IF_ERROR(CheckTools(request.tools));
@@ -396,6 +461,7 @@ Status Prepare(ServerContext& context, ChatRequest& request) {
     PITH_RETURN_IF_ERROR(FindTopic(model, request));
   }
   for (const auto& prompt : request.prompts) PITH_RETURN_IF_ERROR(CheckLength(model, prompt.size()));
+  PITH_RETURN_IF_ERROR(CheckLogprobs(model, request));
   PITH_RETURN_IF_ERROR(CheckSampling(request.base.sampling));
   return {};
 }

@@ -15,10 +15,12 @@ namespace {
 constexpr size_t kDeepest = 96;
 // Members are looked up one after the other, so that reading an object costs their square.
 constexpr size_t kMostMembers = 4096;
+constexpr size_t kMostCompared = size_t{1} << 26;  // names, in all objects
 
 Status CheckShape(std::string_view text) {
   std::vector<size_t> members;  // of each open object, array elements are not counted
   std::vector<char> open;
+  size_t compared = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     switch (text[i]) {
       case '"':
@@ -41,6 +43,8 @@ Status CheckShape(std::string_view text) {
         if (!members.empty() && ++members.back() > kMostMembers) {
           return InvalidArgument(fmt::format("an object of the JSON has more than {} members", kMostMembers));
         }
+        compared += members.empty() ? 0 : members.back();
+        if (compared > kMostCompared) return InvalidArgument("the JSON has too many objects of many members");
         break;
       default:
         break;

@@ -173,6 +173,112 @@ TEST(OpenAiProtocol, WrongRequestsAreTheClients) {
             200);
 }
 
+TEST(OpenAiProtocol, ResultsOfToolsNameTheirCalls) {
+  FakeServer server;
+  const auto chat = [&](const std::string& message) {
+    return server.Handle("POST", "/v1/chat/completions",
+                         R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","tool_calls":[{"id":"c",)"
+                         R"("type":"function","function":{"name":"f","arguments":"{}"}}]},)" +
+                             message + "]}");
+  };
+  EXPECT_EQ(chat(R"({"role":"tool","tool_call_id":"c","content":"5"})")->status, 200);
+  const auto missing = chat(R"({"role":"tool","content":"5"})");
+  EXPECT_EQ(missing->status, 400);
+  EXPECT_EQ(Body(*missing)["error"]["param"], "messages[2].tool_call_id");
+  EXPECT_EQ(chat(R"({"role":"tool","tool_call_id":5,"content":"5"})")->status, 400);
+  EXPECT_EQ(chat(R"({"role":"function","name":"f","content":"5"})")->status, 200) << "OpenAI's old role has none";
+  const auto ollama = server.Handle("POST", "/api/chat",
+                                    R"({"model":"m","stream":false,"messages":[{"role":"user","content":"a"},)"
+                                    R"({"role":"tool","tool_name":"f","content":"5"}]})");
+  EXPECT_EQ(ollama->status, 200) << ollama->body;
+  const auto responses = [&](const std::string& item) {
+    return server.Handle("POST", "/v1/responses", R"({"input":[{"role":"user","content":"a"},)" + item + "]}")->status;
+  };
+  EXPECT_EQ(responses(R"({"type":"function_call","call_id":"c","name":"f","arguments":"{}"})"), 200);
+  EXPECT_EQ(responses(R"({"type":"function_call","name":"f","arguments":"{}"})"), 400);
+  EXPECT_EQ(responses(R"({"type":"function_call_output","call_id":"c","output":"5"})"), 200);
+  EXPECT_EQ(responses(R"({"type":"function_call_output","output":"5"})"), 400);
+  for (const int tokens : {0, -1}) {
+    EXPECT_EQ(
+        server.Handle("POST", "/v1/responses", R"({"input":"a","max_output_tokens":)" + std::to_string(tokens) + "}")
+            ->status,
+        400);
+  }
+  const auto anthropic = [&](const std::string& block) {
+    return server
+        .Handle("POST", "/v1/messages",
+                R"({"max_tokens":5,"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[)" + block +
+                    "]}]}")
+        ->status;
+  };
+  EXPECT_EQ(anthropic(R"({"type":"tool_use","id":"c","name":"f","input":{}})"), 200);
+  EXPECT_EQ(anthropic(R"({"type":"tool_use","name":"f","input":{}})"), 400);
+  EXPECT_EQ(anthropic(""), 400) << "no blocks";
+}
+
+TEST(OpenAiProtocol, SamplersThatAreUnknownAreLeftOut) {
+  FakeServer server;
+  const auto sequence = [&](const std::string& samplers) {
+    EXPECT_EQ(server.Handle("POST", "/v1/chat/completions", With(R"("samplers":)" + samplers))->status, 200);
+    return server.scheduler->requests.back().sampling.sequence;
+  };
+  EXPECT_EQ(sequence(R"(["top_k","none such","temperature"])"), (std::vector<std::string>{"top_k", "temperature"}));
+  EXPECT_EQ(sequence(R"(["min-p","temp","typ"])"), (std::vector<std::string>{"min_p", "temperature", "typ_p"}));
+  EXPECT_EQ(sequence(R"("kt?p")"), (std::vector<std::string>{"top_k", "temperature", "top_p"}));
+  EXPECT_TRUE(sequence("[]").empty());
+  EXPECT_EQ(sequence("null"), SamplerOptions().sequence);
+  for (const char* const wrong : {"5", "{}", "[5]", R"([["top_k"]])"}) {
+    EXPECT_EQ(server.Handle("POST", "/v1/chat/completions", With(std::string(R"("samplers":)") + wrong))->status, 400);
+  }
+}
+
+// Each would take a worker many seconds.
+TEST(OpenAiProtocol, RequestsThatAreLongInWaysThatCost) {
+  FakeServer server;
+  const auto chat = [&](const std::string& more) {
+    return server.Handle("POST", "/v1/chat/completions", With(more))->status;
+  };
+  const auto repeated = [](const std::string& part, int count) {
+    std::string all = part;
+    for (int i = 1; i < count; ++i) all += "," + part;
+    return all;
+  };
+  EXPECT_EQ(chat(R"("dry_sequence_breakers":[)" + repeated("\"a\"", 64) + "]"), 200);
+  EXPECT_EQ(chat(R"("dry_sequence_breakers":[)" + repeated("\"a\"", 65) + "]"), 400);
+  EXPECT_EQ(chat(R"("logit_bias":[)" + repeated("[65,1]", 200) + "]"), 200);
+  EXPECT_EQ(chat(R"("logit_bias":[)" + repeated("[65,1]", 2000) + "]"), 400);
+  const std::string name(1001, 'a');
+  EXPECT_EQ(chat("\"session\":\"" + name + "\""), 400);
+  EXPECT_EQ(chat("\"prompt_cache_key\":\"" + name + "\""), 400);
+  EXPECT_EQ(chat("\"model\":\"" + name + "\""), 400);
+  EXPECT_EQ(chat("\"session\":\"" + name.substr(1) + "\""), 200);
+  std::string members = "\"a0\":0";
+  for (int i = 1; i < 4000; ++i) members += ",\"a" + std::to_string(i) + "\":0";
+  EXPECT_EQ(chat(R"("metadata":[)" + repeated("{" + members + "}", 8) + "]"), 200);
+  EXPECT_EQ(chat(R"("metadata":[)" + repeated("{" + members + "}", 9) + "]"), 400);
+  const auto talk = [&](int count) {
+    return server.Handle("POST", "/v1/chat/completions",
+                         R"({"messages":[)" + repeated(R"({"role":"user","content":""})", count) + "]}");
+  };
+  EXPECT_EQ(talk(20)->status, 200);
+  EXPECT_EQ(Body(*talk(5000))["error"]["type"], "exceed_context_size_error");
+}
+
+TEST(OpenAiProtocol, LogprobsFitIntoMemory) {
+  FakeServer server;  // of 4,096 tokens
+  const auto status = [&](const char* path, const std::string& body) {
+    return server.Handle("POST", path, body)->status;
+  };
+  EXPECT_EQ(status("/completion", R"({"prompt":"a","n_probs":100})"), 200);
+  EXPECT_EQ(status("/completion", R"({"prompt":"a","n_probs":1000})"), 400) << "4 million of them in one object";
+  EXPECT_EQ(status("/completion", R"({"prompt":"a","n_probs":1000,"n_predict":50})"), 200);
+  EXPECT_EQ(status("/completion", R"({"prompt":"a","n_probs":1000,"stream":true})"), 200);
+  EXPECT_EQ(status("/v1/chat/completions", With(R"("logprobs":true,"top_logprobs":20)")), 200);
+  const auto many = server.Handle("POST", "/v1/chat/completions", With(R"("logprobs":true,"top_logprobs":20,"n":16)"));
+  EXPECT_EQ(many->status, 400);
+  EXPECT_NE(many->body.find("or for a stream"), std::string::npos);
+}
+
 TEST(OpenAiProtocol, TheSchedulersErrors) {
   FakeServer server;
   server.scheduler->refusal = Error{ErrorCode::kBusy, "the queue is full"};

@@ -14,6 +14,8 @@
 namespace pith::server {
 namespace {
 
+constexpr size_t kLongestModel = 1000;
+
 struct Route {
   const char* method;
   std::string_view path;  // with '*' at its end: anything may stand there
@@ -155,6 +157,8 @@ Result<std::string> ModelNameOf(Call& call) {
   JsonReader reader(body);
   if (call.request.path == "/api/show") reader.Text("name", name);  // its old name
   reader.Text("model", name);
+  if (name.size() > kLongestModel)  // it stands in answers
+    reader.Fail("model", fmt::format("is longer than {} bytes", kLongestModel));
   PITH_RETURN_IF_ERROR(reader.status());
   call.parsed = std::make_shared<Json>(std::move(body));
   call.request.body.clear();
