@@ -38,6 +38,14 @@ Result<std::string> PercentDecode(std::string_view text, bool plus_is_space) {
   return out;
 }
 
+std::shared_ptr<BodyHold> BodyHold::Take(const std::shared_ptr<std::atomic<size_t>>& held, size_t bytes, size_t most) {
+  size_t now = held->load();
+  do {
+    if (bytes > most - std::min(most, now)) return nullptr;
+  } while (!held->compare_exchange_weak(now, now + bytes));
+  return std::shared_ptr<BodyHold>(new BodyHold(held, bytes));
+}
+
 std::string_view HttpRequest::Header(std::string_view name) const {
   for (const auto& [key, value] : headers) {
     if (EqualsAnyCase(key, name)) return value;

@@ -174,6 +174,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
       exchange_.reset();
     }
     timer_.cancel();
+    hold_.reset();
     error_code ignored;
     socket_.close(ignored);
   }
@@ -255,11 +256,16 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     path_ = std::string(head.target().substr(0, head.target().find('?')));
     if (error) return OnReadError(error);
     const auto length = parser_->content_length();
-    if (length && *length > shared_->options.limits.body_bytes) return OnReadError(http::error::body_limit);
+    const HttpLimits& limits = shared_->options.limits;
+    if (length && *length > limits.body_bytes) return OnReadError(http::error::body_limit);
+    // Who does not say may send as many as anybody.
+    hold_ = BodyHold::Take(shared_->body_bytes, parser_->chunked() ? limits.body_bytes : length.value_or(0),
+                           limits.bodies_bytes);
+    if (hold_ == nullptr) return Fail(503, "other requests hold the bytes that bodies may have; try again later");
     const auto expect = head[http::field::expect];
     if (!expect.empty() && !boost::beast::iequals(expect, "100-continue"))
       return Fail(417, "no such expectation can be met");
-    SetDeadline(shared_->options.limits.body_seconds, &Connection::OnTooSlow);
+    SetDeadline(limits.body_seconds, &Connection::OnTooSlow);
     if (expect.empty() || parser_->is_done()) return ReadBody();
     static const std::string kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     asio::async_write(socket_, asio::buffer(kContinue), [self = shared_from_this()](error_code failed, size_t) {
@@ -320,6 +326,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     request.path = path_ = std::move(*path);
     for (const auto& field : message) request.headers.emplace_back(field.name_string(), field.value());
     request.body = std::move(message.body());
+    request.hold = std::move(hold_);
     exchange_ = std::make_shared<Exchange>(shared_from_this());
     if (!watching_) Watch();
     Handle(std::move(request));
@@ -424,6 +431,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   asio::steady_timer timer_;
   boost::beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
+  std::shared_ptr<BodyHold> hold_;  // of the body that is read
   std::shared_ptr<Exchange> exchange_;
   std::string path_;
   std::string out_;     // not handed to the socket yet

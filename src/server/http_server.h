@@ -5,6 +5,7 @@
 #ifndef PITH_SERVER_HTTP_SERVER_H_
 #define PITH_SERVER_HTTP_SERVER_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -21,6 +22,7 @@ namespace pith::server {
 struct HttpLimits {
   size_t header_bytes = size_t{32} << 10;
   size_t body_bytes = size_t{16} << 20;
+  size_t bodies_bytes = size_t{256} << 20;  // of all requests that are read or looked at; more get 503
   size_t unsent_bytes = size_t{4} << 20;  // of an answer that its client does not take; then it is dropped
   int connections = 1024;
   int queued_requests = 1024;  // that no worker has begun
@@ -30,12 +32,29 @@ struct HttpLimits {
   double write_seconds = 30;  // without a byte taken
 };
 
+// A request's part of HttpLimits::bodies_bytes, until the last copy of it is gone.
+class BodyHold {
+ public:
+  // Null: there are not so many left. held: those of all requests.
+  static std::shared_ptr<BodyHold> Take(const std::shared_ptr<std::atomic<size_t>>& held, size_t bytes, size_t most);
+  ~BodyHold() { held_->fetch_sub(bytes_); }
+  BodyHold(const BodyHold&) = delete;
+  BodyHold& operator=(const BodyHold&) = delete;
+
+ private:
+  BodyHold(std::shared_ptr<std::atomic<size_t>> held, size_t bytes) : held_(std::move(held)), bytes_(bytes) {}
+
+  std::shared_ptr<std::atomic<size_t>> held_;
+  size_t bytes_;
+};
+
 struct HttpRequest {
   std::string method;
   std::string path;   // percent-decoded, without the query
   std::string query;  // as it came
   std::string body;
   std::vector<std::pair<std::string, std::string>> headers;
+  std::shared_ptr<BodyHold> hold = {};  // of its body, and of what is made of it
 
   // The first of that name, in any case; empty if there is none.
   std::string_view Header(std::string_view name) const;

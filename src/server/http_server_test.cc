@@ -103,6 +103,42 @@ TEST(HttpServer, LimitsOfSizeAndTime) {
   EXPECT_TRUE(chunks.Read().starts_with("HTTP/1.1 413 "));
 }
 
+TEST(HttpServer, BodiesHoldSoManyBytesTogether) {
+  const HttpLimits limits{.body_bytes = 100, .bodies_bytes = 150};
+  std::atomic<int> begun{0};
+  std::atomic<bool> goes_on{false};
+  const auto server = Serve(
+      [&](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
+        ++begun;
+        while (!goes_on) std::this_thread::yield();
+        Echo(std::move(request), exchange);
+      },
+      limits);
+  const std::string large = "POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 100\r\n\r\n";
+  const std::string chunked =
+      "POST / HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n";
+  Socket first(server->port());
+  first.Send(large + std::string(99, 'a'));
+  const auto status_of = [&](const std::string& request) {
+    Socket socket(server->port());
+    socket.Send(request);
+    return socket.Read().substr(9, 3);
+  };
+  while (status_of(large) != "503") std::this_thread::yield();  // before the first one's header is read
+  EXPECT_EQ(status_of(chunked), "503") << "it may become as large";
+  Socket small(server->port());
+  small.Send("POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 50\r\n\r\n" + std::string(50, 'b'));
+  while (begun < 1) std::this_thread::yield();
+  EXPECT_EQ(status_of(large), "503") << "a request that is looked at holds its body, too";
+  first.Send("a");
+  goes_on = true;
+  EXPECT_TRUE(first.Read().starts_with("HTTP/1.1 200 "));
+  EXPECT_TRUE(small.Read().starts_with("HTTP/1.1 200 "));
+  for (int i = 0; i < 500 && status_of(chunked) != "200"; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_EQ(status_of(chunked), "200");
+}
+
 TEST(HttpServer, AsManyConnectionsAsItTakes) {
   const auto server = Serve(Echo, {.connections = 1});
   Socket first(server->port());

@@ -37,6 +37,7 @@ struct Shared {
   uint64_t num_accepted = 0;
   int num_served = 0;  // of them, those that were not refused
   std::atomic<int> queued{0};
+  std::shared_ptr<std::atomic<size_t>> body_bytes = std::make_shared<std::atomic<size_t>>(0);  // see BodyHold
   bool stopping = false;
 
   // Runs a task on the connections' thread, at once where this is it. False: that thread has ended, and the task is
