@@ -1,18 +1,17 @@
 #include "host/grammar_bounds.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
 
@@ -35,6 +34,32 @@ constexpr size_t kMostNodes = 2000;      // of a schema with its alternatives wr
 constexpr size_t kMostProperties = 256;  // of one object: the converter writes rules for every pair of optional ones
 constexpr size_t kLongestName = 256;
 constexpr double kMostInteger = 9e15;
+
+// "{m}", "{m,}", "{m,n}" or "{,n}", of GBNF or of a regular expression.
+struct Repetition {
+  std::string_view text;                // between the braces
+  std::optional<uint64_t> least, most;  // as they are written; most: behind the comma
+  // That what is repeated may come, as far as that is bounded.
+  uint64_t times() const { return std::max({least.value_or(0), most.value_or(0), uint64_t{1}}); }
+};
+
+// Which begins at `at`, and ends before it afterwards.
+Repetition ReadRepetition(std::string_view text, size_t& at) {
+  const size_t close = std::min(text.find('}', at), text.size());
+  Repetition found{.text = text.substr(at + 1, close - at - 1), .least = {}, .most = {}};
+  at = std::min(close + 1, text.size());
+  const size_t comma = std::min(found.text.find(','), found.text.size());
+  const auto read = [](std::string_view part) -> std::optional<uint64_t> {
+    while (part.starts_with(' ')) part.remove_prefix(1);
+    uint64_t number = 0;
+    const std::errc error = std::from_chars(part.data(), part.data() + part.size(), number).ec;
+    if (error == std::errc::result_out_of_range) return UINT64_MAX;
+    return error == std::errc() ? std::optional(number) : std::nullopt;
+  };
+  found.least = read(found.text.substr(0, comma));
+  if (comma < found.text.size()) found.most = read(found.text.substr(comma + 1));
+  return found;
+}
 
 // Walks over GBNF; counts what its repetitions make.
 class GrammarScan {
@@ -97,26 +122,15 @@ class GrammarScan {
     return end == '"' ? std::max<uint64_t>(at_ - from, 1) : 1;
   }
 
-  // "{m}", "{m,}", "{m,n}", "{,n}"
   Result<uint64_t> Times() {
-    const size_t close = text_.find('}', at_);
-    const std::string_view inside = text_.substr(at_ + 1, close == std::string_view::npos ? close : close - at_ - 1);
-    at_ = close == std::string_view::npos ? text_.size() : close + 1;
-    const size_t comma = std::min(inside.find(','), inside.size());
-    uint64_t least = 0, most = 0;
-    const auto read = [](std::string_view part, uint64_t& out) {
-      while (part.starts_with(' ')) part.remove_prefix(1);
-      return std::from_chars(part.data(), part.data() + part.size(), out).ec == std::errc();
-    };
-    const bool has_least = read(inside.substr(0, comma), least);
-    const bool has_most = comma < inside.size() && read(inside.substr(comma + 1), most);
-    if (has_least && has_most && least > most) {
-      return InvalidArgument(fmt::format("the grammar's repetition {{{}}} ends before it begins", Escaped(inside, 40)));
+    const Repetition found = ReadRepetition(text_, at_);
+    if (found.least && found.most && *found.least > *found.most) {
+      return InvalidArgument(
+          fmt::format("the grammar's repetition {{{}}} ends before it begins", Escaped(found.text, 40)));
     }
-    if (std::max(least, most) > kMostTimes) {
+    if (found.times() > kMostTimes)
       return InvalidArgument(fmt::format("the grammar repeats something more than {} times", kMostTimes));
-    }
-    return std::max<uint64_t>({least, most, 1});
+    return found.times();
   }
 
   std::string_view text_;
@@ -255,13 +269,9 @@ class GrammarPlaces {
     for (; at < text_.size() && std::string_view("*+?{").find(text_[at]) != std::string_view::npos; SkipBlanks(at)) {
       double least = 0, most = 1;
       if (text_[at] == '{') {
-        const size_t close = std::min(text_.find('}', at), text_.size());
-        const std::string inside(text_.substr(at + 1, close - at - 1));
-        const size_t comma = inside.find(',');
-        least = std::strtod(inside.c_str(), nullptr);
-        most = comma == std::string::npos ? least : std::strtod(inside.c_str() + comma + 1, nullptr);
-        most = std::max({most, least, 1.0});
-        at = std::min(close + 1, text_.size());
+        const Repetition found = ReadRepetition(text_, at);
+        least = static_cast<double>(found.least.value_or(0));
+        most = static_cast<double>(found.times());
         one.times *= most;
         if (one.times > kMostNested)
           return InvalidArgument("the grammar's repetitions stand too deep inside each other");
@@ -303,12 +313,9 @@ double TimesOfPattern(std::string_view pattern) {
       most = std::max(outer.back(), last);
       outer.pop_back();
     } else if (c == '{') {
-      const std::string inside(pattern.substr(at + 1, pattern.find('}', at) - at - 1));
-      const size_t comma = inside.find(',');
-      const double least = std::strtod(inside.c_str(), nullptr);
-      last *= std::max({comma == std::string::npos ? 1 : std::strtod(inside.c_str() + comma + 1, nullptr), least, 1.0});
+      last *= static_cast<double>(ReadRepetition(pattern, at).times());
       most = std::max(most, last);
-      at = std::min(pattern.find('}', at), pattern.size());
+      --at;
     } else if (std::string_view("*+?").find(c) == std::string_view::npos) {
       if (c == '[') at = std::min(pattern.find(']', at + 1), pattern.size());
       if (c == '\\') ++at;

@@ -28,6 +28,9 @@ TEST(GrammarBounds, RepetitionsThatEndBeforeTheyBegin) {
 TEST(GrammarBounds, RepetitionsOfRepetitions) {
   EXPECT_FALSE(CheckGrammarBounds("root ::= ((\"a\"{1000}){1000}){1000}"));
   EXPECT_FALSE(CheckGrammarBounds("root ::= \"a\"{100000}"));
+  EXPECT_FALSE(CheckGrammarBounds("root ::= \"a\"{99999999999999999999}")) << "more than a number holds";
+  EXPECT_FALSE(CheckGrammarBounds("root ::= \"a\"{,2001}"));
+  EXPECT_TRUE(CheckGrammarBounds("root ::= \"a\"{,2000}"));
   std::string many = "root ::= ";
   for (int i = 0; i < 300; ++i) many += "[a-z]{1000} ";
   EXPECT_FALSE(CheckGrammarBounds(many));

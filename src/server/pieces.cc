@@ -1,7 +1,6 @@
 #include "server/pieces.h"
 
 #include <algorithm>
-#include <unordered_map>
 
 namespace pith::server {
 namespace {
@@ -36,7 +35,10 @@ class RollingHash {
 };
 
 struct Place {
+  uint64_t hash = 0;         // of the stretch that begins there
   size_t from = 0, end = 0;  // end: of the range that it lies in
+
+  std::pair<uint64_t, size_t> Order() const { return {hash, from}; }
 };
 
 }  // namespace
@@ -45,28 +47,26 @@ std::vector<Piece> FindPieces(std::span<const int32_t> text, size_t begin, size_
                               std::span<const std::pair<int32_t, int32_t>> ranges, size_t least) {
   std::vector<Piece> pieces;
   if (least == 0 || end < begin + least) return pieces;
-  std::unordered_map<uint64_t, std::vector<Place>> places;
+  std::vector<Place> places;  // by hash, then as they stand in `other`
   for (const auto& [first, last] : ranges) {
     const auto from = static_cast<size_t>(first), to = std::min(static_cast<size_t>(last), other.size());
     if (to < from + least) continue;
     RollingHash hash(other.first(to), from, least);
     do {
-      places[hash.value()].push_back({hash.at(), to});
+      places.push_back({hash.value(), hash.at(), to});
     } while (hash.Advance());
   }
+  std::ranges::sort(places, {}, &Place::Order);
   const std::span<const int32_t> looked = text.first(end);
   size_t next = 0;  // of `other`: what lies before is behind the last piece
   const auto longest = [&](const RollingHash& hash) {
     Piece best{.at = hash.at()};
-    const auto found = places.find(hash.value());
-    if (found == places.end()) return best;
-    size_t tried = 0;
-    for (const Place& place : found->second) {
-      if (place.from < next) continue;
-      if (tried++ == kMostPlaces) break;
-      const auto a = looked.subspan(hash.at()), b = other.first(place.end).subspan(place.from);
+    auto place = std::ranges::lower_bound(places, std::pair(hash.value(), next), {}, &Place::Order);
+    const auto is_it = [&] { return place != places.end() && place->hash == hash.value(); };
+    for (size_t tried = 0; is_it() && tried < kMostPlaces; ++place, ++tried) {
+      const auto a = looked.subspan(hash.at()), b = other.first(place->end).subspan(place->from);
       const auto same = static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
-      if (same >= least && same > best.count) best.from = place.from, best.count = same;
+      if (same >= least && same > best.count) best.from = place->from, best.count = same;
     }
     return best;
   };

@@ -21,7 +21,7 @@ struct Piece {
 
 // Of text[begin, end), pieces of at least `least` tokens (at least 1) that `other` has, too, each within one of
 // `ranges` [from, to) of it, in the order in which both have them. What was inserted, left out or replaced may lie
-// between two. O(text + other) for texts that do not repeat themselves.
+// between two. O(text + other log other) for texts that do not repeat themselves.
 std::vector<Piece> FindPieces(std::span<const int32_t> text, size_t begin, size_t end, std::span<const int32_t> other,
                               std::span<const std::pair<int32_t, int32_t>> ranges, size_t least);
 
