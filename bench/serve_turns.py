@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time to the first token of a conversation's second turn against its first, and one client's speed against pith run's.
 
-  bench/serve_turns.py build/release/pith -m MODEL.gguf [--hybrid MODEL.gguf] [--tokens 4000] [--out FILE.json]
+  bench/serve_turns.py build/release/pith -m MODEL.gguf [--hybrid MODEL.gguf] [--tokens 4000] [--cases speed,edited] [--out FILE.json]
 
 Cases: an edit before the text of a first prompt, with and without --cache-reuse; all kept; the server was restarted and the slot restored from its file; a budget that keeps about a fifth; a hybrid model.
 `cache_n` says how many tokens the second turn took from the first one's cache. Speed: tokens a second of a streamed answer, from its
@@ -116,14 +116,18 @@ def main():
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--hybrid", help="a model with recurrent layers")
     parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--cases", help="of these, between commas (default: all)")
     parser.add_argument("--out")
     flags = parser.parse_args()
-    rows = {"speed": speed(flags), "all_kept": second_turn(flags, flags.model), "restarted": second_turn(flags, flags.model, restart=True),
-            "evicted": second_turn(flags, flags.model, "--kv-budget", "20%"),
-            "evicted_restarted": second_turn(flags, flags.model, "--kv-budget", "20%", restart=True), "edited": edited(flags)}
+    cases = {"speed": lambda: speed(flags), "all_kept": lambda: second_turn(flags, flags.model),
+             "restarted": lambda: second_turn(flags, flags.model, restart=True),
+             "evicted": lambda: second_turn(flags, flags.model, "--kv-budget", "20%"),
+             "evicted_restarted": lambda: second_turn(flags, flags.model, "--kv-budget", "20%", restart=True), "edited": lambda: edited(flags)}
     if flags.hybrid:
-        rows["hybrid"] = second_turn(flags, flags.hybrid)
-        rows["hybrid_restarted"] = second_turn(flags, flags.hybrid, restart=True)
+        cases["hybrid"] = lambda: second_turn(flags, flags.hybrid)
+        cases["hybrid_restarted"] = lambda: second_turn(flags, flags.hybrid, restart=True)
+    wanted = flags.cases.split(",") if flags.cases else list(cases)
+    rows = {name: cases[name]() for name in wanted}
     text = json.dumps(rows, indent=1)
     print(text)
     if flags.out:

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -473,6 +474,32 @@ TEST(ModelScheduler, AShortPromptDoesNotWaitForALongOne) {
   EXPECT_LT(longest->progress(), 2000);
   ASSERT_TRUE(longest->Wait());
   EXPECT_FALSE(longest->error_);
+}
+
+TEST(ModelScheduler, QuestionsAboutSlotsDoNotHoldUpAnswers) {
+  ServerSetup setup;
+  setup.options.max_running = 2;
+  Server server = Make(setup);
+  ASSERT_NE(server.scheduler, nullptr);
+  constexpr int kTokens = 60, kAsking = 6;
+  Request talks = Greedy(Prompt(20, 1), kTokens);
+  talks.sampling.logit_bias = {{kEndToken, -INFINITY}};
+  auto sink = Send(server, talks);
+  ASSERT_TRUE(sink->WaitForTexts(2));
+  std::atomic<int> asked{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kAsking; ++i) {
+    threads.emplace_back([&] {
+      while (!sink->over()) {
+        EXPECT_FALSE(server.scheduler->TokenInSlot(1, 0, ""));  // empty
+        if (!sink->over()) ++asked;
+      }
+    });
+  }
+  EXPECT_TRUE(sink->Wait());
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(asked, 5) << "control";
+  EXPECT_LE(asked, kTokens + 2 * kAsking) << "one for each step";
 }
 
 TEST(ModelScheduler, HybridModelsAreServedToo) {

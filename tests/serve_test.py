@@ -243,6 +243,32 @@ class Manners(Served):
             self.assertEqual(self.server.post("/completion", {"prompt": "a", "grammar": grammar})[0], 400, grammar)
 
 
+    def test_what_would_take_much_memory(self):
+        with open(f"/proc/{self.server.process.pid}/status") as status:
+            before = int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1))
+        body = {"prompt": "One two", "n_predict": 4, "repeat_last_n": 2**31 - 1, "repeat_penalty": 1.1, "dry_multiplier": 0.5,
+                "dry_penalty_last_n": 2**31 - 1}
+        self.assertEqual(self.server.post("/completion", body)[2]["tokens_predicted"], 4)
+        self.assertEqual(self.server.post("/completion", {"prompt": "One", "n_probs": 1000})[0], 400)
+        with open(f"/proc/{self.server.process.pid}/status") as status:
+            after = int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1))
+        self.assertLess(after - before, 100000, "KiB")
+
+    def test_results_of_tools_name_their_calls(self):
+        call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+        for result, status in (({"tool_call_id": "call_1"}, 200), ({}, 400), ({"tool_call_id": 1}, 400)):
+            talk = [{"role": "user", "content": "When?"}, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "noon", **result}]
+            self.assertEqual(self.server.post("/v1/chat/completions", {"messages": talk, "max_tokens": 2})[0], status, result)
+        for tokens, status in ((0, 400), (-1, 400), (2, 200)):
+            self.assertEqual(self.server.post("/v1/responses", {"input": "Hi", "max_output_tokens": tokens})[0], status, tokens)
+
+    def test_samplers_that_are_unknown_are_left_out(self):
+        for samplers, known in ((["top_k", "none such", "temperature"], ["top_k", "temperature"]), ("kt!", ["top_k", "temperature"])):
+            settings = self.server.post("/completion", {"prompt": "One", "n_predict": 1, "samplers": samplers})[2]["generation_settings"]
+            self.assertEqual(settings["samplers"], known)
+        self.assertEqual(self.server.post("/completion", {"prompt": "One", "samplers": 5})[0], 400)
+
+
 class Llama(Served):
     """llama-server's endpoints."""
 
@@ -357,7 +383,11 @@ class Slots(unittest.TestCase):
         self.assertLess(2 * sizes[1], sizes[0])
 
     def test_an_edit_in_the_middle_costs_the_edit(self):
-        server = Server("--cache-reuse", "32")
+        for flags in ((), ("-np", "1", "-c", "640")):  # the latter: room for little more than one such prompt in a context
+            with self.subTest(flags=flags):
+                self.check_an_edit(Server("--cache-reuse", "32", *flags))
+
+    def check_an_edit(self, server):
         try:
             story = " ".join(f"In chapter {i} the river paid {i * 37 % 101} coins." for i in range(30))
             ask = lambda edit, **more: server.post("/v1/chat/completions", {"max_tokens": 4, **more, "messages": [

@@ -27,6 +27,8 @@ Histogram MakeHistogram(const std::vector<double>& bounds) {
 
 void ReserveSequences(const SchedulerOptions& options, EngineOptions* engine) {
   engine->max_sequences = options.max_running;
+  // What is taken over is held beside what takes it: a server of one slot could do none of it in one context's bytes.
+  if (options.cache_reuse > 0 && engine->budget_bytes == 0) ++engine->max_sequences;
   // One more: a fork of a prefix is there before the prefix goes.
   engine->resting_sequences = options.max_retained > 0 ? options.max_retained + 1 : 0;
 }
@@ -225,6 +227,8 @@ bool SchedulerImpl::TakeInbox() {
     if (!command) return true;
     command();
     Publish();
+    // One for each step: who asks again and again does not hold up those who write.
+    if (!running_.empty()) return true;
   }
 }
 
