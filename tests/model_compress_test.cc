@@ -87,33 +87,46 @@ TEST(ModelCompress, AServerKeepsWhatTheEngineAloneKeeps) {
   EXPECT_NEAR(usual->cache_.kept_fraction, server.scheduler->stats().compressed == 2 ? 0.3 : -1, 0.01);
 }
 
-TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
-  ServerSetup setup = SetupOf(kOnce);
+// That another request gets while a prompt of 1,500 tokens is read again and compressed. -1: it did not go on well.
+int TokensBesideCompressing(const char* recipe) {
+  ServerSetup setup = SetupOf(recipe);
   setup.num_ctx = 2048;
   setup.budget_bytes = size_t{64} << 20;
   Server server = Make(setup);
-  ASSERT_NE(server.scheduler, nullptr);
+  if (server.scheduler == nullptr) return -1;
   Request talks = Greedy(Prompt(40, 1), 2000);  // for longer than all else takes
   talks.recipe = *ParseRecipe("full");
   talks.sampling.logit_bias = {{kEndToken, -INFINITY}};
   RequestId id = 0;
   auto running = Send(server, talks, &id);
-  ASSERT_TRUE(running->WaitForTexts(3));
+  if (!running->WaitForTexts(3)) return -1;
   auto sink = Send(server, Greedy(Prompt(1500, 2), 4));
-  ASSERT_TRUE(sink->WaitForTexts(1));
+  if (!sink->WaitForTexts(1)) return -1;
   const auto began = std::chrono::steady_clock::now();  // its first token is there: the second reading begins
-  ASSERT_TRUE(sink->Wait());
+  if (!sink->Wait()) return -1;
   const auto ended = std::chrono::steady_clock::now();
-  ASSERT_FALSE(sink->error_) << sink->error_->message;
+  EXPECT_FALSE(sink->error_) << sink->error_->message;
   EXPECT_NEAR(sink->cache_.kept_fraction, 0.3, 0.02);
-  ASSERT_FALSE(running->over()) << "it ended too early to show anything";
+  EXPECT_FALSE(running->over()) << "it ended too early to show anything";
   server.scheduler->Cancel(id);  // nothing more is told
   std::vector<int32_t> tokens = running->tokens();
   tokens.resize(std::min<size_t>(tokens.size(), 900));
   EXPECT_LT(WorstLead(talks.prompt, tokens), kRounding) << "it did not notice";
-  int meanwhile = 0;
-  for (const auto& at : running->choices_[0].times) meanwhile += at > began && at < ended ? 1 : 0;
-  EXPECT_GE(meanwhile, 10) << "its tokens came beside the reading's pieces";
+  return static_cast<int>(
+      std::ranges::count_if(running->choices_[0].times, [&](const auto& at) { return at > began && at < ended; }));
+}
+
+TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
+  EXPECT_GE(TokensBesideCompressing(kOnce), 10) << "its tokens came beside the reading's pieces";
+}
+
+TEST(ModelCompress, AnswersGoOnBesideWhatIsFitted) {
+  int num_heads = 0;
+  for (const LayerShape& shape : RandomModel()->info().layers)
+    num_heads += shape.kind == LayerKind::kGlobal ? shape.num_kv_heads : 0;
+  const int plain = TokensBesideCompressing(kOnce), fitted = TokensBesideCompressing("kvzip:chunk=64 act=residue");
+  EXPECT_GT(plain, 0) << "control: what is not fitted takes a few steps";
+  EXPECT_GE(fitted, num_heads) << "no two heads of one thread are fitted between two steps";
 }
 
 TEST(ModelCompress, WhoLeavesDuringASecondReadingLeavesNothing) {

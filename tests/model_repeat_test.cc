@@ -116,6 +116,82 @@ TEST(ModelRepeat, AReadingInPiecesFindsWhatOneAtOnceFinds) {
   EXPECT_GT(static_cast<double>(common.size()), 0.97 * static_cast<double>(all)) << "but for rounding in other blocks";
 }
 
+// [layers, heads] positions.
+std::vector<std::vector<int32_t>> HeldBy(const Engine& engine, SequenceId id) {
+  std::vector<std::vector<int32_t>> all;
+  for (int layer = 0; layer < 30; ++layer) {
+    for (int head = 0; head < 3; ++head) all.push_back(engine.EntryPositions(id, layer, head));
+  }
+  return all;
+}
+
+// To the same bits as at once, between steps of another sequence; a piece fits no more than a head of each thread.
+TEST(ModelRepeat, ACompressionInPiecesLeavesWhatOneAtOnceLeaves) {
+  constexpr double kKeep = 0.2;  // of which no format holds all entries
+  const std::vector<int32_t> context = Tokenize(Ledger(8)), tail = Tokenize("In chapter 7 the garden met a");
+  for (const char* const text : {"kvzip act=residue", "snapkv:window=8 act=residue", "kvzip format=q4", "keydiff"}) {
+    EngineOptions options = CompressedAfter({text});
+    options.max_sequences = 4;
+    options.num_threads = 2;
+    auto engine = MakeDefaultEngine(options);
+    const Recipe& recipe = options.later_recipes.front();
+    const SequenceId base = *engine->NewSequence(), other = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(base, context));
+    ASSERT_TRUE(engine->Prefill(other, std::span(context).first(10)));
+    const SequenceId at_once = *engine->Fork(base), in_pieces = *engine->Fork(base);
+    while (!*engine->ReadAgain(in_pieces, recipe, 1 << 20)) {
+    }
+    const bool fits = recipe.policy->residue() != nullptr;
+    int pieces = 0;
+    size_t most_changed = 0;
+    auto held = HeldBy(*engine, in_pieces);
+    for (bool is_done = false; !is_done; ++pieces) {
+      const Result<bool> done = engine->CompressOn(in_pieces, recipe, kKeep);
+      ASSERT_TRUE(done) << text << ": " << done.error().message;
+      is_done = *done;
+      auto now = HeldBy(*engine, in_pieces);
+      size_t changed = 0;
+      for (size_t i = 0; i < now.size(); ++i) changed += now[i] != held[i] ? 1 : 0;
+      most_changed = std::max(most_changed, changed);
+      held = std::move(now);
+      ASSERT_TRUE(engine->Decode(other, context[static_cast<size_t>(10 + pieces)]));
+    }
+    ASSERT_TRUE(engine->Compress(at_once, recipe, kKeep)) << text;
+    EXPECT_TRUE(held == HeldBy(*engine, at_once)) << text;
+    EXPECT_TRUE(held != HeldBy(*engine, base)) << "control: entries went";
+    EXPECT_EQ(Follow(*engine, in_pieces, tail), Follow(*engine, at_once, tail)) << text;
+    if (fits) {
+      EXPECT_GE(pieces, 30 * 2) << text;
+      EXPECT_LE(most_changed, 2U) << text << ": a head of each thread";
+    } else {
+      EXPECT_LE(pieces, 8) << text << ": some layers at once";
+      EXPECT_GT(most_changed, 2U) << "control";
+    }
+  }
+}
+
+TEST(ModelRepeat, ACompressionThatBreaksOffBeginsAnew) {
+  const std::vector<int32_t> context = Tokenize(Ledger(12)), tail = Tokenize("In chapter 7 the garden met a");
+  const EngineOptions options = CompressedAfter({"kvzip act=residue"});
+  const Recipe& recipe = options.later_recipes.front();
+  auto engine = MakeDefaultEngine(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  for (int i = 0; i < 20; ++i) ASSERT_FALSE(*engine->CompressOn(base, recipe, 0.3));
+  const int64_t some = engine->stats(base).entries, all = engine->stats(base).entries_seen;
+  EXPECT_LT(some, all);
+  EXPECT_GT(some, all / 2) << "the last layers are whole";
+  ASSERT_TRUE(engine->Prefill(base, tail));
+  ASSERT_FALSE(*engine->CompressOn(base, recipe, 0.5)) << "from the first layer on";
+  while (!*engine->CompressOn(base, recipe, 0.5)) {
+  }
+  EXPECT_NEAR(static_cast<double>(engine->stats(base).entries),
+              0.5 * static_cast<double>(some + 90 * static_cast<int64_t>(tail.size())), 90.0);
+  for (int i = 0; i < 5; ++i) ASSERT_FALSE(*engine->CompressOn(base, recipe, 0.9));
+  engine->Free(base);
+  EXPECT_EQ(engine->stats().page_bytes, 0U);
+}
+
 TEST(ModelRepeat, AReadingThatBreaksOffLeavesNothing) {
   const std::vector<int32_t> context = Tokenize(Ledger(20)), tail = Tokenize("In chapter 7 the garden met a");
   const EngineOptions options = CompressedAfter({"kvzip:chunk=150"});

@@ -24,7 +24,7 @@ void BlockRunner::Begin() {
 
 RowGroup& BlockRunner::Add(Sequence& sequence, std::span<const int32_t> tokens, size_t first_logits,
                            int num_sparse_rows) {
-  sequence.reading.reset();
+  sequence.EndPieces();
   groups_.push_back(RowGroup{.sequence = &sequence,
                              .first_row = static_cast<int>(num_rows()),
                              .num_rows = static_cast<int>(tokens.size()),

@@ -194,6 +194,10 @@ Result<std::vector<double>> Compressor::CompressForks(Sequence& source, const Re
 
 Status Compressor::Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                        std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
+  if (source.compression != nullptr) source.EndPieces();
+  for (const Shrink& shrink : shrinks) {
+    if (shrink.sequence->compression != nullptr) shrink.sequence->EndPieces();
+  }
   if (active.recipe.policy->repeat() != nullptr) {
     PITH_RETURN_IF_ERROR(reader_.ReadAll(source, active, guard));
   }
@@ -207,20 +211,69 @@ Status Compressor::Run(Sequence& source, const ActiveRecipe& active, const Entry
     if (shrink.lower && result) result = core_.cache->SetLower(shrink.sequence->cache_id, *shrink.lower);
   }
   if (selects && result) result = shrinker_.Run(source, active, guard, shrinks);
+  if (result) result = ChangePages(source, active, shrinks);
+  core_.times.policy += SecondsSince(start);
+  for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
+  return result;
+}
+
+Status Compressor::ChangePages(const Sequence& source, const ActiveRecipe& active, std::span<const Shrink> shrinks) {
   const PruneOptions* const prune = active.recipe.policy->prune();
   for (const Shrink& shrink : shrinks) {
     // Channels are judged by keys as they were read.
     ChosenChannels channels;
-    if (prune != nullptr && result) channels = ChooseChannels(core_, source, *shrink.sequence, *prune);
-    if (shrink.format && result) {
-      result = core_.cache->SetLow(shrink.sequence->cache_id, *shrink.format);
-      if (result) result = DemoteAll(core_, *shrink.sequence);
+    if (prune != nullptr) channels = ChooseChannels(core_, source, *shrink.sequence, *prune);
+    if (shrink.format) {
+      PITH_RETURN_IF_ERROR(core_.cache->SetLow(shrink.sequence->cache_id, *shrink.format));
+      PITH_RETURN_IF_ERROR(DemoteAll(core_, *shrink.sequence));
     }
-    if (prune != nullptr && result) result = PruneKeys(core_, *shrink.sequence, *prune, channels);
+    if (prune != nullptr) PITH_RETURN_IF_ERROR(PruneKeys(core_, *shrink.sequence, *prune, channels));
+  }
+  return {};
+}
+
+Result<std::shared_ptr<Compression>> Compressor::Begin(Sequence& sequence, const Recipe& recipe, double keep_fraction) {
+  auto begun = std::make_shared<Compression>();
+  begun->recipe = recipe.text;
+  begun->keep_fraction = keep_fraction;
+  PITH_ASSIGN_OR_RETURN(begun->active, ActiveFor(sequence, recipe));
+  const Policy& policy = *begun->active.recipe.policy;
+  const int64_t entries = GlobalEntriesOf(core_, sequence);
+  const bool changes =
+      begun->active.recipe.storage.Converts(sequence.setup->formats.entry) || policy.prune() != nullptr;
+  if ((policy.keeps_everything() && !changes) || entries == 0) return std::shared_ptr<Compression>();
+  PITH_ASSIGN_OR_RETURN(begun->shrink, ShrinkFor(begun->active, sequence, PerHead(core_, entries), keep_fraction));
+  begun->pieces.guard = {.num_sinks = begun->active.recipe.num_sinks};
+  begun->pieces.budget = *begun->shrink.budget;
+  begun->pieces.format = begun->shrink.format;
+  if (policy.repeat() != nullptr) PITH_RETURN_IF_ERROR(reader_.ReadAll(sequence, begun->active, begun->pieces.guard));
+  if (begun->shrink.lower) PITH_RETURN_IF_ERROR(core_.cache->SetLower(sequence.cache_id, *begun->shrink.lower));
+  return begun;
+}
+
+Result<bool> Compressor::CompressOn(Sequence& sequence, const Recipe& recipe, double keep_fraction) {
+  const auto is_it = [&](const Compression& one) {
+    return one.recipe == recipe.text && one.keep_fraction == keep_fraction;
+  };
+  if (sequence.compression != nullptr && !is_it(*sequence.compression)) sequence.EndPieces();
+  if (sequence.compression == nullptr) {
+    PITH_ASSIGN_OR_RETURN(sequence.compression, Begin(sequence, recipe, keep_fraction));
+    if (sequence.compression == nullptr) return true;
+  }
+  Compression& compression = *sequence.compression;
+  FlightLoan loan(core_.flight);
+  loan.Lend(sequence);
+  const Clock::time_point start = Clock::now();
+  Result<bool> done = compression.active.recipe.policy->keeps_everything()
+                          ? Result<bool>(true)
+                          : shrinker_.RunPiece(sequence, compression.active, compression.pieces);
+  if (done && *done) {
+    const Status changed = ChangePages(sequence, compression.active, {&compression.shrink, 1});
+    if (!changed) done = tl::unexpected<Error>(changed.error());
   }
   core_.times.policy += SecondsSince(start);
-  for (const Shrink& shrink : shrinks) shrink.sequence->repeat.reset();  // of entries that may be gone
-  return result;
+  if (!done || *done) sequence.EndPieces();
+  return done;
 }
 
 Result<double> Compressor::CompressPart(Sequence& sequence, const Recipe& recipe, double keep_fraction, int32_t from,

@@ -3,7 +3,9 @@
 #define PITH_ENGINE_COMPRESSOR_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/engine.h"
@@ -17,6 +19,15 @@
 
 namespace pith {
 
+// Of one sequence, by pieces: what CompressOn() goes on with.
+struct Compression {
+  std::string recipe;  // as its caller has it
+  double keep_fraction = 1;
+  ActiveRecipe active;
+  Shrink shrink;
+  ShrinkPieces pieces;
+};
+
 class Compressor {
  public:
   Compressor(EngineCore& core, const SequenceTable& table, Shrinker& shrinker, SecondReader& reader)
@@ -25,6 +36,7 @@ class Compressor {
   // As Engine's functions of these names, of a sequence that can be used.
   Result<std::vector<double>> CompressForks(Sequence& source, const Recipe& recipe,
                                             std::span<const CompressTarget> targets);
+  Result<bool> CompressOn(Sequence& sequence, const Recipe& recipe, double keep_fraction);
   Result<double> CompressPart(Sequence& sequence, const Recipe& recipe, double keep_fraction, int32_t from, int32_t to);
   // part: with the sinks of whatever recipe.
   Result<bool> ReadAgain(Sequence& sequence, const Recipe& recipe, EntryGuard part, int rows);
@@ -45,6 +57,10 @@ class Compressor {
   Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
   Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
   Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
+  // The beginning of CompressOn(); null: there is nothing to do.
+  Result<std::shared_ptr<Compression>> Begin(Sequence& sequence, const Recipe& recipe, double keep_fraction);
+  // Formats and channels of what stays.
+  Status ChangePages(const Sequence& source, const ActiveRecipe& active, std::span<const Shrink> shrinks);
   // selects: some entries may go, not only formats change.
   Status Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::vector<Shrink>& shrinks,
              bool selects, FlightLoan& loan);

@@ -114,6 +114,11 @@ Result<std::vector<double>> EngineImpl::CompressForks(SequenceId source, const R
   return compressor_.CompressForks(*sequence, recipe, targets);
 }
 
+Result<bool> EngineImpl::CompressOn(SequenceId id, const Recipe& recipe, double keep_fraction) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+  return compressor_.CompressOn(*sequence, recipe, keep_fraction);
+}
+
 Result<double> EngineImpl::CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from,
                                         int32_t to) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));

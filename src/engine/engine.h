@@ -287,6 +287,12 @@ class Engine {
   // changes in between. Ends the validity of all logits. Errors of Compress(); after one of them, and after Free(),
   // nothing of it is left.
   virtual Result<bool> ReadAgain(SequenceId sequence, const Recipe& recipe, int rows) = 0;
+  // Compress() by a piece, between steps of other sequences, which so wait for no more than some layers, or one kv head
+  // of each thread where entries are fitted (act=residue). True: that was the last one, and the sequence holds what
+  // Compress() would have left of it. Until then it has less in some layers than in others, and whatever else is done
+  // with it leaves it so. What is to be read again is read first (ReadAgain()), what must be converted or pruned at the
+  // end in one piece. Errors of Compress().
+  virtual Result<bool> CompressOn(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
   // Compress() for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
   // The recipe sees nothing of them but what its window of queries paid.
   virtual Result<double> CompressPart(SequenceId sequence, const Recipe& recipe, double keep_fraction, int32_t from,

@@ -79,6 +79,7 @@ class EngineImpl final : public Engine {
   void SetPromptContinues(SequenceId id, bool on) override;
 
   Result<double> Compress(SequenceId id, const Recipe& recipe, double keep_fraction) override;
+  Result<bool> CompressOn(SequenceId id, const Recipe& recipe, double keep_fraction) override;
   Result<double> CompressPart(SequenceId id, const Recipe& recipe, double keep_fraction, int32_t from,
                               int32_t to) override;
   Result<std::vector<double>> CompressForks(SequenceId source, const Recipe& recipe,

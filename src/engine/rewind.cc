@@ -160,7 +160,7 @@ Status Rewind(EngineCore& core, Sequence& sequence, int num_tokens) {
         fmt::format("the sequence has read {} tokens, and cannot go back to {}", sequence.next_position, num_tokens));
   }
   if (num_tokens == sequence.next_position) return {};
-  sequence.reading.reset();
+  sequence.EndPieces();
   if (num_tokens == 0) return Empty(core, sequence);
   const bool turns = sequence.setup->recipe.has_turns();
   const RewindRange range = turns ? RewindRange{.most = num_tokens} : RangeOf(core, sequence);

@@ -91,6 +91,7 @@ class HeldBytes {
 };
 
 struct SecondReading;
+struct Compression;
 
 struct Sequence {
   SequenceId id = -1;
@@ -120,12 +121,20 @@ struct Sequence {
   std::vector<float> restored_logits;     // [vocab] of the last token, of a restored sequence until its next block
   std::vector<int32_t> tokens;            // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
-  std::shared_ptr<SecondReading> reading;  // one that goes on, until then: reset() gives back what it holds
+  // What goes on in pieces, until then: reset() gives back what it holds.
+  std::shared_ptr<SecondReading> reading;
+  std::shared_ptr<Compression> compression;
   std::unique_ptr<PrefillPruner> pruner;  // of a recipe with a prefill option
   std::unique_ptr<float[]> undo;          // for StatisticsUndo, of undo_bytes
   size_t undo_bytes = 0;
   std::optional<Error> lost;              // it cannot go on; every call says so
 
+  // The sequence is about to change otherwise.
+  void EndPieces() {
+    reading.reset();
+    if (compression != nullptr) repeat.reset();  // of entries that may be gone
+    compression.reset();
+  }
   // What share says, in the account.
   [[nodiscard]] bool HoldScratch() { return scratch_bytes.Hold(account, MemoryTag::kQueries, share.scratch_bytes); }
   // Room for so many floats of StatisticsUndo, null where fewer are charged.

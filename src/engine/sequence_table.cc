@@ -199,7 +199,7 @@ Result<Admission> SequenceTable::Admit(const SequenceOptions& options, size_t nu
 }
 
 Status SequenceTable::SetBudget(Sequence& sequence, size_t floor_bytes, size_t ceiling_bytes) {
-  sequence.reading.reset();
+  sequence.EndPieces();
   const SequenceSetup& setup = *sequence.setup;
   const size_t least = LeastShare(*core_.info, setup);
   const size_t ceiling = ceiling_bytes > 0 ? ceiling_bytes : std::max(core_.plan.share_bytes, floor_bytes);
@@ -246,7 +246,7 @@ void SequenceTable::Free(SequenceId id) {
   const auto found = sequences_.find(id);
   if (found == sequences_.end()) return;
   Sequence& sequence = *found->second;
-  sequence.reading.reset();
+  sequence.EndPieces();
   core_.cache->Free(sequence.cache_id);
   core_.context->ClearSlot(sequence.slot);
   core_.slots.Give(sequence.slot);

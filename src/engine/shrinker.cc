@@ -14,6 +14,9 @@
 namespace pith {
 namespace {
 
+// Of a piece, so that it takes about as long as a few steps of a small model.
+constexpr int64_t kEntriesAtOnce = 1 << 15;
+
 // Members may fail each by itself; the first of them in order counts.
 Status FirstFailure(std::span<const Status> statuses) {
   const auto failed = std::ranges::find_if(statuses, [](const Status& status) { return !status; });
@@ -57,6 +60,11 @@ Status Shrinker::RunOnTeam(const Task& task, const ActiveRecipe& active, std::sp
                            const Team& team) {
   Sequence& source = task.source;
   Status result;
+  const auto keep = [&](const Shrink& target, int layer, KeptHeads& kept) {
+    const HeadRange all{0, static_cast<size_t>(core_.num_kv_heads(layer))};
+    Note(result, FitAndKeep(task, target, num_stand_ins_, layer, all, kept, team));
+    team.Sync();
+  };
   team.One([&] { scores_.assign(static_cast<size_t>(core_.layers.count()), {}); });
   for (int global = 0; global < core_.layers.count(); ++global) {
     const int layer = core_.layers.LayerOf(global);
@@ -66,41 +74,102 @@ Status Shrinker::RunOnTeam(const Task& task, const ActiveRecipe& active, std::sp
     const Budget own = BlockBudget(source, EntriesOf(core_, source, layer), core_.num_kv_heads(layer));
     for (const Shrink& target : targets) {
       if (!task.policy.layer_local()) break;
-      if (!SelectInLayer(task, target, target.budget.value_or(own), layer, team, result)) return in_layer_.status;
+      if (!SelectInLayer(task, scores_, target.budget.value_or(own), layer, team)) return in_layer_.status;
+      keep(target, layer, in_layer_.kept);
     }
     team.Sync();
   }
   if (task.policy.layer_local()) return result;
   const Budget own = BlockBudget(source, GlobalEntriesOf(core_, source), core_.layers.num_heads());
   for (const Shrink& target : targets) {
-    if (!SelectInAll(task, target, target.budget.value_or(own), team, result)) return in_all_.status;
+    if (!SelectInAll(task, scores_, target.budget.value_or(own), team)) return in_all_.status;
+    for (int i = 0; i < core_.layers.count(); ++i)
+      keep(target, core_.layers.LayerOf(i), in_all_.kept[static_cast<size_t>(i)]);
   }
   return result;
 }
 
-bool Shrinker::SelectInLayer(const Task& task, const Shrink& target, const Budget& budget, int layer, const Team& team,
-                             Status& result) {
+Result<bool> Shrinker::RunPiece(Sequence& source, const ActiveRecipe& active, ShrinkPieces& pieces) {
+  const auto count = static_cast<size_t>(core_.layers.count());
+  pieces.scores.resize(count), pieces.kept.resize(count), pieces.stand_ins.resize(count);
+  const Task task{source, *active.recipe.policy, pieces.guard};
+  const Shrink target{.sequence = &source, .budget = pieces.budget, .format = pieces.format};
+  Status result;
+  core_.context->RunOnTeam([&](const Team& team) {
+    Status status = RunPieceOnTeam(task, active, target, pieces, team);
+    if (team.ith == 0) result = std::move(status);
+  });
+  if (!result) return tl::unexpected<Error>(result.error());
+  return pieces.num_kept == core_.layers.count();
+}
+
+// All members go the same way by numbers of their own; thread 0 writes them down at the end.
+Status Shrinker::RunPieceOnTeam(const Task& task, const ActiveRecipe& active, const Shrink& target,
+                                ShrinkPieces& pieces, const Team& team) {
+  const int count = core_.layers.count();
+  const bool is_local = task.policy.layer_local(), fits = task.policy.StandIns(pieces.budget) > 0;
+  int judged = pieces.num_judged, kept = pieces.num_kept;
+  size_t head = pieces.num_kept_heads;
+  int64_t looked = 0;
+  Status result;
+  const auto judge = [&]() -> bool {
+    const int global = judged++, layer = core_.layers.LayerOf(global);
+    LayerScores& scores = pieces.scores[static_cast<size_t>(global)];
+    looked += EntriesOf(core_, task.source, layer);
+    core_.ops->Score(task.source, layer, global, count, active, task.guard, team, scores);
+    if (core_.ops->score_failed()) return Note(result, InvalidArgument(scores.fault)), false;
+    if (is_local && !SelectInLayer(task, pieces.scores, pieces.budget, layer, team))
+      return result = in_layer_.status, false;
+    const bool is_last = !is_local && judged == count;
+    if (is_last && !SelectInAll(task, pieces.scores, pieces.budget, team)) return result = in_all_.status, false;
+    team.One([&] {
+      if (is_local) pieces.kept[static_cast<size_t>(global)] = std::move(in_layer_.kept);
+      if (is_last) pieces.kept = std::move(in_all_.kept);
+      if (is_local) pieces.stand_ins[static_cast<size_t>(global)] = num_stand_ins_;
+      if (is_last) std::ranges::fill(pieces.stand_ins, num_stand_ins_);
+    });
+    return true;
+  };
+  team.Sync();  // nobody writes what the others have not read yet
+  while (kept < count && looked < kEntriesAtOnce) {
+    if (is_local ? judged == kept : judged < count) {
+      if (!judge()) return result;
+      continue;
+    }
+    const int layer = core_.layers.LayerOf(kept);
+    const auto at = static_cast<size_t>(kept), num_heads = static_cast<size_t>(core_.num_kv_heads(layer));
+    const size_t end = fits ? std::min(head + static_cast<size_t>(team.nth), num_heads) : num_heads;
+    looked += fits ? kEntriesAtOnce : EntriesOf(core_, task.source, layer);
+    team.Sync();
+    Note(result, FitAndKeep(task, target, pieces.stand_ins[at], layer, {head, end}, pieces.kept[at], team));
+    head = end;
+    if (head < num_heads) continue;
+    head = 0, ++kept;
+    team.One([&] { pieces.scores[at] = {}, pieces.kept[at] = {}; });
+  }
+  team.One([&] { pieces.num_judged = judged, pieces.num_kept = kept, pieces.num_kept_heads = head; });
+  return result;
+}
+
+bool Shrinker::SelectInLayer(const Task& task, std::span<const LayerScores> scores, const Budget& budget, int layer,
+                             const Team& team) {
   const int global = core_.layers.IndexOf(layer);
-  KeptHeads& kept = in_layer_.kept;
   core_.ops->loops().Lead(team, [&] {
-    in_layer_.Take(task.policy.Select(core_.ops->inputs(), scores_[static_cast<size_t>(global)], budget));
+    KeptHeads& kept = in_layer_.kept;
+    in_layer_.Take(task.policy.Select(core_.ops->inputs(), scores[static_cast<size_t>(global)], budget));
     if (!in_layer_.ok()) return;
     num_stand_ins_ = StandInsBeside(task, global, {&kept, 1}, budget);
     WidenToHeads(task, layer, kept);
     ToIndices(task.source, layer, kept);
   });
-  if (!in_layer_.ok()) return false;
-  Note(result, MakeStandIns(task, target, budget, layer, kept, team));
-  Note(result, KeepHeads(task.policy, task.source, *target.sequence, layer, kept, team));
-  team.Sync();
-  return true;
+  return in_layer_.ok();
 }
 
-bool Shrinker::SelectInAll(const Task& task, const Shrink& target, const Budget& budget, const Team& team,
-                           Status& result) {
-  std::vector<KeptHeads>& kept = in_all_.kept;
+bool Shrinker::SelectInAll(const Task& task, std::span<const LayerScores> scores, const Budget& budget,
+                           const Team& team) {
   core_.ops->loops().Lead(team, [&] {
-    in_all_.Take(task.policy.SelectAll(scores_, budget));
+    std::vector<KeptHeads>& kept = in_all_.kept;
+    in_all_.Take(task.policy.SelectAll(scores, budget));
     if (!in_all_.ok()) return;
     num_stand_ins_ = StandInsBeside(task, 0, kept, budget);
     for (int i = 0; i < core_.layers.count(); ++i) {
@@ -108,19 +177,23 @@ bool Shrinker::SelectInAll(const Task& task, const Shrink& target, const Budget&
       ToIndices(task.source, core_.layers.LayerOf(i), kept[static_cast<size_t>(i)]);
     }
   });
-  if (!in_all_.ok()) return false;
-  for (int i = 0; i < core_.layers.count(); ++i) {
-    const int layer = core_.layers.LayerOf(i);
-    KeptHeads& of_layer = kept[static_cast<size_t>(i)];
-    Note(result, MakeStandIns(task, target, budget, layer, of_layer, team));
-    Note(result, KeepHeads(task.policy, task.source, *target.sequence, layer, of_layer, team));
-    team.Sync();
-  }
-  return true;
+  return in_all_.ok();
+}
+
+Status Shrinker::FitAndKeep(const Task& task, const Shrink& target, int num_stand_ins, int layer, HeadRange range,
+                            KeptHeads& kept, const Team& team) {
+  Status result = MakeStandIns(task, target, num_stand_ins, layer, range, kept, team);
+  Note(result, KeepRange(task.policy, task.source, *target.sequence, layer, range, kept, team));
+  return result;
 }
 
 Status Shrinker::KeepHeads(const Policy& policy, const Sequence& source, Sequence& target, int layer, KeptHeads& kept,
                            const Team& team) {
+  return KeepRange(policy, source, target, layer, {0, kept.size()}, kept, team);
+}
+
+Status Shrinker::KeepRange(const Policy& policy, const Sequence& source, Sequence& target, int layer, HeadRange range,
+                           KeptHeads& kept, const Team& team) {
   const std::span<const HeadCache> scored = std::as_const(*core_.cache).heads(source.cache_id, layer);
   const std::span<HeadCache> heads = core_.cache->heads(target.cache_id, layer);
   if (policy.demote() != nullptr) return LowerHeads(*policy.demote(), scored, layer, heads, kept, team);
@@ -136,8 +209,11 @@ Status Shrinker::KeepHeads(const Policy& policy, const Sequence& source, Sequenc
       ForgetValueNorms(target, heads);
     }
     if (!result) return;
-    std::vector<Status> kept_well(heads.size());
-    ParallelFor(heads.size(), [&](size_t h) { kept_well[h] = KeepInHead(core_, policy, layer, h, heads[h], kept[h]); });
+    std::vector<Status> kept_well(range.second - range.first);
+    ParallelFor(kept_well.size(), [&](size_t i) {
+      const size_t h = range.first + i;
+      kept_well[i] = KeepInHead(core_, policy, layer, h, heads[h], kept[h]);
+    });
     result = FirstFailure(kept_well);
   });
   return result;
@@ -205,29 +281,31 @@ int Shrinker::StandInsBeside(const Task& task, int first_layer, std::span<const 
       std::clamp<int64_t>((TotalEntries(budget, num_heads) - kept) / std::max<int64_t>(num_cut, 1), 0, wanted));
 }
 
-Status Shrinker::MakeStandIns(const Task& task, const Shrink& target, const Budget& budget, int layer, KeptHeads& kept,
-                              const Team& team) {
+Status Shrinker::MakeStandIns(const Task& task, const Shrink& target, int count, int layer, HeadRange range,
+                              KeptHeads& kept, const Team& team) {
   const Sequence& source = task.source;
-  if (task.policy.StandIns(budget) == 0 || source.repeat == nullptr) return {};
+  if (count == 0 || source.repeat == nullptr) return {};
   Status result;
   core_.ops->loops().Lead(team, [&] {
     const LayerShape& shape = core_.shape(layer);
     const LayerOps::LayerParams& params = core_.ops->params(layer);
-    const std::span<HeadCache> heads = core_.cache->heads(target.sequence->cache_id, layer);
+    const size_t size = range.second - range.first;
+    const std::span<HeadCache> heads = core_.cache->heads(target.sequence->cache_id, layer).subspan(range.first, size);
     std::vector<int> num_entries;
     for (const HeadCache& head : std::as_const(*core_.cache).heads(source.cache_id, layer))
       num_entries.push_back(head.num_entries());
     const StandInTask stand_ins{.options = *task.policy.residue(),
-                                .count = num_stand_ins_,
+                                .count = count,
                                 .references = source.repeat->references,
                                 .global_layer = core_.layers.IndexOf(layer),
+                                .first_head = static_cast<int>(range.first),
                                 .group = shape.num_heads / shape.num_kv_heads,
                                 .num_entries = num_entries,
                                 .scale = params.scale,
                                 .soft_cap = params.soft_cap,
                                 .format = target.format,
                                 .guards = [&](int32_t position) { return task.guard.Guards(source, position); }};
-    result = MakeStandInEntries(stand_ins, heads, kept);
+    result = MakeStandInEntries(stand_ins, heads, std::span(kept).subspan(range.first, size));
     ForgetValueNorms(*target.sequence, heads);
   });
   return result;

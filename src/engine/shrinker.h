@@ -41,6 +41,20 @@ struct Selection {
   bool ok() const { return status.has_value(); }
 };
 
+// A sequence that is shrunk by its own scores in pieces, between steps of others: layers are judged, then what is kept
+// of each head follows, layer by layer. Policies that do not compare layers do both layer by layer.
+struct ShrinkPieces {
+  EntryGuard guard;
+  Budget budget;
+  std::optional<PageFormat> format;  // as Shrink's
+  std::vector<LayerScores> scores;   // [global layers] of those that are judged
+  std::vector<KeptHeads> kept;  // [global layers] what stays, of those that are selected from; indices of the cache
+  std::vector<int> stand_ins;   // [global layers] new entries of each head
+  int num_judged = 0;           // global layers
+  int num_kept = 0;             // global layers that are done
+  size_t num_kept_heads = 0;    // of the next one
+};
+
 // Of a sequence's `entries` in so many heads, what the running recipe keeps.
 Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads);
 
@@ -56,6 +70,10 @@ class Shrinker {
   // what a target has read since it was forked stays. The source, if it is a target, must be the last one.
   // kOutOfBudget, kInvalidArgument (a stage of a program failed): layers before have changed.
   Status Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, std::span<const Shrink> targets);
+
+  // The same of a sequence's own scores, by a piece: some layers, or as many heads as there are threads where entries
+  // are fitted, which takes longest. True: that was the last one. After an error the others are not to be had.
+  Result<bool> RunPiece(Sequence& source, const ActiveRecipe& active, ShrinkPieces& pieces);
 
   // All threads: `kept` of the layer's entries stay, and those of `target` beyond the ones of `source`. kept is
   // thread 0's, written before a sync. The status is thread 0's too.
@@ -73,16 +91,24 @@ class Shrinker {
   };
   // All threads; the status is thread 0's.
   Status RunOnTeam(const Task& task, const ActiveRecipe& active, std::span<const Shrink> targets, const Team& team);
-  // False, for all threads, where the policy has selected nothing. What fails later goes into the status.
-  bool SelectInLayer(const Task& task, const Shrink& target, const Budget& budget, int layer, const Team& team,
-                     Status& result);
-  bool SelectInAll(const Task& task, const Shrink& target, const Budget& budget, const Team& team, Status& result);
+  Status RunPieceOnTeam(const Task& task, const ActiveRecipe& active, const Shrink& target, ShrinkPieces& pieces,
+                        const Team& team);
+  // Into in_layer_ and in_all_, with num_stand_ins_. False, for all threads, where the policy has selected nothing.
+  bool SelectInLayer(const Task& task, std::span<const LayerScores> scores, const Budget& budget, int layer,
+                     const Team& team);
+  bool SelectInAll(const Task& task, std::span<const LayerScores> scores, const Budget& budget, const Team& team);
+  // Of the heads [first, end) of a layer.
+  using HeadRange = std::pair<size_t, size_t>;
+  Status FitAndKeep(const Task& task, const Shrink& target, int num_stand_ins, int layer, HeadRange range,
+                    KeptHeads& kept, const Team& team);
+  Status KeepRange(const Policy& policy, const Sequence& source, Sequence& target, int layer, HeadRange range,
+                   KeptHeads& kept, const Team& team);
   Status LowerHeads(const DemoteOptions& demote, std::span<const HeadCache> scored, int layer,
                     std::span<HeadCache> heads, const KeptHeads& kept, const Team& team);
   // Of the slice of the heads that was judged, as entries of whole heads, with those beside it.
   void WidenToHeads(const Task& task, int layer, KeptHeads& kept) const;
   // Before KeepHeads(): entries that stand in for what goes take the places of some of it, which are then kept, too.
-  Status MakeStandIns(const Task& task, const Shrink& target, const Budget& budget, int layer, KeptHeads& kept,
+  Status MakeStandIns(const Task& task, const Shrink& target, int count, int layer, HeadRange range, KeptHeads& kept,
                       const Team& team);
   int StandInsBeside(const Task& task, int first_layer, std::span<const KeptHeads> layers, const Budget& budget) const;
   void ForgetValueNorms(const Sequence& sequence, std::span<HeadCache> heads) const;

@@ -159,7 +159,7 @@ Status Splice(EngineCore& core, SequenceTable& table, Sequence& target, const Se
   if (after > target.ceiling_bytes) return tl::unexpected<Error>(full);
   const size_t committed = std::max(used, target.floor_bytes);
   if (after > committed && !table.Reclaim(after - committed, &target)) return tl::unexpected<Error>(full);
-  target.reading.reset();
+  target.EndPieces();
   {
     // Full pages are converted at once, and until then may take what is kept ready for the rows of steps.
     FlightLoan loan(core.flight);

@@ -206,11 +206,12 @@ class HeadStandIns {
 
 }  // namespace
 
-Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, KeptHeads& kept) {
+Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, std::span<std::vector<int32_t>> kept) {
   if (task.references.num_rows() == 0) return {};
   std::vector<Status> made(heads.size());
-  ParallelFor(heads.size(),
-              [&](size_t h) { made[h] = HeadStandIns(task, static_cast<int>(h), heads[h], kept[h]).Run(); });
+  ParallelFor(heads.size(), [&](size_t h) {
+    made[h] = HeadStandIns(task, task.first_head + static_cast<int>(h), heads[h], kept[h]).Run();
+  });
   const auto failed = std::ranges::find_if(made, [](const Status& status) { return !status; });
   return failed == made.end() ? Status() : *failed;
 }

@@ -22,6 +22,7 @@ struct StandInTask {
   int count;  // of new entries of each head
   const ReferenceQueries& references;
   int global_layer;
+  int first_head;                       // kv head of the first of the heads
   int group;                            // query heads per kv head
   std::span<const int> num_entries;     // [kv heads] that were scored; newer ones are left alone
   float scale, soft_cap;                // of attention
@@ -32,7 +33,7 @@ struct StandInTask {
 // Before the entries that are not kept are dropped: new ones are written over some of these, whose indices join `kept`;
 // values of kept ones may change. Nothing is written to pages of a low format. kOutOfBudget where a shared page could
 // not be copied; entries of earlier pages are rewritten already.
-Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, KeptHeads& kept);
+Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, std::span<std::vector<int32_t>> kept);
 
 }  // namespace pith
 

@@ -47,7 +47,7 @@ Status TurnKeeper::SetGuide(Sequence& sequence, std::span<const int32_t> tokens)
   for (const int32_t token : tokens) {
     if (token < 0 || token >= core_.info->num_vocab) return InvalidArgument(fmt::format("there is no token {}", token));
   }
-  sequence.reading.reset();
+  sequence.EndPieces();
   sequence.guide.assign(tokens.begin(), tokens.end());
   sequence.repeat.reset();
   return {};
@@ -107,7 +107,7 @@ Status TurnKeeper::CompressTurn(Sequence& sequence, const TurnPlan& plan) {
 Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
   const FrozenTurn oldest = sequence.turns.front();
   sequence.turns.erase(sequence.turns.begin());
-  sequence.reading.reset();
+  sequence.EndPieces();
   sequence.repeat.reset();
   sequence.exact_from = sequence.next_position;
   FlightLoan loan(core_.flight);

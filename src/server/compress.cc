@@ -1,7 +1,9 @@
 // Turns of a conversation, where they are over, by recipes with turns=; and prompts, once they are whole, by recipes
 // that want it so: those that read a prompt again, or that prune keys, or that were asked to.
 //
-//   read whole, in f16 -> (read again, piece by piece, beside others' steps) -> compressed -> the answer goes on
+//   read whole, in f16 -> (read again) -> compressed -> the answer goes on
+//
+// Reading and compressing go by pieces, beside others' steps.
 //
 // A conversation that goes on is compressed again when it holds more than it may by a tenth, and an answer that
 // outgrows its bytes is compressed on its way.
@@ -116,25 +118,35 @@ JobPtr SchedulerImpl::NextToCompress() const {
   return next == running_.end() ? nullptr : *next;
 }
 
-void SchedulerImpl::CompressOn(Job& job, int rows) {
+bool SchedulerImpl::CompressOn(Job& job, int rows) {
   const SequenceId sequence = job.choices.front().sequence;
   const Recipe& recipe = job.options.recipe;
   const Result<bool> read = engine_->ReadAgain(sequence, recipe, rows);
-  if (read && !*read) return;
+  if (read && !*read) return true;
   Status status = read ? Status() : Status(tl::unexpected<Error>(read.error()));
   if (job.ends_turn) {
     if (status) status = engine_->EndTurn(sequence);
-    if (job.is_cancelled()) return;
-    // Where it cannot be compressed now, it goes on with the next one.
-    if (!status && status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported)
-      return Fail(job, status.error());
-    job.is_compressing = job.ends_turn = false;
-    return;
+    EndTurnOf(job, status);
+    return false;
   }
   if (status) {
-    const Result<double> kept = engine_->Compress(sequence, recipe, job.compress_share);
-    if (!kept) status = tl::unexpected<Error>(kept.error());
+    const Result<bool> done = engine_->CompressOn(sequence, recipe, job.compress_share);
+    if (done && !*done) return false;
+    if (!done) status = tl::unexpected<Error>(done.error());
   }
+  EndCompression(job, status);
+  return false;
+}
+
+void SchedulerImpl::EndTurnOf(Job& job, const Status& status) {
+  if (job.is_cancelled()) return;
+  // Where it cannot be compressed now, it goes on with the next one.
+  if (!status && status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported)
+    return Fail(job, status.error());
+  job.is_compressing = job.ends_turn = false;
+}
+
+void SchedulerImpl::EndCompression(Job& job, const Status& status) {
   if (job.is_cancelled()) return;
   if (!status && status.error().code == ErrorCode::kOutOfBudget && PromiseMore(job)) return;
   if (!status) return Fail(job, status.error());
@@ -148,8 +160,9 @@ void SchedulerImpl::CompressOn(Job& job, int rows) {
   } else if (job.num_compressions < kMostTries) {
     job.compress_share = kLess;
   } else {
-    Fail(job, {ErrorCode::kOutOfBudget, fmt::format("{:.2f} MiB do not hold what {} leaves of the prompt",
-                                                    static_cast<double>(HeldLimit(job)) / (1 << 20), recipe.text)});
+    Fail(job, {ErrorCode::kOutOfBudget,
+               fmt::format("{:.2f} MiB do not hold what {} leaves of the prompt",
+                           static_cast<double>(HeldLimit(job)) / (1 << 20), job.options.recipe.text)});
   }
 }
 

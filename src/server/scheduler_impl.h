@@ -242,7 +242,10 @@ class SchedulerImpl final : public Scheduler {
   static size_t NextTurnEnd(const Job& job);  // after those that are read; 0: none
   static void BeginTurnEnd(Job& job);
   JobPtr NextToCompress() const;  // null: none
-  void CompressOn(Job& job, int rows);
+  // By so many rows of a second reading, or by a piece of what comes then. True: rows were read.
+  bool CompressOn(Job& job, int rows);
+  void EndTurnOf(Job& job, const Status& status);
+  void EndCompression(Job& job, const Status& status);
   bool PromiseMore(Job& job);
   bool SettleBudget(Job& job);
   // That are left free for the answer, as far as its length is known.

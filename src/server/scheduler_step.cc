@@ -41,12 +41,16 @@ void SchedulerImpl::StepOnce() {
   EndStep();
   const auto end = SteadyClock::now();
   // It may have been sent back for room, or have ended.
+  bool reads_again = false;
   if (compressed != nullptr && compressed->is_compressing && !compressed->is_cancelled()) {
-    CompressOn(*compressed, compress_rows_);
+    reads_again = CompressOn(*compressed, compress_rows_);
   }
   const double compress_seconds = compressed == nullptr ? 0 : SecondsBetween(end, SteadyClock::now());
   counters_.compress_seconds += compress_seconds;
-  pacer_.Note(num_decodes, num_prompt_rows, step_seconds + compress_seconds, running, prompts_wait);
+  if (reads_again || compressed == nullptr)
+    return pacer_.Note(num_decodes, num_prompt_rows, step_seconds + compress_seconds, running, prompts_wait);
+  pacer_.Note(num_decodes, num_prompt_rows - compress_rows_, step_seconds, running, prompts_wait);
+  pacer_.NoteBeside(compress_seconds, running);
 }
 
 void SchedulerImpl::EndStep() {

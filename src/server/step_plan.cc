@@ -129,11 +129,21 @@ void PromptPacer::Note(int num_decodes, int prompt_rows, double seconds, int run
     return;
   }
   turns_ = std::min(turns_ + 2 - (prompt_rows > 0 ? kStepsForTwo : 0), 1);
+  Owe(share_ * seconds - for_prompts);
+}
+
+void PromptPacer::NoteBeside(double seconds, int running) {
+  if (running == 0) return;
+  turns_ -= kStepsForTwo;
+  Owe((share_ - 1) * seconds);
+}
+
+void PromptPacer::Owe(double seconds) {
   // A step that took very long makes no piece of that length, nor a pause: no more than the longest piece is owed, or
   // what the smallest one takes.
   const int least = std::min(block_tokens_, PieceCosts::kLeastPiece);
   const double most = std::max(LongestSeconds(), least * costs_.RowSeconds(least)) * (1 - share_);
-  owed_seconds_ = std::clamp(owed_seconds_ + share_ * seconds - for_prompts, -most, most);
+  owed_seconds_ = std::clamp(owed_seconds_ + seconds, -most, most);
 }
 
 }  // namespace pith::server

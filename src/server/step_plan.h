@@ -66,8 +66,11 @@ class PromptPacer {
   // A step took so long. num_decodes: rows of decodes in it; running: decodes there are, in this step or not.
   // prompts_wait: there were prompts to be read, whether the step read of them or not.
   void Note(int num_decodes, int prompt_rows, double seconds, int running, bool prompts_wait);
+  // Behind such a step prompts had so much time without reading any rows.
+  void NoteBeside(double seconds, int running);
 
  private:
+  void Owe(double seconds);
   // No piece is planned to hold running decodes up for longer.
   double LongestSeconds() const;
 

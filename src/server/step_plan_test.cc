@@ -168,5 +168,29 @@ TEST(PromptPacer, IdleTimeIsNotSavedUp) {
   EXPECT_LE(most, 2);
 }
 
+// What is computed for a prompt without reading rows of it: others have their part of the time.
+TEST(PromptPacer, TimeBesideStepsCountsToo) {
+  for (const double share : {0.3, 0.5, 0.7}) {
+    PromptPacer pacer(share, 512);
+    pacer.Note(4, 0, 0.01, 4, true);
+    pacer.Note(4, 32, 0.03, 4, true);  // what rows cost
+    double of_decodes = 0, beside = 0;
+    int at_once = 0, most_at_once = 0;
+    for (int i = 0; i < 3000; ++i) {
+      const bool goes_on = pacer.Rows(4) > 0;
+      pacer.Note(4, 0, 0.01, 4, true);
+      of_decodes += 0.01;
+      at_once = goes_on ? at_once + 1 : 0;
+      most_at_once = std::max(most_at_once, at_once);
+      if (!goes_on) continue;
+      pacer.NoteBeside(0.02, 4);
+      beside += 0.02;
+    }
+    EXPECT_GT(beside, 0.1 * of_decodes) << share;
+    EXPECT_LE(beside / (beside + of_decodes), share + 0.03) << share;
+    EXPECT_EQ(most_at_once, 1) << "not behind two steps that follow each other";
+  }
+}
+
 }  // namespace
 }  // namespace pith::server
