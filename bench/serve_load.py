@@ -6,7 +6,8 @@
 Each client sends one streamed chat after the other: prompts of 20 to 3,000 tokens (evenly by their logarithm), answers of 16 to
 128 tokens; one in five leaves in the middle of its prompt or of its answer. 429 is waited for as Retry-After says. After the
 time is over what runs is answered. One JSON object for each server: answers, tokens a second, time to the first token, gaps
-between tokens, RSS after a third of the time and at the end; of pith also that the budget held and nothing is left live.
+between tokens, RSS after a third of the time and at the end, its growth from then on and, of pith, that of what its cache holds, which
+grows until kept prefixes fill the budget; of pith also that the budget held and nothing is left live.
 """
 
 import argparse
@@ -125,7 +126,16 @@ class Client:
         return None
 
 
-async def load(flags, port, pid):
+def cache_mib(port):
+    """What the cache holds: it grows until kept prefixes fill the budget."""
+    try:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        return float(re.search(r"^pith:kv_used_bytes (\S+)$", text, re.MULTILINE).group(1)) / 2**20
+    except OSError:
+        return 0
+
+
+async def load(flags, port, pid, is_pith):
     results = {"sent": 0, "answers": 0, "left": 0, "refused": 0, "failed": 0, "errors": [], "first": [], "gaps": [], "times": []}
     start = time.time()
     end = start + flags.seconds
@@ -133,7 +143,7 @@ async def load(flags, port, pid):
 
     async def watch():
         while True:
-            rss.append((time.time() - start, rss_mib(pid)))
+            rss.append((time.time() - start, rss_mib(pid), await asyncio.to_thread(cache_mib, port) if is_pith else 0))
             await asyncio.sleep(1)
 
     watcher = asyncio.create_task(watch())
@@ -151,15 +161,24 @@ async def load(flags, port, pid):
 def summary(results, flags):
     rank = lambda values, share: sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else None  # noqa: E731
     seconds = results["whole_seconds"]
-    after = [(at, size) for at, size in results["rss"] if at >= flags.seconds / 3]
-    growth = (after[-1][1] - after[0][1]) / max((after[-1][0] - after[0][0]) / 60, 1e-9) if len(after) > 1 else 0
+    after = [row for row in results["rss"] if row[0] >= flags.seconds / 3]
+
+    def growth(mib):
+        """MiB a minute, by least squares."""
+        if len(after) < 3:
+            return 0
+        at, size = [row[0] / 60 for row in after], [mib(row) for row in after]
+        return statistics.covariance(at, size) / statistics.variance(at)
+
     return {"seconds": round(seconds, 1), "requests": results["sent"], "answers": results["answers"], "left": results["left"],
             "refused_429": results["refused"], "failed": results["failed"], "unanswered": results["unanswered"], "errors": results["errors"][:5],
             "tokens_per_second": round(len(results["times"]) / seconds, 2),
             "first_token_median": round(statistics.median(results["first"]), 3) if results["first"] else None,
             "first_token_p99": rank(results["first"], 0.99), "gap_median": rank(results["gaps"], 0.5), "gap_p99": rank(results["gaps"], 0.99),
             "gap_most": max(results["gaps"], default=None), "rss_mib_after_a_third": round(after[0][1], 1) if after else None,
-            "rss_mib_end": round(results["rss"][-1][1], 1), "rss_mib_per_minute": round(growth, 2)}
+            "rss_mib_end": round(results["rss"][-1][1], 1), "rss_mib_per_minute": round(growth(lambda row: row[1]), 2),
+            "cache_mib_per_minute": round(growth(lambda row: row[2]), 2),
+            "rss_beside_cache_mib_per_minute": round(growth(lambda row: row[1] - row[2]), 2)}
 
 
 def wait_healthy(port, process):
@@ -178,7 +197,7 @@ def measure(flags, command, port, is_pith):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_healthy(port, process)
-        results = asyncio.run(load(flags, port, process.pid))
+        results = asyncio.run(load(flags, port, process.pid, is_pith))
         row = {"command": " ".join(command), **summary(results, flags)}
         if is_pith:
             time.sleep(1)

@@ -408,6 +408,13 @@ class SchemaScan {
                                     {"minProperties", "maxProperties"}}) {
       PITH_RETURN_IF_ERROR(CheckPair(node, low, high));
     }
+    // A property of that name is an object, and true is what an old draft has in properties.
+    if (const auto required = node.find("required"); required != node.end()) {
+      const auto is_name = [](const Json& name) { return name.is_string(); };
+      const bool is_list = required->is_array() && std::ranges::all_of(*required, is_name);
+      if (!is_list && !required->is_object() && !required->is_boolean())
+        return Bad("\"required\" must be an array of names");
+    }
     if (const auto pattern = node.find("pattern"); pattern != node.end() && pattern->is_string()) {
       const auto& text = pattern->get_ref<const std::string&>();
       if (text.size() > 1000) return Bad("a pattern in it is longer than 1000 bytes");

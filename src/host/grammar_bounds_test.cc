@@ -59,6 +59,15 @@ TEST(GrammarBounds, TextsThatMayBeInManyPlacesAtOnce) {
   }
 }
 
+TEST(SchemaBounds, RequiredIsAListOfNames) {
+  for (const char* const wrong : {R"("a")", "5", "[1]", R"(["a",{}])"}) {
+    EXPECT_FALSE(CheckSchemaBounds(fmt::format(R"({{"type":"object","required":{}}})", wrong))) << wrong;
+  }
+  EXPECT_TRUE(
+      CheckSchemaBounds(R"({"type":"object","properties":{"required":{"type":"string"}},"required":["required"]})"));
+  EXPECT_TRUE(CheckSchemaBounds(R"({"type":"object","properties":{"a":{"type":"string","required":true}}})"));
+}
+
 TEST(SchemaBounds, OrdinarySchemasPass) {
   EXPECT_TRUE(CheckSchemaBounds("{}"));
   EXPECT_TRUE(CheckSchemaBounds(R"({"type":"object","properties":{"minItems":{"type":"integer","minimum":0,"maximum":9},

@@ -255,6 +255,7 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
     if (reader.Find(name) != nullptr)
       reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");
   }
+  (void)reader.Object("metadata");  // which the response repeats
   bool background = false;
   reader.Bool("background", background);
   if (background) reader.Fail("background", "is not supported");
