@@ -95,11 +95,12 @@ class Client:
             if not head:
                 raise ValueError("no answer")
             status, retry = int(head.split()[1]), 1.0
-            ended = False
+            ended, said = False, b""
             while True:
                 text = await line()
                 if not text:
                     break
+                said = text
                 if text.lower().startswith(b"retry-after:"):
                     retry = float(text.split(b":")[1])
                 if text.startswith(b"data: [DONE]"):
@@ -113,7 +114,7 @@ class Client:
             if status == 429:
                 return retry
             if status != 200 or not ended:
-                raise ValueError(f"status {status}, ended {ended}")
+                raise ValueError(f"status {status}, ended {ended}: {said[:200]}")
             self.results["answers"] += 1
         except asyncio.TimeoutError:
             self.results["left"] += 1
@@ -161,7 +162,7 @@ async def load(flags, port, pid, is_pith):
 def summary(results, flags):
     rank = lambda values, share: sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else None  # noqa: E731
     seconds = results["whole_seconds"]
-    after = [row for row in results["rss"] if row[0] >= flags.seconds / 3]
+    after = [row for row in results["rss"] if flags.seconds / 3 <= row[0] <= flags.seconds]
 
     def growth(mib):
         """MiB a minute, by least squares."""
