@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/scratch.h"
+#include "base/aligned.h"
 #include "kernels/block_bounds.h"
 #include "kernels/row_table.h"
 #include "policy/prefill/criti.h"

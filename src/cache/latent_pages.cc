@@ -15,13 +15,6 @@ namespace pith {
 namespace {
 
 constexpr int kP = kPageEntries;
-constexpr size_t kAlignment = 64;
-
-template <typename T>
-T* AlignedIn(std::vector<T>& memory) {
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (kAlignment - address % kAlignment) % kAlignment / sizeof(T);
-}
 
 size_t RowFloats(const PageLayout& layout) { return static_cast<size_t>(layout.key_dim + layout.value_dim); }
 
@@ -171,20 +164,18 @@ const std::byte* LatentPages::Read(size_t page) {
   const PageLayout& entry = head_.layout();
   const PageLayout& layout = *head_.lower_layout();
   const size_t dim = RowFloats(layout), table = ReadingTableFloats(layout);
+  float* const memory = scratch_.Floats(table + head_.LatentScratchFloats());
+  std::byte* const page_read = page_.Bytes(entry.page_bytes);
   if (is_read_ < 0) {
     references_.resize(static_cast<size_t>(head_.num_references()) * dim);
     head_.ReadReferences(0, head_.num_references(), references_.data());
-    scratch_.resize(table + head_.LatentScratchFloats() + kAlignment / sizeof(float));
-    page_.resize(entry.page_bytes + kAlignment);
-    float* const memory = AlignedIn(scratch_);
     MakeReadingTable(layout, head_.maps(), memory + table, memory);
   }
   if (is_read_ != static_cast<ptrdiff_t>(page)) {
-    float* const memory = AlignedIn(scratch_);
-    head_.ReadLatentPage(page, references_.data(), memory, memory + table, AlignedIn(page_));
+    head_.ReadLatentPage(page, references_.data(), memory, memory + table, page_read);
     is_read_ = static_cast<ptrdiff_t>(page);
   }
-  return AlignedIn(page_);
+  return page_read;
 }
 
 void LatentPages::ReadKeys(size_t page, int count, float* keys) {

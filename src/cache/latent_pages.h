@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "base/aligned.h"
 #include "kernels/page_layout.h"
 
 namespace pith {
@@ -24,8 +25,8 @@ class LatentPages {
   const std::byte* Read(size_t page);
 
   const HeadCache& head_;
-  std::vector<float> references_, scratch_;
-  std::vector<std::byte> page_;
+  std::vector<float> references_;
+  Scratch scratch_, page_;
   ptrdiff_t is_read_ = -1;
 };
 

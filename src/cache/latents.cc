@@ -26,11 +26,6 @@ constexpr float kMostWeight = 1024;
 
 size_t DimOf(const PageLayout& layout) { return static_cast<size_t>(layout.key_dim + layout.value_dim); }
 
-float* Aligned(std::vector<float>& memory) {
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (64 - address % 64) % 64 / sizeof(float);
-}
-
 // Rows of halves as the values of a page.
 PageLayout RowsOf(size_t value_offset, int dim) {
   PageLayout rows;
@@ -81,14 +76,14 @@ void MakeOrthonormal(float* rows, size_t count, size_t dim) {
 }  // namespace
 
 RowTable::RowTable(const float* rows, int count, int dim)
-    : count_(count), dim_(dim), memory_(kernels::TableFloats(count, dim) + 16, 0.0F), table_(Aligned(memory_)) {
+    : count_(count), dim_(dim), table_(AllocateAligned<float>(kernels::TableFloats(count, dim))) {
   for (int i = 0; i < count; ++i) {
-    kernels::StoreRow(rows + static_cast<size_t>(i) * static_cast<size_t>(dim), dim, i, table_);
+    kernels::StoreRow(rows + static_cast<size_t>(i) * static_cast<size_t>(dim), dim, i, table_.get());
   }
 }
 
 void RowTable::Multiply(const float* rows, int n, float* products) const {
-  kernels::ScoreTable(rows, n, dim_, table_, count_, products, static_cast<size_t>(count_));
+  kernels::ScoreTable(rows, n, dim_, table_.get(), count_, products, static_cast<size_t>(count_));
 }
 
 References::References(const float* rows, int count, int dim) : rows_(rows), table_(rows, count, dim) {

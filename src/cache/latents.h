@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "kernels/page_layout.h"
 
 namespace pith {
@@ -38,8 +39,7 @@ class RowTable {
 
  private:
   int count_, dim_;
-  std::vector<float> memory_;
-  float* table_;
+  AlignedArray<float> table_;
 };
 
 // Vectors that latents may refer to.

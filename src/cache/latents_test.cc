@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/byte_io.h"
 #include "cache/kv_cache.h"
 #include "kernels/attention.h"
@@ -106,8 +107,8 @@ TEST(Latents, MapsFindTheAxesOfDifferences) {
     ASSERT_EQ(maps.size(), NumMapNumbers(layout));
     std::vector<float> latents(kCount * 10), back(kP * kDim), scratch(kP * 10 + kDim);
     EncodeDifferences(layout, maps, rows.data(), kCount, latents.data());
-    std::vector<float> memory(ReadingTableFloats(layout) + 16);
-    float* const table = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
+    const auto memory = AllocateAligned<float>(ReadingTableFloats(layout));
+    float* const table = memory.get();
     MakeReadingTable(layout, maps, scratch.data(), table);
     std::vector<std::byte> page(layout.page_bytes);
     const std::vector<uint16_t> none(kNeighbours, kNoReference);

@@ -7,9 +7,9 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/team.h"
 #include "cache/kv_cache.h"
-#include "engine/scratch.h"
 #include "host/model.h"
 #include "kernels/attention.h"
 #include "policy/act/demote.h"

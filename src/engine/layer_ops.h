@@ -11,13 +11,13 @@
 #include <utility>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/parallel.h"
 #include "base/team.h"
 #include "cache/kv_cache.h"
 #include "engine/latent_reader.h"
 #include "engine/repeat.h"
 #include "engine/row_group.h"
-#include "engine/scratch.h"
 #include "engine/sequence.h"
 #include "engine/value_projections.h"
 #include "host/context.h"

@@ -17,8 +17,8 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/team.h"
-#include "engine/scratch.h"
 #include "kernels/attention.h"
 #include "policy/prefill/criti.h"
 

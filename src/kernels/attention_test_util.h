@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/aligned.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
 #include "kernels/key_channels.h"
@@ -26,17 +27,13 @@ namespace pith::kernels {
 // nobody wrote shows.
 class PoisonedBytes {
  public:
-  explicit PoisonedBytes(size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new (bytes + 64, std::align_val_t{64}))) {
+  explicit PoisonedBytes(size_t bytes) : data_(AllocateAligned<std::byte>(bytes + 64)) {
     std::memset(data_.get(), 0xFF, bytes + 64);
   }
   std::byte* get() const { return data_.get(); }
 
  private:
-  struct Free {
-    void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
+  AlignedArray<std::byte> data_;
 };
 
 template <class T>

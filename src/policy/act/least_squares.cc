@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <new>
 
+#include "base/aligned.h"
 #include "kernels/row_table.h"
 
 namespace pith {
@@ -16,10 +15,6 @@ constexpr size_t kDepth = 512;
 constexpr size_t kBlock = 64;
 // Rows of regressors that are turned around at a time.
 constexpr size_t kTile = 256;
-
-struct FreeAligned {
-  void operator()(float* at) const { ::operator delete[](at, std::align_val_t{64}); }
-};
 
 // a[i] -= factor * b[i]
 void Subtract(float* a, const float* b, float factor, size_t count) {
@@ -66,8 +61,7 @@ MatrixView RowsOf(const MatrixView& matrix, size_t first, size_t count) {
 void ProductsOfRows(const MatrixView& a, const MatrixView& b, float* out, size_t stride, bool add) {
   const size_t depth = std::min(kDepth, a.columns);
   if (a.rows == 0 || b.rows == 0) return;
-  const std::unique_ptr<float[], FreeAligned> table(
-      new (std::align_val_t{64}) float[kernels::TableFloats(static_cast<int>(b.rows), static_cast<int>(depth))]);
+  const auto table = AllocateAligned<float>(kernels::TableFloats(static_cast<int>(b.rows), static_cast<int>(depth)));
   std::vector<float> left, products(a.rows * b.rows);
   for (size_t from = 0; from < a.columns; from += depth) {
     const size_t count = std::min(depth, a.columns - from);

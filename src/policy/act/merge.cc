@@ -3,19 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <new>
 #include <numeric>
 
+#include "base/aligned.h"
 #include "base/parallel.h"
 #include "kernels/row_table.h"
 #include "policy/stage.h"
 
 namespace pith {
 namespace {
-
-struct FreeAligned {
-  void operator()(float* at) const { ::operator delete[](at, std::align_val_t{64}); }
-};
 
 // Sums in several lanes, which compilers turn into vectors.
 void Normalise(const float* row, int dim, float* unit) {
@@ -69,8 +65,7 @@ void FindNearest(const float* keys, int num_entries, int dim, std::span<const in
   }
   plan.target.assign(plan.evicted.size(), kept.front());
   plan.similarity.assign(plan.evicted.size(), -INFINITY);
-  const std::unique_ptr<float[], FreeAligned> table(
-      new (std::align_val_t{64}) float[kernels::TableFloats(num_kept, dim)]);
+  const auto table = AllocateAligned<float>(kernels::TableFloats(num_kept, dim));
   // Rows that one task normalises, or compares.
   constexpr size_t kStretch = 128, kAtOnce = 12;
   ParallelStretches(kept.size(), kStretch, [&](size_t begin, size_t end) {
