@@ -374,12 +374,12 @@ class KvCache {
   const HeadCache& head(int sequence, int layer, int kv_head) const {
     return sequences_.at(sequence).heads[first_head_[static_cast<size_t>(layer)] + static_cast<size_t>(kv_head)];
   }
-  std::span<const HeadCache> heads(int sequence, int layer) const {
-    return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
-  }
-  std::span<HeadCache> heads(int sequence, int layer) {
-    return {&head(sequence, layer, 0), static_cast<size_t>(layers_[static_cast<size_t>(layer)].num_kv_heads)};
-  }
+  // Of a layer; none where it has no cache of its own.
+  std::span<const HeadCache> heads(int sequence, int layer) const { return HeadsOf(heads(sequence), layer); }
+  std::span<HeadCache> heads(int sequence, int layer) { return HeadsOf(heads(sequence), layer); }
+  // Of all layers, in order.
+  std::span<const HeadCache> heads(int sequence) const { return sequences_.at(sequence).heads; }
+  std::span<HeadCache> heads(int sequence) { return sequences_.at(sequence).heads; }
 
   // All heads of a sequence as bytes, and back into a new one of the same layout. form: coded, which moves keys and
   // values; the same on the way back. kInvalidArgument: of a cache with other layers, or a sequence of another layout.
@@ -422,6 +422,11 @@ class KvCache {
     Heads heads;  // [num_heads()]
   };
 
+  template <class Head>
+  std::span<Head> HeadsOf(std::span<Head> all, int layer) const {
+    const auto l = static_cast<size_t>(layer);
+    return all.subspan(first_head_[l], first_head_[l + 1] - first_head_[l]);
+  }
   Result<const PageClass*> FindClass(PageFormat format, int num_columns, double pruned = 0);
   // Lower pages of a layer; none: it has no such.
   PageStore LowerStore(const PageClass* lower, PrunedKeys pruned, size_t layer) const;

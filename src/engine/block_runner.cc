@@ -66,10 +66,11 @@ Status BlockRunner::ReserveGroup(const RowGroup& group) {
   size_t most = BytesToExtend(core_, sequence, group.num_rows), ceiling = sequence.ceiling_bytes;
   const bool evicts = sequence.evicts_while_running();
   if (evicts) {
+    sequence.step_bytes = flight;
     // What is there and not evicted yet, and the rows of the layers in flight.
     ceiling += flight;
     most = std::min(most, std::max(ceiling, used) - used);
-  } else if (setup.formats.low && setup.style.schedule->FinishesLayers()) {
+  } else if (setup.formats.converted && setup.style.schedule->FinishesLayers()) {
     // Each layer converts its full pages before the next one takes its rows.
     const size_t kept = BytesToKeep(core_, sequence, group.num_rows);
     if (used + kept > ceiling) return full();
@@ -83,12 +84,14 @@ Status BlockRunner::ReserveGroup(const RowGroup& group) {
   const size_t missing = used + most - std::min(used + most, std::max(used, sequence.floor_bytes));
   if (table_.Reclaim(missing, &sequence) && limit()) return {};
   if (!evicts) return full();
-  // What it had borrowed is not there any more.
+  // What it had borrowed is not there any more; others may have what it is guaranteed.
   table_.PlanShareOf(sequence, sequence.floor_bytes);
   (void)sequence.HoldScratch();
   PITH_RETURN_IF_ERROR(evictor_.EvictToShare(sequence));
   const size_t guaranteed = sequence.floor_bytes + flight;
   if (account.SetLimits(guaranteed, guaranteed)) return {};
+  const size_t lacks = guaranteed - std::min(guaranteed, std::max(account.used_bytes(), sequence.floor_bytes));
+  if (table_.Reclaim(lacks, &sequence) && account.SetLimits(guaranteed, guaranteed)) return {};
   return full();
 }
 
@@ -106,6 +109,7 @@ void BlockRunner::Reserve() {
 void BlockRunner::Release() {
   for (const RowGroup& group : groups_) {
     Sequence& sequence = *group.sequence;
+    sequence.step_bytes = 0;
     const size_t ceiling = std::max(sequence.floor_bytes, std::min(sequence.ceiling_bytes, sequence.planned_bytes));
     (void)sequence.account->SetLimits(sequence.floor_bytes, ceiling);
   }
@@ -153,6 +157,8 @@ void BlockRunner::Run() {
   ThreadGovernor& governor = rows == groups_.size() ? *token_governor_ : *block_governor_;
   core_.context->SetThreads(governor.threads());
   const double wall = clock.Wall(), cpu = clock.Cpu();
+  // Somebody may have cancelled what was just being freed.
+  cancels_.RemoveGone([this](SequenceId id) { return table_.Lookup(id) != nullptr; });
   table_.ForEach([](Sequence& sequence) { sequence.logits_row = -1; });
   TakeCancels();
   Reserve();
@@ -212,7 +218,7 @@ void BlockRunner::BeginGroup(RowGroup& group, size_t index) {
   // Before a recipe looks at the rows.
   if (group.pins) sequence.pinned.emplace_back(group.start, sequence.next_position);
   sequence.logit_bytes = HeldBytes();
-  sequence.restored_logits.clear();
+  sequence.kept_logits.clear();
   sequence.repeat.reset();
   if (observer_ == nullptr) evictor_.BeginGroup(group, index);
 }
@@ -232,11 +238,8 @@ void BlockRunner::RollBack(RowGroup& group) {
   Sequence& sequence = *group.sequence;
   // Recurrent state has moved on with the rows.
   bool whole = !group.changed && !core_.info->hybrid;
-  for (size_t layer = 0; layer < core_.cache->layers().size() && whole; ++layer) {
-    if (core_.cache->layers()[layer].num_kv_heads == 0) continue;
-    for (HeadCache& head : core_.cache->heads(sequence.cache_id, static_cast<int>(layer))) {
-      whole = whole && head.Truncate(EntriesBefore(head, group.start)).has_value();
-    }
+  for (HeadCache& head : core_.cache->heads(sequence.cache_id)) {
+    whole = whole && head.Truncate(EntriesBefore(head, group.start)).has_value();
   }
   if (group.notes_queries) sequence.ForgetQueriesOf(group.num_rows);
   sequence.next_position = group.start;
@@ -282,7 +285,7 @@ void BlockRunner::KeepLogits() {
     const std::span<const float> row = core_.context->logits(sequence.logits_row);
     // Where the budget has no room for them, they are kept all the same: somebody may be about to read them.
     (void)sequence.logit_bytes.Hold(sequence.account, MemoryTag::kTokens, row.size_bytes());
-    sequence.restored_logits.assign(row.begin(), row.end());
+    sequence.kept_logits.assign(row.begin(), row.end());
     sequence.logits_row = -1;
   });
 }

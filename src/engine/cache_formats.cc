@@ -9,8 +9,8 @@
 namespace pith {
 
 CacheFormats FormatsOf(PageFormat format) {
-  if (format.whole_pages()) return {.entry = PageFormat(), .low = format};
-  return {.entry = format, .low = std::nullopt};
+  if (format.whole_pages()) return {.entry = PageFormat(), .converted = format};
+  return {.entry = format, .converted = std::nullopt};
 }
 
 double TokenBytes(const ModelInfo& info, PageFormat format) {

@@ -20,11 +20,11 @@ namespace pith {
 struct PruneOptions;
 
 struct CacheFormats {
-  PageFormat entry;               // in which entries arrive
-  std::optional<PageFormat> low;  // of full pages, if another
-  std::optional<PageFormat> lower = {};  // of entries that a recipe chooses (act=demote)
+  PageFormat entry;                       // in which entries arrive
+  std::optional<PageFormat> converted;    // that pages are converted to when they are full; none: they stay
+  std::optional<PageFormat> chosen = {};  // that entries go to which a recipe chooses (act=demote)
 
-  PageFormat full() const { return low.value_or(entry); }  // of full pages
+  PageFormat full() const { return converted.value_or(entry); }  // of full pages
   bool operator==(const CacheFormats&) const = default;
 };
 

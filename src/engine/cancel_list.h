@@ -22,6 +22,14 @@ class CancelList {
     ids_.erase(id);
     any_.store(!ids_.empty(), std::memory_order_release);
   }
+  // Of those for which has(id) is false: they are there no more.
+  template <typename Has>
+  void RemoveGone(const Has& has) {
+    if (!any()) return;
+    const std::lock_guard lock(mutex_);
+    std::erase_if(ids_, [&](SequenceId id) { return !has(id); });
+    any_.store(!ids_.empty(), std::memory_order_release);
+  }
   // Takes no lock: it is asked between all nodes of a graph.
   bool any() const { return any_.load(std::memory_order_acquire); }
   bool Contains(SequenceId id) const {

@@ -53,8 +53,7 @@ Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const Recip
 Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const ResolvedRecipe& recipe) const {
   PITH_RETURN_IF_ERROR(CheckFormat(sequence, recipe));
   const SequenceSetup& setup = *sequence.setup;
-  const uint32_t needs = recipe.policy->needs();
-  const int window = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? recipe.policy->window() : 0;
+  const int window = QueryWindow(*recipe.policy);
   if (!sequence.Knows(std::min(window, setup.ring_window))) {
     return Unsupported(
         fmt::format("{} looks at the last {} queries, of which {} are known since the sequence went back", recipe.text,
@@ -79,7 +78,8 @@ Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const Resol
                     recipe.text, what));
   };
   if (!ObservesRepeat(*recipe.policy) && !recipe.policy->columns().empty()) return missing("what every query paid");
-  if ((needs & kNeedQueryMoments) != 0 && !setup.counts_moments) return missing("the moments of all queries");
+  if ((recipe.policy->needs() & kNeedQueryMoments) != 0 && !setup.counts_moments)
+    return missing("the moments of all queries");
   if (setup.ring_window < window && setup.ring_window < sequence.next_position) {
     return missing("a window of recent queries");
   }

@@ -61,7 +61,7 @@ class CoreSample {
     sequence.setup = *setup;
     sequence.account = core_.ledger->common();
     sequence.cache_id = *core_.cache->NewSequence(
-        {.entry = sequence.setup->formats.entry, .low = sequence.setup->formats.low}, sequence.account);
+        {.entry = sequence.setup->formats.entry, .low = sequence.setup->formats.converted}, sequence.account);
     return sequence;
   }
   Sequence& Fork(const Sequence& source) {

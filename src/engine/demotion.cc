@@ -10,14 +10,14 @@ namespace {
 // Pages of entries that were there before the group's rows would be converted. Those of the rows themselves are cut off
 // again where they fail, and a page that they complete shows in Truncate().
 bool DemotesOld(const EngineCore& core, const RowGroup& group, int layer) {
-  if (core.num_kv_heads(layer) == 0) return false;
   return std::ranges::any_of(std::as_const(*core.cache).heads(group.sequence->cache_id, layer),
                              [&](const HeadCache& head) { return head.HasOldPages(group.num_rows); });
 }
 
 bool Demotes(const EngineCore& core, const RowGroup& group) {
   const SequenceSetup& setup = *group.sequence->setup;
-  return !group.failed() && (setup.formats.low || core.cache->layout(group.sequence->cache_id).pruned.share > 0) &&
+  return !group.failed() &&
+         (setup.formats.converted || core.cache->layout(group.sequence->cache_id).pruned.share > 0) &&
          (setup.style.schedule->FinishesLayers() || !group.sequence->evicts_while_running());
 }
 

@@ -95,8 +95,12 @@ Status EngineImpl::FillForBenchmark(SequenceId id, int num_tokens) {
   }
   const int kept =
       sequence->evicts_while_running() ? sequence->share.keep_entries + sequence->share.slack_entries / 2 : num_tokens;
-  PITH_RETURN_IF_ERROR(FillHeads(*core_.cache, sequence->cache_id, std::min(num_tokens, kept), num_tokens,
-                                 sequence->setup->column_initials));
+  if (const Status status = FillHeads(*core_.cache, sequence->cache_id, std::min(num_tokens, kept), num_tokens,
+                                      sequence->setup->column_initials);
+      !status) {
+    for (HeadCache& head : core_.cache->heads(sequence->cache_id)) head.Clear();
+    return status;
+  }
   sequence->next_position = num_tokens;
   sequence->entries_seen = num_tokens * core_.layers.num_heads();
   return {};

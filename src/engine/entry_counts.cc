@@ -1,30 +1,29 @@
 #include "engine/entry_counts.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 namespace pith {
 namespace {
 
-// visit(head) for all heads of all layers with a cache.
-template <typename Visit>
-void ForEachHead(const EngineCore& core, const Sequence& sequence, const Visit& visit) {
-  const KvCache& cache = *core.cache;
-  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
-    if (cache.layers()[layer].num_kv_heads == 0) continue;
-    for (const HeadCache& head : cache.heads(sequence.cache_id, static_cast<int>(layer))) visit(head);
-  }
+std::span<const HeadCache> HeadsOf(const EngineCore& core, const Sequence& sequence) {
+  return std::as_const(*core.cache).heads(sequence.cache_id);
 }
 
 }  // namespace
 
 int EntriesBefore(const HeadCache& head, int32_t position) {
-  int begin = 0, end = head.num_entries();
+  // Those that were lowered stand first, in any order.
+  const int first = head.num_lower_entries();
+  int lowered = 0;
+  for (int i = 0; i < first; ++i) lowered += PositionOf(head, i) < position;
+  int begin = first, end = head.num_entries();
   while (begin < end) {
     const int middle = begin + (end - begin) / 2;
     PositionOf(head, middle) < position ? begin = middle + 1 : end = middle;
   }
-  return begin;
+  return lowered + begin - first;
 }
 
 int64_t EntriesOf(const EngineCore& core, const Sequence& sequence, int layer) {
@@ -77,20 +76,20 @@ int KeepOf(const Sequence& sequence, double entries) {
 
 size_t BytesToExtend(const EngineCore& core, const Sequence& sequence, int num_rows) {
   size_t bytes = 0;
-  ForEachHead(core, sequence, [&](const HeadCache& head) { bytes += head.PagesToExtend(num_rows).bytes; });
+  for (const HeadCache& head : HeadsOf(core, sequence)) bytes += head.PagesToExtend(num_rows).bytes;
   return bytes;
 }
 
 size_t BytesToKeep(const EngineCore& core, const Sequence& sequence, int num_rows) {
   size_t low_page = 0, low_pages = 0, pages = 0, pages_before = 0;
-  ForEachHead(core, sequence, [&](const HeadCache& head) {
+  for (const HeadCache& head : HeadsOf(core, sequence)) {
     const auto entries = static_cast<size_t>(head.num_entries() + num_rows), low = entries / kPageEntries;
     const auto low_before = static_cast<size_t>(head.num_low_entries() / kPageEntries);
     low_page = std::max(low_page, head.low_layout()->planned_bytes());
     low_pages += low - std::min(low, low_before);
     pages += entries % kPageEntries != 0;
     pages_before += head.pages().size() - low_before;
-  });
+  }
   const size_t page_cost = sequence.setup->flight.page_cost;
   return low_pages * (low_page + PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*)) +
          (pages - std::min(pages, pages_before)) * page_cost;

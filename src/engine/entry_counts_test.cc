@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "engine/core_test_util.h"
@@ -37,6 +38,22 @@ TEST(EntryCounts, OfAPartThosePositionsThatAreLeft) {
   EXPECT_EQ(EntriesBefore(head, 0), 0);
   EXPECT_EQ(EntriesBefore(head, 1000), 5);
   EXPECT_EQ(EntriesWithin(sample.core(), sequence, 20, 41), 3 + 3 * 21);
+}
+
+// Lowered ones stand first, in whatever order.
+TEST(EntryCounts, OfAPartThoseThatWereLoweredToo) {
+  CoreSample sample;
+  Sequence& sequence = sample.NewSequence();
+  sample.Read(sequence, 130);
+  ASSERT_TRUE(sample.core().cache->SetLower(sequence.cache_id, PageFormat(KvFormat::kQ8)));
+  HeadCache& head = sample.core().cache->head(sequence.cache_id, 0, 0);
+  std::vector<int32_t> some;
+  for (int32_t i = 0; i < 32; ++i) some.push_back(2 * i + 50);
+  ASSERT_TRUE(head.Lower(some));
+  ASSERT_FALSE(head.TimeOrder().empty());
+  for (const int32_t position : {0, 1, 49, 50, 51, 81, 112, 113, 129, 130, 1000}) {
+    EXPECT_EQ(EntriesBefore(head, position), std::min(position, 130)) << position;
+  }
 }
 
 // What is promised before a step holds it, and is no more than tables' growth beside it.

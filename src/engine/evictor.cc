@@ -20,7 +20,7 @@ void Evictor::FinishGroup(RowGroup& group) {
   }
   if (!sequence.evicts_while_running() || !schedule.EvictsAfterBlock()) return;
   Status status = EvictAcrossLayers(group);
-  if (status && sequence.setup->formats.low) status = DemoteAll(core_, sequence);
+  if (status && sequence.setup->formats.converted) status = DemoteAll(core_, sequence);
   group.changed = true;
   if (!status) status.error().code == ErrorCode::kOutOfBudget ? group.FailFull() : group.Fail(status.error());
 }
@@ -50,7 +50,7 @@ Status Evictor::EvictToShare(Sequence& sequence) {
     }
     PITH_RETURN_IF_ERROR(EvictAll(sequence));
   }
-  return sequence.setup->formats.low ? DemoteAll(core_, sequence) : Status();
+  return sequence.setup->formats.converted ? DemoteAll(core_, sequence) : Status();
 }
 
 int64_t Evictor::MostEntries(const RowGroup& group) const {

@@ -30,6 +30,22 @@ double ShareOf(int64_t entries, int64_t seen) {
   return seen > 0 ? static_cast<double>(entries) / static_cast<double>(seen) : 1;
 }
 
+// Keys, or values, of a head in the order in which they came: [entries, channels].
+std::vector<float> RowsInTime(const HeadCache& head, bool values) {
+  const auto dim = static_cast<size_t>(values ? head.layout().value_dim : head.layout().key_dim);
+  std::vector<float> rows(static_cast<size_t>(head.num_entries()) * dim);
+  values ? head.ReadValues(rows.data()) : head.ReadKeys(rows.data());
+  const std::vector<int32_t> order = head.TimeOrder();
+  if (order.empty()) return rows;
+  std::vector<float> sorted;
+  sorted.reserve(rows.size());
+  for (const int32_t entry : order) {
+    const auto row = rows.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(entry) * dim);
+    sorted.insert(sorted.end(), row, row + static_cast<ptrdiff_t>(dim));
+  }
+  return sorted;
+}
+
 // False: there is nothing by which its recipe could judge entries now.
 bool CanJudge(const Sequence& sequence) {
   const Policy& policy = sequence.setup->policy();
@@ -46,15 +62,8 @@ double KeptBytes(const EngineCore& core, const Sequence& sequence) {
 std::vector<float> EntryRows(const EngineCore& core, const Sequence& sequence, int global_layer, bool values) {
   std::vector<float> all;
   for (const HeadCache& head : HeadsOf(core, sequence, global_layer)) {
-    const auto dim = static_cast<size_t>(values ? head.layout().value_dim : head.layout().key_dim);
-    const auto n = static_cast<size_t>(head.num_entries());
-    std::vector<float> rows(n * dim);
-    values ? head.ReadValues(rows.data()) : head.ReadKeys(rows.data());
-    const std::vector<int32_t> order = head.TimeOrder();
-    for (size_t i = 0; i < n; ++i) {
-      const auto at = static_cast<ptrdiff_t>((order.empty() ? i : static_cast<size_t>(order[i])) * dim);
-      all.insert(all.end(), rows.begin() + at, rows.begin() + at + static_cast<ptrdiff_t>(dim));
-    }
+    const std::vector<float> rows = RowsInTime(head, values);
+    all.insert(all.end(), rows.begin(), rows.end());
   }
   return all;
 }
@@ -73,8 +82,7 @@ std::vector<float> Keys(const EngineCore& core, const Sequence& sequence, int gl
   const HeadCache* const head = HeadOf(core, sequence, global_layer, kv_head);
   if (head == nullptr) return {};
   const auto dim = static_cast<size_t>(head->layout().key_dim);
-  std::vector<float> keys(static_cast<size_t>(head->num_entries()) * dim);
-  head->ReadKeys(keys.data());
+  const std::vector<float> keys = RowsInTime(*head, false);
   const auto first = static_cast<size_t>(EntriesBefore(*head, from)),
              last = static_cast<size_t>(EntriesBefore(*head, to));
   return {keys.begin() + static_cast<std::ptrdiff_t>(first * dim),
@@ -161,7 +169,7 @@ Result<std::vector<std::vector<EntryView>>> EntriesAt(EngineCore& core, const Se
 }
 
 std::span<const float> LogitsOf(const EngineCore& core, const Sequence& sequence) {
-  if (!sequence.restored_logits.empty()) return sequence.restored_logits;
+  if (!sequence.kept_logits.empty()) return sequence.kept_logits;
   return sequence.logits_row >= 0 ? core.context->logits(sequence.logits_row) : std::span<const float>();
 }
 

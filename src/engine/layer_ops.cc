@@ -197,7 +197,6 @@ void LayerOps::Append(const AttentionCall& call, const RowGroup& group, size_t i
 
 bool LayerOps::Demote(int cache_id, int layer, const Team& team) {
   bool done = true;
-  if (cache_.layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return done;
   const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
   for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
     done = heads[h].Demote(0).has_value() && done;
@@ -207,7 +206,6 @@ bool LayerOps::Demote(int cache_id, int layer, const Team& team) {
 
 bool LayerOps::Prune(int cache_id, int layer, const Team& team) {
   bool done = true;
-  if (cache_.layers()[static_cast<size_t>(layer)].num_kv_heads == 0) return done;
   const std::span<HeadCache> heads = cache_.heads(cache_id, layer);
   for (size_t h = static_cast<size_t>(team.ith); h < heads.size(); h += static_cast<size_t>(team.nth)) {
     done = heads[h].Prune().has_value() && done;

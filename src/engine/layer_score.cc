@@ -287,13 +287,12 @@ void LayerOps::Score(const Sequence& sequence, int layer, int global_layer, int 
                      const ActiveRecipe& active, const EntryGuard& guard, const Team& team, LayerScores& scores) {
   const Policy& policy = *active.recipe.policy;
   const LayerShape& shape = model_.info().layers[static_cast<size_t>(layer)];
-  const bool windowed = (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
   const bool has_probs = (policy.needs() & kNeedWindowProbs) != 0;
   if (team.ith == 0) {
     const std::span<HeadCache> heads = cache_.heads(sequence.cache_id, layer);
     DescribeHeads(heads, window_segments_, window_heads_);
     window_count_ = 0;
-    if (windowed) PrepareWindow(sequence, layer, global_layer, policy.window());
+    if (const int window = QueryWindow(policy); window > 0) PrepareWindow(sequence, layer, global_layer, window);
     if (has_probs && window_count_ > 0) window_latents_.Prepare(heads, team.nth, window_segments_);
   }
   team.Sync();

@@ -114,8 +114,7 @@ void ForEachPolicy(const ResolvedSequence& sequence, const Function& function) {
 // What the recipe that takes most computes with while it judges a layer: probabilities of its window, and copies.
 void AddScratch(const ModelInfo& info, const Policy& policy, int num_ctx, Shape& shape) {
   const uint32_t needs = policy.needs();
-  const bool windowed = (needs & (kNeedWindowProbs | kNeedWindowQueries)) != 0;
-  const size_t window = windowed ? static_cast<size_t>(std::min(policy.window(), num_ctx)) : 0;
+  const auto window = static_cast<size_t>(std::min(QueryWindow(policy), num_ctx));
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
     const auto heads = static_cast<size_t>(layer.num_heads), kv_heads = static_cast<size_t>(layer.num_kv_heads);
@@ -179,7 +178,7 @@ Shape ShapeOf(const ModelInfo& info, const ResolvedSequence& sequence) {
   shape.num_ctx = num_ctx;
   shape.demotes = DemotionOf(sequence);
   shape.page_bytes = PageBytes(info, formats.entry, num_columns);
-  if (formats.low) shape.low_page_bytes = PageBytes(info, *formats.low, num_columns);
+  if (formats.converted) shape.low_page_bytes = PageBytes(info, *formats.converted, num_columns);
   if (shape.demotes != nullptr) {
     shape.lowered_page_bytes = PageBytes(info, shape.demotes->low, num_columns);
     if (shape.demotes->makes_latents()) {
@@ -442,9 +441,7 @@ int CountColumns(const ResolvedSequence& sequence) {
 
 int RingWindow(const ResolvedSequence& sequence) {
   int window = sequence.keep_queries;
-  ForEachPolicy(sequence, [&window](const Policy& policy) {
-    if ((policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0) window = std::max(window, policy.window());
-  });
+  ForEachPolicy(sequence, [&window](const Policy& policy) { window = std::max(window, QueryWindow(policy)); });
   return sequence.num_ctx > 0 ? std::min(window, sequence.num_ctx) : window;
 }
 

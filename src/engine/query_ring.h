@@ -8,8 +8,14 @@
 #include <vector>
 
 #include "engine/query_moments.h"
+#include "policy/policy.h"
 
 namespace pith {
+
+// Of how many of the last queries a recipe wants to know something; 0: of none.
+inline int QueryWindow(const Policy& policy) {
+  return (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? policy.window() : 0;
+}
 
 class QueryRing {
  public:

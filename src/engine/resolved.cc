@@ -88,9 +88,9 @@ Result<CacheFormats> FormatsFor(const SequenceOptions& said, std::span<const Res
     if (!(format == PageFormat())) {
       return TwoFormats(said.recipe.text + " says itself in which formats entries are stored", format);
     }
-    CacheFormats formats{.entry = PageFormat(), .low = std::nullopt, .lower = demote->low};
+    CacheFormats formats{.entry = PageFormat(), .converted = std::nullopt, .chosen = demote->low};
     // Once a whole prompt is there, Compress() sees to that.
-    if (said.compress == CompressMode::kBlock && !(demote->high == PageFormat())) formats.low = demote->high;
+    if (said.compress == CompressMode::kBlock && !(demote->high == PageFormat())) formats.converted = demote->high;
     return formats;
   }
   if (const std::optional<PageFormat>& own = said.recipe.format; own && !said.recipe.turns) {
@@ -155,7 +155,7 @@ Status CheckRecipe(const ModelInfo& info, const ResolvedRecipe& recipe, const Ca
   if (policy.prune() != nullptr && formats.full().coded()) {
     return InvalidArgument("act=prune takes channels out of pages, which those of comp are too tightly packed for");
   }
-  if (policy.prune() != nullptr && formats.lower)
+  if (policy.prune() != nullptr && formats.chosen)
     return InvalidArgument("act=prune does not go with a recipe of act=demote before it");
   if (const LessMaps* maps = policy.less(); maps != nullptr) PITH_RETURN_IF_ERROR(CheckMaps(info, *maps));
   PITH_RETURN_IF_ERROR(policy.CheckLayers(CountLayers(info, LayerKind::kGlobal)));
@@ -222,7 +222,7 @@ void ChooseFormat(const ModelInfo& info, ResolvedSequence& sequence, EngineOptio
 PageFormat StorageRule::FormatFor(const ModelInfo& info, PageFormat entry, double mean, double share) const {
   if (formats.empty()) return entry;
   return FirstThatHolds(formats, entry, least_share, [&](PageFormat format) {
-    return EntriesInBytes(info, format, FormatsOf(format).low.has_value(), mean, share) / mean;
+    return EntriesInBytes(info, format, FormatsOf(format).converted.has_value(), mean, share) / mean;
   });
 }
 
@@ -278,8 +278,9 @@ Result<ResolvedRecipe> ResolveForCompress(const Recipe& recipe) {
 void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options) {
   options->recipe = WithFormatFor(info, AlternativeFor(recipe, false), num_entries, share);
   const std::optional<PageFormat>& format = options->recipe.format;
-  const double entries = format ? EntriesInBytes(info, *format, FormatsOf(*format).low.has_value(), num_entries, share)
-                                : share * num_entries;
+  const double entries =
+      format ? EntriesInBytes(info, *format, FormatsOf(*format).converted.has_value(), num_entries, share)
+             : share * num_entries;
   const LessMaps* const maps = options->recipe.policy->less();
   double states = maps != nullptr && share < 1 ? StateEntries(info, *maps) : 0;
   if (const DemoteOptions* demote = options->recipe.policy->demote(); demote != nullptr && demote->makes_latents()) {

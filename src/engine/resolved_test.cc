@@ -82,13 +82,13 @@ TEST(Resolve, FormatsAreSaidOnce) {
   EngineOptions types = Options("snapkv");
   types.format = KvFormat::kQ8;
   EXPECT_EQ(formats(types), formats(Options("snapkv format=q8")));
-  EXPECT_EQ(formats(Options("snapkv format=q4")).low, PageFormat(KvFormat::kQ4));
+  EXPECT_EQ(formats(Options("snapkv format=q4")).converted, PageFormat(KvFormat::kQ4));
   EXPECT_EQ(formats(Options("snapkv")), CacheFormats());
   EngineOptions both = Options("snapkv format=q4");
   both.format = KvFormat::kQ8;
   EXPECT_NE(ErrorOf(both).find("give one of the two"), std::string::npos);
   EngineOptions demoting = Options("mikv");
-  EXPECT_EQ(formats(demoting).lower, Resolve(SmolInfo(), demoting)->policy().demote()->low);
+  EXPECT_EQ(formats(demoting).chosen, Resolve(SmolInfo(), demoting)->policy().demote()->low);
   demoting.format = KvFormat::kQ8;
   EXPECT_NE(ErrorOf(demoting).find("says itself in which formats"), std::string::npos);
   EngineOptions later = Options("snapkv");

@@ -47,7 +47,7 @@ void LimitByRecipe(const EngineCore& core, const Sequence& sequence, RewindRange
   if (!(layout.full() == setup.formats.full())) {
     nothing("its entries were converted");
   }
-  if (layout.lower != setup.formats.lower) nothing("its entries were converted");
+  if (layout.lower != setup.formats.chosen) nothing("its entries were converted");
   // Without an eviction before the window is full again, nobody asks for what was overwritten.
   const int window = setup.ring_window;
   if (sequence.next_position <= window || !sequence.evicts_while_running()) return;
@@ -57,7 +57,6 @@ void LimitByRecipe(const EngineCore& core, const Sequence& sequence, RewindRange
 
 void LimitByHeads(const EngineCore& core, const Sequence& sequence, RewindRange& range) {
   for (size_t layer = 0; layer < core.cache->layers().size(); ++layer) {
-    if (core.cache->layers()[layer].num_kv_heads == 0) continue;
     for (const HeadCache& head : std::as_const(*core.cache).heads(sequence.cache_id, static_cast<int>(layer))) {
       if (head.state().num_entries() > 0 && range.most > 0) {
         range.most = 0, range.reason = "its recipe's states know of entries that are gone";
@@ -124,12 +123,9 @@ RewindRange RangeOf(const EngineCore& core, const Sequence& sequence) {
 
 Status Empty(EngineCore& core, Sequence& sequence) {
   const SequenceSetup& setup = *sequence.setup;
-  for (size_t layer = 0; layer < core.cache->layers().size(); ++layer) {
-    if (core.cache->layers()[layer].num_kv_heads == 0) continue;
-    for (HeadCache& head : core.cache->heads(sequence.cache_id, static_cast<int>(layer))) head.Clear();
-  }
+  for (HeadCache& head : core.cache->heads(sequence.cache_id)) head.Clear();
   PITH_RETURN_IF_ERROR(core.cache->SetLow(sequence.cache_id, setup.formats.full()));
-  PITH_RETURN_IF_ERROR(core.cache->SetLower(sequence.cache_id, setup.formats.lower));
+  PITH_RETURN_IF_ERROR(core.cache->SetLower(sequence.cache_id, setup.formats.chosen));
   core.context->ClearSlot(sequence.slot);
   std::ranges::fill(sequence.moments.data(), 0.0F);
   std::ranges::fill(sequence.merge_thresholds, std::nan(""));
@@ -172,11 +168,8 @@ Status Rewind(EngineCore& core, Sequence& sequence, int num_tokens) {
   if (num_tokens > range.most) return refused(range.reason);
   if (num_tokens < range.least) return refused("the entries of its sliding windows are gone");
   if (num_tokens < range.whole_pages && num_tokens % kP != 0) return refused("pages of few bits are kept whole");
-  for (size_t layer = 0; layer < core.cache->layers().size(); ++layer) {
-    if (core.cache->layers()[layer].num_kv_heads == 0) continue;
-    for (HeadCache& head : core.cache->heads(sequence.cache_id, static_cast<int>(layer))) {
-      PITH_RETURN_IF_ERROR(head.Truncate(EntriesBefore(head, num_tokens)));
-    }
+  for (HeadCache& head : core.cache->heads(sequence.cache_id)) {
+    PITH_RETURN_IF_ERROR(head.Truncate(EntriesBefore(head, num_tokens)));
   }
   sequence.ForgetQueriesOf(sequence.next_position - num_tokens);
   sequence.EndAt(num_tokens, core.layers.num_heads());

@@ -35,7 +35,7 @@ Result<RestoredSequence> RestoreBy(const EngineCore& core, SequenceTable& table,
   Sequence& sequence = *table.Lookup(restored.sequence);
   Status status = read(OwnerOf(core, *sequence.setup), sequence, restored.note);
   if (status) status = CheckPinned(sequence, 0);
-  restored.has_logits = !sequence.restored_logits.empty();
+  restored.has_logits = !sequence.kept_logits.empty();
   if (status) return restored;
   table.Free(restored.sequence);
   return tl::unexpected<Error>(status.error());

@@ -61,7 +61,7 @@ void Sequence::EndAt(int32_t position, int64_t num_global_heads) {
   if (tokens.size() > static_cast<size_t>(position)) tokens.resize(static_cast<size_t>(position));
   repeat.reset();
   logits_row = -1;
-  restored_logits.clear();
+  kept_logits.clear();
   logit_bytes = HeldBytes();
 }
 

@@ -101,6 +101,7 @@ struct Sequence {
   SharePlan share;                            // of the bytes it has now
   size_t planned_bytes = 0;                   // that share was made for
   size_t floor_bytes = 0, ceiling_bytes = 0;  // between steps
+  size_t step_bytes = 0;                      // guaranteed beside the floor while a step runs: its rows' flight
   int cache_id = -1;
   int slot = -1;  // of the host context
   int32_t next_position = 0;
@@ -118,7 +119,7 @@ struct Sequence {
   int32_t queries_from = 0;  // those of positions before are not in the ring any more
   QueryMoments moments;                   // empty where no recipe reads them
   std::vector<double> merge_thresholds;   // act=merge: of each global layer, NaN before its first eviction
-  std::vector<float> restored_logits;     // [vocab] of the last token, of a restored sequence until its next block
+  std::vector<float> kept_logits;  // [vocab] of the last token, where its block is not the context's last; else empty
   std::vector<int32_t> tokens;            // all that was read, where a recipe reads it again; else empty
   std::shared_ptr<RepeatColumns> repeat;  // what a second reading found, until the sequence changes
   // What goes on in pieces, until then: reset() gives back what it holds.
@@ -149,6 +150,11 @@ struct Sequence {
   }
   // What the running recipe drops while text is read.
   bool evicts_while_running() const { return setup->style.evicts && evicts; }
+  // Of the ledger's, beyond what the sequence is guaranteed.
+  size_t borrowed_bytes() const {
+    const size_t held = std::max(account->used_bytes(), account->floor_bytes()), guaranteed = floor_bytes + step_bytes;
+    return held - std::min(held, guaranteed);
+  }
   int most_entries() const { return share.keep_entries + share.slack_entries; }  // per kv head, before an eviction
 
   bool IsPinned(int32_t position) const {

@@ -60,16 +60,21 @@ Result<SequenceId> SequenceTable::New() {
 }
 
 Result<SequenceId> SequenceTable::Add(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes) {
+  return Register(MakeEmpty(setup, floor_bytes, ceiling_bytes));
+}
+
+Result<std::unique_ptr<Sequence>> SequenceTable::MakeEmpty(const SetupPtr& setup, size_t floor_bytes,
+                                                           size_t ceiling_bytes) {
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> sequence, Make(setup, floor_bytes, ceiling_bytes));
   const SequenceLayout layout{.entry = setup->formats.entry,
                               .num_columns = setup->num_columns,
-                              .low = setup->formats.low,
-                              .lower = setup->formats.lower,
+                              .low = setup->formats.converted,
+                              .lower = setup->formats.chosen,
                               .state_rank = setup->maps != nullptr ? setup->maps->rank() : 0};
   PITH_ASSIGN_OR_RETURN(sequence->cache_id, core_.cache->NewSequence(layout, sequence->account));
   ReserveTables(*sequence);
   core_.context->ClearSlot(sequence->slot);
-  return Register(std::move(sequence));
+  return sequence;
 }
 
 // So that tables don't grow while tokens are decoded.
@@ -78,19 +83,30 @@ void SequenceTable::ReserveTables(const Sequence& sequence) const {
   const size_t heads = std::max<size_t>(cache.num_heads(), 1);
   const size_t page_bytes = std::max<size_t>(LeastShare(*core_.info, *sequence.setup) / heads, 1);
   const size_t pages = sequence.ceiling_bytes / page_bytes / heads;
-  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
-    if (cache.layers()[layer].num_kv_heads == 0) continue;
-    for (HeadCache& head : cache.heads(sequence.cache_id, static_cast<int>(layer))) {
-      (void)head.ReserveTable(std::clamp<size_t>(pages + 8, 8, 4096));
-    }
+  for (HeadCache& head : cache.heads(sequence.cache_id)) {
+    (void)head.ReserveTable(std::clamp<size_t>(pages + 8, 8, 4096));
   }
 }
 
-SequenceId SequenceTable::Register(std::unique_ptr<Sequence> sequence) {
-  core_.slots.Take(sequence->slot);
-  sequence->id = next_id_;
-  sequences_.emplace(next_id_, std::move(sequence));
+Result<SequenceId> SequenceTable::Register(Result<std::unique_ptr<Sequence>> made) {
+  if (!made) {
+    SettleFlight();
+    return tl::unexpected<Error>(made.error());
+  }
+  core_.slots.Take((*made)->slot);
+  (*made)->id = next_id_;
+  sequences_.emplace(next_id_, *std::move(made));
   return next_id_++;
+}
+
+size_t SequenceTable::FlightBytesOf(const SequenceSetup& setup) const {
+  return std::max(core_.plan.flight_bytes, setup.flight.Bytes(core_.plan.block_tokens, core_.options.max_sequences));
+}
+
+void SequenceTable::SettleFlight() {
+  size_t bytes = core_.plan.flight_bytes;
+  for (const auto& [id, sequence] : sequences_) bytes = std::max(bytes, FlightBytesOf(*sequence->setup));
+  if (bytes < core_.flight.bytes()) (void)core_.flight.Promise(bytes);
 }
 
 Result<std::unique_ptr<Sequence>> SequenceTable::Make(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes) {
@@ -110,8 +126,7 @@ Result<std::unique_ptr<Sequence>> SequenceTable::Make(const SetupPtr& setup, siz
   }
   size_t floor =
       std::max(least, floor_bytes > 0 ? std::min(floor_bytes, ceiling) : std::min(plan.share_bytes, ceiling));
-  const size_t flight =
-      std::max(core_.flight.bytes(), setup->flight.Bytes(plan.block_tokens, core_.options.max_sequences));
+  const size_t flight = std::max(core_.flight.bytes(), FlightBytesOf(*setup));
   const size_t more_flight = flight - core_.flight.bytes();
   if (floor_bytes == 0 && more_flight > 0) {
     // Nobody has asked for just so many: an equal share pays for what its own steps take beyond the engine's.
@@ -156,14 +171,24 @@ Status SequenceTable::HoldOwnBytes(Sequence& sequence) const {
   return {};
 }
 
+size_t SequenceTable::BorrowedBytes(const Sequence* except) const {
+  size_t bytes = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence.get() != except && sequence->evicts_while_running()) bytes += sequence->borrowed_bytes();
+  }
+  return bytes;
+}
+
 bool SequenceTable::Reclaim(size_t bytes, const Sequence* except) {
+  if (core_.ledger->uncommitted_bytes() + BorrowedBytes(except) < bytes) return false;
   for (const auto& [id, sequence] : sequences_) {
     if (core_.ledger->uncommitted_bytes() >= bytes) return true;
-    if (sequence.get() == except || sequence->account->used_bytes() <= sequence->floor_bytes) continue;
+    if (sequence.get() == except || sequence->borrowed_bytes() == 0) continue;
     if (!sequence->evicts_while_running()) continue;
     PlanShareOf(*sequence, sequence->floor_bytes);
     (void)sequence->HoldScratch();
-    (void)sequence->account->SetLimits(sequence->floor_bytes, sequence->floor_bytes);
+    const size_t guaranteed = sequence->floor_bytes + sequence->step_bytes;
+    (void)sequence->account->SetLimits(guaranteed, guaranteed);
     (void)evictor_.EvictToShare(*sequence);
   }
   return core_.ledger->uncommitted_bytes() >= bytes;
@@ -184,12 +209,7 @@ Result<Admission> SequenceTable::Admit(const SequenceOptions& options, size_t nu
   admission.steady_bytes = setup->style.evicts || setup->recipe.has_turns()
                                ? std::min(whole, std::max(ceiling, LeastShare(info, *setup)))
                                : whole;
-  size_t borrowed = 0;
-  for (const auto& [id, sequence] : sequences_) {
-    const size_t used = sequence->account->used_bytes();
-    if (sequence->evicts_while_running() && used > sequence->floor_bytes) borrowed += used - sequence->floor_bytes;
-  }
-  admission.free_bytes = core_.ledger->uncommitted_bytes() + borrowed;
+  admission.free_bytes = core_.ledger->uncommitted_bytes() + BorrowedBytes(nullptr);
   const size_t more_flight = std::max(core_.flight.bytes(), admission.step_bytes) - core_.flight.bytes();
   const size_t needed = admission.steady_bytes + more_flight;
   admission.fits = needed <= admission.free_bytes && core_.slots.FindFree() >= 0 &&
@@ -234,12 +254,14 @@ Status SequenceTable::SetBudget(Sequence& sequence, size_t floor_bytes, size_t c
       fmt::format("{:.2f} MiB do not hold the sequence's pinned tokens, or are promised to others", Mib(ceiling)));
 }
 
-Result<SequenceId> SequenceTable::Fork(const Sequence& source) {
+Result<SequenceId> SequenceTable::Fork(const Sequence& source) { return Register(MakeFork(source)); }
+
+Result<std::unique_ptr<Sequence>> SequenceTable::MakeFork(const Sequence& source) {
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<Sequence> fork, Make(source.setup, source.floor_bytes, source.ceiling_bytes));
   PITH_ASSIGN_OR_RETURN(fork->cache_id, core_.cache->Fork(source.cache_id, fork->account));
   fork->CopyHistory(source);
   core_.context->CopySlot(source.slot, fork->slot);
-  return Register(std::move(fork));
+  return fork;
 }
 
 void SequenceTable::Free(SequenceId id) {
@@ -251,6 +273,7 @@ void SequenceTable::Free(SequenceId id) {
   core_.context->ClearSlot(sequence.slot);
   core_.slots.Give(sequence.slot);
   sequences_.erase(found);
+  SettleFlight();
   // What it leaves may be borrowed again.
   for (const auto& [other, lender] : sequences_) {
     if (lender->account->ceiling_bytes() >= lender->ceiling_bytes) continue;

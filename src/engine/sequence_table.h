@@ -43,8 +43,9 @@ class SequenceTable {
     return sequences_.size() == 1 ? core_.plan.budget_bytes : sequence.ceiling_bytes;
   }
 
-  // Makes borrowed bytes free until so many are: sequences that drop go back to their floors, but for one (null: for
-  // none). False: they are not there.
+  // Makes borrowed bytes free until so many are: sequences that drop go back to their floors and what the running step
+  // guarantees them, but for one (null: for none). False: they are not there; where all that is borrowed is too little,
+  // nobody has dropped anything.
   bool Reclaim(size_t bytes, const Sequence* except);
   // For a step, `bytes` of the sequence's become its share of what it keeps.
   void PlanShareOf(Sequence& sequence, size_t bytes) const;
@@ -54,11 +55,19 @@ class SequenceTable {
   // The engine's options with a sequence's own in place of the default ones.
   EngineOptions WithDefaults(const SequenceOptions& options) const;
   Result<SequenceId> Add(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes);
+  Result<std::unique_ptr<Sequence>> MakeEmpty(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes);
+  Result<std::unique_ptr<Sequence>> MakeFork(const Sequence& source);
   // An account, a slot and what is remembered beside pages; no cache yet. kOutOfBudget.
   Result<std::unique_ptr<Sequence>> Make(const SetupPtr& setup, size_t floor_bytes, size_t ceiling_bytes);
   Status HoldOwnBytes(Sequence& sequence) const;
   void ReserveTables(const Sequence& sequence) const;
-  SequenceId Register(std::unique_ptr<Sequence> sequence);
+  // That Reclaim() may make free.
+  size_t BorrowedBytes(const Sequence* except) const;
+  // Rows in flight of sequences that are there no more, or did not come to be, are not promised for.
+  void SettleFlight();
+  size_t FlightBytesOf(const SequenceSetup& setup) const;
+  // Under the next name, once it was made.
+  Result<SequenceId> Register(Result<std::unique_ptr<Sequence>> made);
 
   EngineCore& core_;
   Evictor& evictor_;

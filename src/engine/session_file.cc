@@ -273,13 +273,10 @@ Status ReadFormats(ByteReader& reader, const SessionOwner& owner, KvCache& cache
 }
 
 Status CheckPages(KvCache& cache, int sequence) {
-  for (size_t layer = 0; layer < cache.layers().size(); ++layer) {
-    if (cache.layers()[layer].num_kv_heads == 0) continue;
-    for (const HeadCache& head : cache.heads(sequence, static_cast<int>(layer))) {
-      for (int at = 0; at < head.num_entries(); at += kPageEntries) {
-        if (PageHasNan(head.layout_of(at), head.page_of(at))) {
-          return Corrupt("keys or values in its cache are not numbers");
-        }
+  for (const HeadCache& head : cache.heads(sequence)) {
+    for (int at = 0; at < head.num_entries(); at += kPageEntries) {
+      if (PageHasNan(head.layout_of(at), head.page_of(at))) {
+        return Corrupt("keys or values in its cache are not numbers");
       }
     }
   }
@@ -292,18 +289,17 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
                        std::vector<std::byte>& recurrent, SessionNote& note) {
   PITH_RETURN_IF_ERROR(ReadOwner(reader, owner));
   PITH_RETURN_IF_ERROR(ReadPlace(reader, owner, sequence));
-  if (!ReadArray(reader, note.tokens) || !ReadArray(reader, note.text) ||
-      !ReadArray(reader, sequence.restored_logits)) {
+  if (!ReadArray(reader, note.tokens) || !ReadArray(reader, note.text) || !ReadArray(reader, sequence.kept_logits)) {
     return Truncated();
   }
   for (const int32_t token : note.tokens) {
     if (token < 0 || token >= owner.num_vocab)
       return Corrupt(fmt::format("it holds the token {}, which the model does not have", token));
   }
-  if (!sequence.restored_logits.empty() && sequence.restored_logits.size() != static_cast<size_t>(owner.num_vocab)) {
+  if (!sequence.kept_logits.empty() && sequence.kept_logits.size() != static_cast<size_t>(owner.num_vocab)) {
     return Corrupt("its logits are not as many as the model's vocabulary");
   }
-  if (!sequence.restored_logits.empty() && !CheckLogits(sequence.restored_logits)) {
+  if (!sequence.kept_logits.empty() && !CheckLogits(sequence.kept_logits)) {
     return Corrupt("its logits are not numbers");
   }
   uint32_t window = 0;

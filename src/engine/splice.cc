@@ -154,7 +154,7 @@ Status Splice(EngineCore& core, SequenceTable& table, Sequence& target, const Se
   }
   const size_t used = target.account->used_bytes();
   const size_t after =
-      used + (setup.formats.low ? BytesToKeep(core, target, count) : BytesToExtend(core, target, count));
+      used + (setup.formats.converted ? BytesToKeep(core, target, count) : BytesToExtend(core, target, count));
   const Error full = BudgetFull(target, table.LimitBytes(target));
   if (after > target.ceiling_bytes) return tl::unexpected<Error>(full);
   const size_t committed = std::max(used, target.floor_bytes);
@@ -169,7 +169,7 @@ Status Splice(EngineCore& core, SequenceTable& table, Sequence& target, const Se
     for (const int layer : core.layers.layers()) {
       for (HeadCache& head : core.cache->heads(target.cache_id, layer)) head.Commit(count);
     }
-    if (setup.formats.low) (void)DemoteAll(core, target);
+    if (setup.formats.converted) (void)DemoteAll(core, target);
   }
   const int32_t at = target.next_position;
   if (pin) target.pinned.emplace_back(at, at + count);
@@ -181,7 +181,7 @@ Status Splice(EngineCore& core, SequenceTable& table, Sequence& target, const Se
   target.queries_from = target.next_position;
   target.repeat.reset();
   target.logits_row = -1;
-  target.restored_logits.clear();
+  target.kept_logits.clear();
   target.logit_bytes = HeldBytes();
   return {};
 }

@@ -69,21 +69,19 @@ void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
     for (Status& status : statuses) status = InvalidArgument("a step gives a status for each of its items");
     return;
   }
-  std::fill(statuses.begin(), statuses.end(), Status());
   // Before any of them is in a block: what is dropped to make room may be read again, in blocks of its own.
-  for (size_t i = 0; i < items.size(); ++i) {
-    Sequence* const sequence = table_.Lookup(items[i].sequence);
-    if (sequence == nullptr || !sequence->setup->recipe.has_turns() || sequence->lost) continue;
-    statuses[i] = turns_.MakeRoomForRows(*sequence, static_cast<int>(items[i].tokens.size()));
-  }
-  runner_.Begin();
   size_t num_rows = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const Result<Sequence*> sequence = Admit(items[i], items.first(i), num_rows);
-    if (!sequence) statuses[i] = tl::unexpected<Error>(sequence.error());
+    const auto count = items[i].tokens.size();
+    statuses[i] = sequence ? turns_.MakeRoomForRows(**sequence, static_cast<int>(count))
+                           : Status(tl::unexpected<Error>(sequence.error()));
+    if (statuses[i]) num_rows += count;
+  }
+  runner_.Begin();
+  for (size_t i = 0; i < items.size(); ++i) {
     if (!statuses[i]) continue;
-    num_rows += items[i].tokens.size();
-    AddItem(**sequence, items[i]);
+    AddItem(*table_.Lookup(items[i].sequence), items[i]);
     item_of_group_.push_back(i);
     // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
     if (!core_.info->hybrid) continue;
@@ -136,6 +134,9 @@ Status Steps::PrefillTogether(std::span<const SequenceId> ids, std::span<const i
                               std::vector<float>& logits, const Progress& progress) {
   if (tokens.empty() || ids.empty()) return InvalidArgument("there are no tokens to read");
   if (first_row >= tokens.size()) return InvalidArgument("no token is left whose logits are wanted");
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (std::ranges::count(ids.first(i), ids[i]) > 0) return InvalidArgument("a sequence can be in a step only once");
+  }
   // A recurrent model takes equal lengths of one sequence after the other.
   const auto block_tokens = static_cast<size_t>(core_.plan.block_tokens);
   const size_t together = core_.info->hybrid ? 1 : std::min(ids.size(), block_tokens);

@@ -18,10 +18,6 @@ constexpr int kPassOverhead = 4 * kPageEntries;
 // Of it, queries that entries which stand in for others are fitted to, at least.
 constexpr size_t kReferenceTokens = 32;
 
-int WindowOf(const Policy& policy) {
-  return (policy.needs() & (kNeedWindowProbs | kNeedWindowQueries)) != 0 ? policy.window() : 0;
-}
-
 }  // namespace
 
 double TurnKeeper::EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const {
@@ -63,7 +59,7 @@ std::optional<TurnKeeper::TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequenc
   const SequenceSetup& setup = *sequence.setup;
   const TurnOptions& options = setup.recipe.turns;
   const double m = EntriesPerHead(sequence, turn);
-  const int whole = static_cast<int>(m + 1e-9), window = WindowOf(setup.policy());
+  const int whole = static_cast<int>(m + 1e-9), window = QueryWindow(setup.policy());
   double keep = TurnKeep(options, whole, window);
   if (keep < whole && setup.converts_turns()) {
     // A share of bytes, as everywhere where a recipe has a format.
@@ -106,7 +102,6 @@ Status TurnKeeper::CompressTurn(Sequence& sequence, const TurnPlan& plan) {
 
 Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
   const FrozenTurn oldest = sequence.turns.front();
-  sequence.turns.erase(sequence.turns.begin());
   sequence.EndPieces();
   sequence.repeat.reset();
   sequence.exact_from = sequence.next_position;
@@ -125,6 +120,8 @@ Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
       PITH_RETURN_IF_ERROR(head.Keep(kept));
     }
   }
+  // Where an error leaves some of it, it is a turn as before, and the next call goes on.
+  sequence.turns.erase(sequence.turns.begin());
   return {};
 }
 
