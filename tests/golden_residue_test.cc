@@ -86,8 +86,9 @@ class ResidueCase {
 
   void Refit() {
     for (Head& head : heads_) {
-      EXPECT_TRUE(RefitValues(options_, head.inputs, ViewOf(head.keys.data(), head.keys.size() / dim_, dim_), 0,
-                              head.made.outputs, head.values));
+      EXPECT_TRUE(RefitValues(options_.value_ridge, head.inputs,
+                              ViewOf(head.keys.data(), head.keys.size() / dim_, dim_), 0, head.made.outputs,
+                              head.values));
     }
   }
 
@@ -211,7 +212,8 @@ TEST(GoldenResidue, ExampleByHand) {
                 {1e-5, 1e-4});
   const std::vector<float> stored = {1, 0, made.keys[0], made.keys[1]};
   std::vector<float> refitted = {1, 1, made.values[0], made.values[1]};
-  EXPECT_TRUE(RefitValues({}, inputs, ViewOf(stored.data(), 2, 2), 0, made.outputs, refitted));
+  EXPECT_TRUE(
+      RefitValues(ResidueOptions().value_ridge, inputs, ViewOf(stored.data(), 2, 2), 0, made.outputs, refitted));
   ExpectNumbers(refitted, {1.002384F, 1.002384F, 0.502389F, 0.502389F}, "refitted values", {1e-5, 1e-4});
 }
 

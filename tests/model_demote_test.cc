@@ -106,7 +106,7 @@ TEST(ModelDemote, SequencesGoOnLikeOthers) {
   for (const char* const text : {"keydiff act=demote:share=0.3", "keydiff alloc=ada act=demote:hi=q4,share=0.3"}) {
     SCOPED_TRACE(text);
     const EngineOptions options = CompressedAfter({text, "snapkv:window=16", "kvzip", "kvzip act=demote:share=0.1",
-                                         "kvzip act=residue", "lra"});
+                                                   "kvzip act=residue", "kvzip act=match", "lra"});
     auto engine = MakeDefaultEngine(options);
     const SequenceId sequence = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(sequence, context));

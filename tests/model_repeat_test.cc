@@ -318,11 +318,47 @@ TEST(ModelRepeat, EntriesThatStandInLoseLess) {
   EXPECT_EQ(Follow(*engine, base, tail), full) << "the source is as it was";
 }
 
+// The same entries stay as without, in as many bytes, and lose less.
+TEST(ModelRepeat, EntriesThatSpeakForOthersLoseLess) {
+  const std::vector<int32_t> context = Tokenize(Ledger(24)),
+                             tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
+  const EngineOptions options = CompressedAfter({"kvzip_uniform", "kvzip_uniform act=match", "kvzip_uniform format=q8",
+                                                 "kvzip_uniform act=match format=q8", "snapkv:window=8",
+                                                 "snapkv:window=8 act=match:steps=2,bias=0,value=0"});
+  auto engine = MakeDefaultEngine(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  const SequenceId whole = *engine->Fork(base);
+  const std::vector<float> full = Follow(*engine, whole, tail);
+  engine->Free(whole);
+  std::vector<double> kl, bytes;
+  std::vector<std::vector<int32_t>> held;
+  for (const Recipe& recipe : options.later_recipes) {
+    const SequenceId fork = *engine->Fork(base);
+    const CompressTarget target{fork, 0.2};
+    const auto kept = engine->CompressForks(base, recipe, {&target, 1});
+    ASSERT_TRUE(kept) << kept.error().message;
+    bytes.push_back(engine->KeptBytes(fork));
+    held.push_back(engine->EntryPositions(fork, 3, 1));
+    kl.push_back(MeanKl(full, Follow(*engine, fork, tail)));
+    engine->Free(fork);
+  }
+  for (size_t i = 0; i < kl.size(); ++i) std::printf("KL %s %.4f\n", options.later_recipes[i].text.c_str(), kl[i]);
+  for (size_t i = 0; i < kl.size(); i += 2) {
+    SCOPED_TRACE(options.later_recipes[i].text);
+    EXPECT_EQ(bytes[i + 1], bytes[i]);
+    EXPECT_EQ(held[i + 1], held[i]);
+    EXPECT_LT(kl[i + 1], 0.8 * kl[i]);
+  }
+  EXPECT_EQ(Follow(*engine, base, tail), full) << "the source is as it was";
+}
+
 // Compressing again makes them anew; sessions and forks know nothing of them.
 TEST(ModelRepeat, EntriesThatStandInAreEntries) {
   const std::vector<int32_t> context = Tokenize(Ledger(16)),
                              tail = Tokenize("In chapter 7 the garden met a river and paid 57 coins.");
-  for (const char* const text : {"kvzip act=residue", "kvzip act=residue format=q4"}) {
+  for (const char* const text :
+       {"kvzip act=residue", "kvzip act=residue format=q4", "kvzip act=match", "kvzip act=match:keys=fast format=q4"}) {
     SCOPED_TRACE(text);
     const EngineOptions options = CompressedAfter({text});
     auto engine = MakeDefaultEngine(options);
@@ -435,7 +471,18 @@ TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {
       block.error().message,
       "kvzip needs the whole prompt before it drops anything, so it cannot evict after each block: use it with "
       "--compress after");
+  options.recipe = *ParseRecipe("h2o act=match");
+  const auto fitted = Engine::Create(testing::DefaultModel(), options);
+  ASSERT_FALSE(fitted);
+  EXPECT_NE(fitted.error().message.find("h2o act=match needs the whole prompt"), std::string::npos)
+      << fitted.error().message;
   options.compress = CompressMode::kAfter;
+  options.format = KvFormat::kQ8;
+  const auto rounded = Engine::Create(testing::DefaultModel(), options);
+  ASSERT_FALSE(rounded);
+  EXPECT_EQ(rounded.error().message, "act=match writes entries, which a cache in q8 cannot do: use f16");
+  options.format = {};
+  options.recipe = *ParseRecipe("kvzip");
   {
     auto engine = MakeDefaultEngine(options);
     const SequenceId filled = *engine->NewSequence();

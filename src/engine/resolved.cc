@@ -11,6 +11,7 @@
 #include "engine/less_states.h"
 #include "engine/plan.h"
 #include "policy/act/demote.h"
+#include "policy/act/residue.h"
 
 namespace pith {
 namespace {
@@ -142,8 +143,8 @@ Status CheckRecipe(const ModelInfo& info, const ResolvedRecipe& recipe, const Ca
     }
   }
   if (policy.residue() != nullptr && !(formats.entry == PageFormat())) {
-    return InvalidArgument(
-        fmt::format("act=residue writes new entries, which a cache in {} cannot do: use f16", formats.entry.Name()));
+    return InvalidArgument(fmt::format("act={} writes entries, which a cache in {} cannot do: use f16",
+                                       policy.residue()->match ? "match" : "residue", formats.entry.Name()));
   }
   if (policy.demote() != nullptr && !(formats.entry == PageFormat())) {
     return InvalidArgument(fmt::format("act={} stores entries in f16 until it judges them, and this cache is {}",

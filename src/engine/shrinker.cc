@@ -284,7 +284,8 @@ int Shrinker::StandInsBeside(const Task& task, int first_layer, std::span<const 
 Status Shrinker::MakeStandIns(const Task& task, const Shrink& target, int count, int layer, HeadRange range,
                               KeptHeads& kept, const Team& team) {
   const Sequence& source = task.source;
-  if (count == 0 || source.repeat == nullptr) return {};
+  const ResidueOptions* const options = task.policy.residue();
+  if (options == nullptr || source.repeat == nullptr || (count == 0 && !options->match)) return {};
   Status result;
   core_.ops->loops().Lead(team, [&] {
     const LayerShape& shape = core_.shape(layer);
@@ -294,7 +295,7 @@ Status Shrinker::MakeStandIns(const Task& task, const Shrink& target, int count,
     std::vector<int> num_entries;
     for (const HeadCache& head : std::as_const(*core_.cache).heads(source.cache_id, layer))
       num_entries.push_back(head.num_entries());
-    const StandInTask stand_ins{.options = *task.policy.residue(),
+    const StandInTask stand_ins{.options = *options,
                                 .count = count,
                                 .references = source.repeat->references,
                                 .global_layer = core_.layers.IndexOf(layer),

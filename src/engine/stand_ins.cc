@@ -1,6 +1,7 @@
 #include "engine/stand_ins.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "host/halves.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
+#include "policy/act/match.h"
 
 namespace pith {
 namespace {
@@ -33,6 +35,7 @@ class HeadStandIns {
   Status Run() {
     Divide();
     if (dropped_.empty()) return {};
+    if (task_.options.match) return Match();
     if (static_cast<int>(dropped_.size()) <= task_.count) {
       kept_.resize(static_cast<size_t>(num_entries_));
       std::iota(kept_.begin(), kept_.end(), 0);
@@ -42,7 +45,7 @@ class HeadStandIns {
     places_.assign(std::ranges::lower_bound(dropped_, head_.num_low_entries()), dropped_.end());
     const int count = std::min(task_.count, static_cast<int>(places_.size()));
     if (count == 0) return {};
-    Read();
+    Read(1);
     Residues made = MakeResidues(task_.options, count, inputs_);
     if (static_cast<int>(made.members.size()) < count) {
       KeepHeaviest(static_cast<size_t>(count) - made.members.size(), made);
@@ -55,13 +58,55 @@ class HeadStandIns {
     std::vector<int32_t> all(kept_.size() + changed_.size());
     std::ranges::merge(kept_, changed_, all.begin());
     if (task_.options.refits && head_.num_low_entries() == 0) Refit(all, made.outputs);
-    for (float& x : keys_) x = std::clamp(x, -kLargestHalf, kLargestHalf);
-    for (float& x : values_) x = std::clamp(x, -kLargestHalf, kLargestHalf);
     kept_ = std::move(all);
-    return head_.Rewrite(changed_, keys_.data(), values_.data());
+    return Write();
   }
 
  private:
+  // Those that stay speak for the others. Pages of a low format are not written to: then there is nothing to be had.
+  Status Match() {
+    if (competing_.empty() || head_.num_low_entries() > 0) return {};
+    const size_t rows = static_cast<size_t>(task_.references.num_rows() * task_.group);
+    Read(std::max<size_t>((rows * kept_.size() + kMostWeights - 1) / kMostWeights, 1));
+    if (task_.options.match->pursuit > 0) Pursue();
+    const Matched made = MatchKeys(*task_.options.match, inputs_);
+    for (size_t i = 0; i < competing_.size(); ++i) {
+      std::copy_n(made.keys.data() + i * key_dim_, key_dim_,
+                  keys_.data() + static_cast<size_t>(competing_[i]) * key_dim_);
+    }
+    if (task_.options.refits) Refit(kept_, made.outputs);
+    changed_ = competing_;
+    return Write();
+  }
+
+  // As many others stay as would have, where a pursuit finds so many.
+  void Pursue() {
+    const size_t count = competing_.size();
+    std::vector<int32_t> chosen = PursueKeys(*task_.options.match, count, inputs_);
+    for (size_t i = 0; i < competing_.size() && chosen.size() < count; ++i) {
+      if (std::ranges::find(chosen, competing_[i]) == chosen.end()) chosen.push_back(competing_[i]);
+    }
+    std::ranges::sort(chosen);
+    std::vector<int32_t> others;
+    for (const std::vector<int32_t>* part : {&competing_, &dropped_}) {
+      std::ranges::copy_if(*part, std::back_inserter(others),
+                           [&](int32_t entry) { return !std::ranges::binary_search(chosen, entry); });
+    }
+    std::ranges::sort(others);
+    competing_ = std::move(chosen);
+    dropped_ = std::move(others);
+    inputs_.kept = competing_;
+    inputs_.dropped = dropped_;
+    kept_.clear();
+    std::ranges::merge(fixed_, competing_, std::back_inserter(kept_));
+  }
+
+  Status Write() {
+    for (float& x : keys_) x = std::clamp(x, -kLargestHalf, kLargestHalf);
+    for (float& x : values_) x = std::clamp(x, -kLargestHalf, kLargestHalf);
+    return head_.Rewrite(changed_, keys_.data(), values_.data());
+  }
+
   // What competes, into what stays and what does not.
   void Divide() {
     std::vector<int32_t> positions(static_cast<size_t>(num_entries_));
@@ -75,18 +120,20 @@ class HeadStandIns {
     }
   }
 
-  void Read() {
+  // Entries, and the queries of every step-th token.
+  void Read(size_t step) {
     const auto n = static_cast<size_t>(head_.num_entries());
     keys_.resize(n * key_dim_);
     values_.resize(n * value_dim_);
     head_.ReadKeys(keys_.data());
     head_.ReadValues(values_.data());
-    const auto group = static_cast<size_t>(task_.group), tokens = static_cast<size_t>(task_.references.num_rows());
+    const auto group = static_cast<size_t>(task_.group);
+    const size_t tokens = (static_cast<size_t>(task_.references.num_rows()) + step - 1) / step;
     const size_t width = task_.references.width(task_.global_layer);
     queries_.resize(tokens * group * key_dim_);
     for (size_t t = 0; t < tokens; ++t) {
-      ToFloats(task_.references.rows(task_.global_layer) + t * width + kv_head_ * group * key_dim_, group * key_dim_,
-               queries_.data() + t * group * key_dim_);
+      ToFloats(task_.references.rows(task_.global_layer) + t * step * width + kv_head_ * group * key_dim_,
+               group * key_dim_, queries_.data() + t * group * key_dim_);
     }
     inputs_ = {.key_dim = static_cast<int>(key_dim_),
                .value_dim = static_cast<int>(value_dim_),
@@ -146,7 +193,7 @@ class HeadStandIns {
     ResidueInputs inputs = inputs_;
     std::vector<float> some_queries, some_outputs;
     Thin(fitted.size(), outputs, some_queries, some_outputs, inputs);
-    if (!RefitValues(task_.options, inputs, ViewOf(keys.data(), fitted.size(), key_dim_), fixed_.size(),
+    if (!RefitValues(task_.options.value_ridge, inputs, ViewOf(keys.data(), fitted.size(), key_dim_), fixed_.size(),
                      some_outputs.empty() ? outputs : some_outputs, values)) {
       return;
     }

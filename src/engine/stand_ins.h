@@ -1,4 +1,4 @@
-// act=residue on the cache of one layer (policy/act/residue.h).
+// act=residue and act=match on the cache of one layer (policy/act/residue.h, match.h).
 #ifndef PITH_ENGINE_STAND_INS_H_
 #define PITH_ENGINE_STAND_INS_H_
 
@@ -31,8 +31,8 @@ struct StandInTask {
 };
 
 // Before the entries that are not kept are dropped: new ones are written over some of these, whose indices join `kept`;
-// values of kept ones may change. Nothing is written to pages of a low format. kOutOfBudget where a shared page could
-// not be copied; entries of earlier pages are rewritten already.
+// values of kept ones may change, with act=match keys, too. Nothing is written to pages of a low format. kOutOfBudget
+// where a shared page could not be copied; entries of earlier pages are rewritten already.
 Status MakeStandInEntries(const StandInTask& task, std::span<HeadCache> heads, std::span<std::vector<int32_t>> kept);
 
 }  // namespace pith

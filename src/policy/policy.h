@@ -194,7 +194,7 @@ class Policy {
   // able to rewrite.
   virtual const MergeOptions* merge() const { return nullptr; }
 
-  // Not null: new entries stand in for those that do not stay (act=residue), which the cache must be able to rewrite.
+  // Not null: new entries (act=residue) or kept ones (act=match) stand in for the others; the cache must let them.
   virtual const ResidueOptions* residue() const { return nullptr; }
   // How many of them each head gets; what Select() and SelectAll() choose is so many fewer.
   virtual int StandIns(const Budget& budget) const { return (void)budget, 0; }

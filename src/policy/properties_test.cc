@@ -554,6 +554,8 @@ TEST(PolicyProperties, EntriesThatStandInAreWithinTheBudget) {
   EXPECT_EQ(few.policy->StandIns({.keep = 20, .keep_fraction = 1}), 0);
   EXPECT_EQ(ParseRecipe("kvzip")->policy->StandIns({.keep = 20, .keep_fraction = 0.4}), 0);
   EXPECT_TRUE(ParseRecipe("snapkv act=residue")->policy->repeat() != nullptr) << "the action reads the prompt again";
+  EXPECT_EQ(ParseRecipe("kvzip act=match")->policy->StandIns({.keep = 20, .keep_fraction = 0.4}), 0);
+  EXPECT_TRUE(ParseRecipe("snapkv act=match")->policy->repeat() != nullptr);
 }
 
 // In f16 a head of four sinks took as much as a dozen 4-bit entries, and a share of bytes was exceeded.

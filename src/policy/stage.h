@@ -164,7 +164,7 @@ class Action : public Stage {
  public:
   // Null: they are gone. Else they are merged into kept ones first (Policy::merge).
   virtual const MergeOptions* merge() const { return nullptr; }
-  // Not null: some new entries take the place of all of them (Policy::residue).
+  // Not null: some new entries, or kept ones, stand in for all of them (Policy::residue).
   virtual const ResidueOptions* residue() const { return nullptr; }
   // Not null: none goes; they are stored in fewer bits (Policy::demote).
   virtual const DemoteOptions* demote() const { return nullptr; }

@@ -3,84 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 #include <numeric>
 
-#include "kernels/page_kernels.h"
 #include "kernels/triangles.h"
+#include "policy/act/references.h"
 #include "policy/stage.h"
 
 namespace pith {
 namespace {
 
-// Queries whose attention is held at once.
-constexpr size_t kTile = 128;
 // Least weight of a query in a cluster's regression, as a share of its attention.
 constexpr double kLeastShare = 1e-6;
 // Added to the covariance of queries.
 constexpr double kMetricRidge = 1e-3;
-// How near to a soft cap a logit may come that shall be reached.
-constexpr double kMostOfCap = 0.999;
-
-std::vector<float> RowsOf(const float* rows, int dim, std::span<const int32_t> indices) {
-  const auto width = static_cast<size_t>(dim);
-  std::vector<float> out(indices.size() * width);
-  for (size_t i = 0; i < indices.size(); ++i) {
-    std::copy_n(rows + static_cast<size_t>(indices[i]) * width, width, out.data() + i * width);
-  }
-  return out;
-}
-
-// Attention of reference queries over some keys, in units of log2.
-class References {
- public:
-  References(const MatrixView& queries, float scale, float soft_cap)
-      : cap_(static_cast<double>(soft_cap) * std::numbers::log2e),
-        rows_(queries.rows * queries.columns),
-        queries_(queries) {
-    const float factor = scale * std::numbers::log2e_v<float>;
-    for (size_t q = 0; q < queries.rows; ++q) {
-      for (size_t d = 0; d < queries.columns; ++d) rows_[q * queries.columns + d] = queries.row(q)[d] * factor;
-    }
-  }
-
-  size_t size() const { return queries_.rows; }
-  // Those whose products with keys are logits.
-  MatrixView scaled(size_t first, size_t count) const {
-    return ViewOf(rows_.data() + first * queries_.columns, count, queries_.columns);
-  }
-
-  // logits [count, keys]
-  void Logits(size_t first, size_t count, const MatrixView& keys, std::vector<float>& logits) const {
-    logits.resize(count * keys.rows);
-    ProductsOfRows(scaled(first, count), keys, logits.data(), keys.rows, false);
-    if (cap_ == 0) return;
-    for (float& logit : logits) logit = static_cast<float>(cap_ * std::tanh(static_cast<double>(logit) / cap_));
-  }
-
-  // Logits become weights whose sum is 1; log_sums [count]: the logarithm of what they were divided by.
-  static void Softmax(std::vector<float>& logits, size_t count, std::vector<float>& log_sums) {
-    const size_t width = logits.size() / std::max<size_t>(count, 1);
-    log_sums.resize(count);
-    for (size_t q = 0; q < count; ++q) {
-      float* row = logits.data() + q * width;
-      const size_t best = static_cast<size_t>(std::max_element(row, row + width) - row);
-      const float most = row[best];
-      kernels::GetPageKernels().softmax_row(row, static_cast<int64_t>(width), -std::numeric_limits<float>::infinity());
-      log_sums[q] = most - std::log2(row[best]);
-    }
-  }
-
-  // What a product with a key must be for this logit.
-  double Uncapped(double logit) const {
-    return cap_ == 0 ? logit : cap_ * std::atanh(std::clamp(logit / cap_, -kMostOfCap, kMostOfCap));
-  }
-
- private:
-  double cap_;
-  std::vector<float> rows_;
-  MatrixView queries_;
-};
 
 // First pass over the queries: what all entries give, and how much each dropped one gets.
 struct Whole {
@@ -90,29 +25,15 @@ struct Whole {
 };
 
 Whole AttendWhole(const References& references, const ResidueInputs& inputs) {
-  std::vector<int32_t> block(inputs.fixed.begin(), inputs.fixed.end());
-  block.insert(block.end(), inputs.kept.begin(), inputs.kept.end());
-  block.insert(block.end(), inputs.dropped.begin(), inputs.dropped.end());
-  const auto value_dim = static_cast<size_t>(inputs.value_dim);
-  const std::vector<float> keys = RowsOf(inputs.keys, inputs.key_dim, block);
-  const std::vector<float> values = RowsOf(inputs.values, inputs.value_dim, block);
-  const std::vector<float> channels = Transposed(ViewOf(values.data(), block.size(), value_dim));
   Whole whole;
-  whole.outputs.resize(references.size() * value_dim);
   whole.weights.assign(inputs.dropped.size(), 0);
-  std::vector<float> weights, log_sums;
-  for (size_t from = 0; from < references.size(); from += kTile) {
-    const size_t count = std::min(kTile, references.size() - from);
-    references.Logits(from, count, ViewOf(keys.data(), block.size(), static_cast<size_t>(inputs.key_dim)), weights);
-    References::Softmax(weights, count, log_sums);
-    whole.log_sums.insert(whole.log_sums.end(), log_sums.begin(), log_sums.end());
-    for (size_t q = 0; q < count; ++q) {
-      const float* row = weights.data() + (q + 1) * block.size() - inputs.dropped.size();
+  whole.outputs = AttendAll(references, inputs, [&](const AttentionTile& tile) {
+    whole.log_sums.insert(whole.log_sums.end(), tile.log_sums.begin(), tile.log_sums.end());
+    for (size_t q = 0; q < tile.count; ++q) {
+      const float* row = tile.row(q) + tile.width - inputs.dropped.size();
       for (size_t j = 0; j < inputs.dropped.size(); ++j) whole.weights[j] += static_cast<double>(row[j]);
     }
-    ProductsOfRows(ViewOf(weights.data(), count, block.size()), ViewOf(channels.data(), value_dim, block.size()),
-                   whole.outputs.data() + from * value_dim, value_dim, false);
-  }
+  });
   for (double& weight : whole.weights) weight /= static_cast<double>(std::max<size_t>(references.size(), 1));
   return whole;
 }
@@ -217,8 +138,8 @@ class ClusterFit {
   }
 
   void Run(const References& references, const std::vector<float>& log_sums) {
-    for (size_t from = 0; from < references.size(); from += kTile) {
-      RunTile(references, std::min(kTile, references.size() - from), from, log_sums);
+    for (size_t from = 0; from < references.size(); from += kReferenceTile) {
+      RunTile(references, std::min(kReferenceTile, references.size() - from), from, log_sums);
     }
   }
 
@@ -350,14 +271,14 @@ Residues MakeResidues(const ResidueOptions& options, int count, const ResidueInp
   return made;
 }
 
-bool RefitValues(const ResidueOptions& options, const ResidueInputs& inputs, const MatrixView& keys, size_t num_fixed,
+bool RefitValues(double ridge, const ResidueInputs& inputs, const MatrixView& keys, size_t num_fixed,
                  const std::vector<float>& outputs, std::span<float> values) {
   const References references(inputs.queries, inputs.scale, inputs.soft_cap);
   const size_t n = references.size(), u = keys.rows, value_dim = static_cast<size_t>(inputs.value_dim);
   if (n == 0 || u <= num_fixed) return false;
   std::vector<float> weights(n * u), tile, log_sums;
-  for (size_t from = 0; from < n; from += kTile) {
-    const size_t count = std::min(kTile, n - from);
+  for (size_t from = 0; from < n; from += kReferenceTile) {
+    const size_t count = std::min(kReferenceTile, n - from);
     references.Logits(from, count, keys, tile);
     References::Softmax(tile, count, log_sums);
     std::ranges::copy(tile, weights.begin() + static_cast<ptrdiff_t>(from * u));
@@ -367,7 +288,7 @@ bool RefitValues(const ResidueOptions& options, const ResidueInputs& inputs, con
   ProductsOfRows(ViewOf(weights.data(), n, u), ViewOf(channels.data(), value_dim, u), missing.data(), value_dim, false);
   for (size_t i = 0; i < missing.size(); ++i) missing[i] = outputs[i] - missing[i];
   const MatrixView movable = {weights.data() + num_fixed, n, u - num_fixed, u};
-  const bool solved = RidgeRegression(movable, ViewOf(missing.data(), n, value_dim), options.value_ridge, change);
+  const bool solved = RidgeRegression(movable, ViewOf(missing.data(), n, value_dim), ridge, change);
   if (!solved || !AllFinite(change)) return false;
   for (size_t i = 0; i < change.size(); ++i) values[num_fixed * value_dim + i] += change[i];
   return true;

@@ -1,4 +1,5 @@
-// Entries that stand in for those that do not stay (act=residue).
+// Entries that stand in for those that do not stay (act=residue). Those that stay may do so as well (act=match,
+// match.h).
 //
 // What is dropped is cut into a few clusters of keys, by the variance over queries of the difference of their logits.
 // Each cluster becomes one entry: a key whose logits follow the logarithm of the cluster's mass, by weighted least
@@ -12,6 +13,7 @@
 #define PITH_POLICY_ACT_RESIDUE_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -19,6 +21,14 @@
 #include "policy/repeat.h"
 
 namespace pith {
+
+// How entries that stay speak for the others (match.h).
+struct MatchOptions {
+  double ridge = 0.1;           // of biases towards none, times the mean diagonal of the regression's matrix
+  double least = -3, most = 3;  // biases
+  int steps = -1;               // >= 0: as the authors' code: no ridge, clamped, so many steps of projected gradient
+  int pursuit = 0;              // > 0: which entries stay is found by matching pursuit, so many at a time
+};
 
 struct ResidueOptions {
   int entries = 4;            // of each head
@@ -28,6 +38,7 @@ struct ResidueOptions {
   double key_ridge = 1e-3;    // times the mean diagonal of the regression's matrix
   double value_ridge = 3e-2;  // towards the values that entries have, likewise
   RepeatOptions repeat = {};  // where the scorer reads nothing again
+  std::optional<MatchOptions> match = {};  // there are no new entries then
 };
 
 // The entries of one kv head, and queries to fit to.
@@ -57,8 +68,9 @@ struct Residues {
 Residues MakeResidues(const ResidueOptions& options, int count, const ResidueInputs& inputs);
 
 // Moves values [u, Dv] of entries with those keys, but for the first num_fixed, so that attention of the queries over
-// them gives the outputs. False (where that fails): they are as they were. O(N u min(N, u)).
-bool RefitValues(const ResidueOptions& options, const ResidueInputs& inputs, const MatrixView& keys, size_t num_fixed,
+// them gives the outputs. ridge: towards the values that they have, times the mean diagonal of the regression's matrix.
+// False (where that fails): they are as they were. O(N u min(N, u)).
+bool RefitValues(double ridge, const ResidueInputs& inputs, const MatrixView& keys, size_t num_fixed,
                  const std::vector<float>& outputs, std::span<float> values);
 
 }  // namespace pith
