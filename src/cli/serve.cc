@@ -2,6 +2,9 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
@@ -290,7 +293,18 @@ Result<std::unique_ptr<server::ModelCatalog>> MakeCatalog(const ServeFlags& flag
   return catalog;
 }
 
+// Requests are made on some threads and freed on others, so that each thread's heap would keep what it had at most: few
+// heaps, and large pieces go back to the system at once.
+void KeepHeapsSmall() {
+#if defined(__GLIBC__)
+  constexpr int kHeaps = 2, kLargePiece = 128 << 10;
+  (void)::mallopt(M_ARENA_MAX, kHeaps);
+  (void)::mallopt(M_MMAP_THRESHOLD, kLargePiece);
+#endif
+}
+
 Result<int> Serve(ServeFlags& flags) {
+  KeepHeapsSmall();
   PITH_ASSIGN_OR_RETURN(std::vector<std::string> keys, ApiKeys(flags));
   PromptFlags text;
   text.template_file = flags.template_file;
