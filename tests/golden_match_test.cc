@@ -1,11 +1,11 @@
 // Entries that speak for dropped ones (act=match) against the specification's numbers and the authors' code.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <set>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "policy/act/match.h"
 #include "tests/support/golden.h"

@@ -1,12 +1,12 @@
 // pith info: what a model is and what its KV cache costs.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "base/json_text.h"
 #include "cli/command.h"

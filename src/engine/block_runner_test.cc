@@ -1,11 +1,11 @@
 // What a step guarantees to one of its sequences no other one takes; names of cancelled sequences go with them.
 #include "engine/block_runner.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <random>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "engine/rooms_test_util.h"
 

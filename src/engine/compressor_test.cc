@@ -1,10 +1,10 @@
 // A part is a part in the order of time, whatever stands where in the cache.
 #include "engine/compressor.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "engine/rooms_test_util.h"
 

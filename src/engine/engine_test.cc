@@ -1,9 +1,9 @@
 // What fails half-way leaves a sequence that can be used.
 #include "engine/engine.h"
 
-#include <gtest/gtest.h>
-
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "engine/rooms_test_util.h"
 

@@ -2,8 +2,6 @@
 #ifndef PITH_ENGINE_ROOMS_TEST_UTIL_H_
 #define PITH_ENGINE_ROOMS_TEST_UTIL_H_
 
-#include <fmt/format.h>
-#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +11,9 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "base/check.h"
 #include "engine/block_runner.h"

@@ -1,9 +1,9 @@
 // Forks lose what their source loses, and nothing that they alone have read.
 #include "engine/shrinker.h"
 
-#include <gtest/gtest.h>
-
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "engine/rooms_test_util.h"
 

@@ -1,9 +1,9 @@
 // What is refused changes nothing, not even to make room for itself.
 #include "engine/steps.h"
 
-#include <gtest/gtest.h>
-
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "engine/rooms_test_util.h"
 

@@ -1,11 +1,11 @@
 #include "policy/act/match.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
+
+#include <gtest/gtest.h>
 
 namespace pith {
 namespace {
