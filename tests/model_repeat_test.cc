@@ -129,7 +129,8 @@ std::vector<std::vector<int32_t>> HeldBy(const Engine& engine, SequenceId id) {
 TEST(ModelRepeat, ACompressionInPiecesLeavesWhatOneAtOnceLeaves) {
   constexpr double kKeep = 0.2;  // of which no format holds all entries
   const std::vector<int32_t> context = Tokenize(Ledger(8)), tail = Tokenize("In chapter 7 the garden met a");
-  for (const char* const text : {"kvzip act=residue", "snapkv:window=8 act=residue", "kvzip format=q4", "keydiff"}) {
+  for (const char* const text :
+       {"kvzip act=residue", "snapkv:window=8 act=residue", "kvzip act=match", "kvzip format=q4", "keydiff"}) {
     EngineOptions options = CompressedAfter({text});
     options.max_sequences = 4;
     options.num_threads = 2;

@@ -107,7 +107,9 @@ Result<bool> Shrinker::RunPiece(Sequence& source, const ActiveRecipe& active, Sh
 Status Shrinker::RunPieceOnTeam(const Task& task, const ActiveRecipe& active, const Shrink& target,
                                 ShrinkPieces& pieces, const Team& team) {
   const int count = core_.layers.count();
-  const bool is_local = task.policy.layer_local(), fits = task.policy.StandIns(pieces.budget) > 0;
+  const ResidueOptions* const residue = task.policy.residue();
+  const bool is_local = task.policy.layer_local(),
+             fits = task.policy.StandIns(pieces.budget) > 0 || (residue != nullptr && residue->match);
   int judged = pieces.num_judged, kept = pieces.num_kept;
   size_t head = pieces.num_kept_heads;
   int64_t looked = 0;
