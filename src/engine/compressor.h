@@ -54,7 +54,11 @@ class Compressor {
   // kInvalidArgument: the recipe cannot work on what the sequence is stored in.
   Status CheckFormat(const Sequence& sequence, const ResolvedRecipe& recipe) const;
   // What `keep` of the source's `mean` entries per kv head means for one target.
-  Result<Shrink> ShrinkFor(const ActiveRecipe& active, Sequence& target, double mean, double keep) const;
+  // read: what a second reading for the recipe found; null: there was none, or not yet.
+  Result<Shrink> ShrinkFor(const ActiveRecipe& active, RepeatColumns* read, Sequence& target, double mean,
+                           double keep) const;
+  PageFormat FormatFor(const ActiveRecipe& active, RepeatColumns* read, PageFormat entry, double mean,
+                       double keep) const;
   Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
   Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
   // The beginning of CompressOn(); null: there is nothing to do.

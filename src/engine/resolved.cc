@@ -227,6 +227,14 @@ PageFormat StorageRule::FormatFor(const ModelInfo& info, PageFormat entry, doubl
   });
 }
 
+PageFormat StorageRule::FormatFor(const ModelInfo& info, PageFormat entry, double mean, double share,
+                                  double looked_at) const {
+  const PageFormat chosen = FormatFor(info, entry, mean, share), four = KvFormat::kQ4;
+  const auto place = std::ranges::find(formats, four);
+  if (place == formats.end() || std::find(place + 1, formats.end(), chosen) == formats.end()) return chosen;
+  return EntriesInBytes(info, four, true, mean, share) >= looked_at * mean ? four : chosen;
+}
+
 bool StorageRule::Converts(PageFormat entry) const {
   return std::ranges::any_of(formats, [entry](PageFormat to) { return !(to == entry); });
 }

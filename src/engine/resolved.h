@@ -32,6 +32,9 @@ struct StorageRule {
 
   // `share` of the bytes that `mean` entries take in f16 is there. entry: in which they arrived.
   PageFormat FormatFor(const ModelInfo& info, PageFormat entry, double mean, double share) const;
+  // The same where it is known which share of the entries anybody looks at: as long as four bits hold these, entries go
+  // rather than all having fewer bits.
+  PageFormat FormatFor(const ModelInfo& info, PageFormat entry, double mean, double share, double looked_at) const;
   // One of them is another than that in which entries arrived.
   bool Converts(PageFormat entry) const;
 };

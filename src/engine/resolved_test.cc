@@ -112,6 +112,10 @@ TEST(Resolve, AutoIsChosenWhereBytesAreKnown) {
   EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 1).Name(), "f16");
   EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.99).Name(), "q8");
   EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.1).Name(), "q4/q2");
+  // Four bits hold a third of the entries there.
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.1, 0.2).Name(), "q4") << "nobody looks at what goes";
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.1, 0.5).Name(), "q4/q2");
+  EXPECT_EQ(rule.FormatFor(SmolInfo(), PageFormat(), 1000, 0.99, 0.01).Name(), "q8") << "nothing has to go";
   EXPECT_EQ(StorageRule().FormatFor(SmolInfo(), KvFormat::kQ8, 1000, 0.1).Name(), "q8") << "stays as it is";
 }
 

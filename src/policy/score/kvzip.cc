@@ -25,7 +25,7 @@ StageInfo<Scorer> KvZipStage() {
           [](const Params& p) -> std::unique_ptr<Scorer> {
             const RepeatOptions repeat{
                 .chunk = p.Int("chunk"), .overlap = p.Int("overlap"), .whole = p.Choice("sight") == 1};
-            return std::make_unique<LargestRepeated>(repeat, "largest_attention");
+            return std::make_unique<LargestRepeated>(repeat, std::string(kLargestAttention));
           },
           kSinks};
 }

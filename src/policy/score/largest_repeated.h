@@ -3,6 +3,7 @@
 #define PITH_POLICY_SCORE_LARGEST_REPEATED_H_
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -10,6 +11,9 @@
 #include "policy/stage.h"
 
 namespace pith {
+
+// The column of attention itself, from 0 to 1; others weigh it.
+inline constexpr std::string_view kLargestAttention = "largest_attention";
 
 class LargestRepeated final : public Scorer {
  public:
