@@ -217,8 +217,8 @@ TEST_F(SlowSessionFiles, DamageIsRefused) {
     ExpectRefused(broken, ErrorCode::kCorrupt, "its sum is wrong");
   }
   std::string newer = bytes_;
-  newer[8] = 9;
-  ExpectRefused(newer, ErrorCode::kUnsupported, "version 9");
+  newer[8] = 99;
+  ExpectRefused(newer, ErrorCode::kUnsupported, "version 99");
   std::filesystem::remove(path_);
   auto engine = Make(model_, Options("snapkv"));
   ExpectRefused(*engine, ErrorCode::kNotFound, "there is no session");
