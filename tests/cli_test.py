@@ -320,7 +320,7 @@ class HardBudget(ModelCase):
                     dropped += kv["kept_fraction"] < 1
                     # Or it lowers instead of dropping: fewer bytes than what was read takes in f16.
                     full = kv["budget_bytes"] / float(budget[:-1]) * 100 / 2048 * self.json_of(done)["prompt_tokens"]
-                    lowers = "act=demote" in recipe["stages"] or "act=delta" in recipe["stages"]
+                    lowers = any(word in recipe["stages"] for word in ("act=demote", "act=delta", "format=comp"))
                     dropped += lowers and kv["page_bytes"] < 0.8 * full
                     # Or keys lose channels; the newest entries and pages that are not full keep all.
                     dropped += "act=prune" in recipe["stages"] and kv["page_bytes"] < 0.95 * full

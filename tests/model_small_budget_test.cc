@@ -29,7 +29,8 @@ TEST_P(ModelSmallBudget, Holds) {
   const size_t budget = size_t{latents ? 9U : 7U} << 20;
   EngineOptions options;
   options.recipe = *ParseRecipe(latents ? "deltakv:recent=16" : GetParam());
-  const bool keeps_all = options.recipe.policy->demote() != nullptr;  // in few bits
+  // In few bits.
+  const bool keeps_all = options.recipe.policy->demote() != nullptr || options.recipe.policy->keeps_everything();
   options.num_ctx = keeps_all ? 600 : 4096;
   options.num_threads = testing::kThreads;
   options.budget_bytes = budget;
@@ -38,7 +39,7 @@ TEST_P(ModelSmallBudget, Holds) {
   ASSERT_NE(engine, nullptr);
   const SequenceId sequence = *engine->NewSequence();
   const std::vector<int32_t> tokens =
-      testing::LedgerTokens(engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
+      testing::LedgerTokens(keeps_all || engine->stats().format == PageFormat() ? 420 : 1420);  // few bits hold more
   const size_t read = tokens.size() - 20;
   Status status = engine->Prefill(sequence, {tokens.data(), read});
   ASSERT_TRUE(status) << status.error().message;
