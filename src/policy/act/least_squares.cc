@@ -5,6 +5,7 @@
 
 #include "base/aligned.h"
 #include "kernels/row_table.h"
+#include "kernels/triangles.h"
 
 namespace pith {
 namespace {
@@ -161,6 +162,20 @@ void SolveLarge(std::span<const float> factor, size_t n, std::span<float> right,
     divide(i);
     for (size_t k = 0; k < i; ++k) Subtract(row(k), row(i), factor[i * n + k], width);
   }
+}
+
+bool SolveTriangle(std::span<const float> triangle, size_t n, double ridge, std::span<double> right) {
+  std::vector<double> matrix(n * n, 0);
+  double trace = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const float* row = triangle.data() + kernels::TriangleSize(static_cast<int>(i));
+    for (size_t j = 0; j <= i; ++j) matrix[i * n + j] = static_cast<double>(row[j]);
+    trace += static_cast<double>(row[i]);
+  }
+  for (size_t i = 0; i < n; ++i) matrix[i * n + i] += ridge * trace / static_cast<double>(n);
+  if (!FactorSmall(matrix, n)) return false;
+  SolveSmall(matrix, n, right);
+  return true;
 }
 
 bool RidgeRegression(const MatrixView& x, const MatrixView& target, double ridge, std::span<float> change) {

@@ -33,6 +33,9 @@ bool FactorLarge(std::span<float> matrix, size_t n);
 // right [n, width] becomes the solution of L L' x = right.
 void SolveSmall(std::span<const double> factor, size_t n, std::span<double> right);
 void SolveLarge(std::span<const float> factor, size_t n, std::span<float> right, size_t width);
+// right [n] becomes the solution of (A + ridge D) x = right, A given by its lower triangle (kernels/triangles.h), D the
+// mean of its diagonal. False: it has none, right is undefined.
+bool SolveTriangle(std::span<const float> triangle, size_t n, double ridge, std::span<double> right);
 
 // change [u, w] = argmin |X change - target|^2 + ridge D |change|^2, D the mean of the diagonal of X'X. x [n, u],
 // target [n, w]. False: it cannot be solved, change is undefined. O(n u min(n, u)).

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/triangles.h"
+#include "policy/act/masses.h"
 #include "policy/act/references.h"
 #include "policy/stage.h"
 
@@ -23,74 +24,17 @@ constexpr double kNearer = 0.95;
 constexpr double kFallbackRidge = 1e-6;
 constexpr int kPowerRounds = 1000;
 
-double Dot(const float* a, const double* b, size_t n) {
-  double sums[4] = {0, 0, 0, 0};
-  size_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    for (size_t k = 0; k < 4; ++k) sums[k] += static_cast<double>(a[i + k]) * b[i + k];
-  }
-  for (; i < n; ++i) sums[0] += static_cast<double>(a[i]) * b[i];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-double SumOfSquares(const float* a, size_t n) {
-  double sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(a[i]);
-  return sum;
-}
-
-// exp(s - m) of each query's logits s, m their maximum: what kept entries have, and what all but fixed ones have.
-class Masses {
- public:
-  Masses(const References& references, const ResidueInputs& inputs)
-      : rows_(references.size()),
-        count_(inputs.kept.size()),
-        columns_(rows_ * count_),
-        wanted_(rows_),
-        shifts_(rows_),
-        outputs_(AttendAll(references, inputs, [&](const AttentionTile& tile) { Take(tile, inputs.fixed.size()); })) {}
-
-  size_t rows() const { return rows_; }
-  size_t count() const { return count_; }
-  const float* column(size_t j) const { return columns_.data() + j * rows_; }
-  double wanted(size_t q) const { return wanted_[q]; }
-  // Logarithms (base 2) of what weights were divided by.
-  double shift(size_t q) const { return shifts_[q]; }
-  std::vector<float> TakeOutputs() { return std::move(outputs_); }
-
-  // Of weights [count] for the columns, what is missing. [rows]
-  std::vector<double> Missing(std::span<const double> weights) const {
-    std::vector<double> missing = wanted_;
-    for (size_t j = 0; j < count_; ++j) {
-      for (size_t q = 0; q < rows_; ++q) missing[q] -= weights[j] * static_cast<double>(column(j)[q]);
-    }
-    return missing;
-  }
-
- private:
-  void Take(const AttentionTile& tile, size_t num_fixed) {
-    for (size_t t = 0; t < tile.count; ++t) {
-      const float* row = tile.row(t);
-      const size_t q = tile.first + t;
-      const float largest = *std::max_element(row, row + tile.width);
-      shifts_[q] = static_cast<double>(tile.log_sums[t]) + std::log2(static_cast<double>(largest));
-      for (size_t j = num_fixed; j < tile.width; ++j) {
-        wanted_[q] += static_cast<double>(row[j]) / static_cast<double>(largest);
-      }
-      for (size_t j = 0; j < count_; ++j) columns_[j * rows_ + q] = row[num_fixed + j] / largest;
-    }
-  }
-
-  const size_t rows_, count_;
-  std::vector<float> columns_;  // [count, rows]
-  std::vector<double> wanted_, shifts_;
-  std::vector<float> outputs_;
-};
-
 double SquaresOf(const std::vector<double>& numbers) {
   double sum = 0;
   for (const double x : numbers) sum += x * x;
   return sum;
+}
+
+// Of weights [count] for the columns, what is missing. [rows]
+std::vector<double> Missing(const Masses& masses, std::span<const double> weights) {
+  std::vector<double> missing = masses.wanted();
+  for (size_t j = 0; j < masses.count(); ++j) masses.Subtract(j, weights[j], missing);
+  return missing;
 }
 
 // argmin |M w - Z|^2 + ridge D |w - 1|^2 in the bounds, D the mean diagonal of M'M: coordinate by coordinate.
@@ -99,19 +43,19 @@ std::vector<double> AnchoredWeights(const MatchOptions& options, const Masses& m
   std::vector<double> weights(masses.count(), 1), squares(masses.count());
   double trace = 0;
   for (size_t j = 0; j < masses.count(); ++j) {
-    trace += squares[j] = SumOfSquares(masses.column(j), masses.rows());
+    trace += squares[j] = Dot(masses.column(j), masses.column(j));
   }
   const double anchor = options.ridge * trace / static_cast<double>(masses.count());
-  std::vector<double> missing = masses.Missing(weights);
+  std::vector<double> missing = Missing(masses, weights);
   for (int round = 0; round < kMostRounds; ++round) {
     double largest = 0;
     for (size_t j = 0; j < masses.count(); ++j) {
       const double curvature = squares[j] + anchor;
       if (!(curvature > 0)) continue;
-      const double slope = Dot(masses.column(j), missing.data(), masses.rows()) - anchor * (weights[j] - 1);
+      const double slope = Dot(masses.column(j), std::span<const double>(missing)) - anchor * (weights[j] - 1);
       const double moved = std::clamp(weights[j] + slope / curvature, least, most), change = moved - weights[j];
       if (change == 0) continue;
-      for (size_t q = 0; q < masses.rows(); ++q) missing[q] -= change * static_cast<double>(masses.column(j)[q]);
+      masses.Subtract(j, change, missing);
       largest = std::max(largest, std::abs(change) / weights[j]);
       weights[j] = moved;
     }
@@ -125,14 +69,9 @@ void NormalEquations(const Masses& masses, std::vector<double>& gram, std::vecto
   const size_t n = masses.count();
   gram.resize(n * n);
   right.resize(n);
-  std::vector<double> column(masses.rows()), wanted(masses.rows());
-  for (size_t q = 0; q < masses.rows(); ++q) wanted[q] = masses.wanted(q);
   for (size_t i = 0; i < n; ++i) {
-    std::copy_n(masses.column(i), masses.rows(), column.begin());
-    right[i] = Dot(masses.column(i), wanted.data(), masses.rows());
-    for (size_t j = 0; j <= i; ++j) {
-      gram[i * n + j] = gram[j * n + i] = Dot(masses.column(j), column.data(), masses.rows());
-    }
+    right[i] = Dot(masses.column(i), std::span<const double>(masses.wanted()));
+    for (size_t j = 0; j <= i; ++j) gram[i * n + j] = gram[j * n + i] = Dot(masses.column(j), masses.column(i));
   }
 }
 
@@ -190,19 +129,11 @@ std::vector<double> CommonDirection(const References& references, size_t dim) {
   const MatrixView queries = references.scaled(0, references.size());
   std::vector<float> triangle(kernels::TriangleSize(static_cast<int>(dim)), 0.0F);
   kernels::AddOuterProducts(queries.at, static_cast<int>(queries.rows), static_cast<int>(dim), triangle.data());
-  std::vector<double> matrix(dim * dim, 0), direction(dim, 0);
-  double trace = 0;
-  for (size_t i = 0; i < dim; ++i) {
-    const float* row = triangle.data() + kernels::TriangleSize(static_cast<int>(i));
-    for (size_t j = 0; j <= i; ++j) matrix[i * dim + j] = static_cast<double>(row[j]);
-    trace += static_cast<double>(row[i]);
-  }
-  for (size_t i = 0; i < dim; ++i) matrix[i * dim + i] += kCommonRidge * trace / static_cast<double>(dim);
+  std::vector<double> direction(dim, 0);
   for (size_t q = 0; q < queries.rows; ++q) {
     for (size_t d = 0; d < dim; ++d) direction[d] += static_cast<double>(queries.row(q)[d]);
   }
-  if (!FactorSmall(matrix, dim)) return {};
-  SolveSmall(matrix, dim, direction);
+  if (!SolveTriangle(triangle, dim, kCommonRidge, direction)) return {};
   return direction;
 }
 
@@ -214,7 +145,7 @@ double MassError(const References& references, const Masses& masses, const Matri
     const size_t count = std::min(kReferenceTile, masses.rows() - from);
     references.Logits(from, count, keys, logits);
     for (size_t q = 0; q < count; ++q) {
-      double missing = masses.wanted(from + q);
+      double missing = masses.wanted()[from + q];
       for (size_t j = 0; j < keys.rows; ++j) {
         missing -= std::exp2(static_cast<double>(logits[q * keys.rows + j]) - masses.shift(from + q));
       }
@@ -253,7 +184,7 @@ Matched MatchKeys(const MatchOptions& options, const ResidueInputs& inputs) {
       keys[j * dim + d] += static_cast<float>(made.biases[j] * std::numbers::log2e * direction[d]);
     }
   }
-  const double without = SquaresOf(masses.Missing(std::vector<double>(masses.count(), 1)));
+  const double without = SquaresOf(Missing(masses, std::vector<double>(masses.count(), 1)));
   made.in_keys = MassError(references, masses, ViewOf(keys.data(), masses.count(), dim)) < kNearer * without;
   if (made.in_keys) made.keys = std::move(keys);
   return made;

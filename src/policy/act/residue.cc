@@ -146,16 +146,8 @@ class ClusterFit {
   // The cluster's key to `key` and value to `value`. False: its regression has no solution.
   bool Solve(const ResidueOptions& options, size_t c, float* key, float* value) const {
     const ClusterSums& sums = sums_[c];
-    std::vector<double> matrix(dim_ * dim_, 0), right = sums.right;
-    double trace = 0;
-    for (size_t i = 0; i < dim_; ++i) {
-      const float* row = sums.triangle.data() + kernels::TriangleSize(static_cast<int>(i));
-      for (size_t j = 0; j <= i; ++j) matrix[i * dim_ + j] = static_cast<double>(row[j]);
-      trace += static_cast<double>(row[i]);
-    }
-    for (size_t i = 0; i < dim_; ++i) matrix[i * dim_ + i] += options.key_ridge * trace / static_cast<double>(dim_);
-    if (!FactorSmall(matrix, dim_)) return false;
-    SolveSmall(matrix, dim_, right);
+    std::vector<double> right = sums.right;
+    if (!SolveTriangle(sums.triangle, dim_, options.key_ridge, right)) return false;
     for (size_t d = 0; d < dim_; ++d) key[d] = static_cast<float>(right[d]);
     const auto value_dim = static_cast<size_t>(inputs_.value_dim);
     std::vector<double> mean(value_dim, 0);
