@@ -199,23 +199,17 @@ Result<std::vector<double>> Compressor::CompressForks(Sequence& source, const Re
       active.recipe.storage.Converts(source.setup->formats.entry) || active.recipe.policy->prune() != nullptr;
   if ((!selects && !changes) || before == 0) return kept;
   const double mean = PerHead(core_, before);
+  const EntryGuard guard{.num_sinks = active.recipe.num_sinks};
   std::vector<Shrink> shrinks;
   std::vector<int64_t> newer;
   FlightLoan loan(core_.flight);
   for (const CompressTarget& target : targets) {
     PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(target.sequence));
-    PITH_ASSIGN_OR_RETURN(const Shrink shrink, ShrinkFor(active, nullptr, *sequence, mean, target.keep_fraction));
+    if (sequence->compression != nullptr) sequence->EndPieces();
+    PITH_ASSIGN_OR_RETURN(const Shrink shrink,
+                          ReadAndPlan(source, active, guard, *sequence, mean, target.keep_fraction));
     shrinks.push_back(shrink);
     newer.push_back(GlobalEntriesOf(core_, *sequence) - before);
-  }
-  const EntryGuard guard{.num_sinks = active.recipe.num_sinks};
-  if (active.recipe.policy->repeat() != nullptr) {
-    PITH_RETURN_IF_ERROR(reader_.ReadAll(source, active, guard));
-    for (size_t i = 0; i < targets.size(); ++i) {
-      Sequence& target = *shrinks[i].sequence;
-      PITH_ASSIGN_OR_RETURN(shrinks[i],
-                            ShrinkFor(active, source.repeat.get(), target, mean, targets[i].keep_fraction));
-    }
   }
   PITH_RETURN_IF_ERROR(Run(source, active, guard, shrinks, selects, loan));
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -225,15 +219,22 @@ Result<std::vector<double>> Compressor::CompressForks(Sequence& source, const Re
   return kept;
 }
 
+Status Compressor::ReadFor(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard) {
+  if (source.compression != nullptr) source.EndPieces();
+  return active.recipe.policy->repeat() != nullptr ? reader_.ReadAll(source, active, guard) : Status();
+}
+
+Result<Shrink> Compressor::ReadAndPlan(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
+                                       Sequence& target, double mean, double keep) {
+  // What is refused is refused before it takes a reading.
+  PITH_RETURN_IF_ERROR(ShrinkFor(active, nullptr, target, mean, keep));
+  PITH_RETURN_IF_ERROR(ReadFor(source, active, guard));
+  return ShrinkFor(active, active.recipe.policy->repeat() != nullptr ? source.repeat.get() : nullptr, target, mean,
+                   keep);
+}
+
 Status Compressor::Run(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard,
                        std::vector<Shrink>& shrinks, bool selects, FlightLoan& loan) {
-  if (source.compression != nullptr) source.EndPieces();
-  for (const Shrink& shrink : shrinks) {
-    if (shrink.sequence->compression != nullptr) shrink.sequence->EndPieces();
-  }
-  if (active.recipe.policy->repeat() != nullptr) {
-    PITH_RETURN_IF_ERROR(reader_.ReadAll(source, active, guard));
-  }
   for (const Shrink& shrink : shrinks) loan.Lend(*shrink.sequence);
   // The source's entries are what the selections count from, so it goes last.
   std::stable_partition(shrinks.begin(), shrinks.end(),
@@ -275,14 +276,9 @@ Result<std::shared_ptr<Compression>> Compressor::Begin(Sequence& sequence, const
   const bool changes =
       begun->active.recipe.storage.Converts(sequence.setup->formats.entry) || policy.prune() != nullptr;
   if ((policy.keeps_everything() && !changes) || entries == 0) return std::shared_ptr<Compression>();
-  const double mean = PerHead(core_, entries);
   begun->pieces.guard = {.num_sinks = begun->active.recipe.num_sinks};
-  PITH_ASSIGN_OR_RETURN(begun->shrink, ShrinkFor(begun->active, nullptr, sequence, mean, keep_fraction));
-  if (policy.repeat() != nullptr) {
-    PITH_RETURN_IF_ERROR(reader_.ReadAll(sequence, begun->active, begun->pieces.guard));
-    RepeatColumns* const read = sequence.repeat.get();
-    PITH_ASSIGN_OR_RETURN(begun->shrink, ShrinkFor(begun->active, read, sequence, mean, keep_fraction));
-  }
+  PITH_ASSIGN_OR_RETURN(begun->shrink, ReadAndPlan(sequence, begun->active, begun->pieces.guard, sequence,
+                                                   PerHead(core_, entries), keep_fraction));
   begun->pieces.budget = *begun->shrink.budget;
   begun->pieces.format = begun->shrink.format;
   if (begun->shrink.lower) PITH_RETURN_IF_ERROR(core_.cache->SetLower(sequence.cache_id, *begun->shrink.lower));
@@ -346,6 +342,7 @@ Status Compressor::ShrinkPart(Sequence& sequence, const ActiveRecipe& active, co
                                          .keep_exact = std::max(1.0, keep)},
                                   std::nullopt}};
   FlightLoan loan(core_.flight);
+  PITH_RETURN_IF_ERROR(ReadFor(sequence, active, part));
   return Run(sequence, active, part, shrinks, true, loan);
 }
 

@@ -59,6 +59,10 @@ class Compressor {
                            double keep) const;
   PageFormat FormatFor(const ActiveRecipe& active, RepeatColumns* read, PageFormat entry, double mean,
                        double keep) const;
+  // Ends a compression in pieces, whose columns are of entries that may be gone; reads what is to be read again.
+  Status ReadFor(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard);
+  Result<Shrink> ReadAndPlan(Sequence& source, const ActiveRecipe& active, const EntryGuard& guard, Sequence& target,
+                             double mean, double keep);
   Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
   Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
   // The beginning of CompressOn(); null: there is nothing to do.
