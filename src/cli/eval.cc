@@ -172,8 +172,6 @@ Result<std::vector<Task>> ChooseTasks(const EvalFlags& flags, std::string& finge
   return tasks;
 }
 
-std::string Dump(const ordered_json& json) { return JsonText(json, 1); }
-
 // What every result says of the run it comes from.
 ordered_json RunJson(const EvalFlags& flags, const JudgeOptions& options, const ModelInfo& info) {
   return {{"mode", flags.mode},
@@ -322,7 +320,7 @@ class Evaluation {
       for (const EvalRow& row : results_->rows()) json["items"].push_back(RowToJson(row));
       json["table"] = TableToJson(results_->rows());
     }
-    const std::string dumped = Dump(json);
+    const std::string dumped = JsonText(json, 1);
     if (!flags_.output_file.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags_.output_file, dumped + "\n"));
     if (maps_) PITH_RETURN_IF_ERROR(WriteFile(flags_.html_file, ReportHtml(json, maps_->ToJson())));
     PITH_RETURN_IF_ERROR(status);

@@ -19,9 +19,9 @@ namespace pith::cli {
 namespace {
 
 constexpr const char* kExamples = R"(
-Bytes per token are keys and values alone, as libllama would hold them; in comp, whose pages differ, what is usual. The longest context is what fits the budget
-with nothing dropped; recipes go on from there. Without --kv-budget it is 256MiB. How it splits is what an engine of
-the same flags plans.
+Bytes per token are keys and values alone, as libllama would hold them; in comp, whose pages differ, what is usual.
+The longest context is what fits the budget with nothing dropped; recipes go on from there. Without --kv-budget it is
+256MiB. How it splits is what an engine of the same flags plans.
 
 Examples:
   pith info model.gguf

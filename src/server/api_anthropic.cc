@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
 
@@ -147,7 +148,7 @@ Status ReadBlock(const Json& block, const std::string& path, ChatMessage& messag
     reader.Text("id", call.id);
     reader.Text("name", call.name);
     const Json* input = reader.Object("input");
-    call.arguments = input == nullptr ? "{}" : Dump(*input);
+    call.arguments = input == nullptr ? "{}" : JsonText(*input);
     message.tool_calls.push_back(std::move(call));
   } else if (type == "tool_result") {
     if (message.role != "user") reader.Fail("type", "is tool_result, which is only the user's");
@@ -210,7 +211,7 @@ Status ReadAnthropicTools(JsonReader& reader, ChatRequest& request) {
     inner.Text("name", tool.name);
     inner.Text("description", tool.description);
     inner.Require("input_schema");
-    if (const Json* schema = inner.Object("input_schema"); schema != nullptr) tool.parameters = Dump(*schema);
+    if (const Json* schema = inner.Object("input_schema"); schema != nullptr) tool.parameters = JsonText(*schema);
     PITH_RETURN_IF_ERROR(inner.status());
     request.tools.push_back(std::move(tool));
   }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "base/utf8.h"
 #include "server/answer.h"
 #include "server/api.h"
@@ -214,7 +215,7 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   reader.Bool("return_progress", extras.returns_progress);
   ReadStops(reader, "stop", request.base.generation.stops);
   ReadSampling(reader, model, 1e6, request.base.sampling);
-  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
   return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompt);
 }

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "base/utf8.h"
 #include "server/api.h"
 
@@ -29,7 +30,7 @@ Status ReadCalls(const Json& list, const std::string& path, std::vector<ChatTool
     inner.Text("name", call.name);
     const Json* arguments = inner.Find("arguments");
     if (arguments != nullptr && arguments->is_object())
-      call.arguments = Dump(*arguments);
+      call.arguments = JsonText(*arguments);
     else
       inner.Text("arguments", call.arguments);
     PITH_RETURN_IF_ERROR(inner.status());
@@ -134,7 +135,8 @@ Status ReadTools(JsonReader& reader, ChatRequest& request) {
     inner.Require("name");
     inner.Text("name", tool.name);
     inner.Text("description", tool.description);
-    if (const Json* parameters = inner.Object("parameters"); parameters != nullptr) tool.parameters = Dump(*parameters);
+    if (const Json* parameters = inner.Object("parameters"); parameters != nullptr)
+      tool.parameters = JsonText(*parameters);
     PITH_RETURN_IF_ERROR(inner.status());
     request.tools.push_back(std::move(tool));
   }
@@ -231,9 +233,9 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std
   return {};
 }
 
-std::string Event(const Json& data) { return "data: " + Dump(data) + "\n\n"; }
+std::string Event(const Json& data) { return "data: " + JsonText(data) + "\n\n"; }
 std::string Event(const char* name, const Json& data) {
-  return fmt::format("event: {}\ndata: {}\n\n", name, Dump(data));
+  return fmt::format("event: {}\ndata: {}\n\n", name, JsonText(data));
 }
 
 Result<Json> BodyOf(const Call& call) {

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
 
@@ -49,12 +50,12 @@ class OllamaWriter final : public AnswerWriter {
     if (delta.text.empty() && !wants_logprobs_) return;
     Json line = Line(std::move(delta.text), {}, false);
     if (wants_logprobs_) line["logprobs"] = LogprobsJson(model_, delta.logprobs);
-    exchange_->Write(Dump(line) + "\n");
+    exchange_->Write(JsonText(line) + "\n");
   }
 
   void Ended(ChoiceEnd end) override {
     if (stream_ && (!end.text.empty() || !end.calls.empty()))
-      exchange_->Write(Dump(Line(end.text, end.calls, false)) + "\n");
+      exchange_->Write(JsonText(Line(end.text, end.calls, false)) + "\n");
     end_ = std::move(end);
   }
 
@@ -78,7 +79,7 @@ class OllamaWriter final : public AnswerWriter {
     line["eval_duration"] = Nanoseconds(totals.times.generation);
     line["kv"] = KvJson(totals.cache);
     if (!stream_) return exchange_->Send(JsonResponse(line));
-    exchange_->Write(Dump(line) + "\n");
+    exchange_->Write(JsonText(line) + "\n");
     exchange_->EndStream();
   }
 
@@ -115,7 +116,7 @@ Status ReadOllamaFormat(JsonReader& reader, ChatRequest& request) {
   const Json* format = reader.Find("format");
   if (format == nullptr || (format->is_string() && format->get<std::string>().empty())) return {};
   if (format->is_object())
-    request.schema = Dump(*format);
+    request.schema = JsonText(*format);
   else if (format->is_string() && format->get<std::string>() == "json")
     request.schema = R"({"type":"object"})";
   else
@@ -168,7 +169,7 @@ void ReplyLoaded(Call& call, const OllamaExtras& extras, bool is_chat) {
     line["response"] = "";
   line["done"] = true;
   line["done_reason"] = extras.unloads() ? "unload" : "load";
-  call.exchange->Send({.status = 200, .body = Dump(line) + "\n"});
+  call.exchange->Send({.status = 200, .body = JsonText(line) + "\n"});
 }
 
 bool HasImages(const JsonReader& reader) {

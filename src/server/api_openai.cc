@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
 
@@ -301,7 +302,7 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   if (const Json* format = reader.Find("response_format"); format != nullptr) {
     PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
   }
-  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   return reader.status();
 }
 
@@ -325,7 +326,7 @@ Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& r
   std::string suffix;
   reader.Text("suffix", suffix);
   if (!suffix.empty()) reader.Fail("suffix", "is not supported: texts are only continued");
-  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = Dump(*schema);
+  if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   if (const Json* format = reader.Find("response_format"); format != nullptr) {
     PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
   }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "host/grammar_bounds.h"
 #include "host/json_schema.h"
 #include "policy/untrusted.h"
@@ -323,7 +324,7 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
   if (type == "json_object") {
     const Json* wanted = reader.Object("schema");  // llama-server's
     PITH_RETURN_IF_ERROR(reader.status());
-    schema = wanted == nullptr ? R"({"type":"object"})" : Dump(*wanted);
+    schema = wanted == nullptr ? R"({"type":"object"})" : JsonText(*wanted);
     return {};
   }
   if (type != "json_schema") {
@@ -341,7 +342,7 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
     wanted = reader.Object("schema");
   }
   PITH_RETURN_IF_ERROR(reader.status());
-  schema = Dump(*wanted);
+  schema = JsonText(*wanted);
   return {};
 }
 

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 
 namespace pith::server {
 namespace {
@@ -79,8 +80,6 @@ Result<Json> ParseJsonObject(std::string_view text) {
   if (!value.is_object()) return InvalidArgument("the request's body must be a JSON object");
   return Result<Json>(std::move(value));
 }
-
-std::string Dump(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 const Json* JsonReader::Find(const char* name) const {
   const auto at = object_.find(name);
@@ -189,7 +188,8 @@ Result<std::vector<int32_t>> ReadTokens(const Json& array, std::string_view name
     const bool known = one.is_number_unsigned() && one.get<uint64_t>() < static_cast<uint64_t>(num_vocab);
     if (!known) {
       return InvalidArgument(
-          fmt::format("'{}' has the token {}, but the vocabulary goes from 0 to {}", name, one.dump(), num_vocab - 1));
+          fmt::format("'{}' has the token {}, but the vocabulary goes from 0 to {}", name, JsonText(one),
+                      num_vocab - 1));
     }
     tokens.push_back(one.get<int32_t>());
   }

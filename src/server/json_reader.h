@@ -22,8 +22,6 @@ using Json = nlohmann::ordered_json;
 Result<Json> ParseJson(std::string_view text);
 // The same, and it is an object.
 Result<Json> ParseJsonObject(std::string_view text);
-// On one line; bytes that are no UTF-8 become U+FFFD.
-std::string Dump(const Json& value);
 
 // Members of one object. A member that is missing or null leaves its variable as it was; one that is wrong is the
 // reader's error, of which the first stays: "'temperature' must be a number from 0 to 2".

@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/json_text.h"
+
 namespace pith::server {
 namespace {
 
@@ -64,7 +66,7 @@ HttpResponse ErrorResponse(Dialect dialect, int status, const std::string& type,
                            const Json& extra) {
   Json body = ErrorJson(dialect, status, type, message);
   if (dialect == Dialect::kOpenAi && extra.is_object()) body["error"].update(extra);
-  HttpResponse response{.status = status, .body = Dump(body)};
+  HttpResponse response{.status = status, .body = JsonText(body)};
   if (status == 429 || status == 503) response.headers.emplace_back("Retry-After", status == 429 ? "1" : "5");
   if (status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
@@ -100,7 +102,7 @@ HttpResponse ErrorResponse(Dialect dialect, const Error& error, bool draining) {
   return ErrorResponse(dialect, status, error.message);
 }
 
-HttpResponse JsonResponse(const Json& body) { return {.status = 200, .body = Dump(body)}; }
+HttpResponse JsonResponse(const Json& body) { return {.status = 200, .body = JsonText(body)}; }
 
 int64_t UnixTime() { return static_cast<int64_t>(std::time(nullptr)); }
 

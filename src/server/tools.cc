@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "host/grammar_bounds.h"
 #include "host/json_schema.h"
 #include "server/json_reader.h"
@@ -42,7 +43,7 @@ bool TakeCall(const Json& object, std::span<const ToolSpec> tools, std::vector<C
   }
   if (arguments.is_string()) arguments = Parsed(arguments.get<std::string>());
   if (!arguments.is_object()) return false;
-  calls.push_back({RandomId("call_"), name, Dump(arguments)});
+  calls.push_back({RandomId("call_"), name, JsonText(arguments)});
   return true;
 }
 
@@ -100,7 +101,7 @@ std::string Instructions(std::span<const ToolSpec> tools) {
       "You may call one or more functions to assist with the user query.\n\nYou are provided with function signatures "
       "within "
       "<tools></tools> XML tags:\n<tools>";
-  for (const Json& tool : Parsed(ToolsJson(tools))) text += "\n" + Dump(tool);
+  for (const Json& tool : Parsed(ToolsJson(tools))) text += "\n" + JsonText(tool);
   text +=
       "\n</tools>\n\nFor each function call, return a JSON object with the function's name and arguments within "
       "<tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n"
@@ -148,7 +149,7 @@ std::string ToolsJson(std::span<const ToolSpec> tools) {
          {"function",
           {{"name", tool.name}, {"description", tool.description}, {"parameters", Parsed(tool.parameters)}}}});
   }
-  return Dump(list);
+  return JsonText(list);
 }
 
 ToolSyntax SyntaxOfTemplate(std::string_view chat_template) {
@@ -168,7 +169,8 @@ std::vector<ChatMessage> WithoutToolRoles(std::span<const ChatMessage> messages,
     for (const ChatToolCall& call : message.tool_calls) {
       const Json arguments = Parsed(call.arguments);
       const Json object = {{"name", call.name}, {"arguments", arguments.is_discarded() ? Json::object() : arguments}};
-      one.content += fmt::format("{}{}\n{}\n{}", one.content.empty() ? "" : "\n", kOpenTag, Dump(object), kCloseTag);
+      one.content +=
+          fmt::format("{}{}\n{}\n{}", one.content.empty() ? "" : "\n", kOpenTag, JsonText(object), kCloseTag);
     }
     if (message.role == "tool") {
       one.role = "user";
@@ -189,7 +191,7 @@ std::vector<ChatMessage> WithoutToolRoles(std::span<const ChatMessage> messages,
 
 Result<std::string> ToolGrammar(std::span<const ToolSpec> tools, ToolChoice choice, ToolSyntax syntax, bool parallel) {
   const char* arguments = syntax == ToolSyntax::kObject ? "parameters" : "arguments";
-  PITH_ASSIGN_OR_RETURN(std::string grammar, GrammarOfJsonSchema(Dump(CallSchema(tools, arguments))));
+  PITH_ASSIGN_OR_RETURN(std::string grammar, GrammarOfJsonSchema(JsonText(CallSchema(tools, arguments))));
   constexpr std::string_view kRoot = "root ::=";
   const size_t at = grammar.starts_with(kRoot) ? 0 : grammar.find("\nroot ::=");
   if (at == std::string::npos) return Unsupported("the converter's grammar has no root");
