@@ -9,6 +9,7 @@
 
 #include "policy/act/match.h"
 #include "tests/support/golden.h"
+#include "tests/support/golden_fit.h"
 
 namespace pith::testing {
 namespace {
@@ -44,38 +45,17 @@ struct WithBiases {
   }
 };
 
-class MatchCase {
+class MatchCase : FitCase {
  public:
   MatchCase(const GgufFile& file, std::string method, MatchOptions options, double value_ridge)
-      : file_(file),
-        method_(std::move(method)),
-        kv_heads_(static_cast<size_t>(file.param("kv_heads"))),
-        group_(static_cast<size_t>(file.param("heads")) / kv_heads_),
-        dim_(static_cast<size_t>(file.param("head_dim"))),
-        n_(static_cast<size_t>(file.param("n"))),
-        most_(Own("selected").shape[1]),
-        heads_(kv_heads_) {
-    const auto rows = group_ * static_cast<size_t>(file.param("queries"));
+      : FitCase(file, "out/" + method + "/selected"), method_(std::move(method)), heads_(kv_heads_) {
     for (size_t h = 0; h < kv_heads_; ++h) {
       Head& head = heads_[h];
-      for (size_t i = 0; i < most_; ++i) {
-        const int64_t entry = Own("selected").i64[h * most_ + i];
-        if (entry >= 0) head.order.push_back(static_cast<int32_t>(entry));
-      }
+      head.order = Selected(h);
       head.kept = head.order;
       std::ranges::sort(head.kept);
-      for (int32_t i = 0; i < static_cast<int32_t>(n_); ++i) {
-        if (!std::ranges::binary_search(head.kept, i)) head.dropped.push_back(i);
-      }
-      head.inputs = {.key_dim = static_cast<int>(dim_),
-                     .value_dim = static_cast<int>(dim_),
-                     .keys = Part("in/k", h, n_ * dim_).data(),
-                     .values = Part("in/v", h, n_ * dim_).data(),
-                     .fixed = {},
-                     .kept = head.kept,
-                     .dropped = head.dropped,
-                     .queries = ViewOf(Part("in/q_ref", h, rows * dim_).data(), rows, dim_),
-                     .scale = 1 / std::sqrt(static_cast<float>(dim_))};
+      head.dropped = Others(head.kept);
+      head.inputs = Inputs(h, head.kept, head.dropped);
       if (options.pursuit > 0) head.found = PursueKeys(options, static_cast<size_t>(file.param("kept")), head.inputs);
       head.made = MatchKeys(options, head.inputs);
       for (const int32_t entry : head.kept) {
@@ -133,7 +113,7 @@ class MatchCase {
         keys.insert(keys.end(), new_keys.begin(), new_keys.end());
         values.insert(values.end(), new_values.begin(), new_values.end());
         biases.resize(biases.size() + seen, 0);
-        const std::vector<float> output = Attend(Part("in/q_test", h * tests + t, dim_), keys, biases, values);
+        const std::vector<float> output = Attend(Part("in/q_test", h * tests + t, dim_), keys, values, biases);
         outputs.insert(outputs.end(), output.begin(), output.end());
       }
     }
@@ -142,34 +122,11 @@ class MatchCase {
 
  private:
   const GgufTensor& Own(const std::string& name) const { return file_.tensor("out/" + method_ + "/" + name); }
-  std::span<const float> Part(const std::string& name, size_t part, size_t size) const {
-    return std::span(file_.tensor(name).f32).subspan(part * size, size);
-  }
   static size_t Index(const Head& head, size_t i) {
     return static_cast<size_t>(std::ranges::lower_bound(head.kept, head.order[i]) - head.kept.begin());
   }
 
-  std::vector<float> Attend(std::span<const float> query, const std::vector<float>& keys,
-                            const std::vector<double>& biases, const std::vector<float>& values) const {
-    std::vector<double> weights(biases.size());
-    double most = -INFINITY, sum = 0;
-    for (size_t j = 0; j < weights.size(); ++j) {
-      for (size_t d = 0; d < dim_; ++d)
-        weights[j] += static_cast<double>(query[d]) * static_cast<double>(keys[j * dim_ + d]);
-      weights[j] = weights[j] / std::sqrt(static_cast<double>(dim_)) + biases[j];
-      most = std::max(most, weights[j]);
-    }
-    for (double& weight : weights) sum += weight = std::exp(weight - most);
-    std::vector<double> output(dim_, 0);
-    for (size_t j = 0; j < weights.size(); ++j) {
-      for (size_t d = 0; d < dim_; ++d) output[d] += weights[j] / sum * static_cast<double>(values[j * dim_ + d]);
-    }
-    return {output.begin(), output.end()};
-  }
-
-  const GgufFile& file_;
   const std::string method_;
-  const size_t kv_heads_, group_, dim_, n_, most_;
   std::vector<Head> heads_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "policy/act/residue.h"
 #include "tests/support/golden.h"
+#include "tests/support/golden_fit.h"
 
 namespace pith::testing {
 namespace {
@@ -20,39 +21,18 @@ void ExpectSolved(const std::vector<float>& ours, const std::vector<float>& thei
   ExpectNumbers(ours, theirs, what, {kSolved * static_cast<double>(largest), 0});
 }
 
-class ResidueCase {
+class ResidueCase : FitCase {
  public:
-  explicit ResidueCase(const GgufFile& file)
-      : file_(file),
-        kv_heads_(static_cast<size_t>(file.param("kv_heads"))),
-        group_(static_cast<size_t>(file.param("heads")) / kv_heads_),
-        dim_(static_cast<size_t>(file.param("head_dim"))),
-        n_(static_cast<size_t>(file.param("n"))),
-        queries_(static_cast<size_t>(file.param("queries"))),
-        most_(file.tensor("out/highest_global/selected").shape[1]),
-        heads_(kv_heads_) {
+  explicit ResidueCase(const GgufFile& file) : FitCase(file, "out/highest_global/selected"), heads_(kv_heads_) {
     options_.entries = file.param("residue");
     options_.rounds = file.param("residue_rounds");
     options_.value_ridge = file.number("pith.param.value_ridge");
     for (size_t h = 0; h < kv_heads_; ++h) {
       Head& head = heads_[h];
-      for (size_t i = 0; i < most_; ++i) {
-        const int64_t entry = file.tensor("out/highest_global/selected").i64[h * most_ + i];
-        if (entry >= 0) head.kept.push_back(static_cast<int32_t>(entry));
-      }
+      head.kept = Selected(h);
       std::ranges::sort(head.kept);
-      for (int32_t i = 0; i < static_cast<int32_t>(n_); ++i) {
-        if (!std::ranges::binary_search(head.kept, i)) head.dropped.push_back(i);
-      }
-      head.inputs = {.key_dim = static_cast<int>(dim_),
-                     .value_dim = static_cast<int>(dim_),
-                     .keys = Part("in/k", h, n_ * dim_).data(),
-                     .values = Part("in/v", h, n_ * dim_).data(),
-                     .fixed = {},
-                     .kept = head.kept,
-                     .dropped = head.dropped,
-                     .queries = ViewOf(Part("in/q_ref", h, group_ * queries_ * dim_).data(), group_ * queries_, dim_),
-                     .scale = 1 / std::sqrt(static_cast<float>(dim_))};
+      head.dropped = Others(head.kept);
+      head.inputs = Inputs(h, head.kept, head.dropped);
       head.made = MakeResidues(options_, options_.entries, head.inputs);
       for (const int32_t entry : head.kept) {
         const std::span<const float> key = Part("in/k", h * n_ + static_cast<size_t>(entry), dim_),
@@ -138,36 +118,12 @@ class ResidueCase {
     std::vector<float> keys, values;  // of what stays, and of the new entries
   };
 
-  std::span<const float> Part(const std::string& name, size_t part, size_t size) const {
-    return std::span(file_.tensor(name).f32).subspan(part * size, size);
-  }
-
   static void RoundGroup(std::span<float> group) {
     const float least = *std::ranges::min_element(group), most = *std::ranges::max_element(group);
     const float scale = (most - least) / 15;
     for (float& x : group) x = scale > 0 ? least + std::round((x - least) / scale) * scale : least;
   }
 
-  std::vector<float> Attend(std::span<const float> query, const std::vector<float>& keys,
-                            const std::vector<float>& values) const {
-    std::vector<double> weights(keys.size() / dim_);
-    double most = -INFINITY, sum = 0;
-    for (size_t j = 0; j < weights.size(); ++j) {
-      for (size_t d = 0; d < dim_; ++d)
-        weights[j] += static_cast<double>(query[d]) * static_cast<double>(keys[j * dim_ + d]);
-      weights[j] /= std::sqrt(static_cast<double>(dim_));
-      most = std::max(most, weights[j]);
-    }
-    for (double& weight : weights) sum += weight = std::exp(weight - most);
-    std::vector<double> output(dim_, 0);
-    for (size_t j = 0; j < weights.size(); ++j) {
-      for (size_t d = 0; d < dim_; ++d) output[d] += weights[j] / sum * static_cast<double>(values[j * dim_ + d]);
-    }
-    return {output.begin(), output.end()};
-  }
-
-  const GgufFile& file_;
-  const size_t kv_heads_, group_, dim_, n_, queries_, most_;
   ResidueOptions options_;
   std::vector<Head> heads_;
 };

@@ -12,6 +12,7 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::Follow;
+using testing::FollowFork;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
@@ -34,9 +35,7 @@ TEST_F(ModelCodedPages, FinerStepsTakeMoreBytesAndLoseLess) {
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context_));
-  const SequenceId whole = *engine->Fork(base);
-  const std::vector<float> expected = Follow(*engine, whole, tail_);
-  engine->Free(whole);
+  const std::vector<float> expected = FollowFork(*engine, base, tail_);
   std::vector<double> bytes, kl;
   for (const Recipe& recipe : options.later_recipes) {
     SCOPED_TRACE(recipe.text);

@@ -24,6 +24,7 @@ using testing::ExpectEveryEntry;
 using testing::ExpectRestored;
 using testing::ExpectRunsInABudget;
 using testing::Follow;
+using testing::FollowFork;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
@@ -117,9 +118,7 @@ TEST(ModelDelta, SequencesGoOnLikeOthers) {
     auto engine = MakeDefaultEngine(options);
     const SequenceId sequence = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(sequence, context));
-    const SequenceId whole = *engine->Fork(sequence);
-    const std::vector<float> full = Follow(*engine, whole, tail);
-    engine->Free(whole);
+    const std::vector<float> full = FollowFork(*engine, sequence, tail);
     ASSERT_TRUE(engine->Compress(sequence, options.later_recipes[0], 1));
     EXPECT_LT(engine->KeptBytes(sequence), 0.6);
     EXPECT_EQ(engine->RewindTarget(sequence, 200), 0) << "what is a latent cannot be taken back";

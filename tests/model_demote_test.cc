@@ -23,6 +23,7 @@ using testing::ExpectEveryEntry;
 using testing::ExpectRestored;
 using testing::ExpectRunsInABudget;
 using testing::Follow;
+using testing::FollowFork;
 using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
@@ -67,9 +68,7 @@ TEST(SlowDemote, TheBytesDecideHowManyStay) {
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
-  const SequenceId whole = *engine->Fork(base);
-  const std::vector<float> full = Follow(*engine, whole, tail);
-  engine->Free(whole);
+  const std::vector<float> full = FollowFork(*engine, base, tail);
   std::vector<double> kl;
   for (const double keep : {0.6, 0.33, 0.2}) {
     for (const Recipe& recipe : options.later_recipes) {

@@ -19,6 +19,7 @@ namespace {
 
 using testing::CompressedAfter;
 using testing::Follow;
+using testing::FollowFork;
 using testing::Ledger;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
@@ -297,9 +298,7 @@ TEST(ModelRepeat, EntriesThatStandInLoseLess) {
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
-  const SequenceId whole = *engine->Fork(base);
-  const std::vector<float> full = Follow(*engine, whole, tail);
-  engine->Free(whole);
+  const std::vector<float> full = FollowFork(*engine, base, tail);
   std::vector<double> kl;
   for (const Recipe& recipe : options.later_recipes) {
     const SequenceId fork = *engine->Fork(base);
@@ -329,9 +328,7 @@ TEST(ModelRepeat, EntriesThatSpeakForOthersLoseLess) {
   auto engine = MakeDefaultEngine(options);
   const SequenceId base = *engine->NewSequence();
   ASSERT_TRUE(engine->Prefill(base, context));
-  const SequenceId whole = *engine->Fork(base);
-  const std::vector<float> full = Follow(*engine, whole, tail);
-  engine->Free(whole);
+  const std::vector<float> full = FollowFork(*engine, base, tail);
   std::vector<double> kl, bytes;
   std::vector<std::vector<int32_t>> held;
   for (const Recipe& recipe : options.later_recipes) {
@@ -424,9 +421,7 @@ TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
     auto engine = MakeDefaultEngine(options);
     const SequenceId base = *engine->NewSequence();
     ASSERT_TRUE(engine->Prefill(base, context));
-    const SequenceId whole = *engine->Fork(base);
-    const std::vector<float> full = Follow(*engine, whole, tail);
-    engine->Free(whole);
+    const std::vector<float> full = FollowFork(*engine, base, tail);
     const auto compress = [&](const Recipe& recipe, double share, double* bytes, double* kl) {
       const SequenceId fork = *engine->Fork(base);
       const CompressTarget target{fork, share};

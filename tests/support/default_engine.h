@@ -56,6 +56,14 @@ inline std::vector<float> Follow(Engine& engine, SequenceId sequence, const std:
   return logits;
 }
 
+// The same of a fork, which is freed: the sequence stays as it is.
+inline std::vector<float> FollowFork(Engine& engine, SequenceId sequence, const std::vector<int32_t>& tail) {
+  const SequenceId fork = *engine.Fork(sequence);
+  std::vector<float> logits = Follow(engine, fork, tail);
+  engine.Free(fork);
+  return logits;
+}
+
 // A sequence from a file and from memory holds what it held and goes on with the same logits. look(restored sequence)
 // before it is freed.
 template <typename Look>
