@@ -21,6 +21,7 @@ using testing::CompressedAfter;
 using testing::Follow;
 using testing::FollowFork;
 using testing::Ledger;
+using testing::LedgerTokens;
 using testing::MakeDefaultEngine;
 using testing::MeanKl;
 using testing::Tokenize;
@@ -170,6 +171,56 @@ TEST(ModelRepeat, ACompressionInPiecesLeavesWhatOneAtOnceLeaves) {
       EXPECT_GT(most_changed, 2U) << "control";
     }
   }
+}
+
+// What is done with pages once it is chosen what stays goes by layers, too.
+TEST(ModelRepeat, PagesAreChangedInPieces) {
+  const std::vector<int32_t> context = LedgerTokens(900), tail = Tokenize("In chapter 7 the garden met a");
+  for (const char* const text :
+       {"keydiff format=q4", "keydiff act=prune:channels=0.5", "snapkv:window=8 act=prune format=q8"}) {
+    SCOPED_TRACE(text);
+    EngineOptions options = CompressedAfter({text});
+    options.max_sequences = 4;
+    auto engine = MakeDefaultEngine(options);
+    const Recipe& recipe = options.later_recipes.front();
+    const SequenceId base = *engine->NewSequence(), other = *engine->NewSequence();
+    ASSERT_TRUE(engine->Prefill(base, context));
+    ASSERT_TRUE(engine->Prefill(other, std::span(context).first(10)));
+    const SequenceId at_once = *engine->Fork(base), in_pieces = *engine->Fork(base);
+    ASSERT_TRUE(engine->Compress(at_once, recipe, 0.6));
+    const std::vector<std::vector<int32_t>> chosen = HeldBy(*engine, at_once);
+    int pieces_of_pages = 0, pieces = 0;
+    for (bool is_done = false; !is_done; ++pieces) {
+      const bool is_chosen = HeldBy(*engine, in_pieces) == chosen;
+      const Result<bool> done = engine->CompressOn(in_pieces, recipe, 0.6);
+      ASSERT_TRUE(done) << done.error().message;
+      is_done = *done;
+      pieces_of_pages += is_chosen ? 1 : 0;
+      ASSERT_TRUE(engine->Decode(other, context[static_cast<size_t>(10 + pieces)]));
+    }
+    EXPECT_GE(pieces_of_pages, 2) << "control: of 81,000 entries some hold no more than a piece";
+    EXPECT_EQ(HeldBy(*engine, in_pieces), chosen);
+    EXPECT_EQ(engine->KeptBytes(in_pieces), engine->KeptBytes(at_once));
+    EXPECT_EQ(Follow(*engine, in_pieces, tail), Follow(*engine, at_once, tail));
+  }
+}
+
+TEST(ModelRepeat, WhatIsKnownBetweenTwoPiecesIsPartOfTheBytes) {
+  const std::vector<int32_t> context = LedgerTokens(400);
+  const EngineOptions options = CompressedAfter({"kvzip act=residue"});
+  const Recipe& recipe = options.later_recipes.front();
+  auto engine = MakeDefaultEngine(options);
+  const SequenceId base = *engine->NewSequence();
+  ASSERT_TRUE(engine->Prefill(base, context));
+  while (!*engine->ReadAgain(base, recipe, 1 << 20)) {
+  }
+  const size_t read = engine->stats().table_bytes;
+  ASSERT_FALSE(*engine->CompressOn(base, recipe, 0.3));
+  const size_t begun = engine->stats().table_bytes;
+  EXPECT_GE(begun, read + 90 * 400 * sizeof(float)) << "scores of all heads";
+  while (!*engine->CompressOn(base, recipe, 0.3)) {
+  }
+  EXPECT_LT(engine->stats().table_bytes, read) << "nor are the reading's own columns there any more";
 }
 
 TEST(ModelRepeat, ACompressionThatBreaksOffBeginsAnew) {

@@ -105,6 +105,56 @@ TEST(ModelTurns, WhatATurnLeftStaysAsItIs) {
   }
 }
 
+TEST(ModelTurns, ATurnThatEndsInPiecesIsWhatOneAtOnceIs) {
+  const std::vector<int32_t> text = Tokens(700);
+  int plain = 0, fitted = 0, converted = 0;
+  const auto count = [&](const char* recipe) {
+    SCOPED_TRACE(recipe);
+    EngineOptions options = With(recipe);
+    options.max_sequences = 4;
+    auto engine = Make(options);
+    const SequenceId base = *engine->NewSequence(), other = *engine->NewSequence();
+    EXPECT_TRUE(engine->Prefill(other, std::span(text).first(10)));
+    EXPECT_TRUE(engine->Prefill(base, std::span(text).first(300)));
+    EXPECT_TRUE(engine->EndTurn(base));
+    EXPECT_TRUE(engine->Prefill(base, std::span(text).subspan(300, 300)));
+    const SequenceId at_once = *engine->Fork(base), in_pieces = *engine->Fork(base);
+    EXPECT_TRUE(engine->EndTurn(at_once));
+    while (!*engine->ReadAgain(in_pieces, engine->options().recipe, 1 << 20)) {
+    }
+    int pieces = 0;
+    for (bool is_done = false; !is_done && pieces < 500; ++pieces) {
+      const Result<bool> done = engine->EndTurnOn(in_pieces);
+      EXPECT_TRUE(done);
+      is_done = done && *done;
+      EXPECT_TRUE(engine->Decode(other, text[static_cast<size_t>(10 + pieces)]));
+    }
+    EXPECT_EQ(Positions(*engine, in_pieces), Positions(*engine, at_once));
+    EXPECT_NE(Positions(*engine, in_pieces), Positions(*engine, base)) << "control: the turn was whole";
+    EXPECT_EQ(Keys(*engine, in_pieces, 600), Keys(*engine, at_once, 600));
+    EXPECT_EQ(engine->stats(in_pieces).used_bytes, engine->stats(at_once).used_bytes);
+    EXPECT_TRUE(*engine->EndTurnOn(in_pieces)) << "it is over";
+    EXPECT_TRUE(engine->Prefill(in_pieces, std::span(text).subspan(600, 50)));
+    EXPECT_TRUE(engine->Prefill(at_once, std::span(text).subspan(600, 50)));
+    const auto logits = [&](SequenceId id) {
+      return std::vector<float>(engine->logits(id).begin(), engine->logits(id).end());
+    };
+    const std::vector<float> last = logits(at_once);
+    EXPECT_TRUE(engine->Decode(in_pieces, text[650]));
+    const std::vector<float> one = logits(in_pieces);
+    EXPECT_TRUE(engine->Decode(at_once, text[650]));
+    EXPECT_EQ(logits(at_once), one);
+    EXPECT_FALSE(last == one) << "control";
+    return pieces;
+  };
+  plain = count("keydiff turns=flowkv:drop=0.8");
+  converted = count("keydiff turns=flowkv:drop=0.8 format=q4");
+  fitted = count("kvzip:chunk=150 act=residue turns=flowkv:drop=0.7");
+  EXPECT_GE(plain, 2) << "54,000 entries are judged";
+  EXPECT_GT(converted, plain);
+  EXPECT_GE(fitted, kLayers * kHeads / testing::kThreads);
+}
+
 TEST(ModelTurns, OneTurnIsTheHost) {
   const std::vector<int32_t> text = Tokens(300);
   for (const std::string host : {"snapkv", "keydiff", "kvzip"}) {

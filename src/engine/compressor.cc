@@ -252,16 +252,9 @@ Status Compressor::Run(Sequence& source, const ActiveRecipe& active, const Entry
 }
 
 Status Compressor::ChangePages(const Sequence& source, const ActiveRecipe& active, std::span<const Shrink> shrinks) {
-  const PruneOptions* const prune = active.recipe.policy->prune();
   for (const Shrink& shrink : shrinks) {
-    // Channels are judged by keys as they were read.
-    ChosenChannels channels;
-    if (prune != nullptr) channels = ChooseChannels(core_, source, *shrink.sequence, *prune);
-    if (shrink.format) {
-      PITH_RETURN_IF_ERROR(core_.cache->SetLow(shrink.sequence->cache_id, *shrink.format));
-      PITH_RETURN_IF_ERROR(DemoteAll(core_, *shrink.sequence));
-    }
-    if (prune != nullptr) PITH_RETURN_IF_ERROR(PruneKeys(core_, *shrink.sequence, *prune, channels));
+    PageChanges changes{.format = shrink.format, .prune = active.recipe.policy->prune()};
+    PITH_RETURN_IF_ERROR(ChangeSomePages(core_, source, *shrink.sequence, INT64_MAX, changes));
   }
   return {};
 }
@@ -277,11 +270,13 @@ Result<std::shared_ptr<Compression>> Compressor::Begin(Sequence& sequence, const
       begun->active.recipe.storage.Converts(sequence.setup->formats.entry) || policy.prune() != nullptr;
   if ((policy.keeps_everything() && !changes) || entries == 0) return std::shared_ptr<Compression>();
   begun->pieces.guard = {.num_sinks = begun->active.recipe.num_sinks};
-  PITH_ASSIGN_OR_RETURN(begun->shrink, ReadAndPlan(sequence, begun->active, begun->pieces.guard, sequence,
-                                                   PerHead(core_, entries), keep_fraction));
-  begun->pieces.budget = *begun->shrink.budget;
-  begun->pieces.format = begun->shrink.format;
-  if (begun->shrink.lower) PITH_RETURN_IF_ERROR(core_.cache->SetLower(sequence.cache_id, *begun->shrink.lower));
+  PITH_ASSIGN_OR_RETURN(const Shrink shrink, ReadAndPlan(sequence, begun->active, begun->pieces.guard, sequence,
+                                                         PerHead(core_, entries), keep_fraction));
+  begun->pieces.budget = *shrink.budget;
+  begun->pieces.format = begun->changes.format = shrink.format;
+  begun->selects = !policy.keeps_everything();
+  begun->changes.prune = policy.prune();
+  if (shrink.lower) PITH_RETURN_IF_ERROR(core_.cache->SetLower(sequence.cache_id, *shrink.lower));
   return begun;
 }
 
@@ -294,17 +289,29 @@ Result<bool> Compressor::CompressOn(Sequence& sequence, const Recipe& recipe, do
     PITH_ASSIGN_OR_RETURN(sequence.compression, Begin(sequence, recipe, keep_fraction));
     if (sequence.compression == nullptr) return true;
   }
+  return GoOn(sequence);
+}
+
+Result<bool> Compressor::RunPiece(Sequence& sequence) {
   Compression& compression = *sequence.compression;
   FlightLoan loan(core_.flight);
   loan.Lend(sequence);
-  const Clock::time_point start = Clock::now();
-  Result<bool> done = compression.active.recipe.policy->keeps_everything()
-                          ? Result<bool>(true)
-                          : shrinker_.RunPiece(sequence, compression.active, compression.pieces);
-  if (done && *done) {
-    const Status changed = ChangePages(sequence, compression.active, {&compression.shrink, 1});
-    if (!changed) done = tl::unexpected<Error>(changed.error());
+  if (compression.selects && compression.pieces.num_kept < core_.layers.count()) {
+    PITH_ASSIGN_OR_RETURN(const bool is_done, shrinker_.RunPiece(sequence, compression.active, compression.pieces));
+    return is_done && !compression.changes.any();
   }
+  if (!compression.changes.any()) return true;
+  return ChangeSomePages(core_, sequence, sequence, kEntriesAtOnce, compression.changes);
+}
+
+Result<bool> Compressor::GoOn(Sequence& sequence) {
+  const Clock::time_point start = Clock::now();
+  Result<bool> done = false;
+  do {
+    done = RunPiece(sequence);
+  } while (
+      done && !*done &&
+      !sequence.compression->held.Hold(sequence.account, MemoryTag::kTables, sequence.compression->pieces.bytes()));
   core_.times.policy += SecondsSince(start);
   if (!done || *done) sequence.EndPieces();
   return done;
@@ -334,26 +341,44 @@ Result<double> Compressor::CompressPart(Sequence& sequence, const Recipe& recipe
   return static_cast<double>(EntriesWithin(core_, sequence, from, to)) / static_cast<double>(inside);
 }
 
+namespace {
+
+// keep: entries per head, of `mean` in the part.
+Budget PartBudget(double mean, double keep) {
+  return {.keep = std::max(1, static_cast<int>(keep + 1e-9)),
+          .keep_fraction = keep / std::max(1.0, mean),
+          .keep_exact = std::max(1.0, keep)};
+}
+
+}  // namespace
+
 Status Compressor::ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep) {
   const double mean = PerHead(core_, EntriesWithin(core_, sequence, part.from, part.to));
-  std::vector<Shrink> shrinks = {{&sequence,
-                                  Budget{.keep = std::max(1, static_cast<int>(keep + 1e-9)),
-                                         .keep_fraction = keep / std::max(1.0, mean),
-                                         .keep_exact = std::max(1.0, keep)},
-                                  std::nullopt}};
+  std::vector<Shrink> shrinks = {{.sequence = &sequence, .budget = PartBudget(mean, keep)}};
   FlightLoan loan(core_.flight);
   PITH_RETURN_IF_ERROR(ReadFor(sequence, active, part));
   return Run(sequence, active, part, shrinks, true, loan);
 }
 
-Status Compressor::ShrinkOwn(Sequence& sequence, const EntryGuard& part, double keep) {
+Status Compressor::BeginPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep) {
+  const double mean = PerHead(core_, EntriesWithin(core_, sequence, part.from, part.to));
+  PITH_RETURN_IF_ERROR(ReadFor(sequence, active, part));
+  auto begun = std::make_shared<Compression>();
+  begun->active = active;
+  begun->pieces.guard = part;
+  begun->pieces.budget = PartBudget(mean, keep);
+  sequence.compression = std::move(begun);
+  return {};
+}
+
+Status Compressor::BeginOwn(Sequence& sequence, const EntryGuard& part, double keep) {
   ResolvedRecipe recipe = sequence.setup->recipe;
   const Result<ActiveRecipe> active = ActiveFor(sequence, recipe);
-  Status status = active ? ShrinkPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
+  Status status = active ? BeginPart(sequence, *active, part, keep) : Status(tl::unexpected<Error>(active.error()));
   if (status || recipe.in_little_room == recipe.policy) return status;
   if (status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported) return status;
   recipe.policy = recipe.in_little_room;
-  return ShrinkPart(sequence, ActiveRecipe{.recipe = std::move(recipe)}, part, keep);
+  return BeginPart(sequence, ActiveRecipe{.recipe = std::move(recipe)}, part, keep);
 }
 
 Result<bool> Compressor::ReadAgain(Sequence& sequence, const Recipe& recipe, EntryGuard part, int rows) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "engine/engine.h"
 #include "engine/engine_core.h"
 #include "engine/flight.h"
+#include "engine/page_changes.h"
 #include "engine/second_reader.h"
 #include "engine/sequence.h"
 #include "engine/sequence_table.h"
@@ -19,13 +21,16 @@
 
 namespace pith {
 
-// Of one sequence, by pieces: what CompressOn() goes on with.
+// Of one sequence, by pieces: what GoOn() goes on with.
 struct Compression {
-  std::string recipe;  // as its caller has it
+  std::string recipe;  // as its caller has it; empty: the sequence's own
   double keep_fraction = 1;
   ActiveRecipe active;
-  Shrink shrink;
   ShrinkPieces pieces;
+  bool selects = true;  // some entries may go, not only pages change
+  PageChanges changes;
+  std::optional<FrozenTurn> turn = {};  // that ends with it
+  HeldBytes held;                       // what pieces take between two of them
 };
 
 class Compressor {
@@ -41,9 +46,12 @@ class Compressor {
   // part: with the sinks of whatever recipe.
   Result<bool> ReadAgain(Sequence& sequence, const Recipe& recipe, EntryGuard part, int rows);
 
-  // Of a part that is there, with the sequence's own recipe or, where it has no room to read again, by what needs less.
-  // keep: entries per kv head.
-  Status ShrinkOwn(Sequence& sequence, const EntryGuard& part, double keep);
+  // Into sequence.compression: of a part that is there, with the sequence's own recipe or, where it has no room to read
+  // again, by what needs less. keep: entries per kv head; what is left of it to be read again is read.
+  Status BeginOwn(Sequence& sequence, const EntryGuard& part, double keep);
+  // A piece of sequence.compression, which there is. True: that was the last one. Nothing is left of it then, nor after
+  // an error. Where the budget has no room for what is known between two pieces, the rest comes at once.
+  Result<bool> GoOn(Sequence& sequence);
 
  private:
   // The recipe as the sequence was made with it, or as far as it needs nothing that had to be noted while text was
@@ -65,6 +73,8 @@ class Compressor {
                              double mean, double keep);
   Result<Shrink> ShrinkByDemotion(const ResolvedRecipe& recipe, Sequence& target, double mean, double bytes) const;
   Status ShrinkPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
+  Status BeginPart(Sequence& sequence, const ActiveRecipe& active, const EntryGuard& part, double keep);
+  Result<bool> RunPiece(Sequence& sequence);
   // The beginning of CompressOn(); null: there is nothing to do.
   Result<std::shared_ptr<Compression>> Begin(Sequence& sequence, const Recipe& recipe, double keep_fraction);
   // Formats and channels of what stays.

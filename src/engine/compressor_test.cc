@@ -38,5 +38,36 @@ TEST(Compressor, APartOfASequenceWithLoweredEntries) {
   }
 }
 
+TEST(Compressor, WithoutRoomForWhatIsKnownBetweenPiecesTheRestComesAtOnce) {
+  EngineOptions options = testing::TinyOptions("full", size_t{4} << 20);
+  options.compress = CompressMode::kAfter;
+  options.later_recipes.push_back(*ParseRecipe("kvzip:chunk=64 act=residue"));
+  const Recipe& recipe = options.later_recipes.front();
+  const auto count = [&](bool has_room) {
+    Rooms rooms(options);
+    Sequence& sequence = rooms.New();
+    EXPECT_TRUE(rooms.Read(sequence, 200));
+    while (!*rooms.compressor.ReadAgain(sequence, recipe, {}, 1 << 20)) {
+    }
+    const size_t floor = sequence.floor_bytes, ceiling = sequence.ceiling_bytes;
+    if (!has_room) {
+      EXPECT_TRUE(sequence.account->SetLimits(0, 0));
+      sequence.floor_bytes = SIZE_MAX / 2;  // nothing is lent
+      sequence.ceiling_bytes = 0;
+    }
+    int calls = 0;
+    for (bool is_done = false; !is_done && calls < 100; ++calls) {
+      const Result<bool> done = rooms.compressor.CompressOn(sequence, recipe, 0.5);
+      EXPECT_TRUE(done) << done.error().message;
+      is_done = !done || *done;
+    }
+    EXPECT_LT(rooms.Positions(sequence, 1, 1).size(), 200U);
+    sequence.floor_bytes = floor, sequence.ceiling_bytes = ceiling;
+    return calls;
+  };
+  EXPECT_EQ(count(false), 1);
+  EXPECT_GE(count(true), 4) << "control: a head in a piece";
+}
+
 }  // namespace
 }  // namespace pith

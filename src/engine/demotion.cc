@@ -47,11 +47,14 @@ void DemoteLayer(EngineCore& core, std::span<RowGroup> groups, int layer, const 
 }
 
 Status DemoteAll(EngineCore& core, const Sequence& sequence) {
+  return DemoteLayers(core, sequence, 0, static_cast<int>(core.info->layers.size()));
+}
+
+Status DemoteLayers(EngineCore& core, const Sequence& sequence, int first, int count) {
   std::atomic<bool> out_of_pages{false};
   core.context->RunOnTeam([&](const Team& team) {
-    for (size_t layer = 0; layer < core.info->layers.size(); ++layer) {
-      if (!core.ops->Demote(sequence.cache_id, static_cast<int>(layer), team))
-        out_of_pages.store(true, std::memory_order_relaxed);
+    for (int layer = first; layer < first + count; ++layer) {
+      if (!core.ops->Demote(sequence.cache_id, layer, team)) out_of_pages.store(true, std::memory_order_relaxed);
     }
   });
   if (out_of_pages.load()) return OutOfBudget("the KV budget has no free page left");

@@ -17,8 +17,9 @@ namespace pith {
 // What a recipe that compares layers evicts is evicted before. Ends with a sync, unless nothing is to be done. A group
 // for whose pages there is no room fails.
 void DemoteLayer(EngineCore& core, std::span<RowGroup> groups, int layer, const Team& team);
-// Between blocks, of all layers. kOutOfBudget: some pages are as they were.
+// Between blocks, of all layers or `count` of them. kOutOfBudget: some pages are as they were.
 Status DemoteAll(EngineCore& core, const Sequence& sequence);
+Status DemoteLayers(EngineCore& core, const Sequence& sequence, int first, int count);
 // Thread 0: pages of a sliding layer that no later row sees.
 void DropOutOfWindow(EngineCore& core, RowGroup& group, int layer);
 

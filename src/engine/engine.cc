@@ -141,6 +141,11 @@ Status EngineImpl::EndTurn(SequenceId id) {
   return turns_.EndTurn(*sequence);
 }
 
+Result<bool> EngineImpl::EndTurnOn(SequenceId id) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+  return turns_.EndTurnOn(*sequence);
+}
+
 Status EngineImpl::SetGuide(SequenceId id, std::span<const int32_t> tokens) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
   return turns_.SetGuide(*sequence, tokens);

@@ -290,8 +290,9 @@ class Engine {
   // Compress() by a piece, between steps of other sequences, which so wait for no more than some layers, or one kv head
   // of each thread where entries are fitted (act=residue). True: that was the last one, and the sequence holds what
   // Compress() would have left of it. Until then it has less in some layers than in others, and whatever else is done
-  // with it leaves it so. What is to be read again is read first (ReadAgain()), what must be converted or pruned at the
-  // end in one piece. Errors of Compress().
+  // with it leaves it so. What is to be read again is read first (ReadAgain()), what must be converted or pruned comes
+  // last, some layers in a piece. What is known between two pieces is part of the sequence's bytes; where these have no
+  // room for it, the rest comes at once. Errors of Compress().
   virtual Result<bool> CompressOn(SequenceId sequence, const Recipe& recipe, double keep_fraction) = 0;
   // Compress() for the entries of positions [from, to) alone; keep_fraction is of these. All others stay as they are.
   // The recipe sees nothing of them but what its window of queries paid.
@@ -301,6 +302,9 @@ class Engine {
   // The turn of a conversation that was read since the last call is over: a recipe with turns= compresses it. Others
   // do nothing. kOutOfBudget and others of CompressPart(): the turn stays as it is, and goes on.
   virtual Status EndTurn(SequenceId sequence) = 0;
+  // EndTurn() by a piece, between steps of other sequences, as CompressOn() is Compress() by a piece. True: that was
+  // the last one.
+  virtual Result<bool> EndTurnOn(SequenceId sequence) = 0;
   // A text that stands for what will be asked of the sequence, for recipes with score=guide; empty: the newest tokens.
   virtual Status SetGuide(SequenceId sequence, std::span<const int32_t> tokens) = 0;
   // All that it has read, where its recipe reads something again; else nothing.

@@ -86,6 +86,7 @@ class EngineImpl final : public Engine {
                                             std::span<const CompressTarget> targets) override;
   Result<bool> ReadAgain(SequenceId id, const Recipe& recipe, int rows) override;
   Status EndTurn(SequenceId id) override;
+  Result<bool> EndTurnOn(SequenceId id) override;
   Status SetGuide(SequenceId id, std::span<const int32_t> tokens) override;
 
   std::vector<int32_t> Tokens(SequenceId id) const override;

@@ -37,11 +37,11 @@ std::vector<uint16_t> ChooseChannelsOf(const Sequence& source, const LayerShape&
 
 }  // namespace
 
-ChosenChannels ChooseChannels(EngineCore& core, const Sequence& source, const Sequence& target,
-                              const PruneOptions& prune) {
-  ChosenChannels chosen(static_cast<size_t>(core.layers.count()));
+void ChooseChannels(EngineCore& core, const Sequence& source, const Sequence& target, const PruneOptions& prune,
+                    int first, int count, ChosenChannels& chosen) {
+  chosen.resize(static_cast<size_t>(core.layers.count()));
   core.context->RunOnTeam([&](const Team& team) {
-    for (int global = team.ith; global < core.layers.count(); global += team.nth) {
+    for (int global = first + team.ith; global < first + count; global += team.nth) {
       const int layer = core.layers.LayerOf(global);
       const std::span<const HeadCache> heads = std::as_const(*core.cache).heads(target.cache_id, layer);
       for (size_t h = 0; h < heads.size(); ++h) {
@@ -50,25 +50,27 @@ ChosenChannels ChooseChannels(EngineCore& core, const Sequence& source, const Se
       }
     }
   });
-  return chosen;
 }
 
-Status PruneKeys(EngineCore& core, const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen) {
+Status BeginPruning(EngineCore& core, const Sequence& target, const PruneOptions& prune, const ChosenChannels& chosen) {
   const SequenceLayout& layout = core.cache->layout(target.cache_id);
-  if (layout.pruned.share == 0) {
-    PITH_RETURN_IF_ERROR(
-        core.cache->SetLower(target.cache_id, layout.full(), {.share = prune.share, .recent = prune.recent}));
-    for (int global = 0; global < core.layers.count(); ++global) {
-      const std::span<HeadCache> heads = core.cache->heads(target.cache_id, core.layers.LayerOf(global));
-      for (size_t h = 0; h < heads.size(); ++h) {
-        if (!heads[h].prunes()) continue;
-        PITH_RETURN_IF_ERROR(heads[h].ChooseChannels(chosen[static_cast<size_t>(global)][h]));
-      }
+  if (layout.pruned.share > 0) return {};
+  PITH_RETURN_IF_ERROR(
+      core.cache->SetLower(target.cache_id, layout.full(), {.share = prune.share, .recent = prune.recent}));
+  for (int global = 0; global < core.layers.count(); ++global) {
+    const std::span<HeadCache> heads = core.cache->heads(target.cache_id, core.layers.LayerOf(global));
+    for (size_t h = 0; h < heads.size(); ++h) {
+      if (!heads[h].prunes()) continue;
+      PITH_RETURN_IF_ERROR(heads[h].ChooseChannels(chosen[static_cast<size_t>(global)][h]));
     }
   }
+  return {};
+}
+
+Status PruneKeys(EngineCore& core, const Sequence& target, int first, int count) {
   std::atomic<bool> out_of_pages{false};
   core.context->RunOnTeam([&](const Team& team) {
-    for (int global = 0; global < core.layers.count(); ++global) {
+    for (int global = first; global < first + count; ++global) {
       if (!core.ops->Prune(target.cache_id, core.layers.LayerOf(global), team))
         out_of_pages.store(true, std::memory_order_relaxed);
     }

@@ -14,9 +14,6 @@
 namespace pith {
 namespace {
 
-// Of a piece, so that it takes about as long as a few steps of a small model.
-constexpr int64_t kEntriesAtOnce = 1 << 15;
-
 // Members may fail each by itself; the first of them in order counts.
 Status FirstFailure(std::span<const Status> statuses) {
   const auto failed = std::ranges::find_if(statuses, [](const Status& status) { return !status; });
@@ -28,6 +25,16 @@ void Note(Status& result, Status status) {
 }
 
 }  // namespace
+
+size_t ShrinkPieces::bytes() const {
+  size_t bytes = 0;
+  const auto add = [&bytes](const auto& rows) {
+    for (const auto& row : rows) bytes += row.capacity() * sizeof(row.front());
+  };
+  for (const LayerScores& layer : scores) add(layer.heads), add(layer.pinned), add(layer.ties);
+  for (const KeptHeads& layer : kept) add(layer);
+  return bytes;
+}
 
 Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads) {
   const double mean = static_cast<double>(entries) / static_cast<double>(heads);

@@ -19,6 +19,9 @@
 
 namespace pith {
 
+// Of a piece, so that it takes about as long as a few steps of a small model.
+inline constexpr int64_t kEntriesAtOnce = 1 << 15;
+
 // One sequence to shrink by the scores of another (or its own).
 struct Shrink {
   Sequence* sequence = nullptr;
@@ -53,6 +56,8 @@ struct ShrinkPieces {
   int num_judged = 0;           // global layers
   int num_kept = 0;             // global layers that are done
   size_t num_kept_heads = 0;    // of the next one
+
+  size_t bytes() const;  // that scores and indices take
 };
 
 // Of a sequence's `entries` in so many heads, what the running recipe keeps.

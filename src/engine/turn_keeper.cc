@@ -6,7 +6,6 @@
 #include <numeric>
 #include <utility>
 
-#include "engine/demotion.h"
 #include "engine/entry_counts.h"
 #include "engine/flight.h"
 
@@ -33,10 +32,44 @@ double TurnKeeper::TurnCap(const Sequence& sequence) const {
 }
 
 Status TurnKeeper::EndTurn(Sequence& sequence) {
+  const FlightLoan loan(core_.flight);  // for what is to be read again
+  for (;;) {
+    PITH_ASSIGN_OR_RETURN(const bool is_done, EndTurnOn(sequence));
+    if (is_done) return {};
+  }
+}
+
+Result<bool> TurnKeeper::EndTurnOn(Sequence& sequence) {
   const ResolvedRecipe& recipe = sequence.setup->recipe;
-  if (!recipe.has_turns() || !sequence.evicts) return {};
-  if (recipe.turns.method == TurnMethod::kFlowKv) return CloseTurn(sequence);
-  return sequence.setup->keep_entries > 0 ? CompressToBlock(sequence) : Status();
+  if (!recipe.has_turns() || !sequence.evicts) return true;
+  // One that goes on is of another call's recipe, which has a name, or this one's.
+  if (sequence.compression != nullptr && !sequence.compression->recipe.empty()) sequence.EndPieces();
+  if (sequence.compression == nullptr) {
+    if (recipe.turns.method == TurnMethod::kFlowKv)
+      PITH_RETURN_IF_ERROR(BeginTurn(sequence));
+    else if (sequence.setup->keep_entries > 0)
+      PITH_RETURN_IF_ERROR(BeginBlock(sequence));
+  }
+  return GoOn(sequence);
+}
+
+Result<bool> TurnKeeper::GoOn(Sequence& sequence) {
+  if (sequence.compression == nullptr) return true;
+  const std::optional<FrozenTurn> turn = sequence.compression->turn;
+  PITH_ASSIGN_OR_RETURN(const bool is_done, compressor_.GoOn(sequence));
+  if (is_done && turn) {
+    sequence.turns.push_back(*turn);
+    sequence.turn_start = turn->to;
+  }
+  return is_done;
+}
+
+Status TurnKeeper::Close(Sequence& sequence, Status begun) {
+  while (begun) {
+    PITH_ASSIGN_OR_RETURN(const bool is_done, GoOn(sequence));
+    if (is_done) return {};
+  }
+  return begun;
 }
 
 Status TurnKeeper::SetGuide(Sequence& sequence, std::span<const int32_t> tokens) {
@@ -74,30 +107,22 @@ std::optional<TurnKeeper::TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequenc
   return plan;
 }
 
-Status TurnKeeper::CloseTurn(Sequence& sequence) {
+Status TurnKeeper::BeginTurn(Sequence& sequence) {
   const std::optional<TurnPlan> plan = PlanTurn(sequence);
   if (!plan) return {};
-  const Clock::time_point start = Clock::now();
+  const SequenceSetup& setup = *sequence.setup;
   for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
-  PITH_RETURN_IF_ERROR(CompressTurn(sequence, *plan));
-  sequence.turns.push_back(plan->turn);
-  sequence.turn_start = plan->turn.to;
-  core_.times.policy += SecondsSince(start);
-  return {};
-}
-
-Status TurnKeeper::CompressTurn(Sequence& sequence, const TurnPlan& plan) {
-  if (plan.drops) {
-    const EntryGuard part{.num_sinks = sequence.setup->recipe.num_sinks, .from = plan.turn.from, .to = plan.turn.to};
-    PITH_RETURN_IF_ERROR(compressor_.ShrinkOwn(sequence, part, plan.keep));
+  if (plan->drops) {
+    const EntryGuard part{.num_sinks = setup.recipe.num_sinks, .from = plan->turn.from, .to = plan->turn.to};
+    PITH_RETURN_IF_ERROR(compressor_.BeginOwn(sequence, part, plan->keep));
+  } else {
+    sequence.EndPieces();
+    sequence.compression = std::make_shared<Compression>();
+    sequence.compression->selects = false;
   }
-  if (!sequence.setup->converts_turns()) return {};
-  const PageFormat format = sequence.setup->turn_format;
-  FlightLoan loan(core_.flight);
-  loan.Lend(sequence);
-  if (!(core_.cache->layout(sequence.cache_id).low == format))
-    PITH_RETURN_IF_ERROR(core_.cache->SetLow(sequence.cache_id, format));
-  return DemoteAll(core_, sequence);
+  if (setup.converts_turns()) sequence.compression->changes.format = setup.turn_format;
+  sequence.compression->turn = plan->turn;
+  return {};
 }
 
 Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
@@ -157,13 +182,15 @@ bool TurnKeeper::HasRoomForRows(const Sequence& sequence, int num_rows) const {
 Status TurnKeeper::MakeRoomForRows(Sequence& sequence, int num_rows) {
   const ResolvedRecipe& recipe = sequence.setup->recipe;
   if (!recipe.has_turns() || !sequence.evicts || HasRoomForRows(sequence, num_rows)) return {};
-  if (recipe.turns.method == TurnMethod::kEpiCache) return CompressToBlock(sequence);
-  PITH_RETURN_IF_ERROR(CloseTurn(sequence));
+  if (sequence.compression != nullptr) sequence.EndPieces();
+  const FlightLoan loan(core_.flight);
+  if (recipe.turns.method == TurnMethod::kEpiCache) return Close(sequence, BeginBlock(sequence));
+  PITH_RETURN_IF_ERROR(Close(sequence, BeginTurn(sequence)));
   while (!sequence.turns.empty() && !HasRoomForRows(sequence, num_rows)) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
   return {};
 }
 
-Status TurnKeeper::CompressToBlock(Sequence& sequence) {
+Status TurnKeeper::BeginBlock(Sequence& sequence) {
   const SequenceSetup& setup = *sequence.setup;
   const int64_t entries = GlobalEntriesOf(core_, sequence);
   if (entries == 0) return {};
@@ -177,7 +204,7 @@ Status TurnKeeper::CompressToBlock(Sequence& sequence) {
   const double mean = PerHead(core_, entries);
   if (keep >= mean) return {};
   sequence.exact_from = sequence.next_position;
-  return compressor_.ShrinkOwn(sequence, {.num_sinks = setup.recipe.num_sinks}, keep);
+  return compressor_.BeginOwn(sequence, {.num_sinks = setup.recipe.num_sinks}, keep);
 }
 
 int TurnKeeper::RowsAtOnce(const Sequence& sequence) const {
@@ -190,6 +217,8 @@ int TurnKeeper::RowsAtOnce(const Sequence& sequence) const {
 Result<std::optional<EntryGuard>> TurnKeeper::PartToRead(Sequence& sequence) {
   const ResolvedRecipe& recipe = sequence.setup->recipe;
   if (!recipe.has_turns()) return EntryGuard();
+  // A turn that is being ended was read, and has fewer entries by now.
+  if (sequence.compression != nullptr && sequence.compression->recipe.empty()) return std::nullopt;
   const std::optional<TurnPlan> plan = PlanTurn(sequence);
   if (!plan || !plan->drops || recipe.turns.method != TurnMethod::kFlowKv) return std::nullopt;
   for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));

@@ -29,6 +29,7 @@ class TurnKeeper {
 
   // As Engine's functions of these names, of a sequence that can be used.
   Status EndTurn(Sequence& sequence);
+  Result<bool> EndTurnOn(Sequence& sequence);
   Status SetGuide(Sequence& sequence, std::span<const int32_t> tokens);
 
   // Before rows are read into a sequence whose recipe has turns=: what it holds is compressed, where there would be no
@@ -51,9 +52,12 @@ class TurnKeeper {
   // None: nothing was read in it.
   std::optional<TurnPlan> PlanTurn(const Sequence& sequence) const;
   bool HasRoomForRows(const Sequence& sequence, int num_rows) const;
-  Status CloseTurn(Sequence& sequence);
-  Status CompressTurn(Sequence& sequence, const TurnPlan& plan);
-  Status CompressToBlock(Sequence& sequence);
+  // By pieces of Compressor::GoOn(): what comes first is dropped, and sequence.compression is the rest; null: there is
+  // none, and the turn is over.
+  Status BeginTurn(Sequence& sequence);
+  Status BeginBlock(Sequence& sequence);
+  Result<bool> GoOn(Sequence& sequence);
+  Status Close(Sequence& sequence, Status begun);
   Status DropOldestTurn(Sequence& sequence);
   double EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const;
   // Entries per head that turns which are over may hold.
