@@ -87,6 +87,21 @@ class Commands(ChatCase):
                 self.assertRegex(done.stderr.decode(), r"(?m)^pith: [^\n]+\.$")
                 self.assertEqual(len(self.reads(done)), 2)
 
+    def test_a_file_that_cannot_be_loaded_leaves_the_conversation(self):
+        whole = self.chat("My name is Ann.", "What is my name?")
+        path = self.path("talk")
+        self.chat("My name is Ann.", f"/save {path}")
+        with open(path, "rb") as talk:
+            short = self.write("short", talk.read()[:-100])
+        for file in (self.write("x", b"damaged"), self.write("none", b""), short):
+            with self.subTest(file=file):
+                done = self.chat("My name is Ann.", f"/load {file}", "What is my name?")
+                self.assertRegex(done.stderr.decode(), r"(?m)^pith: [^\n]+\.$")
+                self.assertEqual(done.stdout, whole.stdout)
+                self.assertEqual(self.reads(done), self.reads(whole))
+        undone = self.chat("My name is Ann.", "I like tea.", f"/load {short}", "/undo", "What is my name?")
+        self.assertEqual(undone.stdout.splitlines()[-1], whole.stdout.splitlines()[-1])
+
     def test_budget_and_recipe_change_in_place(self):
         plain = self.chat("My name is Ann.", "What is my name?", flags=("--recipe", "full"))
         for line in ("/budget 64MiB", "/recipe keydiff", "/recipe flowkv", "/recipe pith turns=flowkv:drop=0.1"):

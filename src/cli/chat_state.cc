@@ -111,14 +111,30 @@ Status ChatState::Save(const std::string& path) const {
 }
 
 Result<bool> ChatState::Load(const std::string& path) {
-  marks_.clear();
+  const bool has_read = sequence_->num_tokens() > 0;
+  std::vector<std::byte> saved;  // its bytes may be all that there are
+  if (has_read) {
+    PITH_ASSIGN_OR_RETURN(saved, sequence_->SaveToMemory({}, SavedForm::kExact));
+  }
+  Conversation before = conversation_;
+  const Result<bool> loaded = TakeFile(path);
+  if (loaded && *loaded) {
+    marks_.clear();
+    return true;
+  }
+  conversation_ = std::move(before);
+  if (has_read && !sequence_->RestoreFromMemory(saved)) PITH_RETURN_IF_ERROR(Reset());
+  return loaded;
+}
+
+Result<bool> ChatState::TakeFile(const std::string& path) {
   conversation_.Reset();
   PITH_ASSIGN_OR_RETURN(auto restored, sequence_->Restore(path));
   if (!restored) return false;
   const Status status =
       conversation_.Restore(restored->note.text, std::move(restored->note.tokens), sequence_->num_tokens());
   if (status) return true;
-  PITH_RETURN_IF_ERROR(Reset());
+  PITH_RETURN_IF_ERROR(sequence_->Reset());
   return MakeError(status.error().code,
                    fmt::format("the session {} cannot be used: {}", path, status.error().message));
 }

@@ -43,7 +43,8 @@ class ChatState {
 
   // The whole conversation with its cache. kIo.
   Status Save(const std::string& path) const;
-  // In place of what was said; false: there is no such file, or it is empty. After an error the conversation is empty.
+  // In place of what was said; false: there is no such file, or it is empty. Then, and after an error, all is as it
+  // was.
   Result<bool> Load(const std::string& path);
 
   // The text by its messages, for DrawCacheMap().
@@ -55,6 +56,7 @@ class ChatState {
 
   Status Open();
   Status ReadAgain(const Progress& progress);
+  Result<bool> TakeFile(const std::string& path);
 
   // Where the conversation stood before a message.
   struct Mark {
