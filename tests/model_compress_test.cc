@@ -116,6 +116,32 @@ int TokensBesideCompressing(const char* recipe) {
       std::ranges::count_if(running->choices_[0].times, [&](const auto& at) { return at > began && at < ended; }));
 }
 
+// A server whose requests are compressed by blocks, unless they say otherwise.
+TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
+  ServerSetup setup;
+  setup.recipe = "pith";
+  setup.num_ctx = 1024;
+  setup.budget_bytes = size_t{1534} << 10;
+  setup.options.max_running = 7;
+  Server server = Make(setup);
+  ASSERT_NE(server.scheduler, nullptr);
+  ASSERT_TRUE(server.engine->options().recipe.format) << "control: by blocks its entries are stored in few bits";
+  Request request = Greedy(Prompt(300, 1), 20);
+  request.compress = CompressMode::kAfter;
+  request.keep = 0.3;
+  auto sink = Send(server, request);
+  ASSERT_TRUE(sink->Wait());
+  ASSERT_FALSE(sink->error_) << sink->error_->message;
+  EXPECT_EQ(sink->cache_.compress, CompressMode::kAfter);
+  EXPECT_EQ(server.scheduler->stats().compressed, 1U);
+  request.compress.reset();
+  request.keep = 0;
+  auto by_blocks = Send(server, request);
+  ASSERT_TRUE(by_blocks->Wait());
+  ASSERT_FALSE(by_blocks->error_) << by_blocks->error_->message;
+  EXPECT_EQ(by_blocks->cache_.compress, CompressMode::kBlock);
+}
+
 TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
   EXPECT_GE(TokensBesideCompressing(kOnce), 10) << "its tokens came beside the reading's pieces";
 }

@@ -288,6 +288,24 @@ class Llama(Served):
         self.assertEqual(float(values["pith:kv_live_sequences"]), 0)
         self.assertIn('pith:time_to_first_token_seconds_bucket{le="+Inf"}', values)
 
+    def test_what_the_prompts_metrics_count(self):
+        def metrics():
+            text = self.server.request("GET", "/metrics")[2]
+            return {name: float(re.search(r"^llamacpp:%s (\S+)$" % name, text, re.MULTILINE).group(1))
+                    for name in ("prompt_tokens_total", "prompt_tokens_cached_total", "tokens_predicted_total", "n_tokens_max")}
+        body = {"prompt": "The river ran by the old town. " * 40, "n_predict": 4, "ignore_eos": True}
+        before = metrics()
+        read = cached = 0
+        for _ in range(3):  # the second and third find it there
+            timings = self.server.post("/completion", body)[2]["timings"]
+            read, cached = read + timings["prompt_n"], cached + timings["cache_n"]
+        after = metrics()
+        self.assertGreater(cached, read, "control")
+        self.assertEqual(after["prompt_tokens_total"] - before["prompt_tokens_total"], read)
+        self.assertEqual(after["prompt_tokens_cached_total"] - before["prompt_tokens_cached_total"], cached)
+        self.assertEqual(after["tokens_predicted_total"] - before["tokens_predicted_total"], 12)
+        self.assertGreaterEqual(after["n_tokens_max"], (read + cached) / 3)
+
     def test_tokens_and_back(self):
         text = "Grüße, 世界! \u0000 <|im_end|>"
         tokens = self.server.post("/tokenize", {"content": text})[2]["tokens"]

@@ -152,6 +152,7 @@ server::ServedModel MakeServed(const std::shared_ptr<HostModel>& model, std::str
   served.info = model->info();
   served.id = id.empty() ? std::filesystem::path(served.info.path).stem().string() : std::move(id);
   served.text = std::make_shared<HostText>(model);
+  served.most_token_bytes = model->MostBytesOfToken();
   served.chat_template = model->chat_template();
   served.bos = model->bos_text();
   served.eos = model->eos_text();

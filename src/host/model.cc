@@ -282,6 +282,15 @@ std::string HostModel::Piece(int32_t token) const {
   return piece;
 }
 
+size_t HostModel::MostBytesOfToken() const {
+  const llama_vocab* vocab = llama_model_get_vocab(model_);
+  const auto type = llama_vocab_type(vocab);
+  if (type != LLAMA_VOCAB_TYPE_BPE && type != LLAMA_VOCAB_TYPE_SPM) return 0;
+  size_t most = 4;  // of a character that the vocabulary does not have
+  for (int32_t token = 0; token < info_.num_vocab; ++token) most = std::max(most, Piece(token).size());
+  return most;
+}
+
 bool HostModel::IsControl(int32_t token) const {
   return llama_vocab_is_control(llama_model_get_vocab(model_), token);
 }

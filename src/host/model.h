@@ -133,6 +133,9 @@ class HostModel {
   // A text that ends here, with what the tokenizer puts around one: for embeddings.
   Result<std::vector<int32_t>> TokenizeWhole(std::string_view text) const;
   std::string Piece(int32_t token) const;  // bytes; may end inside a UTF-8 character
+  // That a token of a text stands for, at most; 0: any number of them (tokenizers that leave blanks out, or have one
+  // token for words that they do not know). O(vocabulary).
+  size_t MostBytesOfToken() const;
   bool IsEndOfGeneration(int32_t token) const;
   bool IsControl(int32_t token) const;
   // By the template of the options or the file's own, as Jinja. Where that fails, by libllama's code for the usual

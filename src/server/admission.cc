@@ -24,6 +24,14 @@ namespace {
 
 // Shorter ones are read again as fast as they are forked.
 constexpr size_t kLeastCheckpoint = 64;
+// Tokens.
+constexpr size_t kRoomBesidePins = 64;
+
+// Pinned tokens must stay whatever others claim, and a recipe needs some room beside them.
+size_t PinnedBytes(const Job& job) {
+  const size_t count = job.request.num_pinned;
+  return count == 0 ? 0 : job.bytes.Of(count * 5 / 4 + kRoomBesidePins);
+}
 
 size_t PagesOf(size_t num_tokens) { return (num_tokens + kPageEntries - 1) / kPageEntries; }
 
@@ -86,6 +94,7 @@ Status SchedulerImpl::PlanJob(Job& job) {
   job.options.compress = request.compress.value_or(
       options_.compress_after || NeedsWholePrompt(job.options.recipe) ? CompressMode::kAfter : CompressMode::kBlock);
   if (job.is_by_blocks || job.options.recipe.turns) job.options.compress = CompressMode::kBlock;
+  if (job.options.compress == CompressMode::kAfter && !request.recipe) job.options.recipe = whole_recipe_;
   if (request.refuse_eviction) {
     if (job.options.recipe.format) job.options.format = *job.options.recipe.format;
     PITH_ASSIGN_OR_RETURN(job.options.recipe, ParseRecipe("full"));
@@ -115,7 +124,7 @@ Status SchedulerImpl::PlanJob(Job& job) {
   const size_t prompt = job.text.size(), room = num_ctx - std::min(num_ctx, prompt);
   if (job.compresses) {
     PITH_ASSIGN_OR_RETURN(const Admission whole, engine_->Admit(unlimited, job.text.size()));
-    job.bytes.reread = whole.reread_bytes;
+    job.bytes.reread = whole.reread_bytes * static_cast<size_t>(2 + job.num_restarts) / 2;
   }
   const bool is_promised_all = (job.drops && !job.compresses) || options_.deterministic_reuse || job.choices.size() > 1;
   const size_t wanted =
@@ -129,20 +138,20 @@ Status SchedulerImpl::PlanJob(Job& job) {
         static_cast<double>(job.bytes.limit) / (1 << 20), std::min(job.bytes.MostTokens(), num_ctx));
     return request.refuse_eviction ? Status(OutOfContext(sentence)) : Status(OutOfBudget(sentence));
   }
-  const size_t share = total_bytes_ / static_cast<size_t>(options_.max_running);
+  const size_t equal = total_bytes_ / static_cast<size_t>(options_.max_running);
   if (job.compresses) {
     job.bytes.floor = std::min(FloorFor(job, 0, prompt), job.bytes.limit);
     job.bytes.fork_floor = std::min(job.bytes.Of(wanted) + 2 * job.bytes.page, job.bytes.floor);
     return {};
   }
+  const size_t share = std::max(std::min(equal << (2 * job.num_restarts), total_bytes_), PinnedBytes(job));
   job.bytes.floor = std::max<size_t>(std::min(job.drops ? std::min(all, share) : all, job.bytes.limit), 1);
-  job.bytes.fork_floor =
-      job.drops ? job.bytes.floor
-                : std::min(job.bytes.Of(wanted) + 2 * job.bytes.page, job.bytes.floor);
+  job.bytes.fork_floor = job.drops ? std::min(job.bytes.floor, std::max<size_t>(equal, 1))
+                                   : std::min(job.bytes.Of(wanted) + 2 * job.bytes.page, job.bytes.floor);
   // The same bytes whoever else is there, so that the same entries stay.
   if (options_.deterministic_reuse && job.drops) {
     job.options.ceiling_bytes = job.bytes.limit =
-        request.kv_budget_bytes > 0 ? job.bytes.limit : std::min(share, job.bytes.limit);
+        request.kv_budget_bytes > 0 ? job.bytes.limit : std::min(equal, job.bytes.limit);
     job.bytes.floor = job.bytes.fork_floor = job.bytes.limit;
   }
   return {};
@@ -231,7 +240,7 @@ SchedulerImpl::Verdict SchedulerImpl::TryAdmit(const JobPtr& job) {
     counters_.prompt_tokens += job->text.size() - cached;
     counters_.cached_tokens += cached;
   }
-  if (IsTurnEnd(*job, job->prompt_done)) BeginTurnEnd(*job);
+  if (job->follows_turn || IsTurnEnd(*job, job->prompt_done)) BeginTurnEnd(*job);
   PlanCheckpoint(*job);
   Hold(*job, sequence);
   std::erase(waiting_, job);

@@ -282,7 +282,7 @@ void StartAnswer(const Call& call, ChatRequest request, std::unique_ptr<AnswerWr
 
 HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request,
                               const Error& error) {
-  size_t longest = 0;
+  size_t longest = request.least_tokens;
   for (const auto& prompt : request.prompts) longest = std::max(longest, prompt.size());
   return LengthError(context, dialect, error, longest, request.is_evict_off);
 }

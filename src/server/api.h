@@ -75,9 +75,8 @@ Result<std::string> ReadContent(const Json& content, const std::string& path);
 // [{token, logprob, bytes, top_logprobs}]
 Json LogprobsJson(const ServedModel& model, const std::vector<TokenLogprobs>& logprobs);
 double FiniteLogprob(float logprob);
-// A prompt as text, tokens, or several of either. kInvalidArgument.
-Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std::vector<int32_t>>& prompts,
-                   std::vector<std::string>& texts);
+// A prompt as text, tokens, or several of either, into the request's. kInvalidArgument; errors of TokenizePrompt().
+Status ReadPrompts(const Json& prompt, const ServedModel& model, ChatRequest& request, std::vector<std::string>& texts);
 std::string TextOf(const ServedModel& model, const std::vector<int32_t>& tokens);
 // Server-sent events.
 std::string Event(const Json& data);

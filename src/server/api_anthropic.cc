@@ -300,6 +300,7 @@ void AnthropicCountTokens(Call& call) {
   if (!status) return call.Fail(status.error());
   const Result<std::string> text = RenderPrompt(call.context.model, request, true);
   if (!text) return call.Fail(text.error());
+  if (const Status length = CheckTextLength(text->size()); !length) return call.Fail(413, length.error().message);
   const auto tokens = call.context.model.text->Tokenize(*text, true, true);
   if (!tokens) return call.Fail(tokens.error());
   call.Reply({{"input_tokens", tokens->size()}});

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/utf8.h"
 #include "host/embedding_context.h"
 #include "server/answer.h"
 #include "server/api.h"
@@ -113,11 +114,19 @@ class EmbeddingWriter final : public AnswerWriter {
 };
 
 // A text, an array of tokens, or an array of either.
-Status ReadInputs(const Json& input, const char* name, const ServedModel& model,
-                  std::vector<std::vector<int32_t>>& prompts) {
+Status ReadInputs(const Json& input, const char* name, const ServedModel& model, bool truncates, ChatRequest& request) {
+  std::vector<std::vector<int32_t>>& prompts = request.prompts;
   const std::string wrong = fmt::format("'{}' must be a text, an array of tokens, or an array of these", name);
   const auto add_text = [&](const Json& text) -> Status {
-    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.text->TokenizeWhole(text.get_ref<const std::string&>()));
+    std::string_view whole = text.get_ref<const std::string&>();
+    const Status fits = CheckTextBytes(model, request, whole.size());
+    if (!fits && !truncates) return fits;
+    if (!fits) {  // as much of its front as is enough for the tokens that are read
+      whole = whole.substr(0, 2 * static_cast<size_t>(model.num_ctx) * (whole.size() / request.least_tokens + 1));
+      whole = whole.substr(0, FindInvalidUtf8(whole));
+      request.least_tokens = 0;
+    }
+    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.text->TokenizeWhole(whole));
     prompts.push_back(std::move(tokens));
     return {};
   };
@@ -164,7 +173,7 @@ void Start(Call& call, const Json& input, const char* name, EmbeddingOptions opt
   request.base.generation.max_tokens = 0;
   request.base.reuse_prefix = false;
   request.is_evict_off = request.base.refuse_eviction = true;
-  Status status = ReadInputs(input, name, model, request.prompts);
+  Status status = ReadInputs(input, name, model, options.truncates, request);
   if (status) status = CheckInputs(model, options, request.prompts);
   if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
   if (options.dimensions > model.info.hidden_dim) {

@@ -1,10 +1,12 @@
 // llama-server's own endpoints, with its members' names and meanings.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/escaped.h"
@@ -16,7 +18,10 @@
 namespace pith::server {
 namespace {
 
-Json ParamsJson(const SamplerOptions& sampling, const GeneratorOptions& generation) {
+constexpr size_t kMostFields = 64;
+
+Json ParamsJson(const SamplerOptions& sampling, const Request& request = {}) {
+  const GeneratorOptions& generation = request.generation;
   return {{"seed", sampling.seed},
           {"temperature", sampling.temperature},
           {"dynatemp_range", sampling.dynatemp_range},
@@ -42,6 +47,8 @@ Json ParamsJson(const SamplerOptions& sampling, const GeneratorOptions& generati
           {"stop", generation.stops},
           {"max_tokens", generation.max_tokens},
           {"n_predict", generation.max_tokens},
+          {"n_cmpl", request.num_choices},
+          {"t_max_predict_ms", std::llround(1e3 * generation.max_seconds)},
           {"ignore_eos", sampling.ignore_eos},
           {"grammar", sampling.grammar},
           {"samplers", sampling.sequence}};
@@ -64,26 +71,34 @@ Json Probabilities(const ServedModel& model, const std::vector<TokenLogprobs>& l
   return list;
 }
 
+struct LlamaExtras {
+  std::vector<std::string> prompts;  // their texts
+  std::vector<std::string> fields;   // response_fields
+  bool returns_tokens = false;
+  bool returns_progress = false;
+};
+
 class LlamaWriter final : public AnswerWriter {
  public:
-  LlamaWriter(Call& call, const ChatRequest& request, std::string prompt, bool returns_tokens, bool returns_progress)
+  LlamaWriter(Call& call, const ChatRequest& request, LlamaExtras extras)
       : context_(call.context),
         exchange_(call.exchange),
         stream_(request.stream),
-        returns_tokens_(returns_tokens),
-        returns_progress_(returns_progress && request.stream),
         has_probabilities_(request.base.generation.num_logprobs >= 0),
-        prompt_(std::move(prompt)),
-        settings_(ParamsJson(request.base.sampling, request.base.generation)) {}
+        num_choices_(request.base.num_choices),
+        extras_(std::move(extras)),
+        settings_(ParamsJson(request.base.sampling, request.base)),
+        num_written_(request.prompts.size() * static_cast<size_t>(num_choices_)) {
+    for (const auto& prompt : request.prompts) prompt_tokens_.push_back(prompt.size());
+  }
 
-  void Begin(const RequestUsage& usage, int slot) override {
+  void Begin(const RequestUsage&, int slot) override {
     slot_ = slot;
-    num_prompt_ = usage.prompt_tokens;
     if (stream_ && !std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
   }
 
   void Progress(int done, int total) override {
-    if (!returns_progress_) return;
+    if (!extras_.returns_progress || !stream_) return;
     if (!std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
     exchange_->Write(
         Event({{"content", ""},
@@ -93,7 +108,8 @@ class LlamaWriter final : public AnswerWriter {
   }
 
   void Text(Delta delta) override {
-    num_written_ += static_cast<int>(delta.tokens.size());
+    num_written_[static_cast<size_t>(delta.choice)] += delta.tokens.size();
+    if (delta.text.find('\n') != std::string::npos) has_line_.insert(delta.choice);
     WritePart(delta.choice, std::move(delta.text), delta.tokens, delta.logprobs);
   }
 
@@ -103,8 +119,9 @@ class LlamaWriter final : public AnswerWriter {
   }
 
   void Finished(const AnswerTotals& totals) override {
+    std::ranges::sort(ends_, {}, &ChoiceEnd::choice);
     Json all = Json::array();
-    for (const ChoiceEnd& end : ends_) all.push_back(Final(end, totals));
+    for (const ChoiceEnd& end : ends_) all.push_back(Wanted(Final(end, totals)));
     if (!stream_) return exchange_->Send(JsonResponse(all.size() == 1 ? all.front() : all));
     for (const Json& one : all) exchange_->Write(Event(one));
     exchange_->EndStream();
@@ -124,10 +141,29 @@ class LlamaWriter final : public AnswerWriter {
                  {"tokens", tokens},
                  {"stop", false},
                  {"id_slot", slot_},
-                 {"tokens_predicted", num_written_},
-                 {"tokens_evaluated", num_prompt_}};
+                 {"tokens_predicted", num_written_[static_cast<size_t>(choice)]},
+                 {"tokens_evaluated", PromptTokens(choice)}};
     if (has_probabilities_) part["completion_probabilities"] = Probabilities(context_.model, logprobs);
     exchange_->Write(Event(part));
+  }
+
+  size_t PromptTokens(int choice) const { return prompt_tokens_[static_cast<size_t>(choice / num_choices_)]; }
+
+  // response_fields: these members alone, those within others under the names of their paths.
+  Json Wanted(Json answer) const {
+    if (extras_.fields.empty()) return answer;
+    Json some = Json::object();
+    for (const std::string& path : extras_.fields) {
+      const Json* at = &answer;
+      for (size_t from = 0; at != nullptr && from <= path.size();) {
+        const size_t end = std::min(path.find('/', from), path.size());
+        const auto found = at->is_object() ? at->find(path.substr(from, end - from)) : at->end();
+        at = at->is_object() && found != at->end() ? &*found : nullptr;
+        from = end + 1;
+      }
+      if (at != nullptr) some[path] = *at;
+    }
+    return some;
   }
 
   Json Final(const ChoiceEnd& end, const AnswerTotals& totals) const {
@@ -137,19 +173,19 @@ class LlamaWriter final : public AnswerWriter {
     const bool whole = !stream_;
     Json one = {{"index", end.choice},
                 {"content", whole ? end.text : ""},
-                {"tokens", whole && returns_tokens_ ? Json(end.tokens) : Json::array()},
+                {"tokens", whole && extras_.returns_tokens ? Json(end.tokens) : Json::array()},
                 {"id_slot", totals.slot},
                 {"stop", true},
                 {"model", context_.model.id},
                 {"tokens_predicted", end.num_tokens},
-                {"tokens_evaluated", totals.usage.prompt_tokens},
+                {"tokens_evaluated", PromptTokens(end.choice)},
                 {"generation_settings", settings_},
-                {"prompt", prompt_},
-                {"has_new_line", end.text.find('\n') != std::string::npos},
+                {"prompt", extras_.prompts[static_cast<size_t>(end.choice / num_choices_)]},
+                {"has_new_line", has_line_.contains(end.choice) || end.text.find('\n') != std::string::npos},
                 {"truncated", end.stop == StopReason::kContext || totals.cache.evicted_tokens > 0},
                 {"stop_type", type},
                 {"stopping_word", end.stop_string},
-                {"tokens_cached", totals.usage.prompt_tokens + end.num_tokens},
+                {"tokens_cached", PromptTokens(end.choice) + static_cast<size_t>(end.num_tokens)},
                 {"timings", TimingsJson(totals)},
                 {"kv", KvJson(totals.cache)}};
     if (has_probabilities_ && whole) one["completion_probabilities"] = Probabilities(context_.model, end.logprobs);
@@ -158,22 +194,21 @@ class LlamaWriter final : public AnswerWriter {
 
   ServerContext& context_;
   std::shared_ptr<HttpExchange> exchange_;
-  bool stream_, returns_tokens_, returns_progress_, has_probabilities_;
-  std::string prompt_;
+  bool stream_, has_probabilities_;
+  int num_choices_;
+  LlamaExtras extras_;
   Json settings_;
+  std::vector<size_t> num_written_;    // of each choice
+  std::vector<size_t> prompt_tokens_;  // of each prompt
+  std::set<int> has_line_;             // choices whose streamed text has a line's end
   std::vector<ChoiceEnd> ends_;
-  int slot_ = -1, num_prompt_ = 0, num_written_ = 0;
+  int slot_ = -1;
   bool has_header_ = false;
 };
 
-struct LlamaExtras {
-  std::string prompt;
-  bool returns_tokens = false;
-  bool returns_progress = false;
-};
-
 // llama-server also takes texts and tokens mixed in one prompt.
-Status ReadMixedPrompt(const Json& prompt, const ServedModel& model, ChatRequest& request, std::string& text) {
+Status ReadMixedPrompt(const Json& prompt, const ServedModel& model, ChatRequest& request,
+                       std::vector<std::string>& texts) {
   bool has_text = false, has_token = false;
   if (prompt.is_array()) {
     for (const Json& one : prompt) {
@@ -181,23 +216,18 @@ Status ReadMixedPrompt(const Json& prompt, const ServedModel& model, ChatRequest
       has_token = has_token || one.is_number();
     }
   }
-  std::vector<std::string> texts;
-  if (!has_text || !has_token) {
-    PITH_RETURN_IF_ERROR(ReadPrompts(prompt, model, request.prompts, texts));
-    text = texts.front();
-    return {};
-  }
+  if (!has_text || !has_token) return ReadPrompts(prompt, model, request, texts);
   std::vector<int32_t> tokens;
   for (const Json& one : prompt) {
     if (one.is_string()) {
-      PITH_ASSIGN_OR_RETURN(const auto more, model.text->Tokenize(one.get<std::string>(), tokens.empty(), true));
+      PITH_ASSIGN_OR_RETURN(const auto more, TokenizePrompt(model, request, one.get<std::string>(), tokens.empty()));
       tokens.insert(tokens.end(), more.begin(), more.end());
     } else {
       PITH_ASSIGN_OR_RETURN(const auto more, ReadTokens(Json::array({one}), "prompt", model.info.num_vocab));
       tokens.insert(tokens.end(), more.begin(), more.end());
     }
   }
-  text = TextOf(model, tokens);
+  texts.push_back(TextOf(model, tokens));
   request.prompts.push_back(std::move(tokens));
   return {};
 }
@@ -213,11 +243,15 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   if (num_probabilities > 0) request.base.generation.num_logprobs = num_probabilities;
   reader.Bool("return_tokens", extras.returns_tokens);
   reader.Bool("return_progress", extras.returns_progress);
+  ReadLlamaLimits(reader, model.num_slots, request.base);
+  (void)reader.Array("response_fields");  // no text, as elsewhere
+  reader.Texts("response_fields", extras.fields);
+  if (extras.fields.size() > kMostFields) reader.Fail("response_fields", fmt::format("has more than {}", kMostFields));
   ReadStops(reader, "stop", request.base.generation.stops);
   ReadSampling(reader, model, 1e6, request.base.sampling);
   if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
-  return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompt);
+  return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompts);
 }
 
 Json SlotJson(const ServedModel& model, const SlotState& slot) {
@@ -243,17 +277,17 @@ void LlamaHealth(Call& call) {
 
 void LlamaProps(Call& call) {
   const ServedModel& model = call.context.model;
-  call.Reply({{"default_generation_settings",
-               {{"id", 0}, {"n_ctx", model.num_ctx}, {"params", ParamsJson(model.sampling, {})}}},
-              {"total_slots", model.num_slots},
-              {"model_alias", model.id},
-              {"model_path", model.info.path},
-              {"modalities", {{"vision", false}, {"audio", false}}},
-              {"chat_template", model.chat_template},
-              {"bos_token", model.bos},
-              {"eos_token", model.eos},
-              {"recipe", model.recipe.text},
-              {"build_info", "pith " PITH_VERSION}});
+  call.Reply(
+      {{"default_generation_settings", {{"id", 0}, {"n_ctx", model.num_ctx}, {"params", ParamsJson(model.sampling)}}},
+       {"total_slots", model.num_slots},
+       {"model_alias", model.id},
+       {"model_path", model.info.path},
+       {"modalities", {{"vision", false}, {"audio", false}}},
+       {"chat_template", model.chat_template},
+       {"bos_token", model.bos},
+       {"eos_token", model.eos},
+       {"recipe", model.recipe.text},
+       {"build_info", "pith " PITH_VERSION}});
 }
 
 void LlamaSlots(Call& call) {
@@ -401,6 +435,7 @@ void LlamaTokenize(Call& call) {
   reader.Bool("with_pieces", with_pieces);
   if (const Status status = reader.status(); !status) return call.Fail(status.error());
   const ServedModel& model = call.context.model;
+  if (const Status status = CheckTextLength(content.size()); !status) return call.Fail(413, status.error().message);
   const auto tokens = model.text->Tokenize(content, add_special, parse_special);
   if (!tokens) return call.Fail(tokens.error());
   if (!with_pieces) return call.Reply({{"tokens", *tokens}});
@@ -450,12 +485,10 @@ void LlamaCompletion(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   LlamaExtras extras;
-  if (const Status read = ReadLlama(*body, call.context.model, request, extras); !read) return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context, request); !ready) {
-    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
-  }
-  auto writer =
-      std::make_unique<LlamaWriter>(call, request, extras.prompt, extras.returns_tokens, extras.returns_progress);
+  Status status = ReadLlama(*body, call.context.model, request, extras);
+  if (status) status = Prepare(call.context, request);
+  if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
+  auto writer = std::make_unique<LlamaWriter>(call, request, std::move(extras));
   StartAnswer(call, std::move(request), std::move(writer));
 }
 

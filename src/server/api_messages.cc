@@ -143,6 +143,46 @@ Status ReadTools(JsonReader& reader, ChatRequest& request) {
   return {};
 }
 
+namespace {
+
+// {"type": "allowed_tools", "allowed_tools": {mode, tools}}; Responses' has these members one level higher. The model
+// is told of no others.
+Status ReadAllowedTools(const Json& choice, const std::string& path, ChatRequest& request) {
+  JsonReader outer(choice, path);
+  const Json* config = outer.Object("allowed_tools");
+  PITH_RETURN_IF_ERROR(outer.status());
+  JsonReader reader(config != nullptr ? *config : choice, config != nullptr ? path + "allowed_tools." : path);
+  std::string mode;
+  reader.Require("mode");
+  reader.Text("mode", mode);
+  if (mode != "auto" && mode != "required") reader.Fail("mode", "must be auto or required");
+  reader.Require("tools");
+  const Json* list = reader.Array("tools");
+  PITH_RETURN_IF_ERROR(reader.status());
+  std::vector<ToolSpec> allowed;
+  for (size_t i = 0; i < list->size(); ++i) {
+    const std::string at = reader.Path(fmt::format("tools[{}]", i).c_str());
+    if (!(*list)[i].is_object()) return InvalidArgument(fmt::format("'{}' must be an object", at));
+    JsonReader tool((*list)[i], at + ".");
+    const Json* function = tool.Object("function");
+    PITH_RETURN_IF_ERROR(tool.status());
+    JsonReader named(function != nullptr ? *function : (*list)[i], at + (function != nullptr ? ".function." : "."));
+    std::string name;
+    named.Require("name");
+    named.Text("name", name);
+    PITH_RETURN_IF_ERROR(named.status());
+    const auto found = std::ranges::find(request.tools, name, &ToolSpec::name);
+    if (found == request.tools.end())
+      return InvalidArgument(fmt::format("'{}' is \"{}\", which is not among the tools", at, Escaped(name)));
+    allowed.push_back(*found);
+  }
+  request.tools = std::move(allowed);
+  request.tool_choice = mode == "auto" ? ToolChoice::kAuto : ToolChoice::kRequired;
+  return {};
+}
+
+}  // namespace
+
 Status ReadToolChoice(JsonReader& reader, ChatRequest& request) {
   const Json* choice = reader.Find("tool_choice");
   if (choice == nullptr) return {};
@@ -156,6 +196,8 @@ Status ReadToolChoice(JsonReader& reader, ChatRequest& request) {
       request.tool_choice = ToolChoice::kRequired;
     else
       reader.Fail("tool_choice", fmt::format("must be none, auto, required or a function, not \"{}\"", Escaped(word)));
+  } else if (choice->is_object() && choice->value("type", Json()) == "allowed_tools") {
+    PITH_RETURN_IF_ERROR(ReadAllowedTools(*choice, reader.Path("tool_choice."), request));
   } else if (choice->is_object()) {
     JsonReader inner(*choice, reader.Path("tool_choice."));
     const Json* function = inner.Object("function");
@@ -205,14 +247,14 @@ std::string TextOf(const ServedModel& model, const std::vector<int32_t>& tokens)
   return text + utf8.Flush();
 }
 
-Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std::vector<int32_t>>& prompts,
+Status ReadPrompts(const Json& prompt, const ServedModel& model, ChatRequest& request,
                    std::vector<std::string>& texts) {
   constexpr size_t kMostPrompts = 64;
   if (prompt.is_string()) {
     texts.push_back(prompt.get<std::string>());
-    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, model.text->Tokenize(texts.back(), true, true));
+    PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, TokenizePrompt(model, request, texts.back(), true));
     if (tokens.empty()) return InvalidArgument("'prompt' is empty");
-    prompts.push_back(std::move(tokens));
+    request.prompts.push_back(std::move(tokens));
     return {};
   }
   if (!prompt.is_array() || prompt.empty())
@@ -220,7 +262,7 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std
   if (prompt.front().is_number()) {
     PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, ReadTokens(prompt, "prompt", model.info.num_vocab));
     texts.push_back(TextOf(model, tokens));
-    prompts.push_back(std::move(tokens));
+    request.prompts.push_back(std::move(tokens));
     return {};
   }
   if (prompt.size() > kMostPrompts)
@@ -228,7 +270,7 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, std::vector<std
   for (const Json& one : prompt) {
     const bool nests = one.is_string() || (one.is_array() && !one.empty() && one.front().is_number());
     if (!nests) return InvalidArgument("'prompt' must be a string, an array of tokens, or several of these");
-    PITH_RETURN_IF_ERROR(ReadPrompts(one, model, prompts, texts));
+    PITH_RETURN_IF_ERROR(ReadPrompts(one, model, request, texts));
   }
   return {};
 }

@@ -204,7 +204,7 @@ Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& r
     PITH_ASSIGN_OR_RETURN(text, RenderPrompt(model, request, true));
     request.messages.clear();
   }
-  PITH_ASSIGN_OR_RETURN(const auto more, model.text->Tokenize(text, tokens.empty(), true));
+  PITH_ASSIGN_OR_RETURN(const auto more, TokenizePrompt(model, request, text, tokens.empty()));
   tokens.insert(tokens.end(), more.begin(), more.end());
   request.prompts.push_back(std::move(tokens));
   return {};

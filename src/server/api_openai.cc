@@ -263,7 +263,7 @@ Status ReadCommon(JsonReader& reader, const ServedModel& model, ChatRequest& req
     inner.Bool("include_usage", request.include_usage);
     PITH_RETURN_IF_ERROR(inner.status());
   }
-  reader.Integer("n", 1, kMostChoices, request.base.num_choices);
+  ReadLlamaLimits(reader, kMostChoices, request.base);
   reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
   reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
   ReadStops(reader, "stop", request.base.generation.stops);
@@ -331,7 +331,7 @@ Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& r
     PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
   }
   PITH_RETURN_IF_ERROR(reader.status());
-  PITH_RETURN_IF_ERROR(ReadPrompts(*reader.Find("prompt"), model, request.prompts, echoes));
+  PITH_RETURN_IF_ERROR(ReadPrompts(*reader.Find("prompt"), model, request, echoes));
   if (!echo) echoes.clear();
   if (echo) request.base.prompt_logprobs = request.base.generation.num_logprobs;
   return {};
@@ -376,11 +376,9 @@ void OpenAiCompletions(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   std::vector<std::string> echoes;
-  if (const Status read = ReadCompletion(*body, call.context.model, request, echoes); !read)
-    return call.Fail(read.error());
-  if (const Status ready = Prepare(call.context, request); !ready) {
-    return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
-  }
+  Status status = ReadCompletion(*body, call.context.model, request, echoes);
+  if (status) status = Prepare(call.context, request);
+  if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
   auto writer = std::make_unique<TextWriter>(call, request, std::move(echoes));
   StartAnswer(call, std::move(request), std::move(writer));
 }

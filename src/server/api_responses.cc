@@ -1,4 +1,5 @@
 // OpenAI's /v1/responses.
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -21,6 +22,7 @@ class ResponsesWriter final : public AnswerWriter {
       : model_(call.context.model),
         exchange_(call.exchange),
         stream_(request.stream),
+        wants_logprobs_(request.base.generation.num_logprobs >= 0),
         id_(RandomId("resp_")),
         message_id_(RandomId("msg_")),
         created_(UnixTime()),
@@ -35,24 +37,28 @@ class ResponsesWriter final : public AnswerWriter {
   }
 
   void Text(Delta delta) override {
+    // Those of what may be a call wait until it is known to be text.
+    logprobs_.insert(logprobs_.end(), delta.logprobs.begin(), delta.logprobs.end());
     if (delta.text.empty()) return;
     OpenMessage();
     text_ += delta.text;
+    const auto told = logprobs_.begin() + static_cast<std::ptrdiff_t>(std::exchange(num_told_, logprobs_.size()));
     Write("response.output_text.delta", {{"item_id", message_id_},
                                          {"output_index", 0},
                                          {"content_index", 0},
                                          {"delta", delta.text},
-                                         {"logprobs", Json::array()}});
+                                         {"logprobs", Logprobs({told, logprobs_.end()})}});
   }
 
   void Ended(ChoiceEnd end) override {
     end_ = std::move(end);
     if (!stream_) {
       text_ = end_.text;
+      logprobs_ = end_.logprobs;
       has_message_ = !text_.empty() || end_.calls.empty();
       return;
     }
-    if (!end_.text.empty()) Text({.choice = 0, .text = end_.text, .tokens = {}, .logprobs = {}});
+    Text({.choice = 0, .text = end_.text, .tokens = {}, .logprobs = end_.logprobs});
     if (!has_message_ && end_.calls.empty()) OpenMessage();
     CloseMessage();
     int index = has_message_ ? 1 : 0;
@@ -93,8 +99,13 @@ class ResponsesWriter final : public AnswerWriter {
     exchange_->Write(Event(type, event));
   }
 
+  Json Logprobs(const std::vector<TokenLogprobs>& logprobs) const {
+    return wants_logprobs_ ? LogprobsJson(model_, logprobs) : Json::array();
+  }
+
   Json Part() const {
-    return {{"type", "output_text"}, {"text", text_}, {"annotations", Json::array()}, {"logprobs", Json::array()}};
+    return {
+        {"type", "output_text"}, {"text", text_}, {"annotations", Json::array()}, {"logprobs", Logprobs(logprobs_)}};
   }
 
   Json Message(const char* status, bool has_content) const {
@@ -124,7 +135,7 @@ class ResponsesWriter final : public AnswerWriter {
                                         {"output_index", 0},
                                         {"content_index", 0},
                                         {"text", text_},
-                                        {"logprobs", Json::array()}});
+                                        {"logprobs", Logprobs(logprobs_)}});
     Write("response.content_part.done",
           {{"item_id", message_id_}, {"output_index", 0}, {"content_index", 0}, {"part", Part()}});
     Write("response.output_item.done",
@@ -170,11 +181,13 @@ class ResponsesWriter final : public AnswerWriter {
 
   const ServedModel& model_;
   std::shared_ptr<HttpExchange> exchange_;
-  bool stream_;
+  bool stream_, wants_logprobs_;
   std::string id_, message_id_;
   int64_t created_;
   ResponseEcho echo_;
   std::string text_;
+  std::vector<TokenLogprobs> logprobs_;
+  size_t num_told_ = 0;  // of them
   ChoiceEnd end_;
   int sequence_ = 0;
   bool has_message_ = false;
@@ -263,6 +276,13 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   if (!truncation.empty() && truncation != "auto" && truncation != "disabled")
     reader.Fail("truncation", "must be auto or disabled");
   ReadSampling(reader, model, 2, request.base.sampling);
+  std::vector<std::string> include;
+  (void)reader.Array("include");  // no text, as elsewhere
+  reader.Texts("include", include);
+  int top = 0;
+  reader.Integer("top_logprobs", 0, 20, top);
+  if (std::ranges::find(include, "message.output_text.logprobs") != include.end())
+    request.base.generation.num_logprobs = top;
   PITH_RETURN_IF_ERROR(ReadText(reader, request));
   PITH_RETURN_IF_ERROR(ReadTools(reader, request));
   PITH_RETURN_IF_ERROR(ReadToolChoice(reader, request));

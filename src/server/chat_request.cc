@@ -22,6 +22,8 @@ constexpr size_t kMostStops = 32;
 constexpr size_t kLongestName = 1000;
 constexpr size_t kMostSamplers = 64, kMostBreakers = 64;
 constexpr double kMost = 1e6;
+constexpr size_t kMostTokenized = size_t{4} << 20;  // that takes 175 MiB and two seconds
+constexpr size_t kMostTokenBytes = 1024;            // where the tokenizer has no bound
 constexpr double kMostLogprobBytes = 256.0 * (1 << 20), kLogprobBytes = 8, kLogprobJsonBytes = 400;
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
@@ -248,6 +250,15 @@ void ReadSampling(JsonReader& reader, const ServedModel& model, double max_tempe
   ReadSamplers(reader, sampling);
 }
 
+void ReadLlamaLimits(JsonReader& reader, int most_choices, Request& request) {
+  reader.Integer("n", 1, most_choices, request.num_choices);
+  reader.Integer("n_cmpl", 1, most_choices, request.num_choices);
+  std::optional<int64_t> milliseconds;
+  reader.Integer64("t_max_predict_ms", milliseconds);
+  if (milliseconds && *milliseconds < -1) reader.Fail("t_max_predict_ms", "must be a number of milliseconds, or -1");
+  if (milliseconds) request.generation.max_seconds = std::max(1e-3 * static_cast<double>(*milliseconds), 0.0);
+}
+
 void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops) {
   reader.Texts(name, stops);
   if (stops.size() > kMostStops) return reader.Fail(name, fmt::format("has more than {} strings", kMostStops));
@@ -412,6 +423,29 @@ Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& re
   return Render(model, WithoutToolRoles(request.messages, tools), opens_answer, "");
 }
 
+Status CheckTextBytes(const ServedModel& model, ChatRequest& request, size_t num_bytes) {
+  const size_t most = model.most_token_bytes > 0 ? model.most_token_bytes : kMostTokenBytes;
+  const size_t tokens = (num_bytes + most - 1) / most;
+  if (tokens < static_cast<size_t>(model.num_ctx)) return {};
+  request.least_tokens = tokens;
+  return OutOfContext(
+      fmt::format("the request has {} bytes of text, which are {} tokens or more, and the context of {} tokens has no "
+                  "room for them and an answer",
+                  num_bytes, tokens, model.num_ctx));
+}
+
+Status CheckTextLength(size_t num_bytes) {
+  if (num_bytes <= kMostTokenized) return {};
+  return InvalidArgument(
+      fmt::format("the text has {} bytes, more than the {} that are tokenised at once", num_bytes, kMostTokenized));
+}
+
+Result<std::vector<int32_t>> TokenizePrompt(const ServedModel& model, ChatRequest& request, std::string_view text,
+                                            bool begins) {
+  PITH_RETURN_IF_ERROR(CheckTextBytes(model, request, text.size()));
+  return model.text->Tokenize(text, begins, true);
+}
+
 Status CheckLength(const ServedModel& model, size_t num_tokens) {
   if (num_tokens == 0) return InvalidArgument("the prompt is empty");
   if (num_tokens < static_cast<size_t>(model.num_ctx)) return {};
@@ -449,6 +483,7 @@ Status Prepare(ServerContext& context, ChatRequest& request) {
   PITH_RETURN_IF_ERROR(MakeGrammar(model, request));
   if (!request.messages.empty()) {
     PITH_ASSIGN_OR_RETURN(request.prompt_text, RenderPrompt(model, request, true));
+    PITH_RETURN_IF_ERROR(CheckTextBytes(model, request, request.prompt_text.size()));
     PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                           context.memory.Tokenize(*model.text, request.base.tenant, request.prompt_text));
     request.prompts.push_back(std::move(tokens));

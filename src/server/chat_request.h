@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pith/types.h"
@@ -30,6 +31,7 @@ struct ChatRequest {
   // What goes to the scheduler, once for each prompt: all but the prompt itself is filled by the protocol.
   std::vector<std::vector<int32_t>> prompts;
   std::string prompt_text;  // of messages, as the template wrote them
+  size_t least_tokens = 0;  // of a text that is too long whatever its tokens are: it has none in `prompts`
   Request base;
 
   bool uses_tools() const { return !tools.empty() && tool_choice != ToolChoice::kNone; }
@@ -40,6 +42,8 @@ ChatRequest NewRequest(const ServedModel& model, std::string tenant);
 
 // Members that OpenAI's and llama-server's requests share: temperature, top_p, ..., seed, logit_bias, grammar.
 void ReadSampling(JsonReader& reader, const ServedModel& model, double max_temperature, SamplerOptions& sampling);
+// llama-server's n_cmpl (and n), t_max_predict_ms: of all paths on which its other members are read.
+void ReadLlamaLimits(JsonReader& reader, int most_choices, Request& request);
 // stop, in all its forms.
 void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops);
 // Our own members and those of the cache: kv_budget, recipe, session, pin, prompt_cache_key, cache_prompt, id_slot.
@@ -50,6 +54,14 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
 // Messages become prompts, tools and schemas become a grammar. On a worker thread: templates and tokenising take time.
 // kInvalidArgument, kUnsupported; kOutOfContext, with the sentence that names the prompt's tokens and the limit.
 Status Prepare(ServerContext& context, ChatRequest& request);
+// A text's tokens, or kOutOfContext where it has more bytes than any tokens that fit stand for (of tokenizers of which
+// that is not known, more than a KiB for each token of the context): nobody waits for tokens that nobody reads.
+Result<std::vector<int32_t>> TokenizePrompt(const ServedModel& model, ChatRequest& request, std::string_view text,
+                                            bool begins);
+// Where no context bounds a text: kInvalidArgument where it is longer than is tokenised at once.
+Status CheckTextLength(size_t num_bytes);
+// The first check alone.
+Status CheckTextBytes(const ServedModel& model, ChatRequest& request, size_t num_bytes);
 // The messages as the template writes them.
 Result<std::string> RenderPrompt(const ServedModel& model, const ChatRequest& request, bool opens_answer);
 // kOutOfContext where a prompt leaves no room to answer.

@@ -124,17 +124,13 @@ bool SchedulerImpl::CompressOn(Job& job, int rows) {
   const Result<bool> read = engine_->ReadAgain(sequence, recipe, rows);
   if (read && !*read) return true;
   Status status = read ? Status() : Status(tl::unexpected<Error>(read.error()));
-  if (job.ends_turn) {
-    if (status) status = engine_->EndTurn(sequence);
-    EndTurnOf(job, status);
-    return false;
-  }
   if (status) {
-    const Result<bool> done = engine_->CompressOn(sequence, recipe, job.compress_share);
+    const Result<bool> done =
+        job.ends_turn ? engine_->EndTurnOn(sequence) : engine_->CompressOn(sequence, recipe, job.compress_share);
     if (done && !*done) return false;
     if (!done) status = tl::unexpected<Error>(done.error());
   }
-  EndCompression(job, status);
+  job.ends_turn ? EndTurnOf(job, status) : EndCompression(job, status);
   return false;
 }
 
@@ -148,7 +144,7 @@ void SchedulerImpl::EndTurnOf(Job& job, const Status& status) {
 
 void SchedulerImpl::EndCompression(Job& job, const Status& status) {
   if (job.is_cancelled()) return;
-  if (!status && status.error().code == ErrorCode::kOutOfBudget && PromiseMore(job)) return;
+  if (!status && status.error().code == ErrorCode::kOutOfBudget && (PromiseMore(job) || RestartByBlocks(job))) return;
   if (!status) return Fail(job, status.error());
   ++counters_.compressed;
   ++job.num_compressions;
@@ -164,6 +160,14 @@ void SchedulerImpl::EndCompression(Job& job, const Status& status) {
                fmt::format("{:.2f} MiB do not hold what {} leaves of the prompt",
                            static_cast<double>(HeldLimit(job)) / (1 << 20), job.options.recipe.text)});
   }
+}
+
+// Where the server's budget does not hold what its recipe takes to compress the whole prompt.
+bool SchedulerImpl::RestartByBlocks(Job& job) {
+  if (NeedsWholePrompt(job.options.recipe) || job.generates || job.choices.size() > 1) return false;
+  job.is_by_blocks = true;
+  SendBack(job);
+  return true;
 }
 
 // It took more than was thought: prefixes go, or who came last, and it begins anew.

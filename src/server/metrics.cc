@@ -42,13 +42,17 @@ class Exposition {
 double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
 void AddLlama(Exposition& out, const SchedulerStats& stats) {
-  const auto prompt = static_cast<double>(stats.prompt_tokens - std::min(stats.prompt_tokens, stats.cached_tokens));
+  const auto prompt = static_cast<double>(stats.prompt_tokens);
   const auto written = static_cast<double>(stats.completion_tokens);
   out.Add("counter", "llamacpp:prompt_tokens_total", "Prompt tokens processed.", prompt);
+  out.Add("counter", "llamacpp:prompt_tokens_cached_total", "Prompt tokens that were there already.",
+          static_cast<double>(stats.cached_tokens));
   out.Add("counter", "llamacpp:prompt_seconds_total", "Seconds spent on prompts.", stats.prompt_seconds);
   out.Add("counter", "llamacpp:tokens_predicted_total", "Tokens generated.", written);
   out.Add("counter", "llamacpp:tokens_predicted_seconds_total", "Seconds spent on generation.", stats.decode_seconds);
   out.Add("counter", "llamacpp:n_decode_total", "Steps of the model.", static_cast<double>(stats.decode_steps));
+  out.Add("counter", "llamacpp:n_tokens_max", "Tokens of the longest sequence so far.",
+          static_cast<double>(stats.longest_tokens));
   out.Add("gauge", "llamacpp:n_busy_slots_per_decode", "Tokens generated in a step on average.",
           Ratio(written, static_cast<double>(stats.decode_steps)));
   out.Add("gauge", "llamacpp:prompt_tokens_seconds", "Prompt tokens a second on average.",

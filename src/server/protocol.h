@@ -30,6 +30,7 @@ struct ServedModel {
   std::string chat_template;  // its text or name
   std::string bos, eos;       // texts of these tokens; empty if there is none
   int num_ctx = 0;            // of one sequence
+  size_t most_token_bytes = 0;  // of a text, that a token stands for; 0: nobody knows
   int num_slots = 1;
   SamplerOptions sampling;  // where a request says nothing
   Recipe recipe;            // of the server

@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -12,25 +13,6 @@ namespace pith::testing {
 namespace {
 
 using server::Json;
-
-const char* const kHi = R"("messages":[{"role":"user","content":"Hi"}])";
-
-std::string With(const std::string& more) { return std::string("{") + kHi + (more.empty() ? "" : "," + more) + "}"; }
-
-Json Body(const FakeExchange& exchange) { return Json::parse(exchange.body); }
-
-// The data of server-sent events, or lines of NDJSON.
-std::vector<Json> Parts(const std::string& text) {
-  std::vector<Json> parts;
-  for (size_t from = 0; from < text.size();) {
-    const size_t end = std::min(text.find('\n', from), text.size());
-    std::string line = text.substr(from, end - from);
-    from = end + 1;
-    if (line.starts_with("data: ")) line.erase(0, 6);
-    if (line.starts_with("{")) parts.push_back(Json::parse(line));
-  }
-  return parts;
-}
 
 std::string TextOf(const FakeServer& server, const std::vector<int32_t>& tokens) {
   std::string text;
@@ -314,6 +296,55 @@ TEST(OpenAiProtocol, Responses) {
   EXPECT_EQ(server.Handle("POST", "/v1/responses", R"({"input":"a","previous_response_id":"b"})")->status, 400);
 }
 
+TEST(OpenAiProtocol, LogprobsOfResponses) {
+  FakeServer server;
+  const std::string asks = R"({"input":"Hi","include":["message.output_text.logprobs"],"top_logprobs":2)";
+  const Json part = Body(*server.Handle("POST", "/v1/responses", asks + "}"))["output"][0]["content"][0];
+  ASSERT_EQ(part["logprobs"].size(), 5u);
+  EXPECT_EQ(part["logprobs"][0]["token"], "H");
+  EXPECT_EQ(part["logprobs"][0]["top_logprobs"].size(), 2u);
+  size_t told = 0;
+  for (const Json& event : Parts(server.Handle("POST", "/v1/responses", asks + R"(,"stream":true})")->body)) {
+    if (event["type"] == "response.output_text.delta") told += event["logprobs"].size();
+    if (event["type"] == "response.output_text.done") {
+      EXPECT_EQ(event["logprobs"].size(), 5u);
+    }
+  }
+  EXPECT_EQ(told, 5u);
+  const Json plain = Body(*server.Handle("POST", "/v1/responses", R"({"input":"Hi"})"))["output"][0]["content"][0];
+  EXPECT_TRUE(plain["logprobs"].empty()) << "control";
+  EXPECT_EQ(server.Handle("POST", "/v1/responses", R"({"input":"Hi","include":"x"})")->status, 400);
+}
+
+TEST(OpenAiProtocol, AllowedTools) {
+  FakeServer server;
+  const std::string tools = R"("tools":[{"type":"function","function":{"name":"one"}},)"
+                            R"({"type":"function","function":{"name":"two"}}],)";
+  const auto send = [&](const std::string& choice) {
+    return server.Handle("POST", "/v1/chat/completions", With(tools + R"("tool_choice":)" + choice));
+  };
+  const auto allowed = [](const char* mode, const char* name) {
+    return fmt::format(R"({{"type":"allowed_tools","allowed_tools":{{"mode":"{}","tools":[)"
+                       R"({{"type":"function","function":{{"name":"{}"}}}}]}}}})",
+                       mode, name);
+  };
+  ASSERT_EQ(send(allowed("required", "two"))->status, 200);
+  const std::string grammar = server.scheduler->requests.back().sampling.grammar;
+  EXPECT_NE(grammar.find("two"), std::string::npos);
+  EXPECT_EQ(grammar.find("\"one"), std::string::npos) << grammar;
+  ASSERT_EQ(send(R"("required")")->status, 200);
+  EXPECT_NE(server.scheduler->requests.back().sampling.grammar.find("one"), std::string::npos) << "control";
+  EXPECT_EQ(send(allowed("auto", "two"))->status, 200);
+  EXPECT_EQ(send(allowed("auto", "three"))->status, 400);
+  EXPECT_EQ(send(allowed("never", "two"))->status, 400);
+  EXPECT_EQ(send(R"({"type":"allowed_tools"})")->status, 400);
+  const auto responses =
+      server.Handle("POST", "/v1/responses",
+                    R"({"input":"Hi","tools":[{"type":"function","name":"one"}],"tool_choice":)"
+                    R"({"type":"allowed_tools","mode":"required","tools":[{"type":"function","name":"one"}]}})");
+  EXPECT_EQ(responses->status, 200) << responses->body;
+}
+
 TEST(AnthropicProtocol, MessagesStreamsAndErrors) {
   FakeServer server;
   const std::string ask =
@@ -370,40 +401,6 @@ TEST(OllamaProtocol, GenerateAndChat) {
   EXPECT_EQ(Body(*server.Handle("POST", "/api/generate", R"({"model":"m","keep_alive":0})"))["done_reason"], "unload");
   EXPECT_TRUE(Body(*server.Handle("POST", "/api/chat", "{}"))["error"].is_string());
   EXPECT_EQ(server.Handle("POST", "/api/generate", R"({"model":"m","prompt":"a","images":["AA"]})")->status, 400);
-}
-
-TEST(LlamaProtocol, TokensSlotsAndNames) {
-  FakeServer server;
-  EXPECT_EQ(Body(*server.Handle("POST", "/tokenize", R"({"content":"ab"})"))["tokens"], Json::parse("[97,98]"));
-  EXPECT_EQ(Body(*server.Handle("POST", "/detokenize", R"({"tokens":[97,98]})"))["content"], "ab");
-  EXPECT_EQ(server.Handle("POST", "/detokenize", R"({"tokens":[9999]})")->status, 400);
-  EXPECT_EQ(Body(*server.Handle("POST", "/slots/1?action=save", R"({"filename":"a"})"))["n_written"], 70);
-  EXPECT_EQ(Body(*server.Handle("POST", "/slots/1?action=restore", R"({"filename":"a"})"))["n_read"], 70);
-  EXPECT_EQ(server.Handle("POST", "/slots/1?action=restore", R"({"filename":"b"})")->status, 404);
-  EXPECT_EQ(Body(*server.Handle("POST", "/slots/1?action=erase"))["n_erased"], 7);
-  EXPECT_EQ(server.Handle("POST", "/slots/9?action=erase")->status, 404);
-  for (const char* name : {"../a", "/a", "a/b", ".", "..", "", "a\\u0000b", "a\\\\b"}) {
-    EXPECT_EQ(server.Handle("POST", "/slots/1?action=save", std::string(R"({"filename":")") + name + "\"}")->status,
-              400)
-        << name;
-  }
-  EXPECT_EQ(server.scheduler->files, std::vector<std::string>{"a"});
-}
-
-TEST(LlamaProtocol, WhatASlotHoldsOfAToken) {
-  FakeServer server;
-  const Json token = Body(*server.Handle("GET", "/slots/1?position=3"));
-  EXPECT_EQ(token["id_slot"], 1);
-  EXPECT_EQ(token["n_tokens"], 6);
-  EXPECT_EQ(token["layers"][0][0]["score"], 0.5);
-  EXPECT_EQ(token["layers"][0][0]["format"], "f16");
-  EXPECT_EQ(token["layers"][0][1], Json::parse(R"({"held":false})"));
-  for (const char* path : {"/slots/1?position=9", "/slots/1", "/slots/1?position=", "/slots/1?position=1x",
-                           "/slots/x?position=1", "/slots/1?position=99999999999"}) {
-    EXPECT_EQ(server.Handle("GET", path)->status, 400) << path;
-  }
-  EXPECT_EQ(server.Handle("GET", "/slots/2?position=1")->status, 404);
-  EXPECT_EQ(server.Handle("PUT", "/slots/1")->Header("Allow"), "GET, HEAD, POST, OPTIONS");
 }
 
 TEST(Routes, MethodsKeysAndNames) {

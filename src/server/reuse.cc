@@ -62,7 +62,7 @@ std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& cho
 
 SequenceId SchedulerImpl::TakePrefix(Job& job) {
   job.prompt_done = 0;
-  job.has_pieces = false;
+  job.has_pieces = job.follows_turn = false;
   DropDonor(job);
   const Request& request = job.request;
   if (!request.reuse_prefix || request.wants_rows()) return -1;
@@ -138,13 +138,12 @@ SequenceId SchedulerImpl::TakeResting(Job& job, int index, size_t cached) {
   if (lost > 0) status = engine_->Rewind(sequence, static_cast<int>(cached));
   // The prompt goes on behind an answer: a turn is over. Where it says itself where turns end, TryAdmit() sees to it.
   const bool is_over = job.request.turn_ends.empty() && cached > held.num_prompt_tokens;
-  if (status && is_over) status = engine_->EndTurn(sequence);
   if (status && !forked) held.tokens.resize(cached), held.num_prompt_tokens = std::min(held.num_prompt_tokens, cached);
   if (status) status = GiveBudget(job, sequence);
   const bool in_its_slot = held.slot >= 0 && slots_[static_cast<size_t>(held.slot)] == nullptr;
   if (status && in_its_slot && job.request.slot < 0 && job.choices.size() == 1) job.choices.front().slot = held.slot;
   if (forked || !status) AddPrefix(std::move(held));
-  if (status) job.has_pieces = has_pieces;
+  if (status) job.has_pieces = has_pieces, job.follows_turn = is_over && job.options.recipe.turns.has_value();
   if (status) return sequence;
   if (forked) engine_->Free(sequence);
   return -1;

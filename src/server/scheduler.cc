@@ -62,6 +62,7 @@ SchedulerImpl::SchedulerImpl(std::shared_ptr<Engine> engine, std::shared_ptr<con
       slots_(static_cast<size_t>(options.max_running), nullptr),
       pacer_(options.prompt_share, engine_->block_tokens()) {
   total_bytes_ = UncommittedBytes();
+  whole_recipe_ = ParseRecipe(engine_->options().recipe.text).value_or(engine_->options().recipe);
   counters_.first_token_seconds = MakeHistogram(kFirstTokenBounds);
   counters_.token_gap_seconds = MakeHistogram(kGapBounds);
   Publish();

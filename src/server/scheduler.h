@@ -165,7 +165,9 @@ struct SchedulerStats {
   uint64_t requests = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
   uint64_t compressed = 0;        // prompts that were compressed once they were whole
   uint64_t preempted = 0;         // times that a running request made room and began to read again later
-  uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, decode_steps = 0;
+  uint64_t prompt_tokens = 0, cached_tokens = 0;  // read, and not read since they were there
+  uint64_t completion_tokens = 0, decode_steps = 0;
+  int longest_tokens = 0;  // of a sequence, prompt and answer
   double prompt_seconds = 0, decode_seconds = 0, compress_seconds = 0;
   std::vector<std::pair<std::string, uint64_t>> evicted_entries;  // by recipe
   Histogram first_token_seconds, token_gap_seconds;

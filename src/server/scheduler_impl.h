@@ -86,10 +86,12 @@ struct Job {
   size_t prompt_done = 0;    // tokens of `text` that the first choice's sequence has read
   size_t progress = 0;       // of the prompt, as its sink knows
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
+  bool follows_turn = false;    // what it has taken up ends with a turn that is over
   bool is_compressing = false;  // what was read is to be compressed before anything goes on
   bool ends_turn = false;       // then: what was read of `text` up to the end of a turn; else all of it
   double compress_share = 0;    // then: of the entries that it holds
   int num_compressions = 0;     // of `text`, tried
+  int num_restarts = 0;         // since bytes were missing that it should have been promised: more are each time
   bool generates = false;       // `text` is read, and compressed if it has to be
   bool told = false;         // that it has started
   bool asked_store = false;  // for its prompt's beginning: once
@@ -209,6 +211,9 @@ class SchedulerImpl final : public Scheduler {
   // A decode found no bytes. True: a job made room, this one or a younger one, and comes back later.
   bool Preempt(Job& job);
   void SendBack(Job& job);
+  // Its sequence cannot go on for want of bytes, which it may have when it begins anew. False: they are not there even
+  // where it is alone.
+  bool Restart(Job& job, const Error& error);
   void AfterPiece(Job& job);
   void StartGenerating(Job& job);
   // Rows of prompts whose logits or hidden states are wanted, in a step at most.
@@ -247,6 +252,7 @@ class SchedulerImpl final : public Scheduler {
   void EndTurnOf(Job& job, const Status& status);
   void EndCompression(Job& job, const Status& status);
   bool PromiseMore(Job& job);
+  bool RestartByBlocks(Job& job);  // false: the recipe cannot
   bool SettleBudget(Job& job);
   // That are left free for the answer, as far as its length is known.
   size_t AnswerBytes(const Job& job) const;
@@ -260,6 +266,7 @@ class SchedulerImpl final : public Scheduler {
   const std::shared_ptr<Engine> engine_;
   const std::shared_ptr<const TextModel> text_;
   const SchedulerOptions options_;
+  Recipe whole_recipe_;     // the engine's as it was given, of which the engine keeps what works by blocks
   size_t total_bytes_ = 0;  // that sequences may have between steps
 
   // Between threads, by mutex_.

@@ -11,6 +11,8 @@ namespace {
 
 // Recipes with a counter of their own: clients may name any number of them.
 constexpr size_t kMostNamed = 64;
+// Of one job.
+constexpr int kMostRestarts = 3;
 
 }  // namespace
 
@@ -78,13 +80,16 @@ void SchedulerImpl::EndStep() {
         std::ranges::none_of(running_, [&](const JobPtr& other) { return other.get() == &job; })) {
       continue;
     }
+    const bool is_full = !statuses_[i] && statuses_[i].error().code == ErrorCode::kOutOfBudget;
     if (job.failure) {
       Fail(job, *job.failure);
-    } else if (!statuses_[i] && (rows_[i].of_prompt || statuses_[i].error().code != ErrorCode::kOutOfBudget)) {
+    } else if (!statuses_[i] && !is_full) {
       Fail(job, statuses_[i].error());
+    } else if (is_full && rows_[i].of_prompt) {
+      if (!Restart(job, statuses_[i].error())) Fail(job, statuses_[i].error());
     } else if (!statuses_[i] && job.choices.size() == 1 && BeginCompression(job)) {
       continue;  // the answer has outgrown what was left for it
-    } else if (!statuses_[i] && Preempt(job)) {
+    } else if (!statuses_[i] && (Preempt(job) || Restart(job, statuses_[i].error()))) {
       continue;
     } else if (!statuses_[i]) {
       choice.stop_message = statuses_[i].error().message;
@@ -113,13 +118,23 @@ bool SchedulerImpl::Preempt(Job& job) {
   return false;
 }
 
+bool SchedulerImpl::Restart(Job& job, const Error& error) {
+  const bool is_forked = job.generates && job.choices.size() > 1, is_full = job.generates && !job.drops;
+  const bool is_alone = running_.size() == 1 && prefixes_.size() == 0;
+  if (error.code != ErrorCode::kOutOfBudget || is_forked || is_full) return false;
+  if (job.num_restarts >= kMostRestarts || (is_alone && job.num_restarts > 0)) return false;
+  ++job.num_restarts;
+  SendBack(job);
+  return true;
+}
+
 // It reads its prompt and what it has generated again, when there is room.
 void SchedulerImpl::SendBack(Job& job) {
   Choice& choice = job.choices.front();
   const JobPtr self = *std::ranges::find_if(running_, [&](const JobPtr& other) { return other.get() == &job; });
   DropDonor(job);
   Release(job, std::exchange(choice.sequence, -1));
-  slots_[static_cast<size_t>(std::exchange(choice.slot, -1))] = nullptr;
+  for (Choice& one : job.choices) slots_[static_cast<size_t>(std::exchange(one.slot, -1))] = nullptr;
   const std::vector<int32_t>& generated = choice.generator->result().tokens;
   job.text = job.request.prompt;
   job.text.insert(job.text.end(), generated.begin(), generated.end());
@@ -341,6 +356,8 @@ void SchedulerImpl::Observe(Histogram& histogram, double value) {
 
 void SchedulerImpl::EndChoice(Job& job, Choice& choice, bool rests) {
   if (choice.index == 0) Report(job, choice);
+  if (choice.sequence >= 0)
+    counters_.longest_tokens = std::max(counters_.longest_tokens, engine_->num_tokens(choice.sequence));
   GenerationResult result = choice.generator->result();
   result.stop_message = choice.stop_message;
   if (choice.num_fed < result.tokens.size()) result.unfed = result.tokens.back();

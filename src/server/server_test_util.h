@@ -11,6 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
+#include "server/json_reader.h"
 #include "server/protocol.h"
 #include "server/scheduler.h"
 #include "server/server.h"
@@ -171,6 +174,7 @@ struct FakeServer {
     model.info.architecture = "llama";
     model.info.description = "llama 1B Q4_1";
     model.num_ctx = 4096;
+    model.most_token_bytes = kControl[1].size();
     model.num_slots = 2;
     model.recipe.text = "pith";
     model.parse_budget = [](const std::string& text) -> Result<size_t> {
@@ -201,6 +205,28 @@ struct FakeServer {
   server::ModelCatalog catalog;
   server::Router router;
 };
+
+// Bodies of requests and of their answers.
+inline constexpr const char* kHi = R"("messages":[{"role":"user","content":"Hi"}])";
+
+inline std::string With(const std::string& more) {
+  return std::string("{") + kHi + (more.empty() ? "" : "," + more) + "}";
+}
+
+inline server::Json Body(const FakeExchange& exchange) { return server::Json::parse(exchange.body); }
+
+// The data of server-sent events, or lines of NDJSON.
+inline std::vector<server::Json> Parts(const std::string& text) {
+  std::vector<server::Json> parts;
+  for (size_t from = 0; from < text.size();) {
+    const size_t end = std::min(text.find('\n', from), text.size());
+    std::string line = text.substr(from, end - from);
+    from = end + 1;
+    if (line.starts_with("data: ")) line.erase(0, 6);
+    if (line.starts_with("{")) parts.push_back(server::Json::parse(line));
+  }
+  return parts;
+}
 
 }  // namespace pith::testing
 

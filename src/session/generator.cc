@@ -38,8 +38,14 @@ Result<GeneratorStep> Generator::Next(std::span<const float> logits) {
   step.text = stops_.Push(utf8_.Push(model_.Piece(step.token)));
   result_.text += step.text;
   if (stops_.hit()) return finish(StopReason::kStopString);
-  if (is_full()) return finish(StopReason::kLength);
+  if (is_full() || IsLate(step.text)) return finish(StopReason::kLength);
   return step;
+}
+
+bool Generator::IsLate(std::string_view text) {
+  if (options_.max_seconds <= 0) return false;
+  if (!since_first_) since_first_.emplace();
+  return text.find('\n') != std::string_view::npos && since_first_->seconds() > options_.max_seconds;
 }
 
 std::string Generator::Finish(StopReason reason) {

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/stopwatch.h"
 #include "base/utf8.h"
 #include "host/sampler.h"
 #include "pith/stop_reason.h"
@@ -34,6 +35,7 @@ struct GeneratorOptions {
   int max_tokens = -1;                  // -1: no limit
   std::vector<std::string> stops = {};  // the text ends before the first of them
   int num_logprobs = -1;                // per token so many of the likeliest; 0: the token's own; -1: none at all
+  double max_seconds = 0;               // since the first token: after so many the text ends with its line; 0: no limit
 };
 
 struct GenerationResult {
@@ -72,12 +74,16 @@ class Generator {
   GenerationResult Take() { return std::move(result_); }
 
  private:
+  // A line has ended after max_seconds. Called once for each token.
+  bool IsLate(std::string_view text);
+
   const TextModel& model_;
   Sampler sampler_;
   GeneratorOptions options_;
   Utf8Stream utf8_;
   StopFilter stops_;
   GenerationResult result_;
+  std::optional<Stopwatch> since_first_;  // token, where its time matters
   bool done_ = false;
 };
 

@@ -1,8 +1,10 @@
 #include "session/generator.h"
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -69,6 +71,29 @@ TEST(Generator, EndsAfterMaxTokens) {
   EXPECT_EQ(none.result.text, "");
   EXPECT_EQ(none.result.stop, StopReason::kLength);
   EXPECT_FALSE(none.result.unfed);
+}
+
+TEST(Generator, ALimitOfTimeEndsTheTextWithItsLine) {
+  constexpr double kLimit = 0.05;
+  const ByteModel model;
+  const auto play = [&](double limit) {
+    int sampled = 0;
+    const Sampler slow = [&](std::span<const float>) -> Result<int32_t> {
+      const std::string script = "a\nbc\nde\n";  // the first line ends in time
+      if (++sampled == 4) std::this_thread::sleep_for(std::chrono::duration<double>(2 * kLimit));
+      const auto at = static_cast<size_t>(sampled - 1);
+      return at < script.size() ? script[at] : testing::kEnd;
+    };
+    FakeSequence sequence;
+    return *Generate(sequence, Generator(model, slow, {.max_seconds = limit}),
+                     {.num_ctx = 100, .on_text = {}, .interrupted = {}});
+  };
+  const GenerationResult late = play(kLimit);
+  EXPECT_EQ(late.text, "a\nbc\n");
+  EXPECT_EQ(late.stop, StopReason::kLength);
+  const GenerationResult free = play(0);
+  EXPECT_EQ(free.text, "a\nbc\nde\n") << "control";
+  EXPECT_EQ(free.stop, StopReason::kEnd);
 }
 
 TEST(Generator, TheContextsEndKeepsTheText) {
