@@ -142,6 +142,26 @@ TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
   EXPECT_EQ(by_blocks->cache_.compress, CompressMode::kBlock);
 }
 
+// The small model's positions end at 512, and a second reading wants some behind the prompt.
+TEST(ModelCompress, WhatCannotBeReadAgainForWantOfPositionsIsReadByBlocks) {
+  ServerSetup setup;
+  setup.recipe = "pith";
+  setup.num_ctx = 1024;
+  setup.budget_bytes = size_t{4} << 20;
+  setup.options.max_running = 3;
+  Server server = Make(setup);
+  ASSERT_NE(server.scheduler, nullptr);
+  for (const size_t count : {size_t{300}, size_t{482}}) {
+    Request request = Greedy(Prompt(count, 1), 5);
+    request.compress = CompressMode::kAfter;
+    request.keep = 0.3;
+    auto sink = Send(server, request);
+    ASSERT_TRUE(sink->Wait());
+    ASSERT_FALSE(sink->error_) << sink->error_->message;
+    EXPECT_EQ(sink->cache_.compress, count == 300 ? CompressMode::kAfter : CompressMode::kBlock);
+  }
+}
+
 TEST(ModelCompress, AnswersGoOnBesideASecondReading) {
   EXPECT_GE(TokensBesideCompressing(kOnce), 10) << "its tokens came beside the reading's pieces";
 }

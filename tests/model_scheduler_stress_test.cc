@@ -104,6 +104,10 @@ void Play(Load load, unsigned seed, Count& count) {
     for (const auto& [index, choice] : sinks[i]->choices_) {
       ASSERT_TRUE(choice.result);
       if (choice.result->stop == StopReason::kLength || choice.result->stop == StopReason::kContext) continue;
+      // Forks of one compressed prompt cannot be compressed again: an answer without a limit ends with the budget.
+      const Request& asked = load.requests[i];
+      if (choice.result->stop == StopReason::kBudget && asked.generation.max_tokens < 0 && asked.num_choices > 1)
+        continue;
       ++count.cut;
       ADD_FAILURE() << "request " << i << " of " << load.requests[i].prompt.size() << " tokens, choice " << index
                     << ", was cut after " << choice.tokens.size() << ": " << choice.result->stop_message;

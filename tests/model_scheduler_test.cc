@@ -461,6 +461,31 @@ TEST(ModelScheduler, SlotsGoToFilesAndComeBack) {
   std::filesystem::remove_all(folder);
 }
 
+// Also before the thread has taken their requests up.
+TEST(ModelScheduler, WhoLeavesAtOnceLeavesNothing) {
+  ServerSetup setup;
+  setup.options.max_running = 4;
+  Server server = Make(setup);
+  const size_t idle = server.scheduler->stats().kv.used_bytes;
+  Request talks = Greedy(Prompt(20, 1), 400);
+  talks.sampling.logit_bias = {{kEndToken, -INFINITY}};
+  auto sink = Send(server, talks);
+  ASSERT_TRUE(sink->WaitForTexts(1));
+  constexpr uint64_t kLeave = 300;
+  for (uint64_t i = 0; i < kLeave; ++i) {
+    RequestId id = 0;
+    (void)Send(server, Greedy(Prompt(30, static_cast<unsigned>(i)), 50), &id);
+    server.scheduler->Cancel(id);
+    if (i % 8 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  ASSERT_TRUE(sink->Wait());
+  EXPECT_FALSE(sink->error_);
+  server.scheduler->Drain(5);
+  EXPECT_EQ(IdleBytes(server), idle);
+  EXPECT_EQ(server.scheduler->stats().cancelled, kLeave) << "and none went on to fail";
+  EXPECT_EQ(server.scheduler->stats().live_sequences, 0);
+}
+
 // A short request that comes while a long prompt is read does not wait for its end.
 TEST(ModelScheduler, AShortPromptDoesNotWaitForALongOne) {
   ServerSetup setup;

@@ -82,6 +82,8 @@ void SchedulerImpl::Intake(const JobPtr& job) {
   waiting_.push_back(job);
   room_changed_ = true;
   ++counters_.requests;
+  // Its client left before anybody looked for it here.
+  if (job->is_cancelled()) return DropLeft(*job);
   job->text = job->request.prompt;
   if (const Status status = PlanJob(*job); !status) Fail(*job, status.error());
 }

@@ -144,7 +144,10 @@ void SchedulerImpl::EndTurnOf(Job& job, const Status& status) {
 
 void SchedulerImpl::EndCompression(Job& job, const Status& status) {
   if (job.is_cancelled()) return;
-  if (!status && status.error().code == ErrorCode::kOutOfBudget && (PromiseMore(job) || RestartByBlocks(job))) return;
+  const ErrorCode code = status ? ErrorCode::kIo : status.error().code;
+  if (!status && code == ErrorCode::kOutOfBudget && PromiseMore(job)) return;
+  const bool cannot = !status && (code == ErrorCode::kOutOfBudget || code == ErrorCode::kUnsupported);
+  if (cannot && RestartByBlocks(job)) return;
   if (!status) return Fail(job, status.error());
   ++counters_.compressed;
   ++job.num_compressions;
@@ -162,7 +165,8 @@ void SchedulerImpl::EndCompression(Job& job, const Status& status) {
   }
 }
 
-// Where the server's budget does not hold what its recipe takes to compress the whole prompt.
+// Where the server's budget does not hold what its recipe takes to compress the whole prompt, or the model's positions
+// end before a second reading would.
 bool SchedulerImpl::RestartByBlocks(Job& job) {
   if (NeedsWholePrompt(job.options.recipe) || job.generates || job.choices.size() > 1) return false;
   job.is_by_blocks = true;

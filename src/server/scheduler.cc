@@ -247,13 +247,15 @@ void SchedulerImpl::DropCancelled() {
   };
   collect(waiting_);
   collect(running_);
-  for (const JobPtr& job : gone) {
-    {
-      const std::lock_guard lock(mutex_);
-      ++num_cancelled_;
-    }
-    Remove(*job);
+  for (const JobPtr& job : gone) DropLeft(*job);
+}
+
+void SchedulerImpl::DropLeft(Job& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++num_cancelled_;
   }
+  Remove(job);
 }
 
 void SchedulerImpl::FailAll(const Error& error) {

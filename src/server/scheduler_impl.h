@@ -139,6 +139,7 @@ class SchedulerImpl final : public Scheduler {
   bool TakeInbox();  // waits while there is nothing to do; false: the end
   bool IsIdle();  // nobody asks for anything
   void DropCancelled();
+  void DropLeft(Job& job);  // whose client has left
   void FailAll(const Error& error);
   // Runs fn between steps and waits for it.
   template <typename T>
