@@ -111,7 +111,7 @@ int Ls(store::Store& store, bool as_json) {
   return kExitOk;
 }
 
-int Stat(store::Store& store, bool as_json) {
+int Stat(store::Store& store, uint64_t limit_bytes, bool as_json) {
   const store::StoreStats stats = store.stats();
   size_t tokens = 0;
   double seconds = 0;
@@ -127,13 +127,13 @@ int Stat(store::Store& store, bool as_json) {
            {"compute_seconds", seconds},
            {"live_bytes", ssd.bytes},
            {"file_bytes", stats.ssd_file_bytes},
-           {"limit_bytes", ssd.capacity_bytes},
+           {"limit_bytes", limit_bytes},
            {"segments", stats.ssd_segments}});
     return kExitOk;
   }
-  fmt::print("{} prefixes of {} tokens, which took {:.1f} s to read; {} in {} files of {} (limit {})\n",
-             objects.size(), FormatCount(static_cast<int64_t>(tokens)), seconds, FormatBytes(ssd.bytes),
-             stats.ssd_segments, FormatBytes(stats.ssd_file_bytes), FormatBytes(ssd.capacity_bytes));
+  fmt::print("{} prefixes of {} tokens, which took {:.1f} s to read; {} in {} files of {} (limit {})\n", objects.size(),
+             FormatCount(static_cast<int64_t>(tokens)), seconds, FormatBytes(ssd.bytes), stats.ssd_segments,
+             FormatBytes(stats.ssd_file_bytes), FormatBytes(limit_bytes));
   return kExitOk;
 }
 
@@ -199,15 +199,17 @@ Result<int> MeasureStore(const StoreCommandFlags& flags, const std::string& fold
 
 Result<int> RunStore(const StoreCommandFlags& flags) {
   PITH_ASSIGN_OR_RETURN(store::StoreOptions options, store::ParseStoreSpec(flags.spec));
+  const uint64_t limit_bytes = options.ssd_bytes;
   if (flags.measures()) return MeasureStore(flags, options.folder);
   std::error_code error;
   if (!std::filesystem::is_directory(options.folder, error)) {
     return NotFound(fmt::format("there is no store in {}", options.folder));
   }
+  PITH_ASSIGN_OR_RETURN(options, store::ParseStoreSpecToLook(flags.spec));
   options.ram_bytes = 0;
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<store::Store> store, store::Store::Open(options));
   if (flags.action == "ls") return Ls(*store, flags.out.json);
-  if (flags.action == "stat") return Stat(*store, flags.out.json);
+  if (flags.action == "stat") return Stat(*store, limit_bytes, flags.out.json);
   if (flags.action == "get") return Get(*store, flags);
   if (flags.action == "rm") return Remove(*store, flags);
   if (flags.action == "verify") return Verify(*store, flags);

@@ -74,9 +74,13 @@ class RealFiles final : public Files {
  public:
   Result<std::unique_ptr<File>> Open(const std::string& path, Mode mode) override {
     const int flags = mode == Mode::kRead ? O_RDONLY : mode == Mode::kWrite ? O_RDWR : O_RDWR | O_CREAT | O_EXCL;
-    const int fd = ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    // A pipe of that name would keep whoever opens it waiting.
+    const int fd = ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0) return Failed(path, "opened");
-    return std::unique_ptr<File>(new RealFile(path, fd));
+    auto file = std::unique_ptr<File>(new RealFile(path, fd));
+    struct stat info {};
+    if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) return IoError(fmt::format("{} is no file", path));
+    return file;
   }
 
   Status Remove(const std::string& path) override {

@@ -1,7 +1,12 @@
 #include "store/spec.h"
 
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
 #include <fmt/format.h>
 
+#include "base/escaped.h"
 #include "base/text.h"
 #include "store/remote_client.h"
 
@@ -21,12 +26,12 @@ Status Set(std::string_view name, std::string_view value, StoreOptions& options)
   }
   if (name == "evictor") {
     options.evictor = value;
-    return TierPolicy::Make(options.evictor, 1) ? Status() : Status(tl::unexpected<Error>(
-                                                                TierPolicy::Make(options.evictor, 1).error()));
+    PITH_RETURN_IF_ERROR(TierPolicy::Make(options.evictor, 1));
+    return {};
   }
   if (name != "ram" && name != "ssd") {
     return InvalidArgument(
-        fmt::format("a store has no option \"{}\"; there are ram, ssd, evictor, place and loss", name));
+        fmt::format("a store has no option \"{}\"; there are ram, ssd, evictor, place and loss", Escaped(name)));
   }
   PITH_ASSIGN_OR_RETURN(const size_t bytes, ParseSize(value));
   if (name == "ram") options.ram_bytes = bytes;
@@ -64,7 +69,8 @@ Result<StoreOptions> ParseStoreSpec(std::string_view text) {
     rest = item.size() < rest.size() ? rest.substr(item.size() + 1) : std::string_view();
     const size_t equals = item.find('=');
     if (equals == std::string_view::npos) {
-      return InvalidArgument(fmt::format("\"{}\" behind a store's folder is no option of the form name=value", item));
+      return InvalidArgument(
+          fmt::format("\"{}\" behind a store's folder is no option of the form name=value", Escaped(item)));
     }
     PITH_RETURN_IF_ERROR(Set(item.substr(0, equals), item.substr(equals + 1), options));
   }
@@ -74,6 +80,20 @@ Result<StoreOptions> ParseStoreSpec(std::string_view text) {
   if (!options.folder.empty() && options.ssd_bytes < kLeastSsdBytes) {
     return InvalidArgument("a store's folder needs at least 4 MiB (ssd=SIZE)");
   }
+  return options;
+}
+
+Result<StoreOptions> ParseStoreSpecToLook(std::string_view text) {
+  PITH_ASSIGN_OR_RETURN(StoreOptions options, ParseStoreSpec(text));
+  if (options.folder.empty() || text.find(",ssd=") != std::string_view::npos) return options;
+  uint64_t bytes = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(options.folder, error), end; !error && at != end; at.increment(error)) {
+    std::error_code unknown;
+    const uintmax_t size = at->file_size(unknown);
+    if (!unknown) bytes += size;
+  }
+  options.ssd_bytes = std::max(options.ssd_bytes, 2 * bytes);  // of which 7 tenths may live
   return options;
 }
 

@@ -17,6 +17,10 @@ inline constexpr uint64_t kDefaultSsdBytes = uint64_t{8} << 30;
 // kInvalidArgument: it is none; kUnsupported: of a kind that this build does not have. Opens nothing.
 Result<StoreOptions> ParseStoreSpec(std::string_view text);
 
+// For whoever only looks into a folder, to which another process may have given a higher limit: where the text names
+// none, all that lies there fits.
+Result<StoreOptions> ParseStoreSpecToLook(std::string_view text);
+
 // How they are written, for --help.
 inline constexpr std::string_view kStoreSpecHelp =
     "DIR or file:DIR keeps in a folder, ram:SIZE in memory alone, redis://HOST:PORT on a server of Redis or Valkey, "

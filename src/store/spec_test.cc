@@ -2,6 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
+#include "store/segment.h"
+#include "store/store_test_util.h"
+
 namespace pith::store {
 namespace {
 
@@ -26,6 +32,31 @@ TEST(StoreSpec, Forms) {
   ASSERT_TRUE(ram);
   EXPECT_TRUE(ram->folder.empty());
   EXPECT_EQ(ram->ram_bytes, size_t{2} << 20);
+}
+
+// Records of 3 GiB each, more than the limit that a process has by itself. Their bytes are a hole in the file.
+TEST(StoreSpec, WhoLooksForgetsNothing) {
+  const TestFolder folder;
+  const std::string path = folder.path() + "/segment-0000000000000001.pkv";
+  std::ofstream file(path, std::ios::binary);
+  uint64_t end = 0;
+  for (uint32_t seed = 0; seed < 4; ++seed) {
+    RecordHeader header;
+    header.info = TestInfo(TestTokens(seed, 40));
+    header.info.key = TestKey(seed, 40);
+    header.info.payload_bytes = uint64_t{3} << 30;
+    header.number = seed + 1;
+    const std::vector<std::byte> bytes = EncodeHeader(header);
+    file.seekp(static_cast<std::streamoff>(end));
+    file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    end += bytes.size() + header.info.payload_bytes;
+  }
+  file.close();
+  std::filesystem::resize_file(path, end);
+  const auto listed = [](const Result<StoreOptions>& options) { return (*Store::Open(*options))->List().size(); };
+  EXPECT_EQ(listed(ParseStoreSpecToLook(folder.path())), 4u);
+  EXPECT_EQ(listed(ParseStoreSpec(folder.path())), 1u);
+  EXPECT_EQ(listed(ParseStoreSpecToLook(folder.path() + ",ssd=8GiB")), 1u);
 }
 
 TEST(StoreSpec, MistakesAreNamed) {

@@ -45,8 +45,8 @@ Result<std::shared_ptr<Store>> Store::Open(const StoreOptions& options) {
 
 Status Store::Init() {
   // The rest is for objects on their way to a reader that the evictor refuses.
-  PITH_ASSIGN_OR_RETURN(ram_policy_, TierPolicy::Make(options_.places ? "" : options_.evictor,
-                                                       options_.ram_bytes / 8 * 7));
+  PITH_ASSIGN_OR_RETURN(policies_[0],
+                        TierPolicy::Make(options_.places ? "" : options_.evictor, options_.ram_bytes / 8 * 7));
   if (!options_.remote.empty()) {
     PITH_ASSIGN_OR_RETURN(remote_, RemoteTier::Open({.url = options_.remote}));
     writer_ = std::thread([this] { RunWriter(); });
@@ -65,7 +65,7 @@ Status Store::Init() {
                                              .segment_bytes = options_.segment_bytes,
                                              .files = options_.files},
                                             listener));
-  PITH_ASSIGN_OR_RETURN(ssd_policy_, TierPolicy::Make(options_.evictor, ssd_->most_live_bytes()));
+  PITH_ASSIGN_OR_RETURN(policies_[1], TierPolicy::Make(options_.evictor, ssd_->most_live_bytes()));
   std::ranges::sort(initial_, {}, [](const auto& found) { return found.first.number; });
   for (auto& [place, header] : initial_) OnFound(place, std::move(header));
   initial_ = {};
@@ -84,7 +84,7 @@ Store::~Store() {
 }
 
 uint64_t Store::most_object_bytes() const {
-  return std::max<uint64_t>(ram_policy_->capacity(), ssd_ != nullptr ? options_.ssd_bytes / 4 : 0);
+  return std::max<uint64_t>(ram_capacity(), ssd_ != nullptr ? options_.ssd_bytes / 4 : 0);
 }
 
 Store::Entry* Store::EntryOf(const Key& key) {
@@ -123,11 +123,11 @@ Store::Entry& Store::Renew(ObjectInfoPtr info) {
     slot->blocks = MakeChain(info->root, info->tokens).blocks;
     for (const Key& block : slot->blocks) through_[block].push_back(slot.get());
   } else {
-    if (slot->ram != nullptr) ram_policy_->Erase(slot->id);
+    policy(Tier::kRam)->Erase(slot->id);  // which may expect what is still being loaded
     slot->ram.reset();
     // The older record goes once the newer one is on the disk.
     if (slot->ssd) superseded_[key] = *slot->ssd;
-    if (ssd_policy_ != nullptr) ssd_policy_->Erase(slot->id);
+    if (ssd_ != nullptr) policy(Tier::kSsd)->Erase(slot->id);
     slot->ssd.reset();
     slot->remote.reset();
   }
@@ -148,64 +148,51 @@ void Store::DropIfGone(Entry& entry) {
   entries_.erase(key);
 }
 
-void Store::LoseFromRam(const std::vector<uint32_t>& victims, const Entry& but) {
+bool Store::Admit(Tier tier, Entry& entry, uint64_t bytes) {
+  std::vector<uint32_t> victims;
+  const bool admitted = policy(tier)->Admit(entry.id, bytes, victims);
+  DropVictims(tier, victims, entry);
+  if (admitted) (void)PinIn(tier, entry);
+  return admitted;
+}
+
+void Store::Lose(Tier tier, Entry& entry) {
+  if (tier == Tier::kRam) {
+    entry.ram.reset();
+    entry.remote.reset();  // a lookup finds it
+  } else if (entry.ssd) {
+    ssd_->Forget(*entry.ssd);
+    entry.ssd.reset();
+  }
+}
+
+void Store::Leave(Tier tier, Entry& entry) {
+  if (policy(tier) == nullptr) return;
+  policy(tier)->Erase(entry.id);
+  Lose(tier, entry);
+}
+
+void Store::DropVictims(Tier tier, const std::vector<uint32_t>& victims, const Entry& but) {
   for (const uint32_t victim : victims) {
-    ++stats_.tiers[0].evictions;
+    ++stats_.tiers[static_cast<size_t>(tier)].evictions;
     Entry* const gone = EntryOf(victim);
     if (gone == nullptr) continue;
-    gone->ram.reset();
-    gone->remote.reset();  // a lookup finds it
+    Lose(tier, *gone);
     if (gone != &but) DropIfGone(*gone);
   }
-}
-
-bool Store::AdmitToRam(Entry& entry, uint64_t bytes) {
-  std::vector<uint32_t> victims;
-  const bool admitted = ram_policy_->Admit(entry.id, bytes, victims);
-  LoseFromRam(victims, entry);
-  if (admitted) (void)PinIn(Tier::kRam, entry);
-  return admitted;
-}
-
-void Store::LeaveRam(Entry& entry) {
-  ram_policy_->Erase(entry.id);
-  entry.ram.reset();
-}
-
-void Store::LoseFromSsd(const std::vector<uint32_t>& victims, const Entry& but) {
-  for (const uint32_t victim : victims) {
-    ++stats_.tiers[1].evictions;
-    Entry* const gone = EntryOf(victim);
-    if (gone == nullptr || !gone->ssd) continue;
-    ssd_->Forget(*gone->ssd);
-    gone->ssd.reset();
-    if (gone != &but) DropIfGone(*gone);
-  }
-}
-
-bool Store::AdmitToSsd(Entry& entry, uint64_t bytes) {
-  std::vector<uint32_t> victims;
-  const bool admitted = ssd_policy_->Admit(entry.id, bytes, victims);
-  LoseFromSsd(victims, entry);
-  if (admitted) (void)PinIn(Tier::kSsd, entry);
-  return admitted;
 }
 
 bool Store::PinIn(Tier tier, const Entry& entry) {
   const auto pin = pins_.find(entry.info->key);
-  if (pin == pins_.end()) return false;
+  if (pin == pins_.end() || policy(tier) == nullptr) return false;
   const double seconds = std::chrono::duration<double>(pin->second - SteadyClock::now()).count();
   if (seconds <= 0) {
     pins_.erase(pin);
     return false;
   }
   std::vector<uint32_t> victims;
-  const bool in_ram = tier == Tier::kRam;
-  const bool pinned = (in_ram ? ram_policy_ : ssd_policy_)->Pin(entry.id, seconds, victims);
-  if (in_ram)
-    LoseFromRam(victims, entry);
-  else
-    LoseFromSsd(victims, entry);
+  const bool pinned = policy(tier)->Pin(entry.id, seconds, victims);
+  DropVictims(tier, victims, entry);
   return pinned;
 }
 
@@ -219,20 +206,13 @@ bool Store::Pin(const Key& key, double seconds) {
   auto& pin = pins_[key];
   pin = std::max(pin, until);
   const bool in_ram = PinIn(Tier::kRam, *entry);
-  const bool on_ssd = ssd_policy_ != nullptr && PinIn(Tier::kSsd, *entry);
+  const bool on_ssd = PinIn(Tier::kSsd, *entry);
   return in_ram || on_ssd;
 }
 
 void Store::SetPlace(Entry& entry, const Place& place) {
   entry.ssd = place;
   by_segment_[place.segment].push_back(entry.info->key);
-}
-
-void Store::LeaveSsd(Entry& entry) {
-  if (!entry.ssd) return;
-  ssd_->Forget(*entry.ssd);
-  entry.ssd.reset();
-  ssd_policy_->Erase(entry.id);
 }
 
 std::shared_ptr<Block> Store::MakeBlock(Lock& lock, size_t bytes, bool beyond) {
@@ -250,16 +230,16 @@ std::shared_ptr<Block> Store::MakeBlock(Lock& lock, size_t bytes, bool beyond) {
 bool Store::PutInRam(const ObjectInfoPtr& info, std::span<const std::byte> payload, bool* queued) {
   const size_t resident = Block::ResidentBytes(payload.size());
   Lock lock(mutex_);
-  if (options_.places || resident > ram_policy_->capacity()) return false;
+  if (options_.places || resident > ram_capacity()) return false;
   Entry* entry = &Renew(info);
   const uint64_t version = entry->version;
   entry->queued = true;  // so that it stays while the lock is not held
-  const bool admitted = AdmitToRam(*entry, resident);
+  const bool admitted = Admit(Tier::kRam, *entry, resident);
   const std::shared_ptr<Block> block = admitted ? MakeBlock(lock, payload.size(), false) : nullptr;
   entry = EntryOf(info->key);
   if (block == nullptr || entry == nullptr || entry->version != version) {
     if (entry != nullptr && entry->version == version) {
-      LeaveRam(*entry);
+      Leave(Tier::kRam, *entry);
       entry->queued = false;
       DropIfGone(*entry);
     }
@@ -271,7 +251,7 @@ bool Store::PutInRam(const ObjectInfoPtr& info, std::span<const std::byte> paylo
   entry = EntryOf(info->key);
   if (entry == nullptr || entry->version != version) return true;  // another one of the same key came
   // It may have been evicted meanwhile.
-  if (ram_policy_->Contains(entry->id)) entry->ram = block;
+  if (policy(Tier::kRam)->Contains(entry->id)) entry->ram = block;
   *queued = entry->queued = ssd_ != nullptr || remote_ != nullptr;
   if (*queued) queue_.push_back({info, block, version});
   else DropIfGone(*entry);
@@ -346,7 +326,7 @@ Status Store::Write(const Pending& pending, std::span<const std::byte> payload) 
     if (rests) ssd_rests_until_ = SteadyClock::now() + kSsdRest;
     Entry* const entry = EntryOf(key);
     if (entry == nullptr || entry->version != pending.version) return;
-    if (!entry->ssd) ssd_policy_->Erase(entry->id);
+    if (!entry->ssd) policy(Tier::kSsd)->Erase(entry->id);
     entry->queued = false;
     if (const auto older = superseded_.find(key); older != superseded_.end()) {
       ssd_->Forget(older->second);
@@ -363,7 +343,7 @@ Status Store::Write(const Pending& pending, std::span<const std::byte> payload) 
       return {};
     }
     const bool rests = SteadyClock::now() < ssd_rests_until_;
-    if (rests || !AdmitToSsd(*entry, bytes)) {
+    if (rests || !Admit(Tier::kSsd, *entry, bytes)) {
       lock.unlock();
       give_up(rests ? "unwritten" : "full", false);
       return OutOfBudget("it is not written");
@@ -379,7 +359,7 @@ Status Store::Write(const Pending& pending, std::span<const std::byte> payload) 
   {
     const std::lock_guard lock(mutex_);
     Entry* const entry = EntryOf(key);
-    wanted = entry != nullptr && entry->version == pending.version && ssd_policy_->Contains(entry->id);
+    wanted = entry != nullptr && entry->version == pending.version && policy(Tier::kSsd)->Contains(entry->id);
     if (entry != nullptr && entry->version == pending.version) {
       entry->queued = false;
       if (wanted) SetPlace(*entry, *place);
@@ -419,10 +399,10 @@ std::optional<Loaded> Store::Load(const Key& key, bool promotes) {
   Lock lock(mutex_);
   Entry* entry = EntryOf(key);
   if (entry == nullptr || !entry->is_there()) return std::nullopt;
-  if (ssd_policy_ != nullptr) ssd_policy_->Hit(entry->id);
+  if (ssd_ != nullptr) policy(Tier::kSsd)->Hit(entry->id);
   ++entry->hits;
   if (entry->ram != nullptr) {
-    ram_policy_->Hit(entry->id);
+    policy(Tier::kRam)->Hit(entry->id);
     Loaded loaded{entry->info, entry->ram, Tier::kRam, watch.seconds()};
     stats_.tiers[0].get_seconds.Add(loaded.seconds);
     return loaded;
@@ -432,8 +412,9 @@ std::optional<Loaded> Store::Load(const Key& key, bool promotes) {
   const RemotePlace remote = entry->remote.value_or(RemotePlace());
   const uint64_t version = entry->version;
   const size_t bytes = info->payload_bytes;
-  const bool passes = !promotes || Block::ResidentBytes(bytes) > ram_policy_->capacity();  // larger than the tier
-  const bool promoted = !passes && AdmitToRam(*entry, Block::ResidentBytes(bytes));
+  const size_t resident = Block::ResidentBytes(bytes);
+  const bool passes = !promotes || resident > ram_capacity();  // larger than the tier
+  const bool promoted = !passes && Admit(Tier::kRam, *entry, resident);
   if (options_.places && promotes && !promoted) return std::nullopt;
   const std::shared_ptr<Block> block = MakeBlock(lock, bytes, passes);
   lock.unlock();
@@ -445,15 +426,15 @@ std::optional<Loaded> Store::Load(const Key& key, bool promotes) {
   const bool same = entry != nullptr && entry->version == version;
   if (!status) {
     if (block != nullptr) ++stats_.errors[(place ? "" : "remote_") + KindOf(status.error())];
-    if (same && promoted) LeaveRam(*entry);
-    if (same && block != nullptr && place && entry->ssd == place) LeaveSsd(*entry);
+    if (same && promoted) Leave(Tier::kRam, *entry);
+    if (same && block != nullptr && place && entry->ssd == place) Leave(Tier::kSsd, *entry);
     if (same && !place) entry->remote.reset();
     if (same) DropIfGone(*entry);
     return std::nullopt;
   }
   Loaded loaded{info, block, place ? Tier::kSsd : Tier::kRemote, watch.seconds()};
   TierStats& tier = stats_.tiers[static_cast<size_t>(loaded.tier)];
-  if (same && promoted && ram_policy_->Contains(entry->id)) {
+  if (same && promoted && policy(Tier::kRam)->Contains(entry->id)) {
     entry->ram = block;
     ++tier.promotions;
   }
@@ -486,8 +467,8 @@ bool Store::Remove(const Key& key) {
       places.push_back(older->second);
       superseded_.erase(older);
     }
-    LeaveRam(*entry);
-    LeaveSsd(*entry);
+    Leave(Tier::kRam, *entry);
+    Leave(Tier::kSsd, *entry);
     entry->remote.reset();
     entry->queued = false;
     ++entry->version;  // what is being written of it is not wanted

@@ -146,8 +146,8 @@ class Store {
   StoreStats stats();
   bool has_ssd() const { return ssd_ != nullptr; }
   uint64_t most_object_bytes() const;
-  uint64_t ram_capacity() const { return ram_policy_->capacity(); }
-  uint64_t ssd_capacity() const { return ssd_ != nullptr ? ssd_policy_->capacity() : 0; }
+  uint64_t ram_capacity() const { return policy(Tier::kRam)->capacity(); }
+  uint64_t ssd_capacity() const { return ssd_ != nullptr ? policy(Tier::kSsd)->capacity() : 0; }
   const StoreOptions& options() const { return options_; }
 
   // For whoever loads: how a lookup ended. tier: of a hit.
@@ -182,6 +182,8 @@ class Store {
 
   using Lock = std::unique_lock<std::mutex>;
 
+  TierPolicy* policy(Tier tier) const { return policies_[static_cast<size_t>(tier)].get(); }
+
   // With mutex_ held.
   Entry* EntryOf(const Key& key);
   Entry* EntryOf(uint32_t id) { return EntryOf(key_of_id_[id]); }
@@ -189,15 +191,15 @@ class Store {
   Entry& Renew(ObjectInfoPtr info);
   void DropIfGone(Entry& entry);
   uint32_t TakeId(const Key& key);
-  bool AdmitToRam(Entry& entry, uint64_t bytes);
-  void LoseFromRam(const std::vector<uint32_t>& victims, const Entry& but);
-  void LoseFromSsd(const std::vector<uint32_t>& victims, const Entry& but);
+  // In RAM or on the SSD. The entry may come into the tier: what goes for it is dropped.
+  bool Admit(Tier tier, Entry& entry, uint64_t bytes);
+  // It is not there any more, as the tier's policy says or shall know.
+  void Lose(Tier tier, Entry& entry);
+  void Leave(Tier tier, Entry& entry);
+  void DropVictims(Tier tier, const std::vector<uint32_t>& victims, const Entry& but);
   // Where it is pinned, in the tier that it has come to.
   bool PinIn(Tier tier, const Entry& entry);
-  void LeaveRam(Entry& entry);
-  bool AdmitToSsd(Entry& entry, uint64_t bytes);
   void SetPlace(Entry& entry, const Place& place);
-  void LeaveSsd(Entry& entry);
   void Look(const Query& query, const Chain& chain, Found& found);
   void RefreshFolder();
   // An object on the server, known from now on, as long as few others are.
@@ -233,7 +235,7 @@ class Store {
   std::deque<Key> old_ids_;                                        // in the order in which they were given
   std::vector<Key> key_of_id_;
   std::deque<Key> on_remote_;  // known to be on the server; may name what is no more
-  std::unique_ptr<TierPolicy> ram_policy_, ssd_policy_;
+  std::array<std::unique_ptr<TierPolicy>, 2> policies_;        // of RAM and, where there is a folder, the SSD
   std::map<Key, std::chrono::steady_clock::time_point> pins_;  // until when
   std::deque<Pending> queue_;
   size_t num_writing_ = 0;

@@ -99,7 +99,7 @@ void Store::OnFound(const Place& place, RecordHeader header) {
       if (!same) entry = &Renew(std::make_shared<const ObjectInfo>(std::move(header.info)));
       superseded_.erase(key);
       entry->queued = true;  // so that it stays
-      const bool admitted = AdmitToSsd(*entry, place.record_bytes);
+      const bool admitted = Admit(Tier::kSsd, *entry, place.record_bytes);
       entry->queued = is_queued;
       if (admitted) SetPlace(*entry, place);
       else ssd_->Forget(place);
@@ -126,7 +126,7 @@ void Store::OnSegmentGone(uint64_t segment) {
   for (const Key& key : keys) {
     Entry* const entry = EntryOf(key);
     if (entry == nullptr || !entry->ssd || entry->ssd->segment != segment) continue;
-    LeaveSsd(*entry);
+    Leave(Tier::kSsd, *entry);
     DropIfGone(*entry);
   }
 }
@@ -216,15 +216,14 @@ StoreStats Store::stats() {
   {
     const std::lock_guard lock(mutex_);
     stats = stats_;
-    TierStats& ram = stats.tiers[0];
-    ram.capacity_bytes = options_.ram_bytes;
-    ram.bytes = *ram_used_;
-    ram.objects = ram_policy_->num_objects();
-    ram.pinned_bytes = ram_policy_->pinned_bytes();
-    if (ssd_ == nullptr) return stats;
-    stats.tiers[1].objects = ssd_policy_->num_objects();
-    stats.tiers[1].pinned_bytes = ssd_policy_->pinned_bytes();
+    for (size_t tier = 0; tier < policies_.size() && policies_[tier] != nullptr; ++tier) {
+      stats.tiers[tier].objects = policies_[tier]->num_objects();
+      stats.tiers[tier].pinned_bytes = policies_[tier]->pinned_bytes();
+    }
   }
+  stats.tiers[0].capacity_bytes = options_.ram_bytes;
+  stats.tiers[0].bytes = *ram_used_;
+  if (ssd_ == nullptr) return stats;
   stats.tiers[1].capacity_bytes = options_.ssd_bytes;
   stats.tiers[1].bytes = ssd_->live_bytes();
   stats.ssd_file_bytes = ssd_->file_bytes();

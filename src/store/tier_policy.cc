@@ -63,16 +63,21 @@ void TierPolicy::Forget(uint32_t object) {
   --count_;
 }
 
-bool TierPolicy::Offer(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims) {
+void TierPolicy::Follow(uint32_t object, const std::function<void()>& step, std::vector<uint32_t>& victims) {
   std::vector<uint32_t> gone;
   evictor_->RecordVictims(&gone);
-  evictor_->OnMiss(At(object, bytes));
+  step();
   evictor_->RecordVictims(nullptr);
   for (const uint32_t victim : gone) {
     if (victim == object || !Contains(victim)) continue;
     Forget(victim);
     victims.push_back(victim);
   }
+}
+
+bool TierPolicy::Offer(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims) {
+  Follow(
+      object, [&] { evictor_->OnMiss(At(object, bytes)); }, victims);
   return evictor_->Contains(object);
 }
 
@@ -129,14 +134,8 @@ bool TierPolicy::Pin(uint32_t object, double seconds, std::vector<uint32_t>& vic
   evictor_->Erase(object);
   pins_[object] = until;
   pinned_bytes_ += sizes_[object];
-  std::vector<uint32_t> gone;
-  evictor_->RecordVictims(&gone);
-  evictor_->Resize(capacity_ - pinned_bytes_);
-  evictor_->RecordVictims(nullptr);
-  for (const uint32_t victim : gone) {
-    Forget(victim);
-    victims.push_back(victim);
-  }
+  Follow(
+      object, [&] { evictor_->Resize(capacity_ - pinned_bytes_); }, victims);
   return true;
 }
 

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,7 +46,9 @@ class TierPolicy {
   double Now() const;  // s
   evict::Access At(uint32_t object, uint64_t bytes);
   void Forget(uint32_t object);
-  // The evictor stores the object; what it gives up for that is forgotten. False: it refuses.
+  // What the evictor gives up in `step`, which is about `object`, is forgotten and told.
+  void Follow(uint32_t object, const std::function<void()>& step, std::vector<uint32_t>& victims);
+  // The evictor stores the object. False: it refuses.
   bool Offer(uint32_t object, uint64_t bytes, std::vector<uint32_t>& victims);
   void ReleaseOver(std::vector<uint32_t>& victims);
   void Leave(uint32_t object);
