@@ -133,6 +133,10 @@ class SimTrain(unittest.TestCase):
             child.kill()
             child.wait()
             child.stderr.close()
+        # Nobody answers: that is said.
+        run = sim("--trace", self.trap, "--policy", f"coldrl:sidecar={socket}", "--capacity", "25MB")
+        self.assertEqual((run.returncode, run.stderr.count("\n")), (0, 1), run.stderr)
+        self.assertRegex(run.stderr, r"([\d,]+) of \1 questions had no answer, and the least recently used went")
         run = sim("sidecar", "--socket", "x" * 200)
         self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1))
         self.assertIn("--socket: a socket's path has 1 to 107 bytes", run.stderr)
@@ -157,6 +161,10 @@ class SimTrain(unittest.TestCase):
             self.assertEqual(run.returncode, code, run.stderr)
             self.assertIn(sentence, run.stderr)
             self.assertEqual(run.stderr.count("\n"), 1, run.stderr)
+        for policies in (",", ";"):
+            run = sim("--trace", self.trap, "--policy", policies, "--capacity", "25MB")
+            self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1), run.stderr)
+            self.assertIn("--policy names no evictor", run.stderr)
         wrong = self.path("wrong.pithnet")
         pathlib.Path(wrong).write_bytes(b"PITHNET1 but no more")
         run = sim("--trace", self.trap, "--policy", f"coldrl:model={wrong}", "--capacity", "25MB")

@@ -13,6 +13,7 @@
 #include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/command.h"
+#include "cli/sim_flags.h"
 #include "cli/terminal.h"
 #include "evict/read_trace.h"
 #include "evict/registry.h"
@@ -56,19 +57,6 @@ struct SimFlags {
   std::string html;
 };
 
-Result<std::vector<uint64_t>> ParseCapacities(std::string_view text) {
-  std::vector<uint64_t> capacities;
-  while (!text.empty()) {
-    const size_t end = text.find(',');
-    const Result<size_t> size = ParseSize(text.substr(0, end));
-    if (!size) return InvalidArgument(fmt::format("--capacity: {}", size.error().message));
-    if (*size == 0) return InvalidArgument("--capacity takes sizes above 0");
-    capacities.push_back(*size);
-    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
-  }
-  return capacities;
-}
-
 Status Check(const SimFlags& flags) {
   if (flags.list) return {};
   if (flags.trace.empty()) return InvalidArgument("--trace is missing (see \"pith sim --help\")");
@@ -77,7 +65,9 @@ Status Check(const SimFlags& flags) {
   }
   PITH_RETURN_IF_ERROR(ParseCapacities(flags.capacities));
   if (flags.format.empty()) PITH_RETURN_IF_ERROR(evict::FormatOfFile(flags.trace));
-  for (const std::string& policy : SplitRecipes(flags.policies)) {
+  const std::vector<std::string> policies = SplitRecipes(flags.policies);
+  if (policies.empty()) return InvalidArgument("--policy names no evictor; \"pith sim --list\" lists them");
+  for (const std::string& policy : policies) {
     const std::string name = policy.substr(0, policy.find(':'));
     const auto known = evict::ListPolicies();
     if (std::ranges::none_of(known, [&](const evict::PolicyInfo& info) { return info.name == name; })) {
@@ -145,11 +135,7 @@ Result<int> RunSim(const SimFlags& flags) {
     return kExitOk;
   }
   const Stopwatch watch;
-  PITH_ASSIGN_OR_RETURN(const evict::TraceFormat format, flags.format.empty() ? evict::FormatOfFile(flags.trace)
-                                                                              : evict::ParseFormatName(flags.format));
-  PITH_ASSIGN_OR_RETURN(std::string text, ReadFile(flags.trace));
-  PITH_ASSIGN_OR_RETURN(const evict::Trace trace, evict::ReadTrace(format, text, flags.trace));
-  text = {};
+  PITH_ASSIGN_OR_RETURN(const evict::Trace trace, ReadTraceFile(flags.trace, flags.format));
   const double load_seconds = watch.seconds();
   evict::SimulateOptions options;
   options.policies = SplitRecipes(flags.policies);
@@ -162,8 +148,15 @@ Result<int> RunSim(const SimFlags& flags) {
     PITH_ASSIGN_OR_RETURN(options.capacities, ParseCapacities(flags.capacities));
   }
   PITH_ASSIGN_OR_RETURN(const std::vector<SimulatedRow> rows, evict::Simulate(trace, options));
+  for (const SimulatedRow& row : rows) {
+    if (row.unanswered == 0) continue;
+    Note("{}, {}: {} of {} questions had no answer, and the least recently used went\n", Escaped(row.policy),
+         FormatCount(static_cast<int64_t>(row.capacity)), FormatCount(static_cast<int64_t>(row.unanswered)),
+         FormatCount(static_cast<int64_t>(row.asked)));
+  }
   const ordered_json json = ToJson(flags, trace, load_seconds, rows);
   if (!flags.html.empty()) PITH_RETURN_IF_ERROR(WriteFile(flags.html, SimHtml(json)));
+  if (flags.html == "-") return kExitOk;
   if (flags.json) {
     PrintJson(JsonText(json, 2));
   } else {

@@ -14,6 +14,7 @@
 #include "base/json_text.h"
 #include "base/stopwatch.h"
 #include "cli/command.h"
+#include "cli/sim_flags.h"
 #include "cli/terminal.h"
 #include "evict/learn/one_bit_model.h"
 #include "evict/learn/train_coldrl.h"
@@ -60,28 +61,6 @@ struct TrainFlags {
   OutputFlags output;
 };
 
-std::vector<std::string> SplitCommas(const std::string& text) {
-  std::vector<std::string> parts;
-  for (size_t at = 0; at <= text.size();) {
-    const size_t end = std::min(text.find(',', at), text.size());
-    parts.push_back(text.substr(at, end - at));
-    at = end + 1;
-  }
-  return parts;
-}
-
-Result<std::vector<uint64_t>> ParseCapacities(const std::string& text) {
-  std::vector<uint64_t> capacities;
-  if (text.empty()) return capacities;
-  for (const std::string& part : SplitCommas(text)) {
-    const Result<size_t> size = ParseSize(part);
-    if (!size) return InvalidArgument(fmt::format("--capacity: {}", size.error().message));
-    if (*size == 0) return InvalidArgument("--capacity takes sizes above 0");
-    capacities.push_back(*size);
-  }
-  return capacities;
-}
-
 std::string StateFile(const TrainFlags& flags) { return flags.out + ".state"; }
 
 Status Check(const TrainFlags& flags) {
@@ -104,10 +83,7 @@ Status Check(const TrainFlags& flags) {
 Result<std::vector<evict::Trace>> ReadTraces(const TrainFlags& flags) {
   std::vector<evict::Trace> traces;
   for (const std::string& path : SplitCommas(flags.traces)) {
-    PITH_ASSIGN_OR_RETURN(const evict::TraceFormat format, flags.format.empty() ? evict::FormatOfFile(path)
-                                                                                : evict::ParseFormatName(flags.format));
-    PITH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-    PITH_ASSIGN_OR_RETURN(evict::Trace trace, evict::ReadTrace(format, text, path));
+    PITH_ASSIGN_OR_RETURN(evict::Trace trace, ReadTraceFile(path, flags.format));
     traces.push_back(std::move(trace));
   }
   return traces;

@@ -89,8 +89,7 @@ TEST(Evictors, KeepTheirPromises) {
         std::set<uint32_t> stored;
         size_t prompt = 0;
         for (uint32_t i = 0; i < trace->num_accesses(); ++i) {
-          if (trace->has_prompts() && i >= trace->end_of(prompt)) ++prompt;
-          const Access access = trace->has_prompts() ? trace->AtPrompt(prompt, i) : trace->At(i);
+          const Access access = trace->AtNext(i, prompt);
           const bool hit = evictor.Contains(access.object);
           ASSERT_EQ(hit, stored.count(access.object) == 1);
           hit ? evictor.OnHit(access) : evictor.OnMiss(access);

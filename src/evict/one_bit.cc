@@ -20,8 +20,7 @@ Result<std::vector<uint8_t>> DiscardBits(const Trace& trace, uint64_t capacity) 
   optimum->RecordVictims(&victims);
   size_t prompt = 0;
   for (uint32_t i = 0; i < trace.num_accesses(); ++i) {
-    if (trace.has_prompts() && i >= trace.end_of(prompt)) ++prompt;
-    const Access access = trace.has_prompts() ? trace.AtPrompt(prompt, i) : trace.At(i);
+    const Access access = trace.AtNext(i, prompt);
     if (optimum->Contains(access.object)) {
       optimum->OnHit(access);
     } else {

@@ -122,7 +122,7 @@ class LogReader {
     double ttl = 0;
     float known_ttl = Trace::kNoTtl;
     if (fields[3] != "-" && fields[3] != "") {
-      if (!ParseWhole(fields[3], ttl) || !(ttl >= 0)) {
+      if (!ParseWhole(fields[3], ttl) || !std::isfinite(ttl) || ttl < 0) {
         return lines_.Bad(fmt::format("\"{}\" is no TTL in seconds", Escaped(fields[3])));
       }
       known_ttl = static_cast<float>(ttl);
@@ -136,7 +136,7 @@ class LogReader {
       if (field.ends_with(',')) field.remove_suffix(1);
       double seconds = 0;
       if (field == "-" || field == ":") continue;
-      if (!ParseWhole(field, seconds) || !(seconds >= 0)) {
+      if (!ParseWhole(field, seconds) || !std::isfinite(seconds) || seconds < 0) {
         return lines_.Bad(fmt::format("\"{}\" is no time of the upstream in seconds", Escaped(field)));
       }
       rtt = static_cast<float>(seconds * 1e6);

@@ -36,6 +36,10 @@ TEST(ReadTrace, Csv) {
   EXPECT_EQ(other->size, (std::vector<uint64_t>{1, 1}));
   EXPECT_EQ(other->time, (std::vector<double>{0, 1}));
   EXPECT_TRUE(other->ttl.empty());
+  // With the mark before UTF-8 that spreadsheets write.
+  const auto marked = ReadTrace(TraceFormat::kCsv, "\xef\xbb\xbfid\n3\n", "t");
+  ASSERT_TRUE(marked) << marked.error().message;
+  EXPECT_EQ(marked->ids[0], 3u);
 }
 
 TEST(ReadTrace, CsvErrorsNameTheLine) {
@@ -107,7 +111,9 @@ TEST(ReadTrace, NginxErrorsNameTheLine) {
   EXPECT_EQ(error("1.0 HIT k 5\n"), "t, line 1: fewer than five fields");
   EXPECT_EQ(error("1.0 HIT k x 5 -\n"), "t, line 1: \"x\" is no number of bytes");
   EXPECT_EQ(error("1.0 HIT k 5 x -\n"), "t, line 1: \"x\" is no TTL in seconds");
+  EXPECT_EQ(error("1.0 HIT k 5 inf -\n"), "t, line 1: \"inf\" is no TTL in seconds");
   EXPECT_EQ(error("1.0 HIT k 5 6 soon\n"), "t, line 1: \"soon\" is no time of the upstream in seconds");
+  EXPECT_EQ(error("1.0 HIT k 5 6 nan\n"), "t, line 1: \"nan\" is no time of the upstream in seconds");
 }
 
 TEST(ReadTrace, Prompts) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "evict/registry.h"
+#include "evict/sidecar.h"
 
 namespace pith::evict {
 namespace {
@@ -28,6 +29,10 @@ Result<SimulatedRow> Replay(const Trace& trace, const SimulateOptions& options, 
   const double ns = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
   const auto requests = static_cast<double>(row.tally.requests);
   row.ns_per_request = ns / requests;
+  if (const SidecarCounters* const of = evictor->sidecar(); of != nullptr) {
+    row.unanswered = of->late + of->wrong + of->absent + of->rested;
+    row.asked = of->answered + row.unanswered;
+  }
   row.hit_ratio = static_cast<double>(row.tally.hits) / requests;
   row.byte_hit_ratio = trace.total_bytes() == 0
                            ? 0
@@ -83,9 +88,9 @@ class Jobs {
 
 Result<std::vector<SimulatedRow>> Simulate(const Trace& trace, const SimulateOptions& options) {
   Jobs jobs(trace, options);
-  const size_t helpers = std::min<size_t>(jobs.count(), static_cast<size_t>(std::max(1, options.num_threads))) - 1;
+  const size_t workers = std::min<size_t>(jobs.count(), static_cast<size_t>(std::max(1, options.num_threads)));
   std::vector<std::thread> threads;
-  for (size_t i = 0; i < helpers; ++i) threads.emplace_back([&jobs] { jobs.Work(); });
+  for (size_t i = 1; i < workers; ++i) threads.emplace_back([&jobs] { jobs.Work(); });
   jobs.Work();
   for (std::thread& thread : threads) thread.join();
   return jobs.Take();

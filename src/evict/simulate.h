@@ -29,6 +29,8 @@ struct SimulatedRow {
   double hit_ratio = 0;
   double byte_hit_ratio = 0;
   double ns_per_request = 0;  // of the replay alone, the trace being in memory
+  uint64_t asked = 0;         // questions to another process (sidecar.h), ...
+  uint64_t unanswered = 0;    // ... and those of them that were decided by age
 };
 
 // Policies in their order, and for each the capacities in theirs. Results do not depend on num_threads.

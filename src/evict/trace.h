@@ -84,6 +84,13 @@ class Trace {
     return access;
   }
 
+  // Access i, for whoever goes through all of a trace of either kind: `prompt` is 0 to begin with, and follows.
+  Access AtNext(size_t i, size_t& prompt) const {
+    if (!has_prompts()) return At(i);
+    while (i >= end_of(prompt)) ++prompt;
+    return AtPrompt(prompt, i);
+  }
+
   static constexpr float kNoTtl = __builtin_inff();
   static constexpr float kNoRtt = __builtin_nanf("");
 

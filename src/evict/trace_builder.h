@@ -72,10 +72,13 @@ class TraceBuilder {
   KeyIndex index_;
 };
 
-// Lines of a text, without their ends.
+// Lines of a text, without their ends, and without the mark that some programs put before UTF-8.
 class Lines {
  public:
-  Lines(std::string_view text, std::string_view name) : text_(text), name_(name) {}
+  Lines(std::string_view text, std::string_view name) : text_(text), name_(name) {
+    constexpr std::string_view kMark = "\xef\xbb\xbf";
+    if (text_.starts_with(kMark)) text_.remove_prefix(kMark.size());
+  }
   bool Next(std::string_view& line) {
     if (text_.empty()) return false;
     const size_t end = text_.find('\n');

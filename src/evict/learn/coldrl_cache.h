@@ -126,10 +126,7 @@ class ColdRlReplay {
   // Accesses up to `end`, from where the last call ended. Returns its hits.
   uint64_t Run(size_t end) {
     uint64_t hits = 0;
-    for (; at_ < end; ++at_) {
-      if (trace_.has_prompts() && at_ >= trace_.end_of(prompt_)) ++prompt_;
-      hits += Serve(trace_.has_prompts() ? trace_.AtPrompt(prompt_, at_) : trace_.At(at_));
-    }
+    for (; at_ < end; ++at_) hits += Serve(trace_.AtNext(at_, prompt_));
     return hits;
   }
   double time() const { return time_; }

@@ -18,8 +18,7 @@ class Watcher {
 
   // Of access i; to be called for all, in order.
   void Next(size_t i, float* inputs) {
-    if (trace_.has_prompts() && i >= trace_.end_of(prompt_)) ++prompt_;
-    const Access access = trace_.has_prompts() ? trace_.AtPrompt(prompt_, i) : trace_.At(i);
+    const Access access = trace_.AtNext(i, prompt_);
     history_.Record(access, inputs);
     bytes_ += static_cast<double>(access.size);
     const double objects = static_cast<double>(capacity_) * static_cast<double>(i + 1) / std::max(1.0, bytes_);
