@@ -690,10 +690,14 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 os.chmod(folder, 0o755)
                 ours, told, metrics = replay(folder, requests, int(sys.argv[3]), policy)
+            # Each miss stores a file.
+            stored = round(len(requests) * (1 - ours / 100))
+            deleted = stored - metrics["files"][1]
             print(f"{policy:12} nginx {ours:6.2f}  sim {told:6.2f}  manager {metrics['manager']:.2f} s, workers "
-                  f"{metrics['workers']:.2f} s of processor, {len(requests) / metrics['seconds']:.0f} requests/s", end="")
+                  f"{metrics['workers']:.2f} s of processor, {len(requests) / metrics['seconds']:.0f} requests/s, "
+                  f"{deleted} files deleted, {1e6 * metrics['manager'] / max(1, deleted):.0f} us of the manager each", end="")
             if policy != "stock":
-                print(f", {metrics['removal_seconds_count']:.0f} files deleted in {metrics['removal_seconds_sum']:.2f} s"
+                print(f", deleting {metrics['removal_seconds_sum']:.2f} s by the clock"
                       f", {metrics['decisions_total']:.0f} decisions in {metrics['decision_seconds_sum']:.3f} s, p95 <= {1e6 * quantile(metrics, 'decision', 0.95):.0f} us, "
                       f"lock p99 <= {1e6 * quantile(metrics, 'lock', 0.99):.0f} us", end="")
             print(flush=True)

@@ -78,11 +78,12 @@ TEST(PromptLearner, TellsWhoGoesOn) {
     double ending = 0;
     double of_partial = 0;
     for (size_t p = 0; p < trace.prompts.size(); ++p) {
-      const Survival::Curve& curve = learner.Watch(trace.AtPrompt(p, trace.prompts[p].first));
+      const Access deepest = trace.AtPrompt(p, trace.prompts[p].first);
+      learner.Watch(deepest);
       if (p + 200 < trace.prompts.size()) continue;
       const bool returns = trace.prompts[p].output_tokens == 900;
-      (returns ? going : ending) += Survival::HitRate(curve, 1, 100);
-      if (returns) of_partial += Survival::HitRate(learner.deepest(), 1, 100);
+      (returns ? going : ending) += Survival::HitRate(learner.CurveAt(deepest.depth - 1), 1, 100);
+      if (returns) of_partial += Survival::HitRate(learner.CurveAt(deepest.depth), 1, 100);
     }
     if (rate == 0) {
       EXPECT_LT(going, 2 * ending);  // it knows nothing of answers
@@ -91,6 +92,35 @@ TEST(PromptLearner, TellsWhoGoesOn) {
       EXPECT_LT(of_partial, 0.1 * going);  // none of those came again
     }
   }
+}
+
+// Four blocks of a document, and a question of three; another one follows 30 prompts later, six times. Between them
+// stand prompts that nobody goes on from.
+TEST(PromptLearner, WhatSeveralGoOnFromIsWorthMoreThanTheirEnds) {
+  Prompts prompts;
+  uint32_t fresh = 1;
+  std::vector<std::vector<uint32_t>> documents(15);
+  for (size_t i = 0; i < 4000; ++i) {
+    std::vector<uint32_t> chain = {0};
+    if (i % 2 == 0) {
+      std::vector<uint32_t>& document = documents[i / 2 % documents.size()];
+      if (i / 30 % 6 == 0) document = {fresh++, fresh++, fresh++, fresh++};
+      chain.insert(chain.end(), document.begin(), document.end());
+    }
+    for (int k = 0; k < 3; ++k) chain.push_back(fresh++);
+    prompts.Add(chain, 100, false);
+  }
+  const Trace trace = prompts.Finish();
+  PromptLearner learner(trace.num_objects(), {});
+  double document = 0, question = 0;
+  for (size_t p = 0; p < trace.prompts.size(); ++p) {
+    const Access deepest = trace.AtPrompt(p, trace.prompts[p].first);
+    learner.Watch(deepest);
+    if (p + 400 < trace.prompts.size() || p / 30 % 6 < 2 || deepest.chain != 8) continue;
+    document += Survival::HitRate(learner.CurveAt(4), 1, 100);
+    question += Survival::HitRate(learner.CurveAt(5), 1, 100);
+  }
+  EXPECT_GT(document, 2 * question);
 }
 
 TEST(LearnedPrompts, KeepsThoseThatWillGoOn) {

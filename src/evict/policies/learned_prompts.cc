@@ -79,12 +79,12 @@ class LearnedPrompts final : public Replayed<LearnedPrompts> {
 
   void Begin(const Access& access) {
     now_ = access.moment;
-    if (IsDeepest(access)) curve_ = &learner_.Watch(access);
+    if (IsDeepest(access)) learner_.Watch(access);
   }
 
   void Touch(const Access& access) {
     Block& block = blocks_[access.object];
-    block.curve = IsDeepest(access) ? learner_.deepest() : *curve_;
+    block.curve = learner_.CurveAt(access.depth);
     block.last_use = ++accesses_;
     block.moment = now_;
     if (block.children == 0) List(access.object);
@@ -113,7 +113,6 @@ class LearnedPrompts final : public Replayed<LearnedPrompts> {
   ObjectHeap<Score> leaves_;   // stored blocks without stored children
   ObjectHeap<uint64_t> due_;   // of them: the moment at which to look again
   Turnover turnover_;
-  const Survival::Curve* curve_ = nullptr;  // of the prompt that passes
   uint64_t used_ = 0;
   uint64_t stored_ = 0;
   uint32_t accesses_ = 0;
