@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/parallel.h"
 #include "policy/act/residue.h"
+#include "policy/page_division.h"
 #include "policy/select.h"
 
 namespace pith {
@@ -190,6 +191,7 @@ Status ComposedPolicy::Divide(const Budget& budget, Ranked& ranked) const {
   for (int round = 1;; ++round) {
     PITH_RETURN_IF_ERROR(parts_.allocator->TryAllocate(ranked.layers, left, ranked.budgets));
     if (keeps_everything()) return {};
+    if (budget.page_entries > 1 && AreInPages(ranked.layers, left, ranked.budgets)) return {};
     // With keep_exact a method's own rounding may go beyond the total by less than one a head.
     const int64_t rounding = budget.keep_exact > 0 ? static_cast<int64_t>(num_heads) : 0;
     FitBudgets(ranked.layers, TotalEntries(left, num_heads) + rounding, ranked.budgets);

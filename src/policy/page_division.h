@@ -1,0 +1,22 @@
+// Whole pages of several heads by what is in them.
+#ifndef PITH_POLICY_PAGE_DIVISION_H_
+#define PITH_POLICY_PAGE_DIVISION_H_
+
+#include <span>
+
+#include "policy/stage.h"
+
+namespace pith {
+
+// Of budget.page_entries > 1. Each head keeps what is pinned; then pages go, one by one, to the head in which the next
+// best entries have the largest sum of scores (0 at least each) for what the page takes, as long as all are within
+// TotalEntries(), which heads without a page and their rests are part of. Heads are filled up with budget.stand_ins,
+// which are part of their pages; budget.keep and keep_exact are what stays beside these.
+void DividePages(std::span<const LayerScores> layers, const Budget& budget, Allocation& out);
+
+// These budgets are as DividePages() makes them: whole pages, what must stay, or all, in no more than there is.
+bool AreInPages(std::span<const LayerScores> layers, const Budget& budget, const Allocation& budgets);
+
+}  // namespace pith
+
+#endif  // PITH_POLICY_PAGE_DIVISION_H_
