@@ -1,5 +1,8 @@
 #include "host/block_product.h"
 
+#include <pthread.h>
+#include <signal.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -48,9 +51,28 @@ class OneThread {
   int before_;
 };
 
+// While oneDNN's gemm runs, a signal's frame can be written into what others own on the heap: its kernels for AVX and
+// AVX-512 may have their stack in a buffer there.
+class SignalsWait {
+ public:
+  SignalsWait() {
+    sigset_t all;
+    ::sigfillset(&all);
+    for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) ::sigdelset(&all, own);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+  }
+  ~SignalsWait() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsWait(const SignalsWait&) = delete;
+  SignalsWait& operator=(const SignalsWait&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // output [rows, M] = input [rows, K] * weights [M, K]^T; strides in floats.
 void Multiply(int64_t rows, int64_t m, int64_t k, const float* input, int64_t input_stride, const float* weights,
               float* output, int64_t output_stride) {
+  const SignalsWait signals_wait;
   const dnnl_status_t status =
       dnnl_sgemm('N', 'T', rows, m, k, 1.0f, input, input_stride, weights, k, 0.0f, output, output_stride);
   PITH_CHECK(status == dnnl_success);

@@ -1,9 +1,14 @@
 #include "host/block_product.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <signal.h>
 
+#include <atomic>
+#include <chrono>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "host/product_test_util.h"
@@ -63,6 +68,40 @@ TEST_F(BlockProductTest, LeavesTheRestToLibllama) {
   EXPECT_TRUE(BlockProduct::Suits(product.node()));
   product.weights()->extra = &product;
   EXPECT_FALSE(BlockProduct::Suits(product.node())) << "packed again for libllama's kernels";
+}
+
+std::atomic<int> g_signals{0};
+
+// What a handler of Ctrl-C meets: kernels of oneDNN that have their stack on the heap, below which a signal's frame
+// would be written.
+TEST_F(BlockProductTest, SignalsWaitUntilItIsDone) {
+  struct sigaction action {
+  }, before{};
+  action.sa_handler = [](int) { g_signals.fetch_add(1); };
+  action.sa_flags = SA_RESTART;
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+  g_signals = 0;
+  Product product(GGML_TYPE_Q4_1, 576, 1536, 256);
+  BlockProduct block;
+  const std::vector<float> expected = product.Run<Floats>(block, 1);
+  for (int i = 0; i < 20; ++i) {
+    std::atomic<bool> done{false};
+    std::thread other([&, target = ::pthread_self()] {
+      while (!done) {
+        ::pthread_kill(target, SIGUSR1);
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+      }
+    });
+    product.Spoil();
+    Floats scratch;
+    block.Run(product.node(), 1, scratch);
+    done = true;
+    other.join();
+    const auto* output = static_cast<const float*>(product.node()->data);
+    EXPECT_EQ(std::vector<float>(output, output + expected.size()), expected);
+  }
+  EXPECT_GT(g_signals, 0);  // the control: they came
+  ::sigaction(SIGUSR1, &before, nullptr);
 }
 
 }  // namespace
