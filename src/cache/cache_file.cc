@@ -27,13 +27,13 @@
 #include "base/check.h"
 #include "cache/coded_entries.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 #include "kernels/coded_pages.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr size_t kBlockPages = kCodedBlock / kP;
 
 using LayoutNumbers = std::array<uint32_t, 8>;

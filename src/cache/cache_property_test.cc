@@ -16,12 +16,12 @@
 
 #include "base/byte_io.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/coded_pages.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr int kKeyDim = 8, kValueDim = 4;
 
 // Of an entry's elements.

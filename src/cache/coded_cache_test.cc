@@ -8,12 +8,12 @@
 
 #include "base/byte_io.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/coded_pages.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr int kDim = 64;
 
 class CodedCacheTest : public testing::Test {

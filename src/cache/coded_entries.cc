@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/half.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 
 namespace pith {
@@ -19,7 +20,6 @@ using kernels::BoundedCodes;
 using kernels::ErrorBound;
 using kernels::ErrorUnit;
 
-constexpr int kP = kPageEntries;
 constexpr auto kBlock = static_cast<size_t>(kCodedBlock);
 static_assert(kCodedBlock % kP == 0);
 constexpr uint16_t kNoStep = 0xffff;

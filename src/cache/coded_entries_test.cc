@@ -16,12 +16,12 @@
 
 #include "base/half.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr int kKeyDim = 24, kValueDim = 16, kHeads = 2;
 
 // A cache of one layer, with a sequence whose heads are filled with numbers that look like keys and values.

@@ -9,12 +9,11 @@
 #include "base/check.h"
 #include "cache/kv_cache.h"
 #include "cache/latents.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 
 namespace pith {
 namespace {
-
-constexpr int kP = kPageEntries;
 
 size_t RowFloats(const PageLayout& layout) { return static_cast<size_t>(layout.key_dim + layout.value_dim); }
 

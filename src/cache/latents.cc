@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
 #include "kernels/row_table.h"
@@ -15,7 +16,6 @@
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 // Rows whose products with all references are in memory at once.
 constexpr int kAtOnce = 32;
 // Differences that FitLatentMaps() looks at.

@@ -15,12 +15,12 @@
 #include "base/aligned.h"
 #include "base/byte_io.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr int kKeyDim = 16, kValueDim = 24, kDim = kKeyDim + kValueDim;
 constexpr int kNeighbours = 2;
 // 10 of 40 numbers.

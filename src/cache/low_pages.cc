@@ -8,14 +8,13 @@
 
 #include "base/check.h"
 #include "cache/kv_cache.h"
+#include "cache/page_entries.h"
 #include "kernels/coded_pages.h"
 #include "kernels/group_codec.h"
 #include "kernels/key_channels.h"
 
 namespace pith {
 namespace {
-
-constexpr int kP = kPageEntries;
 
 size_t PagesFor(int entries) { return static_cast<size_t>((entries + kP - 1) / kP); }
 

@@ -23,7 +23,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr std::string_view kExamples = R"(Examples:
+constexpr std::string_view kAppExamples = R"(Examples:
   pith run -p "Why is the sky blue?"
   pith run -m model.gguf -f book.txt -c 32768 --kv-budget 64MiB
   pith chat -m model.gguf --system "You answer in one sentence."
@@ -64,7 +64,7 @@ bool FlushOutput() {
 
 int Parse(int argc, const char* const* argv, Command& chosen) {
   CLI::App app("pith runs GGUF models inside a fixed KV-cache budget.", "pith");
-  app.footer(std::string(kExamples));
+  app.footer(std::string(kAppExamples));
   app.set_version_flag("--version", VersionText, "Print the version, the SIMD target and libllama's version");
   app.require_subcommand(1);
   AddRun(app, chosen);

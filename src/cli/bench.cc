@@ -22,7 +22,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kBenchExamples = R"(
 Engines take turns, block by block, so that a busy machine slows all of them alike; it should be quiet all the same, and
 bench says so when it is not. Rows carry llama-bench's names: pp512 reads 512 tokens, pp256 @ d256 reads 256 behind 256,
 tg32 @ d512 decodes 32 tokens behind 512. Shown is the median of the repetitions; "x libllama" is against the better of
@@ -327,7 +327,7 @@ Result<int> RunBench(BenchFlags& flags) {
   return Interrupted() ? kExitInterrupted : kExitOk;
 }
 
-Status Check(const BenchFlags& flags) {
+Status CheckBench(const BenchFlags& flags) {
   if (!flags.compare.empty()) return {};
   PITH_RETURN_IF_ERROR(flags.model.Check());
   if (flags.output.json && flags.markdown) return InvalidArgument("--json and --md are two ways to print the same");
@@ -377,7 +377,7 @@ void AddConfigOptions(CLI::App& command, BenchFlags& flags) {
 
 void AddBench(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* command = AddCommand(app, "bench", "Measure speed and memory beside libllama", kExamples);
+  CLI::App* command = AddCommand(app, "bench", "Measure speed and memory beside libllama", kBenchExamples);
   AddCaseOptions(*command, *flags);
   AddConfigOptions(*command, *flags);
   AddModelFlags(*command, flags->model, /*with_threads=*/false);
@@ -387,7 +387,7 @@ void AddBench(CLI::App& app, Command& chosen) {
   AddTuple(*command, "--compare", flags->compare, 2,
            "Compare two such files, second against first, and measure nothing", "FILE FILE");
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckBench(*flags); };
     chosen.run = [flags] { return RunBench(*flags); };
   });
 }

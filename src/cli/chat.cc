@@ -30,7 +30,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kChatExamples = R"(
 Enter sends a message. Pasted lines are one message, and a backslash at the end of a line (or Alt+Enter) goes on with the
 next one; arrow keys edit and go through what was entered before. From a pipe each line is a message. Ctrl-C stops an
 answer, and ends the program between answers. Commands, of which /help says more: /stats, /cache, /budget, /recipe, /pin,
@@ -415,7 +415,7 @@ std::span<const Chat::ChatCommand> Chat::Commands() {
   return kCommands;
 }
 
-Status Check(const ChatFlags& flags) {
+Status CheckChat(const ChatFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
@@ -460,7 +460,7 @@ Result<int> RunChat(ChatFlags& flags) {
 
 void AddChat(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ChatFlags>();
-  CLI::App* command = AddCommand(app, "chat", "Talk to a model over several turns", kExamples);
+  CLI::App* command = AddCommand(app, "chat", "Talk to a model over several turns", kChatExamples);
   AddOption(*command, "-n,--predict,--n-predict", flags->max_tokens,
             "Tokens an answer may have (default 512; -1: no limit)", "N");
   AddOption(*command, "--prompt-cache", flags->prompt_cache,
@@ -477,7 +477,7 @@ void AddChat(CLI::App& app, Command& chosen) {
   AddSamplerFlags(*command, flags->sampler);
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckChat(*flags); };
     chosen.run = [flags] { return RunChat(*flags); };
   });
 }

@@ -28,7 +28,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr const char* kExamples = R"(
+constexpr const char* kEvalExamples = R"(
 Tasks are JSON lines with id, task, length, context_text, question_text and target, and perhaps pinned_text (before the
 context) and long_text (after it). The texts are tokenised apart, with special tokens parsed and no BOS. Agnostic: the
 context is read and compressed, then question and target follow. Aware: the question but its last token is read before
@@ -124,7 +124,7 @@ Result<JudgeOptions> MakeJudgeOptions(const EvalFlags& flags) {
   return options;
 }
 
-Status Check(const EvalFlags& flags) {
+Status CheckEval(const EvalFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_ASSIGN_OR_RETURN(const JudgeOptions options, MakeJudgeOptions(flags));
   if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
@@ -400,7 +400,7 @@ void AddWhatFlags(CLI::App& command, EvalFlags& flags) {
 
 void AddEval(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<EvalFlags>();
-  CLI::App* command = AddCommand(app, "eval", "Judge recipes on tasks with known answers", kExamples);
+  CLI::App* command = AddCommand(app, "eval", "Judge recipes on tasks with known answers", kEvalExamples);
   AddWhatFlags(*command, *flags);
   AddOption(*command, "--output", flags->output_file, "Write the JSON here too", "FILE");
   AddOption(*command, "--resume", flags->resume_file,
@@ -421,7 +421,7 @@ void AddEval(CLI::App& app, Command& chosen) {
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckEval(*flags); };
     chosen.run = [flags] { return RunEval(*flags); };
   });
 }

@@ -18,7 +18,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kInfoExamples = R"(
 Bytes per token are keys and values alone, as libllama would hold them; in comp, whose pages differ, what is usual.
 The longest context is what fits the budget with nothing dropped; recipes go on from there. Without --kv-budget it is
 256MiB. How it splits is what an engine of the same flags plans.
@@ -256,7 +256,7 @@ Result<int> RunInfo(InfoFlags& flags) {
 
 void AddInfo(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<InfoFlags>();
-  CLI::App* command = AddCommand(app, "info", "Show a model's shapes and what its KV cache costs", kExamples);
+  CLI::App* command = AddCommand(app, "info", "Show a model's shapes and what its KV cache costs", kInfoExamples);
   AddOption(*command, "MODEL", flags->file, "GGUF file, as with -m", "TEXT");
   AddModelFlags(*command, flags->model);
   flags->cache.budget = "256MiB";

@@ -22,7 +22,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kParityExamples = R"(
 The reference is libllama with flash attention off; libllama with flash attention on against it is the noise floor.
 The bounds: on weights without activation quantisation (F32, F16, BF16) a mean KL of at most 1e-5 and top-1 agreement
 of at least 99.9%; on quantised weights at most twice the floor's KL and twice its disagreement. Out of bounds, the exit
@@ -250,7 +250,7 @@ Result<int> RunParity(ParityFlags& flags) {
   return WithinBounds(tally, info.quantised) ? kExitOk : kExitError;
 }
 
-Status Check(const ParityFlags& flags) {
+Status CheckParity(const ParityFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(ParseFormats(flags.format));
   if (flags.num_tokens == 1) return InvalidArgument("-n takes at least 2 tokens");
@@ -261,7 +261,8 @@ Status Check(const ParityFlags& flags) {
 
 void AddParity(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ParityFlags>();
-  CLI::App* command = AddCommand(app, "parity", "Compare logits with plain libllama on the same tokens", kExamples);
+  CLI::App* command =
+      AddCommand(app, "parity", "Compare logits with plain libllama on the same tokens", kParityExamples);
   Require(AddOption(*command, "-f,--file", flags->file, "Text to read", "FILE"));
   AddNumber(*command, "-n,--tokens", flags->num_tokens, 1, 100'000'000,
             fmt::format("Tokens of the text (default: all, at most {})", kDefaultTokens), "N");
@@ -277,7 +278,7 @@ void AddParity(CLI::App& app, Command& chosen) {
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckParity(*flags); };
     chosen.run = [flags] { return RunParity(*flags); };
   });
 }

@@ -15,7 +15,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kRecipesExamples = R"(
 A recipe is a name, a name with parameters, or stages; a stage beside a name takes the place of the recipe's own.
 
 Examples:
@@ -114,7 +114,7 @@ Result<int> RunRecipes(const RecipesFlags& flags) {
 
 void AddRecipes(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<RecipesFlags>();
-  CLI::App* command = AddCommand(app, "recipes", "List what may decide which entries stay", kExamples);
+  CLI::App* command = AddCommand(app, "recipes", "List what may decide which entries stay", kRecipesExamples);
   AddOption(*command, "NAME", flags->name, "Say all of this one", "TEXT");
   AddFlag(*command, "--long", flags->all, "Say all of every recipe and stage");
   AddFlag(*command, "--json", flags->json, "Print one JSON object");

@@ -24,7 +24,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kRunExamples = R"(
 A model with a chat template gets the prompt as its user's message, as in llama.cpp; --raw gives it the text as it is.
 
 Examples:
@@ -78,7 +78,7 @@ Status CheckRecipe(const RunFlags& flags) {
   return {};
 }
 
-Status Check(const RunFlags& flags) {
+Status CheckRun(const RunFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
@@ -437,7 +437,7 @@ Result<int> Run(RunFlags& flags) {
 
 void AddRun(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* command = AddCommand(app, "run", "Generate once from a prompt, streaming the text", kExamples);
+  CLI::App* command = AddCommand(app, "run", "Generate once from a prompt, streaming the text", kRunExamples);
   CLI::Option* prompt = AddOption(*command, "-p,--prompt", flags->prompt, "Prompt", "TEXT");
   CLI::Option* file =
       AddOption(*command, "-f,--file", flags->file, "Prompt from a file, or from standard input for -", "FILE");
@@ -468,7 +468,7 @@ void AddRun(CLI::App& app, Command& chosen) {
   OnCommand(*command, [flags, prompt, file, &chosen] {
     flags->has_prompt = Count(prompt) > 0;
     flags->has_file = Count(file) > 0;
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckRun(*flags); };
     chosen.run = [flags] { return Run(*flags); };
   });
 }

@@ -28,7 +28,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kServeExamples = R"(
 One budget (--kv-budget) holds the caches of all requests and the prefixes that are kept for later ones; -c is the context
 of each request. SIGTERM and Ctrl-C finish what runs and refuse what is new; a second one ends the program at once.
 Variables of the environment such as LLAMA_ARG_PORT stand for flags that are not given. docs/serving.md has the endpoints.
@@ -84,7 +84,7 @@ Status CheckRecipe(const CacheFlags& cache, const StoreFlags& store) {
   return InvalidArgument(fmt::format("{} works once a prompt is whole: leave --compress block out", cache.recipe));
 }
 
-Status Check(const ServeFlags& flags) {
+Status CheckServe(const ServeFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   PITH_RETURN_IF_ERROR(flags.cache.Check());
   PITH_RETURN_IF_ERROR(flags.sampler.Check());
@@ -405,7 +405,8 @@ void AddVariables(CLI::App& command) {
 
 void AddServe(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ServeFlags>();
-  CLI::App* command = AddCommand(app, "serve", "Serve a model over HTTP to many clients, under one budget", kExamples);
+  CLI::App* command =
+      AddCommand(app, "serve", "Serve a model over HTTP to many clients, under one budget", kServeExamples);
   AddServerFlags(*command, *flags);
   AddModelFlags(*command, flags->model);
   AddCacheFlags(*command, flags->cache);
@@ -415,7 +416,7 @@ void AddServe(CLI::App& app, Command& chosen) {
   AddFlag(*command, "--progress", flags->output.progress, "Show progress even where standard error is no terminal");
   AddVariables(*command);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckServe(*flags); };
     chosen.run = [flags] { return Serve(*flags); };
   });
 }

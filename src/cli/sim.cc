@@ -26,7 +26,7 @@ namespace {
 using evict::SimulatedRow;
 using nlohmann::ordered_json;
 
-constexpr const char* kExamples = R"(
+constexpr const char* kSimExamples = R"(
 A capacity is in bytes (25000000, 25MB, 64MiB), or in blocks where the trace is of prompts. Formats of traces:
   csv     a header with the column id and any of time (s), size (bytes), ttl (s), rtt (us)
   jsonl   prompts as Mooncake writes them: timestamp (ms), input_length, output_length, hash_ids; a hit is a block
@@ -57,7 +57,7 @@ struct SimFlags {
   std::string html;
 };
 
-Status Check(const SimFlags& flags) {
+Status CheckSim(const SimFlags& flags) {
   if (flags.list) return {};
   if (flags.trace.empty()) return InvalidArgument("--trace is missing (see \"pith sim --help\")");
   if (flags.capacities.empty() == (flags.curve == 0)) {
@@ -170,7 +170,7 @@ Result<int> RunSim(const SimFlags& flags) {
 void AddSim(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<SimFlags>();
   CLI::App* command = AddCommand(app, "sim", "Replay a trace of requests against caches of many kinds and sizes",
-                                 kExamples);
+                                 kSimExamples);
   AddOption(*command, "--trace", flags->trace, "The trace, or - for standard input", "FILE");
   AddChoice(*command, "--format", flags->format, {"csv", "jsonl", "oracle", "nginx"},
             "Its format (default: by the file's name: .csv, .jsonl, .oracleGeneral.bin, .log)", "FORMAT");
@@ -185,7 +185,7 @@ void AddSim(CLI::App& app, Command& chosen) {
   AddFlag(*command, "--json", flags->json, "Print one JSON object");
   AddOption(*command, "--html", flags->html, "Write miss-ratio curves, one page that needs no network", "FILE");
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckSim(*flags); };
     chosen.run = [flags] { return RunSim(*flags); };
   });
   AddSimTrain(*command, chosen);

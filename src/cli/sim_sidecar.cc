@@ -22,7 +22,7 @@ using evict::Model;
 using evict::ModelKind;
 using evict::SidecarServer;
 
-constexpr const char* kExamples = R"(
+constexpr const char* kSimSidecarExamples = R"(
 Caches whose policy is coldrl ask it what shall go, and go on by age where it is late, wrong or gone. It takes a new
 model as soon as FILE holds one that is whole. Whoever may write to the socket may ask.
 
@@ -74,7 +74,8 @@ Result<int> RunSidecar(const SidecarFlags& flags) {
 
 void AddSimSidecar(CLI::App& sim, Command& chosen) {
   auto flags = std::make_shared<SidecarFlags>();
-  CLI::App* command = AddCommand(sim, "sidecar", "Decide for caches in other processes, over a Unix socket", kExamples);
+  CLI::App* command =
+      AddCommand(sim, "sidecar", "Decide for caches in other processes, over a Unix socket", kSimSidecarExamples);
   Require(AddOption(*command, "--socket", flags->socket, "Where it listens", "PATH"));
   AddOption(*command, "--model", flags->model, "A model of pith sim train --policy coldrl (default: the built-in one)",
             "FILE");

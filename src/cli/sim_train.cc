@@ -30,7 +30,7 @@ using evict::ModelKind;
 using evict::TrainHooks;
 using evict::TrainProgress;
 
-constexpr const char* kExamples = R"(
+constexpr const char* kSimTrainExamples = R"(
 What is trained:
   coldrl       the Q-network of Cold-RL, for caches of the sizes given: each trace's first 70% teach, the rest decides
                which epoch was the best
@@ -63,7 +63,7 @@ struct TrainFlags {
 
 std::string StateFile(const TrainFlags& flags) { return flags.out + ".state"; }
 
-Status Check(const TrainFlags& flags) {
+Status CheckSimTrain(const TrainFlags& flags) {
   const bool sized = flags.policy != "learned";
   if (sized && flags.capacities.empty()) {
     return InvalidArgument(fmt::format("{} is trained for sizes of the cache: give --capacity", flags.policy));
@@ -160,7 +160,7 @@ Result<int> RunTrain(const TrainFlags& flags) {
 
 void AddSimTrain(CLI::App& sim, Command& chosen) {
   auto flags = std::make_shared<TrainFlags>();
-  CLI::App* command = AddCommand(sim, "train", "Train the network behind an evictor from traces", kExamples);
+  CLI::App* command = AddCommand(sim, "train", "Train the network behind an evictor from traces", kSimTrainExamples);
   Require(AddChoice(*command, "--policy", flags->policy, {"coldrl", "learned", "fwa0", "mark0", "mnp"},
                     "The evictor", "EVICTOR"));
   Require(AddOption(*command, "--trace", flags->traces, "What it learns from", "FILE,..."));
@@ -175,7 +175,7 @@ void AddSimTrain(CLI::App& sim, Command& chosen) {
   AddFlag(*command, "--resume", flags->resume, "Go on from FILE.state, where a training was stopped");
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckSimTrain(*flags); };
     chosen.run = [flags] { return RunTrain(*flags); };
   });
 }

@@ -20,7 +20,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr const char* kExamples = R"(
+constexpr const char* kStoreExamples = R"(
 What run, chat and serve keep with --store DIR. KEY is a key that ls prints, or its beginning.
   ls      all prefixes, the oldest first      stat    how many, how large
   get     one prefix as a file for run --prompt-cache       rm      removes one, for every process
@@ -48,7 +48,7 @@ struct StoreCommandFlags {
   bool measures() const { return action == "bench" || action == "compare"; }
 };
 
-Status Check(const StoreCommandFlags& flags) {
+Status CheckStore(const StoreCommandFlags& flags) {
   PITH_ASSIGN_OR_RETURN(const store::StoreOptions options, store::ParseStoreSpec(flags.spec));
   if (!options.remote.empty()) {
     return InvalidArgument(fmt::format("store {} is for stores in folders, not on servers", flags.action));
@@ -244,7 +244,7 @@ void AddStoreBenchFlags(CLI::App& command, StoreBenchFlags& flags) {
 
 void AddStore(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<StoreCommandFlags>();
-  CLI::App* command = AddCommand(app, "store", "List, check and tidy the prefixes that --store keeps", kExamples);
+  CLI::App* command = AddCommand(app, "store", "List, check and tidy the prefixes that --store keeps", kStoreExamples);
   Require(AddChoice(*command, "action", flags->action, {"ls", "stat", "get", "rm", "verify", "gc", "bench", "compare"},
                     "What to do", "ACTION"));
   Require(AddOption(*command, "store", flags->spec, "The folder, with options as for --store", "STORE"));
@@ -253,7 +253,7 @@ void AddStore(CLI::App& app, Command& chosen) {
   AddStoreBenchFlags(*command, flags->bench);
   AddOutputFlags(*command, flags->out);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckStore(*flags); };
     chosen.run = [flags] { return RunStore(*flags); };
   });
 }

@@ -13,7 +13,7 @@
 namespace pith::cli {
 namespace {
 
-constexpr const char* kExamples = R"(
+constexpr const char* kTuneExamples = R"(
 budgets   how many entries each layer keeps, by evolution on tasks (EvolKV): groups of neighbouring layers are searched
           one after the other, from the first on. Writes what alloc=file reads. The first --samples tasks are searched
           on; on the others, which the search does not see, the result is compared with equal, random and pyramid-shaped
@@ -52,7 +52,7 @@ Examples:
   pith chat --recipe "epicache alloc=epicache:sensitivity.json" --kv-budget 16MiB
 )";
 
-Status Check(const TuneFlags& flags) {
+Status CheckTune(const TuneFlags& flags) {
   PITH_RETURN_IF_ERROR(flags.model.Check());
   if (flags.output_file.empty()) return InvalidArgument("--output is missing: the file that the result goes to");
   if (!flags.lengths.empty()) PITH_RETURN_IF_ERROR(ParseIntegers(flags.lengths, "--lengths", 1, 100'000'000));
@@ -179,7 +179,8 @@ Result<TuneTasks> SplitTuneTasks(const TuneFlags& flags, const HostModel& model,
 
 void AddTune(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<TuneFlags>();
-  CLI::App* command = AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kExamples);
+  CLI::App* command =
+      AddCommand(app, "tune", "Find what recipes take from files, on your model and tasks", kTuneExamples);
   Require(AddChoice(
       *command, "what", flags->what, {"recipe", "budgets", "share", "sensitivity", "less", "delta"},
       "recipe: which loses least in so many bytes; budgets: entries of each layer; share: layers without "
@@ -205,7 +206,7 @@ void AddTune(CLI::App& app, Command& chosen) {
   AddModelFlags(*command, flags->model);
   AddOutputFlags(*command, flags->output);
   OnCommand(*command, [flags, &chosen] {
-    chosen.check = [flags] { return Check(*flags); };
+    chosen.check = [flags] { return CheckTune(*flags); };
     chosen.run = [flags] {
       if (flags->what == "sensitivity") return RunTuneSensitivity(*flags);
       if (flags->what == "less") return RunTuneLess(*flags);

@@ -3,13 +3,13 @@
 #include <numeric>
 #include <utility>
 
+#include "cache/page_entries.h"
 #include "engine/layer_ops.h"
 #include "engine/statistics_undo.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 // Query rows whose probabilities are held at once while every query is observed.
 constexpr int kObservedRows = 32;
 // Pages whose statistics are asked for ahead.

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "cache/page_entries.h"
 #include "host/halves.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 // Queries of a head whose features one thread finds in one go.
 constexpr int kMappedRows = 32;
 

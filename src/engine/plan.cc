@@ -6,6 +6,7 @@
 #include <array>
 #include <string>
 
+#include "cache/page_entries.h"
 #include "engine/cache_formats.h"
 #include "engine/latent_reader.h"
 #include "engine/less_states.h"
@@ -17,7 +18,6 @@
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr std::array<int, 5> kBlockSizes = {512, 256, 128, 64, 32};
 // Page tables may grow beyond what is in use (vectors double): pointer bytes per page, with room.
 constexpr size_t kTableBytesPerPage = PagePool::kTableBytesPerPage + 2 * sizeof(std::byte*);

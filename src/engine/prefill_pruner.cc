@@ -3,13 +3,12 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cache/page_entries.h"
 #include "kernels/block_bounds.h"
 #include "kernels/row_table.h"
 
 namespace pith {
 namespace {
-
-constexpr int kP = kPageEntries;
 
 size_t PageFloats(int key_dim) { return (static_cast<size_t>(key_dim) * (kP + 2) + 15) / 16 * 16; }
 

@@ -6,12 +6,11 @@
 #include <cmath>
 #include <utility>
 
+#include "cache/page_entries.h"
 #include "engine/entry_counts.h"
 
 namespace pith {
 namespace {
-
-constexpr int kP = kPageEntries;
 
 // The first entries whose positions are 0, 1, ...
 int ContiguousEntries(const HeadCache& head) {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "cache/page_entries.h"
 #include "engine/demotion.h"
 #include "engine/entry_counts.h"
 #include "engine/flight.h"
@@ -14,7 +15,6 @@
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 // Entries that are turned at once: their rows stay in a core's cache.
 constexpr int kStretch = 128;
 

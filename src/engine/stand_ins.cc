@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/parallel.h"
+#include "cache/page_entries.h"
 #include "host/halves.h"
 #include "kernels/attention.h"
 #include "kernels/group_codec.h"
@@ -15,7 +16,6 @@
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 constexpr float kLargestHalf = 65504;
 // Weights of queries over entries that are held at once while values are refitted; with more, fewer queries are used.
 constexpr size_t kMostWeights = size_t{8} << 20;

@@ -1,12 +1,11 @@
 #include "engine/statistics_undo.h"
+#include "cache/page_entries.h"
 
 #include <algorithm>
 #include <utility>
 
 namespace pith {
 namespace {
-
-constexpr int kP = kPageEntries;
 
 bool Observes(const ActiveRecipe& active) { return (active.recipe.policy->needs() & kNeedEveryQuery) != 0; }
 

@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <random>
 
+#include "cache/page_entries.h"
 #include "kernels/attention.h"
 
 namespace pith {
 namespace {
 
-constexpr int kP = kPageEntries;
 // Entries that differ within a head; they repeat from there on.
 constexpr size_t kDistinct = 256;
 
