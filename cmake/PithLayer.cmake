@@ -50,4 +50,7 @@ function(pith_add_layer layer)
     target_precompile_headers(pith_${layer} PRIVATE ${PITH_COMMON_HEADERS})
     set_property(GLOBAL PROPERTY pith_first_${kind}_layer pith_${layer})
   endif()
+  if(NOT layer STREQUAL "kernels")  # whose files are long, and what is inlined into their loops is measured
+    pith_unity(pith_${layer})
+  endif()
 endfunction()

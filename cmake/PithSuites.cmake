@@ -2,7 +2,9 @@
 #
 # Unit and golden suites are one entry for the executable, named after it: they take milliseconds, and a process for
 # each test took longer than they. Of model and slow suites each is an entry, so that what they share, the default model
-# above all, is loaded once. Each entry writes what GoogleTest counted to suites/ENTRY.xml in the build tree.
+# above all, is loaded once. Those that take minutes on it stand in parts, of which ./pith test runs one, another for each
+# commit; without sanitizers, which never have the default model, all their tests run on the small one, too. Each entry
+# writes what GoogleTest counted to suites/ENTRY.xml in the build tree.
 if(NOT EXISTS ${program})
   add_test(${target}_NOT_BUILT ${program})
   set_tests_properties(${target}_NOT_BUILT PROPERTIES LABELS ${own_label})
@@ -14,11 +16,13 @@ if(failed)
   return()
 endif()
 
+# Further arguments are its environment. SMALL: on the small model in place of the default one.
 function(pith_entry name label filter threads)
+  cmake_parse_arguments(entry "SMALL" "" "" ${ARGN})
   string(REPLACE "/" "." file ${name})
-  set(environment ${ARGN})
-  if(small_model AND NOT label STREQUAL "unit" AND NOT label STREQUAL "golden")
-    list(APPEND environment "PITH_DEFAULT_MODEL=${small_model}")
+  set(environment ${entry_UNPARSED_ARGUMENTS})
+  if(entry_SMALL)
+    list(APPEND environment "PITH_DEFAULT_MODEL=${small_model}" PITH_TEST_THREADS=1)
     set(fixture FIXTURES_REQUIRED SmallModel)
   endif()
   add_test(${name} ${program} --gtest_filter=${filter} --gtest_output=xml:${reports}/${file}.xml)
@@ -41,17 +45,24 @@ foreach(suite IN LISTS suites)
     string(APPEND group_golden ":${suite}.*")
   else()
     set(threads 2)
-    if(suite MATCHES "${one_thread}" OR (small_model AND label STREQUAL "model"))
+    set(small "")
+    if(sanitized)
+      set(small SMALL)
+    endif()
+    if(suite MATCHES "${one_thread}" OR (sanitized AND label STREQUAL "model"))
       set(threads 1)
     endif()
     if(suite MATCHES "${parted}")
       math(EXPR last "${parts} - 1")
       foreach(part RANGE ${last})
-        pith_entry("${suite}#${part}" ${label} "${suite}.*" ${threads}
+        pith_entry("${suite}#${part}" ${label} "${suite}.*" ${threads} ${small}
           "GTEST_TOTAL_SHARDS=${parts};GTEST_SHARD_INDEX=${part}")
       endforeach()
+      if(NOT sanitized AND label STREQUAL "model")
+        pith_entry("${suite}.small" ${label} "${suite}.*" 1 SMALL)
+      endif()
     else()
-      pith_entry(${suite} ${label} "${suite}.*" ${threads})
+      pith_entry(${suite} ${label} "${suite}.*" ${threads} ${small})
     endif()
   endif()
 endforeach()

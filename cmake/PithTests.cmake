@@ -4,9 +4,10 @@
 # model, every other LABEL, else unit. Suites become ctest entries as PithSuites.cmake says.
 #
 # PITH_ONE_THREAD_SUITES (regular expression): model and slow suites of one thread, which may run side by side.
-# PITH_TEST_MODEL: what model and slow suites take for the default model, made by the test SmallModel; empty: itself.
+# PITH_SMALL_MODEL: what the test SmallModel makes, a model like the default one whose products are small; with
+# sanitizers model and slow suites take it for the default one.
 # PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
-# runs one, another for each commit.
+# runs one, another for each commit, and, where that one has the default model, SUITE.small, all of it on the small one.
 set(PITH_TEST_PARTS 4)
 
 function(pith_add_tests target libraries)
@@ -27,6 +28,7 @@ function(pith_add_tests target libraries)
   else()
     target_precompile_headers(${target} REUSE_FROM pith_base_tests)
   endif()
+  pith_unity(${target})
 
   set(script ${CMAKE_CURRENT_BINARY_DIR}/${target}_suites.cmake)
   file(GENERATE OUTPUT ${script} CONTENT "set(target ${target})
@@ -35,7 +37,8 @@ set(own_label ${arg_LABEL})
 set(parts ${PITH_TEST_PARTS})
 set(one_thread [==[${PITH_ONE_THREAD_SUITES}]==])
 set(parted [==[${PITH_PARTED_SUITES}]==])
-set(small_model [==[${PITH_TEST_MODEL}]==])
+set(small_model [==[${PITH_SMALL_MODEL}]==])
+set(sanitized [==[${PITH_SANITIZE}]==])
 set(source_dir [==[${PROJECT_SOURCE_DIR}]==])
 set(reports [==[${PROJECT_BINARY_DIR}/suites]==])
 include([==[${PROJECT_SOURCE_DIR}/cmake/PithSuites.cmake]==])

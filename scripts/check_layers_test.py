@@ -59,6 +59,8 @@ class CheckLayersTest(unittest.TestCase):
     def test_test_outside_the_build(self):
         files = {"src/base/a_test.cc": "", "src/base/b_test.cc": ""}
         self.check_error(files, "src/base/b_test.cc", compiled=["src/base/a_test.cc"])
+        files["build/Unity/unity_0_cxx.cxx"] = '#include "../../src/base/a_test.cc"\n'
+        self.check_error(files, "src/base/b_test.cc", compiled=["build/Unity/unity_0_cxx.cxx"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 usage: PITH_BINARY=build/release/pith [PITH_TEST_MODEL=model.gguf] cli_test.py [-v] [Class[.test]]
 
 Without PITH_TEST_MODEL the program's default model is used; tests that need one are skipped where it is missing.
+With PITH_TEST_PART=I/N and PITH_SMALL_MODEL only each N-th test has the default model, the I-th of them first, and the
+others that one.
 """
 import functools
 import json
@@ -19,7 +21,8 @@ import unittest
 BINARY = os.environ.get("PITH_BINARY", "build/release/pith")
 MODEL = os.environ.get("PITH_TEST_MODEL", "")
 THREADS = os.environ.get("PITH_TEST_THREADS", "2")
-SANITIZED = bool(os.environ.get("PITH_SANITIZE"))  # ten times as slow, and on random weights
+PART, PARTS = (int(number) for number in os.environ.get("PITH_TEST_PART", "0/1").split("/"))
+SMALL_MODEL = os.environ.get("PITH_SMALL_MODEL", "")  # random weights
 TIMEOUT = 900
 
 TEXT = " ".join(
@@ -33,14 +36,18 @@ def pith(*arguments, text=None, env=None):
 
 
 def model_flags():
-    return (["-m", MODEL] if MODEL else []) + ["-t", THREADS]
+    return (["-m", ModelCase.model] if ModelCase.model else []) + ["-t", THREADS]
 
 
 @functools.lru_cache(None)
-def info():
-    """What `pith info --json` says of the model, or None where there is none."""
-    done = pith("info", "--json", *model_flags())
+def info_of(flags):
+    done = pith("info", "--json", *flags)
     return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def info():
+    """What `pith info --json` says of the test's model, or None where there is none."""
+    return info_of(tuple(model_flags()))
 
 
 class Case(unittest.TestCase):
@@ -70,8 +77,12 @@ class Case(unittest.TestCase):
 
 
 class ModelCase(Case):
+    model = MODEL  # of the running test; empty: the default one
+
     def setUp(self):
         super().setUp()
+        number = unittest.defaultTestLoader.getTestCaseNames(type(self)).index(self._testMethodName)
+        ModelCase.model = MODEL if number % PARTS == PART or not SMALL_MODEL else SMALL_MODEL
         if info() is None:
             self.skipTest("no model: set PITH_TEST_MODEL")
 
@@ -267,7 +278,7 @@ class Run(ModelCase):
 
     def test_ignore_eos(self):
         arguments = ["-p", "Say yes.", "-c", "256", "-n", "120"]
-        if not SANITIZED:  # random weights see no reason to end
+        if not self.model:  # random weights see no reason to end
             self.assertLess(self.run_json(*arguments)["tokens"], 120)
         self.assertEqual(self.run_json(*arguments, "--ignore-eos")["tokens"], 120)
 
@@ -576,7 +587,7 @@ class Commands(ModelCase):
         rows = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "later"}
         seen = {(row["policy"], row["keep"]): row for row in result["table"] if row["asked_by"] == "observed"}
         # What it has judged by, it serves best, if the weights mean something.
-        if not SANITIZED:
+        if not self.model:
             self.assertLess(seen["snapkv:window=16", 0.1]["error"], 0.7 * seen["random", 0.1]["error"])
         self.assertEqual(result["base"], "random")
         for policy in ("random", "snapkv:window=16"):
@@ -586,7 +597,7 @@ class Commands(ModelCase):
             self.assertLess(half["error"], tenth["error"])
             self.assertEqual(len(half["heads"]), len(half["layers"]))
         # The heads follow what they attend to better than chance does.
-        if not SANITIZED:
+        if not self.model:
             self.assertGreater(rows["snapkv:window=16", 0.1]["heads_lower_l1"], 0.6)
         self.assertIsNone(rows["random", 0.1]["heads_lower"])
         self.assert_sentence(pith(*flags), "needs --recipes", codes=(2,))

@@ -15,22 +15,35 @@ foreach(class Prompts Arguments Files)
   set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
-set(small_model "")
-if(PITH_TEST_MODEL)
-  set(small_model FIXTURES_REQUIRED SmallModel)
+# One thread each, so that two classes run side by side; what takes times or waits for them has the machine alone. Of
+# Commands, which take a minute on the default model, a quarter of the tests have it and the others the small one, in
+# turns by commit; with sanitizers all have the small one.
+set(classes TruncatedModel BadPrompts Run)
+if(PITH_SANITIZE)
+  list(APPEND classes Commands)
+else()
+  math(EXPR last_part "${PITH_TEST_PARTS} - 1")
+  foreach(part RANGE ${last_part})
+    list(APPEND classes "Commands#${part}")
+  endforeach()
 endif()
-# One thread each, so that two classes run side by side; what takes times or waits for them has the machine alone.
-foreach(class TruncatedModel BadPrompts Run Commands)
+foreach(entry IN LISTS classes)
+  string(REGEX MATCH "^[A-Za-z]+" class ${entry})
   set(threads 1)
-  set(alone OFF)
   if(class MATCHES "^(Run|Commands)$")
     set(threads 2)
-    set(alone ON)
   endif()
-  add_test(NAME cli_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
-  set_tests_properties(cli_${class} PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS ${threads} RUN_SERIAL ${alone} ${small_model}
-    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE};PITH_TEST_MODEL=${PITH_TEST_MODEL};\
-PITH_TEST_THREADS=${threads}")
+  set(part "")
+  set(fixture "")
+  if(entry MATCHES "#(.)$")
+    set(part "PITH_TEST_PART=${CMAKE_MATCH_1}/${PITH_TEST_PARTS};PITH_SMALL_MODEL=${PITH_SMALL_MODEL}")
+  endif()
+  if(part OR PITH_SANITIZE)
+    set(fixture FIXTURES_REQUIRED SmallModel)
+  endif()
+  add_test(NAME "cli_${entry}" COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
+  set_tests_properties("cli_${entry}" PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS ${threads} ${fixture}
+    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_MODEL=${PITH_TEST_MODEL};PITH_TEST_THREADS=${threads};${part}")
 endforeach()
 # A process for each recipe and budget: a quarter of them for each commit, which goes through all in one process, too
 # (ModelSmallBudget), and with sanitizers only there.
@@ -43,20 +56,25 @@ if(NOT PITH_SANITIZE)
       ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1;PITH_RECIPE_PART=${part}/${PITH_TEST_PARTS}")
   endforeach()
 endif()
-# Two threads each: beside another test they would take five times as long. Texts and flags; the code beneath runs with sanitizers in the session layer's own tests.
+# Short prompts in many processes, whose start is most of it: one thread each, two classes side by side. Texts and flags;
+# the code beneath runs with sanitizers in the session layer's own tests.
 if(NOT PITH_SANITIZE)
   foreach(class Conversations Sampling Terminal)
     add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
-    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS 2
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_SANITIZE=${PITH_SANITIZE}")
+    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1")
   endforeach()
 endif()
 # Prefixes that outlive their process.
 if(NOT PITH_SANITIZE)
   foreach(class Kept Placed Tidied Served)
+    set(threads 1)
+    if(class STREQUAL "Served")  # a server takes both
+      set(threads 2)
+    endif()
     add_test(NAME store_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/store_test.py ${class})
-    set_tests_properties(store_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+    set_tests_properties(store_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS ${threads}
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=${threads}")
   endforeach()
 endif()
 if(NOT PITH_SANITIZE)
@@ -65,9 +83,13 @@ if(NOT PITH_SANITIZE)
     list(APPEND chat_classes Terminal)
   endif()
   foreach(class ${chat_classes})
+    set(threads 2)
+    if(class STREQUAL "Commands")
+      set(threads 1)
+    endif()
     add_test(NAME chat_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/chat_test.py ${class})
-    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS 2
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS ${threads}
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=${threads}")
   endforeach()
 endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.

@@ -33,7 +33,7 @@ set(python_tests ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/python/tests/run.py
 add_test(NAME PythonPackage COMMAND ${python_tests})
 add_test(NAME SlowPythonFrameworks COMMAND ${python_tests} --name frameworks
   --tests ${PROJECT_SOURCE_DIR}/python/tests/frameworks --llama ${_pith_llama_prefix} --random $<TARGET_FILE:random_model>
-  --packages matplotlib pandas langchain-community llama-index-core llama-index-llms-llama-cpp diskcache jinja2)
+  --packages @${PROJECT_SOURCE_DIR}/python/tests/frameworks/packages.txt)
 set_tests_properties(PythonPackage SlowPythonFrameworks PROPERTIES LABELS slow TIMEOUT 1200 RUN_SERIAL ON
   SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 add_test(NAME LibraryFromPython COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/ctypes_test.py

@@ -217,7 +217,7 @@ TEST(ModelSequences, AFailureInAnyLayerConcernsItsOwnSequence) {
     SCOPED_TRACE(recipe);
     std::vector<float> expected[3];
     std::vector<float> after;  // of the victim, in a next step
-    for (int layer = -1; layer < 30; layer = layer < 0 ? 0 : layer + (layer % 7 == 0 ? 1 : 6)) {
+    for (const int layer : {-1, 0, 1, 14, 29}) {  // -1: nothing fails
       SCOPED_TRACE(layer);
       FailsOnce faults;
       EngineOptions options = Many(3, size_t{40} << 20);

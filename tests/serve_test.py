@@ -39,7 +39,7 @@ def use_clients():
         pass
     folder = os.path.join(os.path.dirname(os.path.abspath(BINARY)), "serve-clients")
     if not os.path.exists(folder + "/done"):
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder] +
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target", folder] +
                               CLIENTS, capture_output=True, text=True)
         if done.returncode != 0:
             return "the clients cannot be installed: " + (done.stderr.strip().splitlines() or ["?"])[-1]
@@ -939,4 +939,6 @@ class LangChain(WithClients):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--prepare"]:
+        sys.exit(use_clients())
     unittest.main(verbosity=2)

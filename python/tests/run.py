@@ -2,7 +2,8 @@
 r"""Installs the Python package into a virtual environment beside the build, once, and runs its tests:
 
     run.py --library build/release/libpith.so --binary build/release/pith --folder build/release/python [--tests ...]
-    run.py ... --packages matplotlib pandas --tests python/tests/frameworks
+    run.py ... --packages @python/tests/frameworks/packages.txt --tests python/tests/frameworks
+    run.py --prepare --folder build/release/python --packages @...    only fetches and installs what the tests need
     CXXFLAGS=-fsanitize=address,undefined LDFLAGS=-fsanitize=address,undefined run.py --library build/asan/libpith.so \
         --folder build/asan/python --preload "$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"
 
@@ -72,7 +73,7 @@ class Environment:
                 skip(f"there is no virtual environment, as {last_line(made.stdout)} and {last_line(said)}")
 
     def install(self, *what, **variables):
-        return run(*self.pip, "install", "--quiet", "--disable-pip-version-check", *what,
+        return run(*self.pip, "install", "--quiet", "--disable-pip-version-check", "--no-compile", *what,
                    env={**self.variables, **variables})  # fmt: skip
 
     def once(self, name, stamp, action):
@@ -133,20 +134,27 @@ def install_pith(environment, folder, library):
     environment.once("pith", stamp, action)
 
 
-def llama_cpp_python(folder, prefix):
-    """llama-cpp-python out of its source package, over a libllama.so of the archives that pith is built with."""
+def llama_cpp_sdist(folder):
+    """llama-cpp-python's source package, of the version that pith's libllama is of."""
     script = (ROOT / "scripts" / "build_llama.sh").read_text()
     version = re.search(r"kVersion=([0-9.]+)", script)[1]
-    sdist, target = folder / f"llama_cpp_python-{version}.tar.gz", folder / f"llama_cpp_python-{version}"
-    library = target / "llama_cpp" / "lib" / "libllama.so"
-    if library.exists() and library.stat().st_mtime > (prefix / "lib" / "libllama.a").stat().st_mtime:
-        return target
+    sdist = folder / f"llama_cpp_python-{version}.tar.gz"
     if not sdist.exists():
         wanted = f"--no-binary llama-cpp-python llama-cpp-python=={version}"
         fetch = f'source scripts/common.sh; pip_download "{folder}" "llama-cpp-python" 77 {wanted}'
         got = run("bash", "-c", fetch, cwd=ROOT)
         if got.returncode != 0:
             skip("llama-cpp-python cannot be fetched: " + last_line(got.stdout))
+    return sdist
+
+
+def llama_cpp_python(folder, prefix):
+    """It, unpacked, over a libllama.so of the archives that pith is built with."""
+    sdist = llama_cpp_sdist(folder)
+    target = folder / sdist.name.removesuffix(".tar.gz")
+    library = target / "llama_cpp" / "lib" / "libllama.so"
+    if library.exists() and library.stat().st_mtime > (prefix / "lib" / "libllama.a").stat().st_mtime:
+        return target
     with tarfile.open(sdist) as package:
         parts = ("llama_cpp", "tests", "vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf")
         whole = [one for one in package if one.name.partition("/")[2].startswith(parts)]
@@ -202,8 +210,8 @@ def run_tests(environment, given, tests):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--library", required=True, type=lambda text: pathlib.Path(text).resolve())
+    parser = argparse.ArgumentParser(fromfile_prefix_chars="@")
+    parser.add_argument("--library", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--binary", default="")
     parser.add_argument("--folder", required=True, type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--packages", nargs="*", default=[], help="what these tests need beside NumPy")
@@ -212,6 +220,7 @@ def main():
     parser.add_argument("--preload", default="", help="libraries that the tests' Python needs, such as libasan")
     parser.add_argument("--tests", nargs="*", default=[])
     parser.add_argument("--name", default="package", help="of these tests' log")
+    parser.add_argument("--prepare", action="store_true", help="run nothing: fetch and install what tests need")
     parser.add_argument("--seconds", type=int, default=900)
     given = parser.parse_args()
     # Where Ctrl-C is ignored, as in what a shell started in the background, every program below would ignore it, too.
@@ -222,6 +231,10 @@ def main():
     environment.install_from_index("tools", TOOLS)
     if given.packages:
         environment.install_from_index(given.name, given.packages)
+    if given.prepare:
+        headers(given.folder)
+        llama_cpp_sdist(given.folder)
+        return
     install_pith(environment, given.folder, given.library)
     print(f"installed in {time.monotonic() - begin:.0f} s", flush=True)
     tests = given.tests or sorted((ROOT / "python" / "tests").glob("test_*.py"))

@@ -2,6 +2,7 @@
 #ifndef PITH_TESTS_SUPPORT_DEFAULT_MODEL_H_
 #define PITH_TESTS_SUPPORT_DEFAULT_MODEL_H_
 
+#include <cstdlib>
 #include <memory>
 
 #include <gtest/gtest.h>
@@ -11,11 +12,11 @@
 
 namespace pith::testing {
 
-#if defined(__SANITIZE_ADDRESS__)
-inline constexpr int kThreads = 1;  // a small model (tests/tools/narrow_model.cc): two suites run side by side
-#else
-inline constexpr int kThreads = 2;
-#endif
+// One where a small model takes its place (cmake/PithSuites.cmake): then two suites run side by side.
+inline const int kThreads = [] {
+  const char* given = std::getenv("PITH_TEST_THREADS");
+  return given != nullptr ? std::atoi(given) : 2;
+}();
 
 // Null, and a failure of the running test, where it is missing.
 inline std::shared_ptr<HostModel> DefaultModel() {
