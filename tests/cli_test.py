@@ -36,7 +36,8 @@ def pith(*arguments, text=None, env=None):
 
 
 def model_flags():
-    return (["-m", ModelCase.model] if ModelCase.model else []) + ["-t", THREADS]
+    small = ModelCase.model and ModelCase.model == SMALL_MODEL  # a second thread would mostly wait
+    return (["-m", ModelCase.model] if ModelCase.model else []) + ["-t", "1" if small else THREADS]
 
 
 @functools.lru_cache(None)
