@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "engine/resolved.h"
 #include "tests/support/default_engine.h"
 
 namespace pith {
@@ -510,6 +511,41 @@ TEST(ModelRepeat, PithChoosesHowToJudgeAndInWhichFormat) {
   EXPECT_LT(engine->stats().kept_fraction, 1);
   options.budget_bytes = size_t{40} << 20;
   EXPECT_EQ(MakeDefaultEngine(options)->stats().format, PageFormat()) << "nothing is given up that fits";
+}
+
+// A prompt that is never whole: each block is repeated before the next one, within the bytes, also from a session.
+TEST(ModelRepeat, BlocksAreReadAgainAsTheyCome) {
+  const std::vector<int32_t> context = Tokenize(Ledger(30)), tail = Tokenize("In chapter 7 the garden met a river and");
+  EngineOptions options;
+  options.num_ctx = static_cast<int>(context.size() + tail.size()) + 1;
+  options.num_threads = testing::kThreads;
+  options.block_tokens = 128;
+  const auto read = [&](Engine& engine) {
+    const SequenceId id = *engine.NewSequence();
+    EXPECT_TRUE(engine.Prefill(id, context));
+    return id;
+  };
+  auto whole = MakeDefaultEngine(options);
+  const std::vector<float> full = Follow(*whole, read(*whole), tail);
+  const auto kl_of = [&](const char* recipe) {
+    EngineOptions some = options;
+    KeepShare(whole->model().info(), *ParseRecipe(recipe), static_cast<int>(context.size()), 0.2, &some);
+    some.max_sequences = 2;
+    auto engine = MakeDefaultEngine(some);
+    const SequenceId id = read(*engine);
+    EXPECT_LE(engine->KeptBytes(id), 0.2001) << recipe;
+    EXPECT_GT(engine->KeptBytes(id), 0.18) << recipe;
+    const auto saved = engine->SaveToMemory(id, {});
+    EXPECT_TRUE(saved) << saved.error().message;
+    const auto restored = engine->RestoreFromMemory(*saved, engine->options());
+    EXPECT_TRUE(restored) << restored.error().message;
+    if (!restored) return 0.0;
+    const std::vector<float> followed = Follow(*engine, id, tail);
+    EXPECT_EQ(Follow(*engine, restored->sequence, tail), followed) << recipe;
+    return MeanKl(full, followed);
+  };
+  EXPECT_LT(kl_of("score=kvzip:read=blocks alloc=global format=q4"),
+            0.5 * kl_of("keydiff:recent=16 alloc=ada:alpha=0.5 format=q4"));
 }
 
 TEST(ModelRepeat, RefusesWhatCannotBeReadAgain) {

@@ -99,8 +99,17 @@ void BlockRunner::ActInLayer(const AttentionCall& call, const Team& team) {
       }
     }
   }
+  LeaveLayer(layer, team);
   DemoteLayer(core_, groups_, layer, team);
   if (team.ith == 0 && global >= 0) core_.times.policy += SecondsSince(start);
+}
+
+// All threads: rows that were only read to be observed.
+void BlockRunner::LeaveLayer(int layer, const Team& team) {
+  if (observer_ == nullptr || !groups_.front().sequence->in_passing) return;
+  team.One([&] {
+    for (HeadCache& head : core_.cache->heads(groups_.front().sequence->cache_id, layer)) head.Clear();
+  });
 }
 
 // All threads: statistics, and then eviction.

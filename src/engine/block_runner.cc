@@ -62,6 +62,11 @@ Status BlockRunner::ReserveGroup(const RowGroup& group) {
   const SequenceSetup& setup = *sequence.setup;
   const auto full = [&] { return tl::unexpected<Error>(group.FullError()); };
   MemoryAccount& account = *sequence.account;
+  if (sequence.in_passing) {
+    // Whether there is room shows on the way; nothing is lost where there is none.
+    (void)account.SetLimits(0, sequence.ceiling_bytes);
+    return {};
+  }
   const size_t used = account.used_bytes(), flight = setup.flight.Bytes(group.num_rows, 1);
   size_t most = BytesToExtend(core_, sequence, group.num_rows), ceiling = sequence.ceiling_bytes;
   const bool evicts = sequence.evicts_while_running();
@@ -112,6 +117,7 @@ void BlockRunner::Release() {
     sequence.step_bytes = 0;
     const size_t ceiling = std::max(sequence.floor_bytes, std::min(sequence.ceiling_bytes, sequence.planned_bytes));
     (void)sequence.account->SetLimits(sequence.floor_bytes, ceiling);
+    if (sequence.in_passing) return;  // whoever reads it holds them again
   }
   if (!core_.flight.HoldAgain() && table_.Reclaim(core_.flight.bytes(), nullptr)) (void)core_.flight.HoldAgain();
 }

@@ -97,6 +97,7 @@ class BlockRunner final : public AttentionSink {
   void KeepQueries(const AttentionCall& call, int global_layer);
   void ActInLayer(const AttentionCall& call, const Team& team);
   void ActInGlobalLayer(const AttentionCall& call, int global_layer, const Team& team);
+  void LeaveLayer(int layer, const Team& team);
   void ObservePass(const AttentionCall& call, int global_layer, const Team& team);
 
   EngineCore& core_;

@@ -7,6 +7,7 @@
 //   sequence_table   names, bytes and places of sequences
 //   block_runner     rows that pass through the graph together, and what becomes of those that fail
 //   second_reader    reads a prompt again
+//   block_rereader   the same block by block, and evicts by it
 //   compressor       compression of what was read
 //   turn_keeper      turns of conversations
 //   steps            what callers want read, cut into blocks
@@ -23,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/block_rereader.h"
 #include "engine/block_runner.h"
 #include "engine/compressor.h"
 #include "engine/engine.h"
@@ -115,9 +117,10 @@ class EngineImpl final : public Engine {
   SequenceTable table_{core_, evictor_};
   BlockRunner runner_{core_, table_, evictor_};
   SecondReader reader_{core_, runner_, cancelled_};
+  BlockRereader rereader_{core_, shrinker_, reader_};
   Compressor compressor_{core_, table_, shrinker_, reader_};
   TurnKeeper turns_{core_, compressor_};
-  Steps steps_{core_, table_, runner_, turns_, cancelled_};
+  Steps steps_{core_, table_, runner_, rereader_, turns_, cancelled_};
 };
 
 }  // namespace pith

@@ -32,6 +32,17 @@ class CascadeSchedule final : public EvictionSchedule {
   int num_layers_;
 };
 
+class BetweenBlocksSchedule final : public EvictionSchedule {
+ public:
+  size_t HeadsInFlight(size_t widest_layer_heads, size_t all_heads) const override {
+    return std::min(widest_layer_heads, all_heads);
+  }
+  // What a repetition finds, and the tables of the fork that reads it.
+  size_t TokenPages(size_t all_heads) const override { return all_heads / 8 + 1; }
+  bool FinishesLayers() const override { return true; }
+  bool EvictsAfterBlock() const override { return false; }
+};
+
 class AfterBlockSchedule final : public EvictionSchedule {
  public:
   size_t HeadsInFlight(size_t, size_t all_heads) const override { return all_heads; }
@@ -51,6 +62,11 @@ std::shared_ptr<const EvictionSchedule> EvictionSchedule::Cascade(int num_layers
 
 std::shared_ptr<const EvictionSchedule> EvictionSchedule::AfterBlock() {
   static const auto schedule = std::make_shared<const AfterBlockSchedule>();
+  return schedule;
+}
+
+std::shared_ptr<const EvictionSchedule> EvictionSchedule::BetweenBlocks() {
+  static const auto schedule = std::make_shared<const BetweenBlocksSchedule>();
   return schedule;
 }
 

@@ -7,6 +7,8 @@
 //                tokens after the last layer. For recipes that compare layers, if shares only fall as layers join.
 //   after block  all layers together when the block has run: all of it is in flight. For all others, and for models
 //                whose layers share caches.
+//   between      blocks, when what was read has been repeated (engine/block_rereader.h), so that the next one finds its
+//                room: a layer's rows are in flight until full pages are converted, or those of a repetition.
 #ifndef PITH_ENGINE_EVICTION_SCHEDULE_H_
 #define PITH_ENGINE_EVICTION_SCHEDULE_H_
 
@@ -36,6 +38,7 @@ class EvictionSchedule {
   static std::shared_ptr<const EvictionSchedule> InLayer();
   static std::shared_ptr<const EvictionSchedule> Cascade(int num_layers);
   static std::shared_ptr<const EvictionSchedule> AfterBlock();
+  static std::shared_ptr<const EvictionSchedule> BetweenBlocks();
 };
 
 }  // namespace pith

@@ -29,13 +29,17 @@ Status Evictor::EvictAcrossLayers(const RowGroup& group) {
   Sequence& sequence = *group.sequence;
   if (GlobalHeldOf(core_, sequence) <= MostEntries(group)) return {};
   const Clock::time_point start = Clock::now();
-  const Status status = EvictAll(sequence);
+  std::optional<Budget> budget;
+  if (group.settles) {
+    budget = SettledBudget(core_, sequence, GlobalEntriesOf(core_, sequence), core_.layers.num_heads());
+  }
+  const Status status = EvictAll(sequence, budget);
   core_.times.policy += SecondsSince(start);
   return status;
 }
 
-Status Evictor::EvictAll(Sequence& sequence) {
-  const Shrink shrink{.sequence = &sequence};
+Status Evictor::EvictAll(Sequence& sequence, const std::optional<Budget>& budget) {
+  const Shrink shrink{.sequence = &sequence, .budget = budget};
   const ActiveRecipe& active = sequence.setup->active.front();
   return shrinker_.Run(sequence, active, {.num_sinks = active.recipe.num_running_sinks}, {&shrink, 1});
 }
@@ -48,7 +52,7 @@ Status Evictor::EvictToShare(Sequence& sequence) {
       return OutOfBudget(
           "the sequence went back and has read nothing since, so that its recipe cannot judge entries yet");
     }
-    PITH_RETURN_IF_ERROR(EvictAll(sequence));
+    PITH_RETURN_IF_ERROR(EvictAll(sequence, std::nullopt));
   }
   return sequence.setup->formats.converted ? DemoteAll(core_, sequence) : Status();
 }
@@ -93,7 +97,9 @@ void Evictor::EvictInLayer(RowGroup& group, int layer, const Team& team) {
   Score(group, layer, team);
   if (FailByFault(group, team)) return;
   core_.ops->loops().Lead(team, [&] {
-    const Budget budget = BlockBudget(sequence, EntriesOf(core_, sequence, layer), core_.num_kv_heads(layer));
+    const int64_t entries = EntriesOf(core_, sequence, layer), heads = core_.num_kv_heads(layer);
+    const Budget budget =
+        group.settles ? SettledBudget(core_, sequence, entries, heads) : BlockBudget(sequence, entries, heads);
     in_layer_.Take(policy.Select(core_.ops->inputs(), scores_, budget));
     if (in_layer_.ok()) shrinker_.ToIndices(sequence, layer, in_layer_.kept);
   });

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/team.h"
@@ -44,8 +45,8 @@ class Evictor {
   static bool FailBySelection(const Status& selected, RowGroup& group, const Team& team);
   void Score(const RowGroup& group, int layer, const Team& team);
   Status EvictAcrossLayers(const RowGroup& group);
-  // By the running recipe, to what its share keeps.
-  Status EvictAll(Sequence& sequence);
+  // By the running recipe, to what its share keeps; a budget says otherwise.
+  Status EvictAll(Sequence& sequence, const std::optional<Budget>& budget);
   // Of all global layers and heads, before an eviction.
   int64_t MostEntries(const RowGroup& group) const;
 

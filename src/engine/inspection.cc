@@ -49,7 +49,8 @@ std::vector<float> RowsInTime(const HeadCache& head, bool values) {
 // False: there is nothing by which its recipe could judge entries now.
 bool CanJudge(const Sequence& sequence) {
   const Policy& policy = sequence.setup->policy();
-  if (policy.keeps_everything() || policy.repeat() != nullptr) return false;
+  // What a second reading finds is not there any more, unless it lies in the pages.
+  if (policy.keeps_everything() || (policy.repeat() != nullptr && !sequence.setup->rereads_blocks())) return false;
   return sequence.queries.window() == 0 || sequence.known_queries() > 0;
 }
 

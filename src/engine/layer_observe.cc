@@ -296,8 +296,8 @@ void LayerOps::ObserveGatheredChunk(const GroupWork& work, int head_index, int r
   std::iota(buffers.positions.begin(), buffers.positions.end(), pass.from);
   buffers.column_pointers.clear();
   for (size_t c = 0; c < observer.policy.columns().size(); ++c) {
-    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() +
-                                      pass.from);
+    buffers.column_pointers.push_back(
+        observer.columns.ColumnFrom(global_layer, head_index, static_cast<int>(c), pass.from));
   }
   const kernels::EntryAttention& seen = work.observed[static_cast<size_t>(head_index)];
   const auto from = [&work](const float* statistic) {
@@ -367,8 +367,8 @@ void LayerOps::ObserveChunk(const GroupWork& work, int head_index, const HeadCac
   }
   buffers.column_pointers.clear();
   for (size_t c = 0; c < observer.policy.columns().size(); ++c) {
-    buffers.column_pointers.push_back(observer.columns.column(global_layer, head_index, static_cast<int>(c)).data() +
-                                      begin);
+    buffers.column_pointers.push_back(
+        observer.columns.ColumnFrom(global_layer, head_index, static_cast<int>(c), static_cast<int>(begin)));
   }
   observer.policy.Observe(
       Observation{.layer = layer,
@@ -408,11 +408,13 @@ void LayerOps::ObserveScattered(const GroupWork& work, int head_index, int from,
     for (size_t c = 0; c < chunk.size(); ++c) buffers.chunk[row * chunk.size() + c] = from_row[chunk[c]] * scale;
   }
   const size_t num_columns = observer.policy.columns().size();
+  const auto at = [&](int column, size_t entry) {
+    return observer.columns.ColumnFrom(global_layer, head_index, column, static_cast<int>(entry));
+  };
   std::vector<std::vector<float>> columns(num_columns, std::vector<float>(chunk.size()));
   buffers.column_pointers.clear();
   for (size_t c = 0; c < num_columns; ++c) {
-    const std::span<float> column = observer.columns.column(global_layer, head_index, static_cast<int>(c));
-    for (size_t i = 0; i < chunk.size(); ++i) columns[c][i] = column[chunk[i]];
+    for (size_t i = 0; i < chunk.size(); ++i) columns[c][i] = *at(static_cast<int>(c), chunk[i]);
     buffers.column_pointers.push_back(columns[c].data());
   }
   observer.policy.Observe(
@@ -426,8 +428,7 @@ void LayerOps::ObserveScattered(const GroupWork& work, int head_index, int from,
                   .positions = positions},
       buffers.column_pointers);
   for (size_t c = 0; c < num_columns; ++c) {
-    const std::span<float> column = observer.columns.column(global_layer, head_index, static_cast<int>(c));
-    for (size_t i = 0; i < chunk.size(); ++i) column[chunk[i]] = columns[c][i];
+    for (size_t i = 0; i < chunk.size(); ++i) *at(static_cast<int>(c), chunk[i]) = columns[c][i];
   }
 }
 

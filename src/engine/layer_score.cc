@@ -173,7 +173,8 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
     buffers.column_pointers[c] = buffers.columns.data() + c * n;
     const std::span<float> column(buffers.column_pointers[c], n);
     if (sequence.repeat && ObservesRepeat(*active.recipe.policy)) {
-      std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)), column.begin());
+      std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)),
+                        column.begin() + sequence.repeat->entries(global_layer, head_index).first);
     } else {
       head.ReadColumn(active.first_column + static_cast<int>(c), column);
     }

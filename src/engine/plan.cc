@@ -434,8 +434,8 @@ size_t FullTokenBytes(const ModelInfo& info) {
 }
 
 int CountColumns(const ResolvedSequence& sequence) {
-  size_t count = 0;
-  ForEachPolicy(sequence, [&count](const Policy& policy) { count += PageColumns(policy).size(); });
+  size_t count = PageColumns(sequence.policy(), sequence.rereads_blocks()).size();
+  for (const ResolvedRecipe& later : sequence.later_recipes) count += PageColumns(*later.policy, false).size();
   return static_cast<int>(count);
 }
 
@@ -457,6 +457,10 @@ Result<MemoryPlan> PlanMemory(const ModelInfo& info, const ResolvedSequence& seq
   for (const int block_tokens : sizes) {
     if (unlimited) wanted.budget_bytes = UnlimitedBudget(info, shape, style, options, block_tokens);
     const MemoryPlan candidate = PlanFor(info, shape, style, wanted, block_tokens);
+    // A block finds its room beside as many entries that have been judged.
+    const bool too_long =
+        sequence.rereads_blocks() && candidate.keep_entries + candidate.slack_entries < 2 * block_tokens;
+    if (too_long && block_tokens != sizes.back()) continue;
     if (candidate.keep_entries > plan.keep_entries) plan = candidate;
     // The largest block whose own memory and entries in flight leave two thirds of the budget to what is kept.
     if (candidate.keep_entries > 0 && candidate.block_bytes + candidate.flight_bytes <= wanted.budget_bytes / 3) {
@@ -512,7 +516,7 @@ int Demotion::HighEntries(double n) const {
 
 size_t RereadBytes(const ModelInfo& info, const ResolvedSequence& sequence, int num_tokens) {
   const Policy& policy = sequence.policy();
-  if (policy.repeat() == nullptr) return 0;
+  if (policy.repeat() == nullptr || sequence.rereads_blocks()) return 0;
   return RepeatBytes(ShapeOf(info, sequence), num_tokens, policy.repeat()->chunk) + ReferenceBytes(info, policy) +
          static_cast<size_t>(info.num_vocab) * sizeof(float);
 }

@@ -22,9 +22,13 @@ Result<std::vector<int32_t>> AnswerTokens(const HostModel& model) {
   return model.Tokenize(text, false, true);
 }
 
-std::vector<ColumnSpec> PageColumns(const Policy& policy) {
+std::vector<ColumnSpec> PageColumns(const Policy& policy, bool rereads_blocks) {
   std::vector<ColumnSpec> columns;
-  if (!ObservesRepeat(policy)) columns = policy.columns();
+  if (!ObservesRepeat(policy)) {
+    columns = policy.columns();
+  } else if (rereads_blocks) {
+    for (const ColumnSpec& column : policy.columns()) columns.push_back({column.name, kNotRepeated});
+  }
   if ((policy.needs() & kNeedValueNorms) != 0) columns.push_back({"value_norm", kUnknownNorm});
   return columns;
 }
@@ -47,9 +51,9 @@ Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const 
   return {};
 }
 
-Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* account, const Policy& policy, int prefix,
-                                                             std::pair<int32_t, int32_t> part,
-                                                             std::span<const std::vector<int>> entries) {
+Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(
+    MemoryAccount* account, const Policy& policy, int prefix, std::pair<int32_t, int32_t> part,
+    std::span<const std::vector<std::pair<int, int>>> entries) {
   std::shared_ptr<RepeatColumns> made(new RepeatColumns(account));
   const std::vector<ColumnSpec> columns = ObservesRepeat(policy) ? policy.columns() : std::vector<ColumnSpec>();
   made->options_ = *policy.repeat();
@@ -57,11 +61,12 @@ Result<std::shared_ptr<RepeatColumns>> RepeatColumns::Create(MemoryAccount* acco
   made->prefix_ = prefix;
   made->part_ = part;
   size_t total = 0;
-  for (const std::vector<int>& layer : entries) {
+  for (const std::vector<std::pair<int, int>>& layer : entries) {
     made->heads_.emplace_back();
-    for (const int count : layer) {
-      made->heads_.back().emplace_back(total, static_cast<size_t>(count));
-      total += static_cast<size_t>(count) * columns.size();
+    for (const auto& [first, end] : layer) {
+      const auto count = static_cast<size_t>(end - first);
+      made->heads_.back().push_back({total, first, count});
+      total += count * columns.size();
     }
   }
   try {

@@ -33,9 +33,9 @@ inline constexpr float kUnknownNorm = -1;
 // True: the policy's columns are filled by a second reading and live outside pages.
 inline bool ObservesRepeat(const Policy& policy) { return (policy.needs() & kNeedRepeat) != 0; }
 
-// Columns that live in pages: the policy's own, but for those of a second reading, and then its value norms if it
-// needs them.
-std::vector<ColumnSpec> PageColumns(const Policy& policy);
+// Columns that live in pages: the policy's own, but for those of a second reading that does not go block by block, and
+// then its value norms if it needs them.
+std::vector<ColumnSpec> PageColumns(const Policy& policy, bool rereads_blocks);
 
 // Every stride-th token's queries of a second reading, after RoPE, in f16. Their bytes are in the ledger.
 class ReferenceQueries {
@@ -69,13 +69,15 @@ class ReferenceQueries {
   int stride_ = 1, capacity_ = 0, num_tokens_ = 0;
 };
 
-// Columns of one sequence's entries that live outside its pages. Their bytes are in the ledger.
+// Columns of one sequence's entries, or of the newest of each head, that live outside its pages. Their bytes are in the
+// ledger.
 class RepeatColumns {
  public:
-  // entries [global layers][kv heads]; part: positions [from, to) that are repeated. kOutOfBudget.
+  // entries [global layers][kv heads]: [first, end) in the head; part: positions [from, to) that are repeated.
+  // kOutOfBudget.
   static Result<std::shared_ptr<RepeatColumns>> Create(MemoryAccount* account, const Policy& policy, int prefix,
                                                        std::pair<int32_t, int32_t> part,
-                                                       std::span<const std::vector<int>> entries);
+                                                       std::span<const std::vector<std::pair<int, int>>> entries);
 
   ReferenceQueries references;  // where the policy needs them
 
@@ -85,10 +87,19 @@ class RepeatColumns {
            (!ObservesRepeat(policy) || policy.columns().front().name == name_) &&
            ((policy.needs() & kNeedReferences) == 0 || !references.empty());
   }
-  // [entries of that head]
+  // The entries that have columns, [first, end) in their head.
+  std::pair<int, int> entries(int layer, int head) const {
+    const Place& place = heads_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
+    return {place.first, place.first + static_cast<int>(place.count)};
+  }
+  // [of those]
   std::span<float> column(int layer, int head, int column) {
-    const auto [first, count] = heads_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
-    return {values_.data() + first + static_cast<size_t>(column) * count, count};
+    const Place& place = heads_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
+    return {values_.data() + place.at + static_cast<size_t>(column) * place.count, place.count};
+  }
+  // Of one of them, and those behind it.
+  float* ColumnFrom(int layer, int head, int index, int entry) {
+    return column(layer, head, index).data() + (entry - entries(layer, head).first);
   }
 
  private:
@@ -98,7 +109,12 @@ class RepeatColumns {
   std::string name_;
   int prefix_ = 0;
   std::pair<int32_t, int32_t> part_;
-  std::vector<std::vector<std::pair<size_t, size_t>>> heads_;  // [layers][heads] where the first column is, entries
+  struct Place {
+    size_t at = 0;  // of the first column
+    int first = 0;
+    size_t count = 0;
+  };
+  std::vector<std::vector<Place>> heads_;  // [layers][heads]
   LedgerVector<float> values_;
 };
 

@@ -57,10 +57,11 @@ bool NeedsNoNotes(const Policy& policy) {
 
 // Its alternative, else keys alone.
 Result<std::shared_ptr<const Policy>> InLittleRoom(const Recipe& recipe) {
-  if (!recipe.turns) return recipe.policy;
+  const RepeatOptions* const repeat = recipe.policy->repeat();
+  if (!recipe.turns && (repeat == nullptr || !repeat->by_blocks)) return recipe.policy;
   if (recipe.while_partial != nullptr && NeedsNoNotes(*recipe.while_partial->policy))
     return recipe.while_partial->policy;
-  if (recipe.policy->repeat() == nullptr) return recipe.policy;
+  if (repeat == nullptr) return recipe.policy;
   PITH_ASSIGN_OR_RETURN(const Recipe keys, ParseRecipe("keydiff"));
   return keys.policy;
 }
@@ -186,6 +187,7 @@ EvictionStyle StyleOf(const ModelInfo& info, const ResolvedSequence& sequence) {
   if (!shares && !low && style.evicts && !policy.layer_local() && policy.cascades()) {
     style.schedule = EvictionSchedule::Cascade(std::max(1, CountLayers(info, LayerKind::kGlobal) / kCascadeSteps));
   }
+  if (sequence.rereads_blocks()) style.schedule = EvictionSchedule::BetweenBlocks();
   style.ragged = style.evicts && policy.ragged();
   return style;
 }
@@ -254,6 +256,10 @@ Result<ResolvedSequence> Resolve(const ModelInfo& info, const EngineOptions& opt
   sequence.keep_entries = said.keep_entries;
   sequence.keep_queries = said.keep_queries;
   PITH_ASSIGN_OR_RETURN(sequence.recipe, ResolveAlternative(said.recipe));
+  if (!whole && sequence.policy().repeat() != nullptr && std::ranges::any_of(info.layers, &LayerShape::shared)) {
+    // Layers that share a cache need a repetition's rows to its end, for which there is no room.
+    sequence.recipe.policy = sequence.recipe.in_little_room;
+  }
   for (const Recipe& later : said.later_recipes) {
     PITH_ASSIGN_OR_RETURN(sequence.later_recipes.emplace_back(), ResolveForCompress(later));
   }

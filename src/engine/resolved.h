@@ -77,6 +77,10 @@ struct ResolvedSequence {
   SequenceOptions options;  // from which the same follows for a sequence with other bytes
 
   const Policy& policy() const { return *recipe.policy; }
+  // What is read is repeated block by block, and judged by that (engine/block_rereader.h).
+  bool rereads_blocks() const {
+    return compress == CompressMode::kBlock && !recipe.has_turns() && policy().repeat() != nullptr;
+  }
   bool converts_turns() const { return !(turn_format == formats.full()); }
 };
 

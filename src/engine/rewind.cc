@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cache/page_entries.h"
+#include "engine/block_rereader.h"
 #include "engine/entry_counts.h"
 
 namespace pith {
@@ -28,6 +29,7 @@ struct RewindRange {
   int most = 0;
   int whole_pages = 0;      // below this, only multiples of a page's entries
   const char* reason = "";  // of `most`, a part of a sentence
+  const char* least_reason = "the entries of its sliding windows are gone";
 };
 
 void LimitByRecipe(const EngineCore& core, const Sequence& sequence, RewindRange& range) {
@@ -47,6 +49,10 @@ void LimitByRecipe(const EngineCore& core, const Sequence& sequence, RewindRange
     nothing("its entries were converted");
   }
   if (layout.lower != setup.formats.chosen) nothing("its entries were converted");
+  if (setup.rereads_blocks()) {
+    range.least = std::max(range.least, FirstNotRepeated(core, sequence));
+    range.least_reason = "its recipe has judged entries by what came after";
+  }
   // Without an eviction before the window is full again, nobody asks for what was overwritten.
   const int window = setup.ring_window;
   if (sequence.next_position <= window || !sequence.evicts_while_running()) return;
@@ -165,7 +171,7 @@ Status Rewind(EngineCore& core, Sequence& sequence, int num_tokens) {
   };
   if (turns && !IsTurnEnd(core, sequence, num_tokens)) return refused("it is not at the end of a turn that left it so");
   if (num_tokens > range.most) return refused(range.reason);
-  if (num_tokens < range.least) return refused("the entries of its sliding windows are gone");
+  if (num_tokens < range.least) return refused(range.least_reason);
   if (num_tokens < range.whole_pages && num_tokens % kP != 0) return refused("pages of few bits are kept whole");
   for (HeadCache& head : core.cache->heads(sequence.cache_id)) {
     PITH_RETURN_IF_ERROR(head.Truncate(EntriesBefore(head, num_tokens)));

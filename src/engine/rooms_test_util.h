@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "base/check.h"
+#include "engine/block_rereader.h"
 #include "engine/block_runner.h"
 #include "engine/compressor.h"
 #include "engine/engine_core.h"
@@ -86,9 +87,10 @@ struct Rooms {
   SequenceTable table{core, evictor};
   BlockRunner runner{core, table, evictor};
   SecondReader reader{core, runner, cancelled};
+  BlockRereader rereader{core, shrinker, reader};
   Compressor compressor{core, table, shrinker, reader};
   TurnKeeper turns{core, compressor};
-  Steps steps{core, table, runner, turns, cancelled};
+  Steps steps{core, table, runner, rereader, turns, cancelled};
 };
 
 }  // namespace pith::testing

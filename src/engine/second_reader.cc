@@ -23,6 +23,12 @@ int EndOfChunk(int from, int chunk, int num_tokens) {
   return end > from ? end : from + chunk;
 }
 
+// Short passes begin often, and what begins one is looked at by what stands before: those tokens are repeated, too.
+void LeadIn(std::span<const int32_t> text, const RepeatPass& pass, int overlap, std::vector<int32_t>& tokens) {
+  const auto from = text.begin() + pass.from;
+  tokens.insert(tokens.end() - (pass.to - pass.from), from - std::min(overlap, pass.from), from);
+}
+
 // The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
 int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) {
   int prefix = recipe.num_sinks;
@@ -62,7 +68,8 @@ int MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat) {
 Result<int> SecondReader::ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const {
   const ModelInfo& info = *core_.info;
   // A conversation goes on where the model's training ended.
-  const int known = sequence.setup->recipe.has_turns() ? 0 : info.trained_ctx;
+  const bool goes_on = sequence.setup->recipe.has_turns() || sequence.setup->rereads_blocks();
+  const int known = goes_on ? 0 : info.trained_ctx;
   const int trained = std::max(known, sequence.next_position);
   const int last = info.max_positions > 0 ? info.max_positions : trained > sequence.next_position ? trained : INT32_MAX;
   const int chunk = std::min(active.recipe.policy->repeat()->chunk, last - sequence.next_position - overhead);
@@ -86,17 +93,21 @@ Result<bool> SecondReader::BeginPass(Sequence& source, SecondReading& reading) {
               end = std::min(source.next_position, reading.part.to);
     const int from = is_first ? begin : reading.pass.to;
     if (from >= end) return false;
-    PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*core_.model));
-    reading.pass = {.prefix_end = reading.prefix,
-                    .from = from,
-                    .to = EndOfChunk(from, reading.chunk, end),
-                    .start = source.next_position,
-                    .first_token = reading.columns->references.num_tokens(),
-                    .whole = options.whole};
-    reading.tokens = prompt.Tokens(source.tokens, reading.pass, options.overlap, from == reading.prefix);
+    PITH_ASSIGN_OR_RETURN(const RepeatPrompt* const prompt, Prompt());
+    reading.pass = {
+        .prefix_end = reading.prefix,
+        .from = from,
+        .to = reading.in_passing ? std::min(from + reading.chunk, end) : EndOfChunk(from, reading.chunk, end),
+        .start = source.next_position,
+        .first_token = reading.columns->references.num_tokens(),
+        .whole = options.whole};
+    reading.tokens = prompt->Tokens(source.tokens, reading.pass, options.overlap, from == reading.prefix);
+    if (reading.in_passing && from != reading.prefix)
+      LeadIn(source.tokens, reading.pass, options.overlap, reading.tokens);
   }
   reading.num_read = 0;
-  PITH_ASSIGN_OR_RETURN(reading.fork, PassFork::Make(core_, source));
+  if (reading.in_passing) core_.flight.LetGo();
+  PITH_ASSIGN_OR_RETURN(reading.fork, PassFork::Make(core_, source, reading.in_passing));
   return true;
 }
 
@@ -143,7 +154,22 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
   return references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths);
 }
 
-Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part) {
+Result<const RepeatPrompt*> SecondReader::Prompt() {
+  if (!prompt_) {
+    PITH_ASSIGN_OR_RETURN(prompt_, RepeatPrompt::Make(*core_.model));
+  }
+  return &*prompt_;
+}
+
+Result<int> SecondReader::BlockChunk(const RepeatOptions& options) {
+  PITH_ASSIGN_OR_RETURN(const RepeatPrompt* const prompt, Prompt());
+  const int chunk =
+      std::min(options.chunk, core_.plan.block_tokens - prompt->overhead(options.overlap) - options.overlap);
+  if (chunk >= kLeastChunk) return chunk;
+  return Unsupported(fmt::format("blocks of {} tokens are too short to be repeated", core_.plan.block_tokens));
+}
+
+Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, bool in_passing) {
   const Policy& policy = *active.recipe.policy;
   const RepeatOptions& options = *policy.repeat();
   if (source.tokens.size() != static_cast<size_t>(source.next_position)) {
@@ -155,14 +181,21 @@ Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const E
   reading->recipe = active.recipe;
   reading->part = part;
   reading->prefix = PrefixOf(source, active.recipe);
-  PITH_ASSIGN_OR_RETURN(const RepeatPrompt prompt, RepeatPrompt::Make(*core_.model));
-  const int overhead = prompt.overhead(options.overlap);
+  PITH_ASSIGN_OR_RETURN(const RepeatPrompt* const prompt, Prompt());
+  const int overhead = prompt->overhead(options.overlap);
   PITH_ASSIGN_OR_RETURN(reading->chunk, ChunkOf(source, active, overhead));
-  std::vector<std::vector<int>> entries;
+  reading->in_passing = in_passing;
+  if (in_passing) {
+    PITH_ASSIGN_OR_RETURN(const int most, BlockChunk(options));
+    const int count = std::max(source.next_position - std::max(reading->prefix, part.from), 1);
+    const int num_passes = (count + std::min(most, reading->chunk) - 1) / std::min(most, reading->chunk);
+    reading->chunk = (count + num_passes - 1) / num_passes;
+  }
+  std::vector<std::vector<std::pair<int, int>>> entries;
   for (const int layer : core_.layers.layers()) {
-    std::vector<int>& of_layer = entries.emplace_back();
+    std::vector<std::pair<int, int>>& of_layer = entries.emplace_back();
     for (const HeadCache& head : std::as_const(*core_.cache).heads(source.cache_id, layer)) {
-      of_layer.push_back(head.num_entries());
+      of_layer.emplace_back(in_passing ? EntriesBefore(head, part.from) : 0, head.num_entries());
     }
   }
   PITH_ASSIGN_OR_RETURN(reading->columns,
@@ -204,7 +237,7 @@ Result<bool> SecondReader::ReadOn(Sequence& source, const ActiveRecipe& active, 
       return reading.recipe.policy == active.recipe.policy && reading.part == part;
     };
     if (source.reading != nullptr && !is_it(*source.reading)) source.reading.reset();
-    const Status begun = source.reading == nullptr ? Begin(source, active, part) : Status();
+    const Status begun = source.reading == nullptr ? Begin(source, active, part, false) : Status();
     const Result<bool> done = begun ? Go(source, rows) : Result<bool>(tl::unexpected<Error>(begun.error()));
     if (!done) {
       const int chunk = source.reading != nullptr ? source.reading->chunk : policy.repeat()->chunk;
@@ -216,6 +249,19 @@ Result<bool> SecondReader::ReadOn(Sequence& source, const ActiveRecipe& active, 
     source.repeat = source.reading->columns;
     source.reading.reset();
     return true;
+  });
+}
+
+Status SecondReader::ReadBlock(Sequence& source, int32_t from) {
+  runner_.KeepLogits();
+  return AsRecipesTime(core_.times, [&]() -> Status {
+    const ActiveRecipe& active = source.setup->active.front();
+    const EntryGuard part{.num_sinks = active.recipe.num_running_sinks, .from = from, .to = source.next_position};
+    const Status begun = Begin(source, active, part, true);
+    const Result<bool> done = begun ? Go(source, INT32_MAX) : Result<bool>(tl::unexpected<Error>(begun.error()));
+    if (done) source.repeat = source.reading->columns;
+    source.reading.reset();
+    return done ? Status() : Status(tl::unexpected<Error>(done.error()));
   });
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/block_runner.h"
@@ -29,9 +30,14 @@ class SecondReader {
   Status ReadAll(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
   // The same by so many rows. True: source.repeat is there.
   Result<bool> ReadOn(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, int rows);
+  // Of a sequence whose running recipe repeats block by block: source.repeat is of the entries from this position on.
+  // The passes take what the sequence has left, and the bytes of a step's rows. Errors as ReadAll().
+  Status ReadBlock(Sequence& source, int32_t from);
+  // Tokens that a pass of ReadBlock() repeats.
+  Result<int> BlockChunk(const RepeatOptions& options);
 
  private:
-  Status Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part);
+  Status Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, bool in_passing);
   // Goes on with source.reading. True: it is done.
   Result<bool> Go(Sequence& source, int rows);
   // The next pass of a reading. False: there is none.
@@ -45,9 +51,13 @@ class SecondReader {
   Result<int> ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const;
   Error NoRoom(const Sequence& source, const ActiveRecipe& active, int chunk) const;
 
+  // What is put before the tokens of a pass.
+  Result<const RepeatPrompt*> Prompt();
+
   EngineCore& core_;
   BlockRunner& runner_;
   const std::atomic<bool>& cancelled_;
+  std::optional<RepeatPrompt> prompt_;
 };
 
 // Of a guide (score=guide), which takes a quarter of the room at most.

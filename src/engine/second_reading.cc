@@ -4,8 +4,9 @@
 
 namespace pith {
 
-Result<std::unique_ptr<PassFork>> PassFork::Make(EngineCore& core, Sequence& source) {
+Result<std::unique_ptr<PassFork>> PassFork::Make(EngineCore& core, Sequence& source, bool in_passing) {
   std::unique_ptr<PassFork> fork(new PassFork(core, source));
+  fork->sequence_.in_passing = in_passing;
   PITH_RETURN_IF_ERROR(fork->Open());
   return fork;
 }

@@ -18,8 +18,9 @@ namespace pith {
 // the source has its bytes again.
 class PassFork {
  public:
-  // The source outlives the fork. kOutOfBudget: no place, or no bytes.
-  static Result<std::unique_ptr<PassFork>> Make(EngineCore& core, Sequence& source);
+  // The source outlives the fork. in_passing: nothing of its rows stays in a layer that is done. kOutOfBudget: no
+  // place, or no bytes.
+  static Result<std::unique_ptr<PassFork>> Make(EngineCore& core, Sequence& source, bool in_passing);
   PassFork(const PassFork&) = delete;
   PassFork& operator=(const PassFork&) = delete;
   ~PassFork();
@@ -42,6 +43,7 @@ struct SecondReading {
   std::shared_ptr<RepeatColumns> columns;
   int prefix = 0;
   int chunk = 0;  // tokens of a pass, beside its instruction
+  bool in_passing = false;  // each pass is one block, whose rows leave each layer at once
 
   RepeatPass pass;                 // that is under way, or was the last one
   std::vector<int32_t> tokens;     // of the pass

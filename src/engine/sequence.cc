@@ -10,10 +10,10 @@ namespace pith {
 namespace {
 
 // The place of a recipe's columns, and what it wants noted.
-void AddRecipe(const ResolvedRecipe& recipe, SequenceSetup& setup) {
+void AddRecipe(const ResolvedRecipe& recipe, bool rereads_blocks, SequenceSetup& setup) {
   const uint32_t needs = recipe.policy->needs();
   const int first = setup.num_columns;
-  for (const ColumnSpec& column : PageColumns(*recipe.policy)) {
+  for (const ColumnSpec& column : PageColumns(*recipe.policy, rereads_blocks)) {
     if (column.initial != 0) setup.column_initials.emplace_back(setup.num_columns, column.initial);
     ++setup.num_columns;
   }
@@ -32,8 +32,8 @@ void AddRecipe(const ResolvedRecipe& recipe, SequenceSetup& setup) {
 Result<std::shared_ptr<const SequenceSetup>> SequenceSetup::Make(const ModelInfo& info, const EngineOptions& options) {
   auto setup = std::make_shared<SequenceSetup>();
   PITH_ASSIGN_OR_RETURN(static_cast<ResolvedSequence&>(*setup), Resolve(info, options));
-  AddRecipe(setup->recipe, *setup);
-  for (const ResolvedRecipe& later : setup->later_recipes) AddRecipe(later, *setup);
+  AddRecipe(setup->recipe, setup->rereads_blocks(), *setup);
+  for (const ResolvedRecipe& later : setup->later_recipes) AddRecipe(later, false, *setup);
   setup->flight = FlightOf(info, *setup);
   setup->ring_window = RingWindow(*setup);
   return std::shared_ptr<const SequenceSetup>(std::move(setup));

@@ -108,6 +108,7 @@ struct Sequence {
   int logits_row = -1;  // in the last block; -1: none
   int64_t entries_seen = 0;
   bool evicts = true;  // SetEviction()
+  bool in_passing = false;  // reads for others to observe it: its rows leave each layer when that is done
   bool prompt_continues = false;
   std::vector<std::pair<int32_t, int32_t>> pinned;  // [from, to) positions, ascending
   std::vector<FrozenTurn> turns;  // of a recipe with turns=flowkv, ascending; the oldest may be gone

@@ -74,7 +74,10 @@ uint64_t MapsOf(const Sequence& sequence) {
   return maps != nullptr ? maps->fingerprint() : 0;
 }
 
-bool HasTurns(const Sequence& sequence) { return sequence.setup != nullptr && sequence.setup->recipe.has_turns(); }
+// Of a recipe that goes on reading again what was read.
+bool HasTurns(const Sequence& sequence) {
+  return sequence.setup != nullptr && (sequence.setup->recipe.has_turns() || sequence.setup->rereads_blocks());
+}
 
 template <typename Container>
 void WriteArray(ByteWriter& writer, const Container& values) {

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "engine/cache_formats.h"
 #include "engine/entry_counts.h"
 #include "engine/less_states.h"
 #include "engine/stand_ins.h"
@@ -42,6 +43,19 @@ Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads) {
   return Budget{.keep = keep,
                 .keep_fraction = std::min(1.0, keep / std::max(1.0, mean)),
                 .rest_page_entries = sequence.share.demotion.on ? kPageEntries : 1};
+}
+
+Budget SettledBudget(const EngineCore& core, const Sequence& sequence, int64_t entries, int64_t heads) {
+  Budget budget = BlockBudget(sequence, entries, heads);
+  const CacheFormats& formats = sequence.setup->formats;
+  if (!formats.converted || sequence.share.demotion.on || !sequence.setup->policy().ragged()) return budget;
+  budget.page_entries = kPageEntries;
+  budget.rest_cost = TokenBytes(*core.info, formats.entry) / TokenBytes(*core.info, *formats.converted);
+  const int rest = budget.keep % kPageEntries;
+  budget.keep += static_cast<int>(rest * (budget.rest_cost - 1));
+  const double mean = static_cast<double>(entries) / static_cast<double>(heads);
+  budget.keep_fraction = std::min(1.0, budget.keep / std::max(1.0, mean));
+  return budget;
 }
 
 Status KeepInHead(const EngineCore& core, const Policy& policy, int layer, size_t h, HeadCache& head,

@@ -62,6 +62,9 @@ struct ShrinkPieces {
 
 // Of a sequence's `entries` in so many heads, what the running recipe keeps.
 Budget BlockBudget(const Sequence& sequence, int64_t entries, int64_t heads);
+// The same at the end of a prompt: in no more bytes than so many entries of each head take, of which those that fill no
+// page of few bits stay in the format in which they arrived.
+Budget SettledBudget(const EngineCore& core, const Sequence& sequence, int64_t entries, int64_t heads);
 
 // Of one head: what does not stay joins its state, where the recipe has states.
 Status KeepInHead(const EngineCore& core, const Policy& policy, int layer, size_t h, HeadCache& head,

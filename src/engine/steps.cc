@@ -18,6 +18,15 @@ int SparseRows(const Sequence& sequence, int count, bool ends) {
 
 }  // namespace
 
+Status Steps::MakeRoomForRows(Sequence& sequence, int num_rows) {
+  return sequence.setup->rereads_blocks() ? rereader_.MakeRoomForRows(sequence, num_rows)
+                                          : turns_.MakeRoomForRows(sequence, num_rows);
+}
+
+Status Steps::Settle(Sequence& sequence) {
+  return sequence.setup->rereads_blocks() ? rereader_.Settle(sequence) : Status();
+}
+
 Status Steps::CheckItem(const Sequence& sequence, const StepItem& item) const {
   if (item.tokens.empty()) return InvalidArgument("there are no tokens to read");
   for (const int32_t token : item.tokens) {
@@ -60,8 +69,14 @@ void Steps::RunItems(std::span<const StepItem> items, std::span<Status> statuses
     if (group.failed()) continue;
     if (item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
     if (item.all_hidden != nullptr) status = runner_.CopyHidden(group, *item.all_hidden);
+    if (group.settles && group.sequence->setup->rereads_blocks()) settling_.push_back(item_of_group_[g]);
   }
   item_of_group_.clear();
+  for (const size_t i : settling_) {
+    const Status settled = Settle(*table_.Lookup(items[i].sequence));
+    if (statuses[i]) statuses[i] = settled;
+  }
+  settling_.clear();
 }
 
 void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -74,7 +89,7 @@ void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
   for (size_t i = 0; i < items.size(); ++i) {
     const Result<Sequence*> sequence = Admit(items[i], items.first(i), num_rows);
     const auto count = items[i].tokens.size();
-    statuses[i] = sequence ? turns_.MakeRoomForRows(**sequence, static_cast<int>(count))
+    statuses[i] = sequence ? MakeRoomForRows(**sequence, static_cast<int>(count))
                            : Status(tl::unexpected<Error>(sequence.error()));
     if (statuses[i]) num_rows += count;
   }
@@ -96,19 +111,22 @@ Status Steps::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, 
                       const Progress& progress) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
   PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens, .pin = pin}));
+  const int rows = sequence->setup->rereads_blocks() ? rereader_.RowsAtOnce(*sequence) : turns_.RowsAtOnce(*sequence);
   for (size_t at = 0; at < tokens.size();) {
     if (cancelled()) return Cancelled("stopped while reading the prompt");
-    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(turns_.RowsAtOnce(*sequence)));
+    const size_t count = std::min(tokens.size() - at, static_cast<size_t>(rows));
     const bool ends = at + count == tokens.size() && !sequence->prompt_continues;
-    PITH_RETURN_IF_ERROR(turns_.MakeRoomForRows(*sequence, static_cast<int>(count)));
+    PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(count)));
     runner_.Begin();
     RowGroup& group = runner_.Add(*sequence, tokens.subspan(at, count), all_logits != nullptr ? 0 : count - 1,
                                   SparseRows(*sequence, static_cast<int>(count), ends));
     group.pins = pin;
-    group.settles = ends && tokens.size() > 1;
+    const bool settles = ends && tokens.size() > 1;
+    group.settles = settles;
     runner_.Run();
     PITH_RETURN_IF_ERROR(group.status());
     if (all_logits != nullptr) runner_.CopyLogits(group, *all_logits);
+    if (settles) PITH_RETURN_IF_ERROR(Settle(*sequence));
     at += count;
     if (progress && !progress(at, tokens.size())) return Cancelled("stopped while reading the prompt");
   }
@@ -118,7 +136,7 @@ Status Steps::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, 
 Status Steps::ReadTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t skipped) {
   for (const SequenceId id : ids) {
     PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
-    PITH_RETURN_IF_ERROR(turns_.MakeRoomForRows(*sequence, static_cast<int>(tokens.size())));
+    PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(tokens.size())));
   }
   runner_.Begin();
   for (const SequenceId id : ids) {

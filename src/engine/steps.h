@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/block_rereader.h"
 #include "engine/block_runner.h"
 #include "engine/engine.h"
 #include "engine/engine_core.h"
@@ -22,9 +23,9 @@ namespace pith {
 class Steps {
  public:
   // cancelled: reading ends between blocks.
-  Steps(EngineCore& core, const SequenceTable& table, BlockRunner& runner, TurnKeeper& turns,
+  Steps(EngineCore& core, const SequenceTable& table, BlockRunner& runner, BlockRereader& rereader, TurnKeeper& turns,
         const std::atomic<bool>& cancelled)
-      : core_(core), table_(table), runner_(runner), turns_(turns), cancelled_(cancelled) {}
+      : core_(core), table_(table), runner_(runner), rereader_(rereader), turns_(turns), cancelled_(cancelled) {}
 
   // As Engine's functions of these names.
   void Step(std::span<const StepItem> items, std::span<Status> statuses);
@@ -44,14 +45,20 @@ class Steps {
   void RunItems(std::span<const StepItem> items, std::span<Status> statuses);
   // One block of a text that several sequences read, from `at` on.
   Status ReadTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t skipped);
+  // Before the block, which may take blocks of its own.
+  Status MakeRoomForRows(Sequence& sequence, int num_rows);
+  // After the block with the last rows of a prompt, likewise.
+  Status Settle(Sequence& sequence);
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
   EngineCore& core_;
   const SequenceTable& table_;
   BlockRunner& runner_;
+  BlockRereader& rereader_;
   TurnKeeper& turns_;
   const std::atomic<bool>& cancelled_;
   std::vector<size_t> item_of_group_;
+  std::vector<size_t> settling_;       // items whose prompts end with the step
   std::vector<StepItem> batch_items_;  // of DecodeBatch(), which allocates nothing
   std::vector<Status> batch_statuses_;
 };

@@ -27,19 +27,19 @@
 namespace pith {
 
 enum Need : uint32_t {
-  kNeedKeys = 1u << 0,         // HeadInputs::keys
-  kNeedValues = 1u << 1,       // HeadInputs::values
-  kNeedWindowProbs = 1u << 2,  // HeadInputs::window_probs
+  kNeedKeys = 1u << 0,           // HeadInputs::keys
+  kNeedValues = 1u << 1,         // HeadInputs::values
+  kNeedWindowProbs = 1u << 2,    // HeadInputs::window_probs
   kNeedWindowQueries = 1u << 3,  // HeadInputs::window_queries
-  kNeedEveryQuery = 1u << 4,   // Scorer::Observe is called with what every query paid (Observation::sum)
-  kNeedValueNorms = 1u << 5,   // HeadInputs::value_norms (output projection)
-  kNeedRepeat = 1u << 6,       // Scorer::Observe is called with the attention of a second reading (repeat());
-                               // columns then live as long as one compression, not in the pages
-  kNeedQueryMoments = 1u << 7,  // HeadInputs::query_means, query_covariances; the model's rotation must be known
-  kNeedSquares = 1u << 8,      // Observation::squares beside the sum
-  kNeedLargest = 1u << 9,      // Observation::largest beside the sum
-  kNeedReferences = 1u << 10,  // queries of a second reading (repeat()), for what acts on entries that do not stay
-  kNeedRows = 1u << 11,        // Observation::probabilities, of whole heads
+  kNeedEveryQuery = 1u << 4,     // Scorer::Observe is called with what every query paid (Observation::sum)
+  kNeedValueNorms = 1u << 5,     // HeadInputs::value_norms (output projection)
+  kNeedRepeat = 1u << 6,         // Scorer::Observe is called with the attention of a second reading (repeat());
+                                 // columns then live as long as one compression, or in the pages by blocks
+  kNeedQueryMoments = 1u << 7,   // HeadInputs::query_means, query_covariances; the model's rotation must be known
+  kNeedSquares = 1u << 8,        // Observation::squares beside the sum
+  kNeedLargest = 1u << 9,        // Observation::largest beside the sum
+  kNeedReferences = 1u << 10,    // queries of a second reading (repeat()), for what acts on entries that do not stay
+  kNeedRows = 1u << 11,          // Observation::probabilities, of whole heads
 };
 
 // With kNeedQueryMoments: the first queries are outliers, and no statistics count them.
@@ -187,7 +187,8 @@ class Policy {
   // With kNeedEveryQuery: updates columns with what new queries paid. [n] each.
   virtual void Observe(const Observation&, std::span<float* const> columns) const { (void)columns; }
 
-  // Not null: the prompt must be whole and is read once more before Score() (kNeedRepeat, kNeedReferences).
+  // Not null: the prompt is read once more before Score() (kNeedRepeat, kNeedReferences); it must be whole unless that
+  // goes block by block.
   virtual const RepeatOptions* repeat() const { return nullptr; }
 
   // Not null: entries that do not stay are merged into those that do (act=merge), which the cache must be
@@ -209,7 +210,10 @@ class Policy {
   virtual const LessMaps* less() const { return nullptr; }
 
   // It is asked once, when the whole prompt has been read: it can't drop anything before.
-  bool needs_whole_prompt() const { return repeat() != nullptr || prune() != nullptr; }
+  bool needs_whole_prompt() const {
+    const bool changes_entries = residue() != nullptr || demote() != nullptr;
+    return (repeat() != nullptr && (!repeat()->by_blocks || changes_entries)) || prune() != nullptr;
+  }
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 

@@ -142,6 +142,8 @@ TEST(Recipe, TheOtherAlternativeServesWhereThePromptIsNotWhole) {
   EXPECT_EQ(recipe->while_partial->text, recipe->text);
   EXPECT_FALSE(NeedsWholePrompt(*recipe));
   EXPECT_TRUE(NeedsWholePrompt(*ParseRecipe("kvzip")));
+  EXPECT_FALSE(NeedsWholePrompt(*ParseRecipe("kvzip:read=blocks")));
+  EXPECT_TRUE(NeedsWholePrompt(*ParseRecipe("kvzip:read=blocks act=residue"))) << "what stands in is fitted once";
   EXPECT_FALSE(NeedsWholePrompt(*ParseRecipe("snapkv")));
 
   EXPECT_EQ(ErrorOf("snapkv or h2o"),
@@ -154,19 +156,22 @@ TEST(Recipe, TheOtherAlternativeServesWhereThePromptIsNotWhole) {
 }
 
 TEST(Recipe, WhatStandsBesideANameGoesToBothOfItsAlternatives) {
-  const Result<Recipe> recipe = ParseRecipe("pith:recent=8,chunk=300 format=q8 sinks=2");
+  const Result<Recipe> recipe = ParseRecipe("pith:overlap=4,chunk=300 format=q8 sinks=2");
   ASSERT_TRUE(recipe) << recipe.error().message;
-  EXPECT_EQ(recipe->text, "pith:recent=8,chunk=300 sinks=2 format=q8");
+  EXPECT_EQ(recipe->text, "pith:overlap=4,chunk=300 sinks=2 format=q8");
   EXPECT_EQ(Normal(recipe->text), recipe->text);
-  EXPECT_EQ(recipe->policy->repeat()->chunk, 300);
+  EXPECT_FALSE(recipe->policy->repeat()->by_blocks);
+  EXPECT_TRUE(recipe->while_partial->policy->repeat()->by_blocks);
   for (const Recipe* one : {&*recipe, recipe->while_partial.get()}) {
+    EXPECT_EQ(one->policy->repeat()->chunk, 300);
+    EXPECT_EQ(one->policy->repeat()->overlap, 4);
     EXPECT_EQ(one->format, PageFormat(KvFormat::kQ8));
     EXPECT_EQ(one->num_sinks, 2);
     EXPECT_FALSE(one->auto_format.has_value());
   }
-  EXPECT_EQ(ErrorOf("pith:recent=x"), "recent of 'pith' must be a whole number between 0 and 65536, not 'x'");
-  EXPECT_EQ(ErrorOf("pith:recnt=3"), "'pith' has no parameter 'recnt'; did you mean 'recent'?");
-  EXPECT_EQ(ParseRecipe("kvzip or pith")->while_partial->policy->repeat(), nullptr);
+  EXPECT_EQ(ErrorOf("pith:chunk=x"), "chunk of 'pith' must be a whole number between 64 and 65536, not 'x'");
+  EXPECT_EQ(ErrorOf("pith:chnk=3"), "'pith' has no parameter 'chnk'; did you mean 'chunk'?");
+  EXPECT_TRUE(ParseRecipe("kvzip or pith")->while_partial->policy->repeat()->by_blocks);
 }
 
 TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {

@@ -12,9 +12,15 @@ struct RepeatOptions {
   // Not the prompt is read again but one text after it (Engine::SetGuide()), whose attention over all of the cache is
   // observed. chunk: of the newest tokens, where there is no such text.
   bool guided = false;
+  // A prompt that is read block by block: each block is repeated before the next one makes entries go, and what was
+  // found of an entry stays with it.
+  bool by_blocks = false;
 
   bool operator==(const RepeatOptions&) const = default;
 };
+
+// In such a column: its entry has not been repeated yet. Attention is at most 1.
+inline constexpr float kNotRepeated = 2;
 
 }  // namespace pith
 

@@ -8,6 +8,10 @@
 //
 // sight=chunk: a pass attends to just the entries of that softmax, so that nothing is computed twice; where one chunk
 // is all of the context, that is what sight=whole and the authors' code do.
+//
+// read=blocks, ours: nothing in this needs the whole prompt. Each block is repeated before the next one makes entries
+// go, over what the cache holds then; an entry keeps the score that its block's repetition gave it, and blocks' entries
+// compete by these.
 #include "policy/score/largest_repeated.h"
 
 namespace pith {
@@ -21,10 +25,13 @@ StageInfo<Scorer> KvZipStage() {
   return {"largest attention while the model repeats its own context",
           {IntParam("chunk", 2000, 64, 65536, "tokens that one pass repeats"),
            IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins"),
-           ChoiceParam("sight", "chunk|whole", "what a pass over one of several chunks sees of the context")},
+           ChoiceParam("sight", "chunk|whole", "what a pass over one of several chunks sees of the context"),
+           ChoiceParam("read", "whole|blocks", "when it is read again: whole, or each block before the next one")},
           [](const Params& p) -> std::unique_ptr<Scorer> {
-            const RepeatOptions repeat{
-                .chunk = p.Int("chunk"), .overlap = p.Int("overlap"), .whole = p.Choice("sight") == 1};
+            const RepeatOptions repeat{.chunk = p.Int("chunk"),
+                                       .overlap = p.Int("overlap"),
+                                       .whole = p.Choice("sight") == 1,
+                                       .by_blocks = p.Choice("read") == 1};
             return std::make_unique<LargestRepeated>(repeat, std::string(kLargestAttention));
           },
           kSinks};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "policy/score/observe.h"
+#include "policy/select.h"
 #include "policy/stage.h"
 
 namespace pith {
@@ -28,7 +29,10 @@ class LargestRepeated final : public Scorer {
   }
 
   void Score(const LayerInputs& inputs, const Aggregator&, LayerScores& scores) const override {
-    for (size_t h = 0; h < scores.heads.size(); ++h) ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
+    for (size_t h = 0; h < scores.heads.size(); ++h) {
+      ScoreByColumn(inputs.heads[h], 0, scores.heads[h]);
+      for (float& score : scores.heads[h]) score = score < kNotRepeated ? score : kProtected;
+    }
   }
 
  private:
