@@ -199,5 +199,30 @@ TEST(BlockRereader, PromptsInPiecesBesideAnothersTokens) {
   EXPECT_LE(GlobalEntriesOf(rooms.core, reader), reader.share.keep_entries * rooms.core.layers.num_heads());
 }
 
+TEST(BlockRereader, AStepOfMoreRowsThanFindRoomAtOnce) {
+  constexpr int kRows = 300;
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < kRows; ++i) tokens.push_back(i * 7 % 100 + 3);
+  Rooms rooms(Options(kRecipe, size_t{1} << 20, kRows + 1));
+  Sequence& at_once = rooms.New(0, size_t{200} << 10);
+  Sequence& writer = rooms.New(0, size_t{100} << 10);
+  ASSERT_LT(rooms.rereader.RowsAtOnce(at_once), kRows / 2) << "control";
+  const StepItem items[] = {{.sequence = writer.id, .tokens = {tokens.data(), 1}},
+                            {.sequence = at_once.id, .tokens = tokens}};
+  Status statuses[2];
+  rooms.steps.Step(items, statuses);
+  ASSERT_TRUE(statuses[0]);
+  ASSERT_TRUE(statuses[1]) << statuses[1].error().message;
+  EXPECT_EQ(at_once.next_position, kRows);
+  EXPECT_LE(at_once.account->used_bytes(), size_t{200} << 10);
+  EXPECT_EQ(FirstNotRepeated(rooms.core, at_once), kRows) << "it settled";
+
+  Rooms alone(Options(kRecipe, size_t{1} << 20, kRows + 1));
+  Sequence& prefilled = alone.New(0, size_t{200} << 10);
+  ASSERT_TRUE(alone.Read(prefilled, kRows));
+  EXPECT_EQ(GlobalEntriesOf(rooms.core, at_once), GlobalEntriesOf(alone.core, prefilled));
+  EXPECT_EQ(rooms.Positions(at_once, 0, 0), alone.Positions(prefilled, 0, 0));
+}
+
 }  // namespace
 }  // namespace pith

@@ -18,6 +18,41 @@ int SparseRows(const Sequence& sequence, int count, bool ends) {
 
 }  // namespace
 
+int Steps::RowsAtOnce(const Sequence& sequence) const {
+  return sequence.setup->rereads_blocks() ? rereader_.RowsAtOnce(sequence) : turns_.RowsAtOnce(sequence);
+}
+
+Status Steps::ReadAhead(Sequence& sequence, StepItem& item) {
+  const size_t count = item.tokens.size();
+  const auto most = sequence.setup->rereads_blocks() ? static_cast<size_t>(RowsAtOnce(sequence)) : count;
+  const bool was_longer = count > most, continues = sequence.prompt_continues;
+  Status status;
+  while (status && item.tokens.size() > most) {
+    // Two rows are left at least: a prompt that ends with the step settles.
+    const size_t rows = item.tokens.size() == most + 1 ? most - 1 : most;
+    StepItem first = item;
+    first.tokens = item.tokens.first(rows);
+    status = MakeRoomForRows(sequence, static_cast<int>(rows));
+    if (!status) break;
+    sequence.prompt_continues = true;
+    runner_.Begin();
+    AddItem(sequence, first);
+    runner_.Run();
+    sequence.prompt_continues = continues;
+    const RowGroup& group = runner_.groups().front();
+    status = group.status();
+    if (status && item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
+    if (status && item.all_hidden != nullptr) status = runner_.CopyHidden(group, *item.all_hidden);
+    item.tokens = item.tokens.subspan(rows);
+  }
+  if (status) status = MakeRoomForRows(sequence, static_cast<int>(item.tokens.size()));
+  if (status || !was_longer || sequence.lost) return status;
+  sequence.lost = Error{status.error().code,
+                        fmt::format("this sequence is lost, since a step broke off within its rows ({}): free it",
+                                    status.error().message)};
+  return tl::unexpected<Error>(*sequence.lost);
+}
+
 Status Steps::MakeRoomForRows(Sequence& sequence, int num_rows) {
   return sequence.setup->rereads_blocks() ? rereader_.MakeRoomForRows(sequence, num_rows)
                                           : turns_.MakeRoomForRows(sequence, num_rows);
@@ -85,33 +120,33 @@ void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
     return;
   }
   // Before any of them is in a block: what is dropped to make room may be read again, in blocks of its own.
+  step_items_.assign(items.begin(), items.end());
   size_t num_rows = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const Result<Sequence*> sequence = Admit(items[i], items.first(i), num_rows);
     const auto count = items[i].tokens.size();
-    statuses[i] = sequence ? MakeRoomForRows(**sequence, static_cast<int>(count))
-                           : Status(tl::unexpected<Error>(sequence.error()));
+    statuses[i] = sequence ? ReadAhead(**sequence, step_items_[i]) : Status(tl::unexpected<Error>(sequence.error()));
     if (statuses[i]) num_rows += count;
   }
   runner_.Begin();
   for (size_t i = 0; i < items.size(); ++i) {
     if (!statuses[i]) continue;
-    AddItem(*table_.Lookup(items[i].sequence), items[i]);
+    AddItem(*table_.Lookup(items[i].sequence), step_items_[i]);
     item_of_group_.push_back(i);
     // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
     if (!core_.info->hybrid) continue;
-    RunItems(items, statuses);
+    RunItems(step_items_, statuses);
     runner_.KeepLogits();
     runner_.Begin();
   }
-  if (!item_of_group_.empty()) RunItems(items, statuses);
+  if (!item_of_group_.empty()) RunItems(step_items_, statuses);
 }
 
 Status Steps::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, std::vector<float>* all_logits,
                       const Progress& progress) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
   PITH_RETURN_IF_ERROR(CheckItem(*sequence, {.sequence = id, .tokens = tokens, .pin = pin}));
-  const int rows = sequence->setup->rereads_blocks() ? rereader_.RowsAtOnce(*sequence) : turns_.RowsAtOnce(*sequence);
+  const int rows = RowsAtOnce(*sequence);
   for (size_t at = 0; at < tokens.size();) {
     if (cancelled()) return Cancelled("stopped while reading the prompt");
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(rows));

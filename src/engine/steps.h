@@ -45,6 +45,10 @@ class Steps {
   void RunItems(std::span<const StepItem> items, std::span<Status> statuses);
   // One block of a text that several sequences read, from `at` on.
   Status ReadTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t skipped);
+  // Of a sequence, in one block: those of more make more of what was kept go than their repetition is worth.
+  int RowsAtOnce(const Sequence& sequence) const;
+  // Reads all but the last of an item's rows where they are more, in blocks of their own, and makes room for those.
+  Status ReadAhead(Sequence& sequence, StepItem& item);
   // Before the block, which may take blocks of its own.
   Status MakeRoomForRows(Sequence& sequence, int num_rows);
   // After the block with the last rows of a prompt, likewise.
@@ -59,6 +63,7 @@ class Steps {
   const std::atomic<bool>& cancelled_;
   std::vector<size_t> item_of_group_;
   std::vector<size_t> settling_;       // items whose prompts end with the step
+  std::vector<StepItem> step_items_;   // without what was read ahead
   std::vector<StepItem> batch_items_;  // of DecodeBatch(), which allocates nothing
   std::vector<Status> batch_statuses_;
 };
