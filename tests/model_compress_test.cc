@@ -117,13 +117,17 @@ int TokensBesideCompressing(const char* recipe) {
 }
 
 // A server whose requests are compressed by blocks, unless they say otherwise.
-TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
+Server ByBlocks(size_t budget_bytes, int max_running) {
   ServerSetup setup;
   setup.recipe = "pith";
   setup.num_ctx = 1024;
-  setup.budget_bytes = size_t{1534} << 10;
-  setup.options.max_running = 7;
-  Server server = Make(setup);
+  setup.budget_bytes = budget_bytes;
+  setup.options.max_running = max_running;
+  return Make(setup);
+}
+
+TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
+  Server server = ByBlocks(size_t{1534} << 10, 7);
   ASSERT_NE(server.scheduler, nullptr);
   ASSERT_TRUE(server.engine->options().recipe.format) << "control: by blocks its entries are stored in few bits";
   Request request = Greedy(Prompt(300, 1), 20);
@@ -144,12 +148,7 @@ TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
 
 // The small model's positions end at 512, and a second reading wants some behind the prompt.
 TEST(ModelCompress, WhatCannotBeReadAgainForWantOfPositionsIsReadByBlocks) {
-  ServerSetup setup;
-  setup.recipe = "pith";
-  setup.num_ctx = 1024;
-  setup.budget_bytes = size_t{4} << 20;
-  setup.options.max_running = 3;
-  Server server = Make(setup);
+  Server server = ByBlocks(size_t{4} << 20, 3);
   ASSERT_NE(server.scheduler, nullptr);
   for (const size_t count : {size_t{300}, size_t{482}}) {
     Request request = Greedy(Prompt(count, 1), 5);

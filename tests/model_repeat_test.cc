@@ -128,6 +128,18 @@ std::vector<std::vector<int32_t>> HeldBy(const Engine& engine, SequenceId id) {
   return all;
 }
 
+// A sequence that has read a text, with a fork to be compressed at once and one by pieces, between which another goes
+// on.
+struct Forks {
+  SequenceId base, other, at_once, in_pieces;
+};
+Forks ReadAndFork(Engine& engine, std::span<const int32_t> context) {
+  const SequenceId base = *engine.NewSequence(), other = *engine.NewSequence();
+  EXPECT_TRUE(engine.Prefill(base, context));
+  EXPECT_TRUE(engine.Prefill(other, context.first(10)));
+  return {base, other, *engine.Fork(base), *engine.Fork(base)};
+}
+
 // To the same bits as at once, between steps of another sequence; a piece fits no more than a head of each thread.
 TEST(ModelRepeat, ACompressionInPiecesLeavesWhatOneAtOnceLeaves) {
   constexpr double kKeep = 0.2;  // of which no format holds all entries
@@ -139,10 +151,7 @@ TEST(ModelRepeat, ACompressionInPiecesLeavesWhatOneAtOnceLeaves) {
     options.num_threads = 2;
     auto engine = MakeDefaultEngine(options);
     const Recipe& recipe = options.later_recipes.front();
-    const SequenceId base = *engine->NewSequence(), other = *engine->NewSequence();
-    ASSERT_TRUE(engine->Prefill(base, context));
-    ASSERT_TRUE(engine->Prefill(other, std::span(context).first(10)));
-    const SequenceId at_once = *engine->Fork(base), in_pieces = *engine->Fork(base);
+    const auto [base, other, at_once, in_pieces] = ReadAndFork(*engine, context);
     while (!*engine->ReadAgain(in_pieces, recipe, 1 << 20)) {
     }
     const bool fits = recipe.policy->residue() != nullptr;
@@ -184,10 +193,7 @@ TEST(ModelRepeat, PagesAreChangedInPieces) {
     options.max_sequences = 4;
     auto engine = MakeDefaultEngine(options);
     const Recipe& recipe = options.later_recipes.front();
-    const SequenceId base = *engine->NewSequence(), other = *engine->NewSequence();
-    ASSERT_TRUE(engine->Prefill(base, context));
-    ASSERT_TRUE(engine->Prefill(other, std::span(context).first(10)));
-    const SequenceId at_once = *engine->Fork(base), in_pieces = *engine->Fork(base);
+    const auto [base, other, at_once, in_pieces] = ReadAndFork(*engine, context);
     ASSERT_TRUE(engine->Compress(at_once, recipe, 0.6));
     const std::vector<std::vector<int32_t>> chosen = HeldBy(*engine, at_once);
     int pieces_of_pages = 0, pieces = 0;
