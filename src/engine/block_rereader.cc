@@ -34,9 +34,7 @@ int32_t FirstNotRepeated(const EngineCore& core, const Sequence& sequence) {
 }
 
 int BlockRereader::RowsAtOnce(const Sequence& sequence) const {
-  const int block = core_.plan.block_tokens;
-  const Result<int> chunk = reader_.BlockChunk(*sequence.setup->policy().repeat());
-  const int most = chunk ? *chunk : block;
+  const int most = reader_.BlockChunk(*sequence.setup->policy().repeat()).value_or(core_.plan.block_tokens);
   // A number of entries that was asked for says nothing of the room for others.
   if (sequence.setup->keep_entries > 0) return most;
   return std::clamp(sequence.most_entries() / 4, std::min(kLeastRows, most), most);
@@ -78,8 +76,9 @@ Status BlockRereader::Evict(Sequence& sequence, std::optional<int> keep) {
   const int64_t heads = core_.layers.num_heads(), entries = GlobalEntriesOf(core_, sequence);
   // Heads that all hold the same number cannot be fitted to pages.
   const bool fits = !keep && active.recipe.policy->ragged();
-  Budget budget = fits ? SettledBudget(core_, sequence, entries, heads) : BlockBudget(sequence, entries, heads);
-  if (keep) budget = {.keep = *keep, .keep_fraction = std::min(1.0, *keep / PerHead(core_, entries))};
+  const Budget budget = keep   ? Budget{.keep = *keep, .keep_fraction = std::min(1.0, *keep / PerHead(core_, entries))}
+                        : fits ? SettledBudget(core_, sequence, entries, heads)
+                               : BlockBudget(sequence, entries, heads);
   const Clock::time_point start = Clock::now();
   FlightLoan loan(core_.flight);
   loan.Lend(sequence);

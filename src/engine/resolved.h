@@ -81,6 +81,8 @@ struct ResolvedSequence {
   bool rereads_blocks() const {
     return compress == CompressMode::kBlock && !recipe.has_turns() && policy().repeat() != nullptr;
   }
+  // What it holds is compressed again and again while more is read, so that its text stays known.
+  bool compresses_as_it_goes() const { return recipe.has_turns() || rereads_blocks(); }
   bool converts_turns() const { return !(turn_format == formats.full()); }
 };
 

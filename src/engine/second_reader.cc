@@ -68,8 +68,7 @@ int MostGuideTokens(const Sequence& sequence, const RepeatOptions& repeat) {
 Result<int> SecondReader::ChunkOf(const Sequence& sequence, const ActiveRecipe& active, int overhead) const {
   const ModelInfo& info = *core_.info;
   // A conversation goes on where the model's training ended.
-  const bool goes_on = sequence.setup->recipe.has_turns() || sequence.setup->rereads_blocks();
-  const int known = goes_on ? 0 : info.trained_ctx;
+  const int known = sequence.setup->compresses_as_it_goes() ? 0 : info.trained_ctx;
   const int trained = std::max(known, sequence.next_position);
   const int last = info.max_positions > 0 ? info.max_positions : trained > sequence.next_position ? trained : INT32_MAX;
   const int chunk = std::min(active.recipe.policy->repeat()->chunk, last - sequence.next_position - overhead);
@@ -161,12 +160,12 @@ Result<const RepeatPrompt*> SecondReader::Prompt() {
   return &*prompt_;
 }
 
-Result<int> SecondReader::BlockChunk(const RepeatOptions& options) {
-  PITH_ASSIGN_OR_RETURN(const RepeatPrompt* const prompt, Prompt());
-  const int chunk =
-      std::min(options.chunk, core_.plan.block_tokens - prompt->overhead(options.overlap) - options.overlap);
-  if (chunk >= kLeastChunk) return chunk;
-  return Unsupported(fmt::format("blocks of {} tokens are too short to be repeated", core_.plan.block_tokens));
+std::optional<int> SecondReader::BlockChunk(const RepeatOptions& options) {
+  const Result<const RepeatPrompt*> prompt = Prompt();
+  if (!prompt) return std::nullopt;
+  const int overhead = (*prompt)->overhead(options.overlap) + options.overlap;
+  const int chunk = std::min(options.chunk, core_.plan.block_tokens - overhead);
+  return chunk >= kLeastChunk ? std::optional(chunk) : std::nullopt;
 }
 
 Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, bool in_passing) {
@@ -186,9 +185,11 @@ Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const E
   PITH_ASSIGN_OR_RETURN(reading->chunk, ChunkOf(source, active, overhead));
   reading->in_passing = in_passing;
   if (in_passing) {
-    PITH_ASSIGN_OR_RETURN(const int most, BlockChunk(options));
+    const std::optional<int> most = BlockChunk(options);
+    if (!most)
+      return Unsupported(fmt::format("blocks of {} tokens are too short to be repeated", core_.plan.block_tokens));
     const int count = std::max(source.next_position - std::max(reading->prefix, part.from), 1);
-    const int num_passes = (count + std::min(most, reading->chunk) - 1) / std::min(most, reading->chunk);
+    const int chunk = std::min(*most, reading->chunk), num_passes = (count + chunk - 1) / chunk;
     reading->chunk = (count + num_passes - 1) / num_passes;
   }
   std::vector<std::vector<std::pair<int, int>>> entries;

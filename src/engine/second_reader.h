@@ -33,8 +33,8 @@ class SecondReader {
   // Of a sequence whose running recipe repeats block by block: source.repeat is of the entries from this position on.
   // The passes take what the sequence has left, and the bytes of a step's rows. Errors as ReadAll().
   Status ReadBlock(Sequence& source, int32_t from);
-  // Tokens that a pass of ReadBlock() repeats.
-  Result<int> BlockChunk(const RepeatOptions& options);
+  // Tokens that a pass of ReadBlock() repeats; none: blocks are too short. Asked for with each token that is decoded.
+  std::optional<int> BlockChunk(const RepeatOptions& options);
 
  private:
   Status Begin(Sequence& source, const ActiveRecipe& active, const EntryGuard& part, bool in_passing);

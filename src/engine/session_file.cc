@@ -74,9 +74,8 @@ uint64_t MapsOf(const Sequence& sequence) {
   return maps != nullptr ? maps->fingerprint() : 0;
 }
 
-// Of a recipe that goes on reading again what was read.
-bool HasTurns(const Sequence& sequence) {
-  return sequence.setup != nullptr && (sequence.setup->recipe.has_turns() || sequence.setup->rereads_blocks());
+bool KeepsText(const Sequence& sequence) {
+  return sequence.setup != nullptr && sequence.setup->compresses_as_it_goes();
 }
 
 template <typename Container>
@@ -106,7 +105,7 @@ void WriteSessionBody(ByteWriter& writer, const SessionOwner& owner, const Seque
   WriteArray(writer, sequence.queries.data());
   writer.Number(sequence.queries_from);
   if (!sequence.moments.empty()) WriteArray(writer, sequence.moments.data());
-  if (HasTurns(sequence)) {
+  if (KeepsText(sequence)) {
     const bool converted = cache.layout(sequence.cache_id).low.has_value();
     std::vector<int32_t> turns = {sequence.turn_start, sequence.exact_from, converted ? 1 : 0};
     for (const FrozenTurn& turn : sequence.turns) turns.insert(turns.end(), {turn.from, turn.to});
@@ -180,7 +179,7 @@ Status ReadPlace(ByteReader& reader, const SessionOwner& owner, Sequence& sequen
   return {};
 }
 
-// Of a recipe with turns=: which parts are over, and the tokens that a second reading wants.
+// Where the text is kept: which parts are over, and the tokens that a second reading wants.
 Status ReadTurns(ByteReader& reader, const SessionOwner& owner, KvCache& cache, Sequence& sequence) {
   std::vector<int32_t> turns;
   if (!ReadArray(reader, turns) || !ReadArray(reader, sequence.tokens)) return Truncated();
@@ -324,7 +323,7 @@ Status ReadSessionBody(ByteReader& reader, const SessionOwner& owner, KvCache& c
     if (!AreNumbers(moments)) return Corrupt("its moments of queries are not numbers");
     std::ranges::copy(moments, sequence.moments.data().begin());
   }
-  if (HasTurns(sequence)) PITH_RETURN_IF_ERROR(ReadTurns(reader, owner, cache, sequence));
+  if (KeepsText(sequence)) PITH_RETURN_IF_ERROR(ReadTurns(reader, owner, cache, sequence));
   std::vector<double> thresholds;
   if (!ReadArray(reader, thresholds) || !ReadArray(reader, recurrent)) return Truncated();
   if (thresholds.size() != sequence.merge_thresholds.size())

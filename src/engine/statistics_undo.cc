@@ -1,8 +1,9 @@
 #include "engine/statistics_undo.h"
-#include "cache/page_entries.h"
 
 #include <algorithm>
 #include <utility>
+
+#include "cache/page_entries.h"
 
 namespace pith {
 namespace {

@@ -22,27 +22,29 @@ int Steps::RowsAtOnce(const Sequence& sequence) const {
   return sequence.setup->rereads_blocks() ? rereader_.RowsAtOnce(sequence) : turns_.RowsAtOnce(sequence);
 }
 
+Status Steps::ReadPiece(Sequence& sequence, const StepItem& piece, bool ends, bool settles) {
+  PITH_RETURN_IF_ERROR(MakeRoomForRows(sequence, static_cast<int>(piece.tokens.size())));
+  runner_.Begin();
+  AddItem(sequence, piece, ends, settles);
+  runner_.Run();
+  const RowGroup& group = runner_.groups().front();
+  PITH_RETURN_IF_ERROR(group.status());
+  PITH_RETURN_IF_ERROR(TakeRows(group, piece));
+  return settles ? Settle(sequence) : Status();
+}
+
 Status Steps::ReadAhead(Sequence& sequence, StepItem& item) {
   const size_t count = item.tokens.size();
-  const auto most = sequence.setup->rereads_blocks() ? static_cast<size_t>(RowsAtOnce(sequence)) : count;
-  const bool was_longer = count > most, continues = sequence.prompt_continues;
+  const bool may_be_cut = count > 1 && sequence.setup->rereads_blocks();
+  const size_t most = may_be_cut ? static_cast<size_t>(RowsAtOnce(sequence)) : count;
+  const bool was_longer = count > most;
   Status status;
   while (status && item.tokens.size() > most) {
     // Two rows are left at least: a prompt that ends with the step settles.
     const size_t rows = item.tokens.size() == most + 1 ? most - 1 : most;
-    StepItem first = item;
-    first.tokens = item.tokens.first(rows);
-    status = MakeRoomForRows(sequence, static_cast<int>(rows));
-    if (!status) break;
-    sequence.prompt_continues = true;
-    runner_.Begin();
-    AddItem(sequence, first);
-    runner_.Run();
-    sequence.prompt_continues = continues;
-    const RowGroup& group = runner_.groups().front();
-    status = group.status();
-    if (status && item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
-    if (status && item.all_hidden != nullptr) status = runner_.CopyHidden(group, *item.all_hidden);
+    StepItem piece = item;
+    piece.tokens = item.tokens.first(rows);
+    status = ReadPiece(sequence, piece, false, false);
     item.tokens = item.tokens.subspan(rows);
   }
   if (status) status = MakeRoomForRows(sequence, static_cast<int>(item.tokens.size()));
@@ -84,14 +86,19 @@ Result<Sequence*> Steps::Admit(const StepItem& item, std::span<const StepItem> b
   return sequence;
 }
 
-void Steps::AddItem(Sequence& sequence, const StepItem& item) {
+void Steps::AddItem(Sequence& sequence, const StepItem& item, bool ends, bool settles) {
   const auto count = static_cast<int>(item.tokens.size());
   const bool all = item.all_logits != nullptr || item.all_hidden != nullptr;
   if (item.all_hidden != nullptr) runner_.WantHidden();
-  RowGroup& group = runner_.Add(sequence, item.tokens, all ? 0 : item.tokens.size() - 1,
-                                SparseRows(sequence, count, !sequence.prompt_continues));
+  RowGroup& group =
+      runner_.Add(sequence, item.tokens, all ? 0 : item.tokens.size() - 1, SparseRows(sequence, count, ends));
   group.pins = item.pin;
-  group.settles = count > 1 && !sequence.prompt_continues;
+  group.settles = settles;
+}
+
+Status Steps::TakeRows(const RowGroup& group, const StepItem& item) {
+  if (item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
+  return item.all_hidden != nullptr ? runner_.CopyHidden(group, *item.all_hidden) : Status();
 }
 
 void Steps::RunItems(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -102,8 +109,7 @@ void Steps::RunItems(std::span<const StepItem> items, std::span<Status> statuses
     Status& status = statuses[item_of_group_[g]];
     status = group.status();
     if (group.failed()) continue;
-    if (item.all_logits != nullptr) runner_.CopyLogits(group, *item.all_logits);
-    if (item.all_hidden != nullptr) status = runner_.CopyHidden(group, *item.all_hidden);
+    status = TakeRows(group, item);
     if (group.settles && group.sequence->setup->rereads_blocks()) settling_.push_back(item_of_group_[g]);
   }
   item_of_group_.clear();
@@ -131,7 +137,9 @@ void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
   runner_.Begin();
   for (size_t i = 0; i < items.size(); ++i) {
     if (!statuses[i]) continue;
-    AddItem(*table_.Lookup(items[i].sequence), step_items_[i]);
+    Sequence& sequence = *table_.Lookup(items[i].sequence);
+    AddItem(sequence, step_items_[i], !sequence.prompt_continues,
+            step_items_[i].tokens.size() > 1 && !sequence.prompt_continues);
     item_of_group_.push_back(i);
     // Where states are recurrent, or rows of sequences cannot share a block, each sequence has a block of its own.
     if (!core_.info->hybrid) continue;
@@ -151,17 +159,8 @@ Status Steps::Prefill(SequenceId id, std::span<const int32_t> tokens, bool pin, 
     if (cancelled()) return Cancelled("stopped while reading the prompt");
     const size_t count = std::min(tokens.size() - at, static_cast<size_t>(rows));
     const bool ends = at + count == tokens.size() && !sequence->prompt_continues;
-    PITH_RETURN_IF_ERROR(MakeRoomForRows(*sequence, static_cast<int>(count)));
-    runner_.Begin();
-    RowGroup& group = runner_.Add(*sequence, tokens.subspan(at, count), all_logits != nullptr ? 0 : count - 1,
-                                  SparseRows(*sequence, static_cast<int>(count), ends));
-    group.pins = pin;
-    const bool settles = ends && tokens.size() > 1;
-    group.settles = settles;
-    runner_.Run();
-    PITH_RETURN_IF_ERROR(group.status());
-    if (all_logits != nullptr) runner_.CopyLogits(group, *all_logits);
-    if (settles) PITH_RETURN_IF_ERROR(Settle(*sequence));
+    const StepItem piece{.sequence = id, .tokens = tokens.subspan(at, count), .pin = pin, .all_logits = all_logits};
+    PITH_RETURN_IF_ERROR(ReadPiece(*sequence, piece, ends, ends && tokens.size() > 1));
     at += count;
     if (progress && !progress(at, tokens.size())) return Cancelled("stopped while reading the prompt");
   }

@@ -40,13 +40,18 @@ class Steps {
   // taken.
   Result<Sequence*> Admit(const StepItem& item, std::span<const StepItem> before, size_t num_rows) const;
   Status CheckItem(const Sequence& sequence, const StepItem& item) const;
-  void AddItem(Sequence& sequence, const StepItem& item);
+  // ends: a prompt ends with these rows. settles: then its sequence goes down to what its share keeps.
+  void AddItem(Sequence& sequence, const StepItem& item, bool ends, bool settles);
+  // Logits and hidden states that its caller wants.
+  Status TakeRows(const RowGroup& group, const StepItem& item);
   // Runs what was added; item_of_group_ says whose it is.
   void RunItems(std::span<const StepItem> items, std::span<Status> statuses);
   // One block of a text that several sequences read, from `at` on.
   Status ReadTogether(std::span<const SequenceId> ids, std::span<const int32_t> tokens, size_t skipped);
   // Of a sequence, in one block: those of more make more of what was kept go than their repetition is worth.
   int RowsAtOnce(const Sequence& sequence) const;
+  // Makes room for an item that has a block of its own, and reads it.
+  Status ReadPiece(Sequence& sequence, const StepItem& piece, bool ends, bool settles);
   // Reads all but the last of an item's rows where they are more, in blocks of their own, and makes room for those.
   Status ReadAhead(Sequence& sequence, StepItem& item);
   // Before the block, which may take blocks of its own.
