@@ -34,7 +34,9 @@ def parse():
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--leave", type=float, default=0.2, help="share of requests whose client leaves")
-    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--slots", type=int, default=8, help="of llama-server, and full caches that --budget is by default")
+    parser.add_argument("--sequences", type=int, help="pith's at once, in the same bytes (default: as many as slots)")
+    parser.add_argument("--overtaking", help="pith's (default: the server's own)")
     parser.add_argument("-c", "--ctx", type=int, default=4096)
     parser.add_argument("--budget", help="pith's KV budget (default: full caches of all slots, which is what llama-server takes)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -218,9 +220,12 @@ def measure(flags, command, port, is_pith):
 def main():
     flags = parse()
     port = 18000 + os.getpid() % 1000
-    pith = [flags.pith, "serve", "-m", flags.model, "--port", str(port), "-c", str(flags.ctx), "-np", str(flags.slots), "-t", str(flags.threads)]
-    if flags.budget:
-        pith += ["--kv-budget", flags.budget]
+    pith = [flags.pith, "serve", "-m", flags.model, "--port", str(port), "-c", str(flags.ctx), "-np", str(flags.sequences or flags.slots), "-t",
+            str(flags.threads)]
+    # As many bytes as llama-server's slots take; a share is one of full caches of all sequences.
+    pith += ["--kv-budget", flags.budget or f"{100 * flags.slots / (flags.sequences or flags.slots):g}%"]
+    if flags.overtaking:
+        pith += ["--overtaking", flags.overtaking]
     rows = {"pith": measure(flags, pith, port, True)}
     if flags.peer:
         # Its context is that of all slots together.

@@ -501,6 +501,26 @@ TEST(ModelScheduler, AShortPromptDoesNotWaitForALongOne) {
   EXPECT_FALSE(longest->error_);
 }
 
+// Of those that wait the shortest is read first; control: in the order in which they came.
+TEST(ModelScheduler, AShortPromptOvertakesLongOnesThatWait) {
+  for (const double seconds : {60.0, 0.0}) {
+    ServerSetup setup;
+    setup.num_ctx = 4096;
+    setup.budget_bytes = size_t{64} << 20;
+    setup.options.max_running = 1;
+    setup.options.overtaking_seconds = seconds;
+    Server server = Make(setup);
+    auto first = Send(server, Greedy(Prompt(500, 1), 400));
+    ASSERT_TRUE(first->WaitForTexts(1)) << "from here on it is known what reading takes";
+    auto longer = Send(server, Greedy(Prompt(3000, 2), 1)), brief = Send(server, Greedy(Prompt(30, 3), 1));
+    ASSERT_TRUE(brief->Wait());
+    EXPECT_EQ(longer->progress() > 0, seconds == 0);
+    ASSERT_TRUE(longer->Wait());
+    EXPECT_FALSE(longer->error_);
+    ASSERT_TRUE(first->Wait());
+  }
+}
+
 TEST(ModelScheduler, QuestionsAboutSlotsDoNotHoldUpAnswers) {
   ServerSetup setup;
   setup.options.max_running = 2;

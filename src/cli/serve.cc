@@ -64,6 +64,7 @@ struct ServeFlags {
   std::string slot_save_path;
   double prompt_share = 0;
   int queue = 256;
+  int overtaking = 60;
   int max_retained = 64;
   int cache_reuse = 0;
   double keep = 0;  // 0: not given
@@ -181,6 +182,7 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   server::SchedulerOptions scheduling;
   scheduling.max_running = flags.parallel();
   scheduling.max_waiting = flags.queue;
+  scheduling.overtaking_seconds = flags.overtaking;
   scheduling.max_retained = flags.max_retained;
   scheduling.cache_reuse = flags.cache_reuse;
   if (flags.prompt_share > 0) scheduling.prompt_share = flags.prompt_share;
@@ -350,6 +352,11 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
       "0.3)",
       "SHARE");
   AddNumber(command, "--queue", flags.queue, 0, 100000, "Requests that may wait; more get 429 (default 256)", "N");
+  AddNumber(
+      command, "--overtaking", flags.overtaking, 0, 86400,
+      "Seconds by which a shorter prompt may come later than a longer one and still be read first (default 60; 0: "
+      "as they come)",
+      "SECONDS");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,
             "Prefixes kept for later requests, inside the budget (default 64)", "N");
   AddNumber(command, "--cache-reuse", flags.cache_reuse, 0, 1000000,

@@ -8,8 +8,9 @@
 //
 // The ceiling is whatever is there, or what was asked for: of a prompt that is compressed once that is done.
 //
-// A request begins when its floor can be promised. Until then it waits, and those behind it too: whoever needs much is
-// not overtaken for ever. Resting prefixes go first, then the engine takes back what running sequences have borrowed.
+// Requests begin by turns (queue_order.h), what had begun before at once. One begins when its floor can be promised.
+// Until then it waits, and those behind it too: whoever needs much is not overtaken for ever. Resting prefixes go
+// first, then the engine takes back what running sequences have borrowed.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 
 #include "engine/resolved.h"
 #include "kernels/page_layout.h"
+#include "server/queue_order.h"
 #include "server/scheduler_impl.h"
 
 namespace pith::server {
@@ -85,7 +87,15 @@ void SchedulerImpl::Intake(const JobPtr& job) {
   // Its client left before anybody looked for it here.
   if (job->is_cancelled()) return DropLeft(*job);
   job->text = job->request.prompt;
-  if (const Status status = PlanJob(*job); !status) Fail(*job, status.error());
+  if (const Status status = PlanJob(*job); !status) return Fail(*job, status.error());
+  job->likely_unread = job->text.size() - LikelySavings(*job);
+}
+
+double SchedulerImpl::TurnAt(const Job& job) const {
+  const bool is_read = job.choices.front().sequence >= 0;
+  const size_t unread = is_read ? job.text.size() - job.prompt_done : job.likely_unread;
+  return TurnOf(std::chrono::duration<double>(job.submitted.time_since_epoch()).count(),
+                static_cast<double>(unread) * pacer_.RowSeconds(), options_.overtaking_seconds);
 }
 
 Status SchedulerImpl::PlanJob(Job& job) {
@@ -162,6 +172,8 @@ Status SchedulerImpl::PlanJob(Job& job) {
 void SchedulerImpl::AdmitWaiting() {
   if (!room_changed_ && !running_.empty()) return;
   room_changed_ = false;
+  std::ranges::stable_sort(waiting_, {},
+                           [&](const JobPtr& job) { return std::pair(!job->told, job->told ? 0 : TurnAt(*job)); });
   std::vector<JobPtr> passed;  // bound to slots that are busy: others may go before them
   while (!waiting_.empty()) {
     const JobPtr job = waiting_.front();

@@ -98,6 +98,16 @@ SequenceId SchedulerImpl::TakePrefix(Job& job) {
   return sequence;
 }
 
+size_t SchedulerImpl::LikelySavings(const Job& job) const {
+  if (!job.request.reuse_prefix || job.request.wants_rows()) return 0;
+  size_t most = 0;
+  for (const Prefix& prefix : prefixes_.prefixes()) {
+    most = std::max(
+        most, Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence));
+  }
+  return most;
+}
+
 Status SchedulerImpl::GiveBudget(Job& job, SequenceId sequence) {
   const size_t further = (job.choices.size() - 1) * job.bytes.fork_floor;
   const SequenceStats now = engine_->stats(sequence);

@@ -41,6 +41,7 @@ Result<std::unique_ptr<Scheduler>> Scheduler::Create(std::shared_ptr<Engine> eng
   if (!(options.prompt_share > 0 && options.prompt_share <= 1)) {
     return InvalidArgument("the share of prompts is above 0 and at most 1");
   }
+  if (!(options.overtaking_seconds >= 0)) return InvalidArgument("seconds of overtaking are at least 0");
   if (engine->options().max_sequences < options.max_running) {
     return InvalidArgument(fmt::format("the engine runs {} sequences, fewer than the {} of the server",
                                        engine->options().max_sequences, options.max_running));

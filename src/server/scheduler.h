@@ -36,6 +36,9 @@ struct SchedulerOptions {
   // Of the engine's time, the share that prompts have while others decode, (0, 1]: 1 reads prompts as fast as it goes,
   // less keeps the gaps between tokens short (server/step_plan.h).
   double prompt_share = 0.85;
+  // A shorter prompt that comes up to so many seconds later may be read before a longer one (server/queue_order.h); 0:
+  // in the order in which they come.
+  double overtaking_seconds = 60;
   // Recipes work once, on whole prompts, unless a request says otherwise; else those alone that need a whole prompt.
   bool compress_after = false;
   double keep = 0.3;           // of a whole prompt's bytes, (0, 1], where a request says neither a share nor a budget

@@ -83,6 +83,7 @@ struct Job {
   bool has_pieces = false;    // its sequence has taken over some
   std::vector<Piece> pieces;  // of `text` behind prompt_done, to be taken over from it
 
+  size_t likely_unread = 0;  // tokens of `text` that no prefix had when it came
   size_t prompt_done = 0;    // tokens of `text` that the first choice's sequence has read
   size_t progress = 0;       // of the prompt, as its sink knows
   size_t checkpoint_at = 0;  // tokens after which a fork rests for others; 0: none
@@ -160,6 +161,8 @@ class SchedulerImpl final : public Scheduler {
   void Intake(const JobPtr& job);
   Status PlanJob(Job& job);
   void AdmitWaiting();
+  // When its turn to be read comes, in seconds of the steady clock.
+  double TurnAt(const Job& job) const;
   enum class Verdict : uint8_t { kAdmitted, kWaits, kGone };
   Verdict TryAdmit(const JobPtr& job);
   bool TakeSlots(Job& job);
@@ -179,6 +182,8 @@ class SchedulerImpl final : public Scheduler {
   SequenceId TakeResting(Job& job, int index, size_t cached);
   SequenceId ForkLive(Job& job, const Job& source, size_t cached);
   Status GiveBudget(Job& job, SequenceId sequence);
+  // The same without taking any: tokens that resting prefixes would save.
+  size_t LikelySavings(const Job& job) const;
   // Tokens of `tokens`, read by `sequence`, that the job need not read.
   size_t Savings(const Job& job, const PrefixKey& key, std::span<const int32_t> tokens, size_t num_prompt_tokens,
                  size_t num_pinned, SequenceId sequence) const;

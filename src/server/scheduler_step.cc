@@ -180,6 +180,7 @@ void SchedulerImpl::PlanStep() {
     if (!job->generates && !job->is_compressing && !IsAtPiece(*job)) reading.push_back(job.get());
     for (const Choice& choice : job->choices) num_decodes += job->generates && choice.sequence >= 0 ? 1 : 0;
   }
+  std::ranges::stable_sort(reading, {}, [&](const Job* job) { return TurnAt(*job); });
   const bool apart = options_.deterministic_reuse;  // a step of one block, or of decodes
   const bool compresses = NextToCompress() != nullptr;
   const int rows = reading.empty() && !compresses ? 0 : pacer_.Rows(num_decodes);

@@ -22,7 +22,7 @@
 
 namespace pith::server {
 
-// Divides `rows` among prompts that lack so many tokens each, in the order in which they came. The oldest gets at least
+// Divides `rows` among prompts that lack so many tokens each, in the order of their turns. The first gets at least
 // half of them (as far as it wants so many) and so is never starved; the rest is shared evenly, so that a short prompt
 // does not wait for a long one. The sum is min(rows, sum of wanted).
 std::vector<int> DivideRows(std::span<const int> wanted, int rows);
@@ -61,6 +61,8 @@ class PromptPacer {
   // block_tokens: rows of a step at most.
   PromptPacer(double share, int block_tokens) : share_(share), block_tokens_(block_tokens) {}
 
+  // Of a prompt, in large pieces; 0: nothing was measured yet.
+  double RowSeconds() const { return costs_.RowSeconds(block_tokens_); }
   // Beside num_decodes running ones, while prompts wait to be read. 0: decodes alone.
   int Rows(int num_decodes) const;
   // A step took so long. num_decodes: rows of decodes in it; running: decodes there are, in this step or not.
