@@ -35,14 +35,14 @@ std::vector<int> DivideRows(std::span<const int> wanted, int rows) {
   rows = std::min(rows, std::accumulate(wanted.begin(), wanted.end(), 0));
   got[0] = std::min(wanted[0], (rows + 1) / 2);
   rows -= got[0];
-  // Those who want least are served first, and leave what they do not need to the others.
+  // Those who want least are served first: the fewer prompts a step reads of, the sooner one of them is read, and the
+  // less it takes.
   std::vector<size_t> order(wanted.size() - 1);
   std::iota(order.begin(), order.end(), size_t{1});
   std::ranges::stable_sort(order, {}, [&](size_t i) { return wanted[i]; });
-  for (size_t i = 0; i < order.size(); ++i) {
-    const int others = static_cast<int>(order.size() - i);
-    got[order[i]] = std::min(wanted[order[i]], (rows + others - 1) / others);
-    rows -= got[order[i]];
+  for (const size_t i : order) {
+    got[i] = std::min(wanted[i], rows);
+    rows -= got[i];
   }
   got[0] += rows;
   return got;

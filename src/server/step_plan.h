@@ -22,9 +22,9 @@
 
 namespace pith::server {
 
-// Divides `rows` among prompts that lack so many tokens each, in the order of their turns. The first gets at least
-// half of them (as far as it wants so many) and so is never starved; the rest is shared evenly, so that a short prompt
-// does not wait for a long one. The sum is min(rows, sum of wanted).
+// Divides `rows` among prompts that lack so many tokens each, in the order of their turns. The first gets half of them
+// (as far as it wants so many) and so is never starved; the rest goes to those that lack least, so that a short prompt
+// does not wait for a long one. What nobody else wants is the first one's, too. The sum is min(rows, sum of wanted).
 std::vector<int> DivideRows(std::span<const int> wanted, int rows);
 
 // What a row of a piece costs, by the piece's size.

@@ -11,10 +11,11 @@
 namespace pith::server {
 namespace {
 
-TEST(DivideRows, TheOldestHasHalfAndShortOnesDoNotWait) {
+TEST(DivideRows, TheFirstHasHalfAndShortOnesDoNotWait) {
   EXPECT_EQ(DivideRows(std::vector<int>{1000, 1000}, 64), (std::vector<int>{32, 32}));
   EXPECT_EQ(DivideRows(std::vector<int>{1000, 10, 1000}, 64), (std::vector<int>{32, 10, 22}));
   EXPECT_EQ(DivideRows(std::vector<int>{1000, 10}, 64), (std::vector<int>{54, 10}));
+  EXPECT_EQ(DivideRows(std::vector<int>{1000, 900, 20, 800}, 64), (std::vector<int>{32, 0, 20, 12}));
   EXPECT_EQ(DivideRows(std::vector<int>{5, 1000}, 64), (std::vector<int>{5, 59}));
   EXPECT_EQ(DivideRows(std::vector<int>{}, 64), (std::vector<int>{}));
   EXPECT_EQ(DivideRows(std::vector<int>{7}, 0), (std::vector<int>{0}));
@@ -33,10 +34,10 @@ TEST(DivideRows, RandomWishesAreServedFully) {
     for (size_t i = 0; i < wanted.size(); ++i) {
       EXPECT_GE(got[i], 0);
       EXPECT_LE(got[i], wanted[i]);
-      // Of those behind the oldest nobody has more than another one who lacks some.
+      // Of those behind the first nobody has any while one who wants less lacks some.
       for (size_t j = 1; j < wanted.size() && i > 0; ++j) {
-        if (got[j] < wanted[j]) {
-          EXPECT_LE(got[i], got[j] + 1);
+        if (wanted[j] < wanted[i] && got[j] < wanted[j]) {
+          EXPECT_EQ(got[i], 0);
         }
       }
     }
