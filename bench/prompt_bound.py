@@ -10,7 +10,12 @@ Rows, all evicting whole leaves of the prompt that is worth least (Gittins' inde
   itself    trees that have seen each prompt's own outcome, and remember what they can of it
   whether   told of each prompt whether it will ever be gone on from, but not when; least recently used first
   flipped   likewise, and wrong for 5 to 30 prompts of 100
+  wide      as "others", with all else that a line tells: exact lengths and how often they came before, pauses in
+            seconds, prompts a minute, the share that was gone on from among prompts with the same first block, the same
+            first two, the same depth, how many ways lead on from where the prompt parts, the conversation's pauses
 Features: lengths of prompt, answer and new text, turn, pauses before it, how much was known, how often.
+Beside each kind of trees: how often they are wrong about whether a prompt will be gone on from within HORIZON prompts, if
+all that they hold for likelier than the share that is are taken for gone on from, and the area under their ROC curve.
 """
 import argparse
 import collections
@@ -70,6 +75,56 @@ def describe(prompts):
     return np.array(rows), np.array(gaps)
 
 
+def widen(prompts, features, gaps):
+    """Further features, of the past alone."""
+    log = lambda value: np.log2(1 + max(0, value))
+    came, rows = collections.Counter(), []
+    tried, went_on = collections.Counter(), collections.Counter()  # prompts by what they have in common
+    waiting, last, ways, pauses = {}, {}, collections.defaultdict(set), collections.defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        blocks, tokens, answer = prompt["hash_ids"], prompt["input_length"], prompt["output_length"]
+        known = 0
+        while known < len(blocks) and blocks[known] in last:
+            known += 1
+        before = last[blocks[known - 1]] if known >= 2 else -1
+        groups = [("first", blocks[0]), ("second", tuple(blocks[:2])), ("depth", len(blocks)), ("tokens", tokens),
+                  ("answer", answer)]
+        past = pauses[before] + [i - before] if before >= 0 else []
+        pauses[i] = past
+        seconds = (prompt["timestamp"] - prompts[before]["timestamp"]) / 1000 if before >= 0 else 0
+        recent = i - np.searchsorted(TIMES, prompt["timestamp"] - 60000)
+        row = [tokens, answer, tokens % 512, log(seconds), recent, log(came[tokens]), log(came[tokens, answer]),
+               log(len(ways[blocks[known - 1]])) if known else 0, np.mean([log(p) for p in past]) if past else -1,
+               np.std([log(p) for p in past]) if past else -1, log(prompts[before]["input_length"]) if before >= 0 else -1]
+        for group in groups:
+            row += [log(tried[group]), (went_on[group] + 1) / (tried[group] + 4)]
+        rows.append(row)
+        came[tokens] += 1
+        came[tokens, answer] += 1
+        if 0 < known < len(blocks):
+            ways[blocks[known - 1]].add(blocks[known])
+        for block in blocks:
+            if block in waiting:
+                for group in waiting.pop(block):
+                    went_on[group] += 1
+            last[block] = i
+        whole = tokens // 512
+        if whole >= 2:
+            waiting[blocks[whole - 1]] = groups
+        for group in groups:
+            tried[group] += 1
+    return np.c_[features, np.array(rows)]
+
+
+def mistakes(rates, gaps):
+    """Of telling which prompts are gone on from soon: share of wrong ones, area under the curve."""
+    width = np.minimum(EDGES[1:], HORIZON) - np.minimum(EDGES[:-1], HORIZON)
+    foreseen, soon = (rates * width).sum(1), gaps <= HORIZON
+    ranks = np.argsort(np.argsort(foreseen))
+    area = (ranks[soon].mean() - (soon.sum() - 1) / 2) / (~soon).sum()
+    return np.mean((foreseen > np.quantile(foreseen, 1 - soon.mean())) != soon), area
+
+
 def hazards(features, gaps, kind):
     """Of each prompt (rows) in each bin of prompts to come (EDGES), per prompt."""
     count, bins, index = len(gaps), len(EDGES) - 1, np.arange(len(gaps))
@@ -77,7 +132,7 @@ def hazards(features, gaps, kind):
     if kind == "past":
         cuts = [count * j // 12 for j in range(13)]
         folds = [(index[:cuts[j]], index[cuts[j]:cuts[j + 1]], cuts[j]) for j in range(1, 12)]
-    elif kind == "others":
+    elif kind in ("others", "wide"):
         lot = np.random.RandomState(1).randint(0, 8, count)
         folds = [(index[lot != j], index[lot == j], count) for j in range(8)]
     else:
@@ -146,12 +201,16 @@ def main():
     options = parser.parse_args()
     with open(options.trace) as file:
         prompts = [json.loads(line) for line in file]
+    global TIMES
+    TIMES = np.array([prompt["timestamp"] for prompt in prompts])
     features, gaps = describe(prompts)
+    wide = widen(prompts, features, gaps)
     print(f"lru       {replay(prompts, options.blocks, lambda group, now: group):.4f}", flush=True)
-    for kind in ("past", "others", "itself"):
-        rates = hazards(features, gaps, kind)
+    for kind in ("past", "others", "wide", "itself"):
+        rates = hazards(wide if kind == "wide" else features, gaps, kind)
         share = replay(prompts, options.blocks, lambda group, now: indices(rates[group], now - group))
-        print(f"{kind:9} {share:.4f}", flush=True)
+        wrong, area = mistakes(rates, gaps)
+        print(f"{kind:9} {share:.4f}  wrong {100 * wrong:.1f}%, area {area:.3f}", flush=True)
     for wrong in (0, 0.05, 0.1, 0.2, 0.3):
         lot = random.Random(1)
         told = np.array([(gap < 10**8) != (lot.random() < wrong) for gap in gaps])

@@ -8,8 +8,9 @@
 namespace pith::evict {
 namespace {
 
-constexpr float kFirstHazard = -5;  // less than one in a hundred, in each bin
-constexpr float kClip = 1;          // of a batch's gradient
+constexpr float kFirstHazard = -5;     // of the network, in each bin: less than one in a hundred
+constexpr float kFirstShare = 0.015f;  // that is asked for in each bin, before lessons tell
+constexpr float kClip = 1;             // of a batch's gradient
 
 // Counts on a scale of about -1 to 1.
 float Scaled(uint64_t count) { return FastLog2(1 + static_cast<float>(count)) / 8 - 1; }
@@ -96,8 +97,30 @@ void PromptLearner::DescribeFork(const Block& fork, uint32_t depth, uint32_t now
   features[f++] = Scaled(depth);
 }
 
-Survival::Curve PromptLearner::Pupil::CurveOf(const Features& features) {
-  return Survival::CurveOf(Forward(net_, features.data(), 1, buffers_));
+void PromptLearner::Pupil::Pass(uint32_t now) {
+  for (size_t k = 0; k < Survival::kBins; ++k) {
+    Past& past = past_[k];
+    if (past.next + options_.kept < count_) past.next = count_ - options_.kept;
+    for (; past.next < count_; ++past.next) {
+      const Lesson& lesson = lessons_[past.next % options_.kept];
+      if (now - lesson.prompt < Survival::Begin(k + 1)) break;
+      const size_t asked_in = lesson.gap != 0 ? Survival::BinOf(lesson.gap) : Survival::kBins;
+      if (asked_in < k) continue;
+      ++past.reached;
+      past.asked += asked_in == k ? 1 : 0;
+    }
+  }
+}
+
+PromptLearner::Outputs PromptLearner::Pupil::Foresee(const Features& features) {
+  const float* const said = Forward(net_, features.data(), 1, buffers_);
+  Outputs outputs;
+  for (size_t k = 0; k < Survival::kBins; ++k) {
+    const auto reached = static_cast<float>(past_[k].reached);
+    const float share = (static_cast<float>(past_[k].asked) + kFirstShare * kFirstDoubt) / (reached + kFirstDoubt);
+    outputs[k] = std::lerp(std::log(share / (1 - share)), said[k], reached / (reached + kDoubt));
+  }
+  return outputs;
 }
 
 const Survival::Curve& PromptLearner::CurveAt(uint32_t depth) const {
@@ -137,10 +160,15 @@ void PromptLearner::Watch(const Access& deepest) {
     of_turns_.Learn(now);
     of_forks_.Learn(now);
   }
-  curve_ = of_turns_.CurveOf(turn);
+  const Outputs of_turn = of_turns_.Foresee(turn);
+  curve_ = Survival::CurveOf(of_turn.data());
+  const auto lessons = static_cast<float>(of_forks_.lessons());
   for (size_t i = 0; i < num_forks_; ++i) {
-    forks_[i].curve = of_forks_.CurveOf(of_forks[i]);
-    for (size_t k = 0; k < Survival::kBins; ++k) forks_[i].curve[k] = std::sqrt(forks_[i].curve[k] * curve_[k]);
+    Outputs of_fork = of_forks_.Foresee(of_forks[i]);
+    for (size_t k = 0; k < Survival::kBins; ++k) {
+      of_fork[k] = std::lerp(of_turn[k], of_fork[k], lessons / (lessons + kForkDoubt));
+    }
+    forks_[i].curve = Survival::CurveOf(of_fork.data());
   }
   partial_depth_ = partial ? chain - 1 : kNone;
   if (!partial) return;
@@ -179,6 +207,7 @@ void PromptLearner::Pupil::Asked(uint32_t number, uint32_t now) {
 }
 
 void PromptLearner::Pupil::Learn(uint32_t now) {
+  Pass(now);
   const size_t stride = net_.output_stride();
   const uint32_t remembered = std::min(count_, options_.kept);
   if (remembered == 0) return;

@@ -4,11 +4,13 @@
 // one lesson, a few features of its turn are what the network sees, and what it learns is how many prompts later the
 // deepest whole block was asked for again (evict/learn/survival.h; what was not asked for until now says so for the
 // time that has passed). It begins with hazards that fall as 1 / age, which is LRU, and knows nothing of any trace.
+// What it says of a time that few lessons have reached yet is drawn to how often prompts were gone on from then:
+// otherwise a cache that holds more than the network has lived through is worse than LRU's.
 //
 // But where prompts part, as with a document about which several questions are asked, the blocks up to there are asked
 // for by whoever goes on from any of them. Each prompt that passes through such a fork is a lesson of another network,
-// which sees how often and when the fork was asked for beside the prompt's features. Few prompts may teach it: hazards
-// of blocks up to a fork are the geometric mean of what both say.
+// which sees how often and when the fork was asked for beside the prompt's features. Few prompts may teach it, and then
+// what is foreseen of the turn counts for forks, too.
 #ifndef PITH_EVICT_LEARN_PROMPT_LEARNER_H_
 #define PITH_EVICT_LEARN_PROMPT_LEARNER_H_
 
@@ -49,7 +51,11 @@ class PromptLearner {
   static constexpr size_t kBatch = 16;
   static constexpr size_t kMostForks = 4;  // of a prompt that count, the deepest ones
   static constexpr uint32_t kNone = UINT32_MAX;
+  // Lessons that weigh as much as what is believed without them: how often any prompt was gone on from then, the first
+  // guess of that, and, of forks, what is foreseen of the turn.
+  static constexpr float kDoubt = 50, kFirstDoubt = 100, kForkDoubt = 200;
   using Features = std::array<float, kFeatures>;
+  using Outputs = std::array<float, Survival::kBins>;  // log-odds by bin
   struct Block {
     uint32_t prompt = kNone;   // the last one that it was in
     uint32_t pause = 0;        // prompts between the last two; 0: there was one
@@ -81,9 +87,14 @@ class PromptLearner {
     uint32_t Add(const Features& features, uint32_t now);
     void Asked(uint32_t number, uint32_t now);
     void Learn(uint32_t now);
-    Survival::Curve CurveOf(const Features& features);
+    // What the network says, drawn to how often anything was asked for in each bin where few lessons have reached it.
+    Outputs Foresee(const Features& features);
+    uint32_t lessons() const { return count_; }
 
    private:
+    // Counts the bins that lessons have passed by now.
+    void Pass(uint32_t now);
+
     const PromptLearnerOptions options_;
     Net net_;
     NetBuffers buffers_;
@@ -91,6 +102,11 @@ class PromptLearner {
     Random random_{1};
     std::vector<Lesson> lessons_;  // a ring, by number
     uint32_t count_ = 0;           // so far
+    struct Past {
+      uint32_t next = 0;  // the first lesson that has not passed the bin
+      uint32_t reached = 0, asked = 0;
+    };
+    std::array<Past, Survival::kBins> past_{};
     std::vector<float> gradient_;
     std::vector<float> rows_;
     std::vector<float> slopes_;
