@@ -165,6 +165,21 @@ class SimTrain(unittest.TestCase):
             run = sim("--trace", self.trap, "--policy", policies, "--capacity", "25MB")
             self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1), run.stderr)
             self.assertIn("--policy names no evictor", run.stderr)
+        # What is wrong with the command is told before a trace is read.
+        for policy, sentence in (("lru:k=3", 'lru has no parameter "k"'),
+                                 ("lru,coldrl:k=99", "k=99 is no number between 2 and 32"),
+                                 ("coldrl:rank=size", "rank=size is none of byte, object"),
+                                 ("learned:rate", '"rate" is no parameter of the form name=value'),
+                                 ("learned:guard=off,guard=on", "the parameter guard is given twice"),
+                                 ("mark0:bits=some", "bits=some is none of perfect, learned, zero, one")):
+            run = sim("--trace", self.path("absent.csv"), "--policy", policy, "--capacity", "25MB")
+            self.assertEqual((run.returncode, run.stderr.count("\n")), (2, 1), run.stderr)
+            self.assertIn(f"--policy: {sentence}", run.stderr)
+        # "share" is a parameter of objects alone; what a trace or a file is unfit for is no mistake of the command.
+        for trace, policy, code in ((self.trap, "learned:share=0.5", 0), (self.chat, "learned:share=0.5", 2),
+                                    (self.trap, "arc", 1)):
+            run = sim("--trace", trace, "--policy", policy, "--capacity", "1000")
+            self.assertEqual(run.returncode, code, run.stderr)
         wrong = self.path("wrong.pithnet")
         pathlib.Path(wrong).write_bytes(b"PITHNET1 but no more")
         run = sim("--trace", self.trap, "--policy", f"coldrl:model={wrong}", "--capacity", "25MB")

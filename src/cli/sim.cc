@@ -57,6 +57,23 @@ struct SimFlags {
   std::string html;
 };
 
+// Whether there is such an evictor with such parameters. Whether it can do with a trace, and what is in the files that
+// it names, is seen when it is made.
+Status CheckPolicy(const std::string& policy, evict::TraceFormat format) {
+  const std::string name = policy.substr(0, policy.find(':'));
+  const auto known = evict::ListPolicies();
+  if (std::ranges::none_of(known, [&](const evict::PolicyInfo& info) { return info.name == name; })) {
+    return InvalidArgument(fmt::format("there is no policy \"{}\"; \"pith sim --list\" lists them", Escaped(name)));
+  }
+  PITH_ASSIGN_OR_RETURN(const evict::Trace one,
+                        format == evict::TraceFormat::kPrompts
+                            ? evict::ReadTrace(format, "{\"timestamp\": 0, \"hash_ids\": [0]}", "a prompt")
+                            : evict::ReadTrace(evict::TraceFormat::kCsv, "id\n0\n", "a request"));
+  const auto made = evict::MakeEvictor(policy, {1, one.num_objects(), &one});
+  if (made || made.error().code != ErrorCode::kInvalidArgument) return {};
+  return InvalidArgument(fmt::format("--policy: {}", made.error().message));
+}
+
 Status CheckSim(const SimFlags& flags) {
   if (flags.list) return {};
   if (flags.trace.empty()) return InvalidArgument("--trace is missing (see \"pith sim --help\")");
@@ -64,17 +81,11 @@ Status CheckSim(const SimFlags& flags) {
     return InvalidArgument("give sizes with --capacity, or their number with --curve");
   }
   PITH_RETURN_IF_ERROR(ParseCapacities(flags.capacities));
-  if (flags.format.empty()) PITH_RETURN_IF_ERROR(evict::FormatOfFile(flags.trace));
+  PITH_ASSIGN_OR_RETURN(const evict::TraceFormat format,
+                        flags.format.empty() ? evict::FormatOfFile(flags.trace) : evict::ParseFormatName(flags.format));
   const std::vector<std::string> policies = SplitRecipes(flags.policies);
   if (policies.empty()) return InvalidArgument("--policy names no evictor; \"pith sim --list\" lists them");
-  for (const std::string& policy : policies) {
-    const std::string name = policy.substr(0, policy.find(':'));
-    const auto known = evict::ListPolicies();
-    if (std::ranges::none_of(known, [&](const evict::PolicyInfo& info) { return info.name == name; })) {
-      return InvalidArgument(
-          fmt::format("there is no policy \"{}\"; \"pith sim --list\" lists them", Escaped(name)));
-    }
-  }
+  for (const std::string& policy : policies) PITH_RETURN_IF_ERROR(CheckPolicy(policy, format));
   return CheckOutput(flags.html);
 }
 

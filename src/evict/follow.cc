@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 #include <utility>
 
 #include "evict/object_lists.h"
@@ -33,6 +34,7 @@ class Follow final : public Replayed<Follow> {
       if (expert->Contains(object)) expert->Erase(object);
     }
   }
+  const SidecarCounters* sidecar() const override { return experts_[0]->sidecar(); }
   void Forget(uint32_t object) override {
     for (const auto& expert : experts_) {
       if (expert->Contains(object)) expert->Erase(object);
@@ -129,6 +131,17 @@ class Follow final : public Replayed<Follow> {
 };
 
 }  // namespace
+
+Result<std::unique_ptr<Evictor>> Guarded(std::unique_ptr<Evictor> evictor, const Setup& setup) {
+  std::vector<std::unique_ptr<Evictor>> experts;
+  experts.push_back(std::move(evictor));
+  for (const std::string_view other : {"gdsf", "lru"}) {
+    PITH_ASSIGN_OR_RETURN(std::unique_ptr<Evictor> expert, MakeEvictor(other, setup));
+    experts.push_back(std::move(expert));
+  }
+  // Half a percent of the misses is less than half a percent of the requests.
+  return MakeFollow(setup, std::move(experts), {.factor = 1.005, .slack = 64});
+}
 
 std::unique_ptr<Evictor> MakeFollow(const Setup& setup, std::vector<std::unique_ptr<Evictor>> experts,
                                     const FollowOptions& options) {

@@ -20,6 +20,9 @@ struct FollowOptions {
   double half_life = 0;
 };
 
+// `evictor` until gdsf or lru has missed half a percent and 64 requests less.
+Result<std::unique_ptr<Evictor>> Guarded(std::unique_ptr<Evictor> evictor, const Setup& setup);
+
 // At least one expert, followed from the start. What the followed one does not store is evicted as room is needed.
 std::unique_ptr<Evictor> MakeFollow(const Setup& setup, std::vector<std::unique_ptr<Evictor>> experts,
                                     const FollowOptions& options);

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "evict/follow.h"
 #include "evict/learn/coldrl_cache.h"
 #include "evict/registry.h"
 #include "evict/sidecar.h"
@@ -63,6 +64,7 @@ std::unique_ptr<Evictor> MakeColdRlWith(const Setup& setup, Model model, const C
 
 Result<std::unique_ptr<Evictor>> MakeColdRl(Params& params, const Setup& setup) {
   static constexpr std::array<std::string_view, 2> kRanks = {"byte", "object"};
+  static constexpr std::array<std::string_view, 2> kGuards = {"off", "on"};
   ColdRlCacheOptions options;
   PITH_ASSIGN_OR_RETURN(const std::string path, params.Text("model", ""));
   PITH_ASSIGN_OR_RETURN(const double k, params.Number("k", 16, 2, ColdRl::kMostCandidates));
@@ -70,16 +72,20 @@ Result<std::unique_ptr<Evictor>> MakeColdRl(Params& params, const Setup& setup) 
   PITH_ASSIGN_OR_RETURN(const double hand, params.Number("hand", 1, 0, 1));
   options.candidates = static_cast<size_t>(k);
   options.from_tail = hand < 0.5;
+  PITH_ASSIGN_OR_RETURN(const std::string guard, params.Word("guard", "off", kGuards));
+  std::unique_ptr<Evictor> evictor;
   PITH_ASSIGN_OR_RETURN(const std::string sidecar, params.Text("sidecar", ""));
   if (!sidecar.empty()) {
     if (!path.empty()) return InvalidArgument("coldrl: the sidecar has the model; give it there");
     PITH_ASSIGN_OR_RETURN(const sockaddr_un address, SidecarAddress(sidecar));
     PITH_ASSIGN_OR_RETURN(const double deadline, params.Number("deadline", 500, 1, 1'000'000));
-    return std::make_unique<ColdRlEvictor>(
+    evictor = std::make_unique<ColdRlEvictor>(
         setup, std::make_unique<SidecarClient>(address, static_cast<uint32_t>(deadline)), options, rank == "byte");
+  } else {
+    PITH_ASSIGN_OR_RETURN(Model model, LoadModel(path, ModelKind::kColdRl));
+    evictor = MakeColdRlWith(setup, std::move(model), options, rank == "byte");
   }
-  PITH_ASSIGN_OR_RETURN(Model model, LoadModel(path, ModelKind::kColdRl));
-  return MakeColdRlWith(setup, std::move(model), options, rank == "byte");
+  return guard == "on" ? Guarded(std::move(evictor), setup) : std::move(evictor);
 }
 
 }  // namespace pith::evict

@@ -139,14 +139,7 @@ Result<std::unique_ptr<Evictor>> MakeLearned(Params& params, const Setup& setup)
     learned = std::make_unique<Learned>(setup, std::move(model), online);
   }
   if (guard == "off") return learned;
-  std::vector<std::unique_ptr<Evictor>> experts;
-  experts.push_back(std::move(learned));
-  for (const std::string_view other : {"gdsf", "lru"}) {
-    PITH_ASSIGN_OR_RETURN(std::unique_ptr<Evictor> expert, MakeEvictor(other, setup));
-    experts.push_back(std::move(expert));
-  }
-  // Half a percent of the misses is less than half a percent of the requests.
-  return MakeFollow(setup, std::move(experts), {.factor = 1.005, .slack = 64});
+  return Guarded(std::move(learned), setup);
 }
 
 }  // namespace pith::evict
