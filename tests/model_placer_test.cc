@@ -99,12 +99,11 @@ class ModelPlacer : public ::testing::Test {
   // Which one is in memory; -1: another number of them.
   int InRam() const {
     int found = -1, count = 0;
-    for (const store::ListedObject& object : store_->List()) {
-      if (!object.in_ram) continue;
+    for (int i = 0; i < 3; ++i) {
+      const auto loaded = store_->Load(contexts_[static_cast<size_t>(i)].key);
+      if (!loaded || loaded->tier != store::Tier::kRam) continue;
       ++count;
-      for (int i = 0; i < 3; ++i) {
-        if (contexts_[static_cast<size_t>(i)].key == object.info->key) found = i;
-      }
+      found = i;
     }
     return count == 1 ? found : -1;
   }
@@ -169,12 +168,12 @@ TEST_F(ModelPlacer, MethodsThatDoNotFitAreNeverChosen) {
   placing.ratios = {0, 0.5};
   placing.quality_loss = 1e6;  // anything for less to load
   const auto placer = Place(placing);
-  const std::vector<store::ListedObject> listed = store_->List();
+  const std::vector<store::ObjectInfoPtr> listed = store_->List();
   ASSERT_EQ(listed.size(), 1U);
-  const std::string& config = listed[0].info->config;
+  const std::string& config = listed[0]->config;
   EXPECT_NE(config.find("0.0"), std::string::npos) << config;
   EXPECT_EQ(config.find("\"method\":2"), std::string::npos) << config;
-  EXPECT_LT(listed[0].info->payload_bytes, contexts_[0].saved.size() * 3 / 4) << "another one was";
+  EXPECT_LT(listed[0]->payload_bytes, contexts_[0].saved.size() * 3 / 4) << "another one was";
 }
 
 // What was lowered to four bits gives up entries later, and its share is one of the whole cache.

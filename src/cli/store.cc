@@ -98,8 +98,8 @@ void Print(const ordered_json& json) { PrintJson(JsonText(json, 2)); }
 int Ls(store::Store& store, bool as_json) {
   auto list = ordered_json::array();
   if (!as_json) fmt::print("{:<32}  {:>7}  {:>11}  {:<16}  what\n", "key", "tokens", "size", "written");
-  for (const store::ListedObject& object : store.List()) {
-    const store::ObjectInfo& info = *object.info;
+  for (const store::ObjectInfoPtr& object : store.List()) {
+    const store::ObjectInfo& info = *object;
     if (as_json) {
       list.push_back(ToJson(info));
     } else {
@@ -115,10 +115,10 @@ int Stat(store::Store& store, uint64_t limit_bytes, bool as_json) {
   const store::StoreStats stats = store.stats();
   size_t tokens = 0;
   double seconds = 0;
-  const std::vector<store::ListedObject> objects = store.List();
-  for (const store::ListedObject& object : objects) {
-    tokens += object.info->num_tokens();
-    seconds += object.info->compute_seconds;
+  const std::vector<store::ObjectInfoPtr> objects = store.List();
+  for (const store::ObjectInfoPtr& object : objects) {
+    tokens += object->num_tokens();
+    seconds += object->compute_seconds;
   }
   const auto& ssd = stats.tiers[static_cast<size_t>(store::Tier::kSsd)];
   if (as_json) {
@@ -139,10 +139,10 @@ int Stat(store::Store& store, uint64_t limit_bytes, bool as_json) {
 
 Result<store::ObjectInfoPtr> FindOne(store::Store& store, const std::string& key) {
   store::ObjectInfoPtr found;
-  for (const store::ListedObject& object : store.List()) {
-    if (!object.info->key.Hex().starts_with(key)) continue;
+  for (store::ObjectInfoPtr& object : store.List()) {
+    if (!object->key.Hex().starts_with(key)) continue;
     if (found != nullptr) return InvalidArgument(fmt::format("several keys begin with {}", key));
-    found = object.info;
+    found = std::move(object);
   }
   if (found == nullptr) return NotFound(fmt::format("the store has no prefix {}", key));
   return found;

@@ -55,7 +55,6 @@ class LiveCache {
   void Erase(const LiveKey& key);
 
   uint64_t used_bytes() const { return evictor_->used_bytes(); }
-  uint64_t stored() const { return lists_.count(kStored); }
   const SidecarCounters* sidecar() const { return evictor_->sidecar(); }
 
  private:

@@ -47,7 +47,9 @@ pith_evictor* pith_evictor_open(const char* policy, uint64_t capacity, uint32_t 
     options.most_objects = most_objects;
     auto cache = LiveCache::Create(options);
     if (!cache) return Fail(cache.error().message, error, error_bytes);
-    return std::make_unique<pith_evictor>(std::move(*cache)).release();
+    auto evictor = std::make_unique<pith_evictor>();
+    evictor->cache = std::move(*cache);
+    return evictor.release();
   } catch (const std::bad_alloc&) {
     return Fail("there is no memory for so many objects", error, error_bytes);
   } catch (const std::length_error&) {
@@ -76,7 +78,6 @@ int pith_evictor_holds(const pith_evictor* evictor, const unsigned char* key) {
 void pith_evictor_erase(pith_evictor* evictor, const unsigned char* key) { evictor->cache->Erase(KeyOf(key)); }
 
 uint64_t pith_evictor_bytes(const pith_evictor* evictor) { return evictor->cache->used_bytes(); }
-uint64_t pith_evictor_objects(const pith_evictor* evictor) { return evictor->cache->stored(); }
 
 void pith_evictor_sidecar(const pith_evictor* evictor, pith_evict_sidecar* counters) {
   *counters = {};

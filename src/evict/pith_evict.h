@@ -42,8 +42,7 @@ int pith_evictor_holds(const pith_evictor *evictor, const unsigned char key[PITH
 /* Something else has removed it. */
 void pith_evictor_erase(pith_evictor *evictor, const unsigned char key[PITH_EVICT_KEY_BYTES]);
 
-uint64_t pith_evictor_bytes(const pith_evictor *evictor);   /* that it stores */
-uint64_t pith_evictor_objects(const pith_evictor *evictor); /* that it stores */
+uint64_t pith_evictor_bytes(const pith_evictor* evictor); /* that it stores */
 
 /* What became of the questions to another process ("coldrl:sidecar=SOCKET,deadline=US"), since the evictor was opened;
  * all 0 where it asks none. Each that was not answered was decided by age. */

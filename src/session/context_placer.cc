@@ -92,15 +92,15 @@ std::string ContextPlacer::WriteConfig(const Context& context) const {
 
 std::vector<ContextPlacer::Context> ContextPlacer::Contexts() const {
   std::vector<Context> contexts;
-  for (const store::ListedObject& object : store_->List()) {
+  for (store::ObjectInfoPtr& info : store_->List()) {
     Context context;
-    if (!ReadConfig(object.info->config, context)) continue;
-    context.info = object.info;
-    if (context.quality.empty()) context.full_bytes = static_cast<double>(object.info->payload_bytes);
-    if (const auto uses = uses_.find(object.info->key); uses != uses_.end()) {
+    if (!ReadConfig(info->config, context)) continue;
+    if (context.quality.empty()) context.full_bytes = static_cast<double>(info->payload_bytes);
+    if (const auto uses = uses_.find(info->key); uses != uses_.end()) {
       context.frequency = std::max(CountOf(uses->second), 1.0);
       if (!context.quality.empty() && !uses->second.quality.empty()) context.quality = uses->second.quality;
     }
+    context.info = std::move(info);
     contexts.push_back(std::move(context));
   }
   return contexts;

@@ -18,11 +18,12 @@ namespace pith::store {
 
 struct RemoteAddress {
   bool cluster = false;
-  std::string nodes;  // "host:port", several with commas between them where it is a cluster
+  std::string nodes;  // "host:port", several with commas between them where it is a cluster; IPv6 without brackets
   std::string user, password;
 };
 
-// "redis://[[user]:password@]host[:port]"; with redis-cluster: or redis+cluster: several hosts; valkey likewise.
+// "redis://[[user]:password@]host[:port]", an address of IPv6 between brackets; with redis-cluster: or redis+cluster:
+// several hosts; valkey likewise.
 // kInvalidArgument: it is none; kUnsupported: of another kind.
 Result<RemoteAddress> ParseRemoteUrl(std::string_view url);
 

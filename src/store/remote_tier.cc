@@ -59,10 +59,9 @@ void RemoteTier::Breaker::Count(const Status& status) {
 
 Result<std::unique_ptr<RemoteTier>> RemoteTier::Open(const RemoteOptions& options) {
   PITH_ASSIGN_OR_RETURN(const RemoteAddress address, ParseRemoteUrl(options.url));
-  std::unique_ptr<RemoteTier> tier(new RemoteTier(options));
-  PITH_ASSIGN_OR_RETURN(tier->reader_, MakeValkeyClient(address, options.read_seconds));
-  PITH_ASSIGN_OR_RETURN(tier->writer_, MakeValkeyClient(address, options.write_seconds));
-  return tier;
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<RemoteClient> reader, MakeValkeyClient(address, options.read_seconds));
+  PITH_ASSIGN_OR_RETURN(std::unique_ptr<RemoteClient> writer, MakeValkeyClient(address, options.write_seconds));
+  return std::make_unique<RemoteTier>(options, std::move(reader), std::move(writer));
 }
 
 Result<std::vector<RecordHeader>> RemoteTier::LookupNow(const Chain& chain) {

@@ -41,6 +41,9 @@ class RemoteTier {
  public:
   // Connects to nobody yet. kInvalidArgument, kUnsupported: the URL.
   static Result<std::unique_ptr<RemoteTier>> Open(const RemoteOptions& options);
+  // Over connections that there are: one for what a request waits for, one for writing.
+  RemoteTier(const RemoteOptions& options, std::unique_ptr<RemoteClient> reader, std::unique_ptr<RemoteClient> writer)
+      : options_(options), reader_(std::move(reader)), writer_(std::move(writer)) {}
 
   // Some objects that begin as a text does, those that share most first. kIo, kCorrupt.
   Result<std::vector<RecordHeader>> Lookup(const Chain& chain);
@@ -62,7 +65,6 @@ class RemoteTier {
     std::chrono::steady_clock::time_point open_until_{};
   };
 
-  explicit RemoteTier(const RemoteOptions& options) : options_(options) {}
   Result<std::vector<RecordHeader>> LookupNow(const Chain& chain);
 
   const RemoteOptions options_;

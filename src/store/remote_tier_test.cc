@@ -2,6 +2,7 @@
 // has fetched; PITH_VALKEY_SERVER_DIR names a folder of valkey-server and valkey-cli.
 #include "store/remote_tier.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -43,6 +44,18 @@ int FreePort() {
     ::close(fd);
     if (is_free) return port;
   }
+}
+
+// Whether something listens there, at an address of IPv6.
+bool IsOpen(const char* host, int port) {
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_port = htons(static_cast<uint16_t>(port));
+  if (::inet_pton(AF_INET6, host, &address.sin6_addr) != 1) return false;
+  const int fd = ::socket(AF_INET6, SOCK_STREAM, 0);
+  const bool open = fd >= 0 && ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  if (fd >= 0) ::close(fd);
+  return open;
 }
 
 std::string OutputOf(const std::string& command) {
@@ -173,8 +186,13 @@ TEST(RemoteUrl, IsReadOrRefused) {
   EXPECT_EQ(many->user, "me");
   EXPECT_EQ(many->password, "pa:ss");
   EXPECT_TRUE(many->cluster);
-  for (const char* bad : {"redis://", "redis:///", "redis://a:0", "redis://a:65536", "redis://a:x", "redis://a,b",
-                          "rediss://a", "a:1", "redis-cluster://a,,b", "redis://secret@a"}) {
+  const auto sixth = ParseRemoteUrl("redis-cluster://[::1]:7,[fe80::2]/");
+  ASSERT_TRUE(sixth);
+  EXPECT_EQ(sixth->nodes, "::1:7,fe80::2:6379");
+  for (const char* bad :
+       {"redis://", "redis:///", "redis://a:0", "redis://a:65536", "redis://a:x", "redis://a,b", "rediss://a", "a:1",
+        "redis-cluster://a,,b", "redis://secret@a", "redis://::1", "redis://[::1", "redis://[a]:1", "redis://[]:1",
+        "redis://[::1]x:1", "redis://[::1]1", "redis://a:1:2", "redis://[::1]:"}) {
     const auto refused = ParseRemoteUrl(bad);
     EXPECT_FALSE(refused) << bad;
     // Passwords are not said again.
@@ -217,6 +235,24 @@ TEST(RemoteTier, AnotherStoreFindsWhatOneHasPut) {
   EXPECT_TRUE(third->Remove(TestKey(1, 1000)));
   EXPECT_FALSE(Ask(*OpenStore(server.url()), longer));
   EXPECT_TRUE(third->stats().errors.empty());
+}
+
+TEST(RemoteTier, AServerMayHaveAnAddressOfIpv6) {
+  PITH_NEEDS_REDIS();
+  const RedisServer server({"--bind", "127.0.0.1", "-::1"});
+  if (!IsOpen("::1", server.port())) GTEST_SKIP() << "no IPv6 here";
+  const std::string url = fmt::format("redis://[::1]:{}", server.port());
+  {
+    const auto store = OpenStore(url);
+    EXPECT_TRUE(PutTest(*store, 1, 200, 1000));
+    EXPECT_TRUE(store->Sync());
+  }
+  const auto store = OpenStore(url);
+  std::vector<int32_t> longer = TestTokens(1, 200);
+  longer.push_back(7);
+  const auto loaded = Ask(*store, longer);
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded->tier, Tier::kRemote);
 }
 
 TEST(RemoteTier, WhatIsDamagedOrHalfGoneIsAMiss) {

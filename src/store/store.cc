@@ -400,7 +400,6 @@ std::optional<Loaded> Store::Load(const Key& key, bool promotes) {
   Entry* entry = EntryOf(key);
   if (entry == nullptr || !entry->is_there()) return std::nullopt;
   if (ssd_ != nullptr) policy(Tier::kSsd)->Hit(entry->id);
-  ++entry->hits;
   if (entry->ram != nullptr) {
     policy(Tier::kRam)->Hit(entry->id);
     Loaded loaded{entry->info, entry->ram, Tier::kRam, watch.seconds()};

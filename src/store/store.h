@@ -103,12 +103,6 @@ struct StoreStats {
   std::map<std::string, uint64_t> errors;  // by kind
 };
 
-struct ListedObject {
-  ObjectInfoPtr info;
-  bool in_ram = false, on_ssd = false;
-  uint64_t hits = 0;  // since the store was opened
-};
-
 class Store {
  public:
   // kInvalidArgument, kUnsupported: the options; kIo: the folder cannot be had.
@@ -142,7 +136,8 @@ class Store {
   // text could go on from it.
   void Refresh(const Query& query);
 
-  std::vector<ListedObject> List();
+  // All that is in memory or in the folder, the oldest first.
+  std::vector<ObjectInfoPtr> List();
   StoreStats stats();
   bool has_ssd() const { return ssd_ != nullptr; }
   uint64_t most_object_bytes() const;
@@ -164,8 +159,7 @@ class Store {
     BlockPtr ram;
     std::optional<Place> ssd;
     std::optional<RemotePlace> remote;
-    bool queued = false;      // to be written
-    uint64_t hits = 0;
+    bool queued = false;  // to be written
     bool is_there() const { return ram != nullptr || ssd.has_value() || remote.has_value(); }
     Tier tier() const { return ram != nullptr ? Tier::kRam : ssd ? Tier::kSsd : Tier::kRemote; }
   };

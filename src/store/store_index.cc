@@ -174,16 +174,16 @@ void Store::RefreshFolder() {
   ssd_->Refresh();
 }
 
-std::vector<ListedObject> Store::List() {
-  std::vector<ListedObject> list;
+std::vector<ObjectInfoPtr> Store::List() {
+  std::vector<ObjectInfoPtr> list;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [key, entry] : entries_) {
-      if (entry->is_there()) list.push_back({entry->info, entry->ram != nullptr, entry->ssd.has_value(), entry->hits});
+      if (entry->is_there()) list.push_back(entry->info);
     }
   }
-  std::ranges::sort(list, [](const ListedObject& a, const ListedObject& b) {
-    return std::tie(a.info->written_at, a.info->key) < std::tie(b.info->written_at, b.info->key);
+  std::ranges::sort(list, [](const ObjectInfoPtr& a, const ObjectInfoPtr& b) {
+    return std::tie(a->written_at, a->key) < std::tie(b->written_at, b->key);
   });
   return list;
 }

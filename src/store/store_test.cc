@@ -329,9 +329,7 @@ TEST(Store, RamHoldsWhatSomebodyElsePlaces) {
   for (uint32_t i = 0; i < 6; ++i) EXPECT_TRUE(PutTest(*store, i, 64, kMiB));
   for (uint32_t i = 0; i < 6; ++i) EXPECT_EQ(store->Load(TestKey(i, 64))->tier, Tier::kSsd);
   for (uint32_t i = 0; i < 4; ++i) EXPECT_EQ(store->MoveToRam(TestKey(i, 64)), i < 3);
-  size_t in_ram = 0;
-  for (const ListedObject& object : store->List()) in_ram += object.in_ram ? 1 : 0;
-  EXPECT_EQ(in_ram, 3U);
+  EXPECT_EQ(store->stats().tiers[static_cast<size_t>(Tier::kRam)].objects, 3U);
   EXPECT_TRUE(PutTest(*store, 0, 64, kMiB));  // anew: to the disk alone
   EXPECT_TRUE(store->MoveToRam(TestKey(5, 64)));
   EXPECT_FALSE(store->MoveToRam(TestKey(4, 64)));

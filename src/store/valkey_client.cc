@@ -16,6 +16,8 @@
 
 #include <valkey/cluster.h>
 #include <valkey/valkey.h>
+
+#include "store/valkey_reply.h"
 #endif
 
 namespace pith::store {
@@ -23,14 +25,18 @@ namespace {
 
 constexpr std::string_view kDefaultPort = "6379";
 
-// "host:port" of "host" or "host:port".
+// "host:port" of "host" or "host:port", an address of IPv6 between brackets, which go: libvalkey takes the last colon.
 Result<std::string> ParseNode(std::string_view node) {
-  const size_t colon = node.rfind(':');
-  const std::string_view host = node.substr(0, colon);
+  const size_t bracket = node.starts_with('[') ? node.find(']') : std::string_view::npos;
+  const bool is_v6 = bracket != std::string_view::npos;
+  const size_t colon = node.find(':', is_v6 ? bracket : 0);
+  const std::string_view host = is_v6 ? node.substr(1, bracket - 1) : node.substr(0, colon);
   const std::string_view port = colon == std::string_view::npos ? kDefaultPort : node.substr(colon + 1);
+  const bool is_host = is_v6 ? host.find(':') != std::string_view::npos && (bracket + 1 == std::min(colon, node.size()))
+                             : !host.empty() && host.find('[') == std::string_view::npos;
   int number = 0;
   const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
-  if (host.empty() || error != std::errc() || end != port.data() + port.size() || number < 1 || number > 65535) {
+  if (!is_host || error != std::errc() || end != port.data() + port.size() || number < 1 || number > 65535) {
     return InvalidArgument(fmt::format("\"{}\" is no host and port of a server", Escaped(node)));
   }
   return fmt::format("{}:{}", host, port);
@@ -76,10 +82,6 @@ Result<RemoteAddress> ParseRemoteUrl(std::string_view url) {
 #ifdef PITH_VALKEY
 namespace {
 
-struct FreeReply {
-  void operator()(valkeyReply* reply) const { freeReplyObject(reply); }
-};
-using Reply = std::unique_ptr<valkeyReply, FreeReply>;
 struct FreeOne {
   void operator()(valkeyContext* context) const { valkeyFree(context); }
 };
@@ -100,11 +102,14 @@ class ValkeyClient final : public RemoteClient {
   Status Get(std::span<const std::string> keys,
              const std::function<void(size_t i, std::span<const std::byte> value)>& visit) override {
     return Run(
-        keys.size(), [&](size_t i) { return Words{"GET", keys[i]}; },
+        keys.size(),
+        [&](size_t i) {
+          return Words{"GET", keys[i]};
+        },
         [&](size_t i, const valkeyReply& reply) {
-          if (reply.type == VALKEY_REPLY_NIL) return true;
-          if (reply.type != VALKEY_REPLY_STRING) return false;
-          visit(i, {reinterpret_cast<const std::byte*>(reply.str), reply.len});
+          std::optional<std::span<const std::byte>> value;
+          if (!IsValue(reply, value)) return false;
+          if (value) visit(i, *value);
           return true;
         });
   }
@@ -119,9 +124,7 @@ class ValkeyClient final : public RemoteClient {
           if (items[i].only_if_absent) words.emplace_back("NX");
           return words;
         },
-        [](size_t, const valkeyReply& reply) {
-          return reply.type == VALKEY_REPLY_STATUS || reply.type == VALKEY_REPLY_NIL;
-        });
+        [](size_t, const valkeyReply& reply) { return IsStored(reply); });
   }
 
   Status Delete(std::span<const std::string> keys) override {
@@ -179,6 +182,7 @@ class ValkeyClient final : public RemoteClient {
     one_.reset(valkeyConnectWithTimeout(host.c_str(), std::stoi(address_.nodes.substr(colon + 1)), timeout_));
     if (one_ == nullptr) return Fail("no memory");
     if (one_->err != 0) return Fail(one_->errstr);
+    ExpectNoLists(*one_->reader);
     (void)valkeySetTimeout(one_.get(), timeout_);
     if (address_.password.empty()) return {};
     Words words = {"AUTH"};
