@@ -52,6 +52,21 @@ uint32_t SidecarAnswer::MaskOf(const float* margins, size_t count) {
   return mask;
 }
 
+bool SidecarQuestion::IsOne(size_t bytes) const {
+  return bytes >= Bytes(0) && version == kSidecarVersion && features == ColdRl::kFeatures && candidates >= 1 &&
+         candidates <= ColdRl::kMostCandidates && bytes == Bytes(candidates);
+}
+
+SidecarAnswer::To SidecarAnswer::Answers(size_t bytes, uint32_t asked, size_t count) const {
+  if (bytes < Bytes(0) || version != kSidecarVersion) return To::kNothing;
+  if (const uint32_t behind = asked - sequence; behind != 0) {
+    return behind < UINT32_MAX / 2 ? To::kEarlier : To::kNothing;
+  }
+  if (bytes != Bytes(count)) return To::kNothing;
+  const bool finite = std::all_of(margins, margins + count, [](float margin) { return std::isfinite(margin); });
+  return finite && mask == MaskOf(margins, count) ? To::kThis : To::kNothing;
+}
+
 Result<sockaddr_un> SidecarAddress(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -84,8 +99,6 @@ void SidecarClient::Disconnect(uint64_t now_ns) {
   connect_at_ns_ = now_ns + backoff_ns_;
 }
 
-// A message of another length or of other words is no answer, nor is one whose two halves contradict each other. One to
-// an earlier question is passed over.
 SidecarClient::Outcome SidecarClient::Await(size_t count, uint64_t deadline_ns) {
   for (;;) {
     // Longer messages are cut off here, and told by their length.
@@ -96,17 +109,9 @@ SidecarClient::Outcome SidecarClient::Await(size_t count, uint64_t deadline_ns) 
       WaitFor(socket_, deadline_ns);
       continue;
     }
-    if (static_cast<size_t>(bytes) < SidecarAnswer::Bytes(0) || answer_.version != kSidecarVersion) {
-      return Outcome::kWrong;
-    }
-    if (const uint32_t behind = sequence_ - answer_.sequence; behind != 0) {
-      if (behind >= UINT32_MAX / 2) return Outcome::kWrong;  // to what nobody has asked yet
-      continue;
-    }
-    const bool finite = std::all_of(answer_.margins, answer_.margins + count, [](float m) { return std::isfinite(m); });
-    const bool right = static_cast<size_t>(bytes) == SidecarAnswer::Bytes(count) && finite &&
-                       answer_.mask == SidecarAnswer::MaskOf(answer_.margins, count);
-    return right ? Outcome::kAnswered : Outcome::kWrong;
+    const SidecarAnswer::To to = answer_.Answers(static_cast<size_t>(bytes), sequence_, count);
+    if (to == SidecarAnswer::To::kEarlier) continue;
+    return to == SidecarAnswer::To::kThis ? Outcome::kAnswered : Outcome::kWrong;
   }
 }
 

@@ -30,6 +30,8 @@ struct SidecarQuestion {
   float values[ColdRl::kMostCandidates * ColdRl::kFeatures];
 
   static size_t Bytes(size_t candidates);
+  // A message of so many bytes, of which the first are here, is a question that can be answered.
+  bool IsOne(size_t bytes) const;
 };
 
 struct SidecarAnswer {
@@ -40,6 +42,10 @@ struct SidecarAnswer {
 
   static size_t Bytes(size_t candidates);
   static uint32_t MaskOf(const float* margins, size_t count);
+  // What a message of so many bytes, of which the first are here, answers. One of another length or of other words is
+  // no answer, nor is one whose two halves contradict each other, or to what nobody has asked yet.
+  enum class To : uint8_t { kThis, kEarlier, kNothing };
+  To Answers(size_t bytes, uint32_t sequence, size_t candidates) const;
 };
 
 inline constexpr uint32_t kSidecarVersion = 1;

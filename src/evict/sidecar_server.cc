@@ -94,12 +94,7 @@ bool SidecarServer::Serve(int connection) {
     const ssize_t bytes = ::recv(connection, &next, sizeof next, MSG_DONTWAIT | MSG_TRUNC);
     if (bytes < 0 && errno == EINTR) continue;
     if (bytes < 0 && errno == EAGAIN) break;
-    if (bytes < 0 || static_cast<size_t>(bytes) < SidecarQuestion::Bytes(0)) return false;
-    if (next.version != kSidecarVersion || next.features != ColdRl::kFeatures || next.candidates < 1 ||
-        next.candidates > ColdRl::kMostCandidates ||
-        static_cast<size_t>(bytes) != SidecarQuestion::Bytes(next.candidates)) {
-      return false;
-    }
+    if (bytes < 0 || !next.IsOne(static_cast<size_t>(bytes))) return false;
     question = next;
     asked = true;
   }

@@ -17,7 +17,7 @@ template <typename L>
   const V least{};
   const V most = V{} + kMostValue;
   for (float* at = values; at < values + rows * kLanes; at += L::kWidth) {
-    const V x = At<L>(at);
+    const V x = At<L>(at).values;
     const V some = x < least ? least : x;
     const V cut = some > most ? most : some;
     V log;
@@ -34,7 +34,7 @@ template <typename L>
   const V least = V{} - kMostInput;
   for (size_t row = 0; row < rows; ++row) {
     for (size_t at = row * kLanes; at < (row + 1) * kLanes; at += L::kWidth) {
-      const V z = (At<L>(features + at) - mean[row]) / deviation[row];
+      const V z = (At<L>(features + at).values - mean[row]) / deviation[row];
       const V some = z < least ? least : z;
       const V cut = some > most ? most : some;
       Store<L>(inputs + at, z == z ? cut : V{});
@@ -49,7 +49,7 @@ template <typename L>
   V number;
   for (size_t i = 0; i < L::kWidth; ++i) number[i] = static_cast<float>(i);
   for (size_t first = 0; first < count; first += L::kWidth, number += static_cast<float>(L::kWidth)) {
-    const V own = At<L>(worths + first);
+    const V own = At<L>(worths + first).values;
     V before{};
     V at{};
     for (size_t other = 0; other < count; ++other, at += 1) {

@@ -12,13 +12,17 @@ namespace pith::evict {
 
 inline constexpr size_t kLanes = 16;
 
-// One for each width: templates forget the attributes of types.
+// One for each width: templates forget the attributes of types. Rows begin where a float may: Clang forgets that of a
+// reference to Floats, too, but not of one to a struct that is packed.
 #define PITH_LANES(name, bytes)                                                                     \
   struct name {                                                                                     \
     static constexpr size_t kWidth = bytes / sizeof(float);                                         \
     using Floats = float __attribute__((vector_size(bytes), aligned(alignof(float)), may_alias));   \
     using Bits = uint32_t __attribute__((vector_size(bytes), aligned(alignof(float)), may_alias));  \
     using Signed = int32_t __attribute__((vector_size(bytes), aligned(alignof(float)), may_alias)); \
+    struct __attribute__((packed, aligned(alignof(float)), may_alias)) Row {                        \
+      Floats values;                                                                                \
+    };                                                                                              \
   };
 PITH_LANES(Lanes4, 16)
 PITH_LANES(Lanes8, 32)
@@ -27,11 +31,11 @@ PITH_LANES(Lanes16, 64)
 
 template <typename L>
 [[gnu::always_inline]] inline void Store(float* to, const typename L::Floats& values) {
-  *reinterpret_cast<typename L::Floats*>(to) = values;
+  reinterpret_cast<typename L::Row*>(to)->values = values;
 }
 template <typename L>
-[[gnu::always_inline]] inline const typename L::Floats& At(const float* from) {
-  return *reinterpret_cast<const typename L::Floats*>(from);
+[[gnu::always_inline]] inline const typename L::Row& At(const float* from) {
+  return *reinterpret_cast<const typename L::Row*>(from);
 }
 
 }  // namespace pith::evict

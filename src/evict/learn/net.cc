@@ -22,12 +22,12 @@ template <typename L, size_t kRows, size_t kGroups>
   constexpr size_t kWidth = L::kWidth;
   V sums[kRows][kGroups];
   for (size_t r = 0; r < kRows; ++r) {
-    for (size_t g = 0; g < kGroups; ++g) sums[r][g] = At<L>(parameters + layer.biases + first + g * kWidth);
+    for (size_t g = 0; g < kGroups; ++g) sums[r][g] = At<L>(parameters + layer.biases + first + g * kWidth).values;
   }
   const float* weights = parameters + layer.weights + first;
   for (uint32_t j = 0; j < layer.in; ++j, weights += layer.stride) {
     for (size_t r = 0; r < kRows; ++r) {
-      for (size_t g = 0; g < kGroups; ++g) sums[r][g] += At<L>(weights + g * kWidth) * in[r * in_stride + j];
+      for (size_t g = 0; g < kGroups; ++g) sums[r][g] += At<L>(weights + g * kWidth).values * in[r * in_stride + j];
     }
   }
   for (size_t r = 0; r < kRows; ++r) {
@@ -71,7 +71,7 @@ template <typename L, size_t kOutputs>
   for (size_t o = 0; o < kOutputs; ++o) sums[o] = V{} + parameters[layer.biases + first + o];
   const float* weights = parameters + layer.weights + first;
   for (uint32_t j = 0; j < layer.in; ++j, weights += layer.stride) {
-    for (size_t o = 0; o < kOutputs; ++o) sums[o] += At<L>(in + j * kLanes) * weights[o];
+    for (size_t o = 0; o < kOutputs; ++o) sums[o] += At<L>(in + j * kLanes).values * weights[o];
   }
   for (size_t o = 0; o < kOutputs; ++o) {
     V sum = sums[o];
@@ -112,7 +112,8 @@ inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
   for (size_t r = 0; r < rows; ++r) {
     const float* slopes = out_slopes + r * layer.stride;
     for (size_t o = 0; o < layer.stride; o += kLanes) {
-      Store<Lanes16>(gradient + layer.biases + o, At<Lanes16>(gradient + layer.biases + o) + At<Lanes16>(slopes + o));
+      Store<Lanes16>(gradient + layer.biases + o,
+                     At<Lanes16>(gradient + layer.biases + o).values + At<Lanes16>(slopes + o).values);
     }
     for (uint32_t j = 0; j < layer.in; ++j) {
       const float value = in[r * in_stride + j];
@@ -120,8 +121,9 @@ inline float Faded(float x) { return std::abs(x) < 1e-25f ? 0.0f : x; }
       Lanes16::Floats back{};
       for (size_t o = 0; o < layer.stride; o += kLanes) {
         if (value != 0)
-          Store<Lanes16>(gradient + row + o, At<Lanes16>(gradient + row + o) + At<Lanes16>(slopes + o) * value);
-        if (in_slopes != nullptr) back += At<Lanes16>(parameters + row + o) * At<Lanes16>(slopes + o);
+          Store<Lanes16>(gradient + row + o,
+                         At<Lanes16>(gradient + row + o).values + At<Lanes16>(slopes + o).values * value);
+        if (in_slopes != nullptr) back += At<Lanes16>(parameters + row + o).values * At<Lanes16>(slopes + o).values;
       }
       // Behind a ReLU: what it gave was 0, or passes on.
       if (in_slopes != nullptr) in_slopes[r * in_stride + j] = value > 0 ? Sum(back) : 0;
