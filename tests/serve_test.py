@@ -336,6 +336,29 @@ class Llama(Served):
         self.assertEqual((stopped["stop_type"], stopped["stopping_word"]), ("word", "Paris"))
         self.assertEqual(self.server.post("/completion", {**body, "n_predict": 0})[2]["tokens_predicted"], 0)
 
+    def test_what_tokens_were_drawn_from(self):
+        body = {"prompt": "Today I would finally become a", "n_predict": 5, "n_probs": 10, "post_sampling_probs": True, "repeat_penalty": 1,
+                "min_p": 0, "top_p": 1, "ignore_eos": True}
+        drawn = lambda **more: self.server.post("/completion", {**body, **more})[2]["completion_probabilities"]
+        for token in drawn(temperature=1, top_k=4):
+            top = [one["prob"] for one in token["top_probs"]]
+            self.assertEqual((len(top), top), (4, sorted(top, reverse=True)))
+            self.assertAlmostEqual(sum(top), 1, places=5)
+            self.assertIn(token["id"], [one["id"] for one in token["top_probs"]])
+        many = drawn(temperature=1, top_k=0)[0]
+        self.assertEqual(len(many["top_probs"]), 10)
+        self.assertLess(sum(one["prob"] for one in many["top_probs"]), 1)
+        self.assertTrue(all(token["prob"] == 1 and len(token["top_probs"]) == 1 for token in drawn(temperature=0)))
+        hotter = drawn(temperature=5, top_k=4)[0]["top_probs"][0]["prob"]  # what samplers did shows
+        self.assertLess(hotter, drawn(temperature=1, top_k=4)[0]["top_probs"][0]["prob"])
+
+    def test_every_seed_is_one(self):
+        # The second choice's is the number by which libllama means "any".
+        body = {"prompt": "Once upon a time", "max_tokens": 12, "n": 2, "temperature": 1.8, "seed": 2**32 - 2}
+        said = [[choice["text"] for choice in self.server.post("/v1/completions", body)[2]["choices"]] for _ in range(2)]
+        self.assertEqual(said[0], said[1])
+        self.assertNotEqual(said[0][0], said[0][1])
+
     def test_a_prompt_that_is_too_long(self):
         status, _, answer = self.server.post("/completion", {"prompt": "word " * 3000})
         self.assertEqual((status, answer["error"]["type"], answer["error"]["n_ctx"]), (400, "exceed_context_size_error", 2048))

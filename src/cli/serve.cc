@@ -71,7 +71,7 @@ struct ServeFlags {
   bool deterministic_reuse = false;
   int connections = 1024;
   int http_threads = 2;
-  int timeout = 30;
+  int timeout = 30, ping_seconds = 30;
   int drain_seconds = 600;
   bool ignored = false;
 
@@ -171,6 +171,7 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   PITH_ASSIGN_OR_RETURN(served.sampling, sampler.Make(*model, options.num_ctx));
   served.num_ctx = options.num_ctx;
   served.num_slots = flags.parallel();
+  served.ping_seconds = flags.ping_seconds;
   served.recipe = options.recipe;
   served.topics = std::make_shared<server::TopicMemory>(model, flags.model.num_threads());
   served.parse_budget = [full = FullCacheBytes(served.info, options.num_ctx)](const std::string& text)
@@ -370,6 +371,10 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
             "N");
   AddNumber(command, "--timeout", flags.timeout, 1, 86400,
             "-to: seconds after which a client that takes or sends nothing is dropped (default 30)", "SECONDS");
+  AddNumber(command, "--sse-ping-interval", flags.ping_seconds, -1, 86400,
+            "Seconds after which a stream that is silent gets a comment, so that no proxy takes it for dead (default "
+            "30; -1: none)",
+            "SECONDS");
   AddNumber(command, "--drain", flags.drain_seconds, 0, 86400,
             "Seconds that what runs may take after SIGTERM (default 600)", "SECONDS");
   AddOption(command, "--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template",
@@ -397,6 +402,7 @@ void AddVariables(CLI::App& command) {
       {"--gpu-layers", "LLAMA_ARG_N_GPU_LAYERS"},
       {"--threads-http", "LLAMA_ARG_THREADS_HTTP"},
       {"--timeout", "LLAMA_ARG_TIMEOUT"},
+      {"--sse-ping-interval", "LLAMA_ARG_SSE_PING_INTERVAL"},
       {"--chat-template", "LLAMA_ARG_CHAT_TEMPLATE"},
       {"--chat-template-file", "LLAMA_ARG_CHAT_TEMPLATE_FILE"},
       {"--api-key-file", "LLAMA_ARG_API_KEY_FILE"},

@@ -63,6 +63,9 @@ Status CheckRange(double value, double low, double high, std::string_view flag) 
   return InvalidArgument(fmt::format("{} takes a number from {:g} to {:g}", flag, low, high));
 }
 
+// What libllama takes for "draw a seed of your own": here every seed is one. Any other number in its place will do.
+constexpr uint32_t kOtherSeed = 0x9e3779b9;
+
 // libllama makes room for as many tokens as it is told, whether they come or not.
 constexpr int kMostLookBack = 1 << 16;
 
@@ -158,6 +161,32 @@ Status CheckSampling(const SamplerOptions& options) {
   return {};
 }
 
+// The softmax over what the chain left. greedy: it took the likeliest of all, which no other could have been.
+void ReadProbabilities(const llama_token_data_array& array, bool is_greedy, int num_top,
+                       std::vector<TokenProbability>& drawn_from) {
+  const llama_token_data chosen = array.data[array.selected];
+  drawn_from.assign(1, {chosen.id, 1.0f});
+  if (is_greedy) {
+    if (num_top > 0) drawn_from.push_back(drawn_from.front());
+    return;
+  }
+  std::vector<llama_token_data> left(array.data, array.data + array.size);
+  std::erase_if(left, [](const llama_token_data& one) { return !std::isfinite(one.logit); });
+  const auto is_before = [](const llama_token_data& a, const llama_token_data& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
+  const size_t count = std::min(left.size(), static_cast<size_t>(std::max(num_top, 1)));
+  std::partial_sort(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(count), left.end(), is_before);
+  double sum = 0;
+  const auto weight = [&](float logit) { return std::exp(static_cast<double>(logit - left.front().logit)); };
+  for (const llama_token_data& one : left) sum += weight(one.logit);
+  drawn_from.front().probability = static_cast<float>(weight(chosen.logit) / sum);
+  for (size_t i = 0; i < std::min(count, static_cast<size_t>(num_top)); ++i) {
+    const auto probability = static_cast<float>(weight(left[i].logit) / sum);
+    if (probability > 0) drawn_from.push_back({left[i].id, probability});
+  }
+}
+
 struct HostSampler::Private {
   LlamaSamplerPtr bias;       // null: none
   LlamaSamplerPtr penalties;  // where they come first; likewise
@@ -170,6 +199,10 @@ struct HostSampler::Private {
   std::vector<int32_t> recent;               // ring of the tokens that penalties look back on
   size_t num_recent_max = 0;
   size_t next_recent = 0;
+  bool is_greedy = false;
+  // While Sample() is asked for them.
+  std::vector<TokenProbability>* drawn_from = nullptr;
+  int num_top = 0;
 
   Status MakeBias(const HostModel& model, const SamplerOptions& options);
   Status MakeGrammar(const HostModel& model, const SamplerOptions& options);
@@ -253,7 +286,9 @@ llama_sampler* HostSampler::Private::Make(const std::string& name, const HostMod
   return llama_sampler_init_temp_ext(options.temperature, options.dynatemp_range, options.dynatemp_exponent);
 }
 
-void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOptions& options) {
+void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOptions& given) {
+  SamplerOptions options = given;
+  if (options.seed == LLAMA_DEFAULT_SEED) options.seed = kOtherSeed;
   chain.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
   const auto add = [this](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
   if (options.mirostat > 0 && options.temperature > 0) {
@@ -265,7 +300,7 @@ void HostSampler::Private::MakeChain(const HostModel& model, const SamplerOption
     return;
   }
   // Of the others only two may take away the likeliest token.
-  const bool is_greedy = options.temperature <= 0 && options.typical_p >= 1 && options.xtc_probability <= 0;
+  is_greedy = options.temperature <= 0 && options.typical_p >= 1 && options.xtc_probability <= 0;
   for (const std::string& name : options.sequence) {
     const bool looks_back = name == "penalties" || name == "dry";
     if (is_greedy && !looks_back) continue;
@@ -330,6 +365,7 @@ Result<int32_t> HostSampler::Private::Choose(std::span<const float> logits, bool
   Penalise(array);
   llama_sampler_apply(chain.get(), &array);
   if (array.selected < 0) return Unsupported("libllama's samplers left no token to choose from");
+  if (drawn_from != nullptr) ReadProbabilities(array, is_greedy, num_top, *drawn_from);
   return array.data[array.selected].id;
 }
 
@@ -380,6 +416,15 @@ Result<int32_t> HostSampler::Sample(std::span<const float> logits) {
   } catch (const std::exception& error) {
     return Unsupported(fmt::format("libllama's sampler failed: {}", error.what()));
   }
+}
+
+Result<int32_t> HostSampler::Sample(std::span<const float> logits, int num_top,
+                                    std::vector<TokenProbability>& drawn_from) {
+  private_->drawn_from = &drawn_from;
+  private_->num_top = num_top;
+  Result<int32_t> token = Sample(logits);
+  private_->drawn_from = nullptr;
+  return token;
 }
 
 void HostSampler::StartOver() {

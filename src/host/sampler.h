@@ -60,6 +60,11 @@ Result<std::vector<std::string>> ParseSequence(const std::string& text);
 // kInvalidArgument, with the flag's name as llama.cpp has it: a value outside its range.
 Status CheckSampling(const SamplerOptions& options);
 
+struct TokenProbability {
+  int32_t token = -1;
+  float probability = 0;
+};
+
 // Not thread-safe.
 class HostSampler {
  public:
@@ -70,6 +75,9 @@ class HostSampler {
 
   // [vocab] of numbers (base/logits.h). kUnsupported: the grammar allows no token.
   Result<int32_t> Sample(std::span<const float> logits);
+  // The same, and what the token was drawn from: its own probability in front, then of the likeliest that were left to
+  // choose from `num_top` at most, descending.
+  Result<int32_t> Sample(std::span<const float> logits, int num_top, std::vector<TokenProbability>& drawn_from);
   // A new generation: penalties, grammar and mirostat begin anew, random numbers go on.
   void StartOver();
 

@@ -1,6 +1,8 @@
 #include "server/answer.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <utility>
 
 #include <fmt/format.h>
@@ -11,6 +13,12 @@ namespace {
 
 // Prompts of one request that the scheduler has at once; the others come when these are done.
 constexpr int kMostAtOnce = 8;
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsBetween(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 // The state of one answer. Everything but its beginning happens on the connections' thread.
 class Answer : public std::enable_shared_from_this<Answer> {
@@ -27,6 +35,9 @@ class Answer : public std::enable_shared_from_this<Answer> {
         tools_(request.uses_tools() ? request.tools : std::vector<ToolSpec>()),
         stops_(base_.generation.stops),
         stream_(request.stream),
+        tells_timings_(request.stream && request.timings_per_token),
+        tells_progress_(request.stream && request.returns_progress && prompts_.size() == 1),
+        ping_seconds_(request.stream ? request.ping_seconds : -1),
         is_evict_off_(request.is_evict_off),
         num_choices_(base_.num_choices),
         num_prompts_(static_cast<int>(prompts_.size())),
@@ -44,14 +55,23 @@ class Answer : public std::enable_shared_from_this<Answer> {
     });
   }
 
-  void Started(const RequestUsage& usage, int slot) {
+  void Started(const RequestUsage& usage, int slot, Clock::time_point now) {
+    if (num_started_++ == 0) started_ = now;
     totals_.usage.prompt_tokens += usage.prompt_tokens;
     totals_.usage.cached_tokens += usage.cached_tokens;
     if (totals_.slot < 0) totals_.slot = slot;
+    Progress(usage.cached_tokens, now);
   }
 
-  void Progress(int done, int total) {
-    if (stream_ && num_prompts_ == 1) writer_->Progress(done, total);
+  void Progress(int done, Clock::time_point now) {
+    const RequestUsage& usage = totals_.usage;
+    if (!tells_progress_ || done < last_progress_.value_or(-1) + 1) return;
+    last_progress_ = done;
+    BeginOnce();
+    writer_->Progress({.total = usage.prompt_tokens,
+                       .cached = usage.cached_tokens,
+                       .done = done,
+                       .seconds = SecondsBetween(started_, now)});
   }
 
   void PromptLogprobs(int prompt, std::vector<TokenLogprobs> logprobs) {
@@ -59,13 +79,21 @@ class Answer : public std::enable_shared_from_this<Answer> {
   }
   void Embedding(int prompt, std::vector<float> embedding) { writer_->Embedding(prompt, std::move(embedding)); }
 
-  void Text(int prompt, Delta delta) {
+  void Text(int prompt, Delta delta, Clock::time_point now) {
     if (!stream_) return;
+    if (!first_token_) first_token_ = now;
     delta.choice += prompt * num_choices_;
     const auto choice = static_cast<size_t>(delta.choice);
     if (!tools_.empty()) delta.text = filters_[choice].Push(delta.text);
     sent_tokens_[choice] += delta.tokens.size();
     if (delta.text.empty() && delta.tokens.empty()) return;
+    if (tells_timings_) {
+      delta.so_far = totals_;
+      delta.so_far->usage.completion_tokens = static_cast<int>(sent_tokens_[choice]);
+      delta.so_far->times = {.queued = 0,
+                             .prompt = SecondsBetween(started_, *first_token_),
+                             .generation = SecondsBetween(*first_token_, now)};
+    }
     BeginOnce();
     writer_->Text(std::move(delta));
   }
@@ -130,8 +158,15 @@ class Answer : public std::enable_shared_from_this<Answer> {
  private:
   // Headers go out with the first thing that there is to say, so that errors before it have a status of their own.
   void BeginOnce() {
-    if (!std::exchange(begun_, true)) writer_->Begin(totals_.usage, totals_.slot);
+    last_said_ = Clock::now();
+    if (std::exchange(begun_, true)) return;
+    RequestUsage usage = totals_.usage;
+    for (size_t i = static_cast<size_t>(num_started_); i < prompts_.size(); ++i)
+      usage.prompt_tokens += static_cast<int>(prompts_[i].size());
+    writer_->Begin(usage, totals_.slot);
   }
+
+  void PingAfter(double seconds);
 
   // The conversation so far, for its next turn.
   void Remember(const std::vector<int32_t>& written) {
@@ -170,14 +205,19 @@ class Answer : public std::enable_shared_from_this<Answer> {
   std::string prompt_text_;  // of the one prompt, where it was messages
   std::vector<ToolSpec> tools_;
   std::vector<std::string> stops_;
-  bool stream_, is_evict_off_;
+  bool stream_, tells_timings_, tells_progress_;
+  int ping_seconds_;
+  bool is_evict_off_;
   int num_choices_, num_prompts_;
   size_t longest_ = 0;
   std::vector<ToolFilter> filters_;  // of each choice
   std::vector<size_t> sent_tokens_;  // of each choice
   std::vector<RequestId> ids_;
   AnswerTotals totals_;
-  int num_submitted_ = 0, num_ended_ = 0, num_finished_ = 0;
+  int num_submitted_ = 0, num_started_ = 0, num_ended_ = 0, num_finished_ = 0;
+  std::optional<int> last_progress_;
+  Clock::time_point started_, last_said_ = Clock::now();
+  std::optional<Clock::time_point> first_token_;
   int cached_tokens_ = 0;  // of prompts whose answers are finished
   bool begun_ = false, over_ = false;
 };
@@ -188,10 +228,10 @@ class Sink final : public RequestSink {
   Sink(std::shared_ptr<Answer> answer, int prompt) : answer_(std::move(answer)), prompt_(prompt) {}
 
   void Started(const RequestUsage& usage, int slot) override {
-    answer_->Post([usage, slot](Answer& answer) { answer.Started(usage, slot); });
+    answer_->Post([usage, slot, now = Clock::now()](Answer& answer) { answer.Started(usage, slot, now); });
   }
-  void Progress(int prompt_done, int prompt_total) override {
-    answer_->Post([prompt_done, prompt_total](Answer& answer) { answer.Progress(prompt_done, prompt_total); });
+  void Progress(int prompt_done, int) override {
+    answer_->Post([prompt_done, now = Clock::now()](Answer& answer) { answer.Progress(prompt_done, now); });
   }
   void PromptLogprobs(std::vector<TokenLogprobs> logprobs) override {
     answer_->Post([prompt = prompt_, logprobs = std::move(logprobs)](Answer& answer) mutable {
@@ -205,8 +245,8 @@ class Sink final : public RequestSink {
   }
   void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
     Delta delta{choice, std::move(text), std::move(tokens), std::move(logprobs)};
-    answer_->Post([prompt = prompt_, delta = std::move(delta)](Answer& answer) mutable {
-      answer.Text(prompt, std::move(delta));
+    answer_->Post([prompt = prompt_, delta = std::move(delta), now = Clock::now()](Answer& answer) mutable {
+      answer.Text(prompt, std::move(delta), now);
     });
   }
   void Ended(int choice, GenerationResult result) override {
@@ -252,6 +292,22 @@ void Answer::Begin(const std::shared_ptr<Answer>& self) {
     // The client may be gone already: then it is cancelled at once.
     self->Post([id = *id](Answer& answer) { answer.ids_.push_back(id); });
   }
+  self->PingAfter(self->ping_seconds_);
+}
+
+void Answer::PingAfter(double seconds) {
+  if (ping_seconds_ <= 0) return;
+  exchange_->PostAfter(seconds, [weak = weak_from_this()] {
+    const std::shared_ptr<Answer> self = weak.lock();
+    if (self == nullptr || self->over_) return;
+    const double left = self->ping_seconds_ - SecondsBetween(self->last_said_, Clock::now());
+    if (left > 0) return self->PingAfter(left);
+    const std::string ping = self->writer_->Ping();
+    if (ping.empty()) return;
+    self->BeginOnce();
+    self->exchange_->Write(ping);
+    self->PingAfter(self->ping_seconds_);
+  });
 }
 
 Result<RequestId> Answer::SubmitOne(int prompt) {
@@ -333,6 +389,13 @@ Json TimingsJson(const AnswerTotals& totals) {
           {"predicted_ms", 1000 * times.generation},
           {"predicted_per_token_ms", per_token(times.generation, written)},
           {"predicted_per_second", per_second(written, times.generation)}};
+}
+
+Json ProgressJson(const PromptProgress& progress) {
+  return {{"total", progress.total},
+          {"cache", progress.cached},
+          {"processed", progress.done},
+          {"time_ms", std::llround(1e3 * progress.seconds)}};
 }
 
 const char* FinishReason(const ChoiceEnd& end) {

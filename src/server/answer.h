@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,13 @@ struct Delta {
   std::string text;
   std::vector<int32_t> tokens;
   std::vector<TokenLogprobs> logprobs;
+  std::optional<AnswerTotals> so_far = {};  // of this choice, where timings are wanted with each token
+};
+
+// How far a prompt is read.
+struct PromptProgress {
+  int total = 0, cached = 0, done = 0;  // tokens; those that were there are done, too
+  double seconds = 0;                   // since it was begun
 };
 
 // One protocol's way of saying it. Called on the connections' thread.
@@ -48,7 +56,10 @@ class AnswerWriter {
   virtual void Begin(const RequestUsage& usage, int slot) {
     (void)usage, (void)slot;
   }  // before anything else but Failed()
-  virtual void Progress(int done, int total) { (void)done, (void)total; }
+  // Of streams of one prompt, where it was asked for; the first time before anything is read.
+  virtual void Progress(const PromptProgress& progress) { (void)progress; }
+  // What a stream says while there is nothing to say, so that nobody takes its connection for dead; empty: nothing.
+  virtual std::string Ping() { return {}; }
   // Of one prompt, before its texts, where they were asked for.
   virtual void PromptLogprobs(int prompt, std::vector<TokenLogprobs> logprobs) { (void)prompt, (void)logprobs; }
   virtual void Embedding(int prompt, std::vector<float> embedding) { (void)prompt, (void)embedding; }
@@ -64,8 +75,10 @@ void StartAnswer(const Call& call, ChatRequest request, std::unique_ptr<AnswerWr
 
 // Members that replies share.
 Json KvJson(const CacheReport& cache);
-// llama-server's timings{cache_n, prompt_n, ...}
+// llama-server's timings{cache_n, prompt_n, ...} and prompt_progress{total, cache, ...}
 Json TimingsJson(const AnswerTotals& totals);
+Json ProgressJson(const PromptProgress& progress);
+inline constexpr const char* kSsePing = ":\n\n";  // a comment
 const char* FinishReason(const ChoiceEnd& end);  // OpenAI's
 // An error that may be about the prompt's length, with n_prompt_tokens and n_ctx where it is.
 HttpResponse LengthAwareError(const ServerContext& context, Dialect dialect, const ChatRequest& request,

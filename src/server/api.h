@@ -31,11 +31,13 @@ struct Call {
 
 // api_openai.cc
 void OpenAiChat(Call& call);
+void OpenAiChatTokens(Call& call);  // .../input_tokens
 void OpenAiCompletions(Call& call);
 void OpenAiModels(Call& call);  // and Anthropic's, who ask with their own headers
 void OpenAiModel(Call& call);   // /v1/models/{id}
 // api_responses.cc
 void OpenAiResponses(Call& call);
+void OpenAiResponsesTokens(Call& call);
 // api_anthropic.cc
 void AnthropicMessages(Call& call);
 void AnthropicCountTokens(Call& call);
@@ -77,6 +79,8 @@ Json LogprobsJson(const ServedModel& model, const std::vector<TokenLogprobs>& lo
 double FiniteLogprob(float logprob);
 // A prompt as text, tokens, or several of either, into the request's. kInvalidArgument; errors of TokenizePrompt().
 Status ReadPrompts(const Json& prompt, const ServedModel& model, ChatRequest& request, std::vector<std::string>& texts);
+// The messages' tokens as "input_tokens" of `reply`: nothing is generated.
+void ReplyTokenCount(Call& call, const ChatRequest& request, Json reply);
 std::string TextOf(const ServedModel& model, const std::vector<int32_t>& tokens);
 // Server-sent events.
 std::string Event(const Json& data);

@@ -54,6 +54,7 @@ class AnthropicWriter final : public AnswerWriter {
     Write("message_start", {{"message", std::move(message)}});
     Write("ping", Json::object());
   }
+  std::string Ping() override { return Event("ping", {{"type", "ping"}}); }
 
   void Text(Delta delta) override {
     if (delta.text.empty()) return;
@@ -86,13 +87,11 @@ class AnthropicWriter final : public AnswerWriter {
       Json message = Message(std::move(content), StopReasonOf(end_), stop);
       message["usage"] = UsageJson(totals.usage, totals.usage.completion_tokens);
       message["kv"] = KvJson(totals.cache);
-      message["timings"] = TimingsJson(totals);
       return exchange_->Send(JsonResponse(message));
     }
     Write("message_delta", {{"delta", {{"stop_reason", StopReasonOf(end_)}, {"stop_sequence", stop}}},
                             {"usage", UsageJson(totals.usage, totals.usage.completion_tokens)},
-                            {"kv", KvJson(totals.cache)},
-                            {"timings", TimingsJson(totals)}});
+                            {"kv", KvJson(totals.cache)}});
     Write("message_stop", Json::object());
     exchange_->EndStream();
   }
@@ -267,9 +266,10 @@ Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Integer("max_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadPromptPart(reader, request));
   reader.Bool("stream", request.stream);
+  reader.Integer("sse_ping_interval", -1, INT32_MAX, request.ping_seconds);
   (void)reader.Array("stop_sequences");  // no string, as elsewhere
   ReadStops(reader, "stop_sequences", request.base.generation.stops);
-  ReadSampling(reader, model, 2, request.base.sampling);
+  ReadSampling(reader, model, SamplingRules::kOpenAi, request.base.sampling);
   if (const Json* config = reader.Object("output_config"); config != nullptr) {
     if (const auto format = config->find("format"); format != config->end() && !format->is_null()) {
       PITH_RETURN_IF_ERROR(ReadFormat(*format, "output_config.format", request.schema));
@@ -296,14 +296,8 @@ void AnthropicCountTokens(Call& call) {
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   JsonReader reader(*body);
   Status status = ReadPromptPart(reader, request);
-  if (status) status = CheckTools(request.tools);
   if (!status) return call.Fail(status.error());
-  const Result<std::string> text = RenderPrompt(call.context.model, request, true);
-  if (!text) return call.Fail(text.error());
-  if (const Status length = CheckTextLength(text->size()); !length) return call.Fail(413, length.error().message);
-  const auto tokens = call.context.model.text->Tokenize(*text, true, true);
-  if (!tokens) return call.Fail(tokens.error());
-  call.Reply({{"input_tokens", tokens->size()}});
+  ReplyTokenCount(call, request, Json::object());
 }
 
 }  // namespace pith::server

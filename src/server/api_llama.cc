@@ -20,8 +20,13 @@ namespace {
 
 constexpr size_t kMostFields = 64;
 
-Json ParamsJson(const SamplerOptions& sampling, const Request& request = {}) {
+Json ParamsJson(const SamplerOptions& sampling, const ChatRequest& chat = {}) {
+  const Request& request = chat.base;
   const GeneratorOptions& generation = request.generation;
+  Json biases = Json::array();
+  // JSON has no infinity.
+  for (const auto& [token, bias] : sampling.logit_bias)
+    biases.push_back({{"token", token}, {"bias", std::isfinite(bias) ? Json(bias) : Json(false)}});
   return {{"seed", sampling.seed},
           {"temperature", sampling.temperature},
           {"dynatemp_range", sampling.dynatemp_range},
@@ -41,6 +46,7 @@ Json ParamsJson(const SamplerOptions& sampling, const Request& request = {}) {
           {"dry_base", sampling.dry_base},
           {"dry_allowed_length", sampling.dry_allowed_length},
           {"dry_penalty_last_n", sampling.dry_last_n},
+          {"dry_sequence_breakers", sampling.dry_breakers},
           {"mirostat", sampling.mirostat},
           {"mirostat_tau", sampling.mirostat_tau},
           {"mirostat_eta", sampling.mirostat_eta},
@@ -50,22 +56,33 @@ Json ParamsJson(const SamplerOptions& sampling, const Request& request = {}) {
           {"n_cmpl", request.num_choices},
           {"t_max_predict_ms", std::llround(1e3 * generation.max_seconds)},
           {"ignore_eos", sampling.ignore_eos},
+          {"stream", chat.stream},
+          {"logit_bias", std::move(biases)},
+          {"n_probs", std::max(generation.num_logprobs, 0)},
+          {"post_sampling_probs", request.tells_sampled},
+          {"timings_per_token", chat.timings_per_token},
           {"grammar", sampling.grammar},
           {"samplers", sampling.sequence}};
 }
 
-Json Probabilities(const ServedModel& model, const std::vector<TokenLogprobs>& logprobs) {
-  const auto entry = [&model](const TokenLogprob& one) -> Json {
+// after_sampling: what tokens were drawn from, as probabilities.
+Json Probabilities(const ServedModel& model, const std::vector<TokenLogprobs>& logprobs, bool after_sampling) {
+  const auto entry = [&](const TokenLogprob& one) -> Json {
     const std::string piece = model.text->Piece(one.token);
     Json bytes = Json::array();
     for (const char c : piece) bytes.push_back(static_cast<unsigned char>(c));
-    return {{"id", one.token}, {"token", piece}, {"bytes", std::move(bytes)}, {"logprob", FiniteLogprob(one.logprob)}};
+    Json json = {{"id", one.token}, {"token", piece}, {"bytes", std::move(bytes)}};
+    if (after_sampling)
+      json["prob"] = std::exp(one.logprob);
+    else
+      json["logprob"] = FiniteLogprob(one.logprob);
+    return json;
   };
   Json list = Json::array();
   for (const TokenLogprobs& token : logprobs) {
     Json one = entry(token.chosen);
-    one["top_logprobs"] = Json::array();
-    for (const TokenLogprob& other : token.top) one["top_logprobs"].push_back(entry(other));
+    Json& top = one[after_sampling ? "top_probs" : "top_logprobs"] = Json::array();
+    for (const TokenLogprob& other : token.top) top.push_back(entry(other));
     list.push_back(std::move(one));
   }
   return list;
@@ -75,7 +92,6 @@ struct LlamaExtras {
   std::vector<std::string> prompts;  // their texts
   std::vector<std::string> fields;   // response_fields
   bool returns_tokens = false;
-  bool returns_progress = false;
 };
 
 class LlamaWriter final : public AnswerWriter {
@@ -85,36 +101,41 @@ class LlamaWriter final : public AnswerWriter {
         exchange_(call.exchange),
         stream_(request.stream),
         has_probabilities_(request.base.generation.num_logprobs >= 0),
+        after_sampling_(request.base.tells_sampled),
         num_choices_(request.base.num_choices),
         extras_(std::move(extras)),
-        settings_(ParamsJson(request.base.sampling, request.base)),
+        settings_(ParamsJson(request.base.sampling, request)),
         num_written_(request.prompts.size() * static_cast<size_t>(num_choices_)) {
     for (const auto& prompt : request.prompts) prompt_tokens_.push_back(prompt.size());
   }
 
   void Begin(const RequestUsage&, int slot) override {
     slot_ = slot;
-    if (stream_ && !std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
+    if (stream_) exchange_->BeginStream("text/event-stream; charset=utf-8");
   }
 
-  void Progress(int done, int total) override {
-    if (!extras_.returns_progress || !stream_) return;
-    if (!std::exchange(has_header_, true)) exchange_->BeginStream("text/event-stream; charset=utf-8");
-    exchange_->Write(
-        Event({{"content", ""},
-               {"tokens", Json::array()},
-               {"stop", false},
-               {"prompt_progress", {{"total", total}, {"cache", 0}, {"processed", done}, {"time_ms", 0}}}}));
+  void Progress(const PromptProgress& progress) override {
+    Json part = Part(0, "", {});
+    part["prompt_progress"] = ProgressJson(progress);
+    exchange_->Write(Event(part));
   }
+  std::string Ping() override { return kSsePing; }
 
   void Text(Delta delta) override {
     num_written_[static_cast<size_t>(delta.choice)] += delta.tokens.size();
     if (delta.text.find('\n') != std::string::npos) has_line_.insert(delta.choice);
-    WritePart(delta.choice, std::move(delta.text), delta.tokens, delta.logprobs);
+    Json part = Part(delta.choice, std::move(delta.text), delta.tokens);
+    if (has_probabilities_) part["completion_probabilities"] = ProbabilitiesOf(delta.logprobs);
+    if (delta.so_far) part["timings"] = TimingsJson(*delta.so_far);
+    exchange_->Write(Event(part));
   }
 
   void Ended(ChoiceEnd end) override {
-    if (stream_ && !end.tokens.empty()) WritePart(end.choice, "", end.tokens, end.logprobs);
+    if (stream_ && !end.tokens.empty()) {
+      Json part = Part(end.choice, "", end.tokens);
+      if (has_probabilities_) part["completion_probabilities"] = ProbabilitiesOf(end.logprobs);
+      exchange_->Write(Event(part));
+    }
     ends_.push_back(std::move(end));
   }
 
@@ -127,24 +148,25 @@ class LlamaWriter final : public AnswerWriter {
     exchange_->EndStream();
   }
 
-  void Failed(const Error&, HttpResponse response, bool) override {
-    if (!has_header_) return exchange_->Send(std::move(response));
+  void Failed(const Error&, HttpResponse response, bool begun) override {
+    if (!stream_ || !begun) return exchange_->Send(std::move(response));
     exchange_->Write("data: " + response.body + "\n\n");
     exchange_->EndStream();
   }
 
  private:
-  void WritePart(int choice, std::string text, const std::vector<int32_t>& tokens,
-                 const std::vector<TokenLogprobs>& logprobs) {
-    Json part = {{"index", choice},
-                 {"content", std::move(text)},
-                 {"tokens", tokens},
-                 {"stop", false},
-                 {"id_slot", slot_},
-                 {"tokens_predicted", num_written_[static_cast<size_t>(choice)]},
-                 {"tokens_evaluated", PromptTokens(choice)}};
-    if (has_probabilities_) part["completion_probabilities"] = Probabilities(context_.model, logprobs);
-    exchange_->Write(Event(part));
+  Json Part(int choice, std::string text, const std::vector<int32_t>& tokens) const {
+    return {{"index", choice},
+            {"content", std::move(text)},
+            {"tokens", tokens},
+            {"stop", false},
+            {"id_slot", slot_},
+            {"tokens_predicted", num_written_[static_cast<size_t>(choice)]},
+            {"tokens_evaluated", PromptTokens(choice)}};
+  }
+
+  Json ProbabilitiesOf(const std::vector<TokenLogprobs>& logprobs) const {
+    return Probabilities(context_.model, logprobs, after_sampling_);
   }
 
   size_t PromptTokens(int choice) const { return prompt_tokens_[static_cast<size_t>(choice / num_choices_)]; }
@@ -188,13 +210,13 @@ class LlamaWriter final : public AnswerWriter {
                 {"tokens_cached", PromptTokens(end.choice) + static_cast<size_t>(end.num_tokens)},
                 {"timings", TimingsJson(totals)},
                 {"kv", KvJson(totals.cache)}};
-    if (has_probabilities_ && whole) one["completion_probabilities"] = Probabilities(context_.model, end.logprobs);
+    if (has_probabilities_ && whole) one["completion_probabilities"] = ProbabilitiesOf(end.logprobs);
     return one;
   }
 
   ServerContext& context_;
   std::shared_ptr<HttpExchange> exchange_;
-  bool stream_, has_probabilities_;
+  bool stream_, has_probabilities_, after_sampling_;
   int num_choices_;
   LlamaExtras extras_;
   Json settings_;
@@ -203,12 +225,33 @@ class LlamaWriter final : public AnswerWriter {
   std::set<int> has_line_;             // choices whose streamed text has a line's end
   std::vector<ChoiceEnd> ends_;
   int slot_ = -1;
-  bool has_header_ = false;
 };
 
-// llama-server also takes texts and tokens mixed in one prompt.
-Status ReadMixedPrompt(const Json& prompt, const ServedModel& model, ChatRequest& request,
+// llama-server's {"prompt_string": "..."} as that text, of a prompt or of one of several.
+Result<Json> WithoutObjects(const Json& prompt) {
+  if (prompt.is_object()) {
+    JsonReader reader(prompt, "prompt.");
+    std::string text;
+    reader.Require("prompt_string");
+    reader.Text("prompt_string", text);
+    const Json* const media = reader.Find("multimodal_data");
+    if (media != nullptr && *media != Json::array())
+      reader.Fail("multimodal_data", "is not supported: this model reads text alone");
+    PITH_RETURN_IF_ERROR(reader.status());
+    return Json(std::move(text));
+  }
+  Json plain = prompt;
+  for (Json& one : plain) {
+    if (!plain.is_array() || !one.is_object()) continue;
+    PITH_ASSIGN_OR_RETURN(one, WithoutObjects(one));
+  }
+  return plain;
+}
+
+// It also takes texts and tokens mixed in one prompt.
+Status ReadMixedPrompt(const Json& given, const ServedModel& model, ChatRequest& request,
                        std::vector<std::string>& texts) {
+  PITH_ASSIGN_OR_RETURN(const Json prompt, WithoutObjects(given));
   bool has_text = false, has_token = false;
   if (prompt.is_array()) {
     for (const Json& one : prompt) {
@@ -242,13 +285,13 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   reader.Integer("n_probs", 0, 1000, num_probabilities);
   if (num_probabilities > 0) request.base.generation.num_logprobs = num_probabilities;
   reader.Bool("return_tokens", extras.returns_tokens);
-  reader.Bool("return_progress", extras.returns_progress);
-  ReadLlamaLimits(reader, model.num_slots, request.base);
+  reader.Bool("post_sampling_probs", request.base.tells_sampled);
+  ReadLlamaLimits(reader, model.num_slots, request);
   (void)reader.Array("response_fields");  // no text, as elsewhere
   reader.Texts("response_fields", extras.fields);
   if (extras.fields.size() > kMostFields) reader.Fail("response_fields", fmt::format("has more than {}", kMostFields));
   ReadStops(reader, "stop", request.base.generation.stops);
-  ReadSampling(reader, model, 1e6, request.base.sampling);
+  ReadSampling(reader, model, SamplingRules::kLlama, request.base.sampling);
   if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
   return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompts);

@@ -275,6 +275,18 @@ Status ReadPrompts(const Json& prompt, const ServedModel& model, ChatRequest& re
   return {};
 }
 
+void ReplyTokenCount(Call& call, const ChatRequest& request, Json reply) {
+  const ServedModel& model = call.context.model;
+  if (const Status tools = CheckTools(request.tools); !tools) return call.Fail(tools.error());
+  const Result<std::string> text = RenderPrompt(model, request, request.opens_answer);
+  if (!text) return call.Fail(text.error());
+  if (const Status length = CheckTextLength(text->size()); !length) return call.Fail(413, length.error().message);
+  const auto tokens = model.text->Tokenize(*text, true, true);
+  if (!tokens) return call.Fail(tokens.error());
+  reply["input_tokens"] = tokens->size();
+  call.Reply(reply);
+}
+
 std::string Event(const Json& data) { return "data: " + JsonText(data) + "\n\n"; }
 std::string Event(const char* name, const Json& data) {
   return fmt::format("event: {}\ndata: {}\n\n", name, JsonText(data));

@@ -134,7 +134,7 @@ Status ReadOptions(JsonReader& outer, const ServedModel& model, ChatRequest& req
   int num_ctx = 0;
   reader.Integer("num_ctx", 0, INT32_MAX, num_ctx);  // the server's own is what holds
   ReadStops(reader, "stop", request.base.generation.stops);
-  ReadSampling(reader, model, 1e6, request.base.sampling);
+  ReadSampling(reader, model, SamplingRules::kLlama, request.base.sampling);
   return reader.status();
 }
 

@@ -44,6 +44,8 @@ class CompletionWriter : public AnswerWriter {
     if (stream_) exchange_->BeginStream(kSse);
   }
 
+  std::string Ping() override { return kSsePing; }
+
   void Finished(const AnswerTotals& totals) override {
     Json all = Frame();
     if (!stream_) {
@@ -83,11 +85,16 @@ class CompletionWriter : public AnswerWriter {
             {"system_fingerprint", "pith-" PITH_VERSION}};
   }
 
-  void WriteChunk(Json choice) {
+  // more: members beside the choice.
+  void WriteChunk(Json choice, const Json& more = Json::object()) {
     Json chunk = Frame();
     chunk["choices"] = Json::array({std::move(choice)});
     if (include_usage_) chunk["usage"] = nullptr;
+    chunk.update(more);
     exchange_->Write(Event(chunk));
+  }
+  void WriteText(Json choice, const Delta& delta) {
+    WriteChunk(std::move(choice), delta.so_far ? Json{{"timings", TimingsJson(*delta.so_far)}} : Json::object());
   }
   // A choice's end: at once, but the last.
   void WriteEnd(Json choice, bool is_last) {
@@ -122,9 +129,13 @@ class ChatWriter final : public CompletionWriter {
       WriteChunk(Choice(i, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr));
   }
 
+  void Progress(const PromptProgress& progress) override {
+    WriteChunk(Choice(0, Json::object(), nullptr, nullptr), {{"prompt_progress", ProgressJson(progress)}});
+  }
+
   void Text(Delta delta) override {
     if (delta.text.empty() && !wants_logprobs_) return;
-    WriteChunk(Choice(delta.choice, {{"content", delta.text}}, Logprobs(delta.logprobs), nullptr));
+    WriteText(Choice(delta.choice, {{"content", delta.text}}, Logprobs(delta.logprobs), nullptr), delta);
   }
 
   void Ended(ChoiceEnd end) override {
@@ -183,9 +194,14 @@ class TextWriter final : public CompletionWriter {
     of_prompts_[static_cast<size_t>(prompt)] = std::move(logprobs);
   }
 
+  void Progress(const PromptProgress& progress) override {
+    WriteChunk(Choice(0, "", nullptr, nullptr), {{"prompt_progress", ProgressJson(progress)}});
+  }
+
   void Text(Delta delta) override {
     const std::string echo = Echo(delta.choice);
-    WriteChunk(Choice(delta.choice, echo + delta.text, Logprobs(delta.choice, delta.logprobs, !echo.empty()), nullptr));
+    WriteText(Choice(delta.choice, echo + delta.text, Logprobs(delta.choice, delta.logprobs, !echo.empty()), nullptr),
+              delta);
   }
 
   void Ended(ChoiceEnd end) override {
@@ -263,13 +279,29 @@ Status ReadCommon(JsonReader& reader, const ServedModel& model, ChatRequest& req
     inner.Bool("include_usage", request.include_usage);
     PITH_RETURN_IF_ERROR(inner.status());
   }
-  ReadLlamaLimits(reader, kMostChoices, request.base);
+  ReadLlamaLimits(reader, kMostChoices, request);
   reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
   reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
   ReadStops(reader, "stop", request.base.generation.stops);
-  ReadSampling(reader, model, 2, request.base.sampling);
+  ReadSampling(reader, model, SamplingRules::kOpenAi, request.base.sampling);
   PITH_RETURN_IF_ERROR(reader.status());
   return ReadOwnFields(reader, model, request);
+}
+
+// llama-server's and vLLM's: what the template writes behind the last message.
+Status ReadContinuation(JsonReader& reader, ChatRequest& request) {
+  bool opens = false, continues = false;
+  reader.Bool("add_generation_prompt", opens);
+  reader.Bool("continue_final_message", continues);
+  PITH_RETURN_IF_ERROR(reader.status());
+  const bool is_assistants = request.messages.back().role == "assistant";
+  if (continues && opens)
+    reader.Fail("continue_final_message", "and 'add_generation_prompt' cannot both be true");
+  else if (continues && (!is_assistants || !request.messages.back().tool_calls.empty()))
+    reader.Fail("continue_final_message", "needs a last message of the assistant's without calls");
+  if (reader.Find("continue_final_message") != nullptr) request.continues_last = continues;
+  if (reader.Find("add_generation_prompt") != nullptr) request.opens_answer = opens || continues;
+  return reader.status();
 }
 
 Status ReadChatLogprobs(JsonReader& reader, ChatRequest& request) {
@@ -289,6 +321,7 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   PITH_RETURN_IF_ERROR(reader.status());
   PITH_RETURN_IF_ERROR(ReadMessages(*reader.Find("messages"), "messages", request.messages));
   PITH_RETURN_IF_ERROR(ReadCommon(reader, model, request));
+  PITH_RETURN_IF_ERROR(ReadContinuation(reader, request));
   reader.Integer("max_completion_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadChatLogprobs(reader, request));
   PITH_RETURN_IF_ERROR(ReadTools(reader, request));
@@ -369,6 +402,14 @@ void OpenAiChat(Call& call) {
   }
   auto writer = std::make_unique<ChatWriter>(call, request);
   StartAnswer(call, std::move(request), std::move(writer));
+}
+
+void OpenAiChatTokens(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  if (const Status read = ReadChat(*body, call.context.model, request); !read) return call.Fail(read.error());
+  ReplyTokenCount(call, request, Json::object());
 }
 
 void OpenAiCompletions(Call& call) {

@@ -36,6 +36,12 @@ class ResponsesWriter final : public AnswerWriter {
     Write("response.in_progress", {{"response", response}});
   }
 
+  void Progress(const PromptProgress& progress) override {
+    Write("response.in_progress",
+          {{"response", Response("in_progress", Json::array())}, {"prompt_progress", ProgressJson(progress)}});
+  }
+  std::string Ping() override { return kSsePing; }
+
   void Text(Delta delta) override {
     // Those of what may be a call wait until it is known to be text.
     logprobs_.insert(logprobs_.end(), delta.logprobs.begin(), delta.logprobs.end());
@@ -43,11 +49,13 @@ class ResponsesWriter final : public AnswerWriter {
     OpenMessage();
     text_ += delta.text;
     const auto told = logprobs_.begin() + static_cast<std::ptrdiff_t>(std::exchange(num_told_, logprobs_.size()));
-    Write("response.output_text.delta", {{"item_id", message_id_},
-                                         {"output_index", 0},
-                                         {"content_index", 0},
-                                         {"delta", delta.text},
-                                         {"logprobs", Logprobs({told, logprobs_.end()})}});
+    Json event = {{"item_id", message_id_},
+                  {"output_index", 0},
+                  {"content_index", 0},
+                  {"delta", delta.text},
+                  {"logprobs", Logprobs({told, logprobs_.end()})}};
+    if (delta.so_far) event["timings"] = TimingsJson(*delta.so_far);
+    Write("response.output_text.delta", event);
   }
 
   void Ended(ChoiceEnd end) override {
@@ -263,6 +271,7 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   std::string ignored, truncation;
   reader.Text("model", ignored);
   reader.Bool("stream", request.stream);
+  ReadStreaming(reader, request);
   reader.Integer("max_output_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
     if (reader.Find(name) != nullptr)
@@ -275,7 +284,7 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Text("truncation", truncation);
   if (!truncation.empty() && truncation != "auto" && truncation != "disabled")
     reader.Fail("truncation", "must be auto or disabled");
-  ReadSampling(reader, model, 2, request.base.sampling);
+  ReadSampling(reader, model, SamplingRules::kOpenAi, request.base.sampling);
   std::vector<std::string> include;
   (void)reader.Array("include");  // no text, as elsewhere
   reader.Texts("include", include);
@@ -321,6 +330,14 @@ void OpenAiResponses(Call& call) {
   }
   auto writer = std::make_unique<ResponsesWriter>(call, request, EchoOf(*body, request));
   StartAnswer(call, std::move(request), std::move(writer));
+}
+
+void OpenAiResponsesTokens(Call& call) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  if (const Status read = ReadResponses(*body, call.context.model, request); !read) return call.Fail(read.error());
+  ReplyTokenCount(call, request, {{"object", "response.input_tokens"}});
 }
 
 }  // namespace pith::server

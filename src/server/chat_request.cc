@@ -34,8 +34,9 @@ uint32_t RandomSeed() {
 
 bool KnowsTools(const ServedModel& model) { return model.chat_template.find("tools") != std::string::npos; }
 
-// llama-server's {"15043": -1.5} or [[15043, -1.5], [2, false], ["text", 1]].
-void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& sampling) {
+// llama-server's {"15043": -1.5, "text": 1} or [[15043, -1.5], [2, false], ["text", 1]]; OpenAI's is the first without
+// texts.
+void ReadBias(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling) {
   const Json* value = reader.Find("logit_bias");
   if (value == nullptr) return;
   const auto add = [&](int64_t token, const Json& bias) {
@@ -54,14 +55,21 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& samp
       reader.Fail("logit_bias", "must map tokens to numbers");
     }
   };
+  const auto add_text = [&](const std::string& text, const Json& bias) {
+    const auto tokens = model.text->Tokenize(text, false, true);
+    if (!tokens) return reader.Fail("logit_bias", tokens.error().message);
+    for (const int32_t token : *tokens) add(token, bias);
+  };
   if (value->is_object()) {
     for (const auto& [key, bias] : value->items()) {
-      const bool is_number =
-          !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
-      if (!is_number)
+      if (!key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos) {
+        add(std::stoll(key), bias);
+      } else if (rules == SamplingRules::kLlama && !key.empty()) {
+        add_text(key, bias);
+      } else {
         return reader.Fail("logit_bias",
                            fmt::format("must map token numbers to numbers, and has \"{}\"", Escaped(key)));
-      add(std::stoll(key), bias);
+      }
     }
   } else if (value->is_array()) {
     for (const Json& pair : *value) {
@@ -70,9 +78,7 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& samp
       if (pair[0].is_number_integer()) {
         add(pair[0].get<int64_t>(), pair[1]);
       } else if (pair[0].is_string()) {
-        const auto tokens = model.text->Tokenize(pair[0].get<std::string>(), false, true);
-        if (!tokens) return reader.Fail("logit_bias", tokens.error().message);
-        for (const int32_t token : *tokens) add(token, pair[1]);
+        add_text(pair[0].get<std::string>(), pair[1]);
       } else {
         return reader.Fail("logit_bias", "must have pairs of a token and a number");
       }
@@ -82,6 +88,24 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplerOptions& samp
   }
   if (sampling.logit_bias.size() > static_cast<size_t>(model.info.num_vocab))
     reader.Fail("logit_bias", "has more entries than there are tokens");
+}
+
+// Any of 64 bits, with or without a sign. -1 and what libllama takes for it draw one, as in llama-server. Of larger
+// ones all bits count.
+void ReadSeed(JsonReader& reader, SamplerOptions& sampling) {
+  const Json* value = reader.Find("seed");
+  if (value == nullptr) return;
+  uint64_t seed = 0;
+  if (value->is_number_unsigned()) {
+    seed = value->get<uint64_t>();
+  } else {
+    std::optional<int64_t> number;
+    reader.Integer64("seed", number);
+    if (!number || *number == -1) return;
+    seed = static_cast<uint64_t>(*number);
+  }
+  constexpr uint32_t kDrawn = 0xffffffff;
+  if (seed != kDrawn) sampling.seed = static_cast<uint32_t>(seed ^ (seed >> 32) * 0x9e3779b1);
 }
 
 // llama-server's "samplers": names, or a letter for each; it takes no notice of those that it does not know.
@@ -208,12 +232,13 @@ ChatRequest NewRequest(const ServedModel& model, std::string tenant) {
   ChatRequest request;
   request.base.sampling = model.sampling;
   request.base.sampling.seed = RandomSeed();
+  request.ping_seconds = model.ping_seconds;
   request.base.tenant = std::move(tenant);
   return request;
 }
 
-void ReadSampling(JsonReader& reader, const ServedModel& model, double max_temperature, SamplerOptions& sampling) {
-  reader.Number("temperature", 0, max_temperature, sampling.temperature);
+void ReadSampling(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling) {
+  reader.Number("temperature", 0, rules == SamplingRules::kOpenAi ? 2 : kMost, sampling.temperature);
   reader.Number("dynatemp_range", 0, kMost, sampling.dynatemp_range);
   reader.Number("dynatemp_exponent", 0, kMost, sampling.dynatemp_exponent);
   reader.Integer("top_k", -1, INT32_MAX, sampling.top_k);
@@ -243,14 +268,20 @@ void ReadSampling(JsonReader& reader, const ServedModel& model, double max_tempe
   reader.Number("mirostat_eta", 0, kMost, sampling.mirostat_eta);
   reader.Bool("ignore_eos", sampling.ignore_eos);
   reader.Text("grammar", sampling.grammar);
-  std::optional<int64_t> seed;
-  reader.Integer64("seed", seed);
-  if (seed && *seed != -1) sampling.seed = static_cast<uint32_t>(*seed);
-  ReadBias(reader, model, sampling);
+  ReadSeed(reader, sampling);
+  ReadBias(reader, model, rules, sampling);
   ReadSamplers(reader, sampling);
 }
 
-void ReadLlamaLimits(JsonReader& reader, int most_choices, Request& request) {
+void ReadStreaming(JsonReader& reader, ChatRequest& request) {
+  reader.Bool("timings_per_token", request.timings_per_token);
+  reader.Bool("return_progress", request.returns_progress);
+  reader.Integer("sse_ping_interval", -1, INT32_MAX, request.ping_seconds);
+}
+
+void ReadLlamaLimits(JsonReader& reader, int most_choices, ChatRequest& chat) {
+  Request& request = chat.base;
+  ReadStreaming(reader, chat);
   reader.Integer("n", 1, most_choices, request.num_choices);
   reader.Integer("n_cmpl", 1, most_choices, request.num_choices);
   std::optional<int64_t> milliseconds;
@@ -362,7 +393,8 @@ namespace {
 // The beginning of the answer that the client has written itself: the last message, if it is the assistant's.
 std::string TakeBeginning(ChatRequest& request) {
   const ChatMessage& last = request.messages.back();
-  if (request.messages.size() < 2 || last.role != "assistant" || !last.tool_calls.empty()) return {};
+  if (!request.continues_last || request.messages.size() < 2 || last.role != "assistant" || !last.tool_calls.empty())
+    return {};
   std::string beginning = last.content;
   if (!beginning.empty()) request.messages.pop_back();
   return beginning;
@@ -482,7 +514,7 @@ Status Prepare(ServerContext& context, ChatRequest& request) {
   PITH_RETURN_IF_ERROR(CheckTools(request.tools));
   PITH_RETURN_IF_ERROR(MakeGrammar(model, request));
   if (!request.messages.empty()) {
-    PITH_ASSIGN_OR_RETURN(request.prompt_text, RenderPrompt(model, request, true));
+    PITH_ASSIGN_OR_RETURN(request.prompt_text, RenderPrompt(model, request, request.opens_answer));
     PITH_RETURN_IF_ERROR(CheckTextBytes(model, request, request.prompt_text.size()));
     PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                           context.memory.Tokenize(*model.text, request.base.tenant, request.prompt_text));

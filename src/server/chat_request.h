@@ -25,6 +25,12 @@ struct ChatRequest {
   std::string schema;  // of the answer; empty: none. "{}": any JSON
   bool stream = false;
   bool include_usage = false;
+  bool opens_answer = true;    // false: the prompt ends with the last message
+  bool continues_last = true;  // where that is the assistant's
+  // llama-server's, of streams: timings with each token, and how far the prompt is read.
+  bool timings_per_token = false;
+  bool returns_progress = false;
+  int ping_seconds = -1;  // as ServedModel's
   std::string session;
   bool is_evict_off = false;  // the client wants no eviction: what does not fit is an error
 
@@ -41,9 +47,14 @@ struct ChatRequest {
 ChatRequest NewRequest(const ServedModel& model, std::string tenant);
 
 // Members that OpenAI's and llama-server's requests share: temperature, top_p, ..., seed, logit_bias, grammar.
-void ReadSampling(JsonReader& reader, const ServedModel& model, double max_temperature, SamplerOptions& sampling);
-// llama-server's n_cmpl (and n), t_max_predict_ms: of all paths on which its other members are read.
-void ReadLlamaLimits(JsonReader& reader, int most_choices, Request& request);
+// kOpenAi: temperatures up to 2, biases of tokens by their numbers alone.
+enum class SamplingRules { kOpenAi, kLlama };
+void ReadSampling(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling);
+// llama-server's n_cmpl (and n), t_max_predict_ms, and what it tells within streams: of all paths on which its other
+// members are read.
+void ReadLlamaLimits(JsonReader& reader, int most_choices, ChatRequest& request);
+// The last two alone, of protocols without choices.
+void ReadStreaming(JsonReader& reader, ChatRequest& request);
 // stop, in all its forms.
 void ReadStops(JsonReader& reader, const char* name, std::vector<std::string>& stops);
 // Our own members and those of the cache: kv_budget, recipe, session, pin, prompt_cache_key, cache_prompt, id_slot.

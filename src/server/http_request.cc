@@ -1,7 +1,11 @@
 #include <algorithm>
 #include <cctype>
+#include <ctime>
+
+#include <boost/beast/http/status.hpp>
 
 #include "server/http_server.h"
+#include "server/http_shared.h"
 
 namespace pith::server {
 namespace {
@@ -18,6 +22,33 @@ bool EqualsAnyCase(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
+
+Status ReadTarget(std::string target, HttpRequest& request) {
+  const size_t scheme = target.find("://");
+  if (scheme != std::string::npos && scheme < target.find_first_of("/?")) {
+    const size_t host_end = std::min(target.find_first_of("/?", scheme + 3), target.size());
+    target.erase(0, host_end);
+    if (!target.starts_with('/')) target.insert(0, "/");
+  }
+  const size_t question = std::min(target.find('?'), target.size());
+  if (question < target.size()) request.query = target.substr(question + 1);
+  PITH_ASSIGN_OR_RETURN(request.path, PercentDecode(std::string_view(target).substr(0, question), false));
+  return {};
+}
+
+std::string_view Reason(int status) {
+  const auto text = boost::beast::http::obsolete_reason(static_cast<boost::beast::http::status>(status));
+  return {text.data(), text.size()};
+}
+
+std::string DateNow() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  ::gmtime_r(&now, &parts);
+  char text[40];
+  const size_t size = std::strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &parts);
+  return {text, size};
+}
 
 Result<std::string> PercentDecode(std::string_view text, bool plus_is_space) {
   std::string out;

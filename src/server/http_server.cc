@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <ctime>
 #include <exception>
 #include <future>
 #include <optional>
@@ -41,20 +40,6 @@ constexpr size_t kLingerBytes = size_t{64} << 20;
 // Connections that are told at the same time that there are too many; more are closed without a word.
 constexpr size_t kMostRefused = 64;
 
-std::string_view Reason(int status) {
-  const auto text = http::obsolete_reason(static_cast<http::status>(status));
-  return {text.data(), text.size()};
-}
-
-std::string DateNow() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  char text[40];
-  const size_t size = std::strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &parts);
-  return {text, size};
-}
-
 class Connection;
 
 class Exchange final : public HttpExchange, public std::enable_shared_from_this<Exchange> {
@@ -67,6 +52,7 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
   void EndStream() override;
   void Abort() override;
   void Post(std::function<void()> task) override;
+  void PostAfter(double seconds, std::function<void()> task) override;
   void OnLeave(std::function<void()> callback) override;
 
   // On the connections' thread.
@@ -90,7 +76,11 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
 class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
   Connection(std::shared_ptr<Shared> shared, tcp::socket socket)
-      : shared_(std::move(shared)), id_(++shared_->num_accepted), socket_(std::move(socket)), timer_(shared_->io) {
+      : shared_(std::move(shared)),
+        id_(++shared_->num_accepted),
+        socket_(std::move(socket)),
+        timer_(shared_->io),
+        later_(shared_->io) {
     error_code ignored;
     socket_.non_blocking(true, ignored);  // for Flush()
   }
@@ -174,9 +164,17 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
       exchange_.reset();
     }
     timer_.cancel();
+    later_.cancel();
     hold_.reset();
     error_code ignored;
     socket_.close(ignored);
+  }
+
+  void After(double seconds, std::function<void()> task) {
+    later_.expires_after(std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000)));
+    later_.async_wait([self = shared_from_this(), task = std::move(task)](error_code error) {
+      if (!error) task();
+    });
   }
 
   bool saw_end() const { return saw_end_; }
@@ -314,16 +312,9 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     is_head_ = message.method() == http::verb::head;
     HttpRequest request;
     request.method = std::string(message.method_string());
-    std::string target(message.target());
-    if (const size_t scheme = target.find("://"); scheme != std::string::npos && target[0] != '/') {
-      const size_t slash = target.find('/', scheme + 3);
-      target = slash == std::string::npos ? "/" : target.substr(slash);
-    }
-    const size_t question = std::min(target.find('?'), target.size());
-    if (question < target.size()) request.query = target.substr(question + 1);
-    Result<std::string> path = PercentDecode(std::string_view(target).substr(0, question), false);
-    if (!path) return Fail(400, path.error().message);
-    request.path = path_ = std::move(*path);
+    if (const Status read = ReadTarget(std::string(message.target()), request); !read)
+      return Fail(400, read.error().message);
+    path_ = request.path;
     for (const auto& field : message) request.headers.emplace_back(field.name_string(), field.value());
     request.body = std::move(message.body());
     request.hold = std::move(hold_);
@@ -360,6 +351,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void Complete() {
     if (exchange_) exchange_->Over();
     exchange_.reset();
+    later_.cancel();
     complete_ = true;
     Flush();
   }
@@ -428,7 +420,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   std::shared_ptr<Shared> shared_;
   uint64_t id_;
   tcp::socket socket_;
-  asio::steady_timer timer_;
+  asio::steady_timer timer_, later_;
   boost::beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
   std::shared_ptr<BodyHold> hold_;  // of the body that is read
@@ -473,6 +465,13 @@ void Exchange::Post(std::function<void()> task) {
     if (!self->over_) task();
   };
   connection_->shared().Queue(run);
+}
+void Exchange::PostAfter(double seconds, std::function<void()> task) {
+  InOrder([self = shared_from_this(), seconds, task = std::move(task)](Connection& connection) mutable {
+    connection.After(seconds, [self, task = std::move(task)] {
+      if (!self->over_) task();
+    });
+  });
 }
 void Exchange::OnLeave(std::function<void()> callback) {
   auto run = [self = shared_from_this(), callback]() mutable {

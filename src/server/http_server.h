@@ -82,6 +82,8 @@ class HttpExchange {
   virtual void Abort() = 0;
   // Runs on the connections' thread, in the order of the calls; not at all once the client has left.
   virtual void Post(std::function<void()> task) = 0;
+  // The same in so many seconds, of the last call alone; not at all once the answer was given.
+  virtual void PostAfter(double seconds, std::function<void()> task) = 0;
   // Called once on the connections' thread when the client leaves before the whole answer was given; at once if it has
   // left already, or the answer was given. Several are all called. Who sets one promises no answer to a client that
   // leaves.

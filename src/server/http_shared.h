@@ -1,4 +1,4 @@
-// The inside of the HTTP server, for http_server.cc alone.
+// The inside of the HTTP server.
 #ifndef PITH_SERVER_HTTP_SHARED_H_
 #define PITH_SERVER_HTTP_SHARED_H_
 
@@ -7,6 +7,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -25,6 +27,12 @@ class HttpConnection {
   virtual void Gone() = 0;
   virtual void CloseIfIdle() = 0;
 };
+
+// Path and query of a request's target: "/a?b", "http://host/a?b" or "*". kInvalidArgument: it is none.
+Status ReadTarget(std::string target, HttpRequest& request);
+// Of an answer's head.
+std::string_view Reason(int status);
+std::string DateNow();
 
 // What all connections share; used on the connections' thread but for the atomics.
 struct Shared {

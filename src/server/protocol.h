@@ -32,6 +32,7 @@ struct ServedModel {
   int num_ctx = 0;            // of one sequence
   size_t most_token_bytes = 0;  // of a text, that a token stands for; 0: nobody knows
   int num_slots = 1;
+  int ping_seconds = 30;    // of a stream that is silent for so long; -1: none
   SamplerOptions sampling;  // where a request says nothing
   Recipe recipe;            // of the server
   int64_t created = 0;      // unix time

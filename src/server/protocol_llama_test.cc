@@ -1,4 +1,5 @@
 // llama-server's paths without a model and without sockets.
+#include <cmath>
 #include <memory>
 #include <span>
 #include <string>
@@ -93,6 +94,56 @@ TEST(LlamaProtocol, ChoicesFieldsAndTimeOfACompletion) {
     EXPECT_EQ(complete("," + std::string(wrong))->status, 400) << wrong;
   }
   EXPECT_EQ(complete(R"(,"n_cmpl":null,"response_fields":null,"t_max_predict_ms":-1)")->status, 200);
+}
+
+TEST(LlamaProtocol, PromptsAsObjects) {
+  FakeServer server;
+  const auto complete = [&](const std::string& prompt) {
+    return server.Handle("POST", "/completion", R"({"n_predict":2,"prompt":)" + prompt + "}");
+  };
+  EXPECT_EQ(Body(*complete(R"({"prompt_string":"abc"})"))["prompt"], "abc");
+  EXPECT_EQ(server.scheduler->requests.back().prompt.size(), 4u);
+  const Json both = Body(*complete(R"([[97,98],{"prompt_string":"abc","multimodal_data":[]}])"));
+  ASSERT_EQ(both.size(), 2u);
+  EXPECT_EQ(both[0]["prompt"], "ab");
+  EXPECT_EQ(both[1]["prompt"], "abc");
+  for (const char* wrong : {R"({"prompt_string":5})", R"({})", R"([{}])",
+                            R"({"prompt_string":"a","multimodal_data":["x"]})", R"([97,{"prompt_string":5}])"}) {
+    EXPECT_EQ(complete(wrong)->status, 400) << wrong;
+  }
+}
+
+TEST(LlamaProtocol, WhatATokenWasDrawnFrom) {
+  FakeServer server;
+  const auto complete = [&](const std::string& more) {
+    return Body(*server.Handle("POST", "/completion", R"({"prompt":"ab","n_predict":2,"n_probs":2)" + more + "}"));
+  };
+  const Json before = complete("");
+  EXPECT_FALSE(server.scheduler->requests.back().tells_sampled);
+  EXPECT_NEAR(before["completion_probabilities"][0]["logprob"].get<double>(), -0.5, 1e-6);
+  EXPECT_EQ(before["completion_probabilities"][0]["top_logprobs"].size(), 2u);
+  const Json after = complete(R"(,"post_sampling_probs":true)");
+  EXPECT_TRUE(server.scheduler->requests.back().tells_sampled);
+  const Json& first = after["completion_probabilities"][0];
+  EXPECT_NEAR(first["prob"].get<double>(), std::exp(-0.5), 1e-6);
+  EXPECT_NEAR(first["top_probs"][1]["prob"].get<double>(), std::exp(-2.0), 1e-6);
+  EXPECT_FALSE(first.contains("logprob") || first.contains("top_logprobs"));
+  EXPECT_EQ(after["generation_settings"]["n_probs"], 2);
+  EXPECT_EQ(server.Handle("POST", "/completion", R"({"prompt":"ab","post_sampling_probs":"yes"})")->status, 400);
+}
+
+TEST(LlamaProtocol, BiasesOfTexts) {
+  FakeServer server;
+  const auto biases = [&](const char* path, const std::string& bias) {
+    const auto exchange = server.Handle("POST", path, With(R"("prompt":"ab","logit_bias":)" + bias));
+    return exchange->status == 200 ? server.scheduler->requests.back().sampling.logit_bias
+                                   : std::vector<std::pair<int32_t, float>>();
+  };
+  using Biases = std::vector<std::pair<int32_t, float>>;
+  EXPECT_EQ(biases("/completion", R"({"ab":1.5,"99":-1})"), (Biases{{97, 1.5f}, {98, 1.5f}, {99, -1.0f}}));
+  EXPECT_EQ(biases("/completion", R"([["ab",1.5]])"), (Biases{{97, 1.5f}, {98, 1.5f}}));
+  EXPECT_EQ(biases("/v1/completions", R"({"ab":1.5})"), Biases());
+  EXPECT_EQ(biases("/v1/completions", R"({"97":1.5})"), (Biases{{97, 1.5f}})) << "control";
 }
 
 // A text that has too many bytes for the context, whatever its tokens are, is not tokenised.

@@ -114,7 +114,11 @@ Result<RequestId> SchedulerImpl::Submit(Request request, std::shared_ptr<Request
     Choice& choice = job->choices.emplace_back();
     choice.index = i;
     PITH_ASSIGN_OR_RETURN(choice.sampler, HostSampler::Create(engine_->model(), sampling));
-    choice.generator.emplace(*text_, SampleBy(*choice.sampler), request.generation);
+    GeneratorOptions generation = request.generation;
+    Sampler sampler = request.tells_sampled && generation.num_logprobs >= 0
+                          ? SampleAndTellBy(*choice.sampler, generation)
+                          : SampleBy(*choice.sampler);
+    choice.generator.emplace(*text_, std::move(sampler), std::move(generation));
   }
   job->request = std::move(request);
   job->sink = std::move(sink);

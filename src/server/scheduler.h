@@ -66,6 +66,7 @@ struct Request {
   std::vector<int32_t> guide;
   SamplerOptions sampling;            // the seed of choice i is seed + i
   GeneratorOptions generation;        // max_tokens 0: the prompt is read, nothing is sampled
+  bool tells_sampled = false;         // log probabilities are of what tokens were drawn from, not of the model's
   int num_choices = 1;
   std::optional<Recipe> recipe;       // none: the engine's
   size_t kv_budget_bytes = 0;  // of this sequence at most, once its prompt is compressed; 0: the server's default

@@ -27,10 +27,23 @@ class FakeScheduler final : public server::Scheduler {
   Result<server::RequestId> Submit(server::Request request, std::shared_ptr<server::RequestSink> sink) override {
     if (refusal) return tl::unexpected<Error>(*refusal);
     requests.push_back(request);
+    if (holds) {
+      held.emplace_back(std::move(request), std::move(sink));
+      return ++last_;
+    }
+    Play(request, sink);
+    return ++last_;
+  }
+  // Answers what was held.
+  void GoOn() {
+    for (const auto& [request, sink] : std::exchange(held, {})) Play(request, sink);
+  }
+  void Play(const server::Request& request, const std::shared_ptr<server::RequestSink>& sink) {
     const auto num_prompt = static_cast<int>(request.prompt.size());
     server::RequestUsage usage{.prompt_tokens = num_prompt, .cached_tokens = cached_tokens};
-    if (failure) return sink->Failed(*failure), ++last_;
+    if (failure) return sink->Failed(*failure);
     sink->Started(usage, 0);
+    for (const int done : reads_in) sink->Progress(done, num_prompt);
     if (request.pooling != EmbeddingPooling::kNone) sink->Embedding({0.6f, 0.0f, 0.8f});
     if (request.prompt_logprobs >= 0) {
       std::vector<TokenLogprobs> logprobs;
@@ -49,7 +62,6 @@ class FakeScheduler final : public server::Scheduler {
       sink->Ended(choice, std::move(result));
     }
     sink->Finished(usage, {.queued = 0.1, .prompt = 0.5, .generation = 0.25}, cache);
-    return ++last_;
   }
   void Cancel(server::RequestId request) override { cancelled.push_back(request); }
   server::SchedulerStats stats() override { return statistics; }
@@ -72,6 +84,9 @@ class FakeScheduler final : public server::Scheduler {
   std::string text = "Hello";
   std::optional<Error> refusal;  // of Submit
   std::optional<Error> failure;  // told to the sink
+  bool holds = false;            // requests wait for GoOn()
+  std::vector<std::pair<server::Request, std::shared_ptr<server::RequestSink>>> held;
+  std::vector<int> reads_in;  // tokens of a prompt after each piece
   int cached_tokens = 2;
   server::CacheReport cache{.budget_bytes = 1000,
                             .used_bytes = 400,
@@ -138,6 +153,10 @@ class FakeExchange final : public server::HttpExchange {
   void Post(std::function<void()> task) override {
     if (!over_) task();
   }
+  void PostAfter(double seconds, std::function<void()> task) override {
+    later_seconds = seconds;
+    later = std::move(task);
+  }
   void OnLeave(std::function<void()> callback) override {
     if (over_)
       callback();
@@ -157,6 +176,8 @@ class FakeExchange final : public server::HttpExchange {
   std::string stream_type, body;
   std::vector<std::pair<std::string, std::string>> headers;
   std::vector<std::function<void()>> leaves;
+  double later_seconds = 0;
+  std::function<void()> later;
 
  private:
   bool over_ = false;

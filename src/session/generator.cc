@@ -1,5 +1,6 @@
 #include "session/generator.h"
 
+#include <cmath>
 #include <utility>
 
 #include "base/logits.h"
@@ -8,6 +9,25 @@
 namespace pith {
 Sampler SampleBy(HostSampler& sampler) {
   return [&sampler](std::span<const float> logits) { return sampler.Sample(logits); };
+}
+
+Sampler SampleAndTellBy(HostSampler& sampler, GeneratorOptions& options) {
+  const auto drawn_from = std::make_shared<std::vector<TokenProbability>>();
+  options.logprobs = [drawn_from](std::span<const float>, int32_t, int) {
+    TokenLogprobs logprobs;
+    for (size_t i = 0; i < drawn_from->size(); ++i) {
+      const TokenProbability& one = (*drawn_from)[i];
+      const TokenLogprob entry{one.token, std::log(one.probability)};
+      if (i == 0)
+        logprobs.chosen = entry;
+      else
+        logprobs.top.push_back(entry);
+    }
+    return logprobs;
+  };
+  return [&sampler, drawn_from, num_top = options.num_logprobs](std::span<const float> logits) {
+    return sampler.Sample(logits, num_top, *drawn_from);
+  };
 }
 
 double GenerationResult::decode_tps() const {
@@ -34,7 +54,8 @@ Result<GeneratorStep> Generator::Next(std::span<const float> logits) {
   PITH_ASSIGN_OR_RETURN(step.token, sampler_(logits));
   if (model_.IsEnd(step.token)) return finish(StopReason::kEnd);
   result_.tokens.push_back(step.token);
-  if (options_.num_logprobs >= 0) result_.logprobs.push_back(LogprobsOf(logits, step.token, options_.num_logprobs));
+  if (options_.num_logprobs >= 0)
+    result_.logprobs.push_back(options_.logprobs(logits, step.token, options_.num_logprobs));
   step.text = stops_.Push(utf8_.Push(model_.Piece(step.token)));
   result_.text += step.text;
   if (stops_.hit()) return finish(StopReason::kStopString);

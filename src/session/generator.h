@@ -30,11 +30,14 @@ namespace pith {
 using Sampler = std::function<Result<int32_t>(std::span<const float> logits)>;
 // `sampler` must outlive it.
 Sampler SampleBy(HostSampler& sampler);
+// Of a token that was just sampled by them, as LogprobsOf().
+using LogprobSource = std::function<TokenLogprobs(std::span<const float> logits, int32_t chosen, int num_top)>;
 
 struct GeneratorOptions {
   int max_tokens = -1;                  // -1: no limit
   std::vector<std::string> stops = {};  // the text ends before the first of them
   int num_logprobs = -1;                // per token so many of the likeliest; 0: the token's own; -1: none at all
+  LogprobSource logprobs = LogprobsOf;  // where num_logprobs wants some
   double max_seconds = 0;               // since the first token: after so many the text ends with its line; 0: no limit
 };
 
@@ -55,6 +58,10 @@ struct GeneratorStep {
   std::string text;    // whole characters to show now; may be empty
   bool done = false;
 };
+
+// SampleBy(), and options.logprobs as of what a token was drawn from: those that the samplers left, after all that they
+// did to them.
+Sampler SampleAndTellBy(HostSampler& sampler, GeneratorOptions& options);
 
 class Generator {
  public:
