@@ -266,6 +266,8 @@ Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Integer("max_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadPromptPart(reader, request));
   reader.Bool("stream", request.stream);
+  (void)reader.Object("metadata");
+  (void)reader.Object("thinking");
   reader.Integer("sse_ping_interval", -1, INT32_MAX, request.ping_seconds);
   (void)reader.Array("stop_sequences");  // no string, as elsewhere
   ReadStops(reader, "stop_sequences", request.base.generation.stops);

@@ -151,6 +151,9 @@ Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& req
   reader.Bool("stream", request.stream);
   bool logprobs = false;
   int top = 0;
+  const Json* const think = reader.Find("think");
+  if (think != nullptr && !think->is_boolean() && !think->is_string())
+    reader.Fail("think", "must be true, false or a level such as \"low\"");
   reader.Bool("logprobs", logprobs);
   reader.Integer("top_logprobs", 0, 20, top);
   if (logprobs) request.base.generation.num_logprobs = top;

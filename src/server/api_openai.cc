@@ -273,6 +273,7 @@ Status ReadCommon(JsonReader& reader, const ServedModel& model, ChatRequest& req
   std::string ignored;
   reader.Text("model", ignored);
   reader.Text("user", ignored);
+  (void)reader.Object("metadata");
   reader.Bool("stream", request.stream);
   if (const Json* options = reader.Object("stream_options"); options != nullptr) {
     JsonReader inner(*options, "stream_options.");

@@ -36,6 +36,13 @@ Status ReadTarget(std::string target, HttpRequest& request) {
   return {};
 }
 
+bool IsChunkedAlone(std::string_view transfer_encoding) {
+  const size_t first = transfer_encoding.find_first_not_of(" \t");
+  if (first == std::string_view::npos) return false;
+  return EqualsAnyCase(transfer_encoding.substr(first, transfer_encoding.find_last_not_of(" \t") + 1 - first),
+                       "chunked");
+}
+
 std::string_view Reason(int status) {
   const auto text = boost::beast::http::obsolete_reason(static_cast<boost::beast::http::status>(status));
   return {text.data(), text.size()};

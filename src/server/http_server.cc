@@ -260,11 +260,15 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     hold_ = BodyHold::Take(shared_->body_bytes, parser_->chunked() ? limits.body_bytes : length.value_or(0),
                            limits.bodies_bytes);
     if (hold_ == nullptr) return Fail(503, "other requests hold the bytes that bodies may have; try again later");
+    // Where a body ends that is coded otherwise nobody here knows: what follows it would be read as a request.
+    const size_t codings = head.count(http::field::transfer_encoding);
+    if (codings > 1 || (codings == 1 && !IsChunkedAlone(head[http::field::transfer_encoding])))
+      return Fail(501, "of transfer codings this server knows \"chunked\" alone");
     const auto expect = head[http::field::expect];
     if (!expect.empty() && !boost::beast::iequals(expect, "100-continue"))
       return Fail(417, "no such expectation can be met");
     SetDeadline(limits.body_seconds, &Connection::OnTooSlow);
-    if (expect.empty() || parser_->is_done()) return ReadBody();
+    if (expect.empty() || parser_->is_done() || version_ == 10) return ReadBody();
     static const std::string kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     asio::async_write(socket_, asio::buffer(kContinue), [self = shared_from_this()](error_code failed, size_t) {
       if (self->gone_) return;

@@ -84,6 +84,62 @@ TEST(HttpServer, AnswersAndKeepsConnections) {
   EXPECT_NE(rest.find("GET /three "), std::string::npos);
 }
 
+TEST(HttpServer, TargetsOfAllForms) {
+  const auto server = Serve([](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
+    exchange->Send({.status = 200, .body = request.path + "|" + request.query, .type = "text/plain"});
+  });
+  const auto ask = [&](const std::string& target) {
+    Socket socket(server->port());
+    socket.Send("GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    const std::string answer = socket.Read();
+    return answer.substr(std::min(answer.find("\r\n\r\n"), answer.size()));
+  };
+  EXPECT_EQ(ask("/a?b=c"), "\r\n\r\n/a|b=c");
+  EXPECT_EQ(ask("http://host:80/a?b"), "\r\n\r\n/a|b");
+  EXPECT_EQ(ask("http://host"), "\r\n\r\n/|");
+  EXPECT_EQ(ask("http://host?b"), "\r\n\r\n/|b");
+  EXPECT_EQ(ask("/a?u=http://b/c"), "\r\n\r\n/a|u=http://b/c");
+  EXPECT_EQ(ask("*"), "\r\n\r\n*|");
+}
+
+// What comes behind a body whose end is not known must not be taken for a request.
+TEST(HttpServer, CodingsThatAreNotKnown) {
+  std::atomic<int> asked{0};
+  const auto server = Serve([&](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
+    ++asked;
+    Echo(std::move(request), exchange);
+  });
+  const auto ask = [&](const std::string& headers, const std::string& version = "1.1") {
+    Socket socket(server->port());
+    socket.Send("POST /a HTTP/" + version + "\r\nHost: x\r\n" + headers +
+                "\r\n2\r\nhi\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nConnection: close\r\n\r\n");
+    return socket.Read();
+  };
+  for (const char* headers : {"Transfer-Encoding: gzip\r\n", "Transfer-Encoding: identity\r\n",
+                              "Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: chunked, gzip\r\n"}) {
+    const std::string answer = ask(headers);
+    EXPECT_TRUE(answer.starts_with("HTTP/1.1 501 ")) << headers << answer;
+    EXPECT_EQ(answer.find("/smuggled"), std::string::npos) << headers;
+  }
+  EXPECT_EQ(asked, 0);
+  EXPECT_NE(ask("Transfer-Encoding:  Chunked \r\n").find("POST /a hi"), std::string::npos) << "control";
+  EXPECT_EQ(asked, 2);
+}
+
+TEST(HttpServer, OldClientsAreNotToldToContinue) {
+  const auto server = Serve(Echo);
+  for (const std::string version : {"1.0", "1.1"}) {
+    Socket socket(server->port());
+    socket.Send("POST /a HTTP/" + version +
+                "\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 2\r\n\r\n");
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    socket.Send("hi");
+    const std::string answer = socket.Read();
+    EXPECT_EQ(answer.starts_with("HTTP/1.1 100 "), version == "1.1") << answer;
+    EXPECT_NE(answer.find("POST /a hi"), std::string::npos);
+  }
+}
+
 TEST(HttpServer, LimitsOfSizeAndTime) {
   const auto server = Serve(
       Echo, {.header_bytes = 1000, .body_bytes = 100, .header_seconds = 0.2, .body_seconds = 0.2, .idle_seconds = 0.3});

@@ -30,6 +30,7 @@ class HttpConnection {
 
 // Path and query of a request's target: "/a?b", "http://host/a?b" or "*". kInvalidArgument: it is none.
 Status ReadTarget(std::string target, HttpRequest& request);
+bool IsChunkedAlone(std::string_view transfer_encoding);
 // Of an answer's head.
 std::string_view Reason(int status);
 std::string DateNow();

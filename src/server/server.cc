@@ -118,7 +118,7 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
     call.tenant = std::to_string(key);
   }
   const std::string method = call.request.method == "HEAD" ? "GET" : call.request.method;
-  std::string allowed;
+  std::string allowed = path == "*" && method == "OPTIONS" ? "GET, HEAD, POST" : "";
   for (const Route& route : kRoutes) {
     if (!Matches(route, path)) continue;
     if (method == route.method) {
