@@ -132,6 +132,18 @@ class Commands(ChatCase):
         self.assertGreater(shares[-1], 90)
         self.assertIn(b"/pin takes", self.chat("/pin").stderr)
 
+    def test_the_map_names_messages_that_were_read_again(self):
+        file = self.write("talk", b"")
+        done = self.chat("My name is Ann.", "I like tea.", "/cache", "/recipe keydiff", "/cache", "And you?", "/cache",
+                         f"/save {file}", f"/load {file}", "/cache", n=12)
+        rows = re.findall(r"(?m)^\s*(\d+) (My name|I like|And you).*%$", done.stderr.decode())
+        self.assertEqual([name for _, name in rows], ["My name", "I like"] * 2 + ["My name", "I like", "And you"] * 2, done.stderr.decode())
+        self.assertTrue(all(int(at) == 0 for at, name in rows if name == "My name"))
+        for message in ("I like", "And you"):
+            places = [int(at) for at, name in rows if name == message]
+            self.assertGreater(min(places), 10)
+            self.assertLess(max(places) - min(places), 4, "answers may have other tokens when they are read")
+
     def test_the_map_of_an_empty_cache(self):
         self.assertIn(b"nothing was read yet", self.chat("/cache").stderr)
 

@@ -1,5 +1,6 @@
 #include "cli/chat_state.h"
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -147,7 +148,34 @@ std::vector<MapRow> ChatState::Rows() const {
     while (at < messages.size() && messages[at].role != "user") ++at;
     rows.push_back({mark.num_tokens, at < messages.size() ? messages[at].content : std::string()});
   }
-  if (rows.empty() || rows.front().from > 0) rows.insert(rows.begin(), {0, rows.empty() ? "all of it" : "before"});
+  if (!rows.empty() && rows.front().from == 0) return rows;
+  std::vector<MapRow> all = EarlierRows(rows.empty() ? sequence_->num_tokens() : rows.front().from);
+  if (all.empty()) all.push_back({0, rows.empty() ? "all of it" : "before"});
+  all.insert(all.end(), rows.begin(), rows.end());
+  return all;
+}
+
+// As they are read anew: of answers that were written then, tokens may be others by a few.
+std::vector<MapRow> ChatState::EarlierRows(int num_tokens) const {
+  const std::span<const ChatMessage> messages = conversation_.messages();
+  const size_t count = marks_.empty() ? messages.size() : std::min(marks_.front().num_messages, messages.size());
+  Conversation again = conversation_;
+  again.Reset();
+  std::vector<MapRow> rows;
+  int at = 0;
+  for (size_t i = 0; i < count && at < num_tokens; ++i) {
+    if (messages[i].role == "user") {
+      rows.push_back({at, messages[i].content});
+      if (!again.Say(messages[i].content)) return {};
+      at += static_cast<int>(again.pending().size());
+      again.AlreadyRead(again.pending().size());
+    } else if (messages[i].role == "assistant") {
+      const Result<std::vector<int32_t>> tokens = text_.Tokenize(messages[i].content, false, false);
+      if (!tokens) return {};
+      at += static_cast<int>(tokens->size());
+      again.Answered(messages[i].content, std::nullopt);
+    }
+  }
   return rows;
 }
 

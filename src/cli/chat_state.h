@@ -57,6 +57,8 @@ class ChatState {
   Status Open();
   Status ReadAgain(const Progress& progress);
   Result<bool> TakeFile(const std::string& path);
+  // Of messages that have no mark, within the first num_tokens.
+  std::vector<MapRow> EarlierRows(int num_tokens) const;
 
   // Where the conversation stood before a message.
   struct Mark {
