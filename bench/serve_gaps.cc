@@ -1,10 +1,12 @@
 // What running texts feel of a long prompt: gaps between tokens of N sequences that decode, while one more is read.
 //
 //   pith_serve_gaps [-m model.gguf] [--running 8] [--context 500] [--prompt 4000] [--shares 0.3,0.5,0.65,1] [-t 2]
-//   [--json]
+//   [--compress RECIPE [--keep 0.2]] [--json]
 //
 // For each share of prompts three things are measured through the scheduler, `--repeat` times in turns: gaps while
-// nothing is read, a prompt alone, and both together. Ratios are of medians over all turns.
+// nothing is read, a prompt alone, and both together. Ratios are of medians over all turns. With --compress RECIPE the
+// prompt is compressed once it is whole, to --keep of its bytes, and gaps are told apart: until its first token, and
+// from there to its second, before which it is compressed.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -34,7 +36,8 @@ using Time = Clock::time_point;
 
 struct Flags {
   std::string model = DefaultModelPath();
-  std::string recipe = "full";
+  std::string recipe = "full", compress;
+  double keep = 0.2;
   std::vector<double> shares = {0.3, 0.5, 0.65, 0.8, 1};
   int running = 8, context = 500, prompt = 4000, tokens = 64, repeat = 3, threads = 0, block = 0;
   size_t budget_mib = 0;
@@ -66,19 +69,23 @@ class Watcher final : public server::RequestSink {
     changed_.wait(lock, [&] { return times_.size() >= num_tokens || over_; });
   }
   Time started() { return Read(started_); }
-  Time first_token() {
+  Time token(size_t index) {
     const std::lock_guard lock(mutex_);
-    return times_.empty() ? Time() : times_.front();
+    return times_.size() <= index ? Time() : times_[index];
   }
   size_t count() {
     const std::lock_guard lock(mutex_);
     return times_.size();
   }
   // Seconds between tokens that both came within [from, to].
-  void Gaps(Time from, Time to, std::vector<double>& gaps) {
+  void Gaps(Time from, Time to, std::vector<double>& gaps) { Gaps(from, to, from, to, gaps); }
+  // Of all that reach into it.
+  void GapsAcross(Time from, Time to, std::vector<double>& gaps) { Gaps(Time(), to, from, Time::max(), gaps); }
+  void Gaps(Time begins_from, Time begins_to, Time ends_from, Time ends_to, std::vector<double>& gaps) {
     const std::lock_guard lock(mutex_);
     for (size_t i = 1; i < times_.size(); ++i) {
-      if (times_[i - 1] < from || times_[i] > to) continue;
+      if (times_[i - 1] < begins_from || times_[i - 1] > begins_to) continue;
+      if (times_[i] < ends_from || times_[i] > ends_to) continue;
       gaps.push_back(std::chrono::duration<double>(times_[i] - times_[i - 1]).count());
     }
   }
@@ -121,7 +128,11 @@ server::Request MakeRequest(const HostModel& model, int num_tokens, int max_toke
 
 struct Row {
   double share = 0;
-  std::vector<double> idle_gaps, busy_gaps, alone_tps, beside_tps;
+  std::vector<double> idle_gaps, busy_gaps, compress_gaps, alone_tps, beside_tps, compress_seconds;
+};
+
+struct Window {
+  Time started, read, compressed;
 };
 
 // One turn: N texts start, run alone for a while, go on while a prompt is read, and the same prompt is read alone.
@@ -143,16 +154,28 @@ Status Measure(server::Scheduler& scheduler, const HostModel& model, const Flags
   const Time end = Clock::now();
   for (const auto& text : texts) text->Gaps(begin, end, row.idle_gaps);
 
-  const auto read = [&](unsigned which, std::vector<double>& tps) -> Result<std::pair<Time, Time>> {
+  const auto read = [&](unsigned which, std::vector<double>& tps) -> Result<Window> {
     auto reader = std::make_shared<Watcher>();
-    PITH_RETURN_IF_ERROR(scheduler.Submit(MakeRequest(model, flags.prompt, 1, which), reader));
-    reader->WaitFor(1);
-    const std::pair<Time, Time> window = {reader->started(), reader->first_token()};
-    tps.push_back(flags.prompt / std::chrono::duration<double>(window.second - window.first).count());
+    const bool compresses = !flags.compress.empty();
+    server::Request request = MakeRequest(model, flags.prompt, compresses ? 2 : 1, which);
+    if (compresses) {
+      PITH_ASSIGN_OR_RETURN(request.recipe, ParseRecipe(flags.compress));
+      request.compress = CompressMode::kAfter;
+      request.keep = flags.keep;
+    }
+    PITH_RETURN_IF_ERROR(scheduler.Submit(std::move(request), reader));
+    reader->WaitFor(compresses ? 2 : 1);
+    const Window window = {reader->started(), reader->token(0), reader->token(1)};
+    tps.push_back(flags.prompt / std::chrono::duration<double>(window.read - window.started).count());
     return window;
   };
-  PITH_ASSIGN_OR_RETURN(const auto window, read(seed * 2 + 1, row.beside_tps));
-  for (const auto& text : texts) text->Gaps(window.first, window.second, row.busy_gaps);
+  PITH_ASSIGN_OR_RETURN(const Window window, read(seed * 2 + 1, row.beside_tps));
+  for (const auto& text : texts) {
+    text->Gaps(window.started, window.read, row.busy_gaps);
+    if (!flags.compress.empty()) text->GapsAcross(window.read, window.compressed, row.compress_gaps);
+  }
+  if (!flags.compress.empty())
+    row.compress_seconds.push_back(std::chrono::duration<double>(window.compressed - window.read).count());
   for (const server::RequestId id : ids) scheduler.Cancel(id);
   PITH_RETURN_IF_ERROR(read(seed * 2 + 2, row.alone_tps));
   return {};
@@ -164,7 +187,13 @@ Status Run(const Flags& flags) {
   PITH_ASSIGN_OR_RETURN(const std::shared_ptr<HostModel> model, HostModel::Load(flags.model, model_options));
   std::vector<Row> rows;
   for (const double share : flags.shares)
-    rows.push_back({.share = share, .idle_gaps = {}, .busy_gaps = {}, .alone_tps = {}, .beside_tps = {}});
+    rows.push_back({.share = share,
+                    .idle_gaps = {},
+                    .busy_gaps = {},
+                    .compress_gaps = {},
+                    .alone_tps = {},
+                    .beside_tps = {},
+                    .compress_seconds = {}});
   for (int turn = 0; turn < flags.repeat; ++turn) {
     for (Row& row : rows) {
       server::SchedulerOptions options;
@@ -203,9 +232,18 @@ Status Run(const Flags& flags) {
                       {"prompt_alone_tps", alone},
                       {"prompt_beside_tps", beside},
                       {"prompt_ratio", beside / alone}});
+    const double compressing = Quantile(row.compress_gaps, 0.5), worst_compressing = Quantile(row.compress_gaps, 0.99);
+    if (!flags.compress.empty()) {
+      report.back()["compress_seconds"] = Quantile(row.compress_seconds, 0.5);
+      report.back()["gap_compressing_ms"] = 1e3 * compressing;
+      report.back()["gap_compressing_p99_ms"] = 1e3 * worst_compressing;
+    }
     if (flags.json) continue;
     fmt::print("| {} | {:.1f} | {:.1f}, {:.1f} | {:.2f} | {:.0f} | {:.0f} | {:.0f}% |\n", row.share, 1e3 * idle,
                1e3 * busy, 1e3 * worst, busy / idle, alone, beside, 100 * beside / alone);
+    if (!flags.compress.empty())
+      fmt::print("Beside its compression, {:.2f} s: {:.1f} ms, p99 {:.1f}\n", Quantile(row.compress_seconds, 0.5),
+                 1e3 * compressing, 1e3 * worst_compressing);
   }
   if (flags.json) fmt::print("{}\n", JsonText(report, 1));
   return {};
@@ -219,6 +257,8 @@ int main(int argc, char** argv) {
   CLI::App app("Gaps between tokens of running texts while a prompt is read beside them", "pith_serve_gaps");
   app.add_option("-m,--model", flags.model, "GGUF file; the default model otherwise");
   app.add_option("--recipe", flags.recipe, "of all sequences");
+  app.add_option("--compress", flags.compress, "recipe that compresses the prompt once it is whole");
+  app.add_option("--keep", flags.keep, "share of its bytes that it keeps then")->check(CLI::Range(0.001, 1.0));
   app.add_option("--shares", flags.shares, "of the engine's time that prompts may have")->delimiter(',');
   app.add_option("--running", flags.running, "sequences that decode")->check(CLI::Range(1, 200));
   app.add_option("--context", flags.context, "tokens that each has read")->check(CLI::Range(1, 1000000));
