@@ -70,7 +70,7 @@ if(NOT PITH_SANITIZE)
 endif()
 # Prefixes that outlive their process.
 if(NOT PITH_SANITIZE)
-  foreach(class Kept Placed Tidied Served)
+  foreach(class Kept Placed Tidied Served Remote)
     set(threads 1)
     if(class STREQUAL "Served")  # a server takes both
       set(threads 2)

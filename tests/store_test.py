@@ -3,10 +3,16 @@
 
 PITH_BINARY names the program. Needs the default model.
 """
+import glob
 import json
 import os
+import random
 import re
+import shutil
+import socket
+import subprocess
 import sys
+import time
 import unittest
 
 import cli_test
@@ -20,6 +26,12 @@ class StoreCase(cli_test.ModelCase):
     def setUp(self):
         super().setUp()
         self.store = os.path.join(self.folder, "store")
+
+    def wait_until(self, holds, seconds=60):
+        began = time.time()
+        while not holds():
+            self.assertLess(time.time() - began, seconds, "it never came to that")
+            time.sleep(0.1)
 
     def run_json(self, prompt, *flags, store=None, n=12):
         path = self.write("prompt.txt", prompt.encode())
@@ -179,6 +191,83 @@ class Served(StoreCase):
             self.assertEqual(metrics['pith_store_requests_total{result="hit"}'], 1)
             self.assertGreater(metrics["pith_store_ttft_saved_seconds_total"], 0)
             self.assertEqual(server.stop(), 0)
+
+    def test_a_killed_server_has_kept_what_it_wrote(self):
+        flags = ("--store", self.store, "--recipe", "full")
+        server = Server(*flags)
+        self.addCleanup(server.process.kill)
+        first, _ = self.ask(server, BOOK)
+        # Written behind the answer, when nobody waits.
+        self.wait_until(lambda: self.metrics(server).get('pith_store_puts_total{tier="ssd"}', 0) > 0)
+        server.process.kill()
+        server.process.wait()
+        server = Server(*flags)
+        second, cached = self.ask(server, BOOK)
+        self.assertEqual(second, first)
+        self.assertGreater(cached, 300)
+        self.assertEqual(server.stop(), 0)
+
+
+def programs():
+    """Server and client: Debian's, or those that scripts/fetch_valkey_server.sh has fetched."""
+    if shutil.which("redis-server") and shutil.which("redis-cli"):
+        return "redis-server", "redis-cli"
+    cache = os.environ.get("PITH_CACHE_DIR") or os.path.expanduser("~/.cache/pith")
+    found = sorted(glob.glob(f"{cache}/valkey-server/*/valkey-server"))
+    return (found[-1], found[-1].replace("valkey-server", "valkey-cli")) if found else None
+
+
+def free_port():
+    """Below 55,536: servers of a cluster meet ten thousand higher."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+@unittest.skipUnless(programs() and os.path.exists(default_model()), "no server of Redis or Valkey, or no default model")
+class Remote(StoreCase):
+    def servers(self, count, *flags):
+        started = []
+        for _ in range(count):
+            port = free_port()
+            folder = os.path.join(self.folder, f"server{port}")
+            os.mkdir(folder)
+            process = subprocess.Popen([programs()[0], "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
+                                        "--appendonly", "no", *flags], stdout=subprocess.DEVNULL)
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+            started.append((port, process))
+            self.wait_until(lambda: self.ask_it(port, "ping") == "PONG")
+        return started
+
+    def ask_it(self, port, *words):
+        return subprocess.run([programs()[1], "-p", str(port), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True).stdout.strip()
+
+    def check(self, url, kill):
+        # The first one computes and writes; the next process takes it up, whatever its memory held.
+        first = self.run_json(BOOK, "--recipe", "full", store=url)
+        self.assertEqual(first["cached_tokens"], 0)
+        second = self.run_json(BOOK, "--recipe", "full", store=url)
+        self.assertEqual((second["cached_in"], second["cached_tokens"]), ("remote", second["prompt_tokens"]))
+        self.assertEqual(second["text"], first["text"])
+        kill()
+        third = self.run_json(BOOK, "--recipe", "full", store=url)
+        self.assertEqual((third["cached_tokens"], third["text"]), (0, first["text"]))
+
+    def test_one_server(self):
+        (port, process), = self.servers(1)
+        self.check(f"redis://127.0.0.1:{port}", process.kill)
+
+    def test_a_cluster(self):
+        servers = self.servers(3, "--cluster-enabled", "yes")
+        ports = [f"127.0.0.1:{port}" for port, _ in servers]
+        subprocess.run([programs()[1], "--cluster", "create", *ports, "--cluster-yes"], stdout=subprocess.DEVNULL, check=True)
+        for port, _ in servers:
+            self.wait_until(lambda: "cluster_state:ok" in self.ask_it(port, "cluster", "info"))
+        self.check("valkey-cluster://" + ",".join(ports), lambda: [process.kill() for _, process in servers])
 
 
 if __name__ == "__main__":
