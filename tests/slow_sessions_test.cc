@@ -216,9 +216,11 @@ TEST_F(SlowSessionFiles, DamageIsRefused) {
     broken[at] = static_cast<char>(broken[at] ^ 1);
     ExpectRefused(broken, ErrorCode::kCorrupt, "its sum is wrong");
   }
-  std::string newer = bytes_;
-  newer[8] = 99;
-  ExpectRefused(newer, ErrorCode::kUnsupported, "version 99");
+  for (const char version : {'\x09', '\x63'}) {
+    std::string other = bytes_;
+    other[8] = version;
+    ExpectRefused(other, ErrorCode::kUnsupported, fmt::format("by another version of pith (version {}", int{version}));
+  }
   std::filesystem::remove(path_);
   auto engine = Make(model_, Options("snapkv"));
   ExpectRefused(*engine, ErrorCode::kNotFound, "there is no session");

@@ -24,7 +24,7 @@ namespace pith {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'P', 'I', 'T', 'H', 'K', 'V', '\r', '\n'};
-constexpr uint32_t kVersion = 9;
+constexpr uint32_t kVersion = 10;
 static_assert(kSessionHeaderBytes == kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t));
 constexpr uint32_t kNoFormat = ~0u;
 constexpr size_t kBufferBytes = 64 * 1024;
@@ -393,8 +393,10 @@ Status CheckSession(ByteReader& reader) {
   uint64_t body_bytes = 0, told = 0, sum = 0;
   if (!reader.Number(version) || !reader.Number(stamp) || !reader.Number(body_bytes) || !reader.Number(told))
     return Truncated();
-  if (version != kVersion)
-    return Unsupported(fmt::format("it has version {}, and only version {} can be read", version, kVersion));
+  if (version != kVersion) {
+    return Unsupported(
+        fmt::format("it was written by another version of pith (version {}, only {} can be read)", version, kVersion));
+  }
   if (stamp != PageLayoutStamp()) {
     return Unsupported("its pages are laid out as another version of pith has them");
   }

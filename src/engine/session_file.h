@@ -1,7 +1,7 @@
 // One sequence in a file: all that it needs to go on as if it had never stopped.
 //
 //   "PITHKV\r\n"   8 bytes
-//   u32 version    9
+//   u32 version    10
 //   u32 stamp of the pages' layout (PageLayoutStamp)
 //   u64 bytes of the body, u64 CRC-32C of the body
 //   body, all numbers little-endian, texts and arrays with a u64 length before them:
@@ -11,6 +11,8 @@
 //     array of f32 logits of the last token (may be empty)
 //     u32 window, array of f16 queries of the last window positions
 //     array of f32: moments of all queries; not there where the recipe reads none
+//     array of i32: where the turn and what can be gone back to begin, whether full pages are converted, [from, to) of
+//     turns that are over; array of i32 tokens read: both only where a recipe compresses as it goes
 //     array of f64 merge thresholds of the global layers (D2O), NaN before the first eviction
 //     array of bytes: recurrent state
 //     u64 fingerprint of the maps of its states (act=less), 0: it has none
