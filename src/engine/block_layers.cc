@@ -123,6 +123,7 @@ void BlockRunner::ActInGlobalLayer(const AttentionCall& call, int global_layer, 
     RowGroup& group = groups_[i];
     if (group.failed()) continue;
     const SequenceSetup& setup = *group.sequence->setup;
+    if (BlockEcho::Wants(group)) echo_.Observe(call, group, team);
     if (setup.counts_moments) core_.ops->AddMoments(call, group, i, global_layer, team);
     if (team.ith == 0 && group.undo != nullptr) {
       group.undo->NoteLayer(global_layer, core_.shape(layer).num_heads);

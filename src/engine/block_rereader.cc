@@ -34,7 +34,10 @@ int32_t FirstNotRepeated(const EngineCore& core, const Sequence& sequence) {
 }
 
 int BlockRereader::RowsAtOnce(const Sequence& sequence) const {
-  const int most = reader_.BlockChunk(*sequence.setup->policy().repeat()).value_or(core_.plan.block_tokens);
+  const RepeatOptions& repeat = *sequence.setup->policy().repeat();
+  // What is echoed needs no pass of its own.
+  const int most =
+      repeat.by_echo ? core_.plan.block_tokens : reader_.BlockChunk(repeat).value_or(core_.plan.block_tokens);
   // A number of entries that was asked for says nothing of the room for others.
   if (sequence.setup->keep_entries > 0) return most;
   return std::clamp(sequence.most_entries() / 4, std::min(kLeastRows, most), most);

@@ -5,7 +5,8 @@
 //   judge      what was read since by what the repetition paid it: a number for each entry, in its page
 //   evict      all compete by these numbers, down to a share that leaves room for the block and as much again
 //
-// Where there is no room even for a pass, entries are judged by their keys alone.
+// Of blocks that were judged as they came (block_echo.h) nothing is repeated. Where there is no room even for a pass,
+// entries are judged by their keys alone.
 #ifndef PITH_ENGINE_BLOCK_REREADER_H_
 #define PITH_ENGINE_BLOCK_REREADER_H_
 

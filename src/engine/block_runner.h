@@ -1,7 +1,7 @@
 // Blocks: rows that pass through libllama's graph together, and what becomes of those that fail.
 //
 //   reserve    the bytes that the rows may take; who cannot have them is left out before anything has changed
-//   run        libllama's graph, with OnAttention() in every layer (block_layers.cc)
+//   run        libllama's graph, with OnAttention() in every layer (block_layers.cc, block_echo.h)
 //   finish     eviction by recipes that compare layers; logits
 //   roll back  a group that failed in the graph: its rows are cut off again, or its sequence is lost
 #ifndef PITH_ENGINE_BLOCK_RUNNER_H_
@@ -16,6 +16,7 @@
 
 #include "base/team.h"
 #include "base/thread_governor.h"
+#include "engine/block_echo.h"
 #include "engine/cancel_list.h"
 #include "engine/engine_core.h"
 #include "engine/evictor.h"
@@ -31,7 +32,7 @@ namespace pith {
 class BlockRunner final : public AttentionSink {
  public:
   BlockRunner(EngineCore& core, SequenceTable& table, Evictor& evictor)
-      : core_(core), table_(table), evictor_(evictor) {}
+      : core_(core), table_(table), evictor_(evictor), echo_(core) {}
   // When the number of threads is known, before the first block.
   void Init();
 
@@ -103,6 +104,7 @@ class BlockRunner final : public AttentionSink {
   EngineCore& core_;
   SequenceTable& table_;
   Evictor& evictor_;
+  BlockEcho echo_;
   CancelList cancels_;
   std::optional<ThreadGovernor> token_governor_, block_governor_;  // of blocks with a row per sequence; of others
 

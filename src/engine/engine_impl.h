@@ -5,6 +5,7 @@
 //   shrinker         scores a sequence and keeps what its recipe selects
 //   evictor          what goes while text is read or written, and when
 //   sequence_table   names, bytes and places of sequences
+//   block_echo       judges a block by its own queries while it runs
 //   block_runner     rows that pass through the graph together, and what becomes of those that fail
 //   second_reader    reads a prompt again
 //   block_rereader   the same block by block, and evicts by it

@@ -29,15 +29,6 @@ void LeadIn(std::span<const int32_t> text, const RepeatPass& pass, int overlap, 
   tokens.insert(tokens.end() - (pass.to - pass.from), from - std::min(overlap, pass.from), from);
 }
 
-// The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
-int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) {
-  int prefix = recipe.num_sinks;
-  for (const auto& [from, to] : sequence.pinned) {
-    if (from <= prefix) prefix = std::max(prefix, to);
-  }
-  return std::min(prefix, sequence.next_position);
-}
-
 // The text that stands for what will be asked: one token at least, and no more than positions allow.
 std::vector<int32_t> GuideOf(const Sequence& source, const RepeatOptions& options) {
   const auto most = static_cast<size_t>(MostGuideTokens(source, options));

@@ -4,6 +4,14 @@
 
 namespace pith {
 
+int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) {
+  int prefix = recipe.num_sinks;
+  for (const auto& [from, to] : sequence.pinned) {
+    if (from <= prefix) prefix = std::max(prefix, to);
+  }
+  return std::min(prefix, sequence.next_position);
+}
+
 Result<std::unique_ptr<PassFork>> PassFork::Make(EngineCore& core, Sequence& source, bool in_passing) {
   std::unique_ptr<PassFork> fork(new PassFork(core, source));
   fork->sequence_.in_passing = in_passing;

@@ -14,6 +14,9 @@
 
 namespace pith {
 
+// The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
+int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe);
+
 // A fork that reads a pass, in what its source leaves of its bytes, at a place of its own; with it that is over, and
 // the source has its bytes again.
 class PassFork {

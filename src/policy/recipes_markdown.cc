@@ -51,7 +51,8 @@ while decoding. `pith`, the default, is two such.
 Each recipe's cost is what it adds to attention: n entries of a head, w queries of the window, d the head size, H query heads,
 B the budget. `kvzip` and its relatives read a prompt again once it is whole: they need a budget that holds it and the chunk
 that is being repeated, compress once (`pith run --keep 0.3`, `pith eval`), and do not evict by blocks or while decoding; so does `act=prune`.
-`kvzip:read=blocks` reads each block again before the next one that finds no room, and goes on while decoding. A recipe
+`kvzip:read=blocks` reads each block again before the next one that finds no room, and goes on while decoding;
+`kvzip:read=echo` lets a block's own queries stand for a repetition's, and so reads again little but what is decoded. A recipe
 with `alloc=pyramid` and the like decides once all layers have seen a block. With `alloc=cake` and `alloc=global` it goes in
 a cascade: each layer is scored right after its own attention, and whenever an eighth of the layers hold the block, the layers
 so far share what those to come leave of the total. From an empty cache that ends with what one decision over all layers would

@@ -15,6 +15,9 @@ struct RepeatOptions {
   // A prompt that is read block by block: each block is repeated before the next one makes entries go, and what was
   // found of an entry stays with it.
   bool by_blocks = false;
+  // Beside that: most blocks are judged as they come, by what their own queries would pay if the block came once more
+  // (engine/block_echo.h), and are not repeated.
+  bool by_echo = false;
 
   bool operator==(const RepeatOptions&) const = default;
 };

@@ -12,6 +12,9 @@
 // read=blocks, ours: nothing in this needs the whole prompt. Each block is repeated before the next one makes entries
 // go, over what the cache holds then; an entry keeps the score that its block's repetition gave it, and blocks' entries
 // compete by these.
+//
+// read=echo, ours: a block's queries, turned on past its end, look at its entries and at copies of them that stand
+// where a repetition's would. No token is read twice, but those that are written, or come in blocks of a few.
 #include "policy/score/largest_repeated.h"
 
 namespace pith {
@@ -26,12 +29,14 @@ StageInfo<Scorer> KvZipStage() {
           {IntParam("chunk", 2000, 64, 65536, "tokens that one pass repeats"),
            IntParam("overlap", 8, 0, 64, "tokens of the chunk before, which say where a pass begins"),
            ChoiceParam("sight", "chunk|whole", "what a pass over one of several chunks sees of the context"),
-           ChoiceParam("read", "whole|blocks", "when it is read again: whole, or each block before the next one")},
+           ChoiceParam("read", "whole|blocks|echo",
+                       "when it is read again: whole, or each block before the next one; by echo it hardly is")},
           [](const Params& p) -> std::unique_ptr<Scorer> {
             const RepeatOptions repeat{.chunk = p.Int("chunk"),
                                        .overlap = p.Int("overlap"),
                                        .whole = p.Choice("sight") == 1,
-                                       .by_blocks = p.Choice("read") == 1};
+                                       .by_blocks = p.Choice("read") >= 1,
+                                       .by_echo = p.Choice("read") == 2};
             return std::make_unique<LargestRepeated>(repeat, std::string(kLargestAttention));
           },
           kSinks};
