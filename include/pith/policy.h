@@ -60,7 +60,7 @@ typedef struct pith_head_input {
   size_t struct_size;
   int32_t num_entries;
   const int32_t* positions;        // [n], ascending
-  const uint8_t* pinned;           // [n] or NULL; 1: no recipe may drop it
+  const uint8_t* pinned;           // [n] or NULL; not 0: no recipe may drop it
   const float* keys;               // [n, D], after RoPE
   const float* values;             // [n, Dv]
   const float* window_probs;       // [G, w, n], attention of the last w queries after the softmax
@@ -239,7 +239,7 @@ typedef struct pith_scored_layer {
   int32_t window;                // newest entries that were scored as the window
   const int32_t* num_entries;    // [num_heads] n
   const float* const* scores;    // [num_heads][n]
-  const uint8_t* const* pinned;  // [num_heads][n] or NULL; 1: no recipe may drop it
+  const uint8_t* const* pinned;  // [num_heads][n] or NULL; not 0: no recipe may drop it
   const double* const* notes;    // [num_heads][num_notes] of prepare(), or NULL
 } pith_scored_layer;
 

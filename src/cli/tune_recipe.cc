@@ -28,9 +28,8 @@ constexpr std::string_view kBlockCandidates =
     "keydiff:recent=16 format=auto;snapkv format=auto;expectedattention format=auto;observed format=auto;"
     "streamingllm format=auto";
 constexpr std::string_view kAfterCandidates =
-    "pith;score=kvzip alloc=global act=residue:r=4 format=q8;score=kvzip alloc=global act=residue:r=4 format=q4;"
-    "kvzip format=auto;kvzip_plus format=auto;keydiff:recent=16 format=auto;snapkv format=auto;"
-    "expectedattention format=auto";
+    "pith;pith format=q8;pith format=q4;kvzip format=auto;kvzip_plus format=auto;keydiff:recent=16 format=auto;"
+    "snapkv format=auto;expectedattention format=auto";
 
 Result<std::vector<Recipe>> Candidates(const TuneFlags& flags, std::vector<std::string>& names) {
   const bool after = flags.compress == "after";

@@ -32,17 +32,20 @@ int LeastPlaces(const LayerScores& layer, size_t head, const Budget& budget) {
 // One head on its way to more pages.
 class PagedHead {
  public:
-  PagedHead(const LayerScores& layer, size_t head, const Budget& budget, HeadBudget* out)
+  PagedHead(const LayerScores& layer, size_t head, const Budget& budget, int num_first, HeadBudget* out)
       : budget_(&budget),
         out_(out),
         num_entries_(static_cast<int>(layer.heads[head].size())),
         num_pinned_(CountPinned(PinnedOf(layer, head))),
         places_(LeastPlaces(layer, head, budget)) {
     const std::span<const uint8_t> pinned = PinnedOf(layer, head);
+    ptrdiff_t first = 0;
     for (size_t i = 0; i < layer.heads[head].size(); ++i) {
-      if (pinned.empty() || pinned[i] == 0) scores_.push_back(std::max(layer.heads[head][i], 0.0F));
+      if (!pinned.empty() && pinned[i] != 0) continue;
+      scores_.push_back(std::max(layer.heads[head][i], 0.0F));
+      first += static_cast<int>(i) < num_first;
     }
-    std::ranges::sort(scores_, std::greater<>());
+    std::sort(scores_.begin() + first, scores_.end(), std::greater<>());
   }
 
   bool is_whole() const { return places_ == num_entries_; }
@@ -75,12 +78,13 @@ class PagedHead {
   const Budget* budget_;
   HeadBudget* out_;
   int num_entries_, num_pinned_, places_;
-  std::vector<float> scores_;  // of what is not pinned, the best first
+  std::vector<float> scores_;  // of what is not pinned, in the order in which it comes
 };
 
 }  // namespace
 
-void DividePages(std::span<const LayerScores> layers, const Budget& budget, Allocation& out) {
+void DividePages(std::span<const LayerScores> layers, const Budget& budget, const FirstEntries& first,
+                 Allocation& out) {
   std::vector<std::pair<size_t, size_t>> places;
   for (size_t l = 0; l < layers.size(); ++l) {
     for (size_t h = 0; h < layers[l].heads.size(); ++h) places.emplace_back(l, h);
@@ -88,7 +92,7 @@ void DividePages(std::span<const LayerScores> layers, const Budget& budget, Allo
   std::vector<std::unique_ptr<PagedHead>> heads(places.size());
   ParallelFor(places.size(), [&](size_t i) {
     const auto [l, h] = places[i];
-    heads[i] = std::make_unique<PagedHead>(layers[l], h, budget, &out[l][h]);
+    heads[i] = std::make_unique<PagedHead>(layers[l], h, budget, first(layers[l], h), &out[l][h]);
   });
   struct Offer {
     double worth;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <span>
 #include <string>
@@ -17,6 +18,8 @@ namespace {
 
 constexpr int kPage = 32;
 constexpr double kRestCost = 3.5;
+
+int NoFirst(const LayerScores& layer, size_t head) { return static_cast<void>(layer), static_cast<int>(head * 0); }
 
 double CostOf(int places) { return places - places % kPage + places % kPage * kRestCost; }
 
@@ -56,7 +59,7 @@ TEST(DividePages, GivesWholePagesWithinTheBytes) {
                         .page_entries = kPage,
                         .rest_cost = kRestCost};
     Allocation budgets = EmptyFor(layers);
-    DividePages(layers, budget, budgets);
+    DividePages(layers, budget, NoFirst, budgets);
     double cost = 0, least_cost = 0, least_next = std::numeric_limits<double>::infinity();
     size_t num_heads = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
@@ -87,11 +90,11 @@ TEST(DividePages, GoesByAllThatIsInAPage) {
   const std::vector<LayerScores> layers = {layer};
   Budget budget{.keep = 2 * kPage, .page_entries = kPage, .rest_cost = kRestCost};
   Allocation by_sum = EmptyFor(layers), by_count = EmptyFor(layers);
-  DividePages(layers, budget, by_sum);
+  DividePages(layers, budget, NoFirst, by_sum);
   EXPECT_EQ(by_sum[0][0].keep, 4 * kPage) << "pages that cost the same go where more is in them";
   // What stands in makes a head's first page cheaper than another's fifth.
   budget.stand_ins = 4;
-  DividePages(layers, budget, by_sum);
+  DividePages(layers, budget, NoFirst, by_sum);
   EXPECT_EQ(by_sum[0][0].keep + 4, 3 * kPage);
   EXPECT_EQ(by_sum[0][1].keep + 4, kPage);
   AllocatePooled(layers, TotalEntries(budget, 2), 0, by_count);
@@ -107,6 +110,62 @@ TEST(DividePages, WhatIsInPagesIsKnownFromWhatIsNot) {
   EXPECT_TRUE(AreInPages(layers, budget, {{{.keep = 64}, {.keep = 0}}}));
   EXPECT_FALSE(AreInPages(layers, budget, {{{.keep = 40}, {.keep = 0}}}));
   EXPECT_FALSE(AreInPages(layers, budget, {{{.keep = 64}, {.keep = 32}}})) << "more than there is";
+}
+
+// Four tokens that nobody looks at: sinks but for those that somebody pinned.
+class BareHeads : public ::testing::Test {
+ protected:
+  static constexpr int kEntries = 320;
+
+  // Of two heads, one of which is hardly looked at, what stays of places for two pages and some.
+  static KeptHeads Kept(const std::string& words, int page_entries, int num_pinned = 0) {
+    std::vector<int32_t> positions(kEntries);
+    std::iota(positions.begin(), positions.end(), 0);
+    std::vector<uint8_t> pinned(kEntries);
+    std::fill_n(pinned.begin(), 4, kPinnedAsSink);
+    std::fill_n(pinned.begin(), num_pinned, uint8_t{1});
+    std::vector<float> looked_at(kEntries, 0.5F), hardly(kEntries, 0.01F);
+    std::fill_n(looked_at.begin(), 4, 0.0F), std::fill_n(hardly.begin(), 4, 0.0F);
+    float* const columns[] = {looked_at.data(), hardly.data()};
+    std::vector<HeadInputs> heads;
+    for (size_t h = 0; h < 2; ++h) {
+      heads.push_back({.num_entries = kEntries, .positions = positions, .pinned = pinned, .columns = {&columns[h], 1}});
+    }
+    const Result<Recipe> recipe = ParseRecipe("score=kvzip alloc=global:" + words);
+    EXPECT_TRUE(recipe) << recipe.error().message;
+    std::vector<LayerScores> scores(1);
+    recipe->policy->Score({.num_layers = 1, .heads = heads}, scores[0]);
+    return recipe->policy->SelectAll(scores, {.keep = kPage + 8, .page_entries = page_entries, .rest_cost = kRestCost})
+        ->front();
+  }
+  static bool HoldsFirst(const std::vector<int32_t>& head) {
+    return std::ranges::includes(head, std::vector<int32_t>{0, 1, 2, 3});
+  }
+};
+
+TEST_F(BareHeads, HoldFewerSinksThanPages) {
+  for (const std::string pages : {"pages=count", "pages=sum"}) {
+    const KeptHeads kept = Kept(pages + ",bare=1", kPage);
+    EXPECT_EQ(kept[0].size(), size_t{2 * kPage}) << pages;
+    EXPECT_TRUE(HoldsFirst(kept[0])) << pages;
+    EXPECT_EQ(kept[1], std::vector<int32_t>{0}) << "others would take what several entries of a page take";
+    EXPECT_EQ(Kept(pages, kPage)[1].size(), size_t{4}) << pages;
+  }
+}
+
+TEST_F(BareHeads, HoldAllThatSomebodyPinned) {
+  for (const std::string pages : {"pages=count", "pages=sum"}) {
+    const KeptHeads kept = Kept(pages + ",bare=1", kPage, 3);
+    EXPECT_EQ(kept[1], (std::vector<int32_t>{0, 1, 2})) << pages;
+    EXPECT_TRUE(HoldsFirst(kept[0])) << pages;
+  }
+}
+
+TEST_F(BareHeads, AreThereWithPagesAlone) {
+  for (const char* words : {"bare=1", "pages=sum,bare=1"}) {
+    const KeptHeads kept = Kept(words, 1);
+    EXPECT_TRUE(HoldsFirst(kept[0]) && HoldsFirst(kept[1])) << "each takes one place";
+  }
 }
 
 TEST(DividePages, IsAWordOfRecipes) {

@@ -49,7 +49,7 @@ inline constexpr int kUncountedQueries = 4;
 struct HeadInputs {
   int num_entries = 0;                       // n
   std::span<const int32_t> positions;        // [n], ascending
-  std::span<const uint8_t> pinned;           // [n] or empty; 1 = no recipe may drop it
+  std::span<const uint8_t> pinned;           // [n] or empty; not 0 = no recipe may drop it
   const float* keys = nullptr;               // [n, D], after RoPE
   const float* values = nullptr;             // [n, Dv]
   const float* window_probs = nullptr;       // [G, w, n] softmax attention of the last w queries
