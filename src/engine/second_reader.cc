@@ -23,8 +23,9 @@ int EndOfChunk(int from, int chunk, int num_tokens) {
   return end > from ? end : from + chunk;
 }
 
-// What begins a pass is looked at by what stands before: those tokens are repeated, too. Short passes begin often; the
-// first one over a whole prompt begins behind its sinks, later ones are told by what (RepeatPrompt::Tokens()).
+// What begins a pass is looked at by what stands before: those tokens are repeated, too. The first pass over a whole
+// prompt begins behind the sinks, later ones are told by what (RepeatPrompt::Tokens()). Blocks begin often, but the
+// first one is better off without (docs/tried.md).
 void LeadIn(std::span<const int32_t> text, const RepeatPass& pass, int overlap, std::vector<int32_t>& tokens) {
   const auto from = text.begin() + pass.from;
   tokens.insert(tokens.end() - (pass.to - pass.from), from - std::min(overlap, pass.from), from);
