@@ -2,9 +2,15 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "lab/bench_report.h"
+#include "lab/measure.h"
 
 namespace pith {
 namespace {
@@ -92,6 +98,39 @@ TEST(Machine, ABusyMachineShows) {
   EXPECT_LE(free_share, 1);
   // The control: many more spinning threads than processors.
   EXPECT_LT(MeasureFreeShare(16 * std::max(1, DescribeMachine().cores), 40), kBusyBelow);
+}
+
+// Threads of our own, four for each core, that spin for so long once all of them do: the share that a thread gets
+// beside them.
+double ShareBesideOwnSpinners(int milliseconds) {
+  using Clock = std::chrono::steady_clock;
+  const int count = 4 * std::max(1, DescribeMachine().cores);
+  std::atomic<int> started{0};
+  std::atomic<Clock::time_point> end{Clock::time_point::max()};
+  std::vector<std::thread> spinners;
+  for (int i = 0; i < count; ++i) {
+    spinners.emplace_back([&] {
+      ++started;
+      while (Clock::now() < end.load()) {
+      }
+    });
+  }
+  while (started < count) std::this_thread::yield();
+  end = Clock::now() + std::chrono::milliseconds(milliseconds);
+  const double share = MeasureFreeShare(1, 20);
+  for (std::thread& spinner : spinners) spinner.join();
+  return share;
+}
+
+// As OpenMP's threads do behind every loop. The best of several, since others may run beside this test.
+TEST(Machine, WhatSpinsForAWhileIsNobodyElse) {
+  std::vector<double> ended, lasting;
+  for (int i = 0; i < 5; ++i) {
+    ended.push_back(ShareBesideOwnSpinners(kOwnSpinMilliseconds - 5));
+    lasting.push_back(ShareBesideOwnSpinners(kOwnSpinMilliseconds + 40));
+  }
+  EXPECT_GT(*std::ranges::max_element(ended), 1.5 * Median(lasting));
+  EXPECT_LT(Median(lasting), kBusyBelow) << "control";
 }
 
 TEST(Machine, HasAName) {

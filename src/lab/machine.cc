@@ -113,6 +113,7 @@ Roofline MeasureRoofline(int threads) {
 }
 
 double MeasureFreeShare(int threads, int milliseconds) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(kOwnSpinMilliseconds));
   std::vector<double> shares(static_cast<size_t>(threads), 0);
   const auto spin = [&](size_t ith) {
     const auto cpu_seconds = [] {

@@ -31,7 +31,9 @@ struct Roofline {
 Roofline MeasureRoofline(int threads);
 
 // What share of its time each of `threads` spinning threads gets from the system, the smallest; 1 on an idle machine.
-// Takes `milliseconds`.
+// Takes `milliseconds`, and kOwnSpinMilliseconds before, in which the process must do nothing: threads of OpenMP spin
+// for up to 300,000 pauses behind their last loop (GOMP_SPINCOUNT), and would count as somebody else's.
+inline constexpr int kOwnSpinMilliseconds = 30;
 double MeasureFreeShare(int threads, int milliseconds);
 // Below this the machine has something else to do, and measurements say little.
 inline constexpr double kBusyBelow = 0.9;
