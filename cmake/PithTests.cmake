@@ -6,6 +6,7 @@
 # PITH_ONE_THREAD_SUITES (regular expression): model and slow suites of one thread, which may run side by side.
 # PITH_SMALL_MODEL: what the test SmallModel makes, a model like the default one whose products are small; with
 # sanitizers model and slow suites take it for the default one.
+# PITH_LEFT_OUT_TESTS (filter of GoogleTest): tests that this tree leaves out.
 # PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
 # runs one, another for each commit, and, where that one has the default model, SUITE.small, all of it on the small one.
 set(PITH_TEST_PARTS 4)
@@ -37,6 +38,7 @@ set(own_label ${arg_LABEL})
 set(parts ${PITH_TEST_PARTS})
 set(one_thread [==[${PITH_ONE_THREAD_SUITES}]==])
 set(parted [==[${PITH_PARTED_SUITES}]==])
+set(left_out [==[${PITH_LEFT_OUT_TESTS}]==])
 set(small_model [==[${PITH_SMALL_MODEL}]==])
 set(sanitized [==[${PITH_SANITIZE}]==])
 set(source_dir [==[${PROJECT_SOURCE_DIR}]==])
