@@ -63,7 +63,7 @@ TEST(ModelBench, TheEngineSeesItsSyntheticCache) {
   for (const char* recipe : {"full", "snapkv", "full format=q4", "snapkv format=q4/q2"}) {
     SCOPED_TRACE(recipe);
     EngineOptions options;
-    options.num_ctx = 3000;
+    options.num_ctx = 1400;
     options.num_threads = kThreads;
     options.recipe = *ParseRecipe(recipe);
     const bool evicts = !options.recipe.policy->keeps_everything();
@@ -71,15 +71,15 @@ TEST(ModelBench, TheEngineSeesItsSyntheticCache) {
     auto engine = Engine::Create(Model(), options);
     ASSERT_TRUE(engine) << engine.error().message;
     const SequenceId id = *(*engine)->NewSequence();
-    EXPECT_FALSE((*engine)->FillForBenchmark(id, 5000));
-    ASSERT_TRUE((*engine)->FillForBenchmark(id, 2500));
-    EXPECT_EQ((*engine)->num_tokens(id), 2500);
+    EXPECT_FALSE((*engine)->FillForBenchmark(id, 2000));
+    ASSERT_TRUE((*engine)->FillForBenchmark(id, 1200));
+    EXPECT_EQ((*engine)->num_tokens(id), 1200);
     const KvStats filled = (*engine)->stats();
     if (evicts) {
       EXPECT_GE(filled.entries, 300 * 90);
       EXPECT_LT(filled.entries, 400 * 90);
     } else {
-      EXPECT_EQ(filled.entries, 2500 * 90);
+      EXPECT_EQ(filled.entries, 1200 * 90);
     }
     for (int i = 0; i < 100; ++i) ASSERT_TRUE((*engine)->Decode(id, kToken));
     if (evicts) {
