@@ -2,15 +2,18 @@
 #   all        every one of this architecture; the best that a processor has is picked when the program starts
 #   machine    the best that this machine has, and the one for any processor: a third of the compilers' time
 #   machine+N  these and another, the N-th of those that the machine has beside them (from 0, round and round)
-set(PITH_SIMD all CACHE STRING "SIMD targets to compile kernels for: all, machine or machine+N")
-set_property(CACHE PITH_SIMD PROPERTY STRINGS all machine)
+#   plain      the one for any processor alone
+set(PITH_SIMD all CACHE STRING "SIMD targets to compile kernels for: all, machine, machine+N or plain")
+set_property(CACHE PITH_SIMD PROPERTY STRINGS all machine plain)
 
 # AVX3_DL has dot products of bytes. Arrays of vectors are not allowed for the sizeless types of SVE and RVV;
 # SSSE3-only machines get the fallback without SSE.
 set(_disabled HWY_SVE HWY_SVE2 HWY_SVE_256 HWY_SVE2_128 HWY_RVV HWY_SSSE3)
 set(_x86 HWY_AVX3_DL HWY_AVX3 HWY_AVX2 HWY_SSE4)
-if(NOT PITH_SIMD MATCHES "^(all|machine([+][0-9]+)?)$")
-  message(FATAL_ERROR "PITH_SIMD is 'all', 'machine' or 'machine+N', not '${PITH_SIMD}'.")
+if(NOT PITH_SIMD MATCHES "^(all|machine([+][0-9]+)?|plain)$")
+  message(FATAL_ERROR "PITH_SIMD is 'all', 'machine', 'machine+N' or 'plain', not '${PITH_SIMD}'.")
+elseif(PITH_SIMD STREQUAL "plain")
+  list(APPEND _disabled ${_x86})
 elseif(PITH_SIMD MATCHES "^machine" AND NOT CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   # Asked of Highway, whose own answer counts when the program runs.
   set(_test ${PROJECT_BINARY_DIR}/simd_of_machine.cc)
