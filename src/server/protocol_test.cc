@@ -237,8 +237,8 @@ TEST(OpenAiProtocol, RequestsThatAreLongInWaysThatCost) {
   EXPECT_EQ(chat("\"session\":\"" + name.substr(1) + "\""), 200);
   std::string members = "\"a0\":0";
   for (int i = 1; i < 4000; ++i) members += ",\"a" + std::to_string(i) + "\":0";
-  EXPECT_EQ(chat(R"("metadata":[)" + repeated("{" + members + "}", 8) + "]"), 200);
-  EXPECT_EQ(chat(R"("metadata":[)" + repeated("{" + members + "}", 9) + "]"), 400);
+  EXPECT_EQ(chat(R"("unknown":[)" + repeated("{" + members + "}", 8) + "]"), 200);
+  EXPECT_EQ(chat(R"("unknown":[)" + repeated("{" + members + "}", 9) + "]"), 400);
   const auto talk = [&](int count) {
     return server.Handle("POST", "/v1/chat/completions",
                          R"({"messages":[)" + repeated(R"({"role":"user","content":""})", count) + "]}");
