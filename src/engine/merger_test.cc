@@ -16,7 +16,7 @@ constexpr int kDim = 2, kHeads = 3;
 // The example of policy/act/merge.h's source in the first head, one merge in the second, nothing to do in the third.
 const std::vector<float> kKeys = {1, 0, .9F, .1F, 0, 1, .6F, .8F, .1F, 1, .8F, .6F, 1, 1, 0, 1};
 
-class MergerTest : public testing::Test {
+class MergerTest : public ::testing::Test {
  protected:
   void SetUp() override {
     cache_ = KvCache::Create(&ledger_, {{kHeads, kDim, kDim, true}});
