@@ -575,8 +575,8 @@ TEST(ModelRepeat, BlocksAreReadAgainAsTheyCome) {
     return MeanKl(full, followed);
   };
   const double by_keys = kl_of("keydiff:recent=16 alloc=ada:alpha=0.5 format=q4");
-  for (const char* read : {"blocks", "echo"}) {
-    EXPECT_LT(kl_of(fmt::format("score=kvzip:read={} alloc=global format=q4", read).c_str()), 0.5 * by_keys) << read;
+  for (const char* how : {"blocks", "echo"}) {
+    EXPECT_LT(kl_of(fmt::format("score=kvzip:read={} alloc=global format=q4", how).c_str()), 0.5 * by_keys) << how;
   }
 }
 
