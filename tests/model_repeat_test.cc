@@ -62,30 +62,6 @@ TEST(ModelRepeat, ASecondReadingLeavesTheCacheAsItWas) {
   EXPECT_EQ(last.size(), static_cast<size_t>(testing::DefaultModel()->info().num_vocab));
 }
 
-// A pass that begins behind the sinks has nothing by which its first tokens would be found, unless these are repeated.
-TEST(ModelRepeat, WhatStandsBehindTheSinksIsFoundAgain) {
-  const EngineOptions options = CompressedAfter({"kvzip", "kvzip:overlap=0"});
-  auto engine = MakeDefaultEngine(options);
-  const SequenceId base = *engine->NewSequence();
-  ASSERT_TRUE(engine->Prefill(base, Tokenize("Harbour master Olsen keeps 4711 lamps. " + Ledger(12))));
-  const auto count_first = [&](const Recipe& recipe) {
-    const SequenceId fork = *engine->Fork(base);
-    const CompressTarget target{fork, 0.1};
-    EXPECT_TRUE(engine->CompressForks(base, recipe, {&target, 1}));
-    int64_t count = 0;
-    for (int layer = 0; layer < 30; ++layer) {
-      for (int head = 0; head < 3; ++head) {
-        count += std::ranges::count_if(engine->EntryPositions(fork, layer, head),
-                                       [](int32_t position) { return position >= 4 && position < 12; });
-      }
-    }
-    engine->Free(fork);
-    return count;
-  };
-  const int64_t led_in = count_first(options.later_recipes[0]), control = count_first(options.later_recipes[1]);
-  EXPECT_GT(led_in, control) << "without tokens before it a pass begins with what nothing foretells";
-}
-
 TEST(ModelRepeat, LogitsOfTheLastTokenOutliveTheSecondReading) {
   const EngineOptions options = CompressedAfter({"kvzip_uniform"});
   auto engine = MakeDefaultEngine(options);

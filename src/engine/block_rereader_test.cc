@@ -45,7 +45,7 @@ Scores ScoresOf(const Rooms& rooms, const Sequence& sequence) {
 TEST(BlockRereader, WhatABlockIsPaidIsWhatAWholePromptWouldBe) {
   EngineOptions after = Options("full", 0);
   after.compress = CompressMode::kAfter;
-  after.later_recipes = {*ParseRecipe("kvzip:overlap=0")};  // nor does the first block begin with tokens before it
+  after.later_recipes = {*ParseRecipe("kvzip")};
   Rooms rooms(after);
   Sequence& source = rooms.New();
   ASSERT_TRUE(rooms.Read(source, 70));

@@ -23,9 +23,8 @@ int EndOfChunk(int from, int chunk, int num_tokens) {
   return end > from ? end : from + chunk;
 }
 
-// What begins a pass is looked at by what stands before: those tokens are repeated, too. The first pass over a whole
-// prompt begins behind the sinks, later ones are told by what (RepeatPrompt::Tokens()). Blocks begin often, but the
-// first one is better off without (docs/tried.md).
+// Short passes begin often, and what begins one is looked at by what stands before: those tokens are repeated, too.
+// The first one is better off without, and so is a whole prompt's (docs/tried.md).
 void LeadIn(std::span<const int32_t> text, const RepeatPass& pass, int overlap, std::vector<int32_t>& tokens) {
   const auto from = text.begin() + pass.from;
   tokens.insert(tokens.end() - (pass.to - pass.from), from - std::min(overlap, pass.from), from);
@@ -94,7 +93,7 @@ Result<bool> SecondReader::BeginPass(Sequence& source, SecondReading& reading) {
         .first_token = reading.columns->references.num_tokens(),
         .whole = options.whole};
     reading.tokens = prompt->Tokens(source.tokens, reading.pass, options.overlap, from == reading.prefix);
-    if (reading.in_passing != (from == reading.prefix))
+    if (reading.in_passing && from != reading.prefix)
       LeadIn(source.tokens, reading.pass, options.overlap, reading.tokens);
   }
   reading.num_read = 0;
@@ -174,7 +173,7 @@ Status SecondReader::Begin(Sequence& source, const ActiveRecipe& active, const E
   reading->part = part;
   reading->prefix = PrefixOf(source, active.recipe);
   PITH_ASSIGN_OR_RETURN(const RepeatPrompt* const prompt, Prompt());
-  const int overhead = prompt->overhead(options.overlap) + (in_passing ? 0 : options.overlap);
+  const int overhead = prompt->overhead(options.overlap);
   PITH_ASSIGN_OR_RETURN(reading->chunk, ChunkOf(source, active, overhead));
   reading->in_passing = in_passing;
   if (in_passing) {
