@@ -391,9 +391,8 @@ size_t UnlimitedBudget(const ModelInfo& info, const Shape& shape, const Eviction
   const size_t kept = shape.all_heads * (PagesFor(shape.num_ctx) + 2);
   const size_t pages = shape.low_page_bytes == 0 ? kept * shape.page_cost()
                                                  : kept * shape.low_page_cost() + shape.all_heads * shape.page_cost();
-  // One sequence at a time is read again.
-  return plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes + shape.later_bytes +
-         sequences * (shape.fixed_bytes() + ScratchBytes(shape, shape.num_ctx) + pages +
+  return plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes +
+         sequences * (shape.fixed_bytes() + shape.later_bytes + ScratchBytes(shape, shape.num_ctx) + pages +
                       style.schedule->TokenPages(shape.all_heads) * shape.page_cost());
 }
 

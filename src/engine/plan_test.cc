@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include "engine/full_cache.h"
 #include "engine/plan_test_util.h"
 
 namespace pith {
@@ -121,19 +120,6 @@ TEST(PlanTest, AModelThatIsRecurrentThroughoutTakesItsStateAlone) {
   const auto unlimited = PlanMemory(info, *Resolve(info, Options(0)), Options(0));
   ASSERT_TRUE(unlimited) << unlimited.error().message;
   EXPECT_GT(unlimited->keep_entries, 0);
-}
-
-// What a second reading takes is there once, however many sequences there are.
-TEST(PlanTest, WithoutABudgetThereIsRoomForAllContextsAndLittleMore) {
-  const ModelInfo info = SmolInfo();
-  EngineOptions options = Options(0);
-  options.num_ctx = 4096, options.max_sequences = 8;
-  options.recipe = *ParseRecipe("pith");
-  const MemoryPlan plan = *PlanMemory(info, *Resolve(info, options), options);
-  EXPECT_GE(plan.keep_entries, options.num_ctx);
-  const size_t full = 8 * FullCacheBytes(info, options.num_ctx);
-  EXPECT_GT(plan.budget_bytes, full);
-  EXPECT_LT(plan.budget_bytes, full * 5 / 4);
 }
 
 // The layers of a cascade do not hold their blocks all at once.
