@@ -204,6 +204,12 @@ struct FakeServer {
     };
     catalog.AddLoaded(context);
   }
+  // What was to be done later holds the exchange itself.
+  ~FakeServer() {
+    for (const std::shared_ptr<FakeExchange>& exchange : exchanges) exchange->later = nullptr, exchange->leaves.clear();
+  }
+  FakeServer(const FakeServer&) = delete;
+  FakeServer& operator=(const FakeServer&) = delete;
 
   std::shared_ptr<FakeExchange> Handle(std::string method, std::string path, std::string body = "",
                                        std::vector<std::pair<std::string, std::string>> headers = {}) {
@@ -217,10 +223,12 @@ struct FakeServer {
       request.path.resize(at);
     }
     auto exchange = std::make_shared<FakeExchange>();
+    exchanges.push_back(exchange);
     router.Handle(std::move(request), exchange);
     return exchange;
   }
 
+  std::vector<std::shared_ptr<FakeExchange>> exchanges;
   std::shared_ptr<FakeScheduler> scheduler;
   server::ServerContext context, front;
   server::ModelCatalog catalog;
