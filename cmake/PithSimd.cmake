@@ -1,20 +1,19 @@
 # PITH_SIMD, the SIMD targets that kernels are compiled for, as definitions for Highway in PITH_SIMD_TARGETS:
-#   all        every one of this architecture; the best that a processor has is picked when the program starts
-#   machine    the best that this machine has, and the one for any processor: a third of the compilers' time
-#   machine+N  these and another, the N-th of those that the machine has beside them (from 0, round and round)
-#   plain      the one for any processor alone
-set(PITH_SIMD all CACHE STRING "SIMD targets to compile kernels for: all, machine, machine+N or plain")
+#   all      every one of this architecture; the best that a processor has is picked when the program starts
+#   machine  the best that this machine has, and the one for any processor: a third of the compilers' time
+#   plain    the one for any processor alone
+set(PITH_SIMD all CACHE STRING "SIMD targets to compile kernels for: all, machine or plain")
 set_property(CACHE PITH_SIMD PROPERTY STRINGS all machine plain)
 
 # AVX3_DL has dot products of bytes. Arrays of vectors are not allowed for the sizeless types of SVE and RVV;
 # SSSE3-only machines get the fallback without SSE.
 set(_disabled HWY_SVE HWY_SVE2 HWY_SVE_256 HWY_SVE2_128 HWY_RVV HWY_SSSE3)
 set(_x86 HWY_AVX3_DL HWY_AVX3 HWY_AVX2 HWY_SSE4)
-if(NOT PITH_SIMD MATCHES "^(all|machine([+][0-9]+)?|plain)$")
-  message(FATAL_ERROR "PITH_SIMD is 'all', 'machine', 'machine+N' or 'plain', not '${PITH_SIMD}'.")
+if(NOT PITH_SIMD MATCHES "^(all|machine|plain)$")
+  message(FATAL_ERROR "PITH_SIMD is 'all', 'machine' or 'plain', not '${PITH_SIMD}'.")
 elseif(PITH_SIMD STREQUAL "plain")
   list(APPEND _disabled ${_x86})
-elseif(PITH_SIMD MATCHES "^machine" AND NOT CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+elseif(PITH_SIMD STREQUAL "machine" AND NOT CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   # Asked of Highway, whose own answer counts when the program runs.
   set(_test ${PROJECT_BINARY_DIR}/simd_of_machine.cc)
   file(CONFIGURE OUTPUT ${_test} CONTENT "#include <hwy/targets.h>
@@ -36,20 +35,11 @@ int main() {
     set(PITH_SIMD_OF_MACHINE ${_best} CACHE INTERNAL "The best SIMD target of this machine")
     set(PITH_SIMD_ASKED_FOR ${_pith_llama_prefix} CACHE INTERNAL "libllama's folder at that time")
   endif()
-  set(_chosen ${PITH_SIMD_OF_MACHINE})
-  if(NOT _chosen STREQUAL "unknown")
-    # It has all that stand behind its best, too.
-    string(REGEX REPLACE "^.*${_chosen}(;|$)" "" _others "${_x86}")
-    list(LENGTH _others _count)
-    if(PITH_SIMD MATCHES "[+]([0-9]+)$" AND _chosen IN_LIST _x86 AND _count GREATER 0)
-      math(EXPR _index "${CMAKE_MATCH_1} % ${_count}")
-      list(GET _others ${_index} _other)
-      list(APPEND _chosen ${_other})
-    endif()
-    list(REMOVE_ITEM _x86 ${_chosen})
+  if(NOT PITH_SIMD_OF_MACHINE STREQUAL "unknown")
+    list(REMOVE_ITEM _x86 ${PITH_SIMD_OF_MACHINE})
     list(APPEND _disabled ${_x86})
   endif()
-  message(STATUS "SIMD targets: ${_chosen} and the one for any processor")
+  message(STATUS "SIMD targets: ${PITH_SIMD_OF_MACHINE} and the one for any processor")
 endif()
 list(JOIN _disabled "|" _disabled)
 set(PITH_SIMD_TARGETS HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${_disabled})")
