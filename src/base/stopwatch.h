@@ -5,15 +5,18 @@
 
 namespace pith {
 
+using SteadyClock = std::chrono::steady_clock;
+inline double SecondsBetween(SteadyClock::time_point from, SteadyClock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
 // Seconds since construction.
 class Stopwatch {
  public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return SecondsBetween(start_, SteadyClock::now()); }
 
  private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  SteadyClock::time_point start_ = SteadyClock::now();
 };
 
 }  // namespace pith

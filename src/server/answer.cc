@@ -1,24 +1,19 @@
 #include "server/answer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <utility>
 
 #include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
+#include "base/stopwatch.h"
 
 namespace pith::server {
 namespace {
 
 // Prompts of one request that the scheduler has at once; the others come when these are done.
 constexpr int kMostAtOnce = 8;
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsBetween(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 // The state of one answer. Everything but its beginning happens on the connections' thread.
 class Answer : public std::enable_shared_from_this<Answer> {
@@ -55,7 +50,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     });
   }
 
-  void Started(const RequestUsage& usage, int slot, Clock::time_point now) {
+  void Started(const RequestUsage& usage, int slot, SteadyClock::time_point now) {
     if (num_started_++ == 0) started_ = now;
     totals_.usage.prompt_tokens += usage.prompt_tokens;
     totals_.usage.cached_tokens += usage.cached_tokens;
@@ -63,7 +58,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     Progress(usage.cached_tokens, now);
   }
 
-  void Progress(int done, Clock::time_point now) {
+  void Progress(int done, SteadyClock::time_point now) {
     const RequestUsage& usage = totals_.usage;
     if (!tells_progress_ || done < last_progress_.value_or(-1) + 1) return;
     last_progress_ = done;
@@ -79,7 +74,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   }
   void Embedding(int prompt, std::vector<float> embedding) { writer_->Embedding(prompt, std::move(embedding)); }
 
-  void Text(int prompt, Delta delta, Clock::time_point now) {
+  void Text(int prompt, Delta delta, SteadyClock::time_point now) {
     if (!stream_) return;
     if (!first_token_) first_token_ = now;
     delta.choice += prompt * num_choices_;
@@ -158,7 +153,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
  private:
   // Headers go out with the first thing that there is to say, so that errors before it have a status of their own.
   void BeginOnce() {
-    last_said_ = Clock::now();
+    last_said_ = SteadyClock::now();
     if (std::exchange(begun_, true)) return;
     RequestUsage usage = totals_.usage;
     for (size_t i = static_cast<size_t>(num_started_); i < prompts_.size(); ++i)
@@ -216,8 +211,8 @@ class Answer : public std::enable_shared_from_this<Answer> {
   AnswerTotals totals_;
   int num_submitted_ = 0, num_started_ = 0, num_ended_ = 0, num_finished_ = 0;
   std::optional<int> last_progress_;
-  Clock::time_point started_, last_said_ = Clock::now();
-  std::optional<Clock::time_point> first_token_;
+  SteadyClock::time_point started_, last_said_ = SteadyClock::now();
+  std::optional<SteadyClock::time_point> first_token_;
   int cached_tokens_ = 0;  // of prompts whose answers are finished
   bool begun_ = false, over_ = false;
 };
@@ -228,10 +223,10 @@ class Sink final : public RequestSink {
   Sink(std::shared_ptr<Answer> answer, int prompt) : answer_(std::move(answer)), prompt_(prompt) {}
 
   void Started(const RequestUsage& usage, int slot) override {
-    answer_->Post([usage, slot, now = Clock::now()](Answer& answer) { answer.Started(usage, slot, now); });
+    answer_->Post([usage, slot, now = SteadyClock::now()](Answer& answer) { answer.Started(usage, slot, now); });
   }
   void Progress(int prompt_done, int) override {
-    answer_->Post([prompt_done, now = Clock::now()](Answer& answer) { answer.Progress(prompt_done, now); });
+    answer_->Post([prompt_done, now = SteadyClock::now()](Answer& answer) { answer.Progress(prompt_done, now); });
   }
   void PromptLogprobs(std::vector<TokenLogprobs> logprobs) override {
     answer_->Post([prompt = prompt_, logprobs = std::move(logprobs)](Answer& answer) mutable {
@@ -245,7 +240,7 @@ class Sink final : public RequestSink {
   }
   void Text(int choice, std::string text, std::vector<int32_t> tokens, std::vector<TokenLogprobs> logprobs) override {
     Delta delta{choice, std::move(text), std::move(tokens), std::move(logprobs)};
-    answer_->Post([prompt = prompt_, delta = std::move(delta), now = Clock::now()](Answer& answer) mutable {
+    answer_->Post([prompt = prompt_, delta = std::move(delta), now = SteadyClock::now()](Answer& answer) mutable {
       answer.Text(prompt, std::move(delta), now);
     });
   }
@@ -300,7 +295,7 @@ void Answer::PingAfter(double seconds) {
   exchange_->PostAfter(seconds, [weak = weak_from_this()] {
     const std::shared_ptr<Answer> self = weak.lock();
     if (self == nullptr || self->over_) return;
-    const double left = self->ping_seconds_ - SecondsBetween(self->last_said_, Clock::now());
+    const double left = self->ping_seconds_ - SecondsBetween(self->last_said_, SteadyClock::now());
     if (left > 0) return self->PingAfter(left);
     const std::string ping = self->writer_->Ping();
     if (ping.empty()) return;

@@ -50,6 +50,11 @@ size_t SchedulerImpl::Savings(const Job& job, const PrefixKey& key, std::span<co
   return (job.drops || options_.deterministic_reuse) && !same_pins ? 0 : common;
 }
 
+size_t SchedulerImpl::Savings(const Job& job, const Prefix& prefix) const {
+  if (prefix.has_pieces && LeastPiece(job) == 0) return 0;
+  return Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence);
+}
+
 std::vector<int32_t> SchedulerImpl::ReadTokens(const Job& job, const Choice& choice) const {
   std::vector<int32_t> tokens(job.text.begin(), job.text.begin() + static_cast<std::ptrdiff_t>(job.prompt_done));
   const std::vector<int32_t>& more = choice.generator->result().tokens;
@@ -67,10 +72,7 @@ SequenceId SchedulerImpl::TakePrefix(Job& job) {
   const Request& request = job.request;
   if (!request.reuse_prefix || request.wants_rows()) return -1;
   const bool takes_pieces = LeastPiece(job) > 0;
-  const auto savings = [&](const Prefix& prefix) {
-    if (prefix.has_pieces && !takes_pieces) return size_t{0};
-    return Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence);
-  };
+  const auto savings = [&](const Prefix& prefix) { return Savings(job, prefix); };
   int resting = prefixes_.Find(request.cache_key, request.slot, savings);
   size_t most = resting < 0 ? 0 : savings(prefixes_.prefixes()[static_cast<size_t>(resting)]);
   const Job* source = nullptr;
@@ -102,8 +104,7 @@ size_t SchedulerImpl::LikelySavings(const Job& job) const {
   if (!job.request.reuse_prefix || job.request.wants_rows()) return 0;
   size_t most = 0;
   for (const Prefix& prefix : prefixes_.prefixes()) {
-    most = std::max(
-        most, Savings(job, prefix.key, prefix.tokens, prefix.num_prompt_tokens, prefix.num_pinned, prefix.sequence));
+    most = std::max(most, Savings(job, prefix));
   }
   return most;
 }

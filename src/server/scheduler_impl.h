@@ -16,6 +16,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/stopwatch.h"
 #include "server/pieces.h"
 #include "server/prefixes.h"
 #include "server/scheduler.h"
@@ -23,11 +24,6 @@
 #include "session/stored_prefixes.h"
 
 namespace pith::server {
-
-using SteadyClock = std::chrono::steady_clock;
-inline double SecondsBetween(SteadyClock::time_point from, SteadyClock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 // One text that goes on from a job's prompt.
 struct Choice {
@@ -182,11 +178,12 @@ class SchedulerImpl final : public Scheduler {
   SequenceId TakeResting(Job& job, int index, size_t cached);
   SequenceId ForkLive(Job& job, const Job& source, size_t cached);
   Status GiveBudget(Job& job, SequenceId sequence);
-  // The same without taking any: tokens that resting prefixes would save.
+  // Tokens that resting prefixes would save.
   size_t LikelySavings(const Job& job) const;
   // Tokens of `tokens`, read by `sequence`, that the job need not read.
   size_t Savings(const Job& job, const PrefixKey& key, std::span<const int32_t> tokens, size_t num_prompt_tokens,
                  size_t num_pinned, SequenceId sequence) const;
+  size_t Savings(const Job& job, const Prefix& prefix) const;
   // Of a choice's sequence.
   std::vector<int32_t> ReadTokens(const Job& job, const Choice& choice) const;
   void Rest(Job& job, Choice& choice);
