@@ -33,7 +33,11 @@ struct EntryGuard {
   int32_t from = 0, to = INT32_MAX;
 
   bool Guards(const Sequence& sequence, int32_t position) const {
-    return position < num_sinks || position < from || position >= to || sequence.IsPinned(position);
+    return position < num_sinks || GuardsBesideSinks(sequence, position);
+  }
+  // Whoever wants sinks or not.
+  bool GuardsBesideSinks(const Sequence& sequence, int32_t position) const {
+    return position < from || position >= to || sequence.IsPinned(position);
   }
   // The entries of a head that a recipe sees, [first, last): those of the part.
   std::pair<int, int> SliceOf(const HeadCache& head) const;

@@ -135,12 +135,12 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   head.ReadPositions(buffers.positions);
   inputs.positions = std::span(buffers.positions).subspan(first, count);
   buffers.pinned.assign(n, 0);
-  EntryGuard without_sinks = guard;
-  without_sinks.num_sinks = 0;
   for (size_t i = 0; i < n; ++i) {
     const int32_t position = buffers.positions[i];
-    if (guard.Guards(sequence, position))
-      buffers.pinned[i] = without_sinks.Guards(sequence, position) ? 1 : kPinnedAsSink;
+    if (guard.GuardsBesideSinks(sequence, position))
+      buffers.pinned[i] = 1;
+    else if (position < guard.num_sinks)
+      buffers.pinned[i] = kPinnedAsSink;
   }
   if (const DemoteOptions* demote = active.recipe.policy->demote(); demote != nullptr && demote->makes_latents()) {
     PinReferences(sequence, head, *demote, buffers);
