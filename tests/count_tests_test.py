@@ -13,7 +13,7 @@ SUITE = """<?xml version="1.0"?>
 <testsuites tests="4" failures="1"><testsuite name="A">
   <testcase name="Good" status="run" result="completed" classname="A" />
   <testcase name="Bad" status="run" result="completed" classname="A"><failure message="x" /></testcase>
-  <testcase name="Left" status="run" result="skipped" classname="A"><skipped message="x" /></testcase>
+  <testcase name="Left" status="run" result="skipped" classname="A"><skipped message="a_test.cc:7&#x0A;nothing to say" /></testcase>
   <testcase name="Other" status="notrun" result="suppressed" classname="A" />
 </testsuite></testsuites>"""
 GOOD = """<testsuites><testsuite name="A">
@@ -23,13 +23,14 @@ GOOD = """<testsuites><testsuite name="A">
 
 class CountTests(unittest.TestCase):
     def count(self, entries, suites):
-        """Counts for entries {name: status} of which suites {name: XML} wrote a file."""
+        """Counts for entries {name: status} of which suites {name: XML} wrote a file. What was skipped is in self.skipped."""
         with tempfile.TemporaryDirectory() as folder:
             report = os.path.join(folder, "report.xml")
             with open(report, "w") as file:
                 file.write("<testsuite>")
                 for name, status in entries.items():
-                    inside = "<failure/>" if status == "fail" else "<skipped/>" if status == "notrun" else ""
+                    why = "<skipped/><system-out>\n[  SKIPPED ] too busy\n</system-out>"
+                    inside = "<failure/>" if status == "fail" else why if status == "notrun" else ""
                     file.write(f'<testcase name="{name}" status="{status}">{inside}</testcase>')
                 file.write("</testsuite>")
             os.mkdir(os.path.join(folder, "suites"))
@@ -38,14 +39,17 @@ class CountTests(unittest.TestCase):
                     file.write(text)
             done = subprocess.run([sys.executable, SCRIPT, report, os.path.join(folder, "suites")],
                                   capture_output=True, text=True, check=True)
-            return tuple(int(number) for number in done.stdout.split())
+            counts, *self.skipped = done.stdout.splitlines()
+            return tuple(int(number) for number in counts.split())
 
     def test_entries_without_a_suite(self):
         self.assertEqual(self.count({"a": "run", "b": "fail", "c": "notrun", "d": "disabled"}, {}), (1, 1, 2))
+        self.assertEqual(self.skipped, ["c: too busy", "d"])
 
     def test_each_test_of_a_suite_counts(self):
         self.assertEqual(self.count({"a": "run", "Every/B": "run"}, {"Every.B": GOOD}), (3, 0, 0))
         self.assertEqual(self.count({"a": "fail"}, {"a": SUITE}), (1, 1, 1))
+        self.assertEqual(self.skipped, ["a: Left: nothing to say"])
 
     def test_an_entry_that_failed_at_its_end(self):
         self.assertEqual(self.count({"a": "fail"}, {"a": GOOD}), (2, 1, 0))

@@ -44,7 +44,6 @@ Examples:
 )";
 
 constexpr size_t kTurnTokens = 8;  // decoded before the next engine has its turn
-constexpr int kSpinMilliseconds = 40;
 
 struct BenchFlags {
   ModelFlags model;
@@ -262,19 +261,17 @@ Status Measure(const BenchFlags& flags, const std::shared_ptr<HostModel>& model,
       const std::vector<int32_t> tokens,
       BenchTokens(flags, *model, static_cast<size_t>(longest) + static_cast<size_t>(flags.num_decoded)));
   PITH_RETURN_IF_ERROR(WarmUp(groups.front().front().config.threads, *model, tokens));
-  std::vector<double> free_shares;
   double done = 0;
   ProgressLine progress("measuring", flags.output.progress);
   for (auto& group : groups) {
-    const int threads = group.front().config.threads;
+    const ProcessorWatch processors;
     for (int i = 0; i < flags.repeat && !Interrupted(); ++i) {
-      free_shares.push_back(MeasureFreeShare(threads, kSpinMilliseconds));
-      report.free_share = Median(free_shares);
       const Status status = Repetition(model, tokens, static_cast<size_t>(i), group, {progress, done, total});
       if (!status && !Interrupted()) return status;
       done += group.front().bench.ctx;
       progress.Update(done, total, fmt::format("context {}", group.front().bench.ctx));
     }
+    report.free_share = std::min(report.free_share, processors.FreeShare(group.front().config.threads));
     std::erase_if(group, [](const BenchRow& row) { return row.decode.empty(); });
     report.rows.insert(report.rows.end(), group.begin(), group.end());
   }

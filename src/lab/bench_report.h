@@ -28,7 +28,7 @@ struct BenchRow {
 struct BenchReport {
   MachineInfo machine;
   std::vector<std::pair<int, Roofline>> rooflines;  // by number of threads
-  double free_share = 1;  // the least that a spinning thread got, before and between repetitions
+  double free_share = 1;  // what other processes left of a thread's time, at the context where they left the least
   int repeats = 0;
   bool float_products = false;  // prompts' products with weights are not libllama's (host/block_product.h)
   bool byte_products = false;   // nor are those of few rows (host/row_product.h)

@@ -1,8 +1,8 @@
 #include "lab/machine.h"
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/sysinfo.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,10 +14,12 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <set>
 #include <sstream>
 #include <thread>
 
 #include "base/cores.h"
+#include "base/cpu_quota.h"
 #include "base/huge_pages.h"
 #include "base/stopwatch.h"
 #include "base/team.h"
@@ -61,6 +63,43 @@ double BestSeconds(int threads, int passes, const std::function<void(int)>& work
   member(0);
   for (std::thread& other : others) other.join();
   return best;
+}
+
+// The processors that this process may use, as /proc/stat names them.
+std::set<std::string> AllowedProcessors() {
+  std::set<std::string> names;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return names;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed)) names.insert("cpu" + std::to_string(cpu));
+  }
+  return names;
+}
+
+// Seconds since the system's start in which they were not idle, those of a hypervisor's other guests included. 0 where
+// the kernel does not say.
+double BusySeconds(const std::set<std::string>& processors) {
+  std::ifstream file("/proc/stat");
+  double ticks = 0;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream fields(line);
+    std::string name;
+    if (!(fields >> name) || !processors.contains(name)) continue;
+    double user = 0, nice = 0, system = 0, idle = 0, waiting = 0, interrupts = 0, soft_interrupts = 0, stolen = 0;
+    fields >> user >> nice >> system >> idle >> waiting >> interrupts >> soft_interrupts >> stolen;
+    ticks += user + nice + system + interrupts + soft_interrupts + stolen;
+  }
+  return ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+double OwnSeconds() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 }  // namespace
@@ -112,25 +151,16 @@ Roofline MeasureRoofline(int threads) {
   return roofline;
 }
 
-double MeasureFreeShare(int threads, int milliseconds) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(kOwnSpinMilliseconds));
-  std::vector<double> shares(static_cast<size_t>(threads), 0);
-  const auto spin = [&](size_t ith) {
-    const auto cpu_seconds = [] {
-      timespec now{};
-      ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-      return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-    };
-    const Stopwatch watch;
-    const double before = cpu_seconds();
-    while (watch.seconds() * 1000 < milliseconds) {
-    }
-    shares[ith] = (cpu_seconds() - before) / watch.seconds();
-  };
-  std::vector<std::thread> members;
-  for (size_t ith = 0; ith < shares.size(); ++ith) members.emplace_back(spin, ith);
-  for (std::thread& member : members) member.join();
-  return std::min(1.0, *std::min_element(shares.begin(), shares.end()));
+ProcessorWatch::ProcessorWatch() : all_seconds_(BusySeconds(AllowedProcessors())), own_seconds_(OwnSeconds()) {}
+
+double ProcessorWatch::FreeShare(int threads) const {
+  const std::set<std::string> processors = AllowedProcessors();
+  const double others =
+      std::max(0.0, BusySeconds(processors) - all_seconds_ - std::max(0.0, OwnSeconds() - own_seconds_));
+  const double seconds = std::max(1e-9, watch_.seconds()), quota = CpuQuota();
+  double usable = static_cast<double>(std::max<size_t>(1, processors.size())) - others / seconds;
+  if (quota > 0) usable = std::min(usable, quota);
+  return std::clamp(usable / threads, 0.0, 1.0);
 }
 
 size_t PeakRssBytes() {

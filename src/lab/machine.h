@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "base/stopwatch.h"
+
 namespace pith {
 
 struct MachineInfo {
@@ -30,11 +32,22 @@ struct Roofline {
 };
 Roofline MeasureRoofline(int threads);
 
-// What share of its time each of `threads` spinning threads gets from the system, the smallest; 1 on an idle machine.
-// Takes `milliseconds`, and kOwnSpinMilliseconds before, in which the process must do nothing: threads of OpenMP spin
-// for up to 300,000 pauses behind their last loop (GOMP_SPINCOUNT), and would count as somebody else's.
-inline constexpr int kOwnSpinMilliseconds = 30;
-double MeasureFreeShare(int threads, int milliseconds);
+// Whether other processes took what ours would have used, by the kernel's accounts (proc_stat(5), getrusage(2)).
+// Threads that spin and see what they get say less: a slice of the scheduler, 4 ms, is a tenth of 40 ms, two of them
+// may share a processor while another idles, and OpenMP's threads, which spin behind their last loop, look like
+// somebody else's.
+class ProcessorWatch {
+ public:
+  ProcessorWatch();
+  // The share of its time that each of `threads` threads had since then, or could have had: 1 where the processors that
+  // this process may use (at most its control group's quota) were left to it. Counts in steps of 10 ms: of 100 or less
+  // it says little.
+  double FreeShare(int threads) const;
+
+ private:
+  Stopwatch watch_;
+  double all_seconds_, own_seconds_;  // of processors, by all processes and by this one
+};
 // Below this the machine has something else to do, and measurements say little.
 inline constexpr double kBusyBelow = 0.9;
 
