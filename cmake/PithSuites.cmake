@@ -3,8 +3,9 @@
 # Unit and golden suites are one entry for the executable, named after it: they take milliseconds, and a process for
 # each test took longer than they. Of model and slow suites each is an entry, so that what they share, the default model
 # above all, is loaded once. Those that take minutes on it stand in parts, of which ./pith test runs one, another for each
-# commit; without sanitizers, which never have the default model, all their tests run on the small one, too. Each entry
-# writes what GoogleTest counted to suites/ENTRY.xml in the build tree.
+# commit; without sanitizers, which never have the default model, their other tests run on the small one (all, where
+# PITH_TEST_TURN does not say which part it is). Each entry writes what GoogleTest counted to suites/ENTRY.xml in the build
+# tree.
 if(NOT EXISTS ${program})
   add_test(${target}_NOT_BUILT ${program})
   set_tests_properties(${target}_NOT_BUILT PROPERTIES LABELS ${own_label})
@@ -16,9 +17,10 @@ if(failed)
   return()
 endif()
 
-# Further arguments are its environment. SMALL: on the small model in place of the default one.
+# Further arguments are its environment. SMALL: on the small model in place of the default one. LONG: begins before others,
+# since at the end nothing would run beside it.
 function(pith_entry name label filter threads)
-  cmake_parse_arguments(entry "SMALL" "" "" ${ARGN})
+  cmake_parse_arguments(entry "SMALL;LONG" "" "" ${ARGN})
   string(REPLACE "/" "." file ${name})
   set(environment ${entry_UNPARSED_ARGUMENTS})
   if(entry_SMALL)
@@ -31,6 +33,41 @@ function(pith_entry name label filter threads)
   add_test(${name} ${program} --gtest_filter=${filter} --gtest_output=xml:${reports}/${file}.xml)
   set_tests_properties(${name} PROPERTIES LABELS ${label} TIMEOUT 3600 PROCESSORS ${threads}
     WORKING_DIRECTORY ${source_dir} ENVIRONMENT "${environment}" ${fixture})
+  if(entry_LONG)
+    set_tests_properties(${name} PROPERTIES COST 50)
+  endif()
+endfunction()
+
+# Suites of one long test must not all have it in the same part.
+set(num_parted 0)
+function(pith_shard_of part result)
+  math(EXPR shard "(${part} + ${num_parted}) % ${parts}")
+  set(${result} ${shard} PARENT_SCOPE)
+endfunction()
+
+# A filter of GoogleTest for the tests of a suite that are not in that part of it: of those that are listed, but for
+# disabled ones, each `parts`-th is (GTEST_TOTAL_SHARDS). All where the part is "".
+function(pith_outside_part suite part result)
+  set(filter "${suite}.*")
+  if(NOT part STREQUAL "")
+    pith_shard_of(${part} shard)
+    string(REPLACE "." "[.]" pattern "${suite}")
+    string(REGEX MATCH "(^|\n)${pattern}[.][^\n]*((\n  [^\n]+)+)" found "${listed}")
+    string(REGEX MATCHALL "\n  [^ \n]+" names "${CMAKE_MATCH_2}")
+    list(FILTER names EXCLUDE REGEX "  DISABLED_")
+    set(number 0)
+    set(separator "-")
+    foreach(name IN LISTS names)
+      string(STRIP "${name}" name)
+      math(EXPR at "${number} % ${parts}")
+      if(at EQUAL shard)
+        string(APPEND filter "${separator}${suite}.${name}")
+        set(separator ":")
+      endif()
+      math(EXPR number "${number} + 1")
+    endforeach()
+  endif()
+  set(${result} "${filter}" PARENT_SCOPE)
 endfunction()
 
 string(REGEX MATCHALL "(^|\n)[^ \n]+[.]" suites "${listed}")
@@ -58,19 +95,22 @@ foreach(suite IN LISTS suites)
     if(suite MATCHES "${parted}")
       math(EXPR last "${parts} - 1")
       foreach(part RANGE ${last})
-        pith_entry("${suite}#${part}" ${label} "${suite}.*" ${threads} ${small}
-          "GTEST_TOTAL_SHARDS=${parts};GTEST_SHARD_INDEX=${part}")
+        pith_shard_of(${part} shard)
+        pith_entry("${suite}#${part}" ${label} "${suite}.*" ${threads} ${small} LONG
+          "GTEST_TOTAL_SHARDS=${parts};GTEST_SHARD_INDEX=${shard}")
       endforeach()
       if(NOT sanitized AND label STREQUAL "model")
-        pith_entry("${suite}.small" ${label} "${suite}.*" 1 SMALL)
+        pith_outside_part(${suite} "$ENV{PITH_TEST_TURN}" filter)  # that part has the default model
+        pith_entry("${suite}.small" ${label} "${filter}" 1 SMALL LONG)
       endif()
+      math(EXPR num_parted "${num_parted} + 1")
     else()
       pith_entry(${suite} ${label} "${suite}.*" ${threads} ${small})
     endif()
   endif()
 endforeach()
 if(group_own)
-  pith_entry(${target} ${own_label} "${group_own}" 1)
+  pith_entry(${target} ${own_label} "${group_own}" 1 LONG)
 endif()
 if(group_golden AND target MATCHES "golden")
   pith_entry(${target} golden "${group_golden}" 1)

@@ -8,7 +8,7 @@
 # sanitizers model and slow suites take it for the default one.
 # PITH_LEFT_OUT_TESTS (filter of GoogleTest): tests that this tree leaves out.
 # PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
-# runs one, another for each commit, and, where that one has the default model, SUITE.small, all of it on the small one.
+# runs one, another for each commit, and, where that one has the default model, SUITE.small, the others on the small one.
 set(PITH_TEST_PARTS 4)
 
 function(pith_add_tests target libraries)

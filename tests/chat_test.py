@@ -58,6 +58,7 @@ class Commands(ChatCase):
         twice = self.chat("My name is Ann.", "I like tea.", "I like rain.", "/undo", "/undo", "What is my name?")
         self.assertEqual(plain.stdout.splitlines()[-1], twice.stdout.splitlines()[-1])
 
+    @cli_test.of_the_default_model
     def test_undo_of_a_recipe_that_cannot_go_back(self):
         """h2o counts what every query paid: what is left is read again."""
         flags = ("--recipe", "h2o", "--kv-budget", "100%")
@@ -102,6 +103,7 @@ class Commands(ChatCase):
         undone = self.chat("My name is Ann.", "I like tea.", f"/load {short}", "/undo", "What is my name?")
         self.assertEqual(undone.stdout.splitlines()[-1], whole.stdout.splitlines()[-1])
 
+    @cli_test.of_the_default_model
     def test_budget_and_recipe_change_in_place(self):
         plain = self.chat("My name is Ann.", "What is my name?", flags=("--recipe", "full"))
         for line in ("/budget 64MiB", "/recipe keydiff", "/recipe flowkv", "/recipe pith turns=flowkv:drop=0.1"):
@@ -132,6 +134,7 @@ class Commands(ChatCase):
         self.assertGreater(shares[-1], 90)
         self.assertIn(b"/pin takes", self.chat("/pin").stderr)
 
+    @cli_test.of_the_default_model
     def test_the_map_names_messages_that_were_read_again(self):
         file = self.write("talk", b"")
         done = self.chat("My name is Ann.", "I like tea.", "/cache", "/recipe keydiff", "/cache", "And you?", "/cache",

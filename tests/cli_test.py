@@ -5,7 +5,7 @@ usage: PITH_BINARY=build/release/pith [PITH_TEST_MODEL=model.gguf] cli_test.py [
 
 Without PITH_TEST_MODEL the program's default model is used; tests that need one are skipped where it is missing.
 With PITH_TEST_PART=I/N and PITH_SMALL_MODEL only each N-th test has the default model, the I-th of them first, and the
-others that one.
+others that one; those that it means nothing to are left out, and all others where PITH_TEST_MODEL is the small one, too.
 """
 import functools
 import json
@@ -77,13 +77,23 @@ class Case(unittest.TestCase):
         return json.loads(done.stdout)
 
 
+def of_the_default_model(test):
+    """What random weights, of which each token is nearly as likely as the next, would answer now so, now otherwise."""
+    test.never_small = True
+    return test
+
+
 class ModelCase(Case):
     model = MODEL  # of the running test; empty: the default one
 
     def setUp(self):
         super().setUp()
         number = unittest.defaultTestLoader.getTestCaseNames(type(self)).index(self._testMethodName)
-        ModelCase.model = MODEL if number % PARTS == PART or not SMALL_MODEL else SMALL_MODEL
+        is_of_part = number % PARTS == PART
+        never_small = getattr(getattr(self, self._testMethodName), "never_small", False)
+        if SMALL_MODEL and not is_of_part and (never_small or MODEL == SMALL_MODEL):
+            self.skipTest("of another part")
+        ModelCase.model = SMALL_MODEL if SMALL_MODEL and not is_of_part else MODEL
         if info() is None:
             self.skipTest("no model: set PITH_TEST_MODEL")
 

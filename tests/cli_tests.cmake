@@ -15,85 +15,73 @@ foreach(class Prompts Arguments Files)
   set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
-# One thread each, so that two classes run side by side; what takes times or waits for them has the machine alone. Of
-# Commands, which take a minute on the default model, a quarter of the tests have it and the others the small one, in
-# turns by commit; with sanitizers all have the small one.
-set(classes TruncatedModel BadPrompts Run)
-if(PITH_SANITIZE)
-  list(APPEND classes Commands)
-else()
-  math(EXPR last_part "${PITH_TEST_PARTS} - 1")
-  foreach(part RANGE ${last_part})
-    list(APPEND classes "Commands#${part}")
+# pith_model_classes(PREFIX SCRIPT CLASSES... [THREADS n] [PARTED] [COST c]): entries PREFIX_CLASS of what a model runs
+# in. One thread each lets two classes run side by side; what takes times or waits for them has the machine alone.
+#
+# PARTED: the class takes long on the default model. A quarter of its tests have that one and the others the small one,
+# in turns by commit (PREFIX_CLASS#PART). With sanitizers all have the small one, and of a parted class a quarter is run.
+function(pith_model_classes prefix script)
+  cmake_parse_arguments(arg "PARTED" "THREADS;COST" "" ${ARGN})
+  set(parts "")
+  if(arg_PARTED)
+    math(EXPR last "${PITH_TEST_PARTS} - 1")
+    foreach(part RANGE ${last})
+      list(APPEND parts ${part})
+    endforeach()
+  endif()
+  if(NOT arg_THREADS)
+    set(arg_THREADS 1)
+  endif()
+  foreach(class IN LISTS arg_UNPARSED_ARGUMENTS)
+    set(names ${prefix}_${class})
+    if(parts)
+      list(TRANSFORM parts PREPEND "${prefix}_${class}#" OUTPUT_VARIABLE names)
+    endif()
+    foreach(name IN LISTS names)
+      set(environment "PITH_BINARY=$<TARGET_FILE:pith>" "PITH_TEST_THREADS=${arg_THREADS}" "PITH_TEST_MODEL=${PITH_TEST_MODEL}")
+      if(name MATCHES "#(.)$")
+        list(APPEND environment "PITH_TEST_PART=${CMAKE_MATCH_1}/${PITH_TEST_PARTS}" "PITH_SMALL_MODEL=${PITH_SMALL_MODEL}")
+      endif()
+      add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/${script} ${class})
+      set_tests_properties(${name} PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS ${arg_THREADS}
+        FIXTURES_REQUIRED SmallModel ENVIRONMENT "${environment}")
+      if(arg_COST)  # begins early: at the end nothing would run beside it
+        set_tests_properties(${name} PROPERTIES COST ${arg_COST})
+      endif()
+    endforeach()
   endforeach()
-endif()
-foreach(entry IN LISTS classes)
-  string(REGEX MATCH "^[A-Za-z]+" class ${entry})
+endfunction()
+set(threads 2)
+if(PITH_SANITIZE)  # of the small model a second would mostly wait
   set(threads 1)
-  if(class MATCHES "^(Run|Commands)$" AND NOT PITH_SANITIZE)  # of the small model a second would mostly wait
-    set(threads 2)
-  endif()
-  set(part "")
-  set(fixture "")
-  if(entry MATCHES "#(.)$")
-    set(part "PITH_TEST_PART=${CMAKE_MATCH_1}/${PITH_TEST_PARTS};PITH_SMALL_MODEL=${PITH_SMALL_MODEL}")
-  endif()
-  if(part OR PITH_SANITIZE)
-    set(fixture FIXTURES_REQUIRED SmallModel)
-  endif()
-  add_test(NAME "cli_${entry}" COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py ${class})
-  set_tests_properties("cli_${entry}" PROPERTIES LABELS model TIMEOUT 3600 PROCESSORS ${threads} ${fixture}
-    ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_MODEL=${PITH_TEST_MODEL};PITH_TEST_THREADS=${threads};${part}")
-  if(class STREQUAL "Commands")
-    set_tests_properties("cli_${entry}" PROPERTIES COST 100)  # begins first: at the end nothing would run beside it
-  endif()
-endforeach()
-# A process for each recipe and budget: a quarter of them for each commit, which goes through all in one process, too
-# (ModelSmallBudget), and with sanitizers only there.
+endif()
+pith_model_classes(cli cli_test.py TruncatedModel BadPrompts)
+pith_model_classes(cli cli_test.py Run THREADS ${threads})
+pith_model_classes(cli cli_test.py Commands THREADS ${threads} PARTED COST 100)
+# A process for each recipe and budget, on the small model, whose bytes are the default one's: a quarter of them for each
+# commit. In one process each has either model (ModelSmallBudget), and with sanitizers only there.
 if(NOT PITH_SANITIZE)
   math(EXPR last_part "${PITH_TEST_PARTS} - 1")
   foreach(part RANGE ${last_part})
     add_test(NAME "cli_HardBudget#${part}"
       COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py HardBudget)
     set_tests_properties("cli_HardBudget#${part}" PROPERTIES LABELS model TIMEOUT 3600
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1;PITH_RECIPE_PART=${part}/${PITH_TEST_PARTS}")
+      FIXTURES_REQUIRED SmallModel ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1;\
+PITH_TEST_MODEL=${PITH_SMALL_MODEL};PITH_RECIPE_PART=${part}/${PITH_TEST_PARTS}")
   endforeach()
 endif()
-# Short prompts in many processes, whose start is most of it: one thread each, two classes side by side. Texts and flags;
-# the code beneath runs with sanitizers in the session layer's own tests.
+# Short prompts in many processes, and prefixes that outlive their process. Texts and flags; the code beneath runs with
+# sanitizers in its layers' own tests.
 if(NOT PITH_SANITIZE)
-  foreach(class Conversations Sampling Terminal)
-    add_test(NAME session_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/session_cases_test.py ${class})
-    set_tests_properties(session_${class} PROPERTIES LABELS model TIMEOUT 3600
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=1")
-  endforeach()
-endif()
-# Prefixes that outlive their process.
-if(NOT PITH_SANITIZE)
-  foreach(class Kept Placed Tidied Served Remote)
-    set(threads 1)
-    if(class STREQUAL "Served")  # a server takes both
-      set(threads 2)
-    endif()
-    add_test(NAME store_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/store_test.py ${class})
-    set_tests_properties(store_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS ${threads}
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=${threads}")
-  endforeach()
-endif()
-if(NOT PITH_SANITIZE)
-  set(chat_classes Commands KilledSaves)
+  pith_model_classes(session session_cases_test.py Conversations Sampling Terminal PARTED)
+  pith_model_classes(store store_test.py Kept Tidied PARTED)
+  pith_model_classes(store store_test.py Placed Remote)
+  pith_model_classes(store store_test.py Served THREADS 2)  # a server takes both
+  pith_model_classes(chat chat_test.py Commands PARTED)
+  pith_model_classes(chat chat_test.py KilledSaves THREADS 2)
   if(PITH_LIBEDIT)
-    list(APPEND chat_classes Terminal)
+    pith_model_classes(chat chat_test.py Terminal THREADS 2)
   endif()
-  foreach(class ${chat_classes})
-    set(threads 2)
-    if(class STREQUAL "Commands")
-      set(threads 1)
-    endif()
-    add_test(NAME chat_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/chat_test.py ${class})
-    set_tests_properties(chat_${class} PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS ${threads}
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_TEST_THREADS=${threads}")
-  endforeach()
 endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)

@@ -239,6 +239,7 @@ class Sampling(ChatCase):
                 self.assertEqual(ids(*flags), ids(*flags))
         self.assertNotEqual(ids("-s", "-1"), ids("-s", "-1"))
 
+    @cli_test.of_the_default_model
     def test_defaults_are_the_makers(self):
         """SmolLM2's temperature of 0.2 and top-p of 0.9, unless a flag says otherwise."""
         if "smollm2" not in os.path.basename(info()["path"]).lower():
