@@ -20,6 +20,10 @@ set_target_properties(libpith PROPERTIES
   VERSION ${PROJECT_VERSION}
   SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 
+if(PITH_SANITIZE)  # whose tests have the archives
+  set_target_properties(libpith PROPERTIES EXCLUDE_FROM_ALL ON)
+endif()
+
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/pith)
 install(TARGETS libpith EXPORT pith-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 if(TARGET pith)

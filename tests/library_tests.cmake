@@ -30,8 +30,9 @@ set_tests_properties(Examples PROPERTIES LABELS model TIMEOUT 1800 PROCESSORS 2)
 # test is of what stands on the package: notebooks with plots, LangChain, LlamaIndex, llama-cpp-python and its own tests.
 set(python_tests ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/python/tests/run.py
   --library $<TARGET_FILE:libpith> --binary $<TARGET_FILE:pith> --folder ${PROJECT_BINARY_DIR}/python)
-add_test(NAME PythonPackage COMMAND ${python_tests})
-add_test(NAME SlowPythonFrameworks COMMAND ${python_tests} --name frameworks
+add_test(NAME PythonPackage COMMAND ${python_tests} --small ${PITH_SMALL_MODEL})
+set_tests_properties(PythonPackage PROPERTIES FIXTURES_REQUIRED SmallModel)
+add_test(NAME SlowPythonFrameworks COMMAND ${python_tests} --name frameworks --half
   --tests ${PROJECT_SOURCE_DIR}/python/tests/frameworks --llama ${_pith_llama_prefix} --random $<TARGET_FILE:random_model>
   --packages @${PROJECT_SOURCE_DIR}/python/tests/frameworks/packages.txt)
 set_tests_properties(PythonPackage SlowPythonFrameworks PROPERTIES LABELS slow TIMEOUT 1200 RUN_SERIAL ON

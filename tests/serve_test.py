@@ -789,7 +789,7 @@ class OpenAi(WithClients):
         self.assertEqual(raised.exception.type, "exceed_context_size_error")
 
     def test_a_budget_of_its_own(self):
-        text = "The code is 7391. " + "The weather was fine and people walked. " * 150 + "What is the code?"
+        text = "The code is 7391. " + "The weather was fine and people walked. " * 80 + "What is the code?"
         full = self.ask(text, max_tokens=3)
         small = self.ask(text, max_tokens=3, extra_body={"kv_budget": "8MiB", "cache_prompt": False, "kv_map": True})
         self.assertLess(abs(sum(small.kv["map"]) / len(small.kv["map"]) / 100 - small.kv["kept_fraction"]), 0.02)
@@ -799,7 +799,7 @@ class OpenAi(WithClients):
         self.assertTrue(all(0 <= a < b <= small.usage.prompt_tokens + 3 for a, b in small.kv["evicted_spans"]))
 
     def test_recipes_that_want_a_whole_prompt(self):
-        text = "The code is 7391. " + "The weather was fine and people walked. " * 100 + "What is the code?"
+        text = "The code is 7391. " + "The weather was fine and people walked. " * 60 + "What is the code?"
         usual = self.ask(text, max_tokens=3, extra_body={"recipe": "kvzip"})
         self.assertEqual(usual.kv["compress"], "after")
         self.assertAlmostEqual(usual.kv["kept_fraction"], 0.3, delta=0.03)

@@ -1,4 +1,6 @@
-"""What the tests share: one model, engines of their own."""
+"""What the tests share: one model, engines of their own, and turns by commit (run.py)."""
+
+import os
 
 import pytest
 
@@ -25,3 +27,24 @@ def engine(model):
 @pytest.fixture
 def story(model):
     return model.tokenize(STORY)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "of_the_default_model: random weights or other widths are no use to it")
+
+
+def pytest_collection_modifyitems(config, items):
+    """PITH_TEST_PASS: "default" and "small" go through a quarter of the tests and the others, "half" through every second."""
+    which = os.environ.get("PITH_TEST_PASS")
+    if not which:
+        return
+    every = 2 if which == "half" else 4
+    turn = int(os.environ["PITH_TEST_TURN"]) % every
+    chosen, others = [], []
+    for index, item in enumerate(items):
+        is_chosen = index % every == turn or (which != "half" and item.get_closest_marker("of_the_default_model"))
+        (chosen if is_chosen else others).append(item)
+    if which == "small":
+        chosen, others = others, chosen
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen

@@ -7,6 +7,10 @@ r"""Installs the Python package into a virtual environment beside the build, onc
     CXXFLAGS=-fsanitize=address,undefined LDFLAGS=-fsanitize=address,undefined run.py --library build/asan/libpith.so \
         --folder build/asan/python --preload "$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so)"
 
+The library with sanitizers is built when asked for (ninja -C build/asan libpith). Where PITH_TEST_TURN is set, commits
+take turns: with --small MODEL a quarter of the tests has the default model and the others that one, with --half every
+second test is run.
+
 Without tests it runs those of this folder, which need NumPy alone. It takes what a plain Debian has: no ensurepip, and
 Python.h, where it is missing, from its package without installing that. Packages come from PyPI; where the index cannot
 be reached the tests are skipped, and say so. Needs the default model.
@@ -172,8 +176,9 @@ def llama_cpp_python(folder, prefix):
     return target
 
 
-def run_tests(environment, given, tests):
-    log = given.folder / f"{given.name}.log"
+def run_tests(environment, given, tests, turn=""):
+    """turn: what of them, as conftest.py has it; all if empty."""
+    log = given.folder / f"{given.name}{turn and '_' + turn}.log"
     command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", "-rfE"]
     command += ["--confcutdir", ROOT / "python" / "tests", *tests]
     variables = {
@@ -182,7 +187,10 @@ def run_tests(environment, given, tests):
         "PYTHONFAULTHANDLER": "1",
         "MPLBACKEND": "Agg",
         "PITH_RANDOM_MODEL": given.random and os.path.abspath(given.random),
+        "PITH_TEST_PASS": turn,
     }
+    if turn == "small":
+        variables["PITH_DEFAULT_MODEL"] = os.path.abspath(given.small)
     if given.preload:
         variables["LD_PRELOAD"] = given.preload
         # Leaks would be Python's own; freed memory that is kept for reports would look like some.
@@ -219,6 +227,8 @@ def main():
     parser.add_argument("--random", default="", help="the tool random_model, for the same")
     parser.add_argument("--preload", default="", help="libraries that the tests' Python needs, such as libasan")
     parser.add_argument("--tests", nargs="*", default=[])
+    parser.add_argument("--small", default="", help="a model like the default one whose products are small")
+    parser.add_argument("--half", action="store_true", help="every second test, in turns")
     parser.add_argument("--name", default="package", help="of these tests' log")
     parser.add_argument("--prepare", action="store_true", help="run nothing: fetch and install what tests need")
     parser.add_argument("--seconds", type=int, default=900)
@@ -238,7 +248,11 @@ def main():
     install_pith(environment, given.folder, given.library)
     print(f"installed in {time.monotonic() - begin:.0f} s", flush=True)
     tests = given.tests or sorted((ROOT / "python" / "tests").glob("test_*.py"))
-    sys.exit(run_tests(environment, given, [os.path.abspath(test) for test in tests]))
+    passes = [""]
+    if os.environ.get("PITH_TEST_TURN"):
+        passes = ["default", "small"] if given.small else ["half"] if given.half else [""]
+    codes = [run_tests(environment, given, [os.path.abspath(test) for test in tests], turn) for turn in passes]
+    sys.exit(next((code for code in codes if code != 0), 0))
 
 
 if __name__ == "__main__":

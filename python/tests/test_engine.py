@@ -25,6 +25,7 @@ def test_errors_are_one_sentence_with_a_code(model):
     assert issubclass(pith.OutOfBudget, MemoryError) and issubclass(pith.Error, RuntimeError)
 
 
+@pytest.mark.of_the_default_model
 def test_a_model_says_what_it_is(model):
     info = model.info
     assert info["architecture"] == "llama" and info["num_embd"] == 576 and model.num_vocab == 49152
@@ -99,6 +100,7 @@ def test_views_outlive_a_freed_engine_as_memory(model, story):
     assert np.isfinite(logits).all()  # the engine is held by the view
 
 
+@pytest.mark.of_the_default_model
 def test_rows_of_logits_and_embeddings(engine, story):
     one, other = engine.sequence(), engine.sequence()
     rows = one.logits_of(story[:24])
@@ -113,6 +115,7 @@ def test_rows_of_logits_and_embeddings(engine, story):
     np.testing.assert_allclose(third.embeddings_of(story[24:30]), embeddings, atol=0.05)
 
 
+@pytest.mark.of_the_default_model
 def test_a_step_of_several_sequences(engine, story):
     one, other = engine.sequence(recipe="snapkv"), engine.sequence(recipe="knorm")
     results = engine.step([(one, story[:9]), (other, story[:5], True)], logits="all", embeddings=True)

@@ -34,6 +34,7 @@ def all_logits(model):
     return Llama(str(pith.default_model()), n_ctx=256, logits_all=True, embedding=True, verbose=False)
 
 
+@pytest.mark.of_the_default_model
 def test_a_completion_has_its_shape(llm):
     answer = llm("The capital of France is", max_tokens=8, temperature=0, stop=["\n"])
     assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
@@ -211,6 +212,7 @@ def test_prefixes_are_not_read_again(llm):
     assert sum(calls) < 40
 
 
+@pytest.mark.of_the_default_model
 def test_tokens(llm):
     text = "Hello, wörld <|im_end|>".encode()
     assert llm.detokenize(llm.tokenize(text, special=False)).decode() == text.decode()
@@ -221,6 +223,7 @@ def test_tokens(llm):
     assert llm.n_vocab() == 49152 and llm.n_ctx() == 512 and llm.n_embd() == 576 and llm.token_eos() >= 0
 
 
+@pytest.mark.of_the_default_model
 def test_embeddings(all_logits):
     answer = all_logits.create_embedding(["Hello world", "Another text"])
     assert answer["object"] == "list" and len(answer["data"]) == 2 and answer["usage"]["prompt_tokens"] > 3

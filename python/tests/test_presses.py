@@ -41,6 +41,7 @@ def test_a_press_compresses_the_first_prompt(model, story):
             pass
 
 
+@pytest.mark.of_the_default_model
 def test_the_pipeline_answers(model):
     pipe = pith.pipeline(model)
     full = pipe(CONTEXT, question="What is the keeper called?", max_new_tokens=16)
