@@ -15,6 +15,12 @@ def first_line(text):
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
+def line_of_skipping(text):
+    """Of what an entry said: GoogleTest's mark, or unittest's "OK (skipped=2)"."""
+    said = [line for line in (text or "").splitlines() if "skipped" in line.lower()]
+    return first_line("\n".join(said) or text).removeprefix("[  SKIPPED ] ")
+
+
 def count_suite(path, entry):
     passed = failed = 0
     skipped = []
@@ -36,7 +42,7 @@ def count_suite(path, entry):
 def count_entry(entry, folder):
     status, name = entry.get("status"), entry.get("name")
     if status in ("disabled", "notrun") and entry.find("failure") is None:
-        return 0, 0, [f"{name}: {first_line(entry.findtext('system-out')).removeprefix('[  SKIPPED ] ')}"]
+        return 0, 0, [f"{name}: {line_of_skipping(entry.findtext('system-out'))}"]
     path = os.path.join(folder, name.replace("/", ".") + ".xml")
     passed, failed, skipped = count_suite(path, name) if os.path.exists(path) else (0, 0, [])
     if status == "fail" or entry.find("failure") is not None:
