@@ -6,9 +6,18 @@ foreach(class BrokenModels BadUsage Text)
   set_tests_properties(cli_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
-# The simulator of caches and its trainings, on traces that are made on the way.
-add_test(NAME cli_SimTrain COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/sim_test.py)
-set_tests_properties(cli_SimTrain PROPERTIES LABELS unit TIMEOUT 600 COST 60 ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+# The simulator of caches and its trainings, on traces that are made on the way; with sanitizers in parts.
+set(entries cli_SimTrain)
+if(PITH_SANITIZE)
+  set(entries "cli_SimTrain#0" "cli_SimTrain#1" "cli_SimTrain#2" "cli_SimTrain#3")
+endif()
+foreach(entry IN LISTS entries)
+  add_test(NAME ${entry} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/sim_test.py)
+  set_tests_properties(${entry} PROPERTIES LABELS unit TIMEOUT 600 COST 60 ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
+  if(entry MATCHES "#(.)$")
+    set_property(TEST ${entry} APPEND PROPERTY ENVIRONMENT "PITH_TEST_PART=${CMAKE_MATCH_1}/${PITH_TEST_PARTS}")
+  endif()
+endforeach()
 # What people and machines give by mistake, on tiny models of the test's own.
 foreach(class Prompts Arguments Files)
   add_test(NAME cases_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cases_test.py ${class})

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""`pith sim` and `pith sim train` on traces of scripts/make_traces.py. PITH_BINARY: the program."""
+"""`pith sim` and `pith sim train` on traces of scripts/make_traces.py.
+
+PITH_BINARY: the program. PITH_TEST_PART=I/N: each N-th test alone, the I-th of them first.
+"""
 import hashlib
 import json
 import os
@@ -12,6 +15,7 @@ import time
 import unittest
 
 PITH = os.environ.get("PITH_BINARY", "build/release/pith")
+PART, PARTS = (int(number) for number in os.environ.get("PITH_TEST_PART", "0/1").split("/"))
 MAKE = pathlib.Path(__file__).parent.parent / "scripts" / "make_traces.py"
 
 
@@ -43,6 +47,10 @@ class SimTrain(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.folder.cleanup()
+
+    def setUp(self):
+        if unittest.defaultTestLoader.getTestCaseNames(type(self)).index(self._testMethodName) % PARTS != PART:
+            self.skipTest("of another part")
 
     def path(self, name):
         return os.path.join(self.folder.name, name)
