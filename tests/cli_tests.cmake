@@ -24,13 +24,18 @@ foreach(class Prompts Arguments Files)
   set_tests_properties(cases_${class} PROPERTIES LABELS unit TIMEOUT 600
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
-# pith_model_classes(PREFIX SCRIPT CLASSES... [THREADS n] [PARTED] [COST c]): entries PREFIX_CLASS of what a model runs
-# in. One thread each lets two classes run side by side; what takes times or waits for them has the machine alone.
+# pith_model_classes(PREFIX SCRIPT CLASSES... [THREADS n] [SMALL] [PARTED] [COST c]): entries PREFIX_CLASS of what a model
+# runs in. One thread each lets two classes run side by side; what takes times or waits for them has the machine alone.
 #
+# SMALL: on the small model.
 # PARTED: the class takes long on the default model. A quarter of its tests have that one and the others the small one,
 # in turns by commit (PREFIX_CLASS#PART). With sanitizers all have the small one, and of a parted class a quarter is run.
 function(pith_model_classes prefix script)
-  cmake_parse_arguments(arg "PARTED" "THREADS;COST" "" ${ARGN})
+  cmake_parse_arguments(arg "SMALL;PARTED" "THREADS;COST" "" ${ARGN})
+  set(model "${PITH_TEST_MODEL}")
+  if(arg_SMALL)
+    set(model ${PITH_SMALL_MODEL})
+  endif()
   set(parts "")
   if(arg_PARTED)
     math(EXPR last "${PITH_TEST_PARTS} - 1")
@@ -47,7 +52,7 @@ function(pith_model_classes prefix script)
       list(TRANSFORM parts PREPEND "${prefix}_${class}#" OUTPUT_VARIABLE names)
     endif()
     foreach(name IN LISTS names)
-      set(environment "PITH_BINARY=$<TARGET_FILE:pith>" "PITH_TEST_THREADS=${arg_THREADS}" "PITH_TEST_MODEL=${PITH_TEST_MODEL}")
+      set(environment "PITH_BINARY=$<TARGET_FILE:pith>" "PITH_TEST_THREADS=${arg_THREADS}" "PITH_TEST_MODEL=${model}")
       if(name MATCHES "#(.)$")
         list(APPEND environment "PITH_TEST_PART=${CMAKE_MATCH_1}/${PITH_TEST_PARTS}" "PITH_SMALL_MODEL=${PITH_SMALL_MODEL}")
       endif()
@@ -87,7 +92,7 @@ if(NOT PITH_SANITIZE)
   pith_model_classes(store store_test.py Placed Remote)
   pith_model_classes(store store_test.py Served THREADS 2)  # a server takes both
   pith_model_classes(chat chat_test.py Commands PARTED)
-  pith_model_classes(chat chat_test.py KilledSaves THREADS 2)
+  pith_model_classes(chat chat_test.py KilledSaves SMALL)  # a process for each kill: most of it is to load the model
   if(PITH_LIBEDIT)
     pith_model_classes(chat chat_test.py Terminal THREADS 2)
   endif()
