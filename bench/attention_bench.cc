@@ -353,16 +353,17 @@ void RegisterCeilings(int) {}
 #endif
 
 std::string NameOf(const char* kind, const BenchShape& shape) {
-  return std::string(kind) + "/" + KvFormatName(shape.format) + "/kv:" + std::to_string(shape.num_kv_heads) +
-         "/G:" + std::to_string(shape.group) + "/D:" + std::to_string(shape.dim) +
-         "/T:" + std::to_string(shape.num_queries) + "/n:" + std::to_string(shape.num_entries) +
-         "/threads:" + std::to_string(shape.threads);
+  return std::string(kind) + "/" + std::string(KvFormatName(shape.format)) +
+         "/kv:" + std::to_string(shape.num_kv_heads) + "/G:" + std::to_string(shape.group) +
+         "/D:" + std::to_string(shape.dim) + "/T:" + std::to_string(shape.num_queries) +
+         "/n:" + std::to_string(shape.num_entries) + "/threads:" + std::to_string(shape.threads);
 }
 
 void RegisterAll(int threads) {
   RegisterCeilings(threads);
-  for (const KvFormat format :
-       {KvFormat::kF16, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2, CodedFormat(16)}) {
+  std::vector<KvFormat> formats(kKvFormats.begin(), kKvFormats.end());
+  formats.push_back(CodedFormat(16));
+  for (const KvFormat format : formats) {
     for (const auto& [kv, group, dim] : {std::array{3, 3, 64}, {8, 4, 128}, {2, 8, 128}, {8, 1, 64}}) {
       BenchShape shape = {kv, group, dim, 1, 8192, threads, format};
       benchmark::RegisterBenchmark(NameOf("decode_memory", shape).c_str(), Decode, shape, true)->UseRealTime();

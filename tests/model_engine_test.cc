@@ -442,16 +442,22 @@ TEST(ModelEngine, GroupedCachesAreCloseAndSmaller) {
 TEST(ModelEngine, GroupedCachesHoldMoreWithinTheBudget) {
   const std::vector<int32_t> tokens = Tokens(600);
   int former = 0;
-  for (const char* format : {"f16", "q8", "comp", "q4", "q2"}) {
-    for (const char* recipe : {"snapkv", "cake"}) {
-      SCOPED_TRACE(std::string(recipe) + " " + format);
-      const EngineOptions options = Options((std::string(recipe) + " format=" + format).c_str(), size_t{6} << 20, 64);
+  std::vector<std::string> formats;
+  for (const KvFormat format : kKvFormats) {
+    if (format == KvFormat::kBf16) continue;
+    formats.emplace_back(KvFormatName(format));
+    if (format == KvFormat::kQ8) formats.emplace_back("comp");
+  }
+  for (const std::string& format : formats) {
+    for (const std::string recipe : {"snapkv", "cake"}) {
+      SCOPED_TRACE(recipe + " " + format);
+      const EngineOptions options = Options((recipe + " format=" + format).c_str(), size_t{6} << 20, 64);
       auto engine = Make(options);
       const SequenceId sequence = *engine->NewSequence();
       ASSERT_TRUE(engine->Prefill(sequence, tokens));
       for (int i = 0; i < 40; ++i) ASSERT_TRUE(engine->Decode(sequence, tokens[static_cast<size_t>(i)]));
       EXPECT_LE(engine->stats().peak_bytes, engine->stats().budget_bytes);
-      if (std::string(recipe) != "snapkv") continue;
+      if (recipe != "snapkv") continue;
       EXPECT_GT(engine->stats().keep_entries, former);
       former = engine->stats().keep_entries;
     }

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "policy/storage.h"
 #include "tests/support/session_sample.h"
 
 namespace pith::testing {
@@ -100,8 +101,9 @@ TEST_F(SessionFile, MomentsComeBackOrAreRefused) {
 
 // A compression converts pages of a sequence that was made for another format, or for none.
 TEST_F(SessionFile, PagesInAnotherFormatThanTheSequencesComeBack) {
-  for (const PageFormat format : {PageFormat(KvFormat::kQ2), PageFormat(KvFormat::kQ8), PageFormat(),
-                                  PageFormat(KvFormat::kQ4, KvFormat::kQ2), PageFormat(KvFormat::kQ4)}) {
+  std::vector<PageFormat> formats(kKvFormats.begin(), kKvFormats.end());
+  formats.insert(formats.end(), kAutoFormats.begin(), kAutoFormats.end());
+  for (const PageFormat format : formats) {
     const Sequence compressed = sample_.Filled(100);
     ASSERT_TRUE(sample_.cache().SetLow(compressed.cache_id, format));
     const Bytes body = sample_.Body(compressed);
@@ -115,6 +117,9 @@ TEST_F(SessionFile, PagesInAnotherFormatThanTheSequencesComeBack) {
     sample_.cache().Free(sequence.cache_id);
   }
 }
+
+// Those of formats that came later must not change it.
+TEST(SessionStamp, IsThatOfFilesOfVersion10) { EXPECT_EQ(PageLayoutStamp(), 0x962cbdc5U); }
 
 TEST(SessionStates, ComeBackOrAreRefused) {
   SessionSample sample(3), plain;

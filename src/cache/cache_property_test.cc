@@ -34,16 +34,22 @@ const std::vector<CacheLayer>& Layers() {
   return layers;
 }
 
-const std::array<PageFormat, 7> kLowFormats = {KvFormat::kQ8,
-                                               KvFormat::kQ4,
-                                               KvFormat::kQ2,
-                                               PageFormat(KvFormat::kQ4, KvFormat::kQ2),
-                                               PageFormat(KvFormat::kQ8, KvFormat::kQ4),
-                                               CodedFormat(16),
-                                               PageFormat(CodedFormat(30), CodedFormat(12))};
-// Those whose keys may lose channels.
-const std::array<PageFormat, 5> kPlainLowFormats = {kLowFormats[0], kLowFormats[1], kLowFormats[2], kLowFormats[3],
-                                                    kLowFormats[4]};
+// Those whose keys may lose channels: each alone, and as values beside keys of the one before it.
+const std::vector<PageFormat> kPlainLowFormats = [] {
+  std::vector<PageFormat> formats;
+  for (size_t i = 0; i < kKvFormats.size(); ++i) {
+    if (BitsOf(kKvFormats[i]) == 16) continue;
+    formats.emplace_back(kKvFormats[i]);
+    if (BitsOf(kKvFormats[i - 1]) < 16) formats.emplace_back(kKvFormats[i - 1], kKvFormats[i]);
+  }
+  return formats;
+}();
+const std::vector<PageFormat> kLowFormats = [] {
+  std::vector<PageFormat> formats = kPlainLowFormats;
+  formats.emplace_back(CodedFormat(16));
+  formats.emplace_back(CodedFormat(30), CodedFormat(12));
+  return formats;
+}();
 
 // Of 8, as ChannelsLeft() has it for this share.
 constexpr double kPrunedShare = 0.4;
@@ -127,7 +133,7 @@ class Model {
   static float ErrorOf(PageFormat format) {
     if (format.coded()) return 2.0F / static_cast<float>(std::min(CodedSteps(format.key), CodedSteps(format.value)));
     const int bits = std::min(BitsOf(format.key), BitsOf(format.value));
-    return bits == 2 ? 0.6F : bits == 4 ? 0.13F : bits == 8 ? 2e-2F : 1e-3F;
+    return bits == 16 ? 1e-3F : bits == 8 ? 2e-2F : 2.0F / static_cast<float>((1 << bits) - 1);
   }
 
   int Pick() { return std::next(naive_.begin(), static_cast<std::ptrdiff_t>(rng_() % naive_.size()))->first; }

@@ -167,10 +167,14 @@ TEST(KvCacheTest, RandomOperationsAgreeWithANaiveModel) {
     RunModelBased(KvFormat::kF16, std::nullopt, 1e-3f, seed);
     RunModelBased(KvFormat::kQ8, std::nullopt, 2e-2f, seed);
     RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ8), 2e-2f, seed);
-    // Elements of a group are within 0..1 here: a scale is at most 1/8, and half of one is added at each growth.
-    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ4), 0.13f, seed);
-    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ4, KvFormat::kQ8), 0.13f, seed);
-    RunModelBased(KvFormat::kF16, PageFormat(KvFormat::kQ2), 0.6f, seed);
+    for (const KvFormat format : kKvFormats) {
+      if (!IsGrouped(format)) continue;
+      // Elements of a group are within 0..1 here: a scale is less than two steps, and half of one is added at each
+      // growth.
+      const float steps = 2.0f / static_cast<float>((1 << BitsOf(format)) - 1);
+      RunModelBased(KvFormat::kF16, PageFormat(format), steps, seed);
+      RunModelBased(KvFormat::kF16, PageFormat(format, KvFormat::kQ8), steps, seed);
+    }
     if (HasFatalFailure()) return;
   }
 }

@@ -68,8 +68,8 @@ bool IsCodedType(std::string_view type) { return type == kCoded || type.starts_w
 Result<KvFormat> ParseFormat(std::string_view text) {
   if (text.empty()) return KvFormat::kF16;
   if (const std::optional<KvFormat> format = FindKvFormat(text)) return *format;
-  return InvalidArgument(
-      fmt::format("\"{}\" is no format of the KV cache; choose f16, bf16, q8_0, q4_0, q2 or comp", text));
+  return InvalidArgument(fmt::format("\"{}\" is no format of the KV cache; choose {} or comp", text,
+                                     ListKvFormats(&KvFormatInfo::flag, ", ")));
 }
 
 }  // namespace
@@ -162,8 +162,9 @@ void AddCacheFlags(CLI::App& command, CacheFlags& flags) {
             "budget, up to 512)",
             "N");
   AddOption(command, "--cache-type-k", flags.type_k,
-            "-ctk: format of keys: f16 (default), bf16, q8_0, q4_0, q2, or with the same for values comp or comp:F, "
-            "Huffman codes of steps of at most a share F of a range",
+            fmt::format("-ctk: format of keys, {} (default f16), or with the same for values comp or comp:F, Huffman "
+                        "codes of steps of at most a share F of a range",
+                        ListKvFormats(&KvFormatInfo::flag, ", ")),
             "TYPE");
   AddOption(command, "--cache-type-v", flags.type_v, "-ctv: format of values, likewise", "TYPE");
   AddChoice(command, "--compress", flags.compress, {"block", "after"},

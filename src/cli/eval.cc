@@ -412,7 +412,9 @@ void AddEval(CLI::App& app, Command& chosen) {
             "Longest task in tokens (default, and 0: the model's trained context)", "N");
   AddNumber(*command, "-b,--batch-size,--ubatch-size", flags->block, 1, 65536, "Tokens read at once", "N");
   AddOption(*command, "--cache-type-k", flags->format,
-            "-ctk: format of keys and values, f16 (default), bf16, q8_0, q4_0, q2 or comp[:F]", "TYPE");
+            fmt::format("-ctk: format of keys and values, {} or comp[:F] (default f16)",
+                        ListKvFormats(&KvFormatInfo::flag, ", ")),
+            "TYPE");
   AddOption(*command, "--save-format", flags->save_format,
             "Save what was compressed in this form, comp[:ek=F,ev=F,unit=channel|head,recent=N], and judge what comes "
             "back; bytes are then those of the saved sequence",

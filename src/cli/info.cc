@@ -51,14 +51,17 @@ const char* KindName(LayerKind kind) {
 }
 
 // By the names of -ctk.
-constexpr std::pair<const char*, PageFormat> kFormats[] = {{"f16", KvFormat::kF16}, {"bf16", KvFormat::kBf16},
-                                                           {"q8_0", KvFormat::kQ8}, {"q4_0", KvFormat::kQ4},
-                                                           {"q2", KvFormat::kQ2},   {"comp", kUsualCoded}};
+std::vector<std::pair<std::string, PageFormat>> Formats() {
+  std::vector<std::pair<std::string, PageFormat>> formats;
+  for (const KvFormat format : kKvFormats) formats.emplace_back(InfoOf(format).flag, format);
+  formats.emplace_back("comp", kUsualCoded);
+  return formats;
+}
 
 template <class Value>
 nlohmann::json PerFormat(const Value& value) {
   nlohmann::json json;
-  for (const auto& [name, format] : kFormats) json[name] = value(format);
+  for (const auto& [name, format] : Formats()) json[name] = value(format);
   return json;
 }
 
@@ -226,12 +229,12 @@ void PrintText(const ModelInfo& info, const HostModel& model, const EngineOption
   if (info.hybrid) field("recurrent state", FormatBytes(info.recurrent_bytes) + " per sequence");
   fmt::print("layers\n");
   PrintLayers(info);
-  for (const auto& [name, format] : kFormats)
+  for (const auto& [name, format] : Formats())
     field(fmt::format("KV per token, {}", name).c_str(), FormatBytes(BytesPerToken(info, format)));
   field("full cache, f16", fmt::format("{} for {} tokens", FormatBytes(FullCacheBytes(info, ContextOf(info, 0))),
                                        FormatCount(ContextOf(info, 0))));
   fmt::print("longest context within {}, nothing dropped\n", FormatBytes(budget_bytes));
-  for (const auto& [name, format] : kFormats) {
+  for (const auto& [name, format] : Formats()) {
     field(fmt::format("  {}", name).c_str(), ContextText(LongestContext(info, format, budget_bytes)));
   }
   PrintSplit(info, options);

@@ -272,7 +272,9 @@ void AddParity(CLI::App& app, Command& chosen) {
   AddNumber(*command, "--decode", flags->decode, 0, 100'000'000, "Last tokens that are decoded one by one (default 64)",
             "N");
   AddOption(*command, "--cache-type-k", flags->format,
-            "-ctk: pith's format of keys and values, f16 (default), bf16, q8_0, q4_0, q2 or comp[:F]", "TYPE");
+            fmt::format("-ctk: pith's format of keys and values, {} or comp[:F] (default f16)",
+                        ListKvFormats(&KvFormatInfo::flag, ", ")),
+            "TYPE");
   AddFlag(*command, "--ignore-history", flags->ignore_history,
           "The control: pith forgets everything before each block, which must show");
   AddModelFlags(*command, flags->model);

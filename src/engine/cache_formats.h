@@ -2,7 +2,6 @@
 #ifndef PITH_ENGINE_CACHE_FORMATS_H_
 #define PITH_ENGINE_CACHE_FORMATS_H_
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -47,10 +46,6 @@ struct PrunedCosts {
   double pruned = 1, whole = 1, rest = 1;
 };
 double EntriesPruned(const PruneOptions& prune, const PrunedCosts& costs, double mean, double bytes);
-
-// The formats of format=auto, the most precise first.
-inline constexpr std::array<PageFormat, 4> kAutoFormats = {
-    KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4, PageFormat(KvFormat::kQ4, KvFormat::kQ2)};
 
 // Bytes of a sequence's keys and values in these layers, over those of num_tokens entries a head in f16.
 double ContentShare(const KvCache& cache, int cache_id, std::span<const int> layers, int32_t num_tokens);

@@ -12,6 +12,7 @@
 #include "engine/plan.h"
 #include "policy/act/demote.h"
 #include "policy/act/residue.h"
+#include "policy/storage.h"
 
 namespace pith {
 namespace {

@@ -6,6 +6,7 @@
 
 #include "engine/plan_test_util.h"
 #include "policy/act/demote.h"
+#include "policy/storage.h"
 
 namespace pith {
 namespace {

@@ -234,14 +234,14 @@ bool AnyNan(const std::byte* part, size_t bytes, T infinity) {
 bool PageHasNan(const PageLayout& layout, const std::byte* page) {
   const auto has = [page](KvFormat format, size_t offset, size_t bytes) {
     if (BitsOf(format) < 16) return false;
-    return AnyNan<uint16_t>(page + offset, bytes, format == KvFormat::kBf16 ? 0x7f80 : 0x7c00);
+    return AnyNan<uint16_t>(page + offset, bytes, InfoOf(format).element == KvElement::kBfloat ? 0x7f80 : 0x7c00);
   };
   constexpr uint32_t kInfinity = 0x7f800000;
   return (!layout.is_latent() && has(layout.format.key, layout.key_offset, layout.key_bytes())) ||
          has(layout.format.value, layout.value_offset, layout.value_row_bytes() * kPageEntries) ||
-         (layout.format.key == KvFormat::kQ8 &&
+         (HasEntryScales(layout.format.key) &&
           AnyNan(page + layout.key_scale_offset, layout.key_scale_bytes(), kInfinity)) ||
-         (layout.format.value == KvFormat::kQ8 &&
+         (HasEntryScales(layout.format.value) &&
           AnyNan(page + layout.value_scale_offset, layout.value_scale_bytes(), kInfinity)) ||
          AnyNan(page + layout.column_offset, layout.state_end() - layout.column_offset, kInfinity);
 }
@@ -357,8 +357,10 @@ uint32_t PageLayoutStamp() {
   for (const size_t number : {size_t{kMeaning}, size_t{kPageEntries}, size_t{kGroupElements}, kSessionHeaderBytes}) {
     add(number);
   }
-  for (int key = 0; key < kNumKvFormats; ++key) {
-    for (int value = 0; value < kNumKvFormats; ++value) {
+  // Formats that came later are not in it, so that files of before stay valid.
+  constexpr int kFirstFormats = 5;
+  for (int key = 0; key < kFirstFormats; ++key) {
+    for (int value = 0; value < kFirstFormats; ++value) {
       const PageFormat format(static_cast<KvFormat>(key), static_cast<KvFormat>(value));
       // Sizes that no two parts share, and that fill no part's last 64 bytes.
       const PageLayout layout = PageLayout::Make(format, 72, 40, 3);

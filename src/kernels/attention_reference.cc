@@ -40,21 +40,32 @@ double GroupElement(KvFormat format, const std::byte* codes, const std::byte* sc
   const auto byte = static_cast<int>(*scale);
   const double unit = std::ldexp(8 + (byte & 7), (byte >> 3) - 3 - 18);
   const double zero = static_cast<double>(reinterpret_cast<const int8_t*>(scale)[zeros]) / ZeroUnits(format);
-  const int code = format == KvFormat::kQ4 ? static_cast<int>(codes[i % 16]) >> (i / 16 * 4) & 15
-                                           : static_cast<int>(codes[i % 8]) >> (i / 8 * 2) & 3;
+  int code = 0, plane = 0, below = 0;  // where a plane begins, and the bits of those before it
+  for (const int width : {4, 2, 1}) {
+    if ((BitsOf(format) & width) == 0) continue;
+    const int bit = i / (4 * width) * width;
+    for (int b = 0; b < width; ++b) {
+      code += (static_cast<int>(codes[plane + i % (4 * width)]) >> (bit + b) & 1) << (below + b);
+    }
+    plane += 4 * width;
+    below += width;
+  }
   return unit * (code + zero);
 }
 
 double PlainElement(KvFormat format, const std::byte* part, const std::byte* scales, int at, int slot) {
-  switch (format) {
-    case KvFormat::kF16:
+  switch (InfoOf(format).element) {
+    case KvElement::kHalf:
       return HalfToDouble(reinterpret_cast<const uint16_t*>(part)[at]);
-    case KvFormat::kBf16:
+    case KvElement::kBfloat:
       return Bf16ToDouble(reinterpret_cast<const uint16_t*>(part)[at]);
-    default:
+    case KvElement::kByte:
       return reinterpret_cast<const int8_t*>(part)[at] *
              static_cast<double>(reinterpret_cast<const float*>(scales)[slot]);
+    case KvElement::kCode:
+      break;
   }
+  return std::nan("");
 }
 
 double KeyElement(const PageLayout& layout, const std::byte* page, int d, int slot) {

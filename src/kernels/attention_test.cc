@@ -156,8 +156,7 @@ TestShape RandomShape(std::mt19937* random) {
     shape.head_entries.push_back(OneOf(random, {0, 1, 31, 32, 33, 64, 129, 200}));
   }
   shape.q8_share = OneOf(random, {0.0, 0.3, 1.0});
-  const auto formats = {KvFormat::kF16, KvFormat::kQ8, KvFormat::kBf16, KvFormat::kQ4, KvFormat::kQ2};
-  shape.other = {OneOf(random, formats), OneOf(random, formats)};
+  shape.other = {AnyFormat(random), AnyFormat(random)};
   shape.pruned = OneOf(random, {0.0, 0.0, 0.4, 0.6});
   if (OneOf(random, {0, 1, 2, 3, 4}) == 0) {
     shape.other = {CodedFormat(OneOf(random, {3, 16, 62})), CodedFormat(OneOf(random, {3, 16, 62}))};
@@ -522,7 +521,7 @@ TEST_P(AttentionTest, NothingSeenGivesZeros) {
 
 // The wider bound of groups still tells queries of 16 bits from queries of 8.
 TEST_P(AttentionTest, QueriesOfEightBitsWouldBeSeen) {
-  for (const KvFormat format : {KvFormat::kQ4, KvFormat::kQ2, CodedFormat(16)}) {
+  for (const KvFormat format : IntegerFormats()) {
     TestShape shape = MediumShape(1);
     shape.other = format;
     shape.q8_share = 1.0;

@@ -36,6 +36,19 @@ class PoisonedBytes {
   AlignedArray<std::byte> data_;
 };
 
+inline std::vector<KvFormat> GroupedFormats() {
+  std::vector<KvFormat> grouped;
+  std::ranges::copy_if(kKvFormats, std::back_inserter(grouped), IsGrouped);
+  return grouped;
+}
+// Those that attention multiplies in integers.
+inline std::vector<KvFormat> IntegerFormats() {
+  std::vector<KvFormat> formats = GroupedFormats();
+  formats.push_back(CodedFormat(16));
+  return formats;
+}
+inline KvFormat AnyFormat(std::mt19937* random) { return kKvFormats[(*random)() % kKvFormats.size()]; }
+
 template <class T>
 T OneOf(std::mt19937* random, std::initializer_list<T> choices) {
   return choices.begin()[std::uniform_int_distribution<size_t>(0, choices.size() - 1)(*random)];

@@ -476,7 +476,7 @@ class Worker {
 
   // What weights of a page are multiplied with, or null.
   const float* ValueScales(const PageRef& ref) const {
-    if (!geometry_.direct || ref.layout->format.value != KvFormat::kQ8) return nullptr;
+    if (!geometry_.direct || !HasEntryScales(ref.layout->format.value)) return nullptr;
     return reinterpret_cast<const float*>(ref.page + ref.layout->value_scale_offset);
   }
 

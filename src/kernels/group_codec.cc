@@ -131,27 +131,54 @@ Group Quantize(std::span<const float> values, KvFormat format, ScaleGrid grid) {
   switch (grid) {
     case ScaleGrid::kFine: return QuantizeRange(values, format, range, &error);
     case ScaleGrid::kClipped:
-      return format == KvFormat::kQ2 ? QuantizeClipped(values, format, range)
-                                     : QuantizeRange(values, format, range, &error);
+      return InfoOf(format).clips_keys ? QuantizeClipped(values, format, range)
+                                       : QuantizeRange(values, format, range, &error);
     case ScaleGrid::kNested: return QuantizeNested(values, format, range);
   }
   return {};
 }
 
-void Pack(const Group& group, KvFormat format, std::byte* to) {
-  const auto& c = group.codes;
-  if (format == KvFormat::kQ4) {
-    for (size_t i = 0; i < 16; ++i) to[i] = static_cast<std::byte>(c[i] | c[i + 16] << 4);
-  } else {
-    for (size_t i = 0; i < 8; ++i) {
-      to[i] = static_cast<std::byte>(c[i] | c[i + 8] << 2 | c[i + 16] << 4 | c[i + 24] << 6);
+// Codes of kBits bits in their planes (page_layout.h).
+template <int kBits>
+void Pack(const Group& group, std::byte* to) {
+  int below = 0;
+  for (int width = 4; width > 0; width /= 2) {
+    if ((kBits & width) == 0) continue;
+    const int bytes = kGroupElements * width / 8;
+    for (int i = 0; i < bytes; ++i) {
+      int byte = 0;
+      for (int shift = 0; shift < 8; shift += width) {
+        const int code = group.codes[static_cast<size_t>(i + shift / width * bytes)];
+        byte |= (code >> below & ((1 << width) - 1)) << shift;
+      }
+      *to++ = static_cast<std::byte>(byte);
     }
+    below += width;
   }
 }
 
-int CodeAt(KvFormat format, const std::byte* group, int i) {
-  if (format == KvFormat::kQ4) return static_cast<int>(group[i % 16]) >> (i / 16 * 4) & 15;
-  return static_cast<int>(group[i % 8]) >> (i / 8 * 2) & 3;
+template <int kBits>
+int CodeAt(const std::byte* group, int i) {
+  int code = 0, below = 0;
+  for (int width = 4; width > 0; width /= 2) {
+    if ((kBits & width) == 0) continue;
+    const int bytes = kGroupElements * width / 8;
+    const int part = static_cast<int>(group[i % bytes]) >> (i / bytes * width) & ((1 << width) - 1);
+    code |= part << below;
+    group += bytes;
+    below += width;
+  }
+  return code;
+}
+
+// Calls to_do<bits>() with those of a format in groups, so that loops are compiled for each.
+template <int kBits = 1, class ToDo>
+void WithBits(KvFormat format, const ToDo& to_do) {
+  if constexpr (kBits < 8) {
+    BitsOf(format) == kBits ? to_do.template operator()<kBits>() : WithBits<kBits + 1>(format, to_do);
+  } else {
+    PITH_CHECK(false);
+  }
 }
 
 // A group's place in a page: its codes and the byte of its scale, with the zero `zero_distance` further on.
@@ -180,7 +207,7 @@ GroupPlace<Byte> ValueGroup(const PageLayout& layout, Byte* page, int slot, int 
 void Store(const Group& group, KvFormat format, const GroupPlace<std::byte>& place) {
   *place.scale = static_cast<std::byte>(group.scale);
   place.scale[place.zero_distance] = static_cast<std::byte>(group.zero);
-  Pack(group, format, place.codes);
+  WithBits(format, [&]<int kBits>() { Pack<kBits>(group, place.codes); });
 }
 
 // x = scale * code + offset
@@ -210,13 +237,21 @@ float Bf16ToFloat(uint16_t bits) {
 }
 
 float PlainElement(KvFormat format, const std::byte* part, size_t at, float scale) {
-  if (format == KvFormat::kF16) return HalfToFloat(reinterpret_cast<const uint16_t*>(part)[at]);
-  if (format == KvFormat::kBf16) return Bf16ToFloat(reinterpret_cast<const uint16_t*>(part)[at]);
-  return static_cast<float>(reinterpret_cast<const int8_t*>(part)[at]) * scale;
+  switch (InfoOf(format).element) {
+    case KvElement::kHalf:
+      return HalfToFloat(reinterpret_cast<const uint16_t*>(part)[at]);
+    case KvElement::kBfloat:
+      return Bf16ToFloat(reinterpret_cast<const uint16_t*>(part)[at]);
+    case KvElement::kByte:
+      return static_cast<float>(reinterpret_cast<const int8_t*>(part)[at]) * scale;
+    case KvElement::kCode:
+      break;
+  }
+  PITH_CHECK(false);
 }
 
 float EntryScale(KvFormat format, const std::byte* scales, int slot) {
-  return format == KvFormat::kQ8 ? reinterpret_cast<const float*>(scales)[slot] : 1.0f;
+  return HasEntryScales(format) ? reinterpret_cast<const float*>(scales)[slot] : 1.0f;
 }
 
 void CopyState(const PageLayout& to_layout, std::byte* to, int to_slot, const PageLayout& from_layout,
@@ -232,16 +267,20 @@ void ReadValueRange(const PageLayout& layout, const std::byte* page, int slot, i
   const KvFormat format = layout.format.value;
   const std::byte* part = page + layout.value_offset;
   const float scale = EntryScale(format, page + layout.value_scale_offset, slot);
-  for (int i = 0; i < count; ++i) {
-    const int c = begin + i;
-    if (!IsGrouped(format)) {
-      value[i] = PlainElement(format, part, static_cast<size_t>(slot * layout.value_dim + c), scale);
-      continue;
+  if (!IsGrouped(format)) {
+    for (int i = 0; i < count; ++i) {
+      value[i] = PlainElement(format, part, static_cast<size_t>(slot * layout.value_dim + begin + i), scale);
     }
-    const auto place = ValueGroup(layout, page, slot, c / kGroupElements);
-    const Affine affine = AffineOf(format, place);
-    value[i] = affine.scale * static_cast<float>(CodeAt(format, place.codes, c % kGroupElements)) + affine.offset;
+    return;
   }
+  WithBits(format, [&]<int kBits>() {
+    for (int i = 0; i < count; ++i) {
+      const int c = begin + i;
+      const auto place = ValueGroup(layout, page, slot, c / kGroupElements);
+      const Affine affine = AffineOf(format, place);
+      value[i] = affine.scale * static_cast<float>(CodeAt<kBits>(place.codes, c % kGroupElements)) + affine.offset;
+    }
+  });
 }
 
 // A key channel of a whole page of 16-bit keys.
@@ -282,12 +321,14 @@ void ReadKey(const PageLayout& layout, const std::byte* page, int slot, float* k
     }
     return;
   }
-  for (int d = 0; d < layout.key_dim; ++d) {
-    const GroupPlace<const std::byte> place = KeyGroup(layout, page, d);
-    const Affine affine = AffineOf(format, place);
-    key[static_cast<size_t>(d) * stride] =
-        affine.scale * static_cast<float>(CodeAt(format, place.codes, slot)) + affine.offset;
-  }
+  WithBits(format, [&]<int kBits>() {
+    for (int d = 0; d < layout.key_dim; ++d) {
+      const GroupPlace<const std::byte> place = KeyGroup(layout, page, d);
+      const Affine affine = AffineOf(format, place);
+      key[static_cast<size_t>(d) * stride] =
+          affine.scale * static_cast<float>(CodeAt<kBits>(place.codes, slot)) + affine.offset;
+    }
+  });
 }
 
 void ReadValue(const PageLayout& layout, const std::byte* page, int slot, float* value) {
@@ -326,7 +367,7 @@ void CopyValueAndState(const PageLayout& to_layout, std::byte* to, int to_slot, 
     const size_t row = to_layout.value_row_bytes();
     std::memmove(to + to_layout.value_offset + static_cast<size_t>(to_slot) * row,
                  from + from_layout.value_offset + static_cast<size_t>(from_slot) * row, row);
-    if (format == KvFormat::kQ8) {
+    if (HasEntryScales(format)) {
       reinterpret_cast<float*>(to + to_layout.value_scale_offset)[to_slot] =
           reinterpret_cast<const float*>(from + from_layout.value_scale_offset)[from_slot];
     } else if (IsGrouped(format)) {

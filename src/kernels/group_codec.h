@@ -1,4 +1,4 @@
-// Groups of 4 and 2 bits in and out of pages, and entries between pages of any formats.
+// Groups of a few bits in and out of pages, and entries between pages of any formats.
 #ifndef PITH_KERNELS_GROUP_CODEC_H_
 #define PITH_KERNELS_GROUP_CODEC_H_
 
@@ -14,7 +14,8 @@ namespace pith::kernels {
 enum class ScaleGrid : uint8_t {
   // As fine as the scale's byte allows: every element within half a scale.
   kFine,
-  // As fine, but in q2 the one of least squared error, which may cut off what lies far out. Of keys it halves the
+  // As fine, but in formats with clips_keys (q2) the one of least squared error, which may cut off what lies far out.
+  // Of keys it halves the
   // loss in KL; values lose by it, since their outliers are what they say.
   kClipped,
   // Powers of two, zeros at multiples of the scale. What was stored so is stored again without error
@@ -24,10 +25,10 @@ enum class ScaleGrid : uint8_t {
   kNested,
 };
 
-// Writes one key channel of a whole page: values [P] of its entries. The format of keys is q4 or q2.
+// Writes one key channel of a whole page: values [P] of its entries. The format of keys is in groups.
 void WriteKeyGroup(const PageLayout& layout, std::byte* page, int channel, const float* values, ScaleGrid grid);
 
-// Writes channels 32*group .. of one entry's value; at most 32 of them. The format of values is q4 or q2.
+// Writes channels 32*group .. of one entry's value; at most 32 of them. The format of values is in groups.
 void WriteValueGroup(const PageLayout& layout, std::byte* page, int slot, int group, std::span<const float> values);
 
 // Writes one entry's value [Dv] in any format, and nothing else of it.

@@ -1,4 +1,4 @@
-// Micro-kernels over pages of 4-bit and 2-bit groups in integers, for AVX2 and AVX-512 (there with VNNI if present).
+// Micro-kernels over pages of groups in integers, for AVX2 and AVX-512 (there with VNNI if present).
 //
 // Keys and values meet the same sum: over "inner" elements (channels of a key, entries of a value), with a
 // scale s and a zero z each, for 32 outputs ("lanes": entries of a key, channels of a value),
@@ -64,42 +64,36 @@ HWY_INLINE long long EightBytes(const uint8_t* at) {
   std::memcpy(&word, at, sizeof(word));
   return word;
 }
+// Of four groups.
+HWY_INLINE __m256i EightOfEach(const uint8_t* at, size_t stride) {
+  return _mm256_set_epi64x(EightBytes(at + 3 * stride), EightBytes(at + 2 * stride), EightBytes(at + stride),
+                           EightBytes(at));
+}
+
+// Codes, beside what group_kernels-inl.h asks of it, gives them in Quad<kContiguous, v>(at, stride): of four groups,
+// `stride` bytes apart and one behind the other if kContiguous, byte k of lane i is element i + v * kLanes of group k.
+// It may read 63 bytes beyond the last of them, since positions lie there.
 
 #if HWY_TARGET == HWY_AVX2
-alignas(32) inline constexpr int32_t kRowsOfEight[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-alignas(32) inline constexpr int32_t kRowsOfUnpacked[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+// Words in another order, and then squares of 4 x 4 bytes transposed.
+HWY_INLINE __m256i TransposeWords(__m256i words, const int32_t (&order)[8]) {
+  const __m256i ordered =
+      _mm256_permutevar8x32_epi32(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(order)));
+  return _mm256_shuffle_epi8(ordered, hn::LoadDup128(DU8(), kTranspose).raw);
+}
 
 // The first eight bytes of each 128 bits, which hold them twice.
 HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
   const __m256i both = _mm256_blend_epi32(bytes[0].raw, bytes[1].raw, 0xcc);
   _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(both, 0xd8));
 }
-
-// Lane vector v of the codes of four groups, `stride` bytes apart: byte k of lane i is of group k, element i.
-template <class Codes, bool kContiguous, int v>
-HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride) {
-  constexpr bool kHalves = Codes::kGroupBytes == 16;
-  const uint8_t* from = at + (kHalves ? v % 2 * 8 : 0);
-  __m256i x, order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRowsOfEight));
-  if constexpr (kContiguous && kHalves) {
-    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32));
-    x = v % 2 == 0 ? _mm256_unpacklo_epi64(a, b) : _mm256_unpackhi_epi64(a, b);
-    order = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRowsOfUnpacked));
-  } else if constexpr (kContiguous) {
-    x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  } else {
-    x = _mm256_set_epi64x(EightBytes(from + 3 * stride), EightBytes(from + 2 * stride), EightBytes(from + stride),
-                          EightBytes(from));
-  }
-  x = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(x, order), hn::LoadDup128(DU8(), kTranspose).raw);
-  x = _mm256_srli_epi16(x, kHalves ? v / 2 * 4 : v * 2);
-  return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(Codes::kMask)));
-}
 #else
-alignas(64) inline constexpr int32_t kRowsOfSixteen[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-alignas(64) inline constexpr int32_t kRowsOfEight[16] = {0, 2, 4, 6, 1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7};
 alignas(64) inline constexpr int64_t kEvenWords[8] = {0, 2, 4, 6, 0, 2, 4, 6};
+
+HWY_INLINE __m512i TransposeWords(__m512i words, const int32_t (&order)[16]) {
+  const __m512i ordered = _mm512_permutexvar_epi32(_mm512_load_si512(order), words);
+  return _mm512_shuffle_epi8(ordered, hn::LoadDup128(DU8(), kTranspose).raw);
+}
 
 HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
   const __m512i packed = _mm512_permutexvar_epi64(_mm512_load_si512(kEvenWords), bytes[0].raw);
@@ -107,37 +101,12 @@ HWY_INLINE void StoreHalves(const VU8 (&bytes)[kFoldVectors], int8_t* to) {
 }
 
 HWY_INLINE __m128i SixteenBytes(const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); }
-
-template <class Codes, bool kContiguous, int v>
-HWY_INLINE VU8 QuadCodes(const uint8_t* at, size_t stride) {
-  const __m512i transpose = hn::LoadDup128(DU8(), kTranspose).raw;
-  __m512i x;
-  if constexpr (Codes::kGroupBytes == 16) {
-    if constexpr (kContiguous) {
-      x = _mm512_loadu_si512(at);
-    } else {
-      x = _mm512_castsi128_si512(SixteenBytes(at));
-      x = _mm512_inserti32x4(x, SixteenBytes(at + stride), 1);
-      x = _mm512_inserti32x4(x, SixteenBytes(at + 2 * stride), 2);
-      x = _mm512_inserti32x4(x, SixteenBytes(at + 3 * stride), 3);
-    }
-    x = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(_mm512_load_si512(kRowsOfSixteen), x), transpose);
-    if (v == 1) x = _mm512_srli_epi16(x, 4);
-  } else {
-    __m256i y;
-    if constexpr (kContiguous) {
-      y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    } else {
-      y = _mm256_set_epi64x(EightBytes(at + 3 * stride), EightBytes(at + 2 * stride), EightBytes(at + stride),
-                            EightBytes(at));
-    }
-    x = _mm512_broadcast_i64x4(y);
-    x = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(_mm512_load_si512(kRowsOfEight), x), transpose);
-    // Lanes 8 to 15 are the next two bits.
-    const auto low = static_cast<short>(4 * v), high = static_cast<short>(4 * v + 2);
-    x = _mm512_srlv_epi16(x, _mm512_inserti64x4(_mm512_set1_epi16(low), _mm256_set1_epi16(high), 1));
-  }
-  return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(Codes::kMask)));
+// Of four groups.
+HWY_INLINE __m512i SixteenOfEach(const uint8_t* at, size_t stride) {
+  __m512i x = _mm512_castsi128_si512(SixteenBytes(at));
+  x = _mm512_inserti32x4(x, SixteenBytes(at + stride), 1);
+  x = _mm512_inserti32x4(x, SixteenBytes(at + 2 * stride), 2);
+  return _mm512_inserti32x4(x, SixteenBytes(at + 3 * stride), 3);
 }
 #endif
 
@@ -255,7 +224,7 @@ HWY_INLINE void DotPass(DotArgs args, const Folded<R>& folded, std::integer_sequ
     }
     PITH_UNROLL_TWICE for (int q = 0; q < count; ++q) {
       PrefetchNext(args.prefetch, args.prefetch_step);
-      const VU8 codes[NV] = {QuadCodes<Codes, kContiguous, kPass + I * kApart>(args.codes, stride)...};
+      const VU8 codes[NV] = {Codes::template Quad<kContiguous, kPass + I * kApart>(args.codes, stride)...};
       PITH_UNROLL for (int r = 0; r < R; ++r) {
         const VI low_word = BroadcastQuad(plane + static_cast<size_t>(r) * kPlaneBytes);
         const VI high_word = BroadcastQuad(plane + static_cast<size_t>(r) * kPlaneBytes + 4);

@@ -1,7 +1,7 @@
-// Micro-kernels over pages of 4-bit and 2-bit groups (page_layout.h), compiled once per target.
+// Micro-kernels over pages of groups (page_layout.h), compiled once per target.
 //
-// Codes become float32 in registers. A key channel's scale and zero make a table of its 16 (or 4)
-// values where one vector holds it, so that a look-up is all; elsewhere they are multiplied in.
+// Codes become float32 in registers. A key channel's scale and zero make a table of its values, 16
+// at most, where one vector holds it, so that a look-up is all; elsewhere they are multiplied in.
 // A value's scale goes into its weight and its zero into one sum per group of channels, so that
 // the inner loop adds bare codes.
 #if defined(PITH_KERNELS_GROUP_KERNELS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -35,7 +35,14 @@ inline constexpr bool kHasTable = false;
 #endif
 
 // Codes, the parameter of all that follows, says how a group's codes lie (page_kernels_q4.cc, page_kernels_q2.cc):
-// Raw(group, v) are vector v of them, and bits above kMask are what else lies there.
+// beside what the table of formats says, Raw(group, v) are vector v of them, and bits above kMask are what else lies
+// there.
+template <KvFormat kFormat>
+struct GroupsOf {
+  static constexpr size_t kGroupBytes = size_t{kGroupElements} * static_cast<size_t>(InfoOf(kFormat).bits) / 8;
+  static constexpr int kMask = (1 << InfoOf(kFormat).bits) - 1;
+  static constexpr float kZeroUnit = 1.0f / static_cast<float>(InfoOf(kFormat).zero_units);
+};
 
 template <class Codes>
 HWY_INLINE VF CodeAsFloat(const uint8_t* group, int v) {

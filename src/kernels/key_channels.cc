@@ -42,7 +42,7 @@ void SelectChannels(const PageLayout& from_layout, const std::byte* from, KeyCha
     groups_to[i] = groups_from[channel];
     groups_to[channels.size() + i] = groups_from[from_dim + channel];
   }
-  if (format == KvFormat::kQ8) std::memcpy(groups_to, groups_from, sizeof(float) * kPageEntries);
+  if (HasEntryScales(format)) std::memcpy(groups_to, groups_from, sizeof(float) * kPageEntries);
   // Values, and all from their scales to the end of the page, are alike.
   std::memcpy(to + to_layout.value_offset, from + from_layout.value_offset,
               to_layout.value_row_bytes() * kPageEntries);

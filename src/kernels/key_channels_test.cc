@@ -60,8 +60,7 @@ class KeyChannelsTest : public testing::TestWithParam<KvFormat> {
   const PageLayout whole_, pruned_;
   PoisonedBytes whole_page_, pruned_page_;
 };
-INSTANTIATE_TEST_SUITE_P(Formats, KeyChannelsTest,
-                         testing::Values(KvFormat::kF16, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kQ4, KvFormat::kQ2),
+INSTANTIATE_TEST_SUITE_P(Formats, KeyChannelsTest, testing::ValuesIn(kKvFormats),
                          [](const auto& format) { return std::string(KvFormatName(format.param)); });
 
 TEST_P(KeyChannelsTest, PagesAndEntriesKeepTheirBits) {

@@ -149,7 +149,7 @@ HWY_INLINE void ScoreColumns(const ScoreArgs& args, int column, const char** pre
     PITH_UNROLL for (int v = 0; v < NV; ++v) {
       VF sum = sums[0][r][v];
       PITH_UNROLL for (int u = 1; u < DU; ++u) sum = hn::Add(sum, sums[u][r][v]);
-      if (Load::kSource == Source::kQ8) {
+      if (HasEntryScales(Load::kSource)) {
         sum = hn::Mul(sum, hn::LoadU(df, static_cast<const float*>(args.key_scales) + column + v * kLanes));
       }
       hn::StoreU(sum, df, args.scores + r * kStepEntries + column + v * kLanes);
@@ -249,7 +249,7 @@ void ConvertKeysFrom(const PageLayout& layout, const std::byte* page, float* key
   for (int d = 0; d < layout.key_dim; ++d) {
     PITH_UNROLL for (int j = 0; j < kPageEntries; j += kLanes) {
       VF k = Load::Load(from + j);
-      if (Load::kSource == Source::kQ8) k = hn::Mul(k, hn::LoadU(df, scales + j));
+      if (HasEntryScales(Load::kSource)) k = hn::Mul(k, hn::LoadU(df, scales + j));
       hn::StoreU(k, df, keys + j);
     }
     from += kPageEntries;
@@ -264,11 +264,11 @@ void ConvertValuesFrom(const PageLayout& layout, const std::byte* page, int coun
   const auto* scales = reinterpret_cast<const float*>(page + layout.value_scale_offset);
   const int dim = layout.value_dim;
   for (int j = 0; j < count; ++j) {
-    const VF scale = hn::Set(df, Load::kSource == Source::kQ8 ? scales[j] : 1.0f);
+    const VF scale = hn::Set(df, HasEntryScales(Load::kSource) ? scales[j] : 1.0f);
     // Columns beyond Dv get whatever follows; nobody reads the sums that come of them.
     for (int c = 0; c < dim; c += kLanes) {
       VF v = Load::Load(from + c);
-      if (Load::kSource == Source::kQ8) v = hn::Mul(v, scale);
+      if (HasEntryScales(Load::kSource)) v = hn::Mul(v, scale);
       hn::StoreU(v, df, values + c);
     }
     from += dim;

@@ -209,11 +209,9 @@ PageKernels MakeKernels() {
   PageKernels kernels = {};
   kernels.target_name = hwy::TargetName(HWY_TARGET);
   kernels.block_rows = kBlockRows;
-  kernels.sources[static_cast<int>(Source::kF16)] = KernelsOfF16();
-  kernels.sources[static_cast<int>(Source::kQ8)] = KernelsOfQ8();
-  kernels.sources[static_cast<int>(Source::kBf16)] = KernelsOfBf16();
-  kernels.sources[static_cast<int>(Source::kQ4)] = KernelsOfQ4();
-  kernels.sources[static_cast<int>(Source::kQ2)] = KernelsOfQ2();
+#define PITH_KV_FORMAT(id, ...) kernels.sources[static_cast<int>(Source::k##id)] = KernelsOf##id();
+#include "kernels/kv_formats.inc"
+#undef PITH_KV_FORMAT
   kernels.sources[static_cast<int>(Source::kF32)] = KernelsOfF32();
   kernels.sources[static_cast<int>(Source::kCoded)] = KernelsOfCoded();
   kernels.softmax = &SoftmaxStep;

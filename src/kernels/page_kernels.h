@@ -30,9 +30,17 @@ inline constexpr size_t kValuePad = 32;
 
 // What a kernel reads: a page's own storage or a page converted to float32
 // (keys [D][P] with their scales applied; values [entries][stride] likewise).
-enum class Source : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kF32, kCoded };
-inline constexpr int kNumSources = 7;
-static_assert(static_cast<int>(Source::kF32) == kNumKvFormats);
+enum class Source : uint8_t {
+#define PITH_KV_FORMAT(id, ...) k##id,
+#include "kernels/kv_formats.inc"
+#undef PITH_KV_FORMAT
+  kF32,
+  kCoded
+};
+inline constexpr int kNumSources = kNumKvFormats + 2;
+inline constexpr bool HasEntryScales(Source source) {
+  return source < Source::kF32 && pith::HasEntryScales(static_cast<KvFormat>(source));
+}
 inline constexpr Source SourceOf(KvFormat format) {
   return IsCoded(format) ? Source::kCoded : static_cast<Source>(format);
 }
@@ -46,11 +54,11 @@ struct Prefetch {
 // scores[r * kStepEntries + j] = sum over d of queries[d * R + r] * keys[d][j], for all 32 j.
 struct ScoreArgs {
   const float* queries;  // [D][R]
-  const float* const* query_rows;  // [R][D] for kQ4, kQ2: the same times 1 / query_scale, a row at a time
+  const float* const* query_rows;  // [R][D] for groups: the same times 1 / query_scale, a row at a time
   float query_scale;
   size_t key_dim;        // D
   const void* keys;
-  const void* key_scales;  // kQ8: float32 [P]; kQ4, kQ2: bytes [2][D], scales and zeros
+  const void* key_scales;  // of bytes: float32 [P]; of groups: bytes [2][D], scales and zeros
   float* scores;
   Prefetch prefetch;
 };
@@ -63,8 +71,8 @@ struct AccumulateArgs {
   const float* weights;
   int count;
   const void* values;
-  size_t value_stride;       // in elements; kQ4, kQ2: in bytes
-  const void* value_scales;  // kQ4, kQ2 only: bytes [2][N][P], scales and zeros
+  size_t value_stride;       // in elements; of groups: in bytes
+  const void* value_scales;  // of groups only: bytes [2][N][P], scales and zeros
   size_t value_dim;     // Dv
   float* acc;
   size_t acc_stride;  // in floats, a multiple of kValuePad
@@ -161,11 +169,9 @@ struct SourceKernels {
 };
 
 // On the target in use, each from a file of its own.
-SourceKernels KernelsOfF16();
-SourceKernels KernelsOfQ8();
-SourceKernels KernelsOfBf16();
-SourceKernels KernelsOfQ4();
-SourceKernels KernelsOfQ2();
+#define PITH_KV_FORMAT(id, ...) SourceKernels KernelsOf##id();
+#include "kernels/kv_formats.inc"
+#undef PITH_KV_FORMAT
 SourceKernels KernelsOfF32();
 SourceKernels KernelsOfCoded();
 

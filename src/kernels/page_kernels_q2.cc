@@ -15,11 +15,7 @@ namespace pith::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-struct CodesQ2 {
-  static constexpr Source kSource = Source::kQ2;
-  static constexpr size_t kGroupBytes = 8;
-  static constexpr int kMask = 3;
-  static constexpr float kZeroUnit = 1.0f / 8;
+struct CodesQ2 : GroupsOf<KvFormat::kQ2> {
   static HWY_INLINE VU Raw(const uint8_t* group, int v) {
     const DU du;
     const hn::Rebind<uint8_t, DU> d8;
@@ -37,6 +33,23 @@ struct CodesQ2 {
     return hn::Shr(bytes, hn::Set(du, static_cast<uint32_t>(first / 8 * 2)));
 #endif
   }
+#if PITH_GROUP_DOT
+  template <bool kContiguous, int v>
+  static HWY_INLINE VU8 Quad(const uint8_t* at, size_t stride) {
+    const __m256i y = kContiguous ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)) : EightOfEach(at, stride);
+#if HWY_TARGET == HWY_AVX2
+    alignas(32) static constexpr int32_t kRows[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+    const __m256i x = _mm256_srli_epi16(TransposeWords(y, kRows), v * 2);
+#else
+    alignas(64) static constexpr int32_t kRows[16] = {0, 2, 4, 6, 1, 3, 5, 7, 0, 2, 4, 6, 1, 3, 5, 7};
+    // Lanes 8 to 15 are the next two bits.
+    const auto low = static_cast<short>(4 * v), high = static_cast<short>(4 * v + 2);
+    const __m512i x = _mm512_srlv_epi16(TransposeWords(_mm512_broadcast_i64x4(y), kRows),
+                                        _mm512_inserti64x4(_mm512_set1_epi16(low), _mm256_set1_epi16(high), 1));
+#endif
+    return hn::And(VU8{x}, hn::Set(DU8(), static_cast<uint8_t>(kMask)));
+  }
+#endif
 };
 
 SourceKernels TargetKernels() { return KernelsOfGroups<CodesQ2>(); }

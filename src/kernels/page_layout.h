@@ -9,7 +9,7 @@
 //   f16, bf16  keys [D][P] 16 bits           values [P][Dv] 16 bits
 //   q8         keys [D][P] int8              values [P][Dv] int8
 //              key scales [P] f32            value scales [P] f32       (absmax / 127 per entry)
-//   q4, q2     keys [D] groups               values [P][N] groups       (N = ceil(Dv / 32))
+//   q4 to q2   keys [D] groups               values [P][N] groups       (N = ceil(Dv / 32))
 //              scales [D] u8, zeros [D] i8   scales [N][P] u8, zeros [N][P] i8
 //   latents    references [P][k] u16         latents [P][r] f16         (no kernel reads them: cache/latents.h)
 //   all        positions [P] int32           columns [C][P] f32         (policy state)
@@ -22,10 +22,13 @@
 //
 //   x = scale * (code + zero / F),   scale = 2^(b >> 3) * (1 + (b & 7) / 8) * 2^-18 for the byte b,
 //
-// F = 2 (q4) or 8 (q2), so a group costs 16 bits beside its codes: 4.5 and 2.5 bits per element.
+// F being the format's zero_units (kv_formats.inc): 2 in q4, 8 in q2. So a group costs 16 bits beside its codes.
+//
+// Codes lie in planes of 4, 2 and 1 of their bits, the lowest bits first, of which a format has those that add up to
+// its bits. A plane of b bits takes 4 b bytes: byte i holds elements i, i + 4 b, i + 8 b .., lowest bits first.
 //
 //   q4  16 bytes: byte i holds element i in its low and element i + 16 in its high half
-//   q2   8 bytes: byte i holds elements i, i + 8, i + 16, i + 24, lowest bits first
+//   q2   8 bytes: byte i holds elements i, i + 8, i + 16, i + 24
 //
 // Every part starts at a multiple of 64 bytes.
 #ifndef PITH_KERNELS_PAGE_LAYOUT_H_
@@ -37,54 +40,14 @@
 #include <cstring>
 #include <optional>
 #include <string>
-#include <string_view>
+
+#include "kernels/kv_formats.h"
 
 namespace pith {
 
 inline constexpr int kPageEntries = 32;  // P
 inline constexpr int kGroupElements = 32;
 inline constexpr size_t kCodedHeaderBytes = 64;
-
-// kCoded + n stands for integers in steps of at most a range's n-th part, Huffman-coded.
-enum class KvFormat : uint8_t { kF16, kQ8, kBf16, kQ4, kQ2, kCoded = 64 };
-inline constexpr int kNumKvFormats = 5;  // beside those that are coded
-inline constexpr int kFewestCodedSteps = 2, kMostCodedSteps = 62;
-
-inline constexpr bool IsCoded(KvFormat format) { return format >= KvFormat::kCoded; }
-inline constexpr int CodedSteps(KvFormat format) {
-  return static_cast<int>(format) - static_cast<int>(KvFormat::kCoded);
-}
-inline constexpr KvFormat CodedFormat(int steps) {
-  return static_cast<KvFormat>(static_cast<int>(KvFormat::kCoded) + steps);
-}
-
-inline const char* KvFormatName(KvFormat format) {
-  constexpr const char* kNames[kNumKvFormats] = {"f16", "q8", "bf16", "q4", "q2"};
-  return IsCoded(format) ? "comp" : kNames[static_cast<int>(format)];
-}
-
-// By our names and llama.cpp's.
-inline std::optional<KvFormat> FindKvFormat(std::string_view name) {
-  if (name == "f16") return KvFormat::kF16;
-  if (name == "bf16") return KvFormat::kBf16;
-  if (name == "q8" || name == "q8_0") return KvFormat::kQ8;
-  if (name == "q4" || name == "q4_0" || name == "q4_1") return KvFormat::kQ4;
-  if (name == "q2") return KvFormat::kQ2;
-  return std::nullopt;
-}
-
-// Of coded elements, about: no more than a code of one length takes.
-inline constexpr int BitsOf(KvFormat format) {
-  if (IsCoded(format)) return 8;
-  constexpr int kBits[kNumKvFormats] = {16, 8, 16, 4, 2};
-  return kBits[static_cast<int>(format)];
-}
-
-// Stored in groups of 32 with a scale and a zero each.
-inline constexpr bool IsGrouped(KvFormat format) { return BitsOf(format) < 8; }
-
-// Units of a group's zero in one scale (F above).
-inline constexpr int ZeroUnits(KvFormat format) { return format == KvFormat::kQ2 ? 8 : 2; }
 
 // The formats of a page's keys and values.
 struct PageFormat {
@@ -105,6 +68,9 @@ struct PageFormat {
   constexpr PageFormat(KvFormat both) : key(both), value(both) {}  // NOLINT(google-explicit-constructor)
   constexpr PageFormat(KvFormat key_format, KvFormat value_format) : key(key_format), value(value_format) {}
   friend constexpr bool operator==(const PageFormat&, const PageFormat&) = default;
+
+  // Of a key's and a value's element together.
+  constexpr int bits() const { return BitsOf(key) + BitsOf(value); }
 
   // Keys and values alike.
   constexpr bool coded() const { return IsCoded(key); }
@@ -137,7 +103,8 @@ struct PageFormat {
     if (coded()) {
       return "comp:ek=1/" + std::to_string(CodedSteps(key)) + ",ev=1/" + std::to_string(CodedSteps(value));
     }
-    return key == value ? KvFormatName(key) : std::string(KvFormatName(key)) + "/" + KvFormatName(value);
+    const std::string of_keys(KvFormatName(key));
+    return key == value ? of_keys : of_keys + "/" + std::string(KvFormatName(value));
   }
 };
 
@@ -149,8 +116,8 @@ struct PageLayout {
 
   size_t key_offset = 0;
   size_t value_offset = 0;
-  size_t key_scale_offset = 0;    // q8, q4, q2 only
-  size_t value_scale_offset = 0;  // q8, q4, q2 only
+  size_t key_scale_offset = 0;    // of bytes and groups only
+  size_t value_scale_offset = 0;  // likewise
   size_t position_offset = 0;
   size_t column_offset = 0;
   size_t page_bytes = 0;  // multiple of 64. Of coded pages: the most that one takes
@@ -269,7 +236,7 @@ struct PageLayout {
     return beside + static_cast<size_t>(bytes(key_dim, format.key) + bytes(value_dim, format.value));
   }
   static size_t ScaleBytes(KvFormat format, int num_groups) {
-    if (format == KvFormat::kQ8) return sizeof(float) * kPageEntries;
+    if (HasEntryScales(format)) return sizeof(float) * kPageEntries;
     return IsGrouped(format) ? 2 * static_cast<size_t>(num_groups) : 0;
   }
 };

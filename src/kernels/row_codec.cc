@@ -124,17 +124,17 @@ template <class Row>
 void WriteKey(const PageLayout& layout, std::byte* page, int slot, const Row& key) {
   const auto dim = static_cast<size_t>(layout.key_dim);
   std::byte* part = page + layout.key_offset;
-  switch (layout.format.key) {
-    case KvFormat::kF16:
+  switch (InfoOf(layout.format.key).element) {
+    case KvElement::kHalf:
       return StoreHalves(key, dim, reinterpret_cast<uint16_t*>(part) + slot, kPageEntries);
-    case KvFormat::kBf16:
+    case KvElement::kBfloat:
       for (size_t d = 0; d < dim; ++d) reinterpret_cast<uint16_t*>(part)[d * kPageEntries + slot] = ToBf16(key[d]);
       return;
-    case KvFormat::kQ8:
+    case KvElement::kByte:
       reinterpret_cast<float*>(page + layout.key_scale_offset)[slot] =
           QuantizeRow(key, dim, reinterpret_cast<int8_t*>(part) + slot, kPageEntries);
       return;
-    default:
+    case KvElement::kCode:
       PITH_CHECK(false);  // keys in groups are written a page at a time
   }
 }
@@ -143,17 +143,17 @@ template <class Row>
 void WriteValue(const PageLayout& layout, std::byte* page, int slot, const Row& value) {
   const auto dim = static_cast<size_t>(layout.value_dim);
   std::byte* row = page + layout.value_offset + static_cast<size_t>(slot) * layout.value_row_bytes();
-  switch (layout.format.value) {
-    case KvFormat::kF16:
+  switch (InfoOf(layout.format.value).element) {
+    case KvElement::kHalf:
       return StoreHalves(value, dim, reinterpret_cast<uint16_t*>(row), 1);
-    case KvFormat::kBf16:
+    case KvElement::kBfloat:
       for (size_t c = 0; c < dim; ++c) reinterpret_cast<uint16_t*>(row)[c] = ToBf16(value[c]);
       return;
-    case KvFormat::kQ8:
+    case KvElement::kByte:
       reinterpret_cast<float*>(page + layout.value_scale_offset)[slot] =
           QuantizeRow(value, dim, reinterpret_cast<int8_t*>(row), 1);
       return;
-    default:
+    case KvElement::kCode:
       float group[kGroupElements];
       for (size_t begin = 0; begin < dim; begin += kGroupElements) {
         const size_t count = std::min<size_t>(kGroupElements, dim - begin);
@@ -335,13 +335,14 @@ void ReadKeysConverted(const PageLayout& layout, const std::byte* page, int coun
 
 void ReadPageKeys(const PageLayout& layout, const std::byte* page, int count, float* keys) {
   const std::byte* from = page + layout.key_offset;
-  switch (layout.format.key) {
-    case KvFormat::kF16:
+  switch (InfoOf(layout.format.key).element) {
+    case KvElement::kHalf:
       return ReadKeysOf(reinterpret_cast<const uint16_t*>(from), nullptr, layout.key_dim, count, keys);
-    case KvFormat::kQ8:
+    case KvElement::kByte:
       return ReadKeysOf(reinterpret_cast<const int8_t*>(from),
                         reinterpret_cast<const float*>(page + layout.key_scale_offset), layout.key_dim, count, keys);
-    default:
+    case KvElement::kBfloat:
+    case KvElement::kCode:
       return ReadKeysConverted(layout, page, count, keys);
   }
 }
@@ -350,14 +351,14 @@ void ReadPageValues(const PageLayout& layout, const std::byte* page, int count, 
   const DF df;
   const auto dim = static_cast<size_t>(layout.value_dim);
   const size_t total = static_cast<size_t>(count) * dim;
-  if (layout.format.value == KvFormat::kF16) {
+  if (InfoOf(layout.format.value).element == KvElement::kHalf) {
     const F16Row from{reinterpret_cast<const uint16_t*>(page + layout.value_offset)};
     size_t i = 0;
     for (; i + kLanes <= total; i += kLanes) hn::StoreU(from.Load(i), df, values + i);
     for (; i < total; ++i) values[i] = from[i];
     return;
   }
-  if (layout.format.value != KvFormat::kQ8) {
+  if (!HasEntryScales(layout.format.value)) {
     for (int j = 0; j < count; ++j) ReadValue(layout, page, j, values + static_cast<size_t>(j) * dim);
     return;
   }

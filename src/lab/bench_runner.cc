@@ -16,27 +16,15 @@
 namespace pith {
 
 std::string PlainTypeOf(KvFormat format) {
-  switch (format) {
-    case KvFormat::kF16:
-      return "f16";
-    case KvFormat::kBf16:
-      return "bf16";
-    case KvFormat::kQ8:
-      return "q8_0";
-    case KvFormat::kQ4:
-      return "q4_0";
-    case KvFormat::kQ2:
-    case KvFormat::kCoded:
-      break;
-  }
-  return {};
+  const bool has = !IsCoded(format) && InfoOf(format).plain_bits > 0;
+  return has ? std::string(InfoOf(format).flag) : std::string();
 }
 
 namespace {
 
-// The bytes of libllama's cache: blocks of 32 numbers share a half-precision scale in q8_0.
+// The bytes of libllama's cache.
 size_t PlainBytes(const ModelInfo& info, KvFormat format, int num_tokens) {
-  const double share = format == KvFormat::kQ8 ? 34.0 / 64.0 : FormatShare(info, format);
+  const double share = InfoOf(format).plain_bits / 16;
   return static_cast<size_t>(share * static_cast<double>(FullCacheBytes(info, num_tokens)));
 }
 

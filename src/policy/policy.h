@@ -277,9 +277,9 @@ struct Recipe {
   std::optional<TurnOptions> turns;     // what happens between the turns of a conversation
   // What stays is stored in this format: format=q4, or format=q8/q4 for keys and values; unset: as the cache is.
   std::optional<PageFormat> format;
-  // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of q8, q4 and q4/q2 that
-  // holds this share of them, else the last. The engine, which knows the bytes, settles it (engine/resolved.h);
-  // format is unset.
+  // format=auto:0.95: f16 where the bytes there are hold every entry; else the most precise of kAutoFormats
+  // (policy/storage.h) that holds this share of them, else the last. The engine, which knows the bytes, settles it
+  // (engine/resolved.h); format is unset.
   std::optional<double> auto_format;
   // "A or B": B, which works block by block and while decoding, where A wants the whole prompt. Null: there is no B.
   std::shared_ptr<const Recipe> while_partial;

@@ -1,6 +1,11 @@
 #include <fmt/format.h>
 
+#include <string>
+#include <string_view>
+#include <utility>
+
 #include "policy/policy.h"
+#include "policy/storage.h"
 
 namespace pith {
 namespace {
@@ -33,10 +38,10 @@ A stage beside a name takes the place of the one of its kind; modifiers add up, 
 `prefill=criti` beside any of them skips attention work while the prompt is read. `turns=flowkv` or `turns=epicache` beside
 any of them says what happens between the turns of a conversation (`pith chat`, the library's conversations, the server).
 `sinks=N`, as a word or as a parameter of the name, pins the first N tokens of the sequence.
-`format=q4` stores what stays in that format: f16, bf16, q8, q4 or q2, or two of them for keys and values (`format=q8/q4`),
+`format=q4` stores what stays in that format: FORMATS, or two of them for keys and values (`format=q8/q4`),
 or in error-bounded codes (`format=comp:ek=0.06,ev=0.15`);
 a share to keep is then a share of f16 bytes, see [formats.md](../formats.md). `format=auto:0.6` takes f16 where all entries
-fit, else the most precise of q8, q4 and q4/q2 that holds 60% of them (`format=auto`: 95%). Missing stages are `agg=mean`,
+fit, else the most precise of AUTO that holds 60% of them (`format=auto`: 95%). Missing stages are `agg=mean`,
 `alloc=uniform` and `act=drop`.
 
 `act=prune` beside any recipe stores fewer channels of the keys that stay, once the prompt is whole; its share is one of f16
@@ -60,10 +65,25 @@ keep; in later blocks the layers to come still hold what the last block left the
 with less. Entries in few bits (`format=q4`), `act=merge` and single tokens wait for all layers.
 )";
 
+// Those that format=auto takes where f16 does not hold everything.
+std::string AutoFormats() {
+  std::string names;
+  for (const PageFormat format : kAutoFormats) {
+    if (format == kAutoFormats.front()) continue;
+    names += names.empty() ? "" : format == kAutoFormats.back() ? " and " : ", ";
+    names += format.Name();
+  }
+  return names;
+}
+
 }  // namespace
 
 std::string RecipesMarkdown() {
   std::string text(kIntroduction);
+  for (const auto& [word, names] :
+       {std::pair("FORMATS", ListKvFormats(&KvFormatInfo::name, " or ")), std::pair("AUTO", AutoFormats())}) {
+    text.replace(text.find(word), std::string_view(word).size(), names);
+  }
   text +=
       "\n## Named recipes\n\n| name | what stays | good for | stages | reads | cost | when | paper "
       "|\n|---|---|---|---|---|---|---|---|\n";

@@ -68,9 +68,8 @@ Result<Storage> ParseStorage(std::string_view text) {
   const std::optional<KvFormat> key = FindKvFormat(text.substr(0, slash));
   const std::optional<KvFormat> value = slash == std::string_view::npos ? key : FindKvFormat(text.substr(slash + 1));
   if (!key || !value) {
-    return InvalidArgument(
-        fmt::format("format={} is none of auto, comp, f16, bf16, q8, q4 and q2 or two of the last five as in q8/q4",
-                    Printable(text)));
+    return InvalidArgument(fmt::format("format={} is none of auto, comp, {} or two of the last {} as in q8/q4",
+                                       Printable(text), ListKvFormats(&KvFormatInfo::name, " and "), kNumKvFormats));
   }
   return Storage{.fixed = PageFormat(*key, *value)};
 }
