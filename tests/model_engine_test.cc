@@ -423,6 +423,7 @@ TEST(ModelEngine, GroupedCachesAreCloseAndSmaller) {
                                           {PageFormat(KvFormat::kQ4), 0.1, 0.45},
                                           {PageFormat(KvFormat::kQ8, KvFormat::kQ4), 0.1, 0.5},
                                           {PageFormat(CodedFormat(16)), 0.1, 0.45},
+                                          {PageFormat(KvFormat::kQ3), 0.3, 0.4},
                                           {PageFormat(KvFormat::kQ2), 2.0, 0.35}}) {
     SCOPED_TRACE(format.Name());
     EngineOptions options = Options("full", 0, 128);

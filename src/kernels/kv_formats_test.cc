@@ -13,7 +13,7 @@ namespace {
 
 TEST(KvFormatsTest, NumbersInFilesStay) {
   constexpr std::pair<const char*, int> kNumbers[] = {{"f16", 0}, {"q8", 1}, {"bf16", 2},
-                                                      {"q4", 3},  {"q2", 4}};
+                                                      {"q4", 3},  {"q2", 4}, {"q3", 5}};
   for (const auto& [name, number] : kNumbers) EXPECT_EQ(static_cast<int>(FindKvFormat(name).value()), number) << name;
   EXPECT_EQ(PageFormat(CodedFormat(16)).number(), 0x5050U);
 }

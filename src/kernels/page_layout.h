@@ -22,12 +22,13 @@
 //
 //   x = scale * (code + zero / F),   scale = 2^(b >> 3) * (1 + (b & 7) / 8) * 2^-18 for the byte b,
 //
-// F being the format's zero_units (kv_formats.inc): 2 in q4, 8 in q2. So a group costs 16 bits beside its codes.
+// F being zero_units of the format (kv_formats.inc): 2 in q4, 4 in q3, 8 in q2. A group has 16 bits beside its codes.
 //
 // Codes lie in planes of 4, 2 and 1 of their bits, the lowest bits first, of which a format has those that add up to
 // its bits. A plane of b bits takes 4 b bytes: byte i holds elements i, i + 4 b, i + 8 b .., lowest bits first.
 //
 //   q4  16 bytes: byte i holds element i in its low and element i + 16 in its high half
+//   q3  12 bytes: 8 as in q2, then 4 of the highest bits: byte i holds those of elements i, i + 4 .. i + 28
 //   q2   8 bytes: byte i holds elements i, i + 8, i + 16, i + 24
 //
 // Every part starts at a multiple of 64 bytes.

@@ -189,7 +189,7 @@ TEST(Recipe, ErrorsNameTheWordAndTheNearestChoice) {
   EXPECT_EQ(ErrorOf("score=knorm:windw=3"), "score=knorm has no parameter 'windw'; did you mean 'recent'?");
   EXPECT_EQ(ErrorOf("alloc=uniform:x=1 score=h2o"), "alloc=uniform has no parameter 'x'; it has none");
   EXPECT_EQ(ErrorOf("snapkv format=q5"),
-            "format=q5 is none of auto, comp, f16, bf16, q8, q4 and q2 or two of the last 5 as in q8/q4");
+            "format=q5 is none of auto, comp, f16, bf16, q8, q4, q3 and q2 or two of the last 6 as in q8/q4");
   EXPECT_EQ(ErrorOf("snapkv sinks=-1"), "sinks must be a whole number between 0 and 4096, not '-1'");
   EXPECT_EQ(ErrorOf("snapkv h2o"), "the recipe 'h2o' must come first, alone or with stages after it");
   EXPECT_EQ(ErrorOf("score=snapkv score=h2o"), "score=snapkv and score=h2o exclude one another; name one of them");
