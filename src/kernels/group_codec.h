@@ -14,9 +14,8 @@ namespace pith::kernels {
 enum class ScaleGrid : uint8_t {
   // As fine as the scale's byte allows: every element within half a scale.
   kFine,
-  // As fine, but in formats with clips_keys (q2) the one of least squared error, which may cut off what lies far out.
-  // Of keys it halves the
-  // loss in KL; values lose by it, since their outliers are what they say.
+  // As fine, but in formats with clips_keys (q3, q2) the one of least squared error, which may cut off what lies far
+  // out. Of keys it takes a third to a half of the loss in KL; values lose by it: their outliers are what they say.
   kClipped,
   // Powers of two, zeros at multiples of the scale. What was stored so is stored again without error
   // unless the new group needs a larger scale, so that the error of survivors does not add up however often
