@@ -190,7 +190,8 @@ class Manners(Served):
 
     def test_broken_http(self):
         for data in (b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-                     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"):
+                     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+                     b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"POST /tokenize HTTP/1.1\r\nContent-Length: 2,2\r\n\r\n{}"):
             self.assertIn(b" 400 ", self.server.raw(data).split(b"\r\n")[0], data)
         self.assertIn(b" 431 ", self.server.raw(b"GET / HTTP/1.1\r\nA: " + b"a" * 100000 + b"\r\n\r\n").split(b"\r\n")[0])
 
@@ -228,7 +229,8 @@ class Manners(Served):
             levels = {"type": "array", "items": levels, "minItems": 50, "maxItems": 50}
         for schema in ({"type": "array", "items": {"type": "string"}, "minItems": 5, "maxItems": 2}, nested,
                        {"type": "object", "properties": {"a": {"type": "nothing"}}}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, levels,
-                       {"type": "string", "pattern": "^(a{1,2000}){1,2000}$"}):
+                       {"type": "string", "pattern": "^(a{1,2000}){1,2000}$"}, {"type": "string", "pattern": "("},
+                       {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-z$"}}}):
             start = time.time()
             status, _, answer = self.server.post("/v1/chat/completions", {"messages": messages, "response_format": {
                 "type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})

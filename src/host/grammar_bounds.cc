@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "host/pattern_syntax.h"
 
 namespace pith {
 namespace {
@@ -418,6 +419,7 @@ class SchemaScan {
     if (const auto pattern = node.find("pattern"); pattern != node.end() && pattern->is_string()) {
       const auto& text = pattern->get_ref<const std::string&>();
       if (text.size() > 1000) return Bad("a pattern in it is longer than 1000 bytes");
+      if (const Status syntax = CheckPatternSyntax(text); !syntax) return Bad(syntax.error().message);
       if (TimesOfPattern(text) > static_cast<double>(kMostRules)) return Bad("a pattern in it repeats repetitions");
     }
     if (const auto ref = node.find("$ref"); ref != node.end() && ref->is_string())

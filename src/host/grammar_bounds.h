@@ -14,8 +14,8 @@ namespace pith {
 Status CheckGrammarBounds(std::string_view gbnf);
 
 // kInvalidArgument: no JSON object, a schema that is too large once its alternatives are written out, nested too deep,
-// with bounds that no value meets (minItems above maxItems, ...), with repetitions of repetitions, with references in a
-// circle, or with longer names than the converter's expressions have stack for.
+// with bounds that no value meets (minItems above maxItems, ...), with patterns that are none, with repetitions of
+// repetitions, with references in a circle, or with longer names than the converter's expressions have stack for.
 Status CheckSchemaBounds(std::string_view schema);
 
 }  // namespace pith

@@ -130,6 +130,13 @@ TEST(SchemaBounds, PatternsThatRepeatRepetitions) {
   EXPECT_TRUE(check("^a{1,2000}b{1,2000}(c{1,2000}|d{1,2000})$"));
 }
 
+TEST(SchemaBounds, PatternsThatAreNone) {
+  const Status status = CheckSchemaBounds(R"({"properties":{"a":{"type":"string","pattern":"("}}})");
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().message, "the JSON schema cannot be used: \"(\" is no regular expression: a '(' has no ')'");
+  EXPECT_TRUE(CheckSchemaBounds(R"({"properties":{"pattern":{"type":"string","pattern":"a+"}}})")) << "control";
+}
+
 TEST(SchemaBounds, ReferencesInACircle) {
   EXPECT_FALSE(
       CheckSchemaBounds(R"({"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"));

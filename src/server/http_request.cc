@@ -2,6 +2,9 @@
 #include <cctype>
 #include <ctime>
 
+#include <fmt/format.h>
+#include <boost/beast/http/field.hpp>
+#include <boost/beast/http/fields.hpp>
 #include <boost/beast/http/status.hpp>
 
 #include "server/http_server.h"
@@ -33,6 +36,18 @@ Status ReadTarget(std::string target, HttpRequest& request) {
   const size_t question = std::min(target.find('?'), target.size());
   if (question < target.size()) request.query = target.substr(question + 1);
   PITH_ASSIGN_OR_RETURN(request.path, PercentDecode(std::string_view(target).substr(0, question), false));
+  return {};
+}
+
+std::string FramingFault(const boost::beast::http::fields& head, unsigned version) {
+  using boost::beast::http::field;
+  for (const char* name :
+       {"Host", "Content-Length", "Content-Type", "Content-Encoding", "Authorization", "x-api-key", "Expect"}) {
+    if (head.count(name) > 1) return fmt::format("the header {} stands more than once", name);
+  }
+  if (head[field::content_length].find(',') != std::string_view::npos)
+    return "the header Content-Length must be one number";
+  if (version < 11 && head.count(field::transfer_encoding) > 0) return "HTTP/1.0 knows no Transfer-Encoding";
   return {};
 }
 

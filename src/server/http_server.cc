@@ -33,6 +33,8 @@ using tcp = asio::ip::tcp;
 
 // Bytes of later requests that are read while one is answered, so that its client's leaving is seen behind them.
 constexpr size_t kReadAhead = size_t{64} << 10;
+// What is held of a request beside its header and its body: a line of a chunk that has no end is not.
+constexpr size_t kBuffered = size_t{256} << 10;
 // After an answer that ends the connection: so long and so many bytes of what the client still sends are taken, since
 // closing on unread bytes would take the answer from it.
 constexpr double kLingerSeconds = 2;
@@ -253,6 +255,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     version_ = head.version() == 10 ? 10 : 11;
     path_ = std::string(head.target().substr(0, head.target().find('?')));
     if (error) return OnReadError(error);
+    if (const std::string wrong = FramingFault(head, head.version()); !wrong.empty()) return Fail(400, wrong);
     const auto length = parser_->content_length();
     const HttpLimits& limits = shared_->options.limits;
     if (length && *length > limits.body_bytes) return OnReadError(http::error::body_limit);
@@ -287,12 +290,11 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
 
   void OnReadError(error_code error) {
     const HttpLimits& limits = shared_->options.limits;
-    if (error == http::error::body_limit) {
+    if (error == http::error::body_limit)
       return Fail(413, fmt::format("the request's body is larger than {} bytes", limits.body_bytes));
-    }
-    if (error == http::error::header_limit) {
+    if (error == http::error::header_limit)
       return Fail(431, fmt::format("the request's header is larger than {} bytes", limits.header_bytes));
-    }
+    if (error == http::error::buffer_overflow) return Fail(431, "a line between the body's chunks is too long");
     if (error == http::error::end_of_stream || error == http::error::partial_message ||
         error.category() != http::make_error_code(http::error::bad_method).category()) {
       return Gone();
@@ -425,7 +427,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   uint64_t id_;
   tcp::socket socket_;
   asio::steady_timer timer_, later_;
-  boost::beast::flat_buffer buffer_;
+  boost::beast::flat_buffer buffer_{shared_->options.limits.header_bytes + kBuffered};
   std::optional<http::request_parser<http::string_body>> parser_;
   std::shared_ptr<BodyHold> hold_;  // of the body that is read
   std::shared_ptr<Exchange> exchange_;

@@ -126,6 +126,92 @@ TEST(HttpServer, CodingsThatAreNotKnown) {
   EXPECT_EQ(asked, 2);
 }
 
+// Whoever reads the other one of two headers takes another request for this one.
+TEST(HttpServer, HeadersThatContradictEachOther) {
+  std::atomic<int> asked{0};
+  const auto server = Serve([&](HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {
+    ++asked;
+    Echo(std::move(request), exchange);
+  });
+  const auto ask = [&](const std::string& headers, const std::string& version = "1.1") {
+    Socket socket(server->port());
+    socket.Send("POST /a HTTP/" + version + "\r\n" + headers + "\r\nhello");
+    return socket.Read(headers.find("close") == std::string::npos ? "hello" : "");
+  };
+  const std::string length = "Content-Length: 5\r\n", host = "Host: x\r\n";
+  for (const std::string& headers : {host + host + length,
+                                     host + "host: y\r\n" + length,
+                                     host + "Content-Length: 5,5\r\n",
+                                     host + "Content-Length: 5, 6\r\n",
+                                     host + length + length,
+                                     host + length + "Content-Length: 6\r\n",
+                                     host + "Content-Length: 5,\r\n",
+                                     host + "Content-Length: +5\r\n",
+                                     host + "Content-Length: 0x5\r\n",
+                                     host + "Content-Length: -5\r\n",
+                                     host + "Content-Length:\r\n",
+                                     host + "Content-Length: 5 5\r\n",
+                                     host + "Content-Length: 99999999999999999999\r\n",
+                                     host + length + "Transfer-Encoding: chunked\r\n",
+                                     host + "Transfer-Encoding: chunked\r\n" + length,
+                                     host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                                     host + length + "Content-Type: a/b\r\nContent-Type: a/c\r\n",
+                                     host + length + "Authorization: Bearer a\r\nauthorization: Bearer b\r\n",
+                                     host + length + "x-api-key: a\r\nX-API-Key: b\r\n",
+                                     host + length + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n",
+                                     host + length + "Expect: 100-continue\r\nExpect: other\r\n",
+                                     "Host : x\r\n" + length,
+                                     host + length + "A\r\n",
+                                     host + length + ": a\r\n",
+                                     host + length + "A: \x01\r\n",
+                                     host + length + std::string("A: \0\r\n", 6)}) {
+    const std::string answer = ask(headers);
+    EXPECT_TRUE(answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.1 501 ")) << headers << answer;
+    EXPECT_NE(answer.find("Connection: close"), std::string::npos) << headers;
+  }
+  const std::string old = ask(host + "Transfer-Encoding: chunked\r\n", "1.0");
+  EXPECT_TRUE(old.starts_with("HTTP/1.1 400 ")) << old;
+  EXPECT_EQ(asked, 0);
+  EXPECT_NE(ask(host + length).find("POST /a hello"), std::string::npos) << "control";
+  EXPECT_NE(ask(host + length + "Accept: a\r\nAccept: b\r\nA: b\r\n  c\r\n").find("POST /a hello"), std::string::npos)
+      << "those that may stand twice, and a folded one, which is one line (RFC 9112 5.2)";
+}
+
+TEST(HttpServer, LinesThatEndOtherwise) {
+  const auto server = Serve(Echo);
+  for (const char* request :
+       {"GET /a HTTP/1.1\nHost: x\n\n", "GET /a HTTP/1.1\r\nHost: x\nA: b\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: x\r\r\n\r\n", "GET /a\r\n\r\n", "GET  /a HTTP/1.1\r\n\r\n",
+        "GET /a b HTTP/1.1\r\n\r\n", "GET /a HTTP/1.1 \r\n\r\n", "GET /a HTTP/9.1\r\n\r\n",
+        "GET /a HTTP/1.1\r\n Host: x\r\n\r\n", "\x16\x03\x01\x02\x01", "G\xc3T /a HTTP/1.1\r\n\r\n"}) {
+    Socket socket(server->port());
+    socket.Send(request);
+    EXPECT_TRUE(socket.Read().starts_with("HTTP/1.1 400 ")) << request;
+  }
+}
+
+// RFC 9112 7.1.1: extensions are read over, and are not held.
+TEST(HttpServer, ChunksWithExtensions) {
+  const auto server = Serve(Echo);
+  const std::string head = "POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+  const auto ask = [&](const std::string& body) {
+    Socket socket(server->port());
+    socket.Send(head + body);
+    return socket.Read();
+  };
+  EXPECT_NE(ask("2;a=b\r\nhe\r\n3;c=\"d\"\r\nllo\r\n0;e\r\nTrailer: f\r\n\r\n").find("POST /a hello"),
+            std::string::npos);
+  for (const char* wrong :
+       {"+2\r\nhe\r\n0\r\n\r\n", "0x2\r\nhe\r\n0\r\n\r\n", "-2\r\nhe\r\n0\r\n\r\n", "g\r\nhe\r\n0\r\n\r\n",
+        "2\r\nhel\r\n0\r\n\r\n", "2\nhe\r\n0\r\n\r\n", "ffffffffffffffffff\r\nhe\r\n", "\r\nhe\r\n"}) {
+    EXPECT_TRUE(ask(wrong).starts_with("HTTP/1.1 4")) << wrong;
+  }
+  EXPECT_TRUE(ask("1;" + std::string(size_t{4} << 20, 'a')).starts_with("HTTP/1.1 431 "));
+  std::string many;
+  for (int i = 0; i < 40; ++i) many += "1;" + std::string(30000, 'a') + "\r\nb\r\n";
+  EXPECT_NE(ask(many + "0\r\n\r\n").find("POST /a " + std::string(40, 'b')), std::string::npos) << "control";
+}
+
 TEST(HttpServer, OldClientsAreNotToldToContinue) {
   const auto server = Serve(Echo);
   for (const std::string version : {"1.0", "1.1"}) {

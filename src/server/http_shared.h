@@ -15,6 +15,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <boost/beast/http/fields.hpp>
 
 #include "server/http_server.h"
 
@@ -30,6 +31,8 @@ class HttpConnection {
 
 // Path and query of a request's target: "/a?b", "http://host/a?b" or "*". kInvalidArgument: it is none.
 Status ReadTarget(std::string target, HttpRequest& request);
+// What another server on the way may have read otherwise (RFC 9110 5.3 and 8.6, RFC 9112 3.2 and 6.1); empty: nothing.
+std::string FramingFault(const boost::beast::http::fields& head, unsigned version);
 bool IsChunkedAlone(std::string_view transfer_encoding);
 // Of an answer's head.
 std::string_view Reason(int status);
