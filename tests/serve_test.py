@@ -779,6 +779,48 @@ class OpenAi(WithClients):
         called = client.responses.create(model="any", input="Weather in Paris?", tools=tools, tool_choice="required", max_output_tokens=60)
         self.assertEqual((called.output[0].type, called.output[0].name), ("function_call", "weather"))
 
+    def test_responses_that_are_kept(self):
+        import openai
+        client = self.client()
+        first = client.responses.create(model="any", input="My name is Ann.", instructions="Be kind.", max_output_tokens=12)
+        self.assertTrue(first.store)
+        again = client.responses.retrieve(first.id)
+        self.assertEqual((again.output_text, again.usage.input_tokens), (first.output_text, first.usage.input_tokens))
+        # The answer to a conversation that the server keeps is the one to the same conversation from the client.
+        more = {"model": "any", "max_output_tokens": 12, "temperature": 0}
+        kept = client.responses.create(input="What is my name?", previous_response_id=first.id, **more)
+        given = client.responses.create(input=[{"role": "user", "content": "My name is Ann."}, *[o.model_dump() for o in first.output],
+                                               {"role": "user", "content": "What is my name?"}], store=False, **more)
+        self.assertEqual((kept.output_text, kept.usage.input_tokens), (given.output_text, given.usage.input_tokens))
+        self.assertEqual(kept.previous_response_id, first.id)
+        self.assertGreater(kept.usage.input_tokens, client.responses.create(input="What is my name?", **more).usage.input_tokens)
+        last = list(client.responses.create(input="And now?", previous_response_id=kept.id, stream=True, **more))[-1].response
+        self.assertEqual(client.responses.retrieve(last.id).output_text, last.output_text)
+        self.assertGreater(last.usage.input_tokens_details.cached_tokens, 0)
+        items = list(client.responses.input_items.list(last.id, order="asc", limit=2))  # the client asks for all pages
+        self.assertEqual([item.role for item in items], ["user", "assistant"] * 2 + ["user"])
+        self.assertEqual((items[0].content[0].text, items[1].id), ("My name is Ann.", first.output[0].id))
+        self.assertEqual(list(client.responses.input_items.list(last.id))[0].content[0].text, "And now?")
+        client.responses.delete(first.id)
+        for call in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
+            for name in (first.id, given.id, "resp_0"):
+                with self.assertRaises(openai.NotFoundError):
+                    call(name)
+        with self.assertRaises(openai.BadRequestError) as raised:
+            client.responses.create(input="a", previous_response_id=first.id, **more)
+        self.assertEqual(raised.exception.code, "previous_response_not_found")
+        # What came later stands for itself.
+        self.assertGreater(client.responses.create(input="a", previous_response_id=kept.id, **more).usage.input_tokens, kept.usage.input_tokens)
+
+    def test_kept_responses_are_bounded(self):
+        server = Server("--kept-responses", "3", "--kept-responses-bytes", "1MiB")
+        try:
+            ids = [server.post("/v1/responses", {"input": f"{i}", "max_output_tokens": 1})[2]["id"] for i in range(5)]
+            self.assertEqual([server.request("GET", "/v1/responses/" + name)[0] for name in ids], [404, 404, 200, 200, 200])
+            self.assertRegex(server.request("GET", "/metrics")[2], r"\npith:responses_kept 3\n")
+        finally:
+            server.stop()
+
     def test_models_and_errors(self):
         import openai
         client = self.client()

@@ -67,6 +67,8 @@ struct ServeFlags {
   int overtaking = 60;
   int max_retained = 64;
   int cache_reuse = 0;
+  int kept_responses = 1000;
+  std::string kept_responses_bytes = "64MiB";
   double keep = 0;  // 0: not given
   bool deterministic_reuse = false;
   int connections = 1024;
@@ -92,6 +94,8 @@ Status CheckServe(const ServeFlags& flags) {
   if (!IsAutoRecipe(flags.cache.recipe)) PITH_RETURN_IF_ERROR(CheckRecipe(flags.cache, flags.store));
   if (flags.prompt_share < 0 || flags.prompt_share > 1)
     return InvalidArgument("--prompt-share takes a share above 0, up to 1");
+  if (!ParseSize(flags.kept_responses_bytes))
+    return InvalidArgument("--kept-responses-bytes takes a size such as 64MiB");
   if (flags.keep < 0 || flags.keep > 1) return InvalidArgument("--keep takes a share between 0 and 1");
   std::error_code error;
   if (!flags.slot_save_path.empty() && !std::filesystem::is_directory(flags.slot_save_path, error)) {
@@ -257,7 +261,7 @@ std::vector<server::ModelFile> ScanModels(const std::string& folder) {
   return files;
 }
 
-server::ServerOptions MakeServerOptions(const ServeFlags& flags, std::vector<std::string> keys) {
+Result<server::ServerOptions> MakeServerOptions(const ServeFlags& flags, std::vector<std::string> keys) {
   server::ServerOptions options;
   options.http.host = flags.host;
   options.http.port = flags.port;
@@ -266,6 +270,8 @@ server::ServerOptions MakeServerOptions(const ServeFlags& flags, std::vector<std
   options.http.limits.write_seconds = flags.timeout;
   options.http.limits.body_seconds = 2.0 * flags.timeout;
   options.api_keys = std::move(keys);
+  options.responses.most = static_cast<size_t>(flags.kept_responses);
+  PITH_ASSIGN_OR_RETURN(options.responses.bytes, ParseSize(flags.kept_responses_bytes));
   return options;
 }
 
@@ -314,9 +320,10 @@ Result<int> Serve(ServeFlags& flags) {
   text.template_file = flags.template_file;
   PITH_RETURN_IF_ERROR(text.ReadFiles(flags.model));
   std::string what;
+  PITH_ASSIGN_OR_RETURN(const server::ServerOptions options, MakeServerOptions(flags, std::move(keys)));
   PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ModelCatalog> catalog, MakeCatalog(flags, &what));
   PITH_ASSIGN_OR_RETURN(const std::unique_ptr<server::Server> serving,
-                        server::Server::Create(MakeServerOptions(flags, std::move(keys)), std::move(catalog)));
+                        server::Server::Create(options, std::move(catalog)));
   const bool is_v6 = flags.host.find(':') != std::string::npos;
   fmt::print("pith serves {} at http://{}{}{}:{}\n", what, is_v6 ? "[" : "", flags.host, is_v6 ? "]" : "",
              serving->port());
@@ -360,6 +367,10 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
       "SECONDS");
   AddNumber(command, "--max-retained", flags.max_retained, 0, 4096,
             "Prefixes kept for later requests, inside the budget (default 64)", "N");
+  AddNumber(command, "--kept-responses", flags.kept_responses, 0, 1000000,
+            "Answers of /v1/responses kept for previous_response_id, the oldest go first (default 1000; 0: none)", "N");
+  AddOption(command, "--kept-responses-bytes", flags.kept_responses_bytes,
+            "Bytes that they may have together, beside the budget (default 64MiB)", "SIZE");
   AddNumber(command, "--cache-reuse", flags.cache_reuse, 0, 1000000,
             "An edit within a prompt: parts of kept prefixes of at least so many tokens that stand elsewhere now are "
             "taken over, not read (default 0: none)",

@@ -9,6 +9,7 @@
 #include "server/catalog.h"
 #include "server/chat_request.h"
 #include "server/http_server.h"
+#include "server/kept_responses.h"
 #include "server/protocol.h"
 
 namespace pith::server {
@@ -20,6 +21,7 @@ struct Call {
   std::shared_ptr<const void> lease;  // that keeps it loaded
   HttpRequest request;
   std::shared_ptr<HttpExchange> exchange;
+  std::shared_ptr<KeptResponses> responses;
   std::string tenant;  // whose key it came with
   Dialect dialect = Dialect::kOpenAi;
   std::shared_ptr<Json> parsed;  // the body as JSON, for BodyOf() to take; null: not yet
@@ -38,6 +40,11 @@ void OpenAiModel(Call& call);   // /v1/models/{id}
 // api_responses.cc
 void OpenAiResponses(Call& call);
 void OpenAiResponsesTokens(Call& call);
+// api_kept_responses.cc: /v1/responses/{id}
+void OpenAiKeptResponse(Call& call);
+void OpenAiForgetResponse(Call& call);
+void OpenAiCancelResponse(Call& call);  // .../cancel
+void OpenAiInputItems(Call& call);      // .../input_items
 // api_anthropic.cc
 void AnthropicMessages(Call& call);
 void AnthropicCountTokens(Call& call);

@@ -1,4 +1,4 @@
-// OpenAI's /v1/responses.
+// OpenAI's /v1/responses: those that are made. api_kept_responses.cc: those that were.
 #include <algorithm>
 #include <utility>
 
@@ -6,19 +6,29 @@
 #include <nlohmann/json.hpp>
 
 #include "base/escaped.h"
+#include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/kept_responses.h"
 
 namespace pith::server {
 namespace {
 
 struct ResponseEcho {  // members of a request that its response repeats
   Json instructions, max_output_tokens, metadata, temperature, top_p, text, tool_choice, tools, truncation, parallel;
+  Json previous;  // its id
+};
+
+// What a response is to be kept with.
+struct Keeping {
+  std::shared_ptr<KeptResponses> place;  // null: it is not to be kept
+  std::string tenant, items;             // as KeptResponse's
+  std::vector<std::string> item_ids;
 };
 
 class ResponsesWriter final : public AnswerWriter {
  public:
-  ResponsesWriter(Call& call, const ChatRequest& request, ResponseEcho echo)
+  ResponsesWriter(Call& call, const ChatRequest& request, ResponseEcho echo, Keeping keeping)
       : model_(call.context.model),
         exchange_(call.exchange),
         stream_(request.stream),
@@ -26,7 +36,8 @@ class ResponsesWriter final : public AnswerWriter {
         id_(RandomId("resp_")),
         message_id_(RandomId("msg_")),
         created_(UnixTime()),
-        echo_(std::move(echo)) {}
+        echo_(std::move(echo)),
+        keeping_(std::move(keeping)) {}
 
   void Begin(const RequestUsage&, int) override {
     if (!stream_) return;
@@ -87,6 +98,7 @@ class ResponsesWriter final : public AnswerWriter {
                          {"total_tokens", totals.usage.prompt_tokens + totals.usage.completion_tokens}};
     response["kv"] = KvJson(totals.cache);
     response["timings"] = TimingsJson(totals);
+    Keep(response);
     if (!stream_) return exchange_->Send(JsonResponse(response));
     Write(complete ? "response.completed" : "response.incomplete", {{"response", response}});
     exchange_->EndStream();
@@ -101,6 +113,17 @@ class ResponsesWriter final : public AnswerWriter {
   }
 
  private:
+  // Before the client has it, who may go on from it at once.
+  void Keep(Json& response) {
+    if (keeping_.place == nullptr) return;
+    for (const Json& item : response["output"]) keeping_.item_ids.push_back(item["id"].get<std::string>());
+    response["store"] = keeping_.place->Keep({.id = id_,
+                                              .tenant = std::move(keeping_.tenant),
+                                              .body = JsonText(response),
+                                              .items = std::move(keeping_.items),
+                                              .item_ids = std::move(keeping_.item_ids)});
+  }
+
   void Write(const char* type, const Json& members) {
     Json event = {{"type", type}, {"sequence_number", sequence_++}};
     event.update(members);
@@ -176,8 +199,8 @@ class ResponsesWriter final : public AnswerWriter {
             {"model", model_.id},
             {"output", std::move(output)},
             {"parallel_tool_calls", echo_.parallel},
-            {"previous_response_id", nullptr},
-            {"store", false},
+            {"previous_response_id", echo_.previous},
+            {"store", keeping_.place != nullptr},
             {"temperature", echo_.temperature},
             {"text", echo_.text},
             {"tool_choice", echo_.tool_choice},
@@ -193,6 +216,7 @@ class ResponsesWriter final : public AnswerWriter {
   std::string id_, message_id_;
   int64_t created_;
   ResponseEcho echo_;
+  Keeping keeping_;
   std::string text_;
   std::vector<TokenLogprobs> logprobs_;
   size_t num_told_ = 0;  // of them
@@ -240,21 +264,82 @@ Status ReadItem(const Json& item, const std::string& path, std::vector<ChatMessa
   return {};
 }
 
-Status ReadInput(JsonReader& reader, ChatRequest& request) {
-  std::string instructions;
-  reader.Text("instructions", instructions);
+// What is answered, as items: of an earlier response all that it answered and its output, then this request's.
+struct Conversation {
+  Json items = Json::array();
+  size_t num_before = 0;  // of them, the earlier response's
+  Json previous_id;       // null: there is none
+};
+
+// False: the request names a response that is not kept, and got its answer.
+bool ReadPrevious(const Call& call, const Json& body, Conversation& conversation) {
+  JsonReader reader(body);
+  std::string id;
+  reader.Text("previous_response_id", id);
+  if (const Status read = reader.status(); !read) return call.Fail(read.error()), false;
+  if (reader.Find("previous_response_id") == nullptr) return true;
+  const auto kept = call.responses->Find(call.tenant, id);
+  if (kept == nullptr) {
+    // OpenAI's status and code for it.
+    call.exchange->Send(ErrorResponse(call.dialect, 400, "invalid_request_error",
+                                      fmt::format("Previous response with id '{}' not found.", Escaped(id)),
+                                      {{"param", "previous_response_id"}, {"code", "previous_response_not_found"}}));
+    return false;
+  }
+  conversation.previous_id = id;
+  conversation.items = OrderedJsonOf(kept->items);
+  const Json body_before = OrderedJsonOf(kept->body);
+  for (const Json& item : body_before["output"]) conversation.items.push_back(item);
+  conversation.num_before = conversation.items.size();
+  return true;
+}
+
+// The item that {"type": "item_reference", "id"} means.
+Status ResolveReference(const Call& call, const std::string& path, Json& item) {
+  JsonReader reader(item, path + ".");
+  std::string id;
+  reader.Require("id");
+  reader.Text("id", id);
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (const auto kept = call.responses->FindByItem(call.tenant, id); kept != nullptr) {
+    for (const Json& list : {OrderedJsonOf(kept->items), OrderedJsonOf(kept->body)["output"]}) {
+      const auto found = std::ranges::find_if(list, [&id](const Json& one) { return one["id"] == id; });
+      if (found == list.end()) continue;
+      item = *found;
+      return {};
+    }
+  }
+  return InvalidArgument(fmt::format("'{}.id': there is no item \"{}\", or it is no longer kept", path, Escaped(id)));
+}
+
+// "input" as items: a text is a message of the user.
+Result<Json> ReadItems(const Call& call, JsonReader& reader) {
   reader.Require("input");
   PITH_RETURN_IF_ERROR(reader.status());
-  if (!instructions.empty()) request.messages.push_back({"system", instructions});
   const Json& input = *reader.Find("input");
-  if (input.is_string()) {
-    request.messages.push_back({"user", input.get<std::string>()});
-    return {};
-  }
+  if (input.is_string()) return Json::array({{{"role", "user"}, {"content", input}}});
   if (!input.is_array() || input.empty()) return InvalidArgument("'input' must be a string or an array of items");
-  for (size_t i = 0; i < input.size(); ++i) {
-    PITH_RETURN_IF_ERROR(ReadItem(input[i], fmt::format("input[{}]", i), request.messages));
+  Json items = input;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (items[i].is_object() && items[i].value("type", Json()) == "item_reference")
+      PITH_RETURN_IF_ERROR(ResolveReference(call, fmt::format("input[{}]", i), items[i]));
   }
+  return items;
+}
+
+Status ReadInput(const Call& call, JsonReader& reader, Conversation& conversation, ChatRequest& request) {
+  std::string instructions;
+  reader.Text("instructions", instructions);
+  PITH_ASSIGN_OR_RETURN(Json items, ReadItems(call, reader));
+  // Those of earlier responses are not carried over.
+  if (!instructions.empty()) request.messages.push_back({"system", instructions});
+  for (const Json& before : conversation.items) {
+    PITH_RETURN_IF_ERROR(ReadItem(before, "previous_response_id", request.messages));
+  }
+  for (size_t i = 0; i < items.size(); ++i) {
+    PITH_RETURN_IF_ERROR(ReadItem(items[i], fmt::format("input[{}]", i), request.messages));
+  }
+  for (Json& item : items) conversation.items.push_back(std::move(item));
   return {};
 }
 
@@ -265,20 +350,22 @@ Status ReadText(JsonReader& reader, ChatRequest& request) {
   return ReadFormat(text->at("format"), "text.format", request.schema);
 }
 
-Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& request) {
+Status ReadResponses(const Call& call, const Json& body, Conversation& conversation, ChatRequest& request) {
+  const ServedModel& model = call.context.model;
   JsonReader reader(body);
-  PITH_RETURN_IF_ERROR(ReadInput(reader, request));
+  PITH_RETURN_IF_ERROR(ReadInput(call, reader, conversation, request));
   std::string ignored, truncation;
   reader.Text("model", ignored);
   reader.Bool("stream", request.stream);
   ReadStreaming(reader, request);
   reader.Integer("max_output_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
-  for (const char* name : {"previous_response_id", "conversation", "prompt"}) {
+  for (const char* name : {"conversation", "prompt"}) {
     if (reader.Find(name) != nullptr)
-      reader.Fail(name, "is not supported: this server keeps no responses, so give all of 'input'");
+      reader.Fail(name, "is not supported: give all of 'input', or 'previous_response_id'");
   }
   (void)reader.Object("metadata");  // which the response repeats
-  bool background = false;
+  bool stores = true, background = false;
+  reader.Bool("store", stores);  // KeepingOf()
   reader.Bool("background", background);
   if (background) reader.Fail("background", "is not supported");
   reader.Text("truncation", truncation);
@@ -301,7 +388,40 @@ Status ReadResponses(const Json& body, const ServedModel& model, ChatRequest& re
   return {};
 }
 
-ResponseEcho EchoOf(const Json& body, const ChatRequest& request) {
+// An item as it is told again: with all that OpenAI's clients read of it.
+Json KeptItem(const Json& given) {
+  const std::string type = given.value("type", Json()).is_string() ? given["type"].get<std::string>() : "message";
+  const char* prefix = type == "message" ? "msg_" : type == "reasoning" ? "rs_" : "fc_";
+  const bool has_id = given.value("id", Json()).is_string();
+  Json item = {{"id", has_id ? given["id"] : Json(RandomId(prefix))}, {"type", type}};
+  if (!given.contains("status") || given["status"].is_null()) item["status"] = "completed";
+  for (const auto& [name, value] : given.items()) {
+    if (!item.contains(name)) item[name] = value;
+  }
+  if (type != "message" || !item["content"].is_string()) return item;
+  const bool is_answer = item["role"] == "assistant";
+  Json part = {{"type", is_answer ? "output_text" : "input_text"}, {"text", item["content"]}};
+  if (is_answer) part["annotations"] = Json::array();
+  item["content"] = Json::array({part});
+  return item;
+}
+
+Keeping KeepingOf(const Call& call, const Json& body, Conversation conversation) {
+  JsonReader reader(body);
+  bool stores = true;
+  reader.Bool("store", stores);
+  if (!stores || !call.responses->keeps_any()) return {};
+  Keeping keeping{.place = call.responses, .tenant = call.tenant, .items = {}, .item_ids = {}};
+  for (size_t i = conversation.num_before; i < conversation.items.size(); ++i) {
+    Json& item = conversation.items[i];
+    item = KeptItem(item);
+    keeping.item_ids.push_back(item["id"].get<std::string>());
+  }
+  keeping.items = JsonText(conversation.items);
+  return keeping;
+}
+
+ResponseEcho EchoOf(const Json& body, const ChatRequest& request, const Conversation& conversation) {
   const auto member = [&body](const char* name, Json otherwise) {
     const auto at = body.find(name);
     return at == body.end() || at->is_null() ? otherwise : *at;
@@ -315,7 +435,8 @@ ResponseEcho EchoOf(const Json& body, const ChatRequest& request) {
           .tool_choice = member("tool_choice", "auto"),
           .tools = member("tools", Json::array()),
           .truncation = member("truncation", "auto"),
-          .parallel = request.parallel_calls};
+          .parallel = request.parallel_calls,
+          .previous = conversation.previous_id};
 }
 
 }  // namespace
@@ -324,11 +445,15 @@ void OpenAiResponses(Call& call) {
   const Result<Json> body = BodyOf(call);
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
-  if (const Status read = ReadResponses(*body, call.context.model, request); !read) return call.Fail(read.error());
+  Conversation conversation;
+  if (!ReadPrevious(call, *body, conversation)) return;
+  if (const Status read = ReadResponses(call, *body, conversation, request); !read) return call.Fail(read.error());
   if (const Status ready = Prepare(call.context, request); !ready) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
-  auto writer = std::make_unique<ResponsesWriter>(call, request, EchoOf(*body, request));
+  ResponseEcho echo = EchoOf(*body, request, conversation);
+  auto writer = std::make_unique<ResponsesWriter>(call, request, std::move(echo),
+                                                  KeepingOf(call, *body, std::move(conversation)));
   StartAnswer(call, std::move(request), std::move(writer));
 }
 
@@ -336,7 +461,9 @@ void OpenAiResponsesTokens(Call& call) {
   const Result<Json> body = BodyOf(call);
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
-  if (const Status read = ReadResponses(*body, call.context.model, request); !read) return call.Fail(read.error());
+  Conversation conversation;
+  if (!ReadPrevious(call, *body, conversation)) return;
+  if (const Status read = ReadResponses(call, *body, conversation, request); !read) return call.Fail(read.error());
   ReplyTokenCount(call, request, {{"object", "response.input_tokens"}});
 }
 

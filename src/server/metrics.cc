@@ -159,6 +159,9 @@ void Metrics(Call& call) {
   Exposition out;
   AddLlama(out, stats);
   AddOwn(out, stats);
+  out.Add("gauge", "pith:responses_kept", "Responses that are kept.", static_cast<double>(call.responses->size()));
+  out.Add("gauge", "pith:responses_bytes", "Their bytes, beside the budget.",
+          static_cast<double>(call.responses->bytes()));
   if (stats.store) AddStore(out, *stats.store);
   call.exchange->Send({.status = 200, .body = out.text(), .type = "text/plain; version=0.0.4; charset=utf-8"});
 }

@@ -414,7 +414,7 @@ TEST(Routes, MethodsKeysAndNames) {
   EXPECT_EQ(Body(*server.Handle("GET", "/v1/models/other"))["error"]["code"], "model_not_found");
   EXPECT_EQ(server.Handle("POST", "/tokenize", "x", {{"Content-Encoding", "gzip"}})->status, 415);
 
-  const server::Router guarded(server.catalog, server.front, {"one", "two"});
+  const server::Router guarded(server.catalog, server.front, {"one", "two"}, {});
   const auto status = [&](const std::string& path, std::vector<std::pair<std::string, std::string>> headers) {
     auto one = std::make_shared<FakeExchange>();
     guarded.Handle({.method = "GET", .path = path, .query = {}, .body = {}, .headers = std::move(headers)}, one);

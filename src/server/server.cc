@@ -18,7 +18,7 @@ constexpr size_t kLongestModel = 1000;
 
 struct Route {
   const char* method;
-  std::string_view path;  // with '*' at its end: anything may stand there
+  std::string_view path;  // '*': of one part anything, at the end of several
   void (*handle)(Call&);
   Needs needs = Needs::kNothing;
 };
@@ -51,6 +51,14 @@ constexpr Route kRoutes[] = {
     {"POST", "/v1/responses", OpenAiResponses, Needs::kModel},
     {"POST", "/responses/input_tokens", OpenAiResponsesTokens, Needs::kModel},
     {"POST", "/v1/responses/input_tokens", OpenAiResponsesTokens, Needs::kModel},
+    {"GET", "/responses/*/input_items", OpenAiInputItems},
+    {"GET", "/v1/responses/*/input_items", OpenAiInputItems},
+    {"POST", "/responses/*/cancel", OpenAiCancelResponse},
+    {"POST", "/v1/responses/*/cancel", OpenAiCancelResponse},
+    {"GET", "/responses/*", OpenAiKeptResponse},
+    {"GET", "/v1/responses/*", OpenAiKeptResponse},
+    {"DELETE", "/responses/*", OpenAiForgetResponse},
+    {"DELETE", "/v1/responses/*", OpenAiForgetResponse},
     {"POST", "/v1/embeddings", OpenAiEmbeddings, Needs::kEmbedding},
     {"POST", "/v1/messages", AnthropicMessages, Needs::kModel},
     {"POST", "/v1/messages/count_tokens", AnthropicCountTokens, Needs::kModel},
@@ -65,8 +73,12 @@ constexpr Route kRoutes[] = {
 };
 
 bool Matches(const Route& route, std::string_view path) {
-  if (!route.path.ends_with('*')) return path == route.path;
-  return path.size() >= route.path.size() && path.starts_with(route.path.substr(0, route.path.size() - 1));
+  const size_t star = route.path.find('*');
+  if (star == std::string_view::npos) return path == route.path;
+  const std::string_view before = route.path.substr(0, star), after = route.path.substr(star + 1);
+  if (path.size() < before.size() + after.size() || !path.starts_with(before) || !path.ends_with(after)) return false;
+  const std::string_view part = path.substr(star, path.size() - before.size() - after.size());
+  return after.empty() || (!part.empty() && part.find('/') == std::string_view::npos);
 }
 
 // Takes as long whatever the texts are, but for the length of what was given.
@@ -106,6 +118,7 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
             .lease = nullptr,
             .request = std::move(request),
             .exchange = std::move(exchange),
+            .responses = responses_,
             .tenant = {},
             .parsed = nullptr};
   if (FindInvalidUtf8(call.request.path) != std::string_view::npos) return call.Fail(400, "the address is not UTF-8");
@@ -119,16 +132,18 @@ void Router::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange)
   }
   const std::string method = call.request.method == "HEAD" ? "GET" : call.request.method;
   std::string allowed = path == "*" && method == "OPTIONS" ? "GET, HEAD, POST" : "";
+  const bool is_literal = std::ranges::find(kRoutes, std::string_view(path), &Route::path) != std::end(kRoutes);
   for (const Route& route : kRoutes) {
-    if (!Matches(route, path)) continue;
+    if (is_literal ? route.path != path : !Matches(route, path)) continue;
     if (method == route.method) {
       const std::string_view coding = call.request.Header("Content-Encoding");
       if (!coding.empty() && coding != "identity")
         return call.Fail(415, "the request's body must come without a content coding");
       return WithModel(std::move(call), route.needs, route.handle);
     }
-    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ",
-                           route.method == std::string_view("GET") ? "GET, HEAD" : route.method);
+    const std::string_view methods = route.method == std::string_view("GET") ? "GET, HEAD" : route.method;
+    if (allowed.find(methods) == std::string::npos)
+      allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", methods);
   }
   if (allowed.empty()) return call.Fail(404, fmt::format("there is nothing at {}", Escaped(path, 200)));
   HttpResponse response = method == "OPTIONS"
@@ -147,6 +162,7 @@ Call WithContext(const Call& call, const ModelLease& lease) {
           .lease = lease.lease,
           .request = call.request,
           .exchange = call.exchange,
+          .responses = call.responses,
           .tenant = call.tenant,
           .dialect = call.dialect,
           .parsed = call.parsed};
@@ -219,7 +235,7 @@ Result<std::unique_ptr<Server>> Server::Create(const ServerOptions& options, std
   std::unique_ptr<Server> server(new Server());
   Private& own = *server->private_;
   own.catalog = std::move(catalog);
-  own.router = std::make_unique<Router>(*own.catalog, own.front, options.api_keys);
+  own.router = std::make_unique<Router>(*own.catalog, own.front, options.api_keys, options.responses);
   const auto handle = [router = own.router.get()](HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
     router->Handle(std::move(request), std::move(exchange));
   };

@@ -10,6 +10,7 @@
 #include "server/api.h"
 #include "server/catalog.h"
 #include "server/http_server.h"
+#include "server/kept_responses.h"
 #include "server/protocol.h"
 
 namespace pith::server {
@@ -17,6 +18,7 @@ namespace pith::server {
 struct ServerOptions {
   HttpServerOptions http;
   std::vector<std::string> api_keys;  // empty: none is asked for
+  KeptResponseLimits responses;
 };
 
 class Server {
@@ -47,8 +49,11 @@ enum class Needs : uint8_t {
 class Router {
  public:
   // front: what routes get that need no model.
-  Router(ModelCatalog& catalog, ServerContext& front, std::vector<std::string> api_keys)
-      : catalog_(catalog), front_(front), api_keys_(std::move(api_keys)) {}
+  Router(ModelCatalog& catalog, ServerContext& front, std::vector<std::string> api_keys, KeptResponseLimits responses)
+      : catalog_(catalog),
+        front_(front),
+        api_keys_(std::move(api_keys)),
+        responses_(std::make_shared<KeptResponses>(responses)) {}
   void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) const;
 
  private:
@@ -59,6 +64,7 @@ class Router {
   ModelCatalog& catalog_;
   ServerContext& front_;
   std::vector<std::string> api_keys_;
+  std::shared_ptr<KeptResponses> responses_;
 };
 
 }  // namespace pith::server

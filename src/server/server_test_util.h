@@ -185,7 +185,8 @@ class FakeExchange final : public server::HttpExchange {
 
 // The routes over these.
 struct FakeServer {
-  FakeServer() : scheduler(std::make_shared<FakeScheduler>()), router(catalog, front, {}) {
+  FakeServer()
+      : scheduler(std::make_shared<FakeScheduler>()), router(catalog, front, {}, {.most = 3, .bytes = 64 << 10}) {
     context.scheduler = scheduler;
     context.saves_slots = true;
     server::ServedModel& model = context.model;
