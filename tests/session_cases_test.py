@@ -318,8 +318,10 @@ class Terminal(ChatCase):
 
     def start(self, *flags):
         main, side = pty.openpty()
+        # What is typed goes into a history of the test's own.
+        env = {"PITH_DEFAULT_MODEL": info()["path"], **os.environ, "PITH_CACHE_DIR": self.folder}
         process = subprocess.Popen([BINARY, "chat", *model_flags(), "--temp", "0", "-n", "4", "-c", "8192", *flags],
-                                   stdin=side, stdout=side, stderr=side, start_new_session=True)
+                                   stdin=side, stdout=side, stderr=side, start_new_session=True, env=env)
         self.addCleanup(os.close, main)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
@@ -353,6 +355,7 @@ class Terminal(ChatCase):
         os.write(main, b"\x04")
         self.assertEqual(process.wait(60), 0)
         self.assertTrue(termios.tcgetattr(side)[3] & termios.ICANON, "the terminal is as it was")
+        self.assertEqual([name for name in os.listdir(self.folder) if "history" in name], ["chat_history"])
         return read
 
     def test_long_lines_are_whole(self):
