@@ -174,9 +174,9 @@ class Commands(ChatCase):
 
 
 class KilledSaves(ChatCase):
-    """kill -9 in the middle of /save, PITH_KILLS times (20): the file is always one that was saved whole."""
+    """kill -9 in the middle of /save, PITH_KILLS times (200): the file is always one that was saved whole."""
 
-    KILLS = int(os.environ.get("PITH_KILLS", "20"))
+    KILLS = int(os.environ.get("PITH_KILLS", "200"))
 
     def test_there_is_always_a_valid_file(self):
         draw, paths, during = random.Random(7), [], 0
