@@ -79,14 +79,16 @@ Status BlockRereader::Evict(Sequence& sequence, std::optional<int> keep) {
   const int64_t heads = core_.layers.num_heads(), entries = GlobalEntriesOf(core_, sequence);
   // Heads that all hold the same number cannot be fitted to pages.
   const bool fits = !keep && active.recipe.policy->ragged();
-  const Budget budget = keep   ? Budget{.keep = *keep, .keep_fraction = std::min(1.0, *keep / PerHead(core_, entries))}
-                        : fits ? SettledBudget(core_, sequence, entries, heads)
-                               : BlockBudget(sequence, entries, heads);
+  Budget budget = keep   ? Budget{.keep = *keep, .keep_fraction = std::min(1.0, *keep / PerHead(core_, entries))}
+                  : fits ? SettledBudget(core_, sequence, entries, heads)
+                         : BlockBudget(sequence, entries, heads);
+  if (sequence.repeat == nullptr || sequence.repeat->references.num_rows() == 0) budget.stand_ins = Budget::kNoStandIns;
   const Clock::time_point start = Clock::now();
   FlightLoan loan(core_.flight);
   loan.Lend(sequence);
-  const Shrink shrink{.sequence = &sequence, .budget = budget};
+  const Shrink shrink{.sequence = &sequence, .budget = budget, .format = sequence.setup->formats.converted};
   Status result = shrinker_.Run(sequence, active, {.num_sinks = active.recipe.num_running_sinks}, {&shrink, 1});
+  sequence.repeat.reset();  // of entries that may be gone
   if (result && sequence.setup->formats.converted) result = DemoteAll(core_, sequence);
   core_.times.policy += SecondsSince(start);
   return result;
@@ -104,7 +106,7 @@ Status BlockRereader::Repeat(Sequence& sequence) {
   Status status = reader_.ReadBlock(sequence, from);
   const bool judged = status || status.error().code != ErrorCode::kCancelled;
   if (judged) Note(sequence, from);
-  sequence.repeat.reset();
+  if (sequence.repeat != nullptr) sequence.repeat->ForgetColumns();
   sequence.ceiling_bytes = ceiling;
   sequence.evicts = true;
   (void)sequence.account->SetLimits(sequence.floor_bytes, ceiling);

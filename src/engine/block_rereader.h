@@ -3,7 +3,8 @@
 //   cache      [ what was judged | what was read since ]      before a block for which there is no room
 //   repeat     over the cache, the tokens read since, in passes of one block whose rows leave each layer at once
 //   judge      what was read since by what the repetition paid it: a number for each entry, in its page
-//   evict      all compete by these numbers, down to a share that leaves room for the block and as much again
+//   evict      all compete by these numbers, down to a share that leaves room for the block and as much again; where
+//              entries stand in for what goes (act=residue), they are fitted to the repetition's queries
 //
 // Of blocks that were judged as they came (block_echo.h) nothing is repeated. Where there is no room even for a pass,
 // entries are judged by their keys alone.
@@ -39,7 +40,8 @@ class BlockRereader {
   int Room(const Sequence& sequence) const;
   // Down to so many entries of each head; none: to what is left of a prompt.
   Status Evict(Sequence& sequence, std::optional<int> keep);
-  // What was not repeated yet. After an error that eviction can do without, it counts as not looked at.
+  // What was not repeated yet. After an error that eviction can do without, it counts as not looked at. Of
+  // sequence.repeat the queries are left.
   Status Repeat(Sequence& sequence);
   // Into the pages.
   void Note(Sequence& sequence, int32_t from);

@@ -83,10 +83,12 @@ TEST(BlockRereader, WhatABlockIsPaidIsWhatAWholePromptWouldBe) {
 }
 
 TEST(BlockRereader, ScoresFollowTheirEntriesWithinTheBudget) {
-  for (const char* format : {"", " format=q4"}) {
-    SCOPED_TRACE(format);
-    const size_t ceiling = size_t{*format != 0 ? 110U : 200U} << 10;
-    Rooms rooms(Options(kRecipe + format, size_t{1} << 20));
+  for (const std::string rest :
+       {"", " format=q4", " act=residue", " act=residue format=q4", " act=residue format=q8"}) {
+    SCOPED_TRACE(rest);
+    const bool low = rest.find("format") != std::string::npos;
+    const size_t ceiling = size_t{low ? 110U : 200U} << 10;
+    Rooms rooms(Options(kRecipe + rest, size_t{1} << 20));
     Sequence& sequence = rooms.New(0, ceiling);
     sequence.prompt_continues = true;
     ASSERT_TRUE(rooms.Read(sequence, 500));
@@ -105,7 +107,7 @@ TEST(BlockRereader, ScoresFollowTheirEntriesWithinTheBudget) {
     ASSERT_TRUE(rooms.Read(sequence, 200));
     EXPECT_EQ(ScoresOf(rooms, fork), before) << "what the other is paid is its own";
     EXPECT_LE(GlobalEntriesOf(rooms.core, sequence),
-              (sequence.share.keep_entries + (*format != 0 ? kPageEntries : 0)) * rooms.core.layers.num_heads());
+              (sequence.share.keep_entries + (low ? kPageEntries : 0)) * rooms.core.layers.num_heads());
     EXPECT_EQ(FirstNotRepeated(rooms.core, sequence), 700);
     const Scores after = ScoresOf(rooms, sequence);
     size_t old = 0, paid = 0, gone = 0;

@@ -177,7 +177,7 @@ void LayerOps::GatherHead(const Sequence& sequence, int layer, int global_layer,
   for (size_t c = 0; c < num_columns; ++c) {
     buffers.column_pointers[c] = buffers.columns.data() + c * n;
     const std::span<float> column(buffers.column_pointers[c], n);
-    if (sequence.repeat && ObservesRepeat(*active.recipe.policy)) {
+    if (sequence.repeat && sequence.repeat->has_columns() && ObservesRepeat(*active.recipe.policy)) {
       std::ranges::copy(sequence.repeat->column(global_layer, head_index, static_cast<int>(c)),
                         column.begin() + sequence.repeat->entries(global_layer, head_index).first);
     } else {

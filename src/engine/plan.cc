@@ -125,7 +125,9 @@ void AddScratch(const ModelInfo& info, const Policy& policy, int num_ctx, Shape&
     // Scores, shares and indices of all layers wait for the last one.
     if (!policy.layer_local()) entry += kWaitingNumbers * shape.global_heads;
     shape.scratch_entry_bytes = std::max(shape.scratch_entry_bytes, entry * sizeof(float));
-    shape.scratch_bytes = std::max(shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float));
+    const bool fits_blocks = policy.residue() != nullptr && !policy.needs_whole_prompt();
+    shape.scratch_bytes = std::max(
+        shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float) + (fits_blocks ? kBlockReferenceBytes : 0));
   }
 }
 

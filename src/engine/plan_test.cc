@@ -239,7 +239,9 @@ TEST(PlanTest, AutoTakesTheMostPreciseFormatThatHoldsEnough) {
   EXPECT_EQ(format_in(0.45, "keydiff format=auto"), "q4");
   EXPECT_EQ(format_in(0.2, "keydiff format=auto"), "q4/q2");
   EXPECT_EQ(format_in(0.2, "keydiff format=auto:0.5"), "q4");
-  EXPECT_EQ(format_in(0.2, "pith"), "q4/q2") << "its alternative for blocks";
+  EXPECT_EQ(format_in(0.2, "pith"), "q4") << "its alternative for blocks";
+  EXPECT_EQ(format_in(0.02, "pith"), "q4") << "entries stand in for what goes";
+  EXPECT_EQ(format_in(0.02, "kvzip:read=blocks format=auto:0.6"), "q4/q2") << "control";
   EXPECT_EQ(format_in(0.2, "keydiff"), "f16");
   EngineOptions chosen = Options(size_t{40} << 20);
   chosen.recipe = *ParseRecipe("pith");

@@ -33,7 +33,8 @@ std::vector<ColumnSpec> PageColumns(const Policy& policy, bool rereads_blocks) {
   return columns;
 }
 
-Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const size_t> widths) {
+Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const size_t> widths,
+                                 MemoryAccount* account) {
   stride_ = std::max(1, (num_tokens + most_kept - 1) / std::max(most_kept, 1));
   capacity_ = (num_tokens + stride_ - 1) / stride_;
   size_t total = 0;
@@ -42,11 +43,10 @@ Status ReferenceQueries::Reserve(int num_tokens, int most_kept, std::span<const 
     first_.push_back(total);
     total += width * static_cast<size_t>(capacity_);
   }
-  try {
-    rows_.resize(total);
-  } catch (const std::bad_alloc&) {
+  if (account != nullptr && !held_.Hold(account, MemoryTag::kTables, total * sizeof(uint16_t))) {
     return OutOfBudget("the KV budget has no room for the queries of a second reading");
   }
+  rows_.resize(total);
   widths_.assign(widths.begin(), widths.end());
   return {};
 }

@@ -37,14 +37,15 @@ inline bool ObservesRepeat(const Policy& policy) { return (policy.needs() & kNee
 // then its value norms if it needs them.
 std::vector<ColumnSpec> PageColumns(const Policy& policy, bool rereads_blocks);
 
-// Every stride-th token's queries of a second reading, after RoPE, in f16. Their bytes are in the ledger.
+// Of a block's repetition, whose queries are part of what a recipe computes with (SharePlan::scratch_bytes).
+inline constexpr size_t kBlockReferenceBytes = size_t{8} << 20;
+
+// Every stride-th token's queries of a second reading, after RoPE, in f16.
 class ReferenceQueries {
  public:
-  explicit ReferenceQueries(MemoryAccount* account) : rows_(LedgerAllocator<uint16_t>(account)) {}
-
-  // Room for num_tokens tokens of which so many are kept. widths [global layers]: query heads times channels.
-  // kOutOfBudget.
-  Status Reserve(int num_tokens, int most_kept, std::span<const size_t> widths);
+  // Room for num_tokens tokens of which so many are kept. widths [global layers]: query heads times channels. account:
+  // whose bytes they are; null: they are scratch. kOutOfBudget.
+  Status Reserve(int num_tokens, int most_kept, std::span<const size_t> widths, MemoryAccount* account);
 
   bool empty() const { return widths_.empty(); }
   // token: of all passes, counted from 0.
@@ -64,7 +65,8 @@ class ReferenceQueries {
     return rows_.data() + first_[l] + static_cast<size_t>(row) * widths_[l];
   }
 
-  LedgerVector<uint16_t> rows_;
+  HeldBytes held_;
+  std::vector<uint16_t> rows_;
   std::vector<size_t> widths_, first_;
   int stride_ = 1, capacity_ = 0, num_tokens_ = 0;
 };
@@ -87,6 +89,12 @@ class RepeatColumns {
            (!ObservesRepeat(policy) || policy.columns().front().name == name_) &&
            ((policy.needs() & kNeedReferences) == 0 || !references.empty());
   }
+  bool has_columns() const { return !heads_.empty(); }
+  // What they hold stands in pages now. References stay.
+  void ForgetColumns() {
+    heads_.clear();
+    LedgerVector<float>(values_.get_allocator()).swap(values_);
+  }
   // The entries that have columns, [first, end) in their head.
   std::pair<int, int> entries(int layer, int head) const {
     const Place& place = heads_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
@@ -103,7 +111,7 @@ class RepeatColumns {
   }
 
  private:
-  explicit RepeatColumns(MemoryAccount* account) : references(account), values_(LedgerAllocator<float>(account)) {}
+  explicit RepeatColumns(MemoryAccount* account) : values_(LedgerAllocator<float>(account)) {}
 
   RepeatOptions options_;
   std::string name_;

@@ -32,8 +32,13 @@ PageFormat FirstThatHolds(std::span<const PageFormat> formats, PageFormat entry,
 }
 
 StorageRule RuleOf(const Recipe& recipe) {
-  if (recipe.auto_format)
-    return {.formats = {kAutoFormats.begin(), kAutoFormats.end()}, .least_share = *recipe.auto_format};
+  if (recipe.auto_format) {
+    StorageRule rule{.formats = {kAutoFormats.begin(), kAutoFormats.end()}, .least_share = *recipe.auto_format};
+    // By blocks fewer entries, for which others stand in, lose less than fewer bits than four (docs/quality.md).
+    if (recipe.policy->residue() != nullptr && !recipe.policy->needs_whole_prompt())
+      std::erase_if(rule.formats, [](PageFormat format) { return format.bits() < PageFormat(KvFormat::kQ4).bits(); });
+    return rule;
+  }
   return {.formats = recipe.format ? std::vector<PageFormat>{*recipe.format} : std::vector<PageFormat>()};
 }
 
@@ -144,7 +149,8 @@ Status CheckRecipe(const ModelInfo& info, const ResolvedRecipe& recipe, const Ca
           fmt::format("act=merge rewrites keys and values, which a cache in {} cannot do: use f16", to.Name()));
     }
   }
-  if (policy.residue() != nullptr && !(formats.entry == PageFormat())) {
+  // By blocks nothing stands in for what goes then.
+  if (policy.residue() != nullptr && !(formats.entry == PageFormat()) && policy.needs_whole_prompt()) {
     return InvalidArgument(fmt::format("act={} writes entries, which a cache in {} cannot do: use f16",
                                        policy.residue()->match ? "match" : "residue", formats.entry.Name()));
   }
@@ -195,7 +201,8 @@ EvictionStyle StyleOf(const ModelInfo& info, const ResolvedSequence& sequence) {
 
 // In which format the budget holds enough of the context, for eviction by blocks.
 PageFormat AutoFormat(const ModelInfo& info, const ResolvedSequence& sequence, const EngineOptions& options) {
-  return FirstThatHolds(kAutoFormats, PageFormat(), sequence.recipe.storage.least_share, [&](PageFormat format) {
+  const StorageRule& rule = sequence.recipe.storage;
+  return FirstThatHolds(rule.formats, PageFormat(), rule.least_share, [&](PageFormat format) {
     ResolvedSequence tried = sequence;
     tried.formats = FormatsOf(format);
     tried.style = StyleOf(info, tried);

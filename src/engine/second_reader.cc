@@ -123,18 +123,26 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
   const int context = std::min(source.next_position, part.to) - std::max(reading.prefix, part.from);
   const int passes = (context + chunk - 1) / chunk;
   ReferenceQueries& references = reading.columns->references;
+  const auto none = [&] {
+    return references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(core_.layers.count()), 0), nullptr);
+  };
+  if (!(source.setup->formats.entry == PageFormat())) return none();  // entries are not written over
   std::vector<size_t> widths;
   size_t token_bytes = 0;
   int group = 1;
   for (const int layer : core_.layers.layers()) {
     const LayerShape& shape = core_.shape(layer);
     // Where attention falls with distance (ALiBi), a made key would hold at one distance alone: nothing stands in.
-    if (core_.ops->params(layer).alibi_slopes != nullptr) {
-      return references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(core_.layers.count()), 0));
-    }
+    if (core_.ops->params(layer).alibi_slopes != nullptr) return none();
     widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
     token_bytes += widths.back() * sizeof(uint16_t);
     group = std::max(group, shape.num_heads / shape.num_kv_heads);
+  }
+  if (reading.in_passing) {
+    const size_t most = kBlockReferenceBytes / std::max<size_t>(token_bytes, 1);
+    const int kept = std::min(residue->rows / group, static_cast<int>(std::min(most, size_t{INT32_MAX})));
+    return references.Reserve(context + passes * (overhead + active.recipe.policy->repeat()->overlap), kept, widths,
+                              nullptr);
   }
   // The pass's fork copies last pages and has tables of its own.
   const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;
@@ -142,7 +150,8 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
   const size_t free = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
   const int tokens = std::min(residue->rows / group,
                               static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
-  return references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths);
+  return references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths,
+                            source.account);
 }
 
 Result<const RepeatPrompt*> SecondReader::Prompt() {

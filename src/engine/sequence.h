@@ -55,41 +55,6 @@ struct FrozenTurn {
   int32_t from = 0, to = 0;
 };
 
-// Bytes of the ledger that a sequence holds outside its pages, given back at its end.
-class HeldBytes {
- public:
-  HeldBytes() = default;
-  HeldBytes(HeldBytes&& other) noexcept { *this = std::move(other); }
-  HeldBytes& operator=(HeldBytes&& other) noexcept {
-    std::swap(account_, other.account_);
-    std::swap(tag_, other.tag_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~HeldBytes() {
-    if (bytes_ > 0) account_->Release(tag_, bytes_);
-  }
-  // False: there are not so many.
-  [[nodiscard]] bool Hold(MemoryAccount* account, MemoryTag tag, size_t bytes) {
-    if (bytes == bytes_ && account == account_) return true;
-    if (bytes < bytes_ && account == account_ && tag == tag_) {
-      account_->Release(tag_, bytes_ - bytes);
-      bytes_ = bytes;
-      return true;
-    }
-    if (bytes > 0 && !account->TryCharge(tag, bytes)) return false;
-    if (bytes_ > 0) account_->Release(tag_, bytes_);
-    account_ = account, tag_ = tag, bytes_ = bytes;
-    return true;
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  MemoryAccount* account_ = nullptr;
-  MemoryTag tag_ = MemoryTag::kTables;
-  size_t bytes_ = 0;
-};
-
 struct SecondReading;
 struct Compression;
 

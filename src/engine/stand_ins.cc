@@ -44,11 +44,10 @@ class HeadStandIns {
     // Pages of a low format are not written to: places are those beyond.
     places_.assign(std::ranges::lower_bound(dropped_, head_.num_low_entries()), dropped_.end());
     const int count = std::min(task_.count, static_cast<int>(places_.size()));
-    if (count == 0) return {};
     Read(1);
     Residues made = MakeResidues(task_.options, count, inputs_);
-    if (static_cast<int>(made.members.size()) < count) {
-      KeepHeaviest(static_cast<size_t>(count) - made.members.size(), made);
+    if (static_cast<int>(made.members.size()) < task_.count) {
+      KeepHeaviest(static_cast<size_t>(task_.count) - made.members.size(), made);
       made = MakeResidues(task_.options, static_cast<int>(made.members.size()), inputs_);
     }
     if (made.members.empty()) return {};
@@ -57,7 +56,7 @@ class HeadStandIns {
     std::ranges::sort(changed_);
     std::vector<int32_t> all(kept_.size() + changed_.size());
     std::ranges::merge(kept_, changed_, all.begin());
-    if (task_.options.refits && head_.num_low_entries() == 0) Refit(all, made.outputs);
+    if (task_.options.refits) Refit(all, made.outputs);
     kept_ = std::move(all);
     return Write();
   }
@@ -147,18 +146,22 @@ class HeadStandIns {
                .soft_cap = task_.soft_cap};
   }
 
-  // So many more that get most attention stay, in the places of clusters that came out empty: heads fill whole pages.
+  // So many more that get most attention stay, in the places of clusters that came out empty or have none: heads fill
+  // whole pages.
   void KeepHeaviest(size_t count, const Residues& made) {
     std::vector<int32_t> order(dropped_.size());
     std::iota(order.begin(), order.end(), 0);
     std::ranges::stable_sort(order, [&](int32_t a, int32_t b) {
       return made.weights[static_cast<size_t>(a)] > made.weights[static_cast<size_t>(b)];
     });
-    for (size_t i = 0; i < std::min(count, order.size()); ++i) {
+    for (size_t i = 0; i < order.size() && count > 0; ++i) {
       const int32_t entry = dropped_[static_cast<size_t>(order[i])];
+      const bool is_place = entry >= head_.num_low_entries();
+      if (is_place && places_.size() <= made.members.size()) continue;
       kept_.push_back(entry);
       competing_.push_back(entry);
-      std::erase(places_, entry);
+      if (is_place) std::erase(places_, entry);
+      --count;
     }
     std::ranges::sort(kept_);
     std::ranges::sort(competing_);
@@ -180,7 +183,11 @@ class HeadStandIns {
 
   void Refit(const std::vector<int32_t>& all, const std::vector<float>& outputs) {
     std::vector<int32_t> fitted = fixed_;
-    fitted.insert(fitted.end(), competing_.begin(), competing_.end());
+    // Pages of a low format are not written to.
+    const auto first_high = std::ranges::lower_bound(competing_, head_.num_low_entries());
+    fitted.insert(fitted.end(), competing_.begin(), first_high);
+    const size_t num_fixed = fitted.size();
+    fitted.insert(fitted.end(), first_high, competing_.end());
     fitted.insert(fitted.end(), changed_.begin(), changed_.end());
     const std::vector<float> stored = StoredKeys(all);
     std::vector<float> keys(fitted.size() * key_dim_), values(fitted.size() * value_dim_);
@@ -193,7 +200,7 @@ class HeadStandIns {
     ResidueInputs inputs = inputs_;
     std::vector<float> some_queries, some_outputs;
     Thin(fitted.size(), outputs, some_queries, some_outputs, inputs);
-    if (!RefitValues(task_.options.value_ridge, inputs, ViewOf(keys.data(), fitted.size(), key_dim_), fixed_.size(),
+    if (!RefitValues(task_.options.value_ridge, inputs, ViewOf(keys.data(), fitted.size(), key_dim_), num_fixed,
                      some_outputs.empty() ? outputs : some_outputs, values)) {
       return;
     }
@@ -201,7 +208,7 @@ class HeadStandIns {
       std::copy_n(values.data() + i * value_dim_, value_dim_,
                   values_.data() + static_cast<size_t>(fitted[i]) * value_dim_);
     }
-    changed_.assign(fitted.begin() + static_cast<ptrdiff_t>(fixed_.size()), fitted.end());
+    changed_.assign(fitted.begin() + static_cast<ptrdiff_t>(num_fixed), fitted.end());
     std::ranges::sort(changed_);
   }
 

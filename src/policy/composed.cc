@@ -97,6 +97,14 @@ Result<std::vector<KeptHeads>> Policy::SelectAll(std::span<const LayerScores> sc
   return std::vector<KeptHeads>();
 }
 
+// Those that stay can't change again and again, and an echo leaves no queries to fit entries to.
+bool Policy::needs_whole_prompt() const {
+  if (prune() != nullptr) return true;
+  if (repeat() == nullptr) return false;
+  const bool fits_blocks = residue() == nullptr || (!residue()->match && !repeat()->by_echo);
+  return !repeat()->by_blocks || demote() != nullptr || !fits_blocks;
+}
+
 ComposedPolicy::ComposedPolicy(PolicyParts parts) : parts_(std::move(parts)) {
   const int own = parts_.scorer->window();
   const int window = own > 0 ? own : kDefaultWindow;
@@ -121,6 +129,7 @@ const RepeatOptions* ComposedPolicy::repeat() const {
 
 int ComposedPolicy::StandIns(const Budget& budget) const {
   if (residue() == nullptr || keeps_everything() || budget.keep_fraction >= 1) return 0;
+  if (budget.stand_ins == Budget::kNoStandIns) return 0;
   const int wanted = residue()->entries;
   // In heads that hold no whole page they cost as much as other rests.
   const int most = static_cast<int>(budget.keep / (4 * budget.rest_cost));

@@ -138,7 +138,8 @@ struct Budget {
   // a method's own rounding may exceed that by less than one entry per head. 0: keep is a hard limit.
   double keep_exact = 0;
   // Entries that each head gets beside those that are selected, if anything of it goes (Policy::StandIns()). Filled by
-  // the policy, which leaves room for them.
+  // the policy, which leaves room for them; kNoStandIns: there can't be any.
+  static constexpr int kNoStandIns = -1;
   int stand_ins = 0;
   // Above 1: heads are stored in whole pages of so many entries and a rest costs more, so an allocator that gives
   // heads different numbers gives multiples of it.
@@ -210,10 +211,7 @@ class Policy {
   virtual const LessMaps* less() const { return nullptr; }
 
   // It is asked once, when the whole prompt has been read: it can't drop anything before.
-  bool needs_whole_prompt() const {
-    const bool changes_entries = residue() != nullptr || demote() != nullptr;
-    return (repeat() != nullptr && (!repeat()->by_blocks || changes_entries)) || prune() != nullptr;
-  }
+  bool needs_whole_prompt() const;
 
   virtual void Score(const LayerInputs& inputs, LayerScores& scores) const = 0;
 

@@ -289,7 +289,8 @@ bool RefitValues(double ridge, const ResidueInputs& inputs, const MatrixView& ke
 StageInfo<Action> ResidueStage() {
   return {
       "a few entries of each head stand in for those that do not stay: their keys follow the mass of clusters of "
-      "these; none where attention falls with distance (ALiBi)",
+      "these; none where attention falls with distance (ALiBi), nor, block by block, where entries do not arrive in "
+      "f16",
       {IntParam("r", 4, 1, 32, "entries of each head that stand for what is dropped"),
        IntParam("rows", 2000, 64, 65536, "queries of the second reading, of each kv head, that they are fitted to"),
        IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were")},
