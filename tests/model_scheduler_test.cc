@@ -144,6 +144,36 @@ TEST(ModelScheduler, EvictingRequestsShareABudgetThatHoldsFewOfThem) {
   EXPECT_EQ(IdleBytes(server), idle);
 }
 
+// What a turn gives up that fills its bytes in the middle is chosen between steps, by pieces.
+TEST(ModelScheduler, TurnsThatFillTheirBytesMakeRoomBetweenSteps) {
+  const auto run = [](const std::string& recipe) {
+    ServerSetup setup;
+    setup.recipe = recipe;
+    setup.options.max_running = 2;
+    setup.budget_bytes = BudgetFor(setup, 2, 150);
+    Server server = Make(setup);
+    const size_t idle = server.scheduler->stats().kv.used_bytes;
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (unsigned i = 0; i < 2; ++i) {
+      Request request = Greedy(Prompt(300, i), 200);
+      request.sampling.ignore_eos = true;
+      sinks.push_back(Send(server, std::move(request)));
+    }
+    for (const auto& sink : sinks) {
+      EXPECT_TRUE(sink->Wait());
+      EXPECT_FALSE(sink->error_) << sink->error_->message;
+      EXPECT_LT(sink->cache_.kept_fraction, 1);
+      EXPECT_EQ(sink->tokens().size(), 200U);
+    }
+    const SchedulerStats stats = server.scheduler->stats();
+    EXPECT_LE(stats.kv.peak_bytes, stats.kv.budget_bytes);
+    EXPECT_EQ(IdleBytes(server), idle);
+    return stats.compress_seconds;
+  };
+  EXPECT_GT(run("keydiff turns=flowkv:drop=0.6"), 0);
+  EXPECT_EQ(run("keydiff"), 0) << "control: without turns steps evict";
+}
+
 TEST(ModelScheduler, SeveralChoicesReadThePromptOnce) {
   ServerSetup setup;
   setup.options.max_running = 4;

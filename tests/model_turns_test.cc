@@ -155,6 +155,48 @@ TEST(ModelTurns, ATurnThatEndsInPiecesIsWhatOneAtOnceIs) {
   EXPECT_GE(fitted, kLayers * kHeads / testing::kThreads);
 }
 
+// What a step would do to have room, done before it.
+TEST(ModelTurns, RoomThatIsMadeInPiecesIsWhatAStepMakes) {
+  const std::vector<int32_t> text = Tokens(660);
+  int most = 0;
+  for (const char* recipe : {"keydiff turns=flowkv", "epicache:block=128"}) {
+    SCOPED_TRACE(recipe);
+    EngineOptions engine_options = With(recipe, size_t{64} << 20, 8192);
+    engine_options.max_sequences = 2;
+    auto engine = Make(engine_options);
+    SequenceOptions options;
+    options.recipe = engine->options().recipe;
+    options.floor_bytes = options.ceiling_bytes = size_t{8} << 20;
+    const auto in_step = engine->NewSequence(options), before = engine->NewSequence(options);
+    ASSERT_TRUE(in_step && before);
+    int pieces = 0;
+    for (size_t at = 0; at < text.size(); at += 60) {
+      const auto part = std::span(text).subspan(at, 60);  // a step
+      if (at == 180 || at == 360) {
+        ASSERT_TRUE(engine->EndTurn(*in_step));
+        ASSERT_TRUE(engine->EndTurn(*before));
+      }
+      int here = 0;
+      EXPECT_EQ(engine->HasRoomFor(*before, 60), engine->HasRoomFor(*in_step, 60));
+      for (bool has_room = engine->HasRoomFor(*before, 60); !has_room; ++here) {
+        const Result<bool> made = engine->MakeRoomOn(*before, 60);
+        ASSERT_TRUE(made) << made.error().message;
+        ASSERT_LT(here, 1000);
+        has_room = *made;
+      }
+      EXPECT_TRUE(*engine->MakeRoomOn(*before, 60)) << "nothing is left to do";
+      pieces += here;
+      most = std::max(most, here);
+      ASSERT_TRUE(engine->Prefill(*in_step, part));
+      ASSERT_TRUE(engine->Prefill(*before, part));
+      ASSERT_EQ(Positions(*engine, *before), Positions(*engine, *in_step)) << at;
+    }
+    EXPECT_GT(pieces, 0);
+    EXPECT_LT(engine->stats(*before).kept_fraction, 0.9);
+  }
+  EXPECT_GT(most, 1) << "control: it came in several";
+}
+
 TEST(ModelTurns, OneTurnIsTheHost) {
   const std::vector<int32_t> text = Tokens(300);
   for (const std::string host : {"snapkv", "keydiff", "kvzip"}) {

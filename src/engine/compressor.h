@@ -21,6 +21,14 @@
 
 namespace pith {
 
+// What becomes of a turn that is over (engine/turn_keeper.h).
+struct TurnPlan {
+  FrozenTurn turn;
+  double keep = 0;      // entries per head
+  bool drops = false;   // some of its entries
+  int num_dropped = 0;  // turns before it, the oldest first
+};
+
 // Of one sequence, by pieces: what GoOn() goes on with.
 struct Compression {
   std::string recipe;  // as its caller has it; empty: the sequence's own
@@ -29,6 +37,7 @@ struct Compression {
   ShrinkPieces pieces;
   bool selects = true;  // some entries may go, not only pages change
   PageChanges changes;
+  std::optional<TurnPlan> plan = {};    // of a turn; it is begun once those before it are dropped
   std::optional<FrozenTurn> turn = {};  // that ends with it
   HeldBytes held;                       // what pieces take between two of them
 };

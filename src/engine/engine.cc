@@ -146,6 +146,16 @@ Result<bool> EngineImpl::EndTurnOn(SequenceId id) {
   return turns_.EndTurnOn(*sequence);
 }
 
+Result<bool> EngineImpl::MakeRoomOn(SequenceId id, int rows) {
+  PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
+  return turns_.MakeRoomOn(*sequence, rows);
+}
+
+bool EngineImpl::HasRoomFor(SequenceId id, int rows) {
+  const Result<Sequence*> sequence = table_.Find(id);
+  return !sequence || turns_.HasRoomFor(**sequence, rows);
+}
+
 Status EngineImpl::SetGuide(SequenceId id, std::span<const int32_t> tokens) {
   PITH_ASSIGN_OR_RETURN(Sequence* const sequence, table_.Find(id));
   return turns_.SetGuide(*sequence, tokens);

@@ -305,6 +305,11 @@ class Engine {
   // EndTurn() by a piece, between steps of other sequences, as CompressOn() is Compress() by a piece. True: that was
   // the last one.
   virtual Result<bool> EndTurnOn(SequenceId sequence) = 0;
+  // What a step of so many rows would do first for a sequence whose recipe has turns=, where there is no room for them:
+  // the running turn is compressed, or the oldest are dropped. By a piece, as EndTurnOn(). True: there is room, or
+  // nothing more can be done for it. Others have room.
+  virtual Result<bool> MakeRoomOn(SequenceId sequence, int rows) = 0;
+  virtual bool HasRoomFor(SequenceId sequence, int rows) = 0;
   // A text that stands for what will be asked of the sequence, for recipes with score=guide; empty: the newest tokens.
   virtual Status SetGuide(SequenceId sequence, std::span<const int32_t> tokens) = 0;
   // All that it has read, where its recipe reads something again; else nothing.

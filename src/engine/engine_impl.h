@@ -90,6 +90,8 @@ class EngineImpl final : public Engine {
   Result<bool> ReadAgain(SequenceId id, const Recipe& recipe, int rows) override;
   Status EndTurn(SequenceId id) override;
   Result<bool> EndTurnOn(SequenceId id) override;
+  Result<bool> MakeRoomOn(SequenceId id, int rows) override;
+  bool HasRoomFor(SequenceId id, int rows) override;
   Status SetGuide(SequenceId id, std::span<const int32_t> tokens) override;
 
   std::vector<int32_t> Tokens(SequenceId id) const override;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -14,6 +15,8 @@ namespace {
 
 // Beside the turn's tokens in a second reading: its instruction, and the last pages that its fork copies.
 constexpr int kPassOverhead = 4 * kPageEntries;
+// Entries that are looked at in a piece of a turn that is dropped.
+constexpr int64_t kDropPiece = 32768;
 // Of it, queries that entries which stand in for others are fitted to, at least.
 constexpr size_t kReferenceTokens = 32;
 
@@ -55,6 +58,16 @@ Result<bool> TurnKeeper::EndTurnOn(Sequence& sequence) {
 
 Result<bool> TurnKeeper::GoOn(Sequence& sequence) {
   if (sequence.compression == nullptr) return true;
+  if (const std::optional<TurnPlan> plan = sequence.compression->plan) {
+    if (plan->num_dropped > 0) {
+      const Result<bool> is_dropped = DropOldestTurnOn(sequence, kDropPiece);
+      if (!is_dropped) sequence.EndPieces();
+      if (is_dropped && *is_dropped) --sequence.compression->plan->num_dropped;
+      return is_dropped ? Result<bool>(false) : is_dropped;
+    }
+    if (plan->turn.from >= plan->turn.to) return sequence.EndPieces(), true;
+    PITH_RETURN_IF_ERROR(BeginPlanned(sequence, *plan));
+  }
   const std::optional<FrozenTurn> turn = sequence.compression->turn;
   PITH_ASSIGN_OR_RETURN(const bool is_done, compressor_.GoOn(sequence));
   if (is_done && turn) {
@@ -82,7 +95,7 @@ Status TurnKeeper::SetGuide(Sequence& sequence, std::span<const int32_t> tokens)
   return {};
 }
 
-std::optional<TurnKeeper::TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequence) const {
+std::optional<TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequence) const {
   TurnPlan plan{.turn = {sequence.turn_start, sequence.next_position}};
   FrozenTurn& turn = plan.turn;
   for (const auto& [from, to] : sequence.pinned) {
@@ -110,30 +123,49 @@ std::optional<TurnKeeper::TurnPlan> TurnKeeper::PlanTurn(const Sequence& sequenc
 Status TurnKeeper::BeginTurn(Sequence& sequence) {
   const std::optional<TurnPlan> plan = PlanTurn(sequence);
   if (!plan) return {};
+  if (plan->num_dropped == 0) return BeginPlanned(sequence, *plan);
+  BeginDropping(sequence, *plan);
+  return {};
+}
+
+void TurnKeeper::BeginDropping(Sequence& sequence, const TurnPlan& plan) {
+  sequence.EndPieces();
+  sequence.repeat.reset();
+  sequence.compression = std::make_shared<Compression>();
+  sequence.compression->plan = plan;
+}
+
+Status TurnKeeper::BeginPlanned(Sequence& sequence, const TurnPlan& plan) {
   const SequenceSetup& setup = *sequence.setup;
-  for (int i = 0; i < plan->num_dropped; ++i) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
-  if (plan->drops) {
-    const EntryGuard part{.num_sinks = setup.recipe.num_sinks, .from = plan->turn.from, .to = plan->turn.to};
-    PITH_RETURN_IF_ERROR(compressor_.BeginOwn(sequence, part, plan->keep));
+  if (plan.drops) {
+    const EntryGuard part{.num_sinks = setup.recipe.num_sinks, .from = plan.turn.from, .to = plan.turn.to};
+    PITH_RETURN_IF_ERROR(compressor_.BeginOwn(sequence, part, plan.keep));
   } else {
     sequence.EndPieces();
     sequence.compression = std::make_shared<Compression>();
     sequence.compression->selects = false;
   }
   if (setup.converts_turns()) sequence.compression->changes.format = setup.turn_format;
-  sequence.compression->turn = plan->turn;
+  sequence.compression->turn = plan.turn;
   return {};
 }
 
 Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
-  const FrozenTurn oldest = sequence.turns.front();
   sequence.EndPieces();
   sequence.repeat.reset();
+  const Result<bool> dropped = DropOldestTurnOn(sequence, std::numeric_limits<int64_t>::max());
+  return dropped ? Status() : Status(tl::unexpected<Error>(dropped.error()));
+}
+
+Result<bool> TurnKeeper::DropOldestTurnOn(Sequence& sequence, int64_t most_entries) {
+  const FrozenTurn oldest = sequence.turns.front();
   sequence.exact_from = sequence.next_position;
   FlightLoan loan(core_.flight);
   loan.Lend(sequence);
   std::vector<int32_t> kept, positions;
+  int64_t changed = 0;  // entries of heads that are not what they were
   for (int layer = 0; layer < core_.layers.count(); ++layer) {
+    if (changed >= most_entries) return false;
     for (HeadCache& head : core_.cache->heads(sequence.cache_id, core_.layers.LayerOf(layer))) {
       positions.resize(static_cast<size_t>(head.num_entries()));
       head.ReadPositions(positions);
@@ -142,12 +174,14 @@ Status TurnKeeper::DropOldestTurn(Sequence& sequence) {
         const int32_t position = positions[static_cast<size_t>(i)];
         if (position < oldest.from || position >= oldest.to || sequence.IsPinned(position)) kept.push_back(i);
       }
+      if (kept.size() == positions.size()) continue;
       PITH_RETURN_IF_ERROR(head.Keep(kept));
+      changed += static_cast<int64_t>(positions.size());
     }
   }
   // Where an error leaves some of it, it is a turn as before, and the next call goes on.
   sequence.turns.erase(sequence.turns.begin());
-  return {};
+  return true;
 }
 
 // Rows, and what the recipe would read to judge what is there.
@@ -179,15 +213,36 @@ bool TurnKeeper::HasRoomForRows(const Sequence& sequence, int num_rows) const {
   return most <= sequence.ceiling_bytes && most - std::min(most, promised) <= core_.ledger->uncommitted_bytes();
 }
 
+bool TurnKeeper::HasRoomFor(const Sequence& sequence, int num_rows) const {
+  return !sequence.setup->recipe.has_turns() || !sequence.evicts || HasRoomForRows(sequence, num_rows);
+}
+
 Status TurnKeeper::MakeRoomForRows(Sequence& sequence, int num_rows) {
   const ResolvedRecipe& recipe = sequence.setup->recipe;
-  if (!recipe.has_turns() || !sequence.evicts || HasRoomForRows(sequence, num_rows)) return {};
+  if (HasRoomFor(sequence, num_rows)) return {};
   if (sequence.compression != nullptr) sequence.EndPieces();
   const FlightLoan loan(core_.flight);
   if (recipe.turns.method == TurnMethod::kEpiCache) return Close(sequence, BeginBlock(sequence));
   PITH_RETURN_IF_ERROR(Close(sequence, BeginTurn(sequence)));
   while (!sequence.turns.empty() && !HasRoomForRows(sequence, num_rows)) PITH_RETURN_IF_ERROR(DropOldestTurn(sequence));
   return {};
+}
+
+Result<bool> TurnKeeper::MakeRoomOn(Sequence& sequence, int num_rows) {
+  const bool is_flowkv = sequence.setup->recipe.turns.method == TurnMethod::kFlowKv;
+  // One that goes on is of another call's recipe, which has a name, or this one's.
+  if (sequence.compression != nullptr && !sequence.compression->recipe.empty()) sequence.EndPieces();
+  const FlightLoan loan(core_.flight);
+  if (sequence.compression == nullptr) {
+    if (HasRoomFor(sequence, num_rows)) return true;
+    PITH_RETURN_IF_ERROR(is_flowkv ? BeginTurn(sequence) : BeginBlock(sequence));
+    if (sequence.compression == nullptr) {
+      if (!is_flowkv || sequence.turns.empty()) return true;
+      BeginDropping(sequence, {.turn = {}, .num_dropped = 1});
+    }
+  }
+  PITH_ASSIGN_OR_RETURN(const bool is_done, GoOn(sequence));
+  return is_done && (!is_flowkv || HasRoomFor(sequence, num_rows));  // blocks are chosen once
 }
 
 Status TurnKeeper::BeginBlock(Sequence& sequence) {
@@ -217,6 +272,7 @@ int TurnKeeper::RowsAtOnce(const Sequence& sequence) const {
 Result<std::optional<EntryGuard>> TurnKeeper::PartToRead(Sequence& sequence) {
   const ResolvedRecipe& recipe = sequence.setup->recipe;
   if (!recipe.has_turns()) return EntryGuard();
+  if (recipe.policy->repeat() == nullptr) return std::nullopt;  // so that turns go by pieces
   // A turn that is being ended was read, and has fewer entries by now.
   if (sequence.compression != nullptr && sequence.compression->recipe.empty()) return std::nullopt;
   const std::optional<TurnPlan> plan = PlanTurn(sequence);

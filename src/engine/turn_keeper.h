@@ -6,8 +6,8 @@
 //                                                    turn_start            next_position
 //
 // EndTurn() compresses the running turn among its own entries and freezes it. Where rows would find no room, it is
-// closed early, and then the oldest turns go. epicache: where rows would find no room, all entries are judged by the
-// guide, and what goes makes room for a block.
+// closed early, and then the oldest turns go (MakeRoomForRows(), within a step; MakeRoomOn(), before it, by pieces).
+// epicache: where rows would find no room, all entries are judged by the guide, and what goes makes room for a block.
 #ifndef PITH_ENGINE_TURN_KEEPER_H_
 #define PITH_ENGINE_TURN_KEEPER_H_
 
@@ -37,28 +37,28 @@ class TurnKeeper {
   Status MakeRoomForRows(Sequence& sequence, int num_rows);
   // Rows between two looks at the room that is left.
   int RowsAtOnce(const Sequence& sequence) const;
+  Result<bool> MakeRoomOn(Sequence& sequence, int num_rows);
+  bool HasRoomFor(const Sequence& sequence, int num_rows) const;
   // What EndTurn() would have to read again; the oldest turns, which it would drop, are dropped. None: nothing. A
   // sequence without turns: all of it.
   Result<std::optional<EntryGuard>> PartToRead(Sequence& sequence);
 
  private:
-  // What CloseTurn() will do with the running turn.
-  struct TurnPlan {
-    FrozenTurn turn;
-    double keep = 0;      // entries per head
-    bool drops = false;   // some of its entries
-    int num_dropped = 0;  // turns before it, the oldest first
-  };
   // None: nothing was read in it.
   std::optional<TurnPlan> PlanTurn(const Sequence& sequence) const;
   bool HasRoomForRows(const Sequence& sequence, int num_rows) const;
-  // By pieces of Compressor::GoOn(): what comes first is dropped, and sequence.compression is the rest; null: there is
-  // none, and the turn is over.
+  // Into sequence.compression, for GoOn(); null: there is no turn.
   Status BeginTurn(Sequence& sequence);
+  Status BeginPlanned(Sequence& sequence, const TurnPlan& plan);
+  // The same of the oldest turns, and of none where the plan's has no tokens.
+  static void BeginDropping(Sequence& sequence, const TurnPlan& plan);
   Status BeginBlock(Sequence& sequence);
   Result<bool> GoOn(Sequence& sequence);
   Status Close(Sequence& sequence, Status begun);
   Status DropOldestTurn(Sequence& sequence);
+  // By a piece: layers that hold so many entries. True: that was the last one. A turn of which some layers hold nothing
+  // any more is a turn as before.
+  Result<bool> DropOldestTurnOn(Sequence& sequence, int64_t most_entries);
   double EntriesPerHead(const Sequence& sequence, FrozenTurn turn) const;
   // Entries per head that turns which are over may hold.
   double TurnCap(const Sequence& sequence) const;

@@ -113,8 +113,23 @@ size_t SchedulerImpl::NextTurnEnd(const Job& job) {
 
 void SchedulerImpl::BeginTurnEnd(Job& job) { job.is_compressing = job.ends_turn = true; }
 
+bool SchedulerImpl::BeginRoom(Job& job, int rows) {
+  if (!job.options.recipe.turns || job.choices.size() > 1) return false;
+  const SequenceId sequence = job.choices.front().sequence;
+  if (engine_->num_tokens(sequence) == job.room_tried_at || engine_->HasRoomFor(sequence, rows)) return false;
+  // Prefixes go before anything of it does.
+  (void)MakeRoom(BorrowedBy(job, sequence, static_cast<size_t>(rows)));
+  if (engine_->HasRoomFor(sequence, rows)) return false;
+  job.room_tried_at = engine_->num_tokens(sequence);
+  job.room_rows = rows;
+  BeginTurnEnd(job);
+  return true;
+}
+
 JobPtr SchedulerImpl::NextToCompress() const {
-  const auto next = std::ranges::find_if(running_, [](const JobPtr& job) { return job->is_compressing; });
+  // An answer that waits for room in the middle of a turn waits for no prompt that is read again.
+  auto next = std::ranges::find_if(running_, [](const JobPtr& job) { return job->is_compressing && job->generates; });
+  if (next == running_.end()) next = std::ranges::find_if(running_, &Job::is_compressing);
   return next == running_.end() ? nullptr : *next;
 }
 
@@ -125,8 +140,9 @@ bool SchedulerImpl::CompressOn(Job& job, int rows) {
   if (read && !*read) return true;
   Status status = read ? Status() : Status(tl::unexpected<Error>(read.error()));
   if (status) {
-    const Result<bool> done =
-        job.ends_turn ? engine_->EndTurnOn(sequence) : engine_->CompressOn(sequence, recipe, job.compress_share);
+    const Result<bool> done = job.room_rows > 0 ? engine_->MakeRoomOn(sequence, job.room_rows)
+                              : job.ends_turn   ? engine_->EndTurnOn(sequence)
+                                                : engine_->CompressOn(sequence, recipe, job.compress_share);
     if (done && !*done) return false;
     if (!done) status = tl::unexpected<Error>(done.error());
   }
@@ -140,6 +156,7 @@ void SchedulerImpl::EndTurnOf(Job& job, const Status& status) {
   if (!status && status.error().code != ErrorCode::kOutOfBudget && status.error().code != ErrorCode::kUnsupported)
     return Fail(job, status.error());
   job.is_compressing = job.ends_turn = false;
+  job.room_rows = 0;
 }
 
 void SchedulerImpl::EndCompression(Job& job, const Status& status) {

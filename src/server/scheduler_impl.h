@@ -86,6 +86,8 @@ struct Job {
   bool follows_turn = false;    // what it has taken up ends with a turn that is over
   bool is_compressing = false;  // what was read is to be compressed before anything goes on
   bool ends_turn = false;       // then: what was read of `text` up to the end of a turn; else all of it
+  int room_rows = 0;            // then: in the middle of a turn, since there is no room for so many rows
+  int room_tried_at = -1;       // tokens that it had when that was done last
   double compress_share = 0;    // then: of the entries that it holds
   int num_compressions = 0;     // of `text`, tried
   int num_restarts = 0;         // since bytes were missing that it should have been promised: more are each time
@@ -102,6 +104,7 @@ struct Job {
   std::vector<double> pooled;
   bool rows_told = false;
   bool wants_rows() const { return request.wants_rows() && !rows_told; }
+  bool decodes() const { return generates && !is_compressing; }
 
   // A sink is called with it held; Cancel() comes from any thread, the sink's calls included.
   std::recursive_mutex mutex;
@@ -209,6 +212,7 @@ class SchedulerImpl final : public Scheduler {
   void PlanStep();
   void PlanPrompts(std::vector<Job*> reading, int rows);
   size_t PieceEnd(const Job& job) const;
+  size_t BorrowedBy(const Job& job, SequenceId sequence, size_t num_rows) const;
   void MakeRoomForStep();
   void EndStep();
   // A decode found no bytes. True: a job made room, this one or a younger one, and comes back later.
@@ -249,6 +253,9 @@ class SchedulerImpl final : public Scheduler {
   static bool IsTurnEnd(const Job& job, size_t num_tokens);
   static size_t NextTurnEnd(const Job& job);  // after those that are read; 0: none
   static void BeginTurnEnd(Job& job);
+  // Where its recipe has turns= and there is no room for so many rows: what their step would do first comes before it,
+  // by pieces. False: there is room, or that was tried.
+  bool BeginRoom(Job& job, int rows);
   JobPtr NextToCompress() const;  // null: none
   // By so many rows of a second reading, or by a piece of what comes then. True: rows were read.
   bool CompressOn(Job& job, int rows);

@@ -140,6 +140,8 @@ void SchedulerImpl::SendBack(Job& job) {
   job.text.insert(job.text.end(), generated.begin(), generated.end());
   job.num_generated_before = choice.num_fed = generated.size();
   job.generates = job.is_compressing = job.ends_turn = false;
+  job.room_rows = 0;
+  job.room_tried_at = -1;
   job.num_compressions = 0;
   job.prompt_done = 0;
   job.prompt_logprobs.clear(), job.pooled.clear();
@@ -178,7 +180,8 @@ void SchedulerImpl::PlanStep() {
   int num_decodes = 0;
   for (const JobPtr& job : running_) {
     if (!job->generates && !job->is_compressing && !IsAtPiece(*job)) reading.push_back(job.get());
-    for (const Choice& choice : job->choices) num_decodes += job->generates && choice.sequence >= 0 ? 1 : 0;
+    if (job->decodes() && job->choices.front().sequence >= 0) (void)BeginRoom(*job, 1);
+    for (const Choice& choice : job->choices) num_decodes += job->decodes() && choice.sequence >= 0 ? 1 : 0;
   }
   std::ranges::stable_sort(reading, {}, [&](const Job* job) { return TurnAt(*job); });
   const bool apart = options_.deterministic_reuse;  // a step of one block, or of decodes
@@ -190,7 +193,7 @@ void SchedulerImpl::PlanStep() {
   if (rows == 0 || !apart) {
     for (const JobPtr& job : running_) {
       for (Choice& choice : job->choices) {
-        if (!job->generates || choice.sequence < 0) continue;
+        if (!job->decodes() || choice.sequence < 0) continue;
         rows_.push_back({job.get(), &choice, false});
         items_.push_back({.sequence = choice.sequence, .tokens = {&choice.next, 1}});
       }
@@ -230,6 +233,7 @@ void SchedulerImpl::PlanPrompts(std::vector<Job*> reading, int rows) {
   for (size_t i = 0; i < reading.size(); ++i) {
     Job& job = *reading[i];
     if (got[i] == 0) continue;
+    if (BeginRoom(job, got[i])) continue;
     Choice& choice = job.choices.front();
     const size_t end = job.prompt_done + static_cast<size_t>(got[i]);
     engine_->SetPromptContinues(choice.sequence, end < job.text.size());
@@ -243,20 +247,22 @@ void SchedulerImpl::PlanPrompts(std::vector<Job*> reading, int rows) {
   }
 }
 
+// Bytes beyond its floor that so many rows may take.
+size_t SchedulerImpl::BorrowedBy(const Job& job, SequenceId sequence, size_t num_rows) const {
+  const SequenceStats stats = engine_->stats(sequence);
+  const auto at = static_cast<size_t>(stats.num_tokens);
+  const size_t growth = job.bytes.Of(at + num_rows) - job.bytes.Of(std::max<size_t>(at, 1)) +
+                        (at % kPageEntries != 0 ? 0 : job.bytes.page);
+  const size_t after = std::min(stats.used_bytes + growth, stats.ceiling_bytes);
+  return after - std::min(after, std::max(stats.used_bytes, stats.floor_bytes));
+}
+
 // What sequences borrow beyond their floors is theirs before it is a prefix's.
 void SchedulerImpl::MakeRoomForStep() {
   if (prefixes_.size() == 0) return;
   size_t needed = 0;
-  for (size_t i = 0; i < items_.size(); ++i) {
-    const Job& job = *rows_[i].job;
-    const SequenceStats stats = engine_->stats(items_[i].sequence);
-    const auto at = static_cast<size_t>(stats.num_tokens);
-    const size_t growth = job.bytes.Of(at + items_[i].tokens.size()) - job.bytes.Of(std::max<size_t>(at, 1)) +
-                          (at % kPageEntries != 0 ? 0 : job.bytes.page);
-    const size_t after = std::min(stats.used_bytes + growth, stats.ceiling_bytes);
-    const size_t promised = std::max(stats.used_bytes, stats.floor_bytes);
-    if (after > promised) needed += after - promised;
-  }
+  for (size_t i = 0; i < items_.size(); ++i)
+    needed += BorrowedBy(*rows_[i].job, items_[i].sequence, items_[i].tokens.size());
   if (needed > 0) (void)MakeRoom(needed);
 }
 
