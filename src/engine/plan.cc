@@ -115,6 +115,8 @@ void ForEachPolicy(const ResolvedSequence& sequence, const Function& function) {
 void AddScratch(const ModelInfo& info, const Policy& policy, int num_ctx, Shape& shape) {
   const uint32_t needs = policy.needs();
   const auto window = static_cast<size_t>(std::min(QueryWindow(policy), num_ctx));
+  const bool fits_blocks = policy.residue() != nullptr && !policy.needs_whole_prompt();
+  const size_t references = fits_blocks ? kBlockReferenceBytes : 0;
   for (const LayerShape& layer : info.layers) {
     if (layer.kind != LayerKind::kGlobal) continue;
     const auto heads = static_cast<size_t>(layer.num_heads), kv_heads = static_cast<size_t>(layer.num_kv_heads);
@@ -125,9 +127,7 @@ void AddScratch(const ModelInfo& info, const Policy& policy, int num_ctx, Shape&
     // Scores, shares and indices of all layers wait for the last one.
     if (!policy.layer_local()) entry += kWaitingNumbers * shape.global_heads;
     shape.scratch_entry_bytes = std::max(shape.scratch_entry_bytes, entry * sizeof(float));
-    const bool fits_blocks = policy.residue() != nullptr && !policy.needs_whole_prompt();
-    shape.scratch_bytes = std::max(
-        shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float) + (fits_blocks ? kBlockReferenceBytes : 0));
+    shape.scratch_bytes = std::max(shape.scratch_bytes, 2 * window * heads * key_dim * sizeof(float) + references);
   }
 }
 

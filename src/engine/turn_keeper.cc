@@ -15,8 +15,6 @@ namespace {
 
 // Beside the turn's tokens in a second reading: its instruction, and the last pages that its fork copies.
 constexpr int kPassOverhead = 4 * kPageEntries;
-// Entries that are looked at in a piece of a turn that is dropped.
-constexpr int64_t kDropPiece = 32768;
 // Of it, queries that entries which stand in for others are fitted to, at least.
 constexpr size_t kReferenceTokens = 32;
 
@@ -60,7 +58,7 @@ Result<bool> TurnKeeper::GoOn(Sequence& sequence) {
   if (sequence.compression == nullptr) return true;
   if (const std::optional<TurnPlan> plan = sequence.compression->plan) {
     if (plan->num_dropped > 0) {
-      const Result<bool> is_dropped = DropOldestTurnOn(sequence, kDropPiece);
+      const Result<bool> is_dropped = DropOldestTurnOn(sequence, kEntriesAtOnce);
       if (!is_dropped) sequence.EndPieces();
       if (is_dropped && *is_dropped) --sequence.compression->plan->num_dropped;
       return is_dropped ? Result<bool>(false) : is_dropped;

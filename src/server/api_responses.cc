@@ -269,6 +269,7 @@ struct Conversation {
   Json items = Json::array();
   size_t num_before = 0;  // of them, the earlier response's
   Json previous_id;       // null: there is none
+  bool is_kept = true;    // where the server keeps any
 };
 
 // False: the request names a response that is not kept, and got its answer.
@@ -364,8 +365,8 @@ Status ReadResponses(const Call& call, const Json& body, Conversation& conversat
       reader.Fail(name, "is not supported: give all of 'input', or 'previous_response_id'");
   }
   (void)reader.Object("metadata");  // which the response repeats
-  bool stores = true, background = false;
-  reader.Bool("store", stores);  // KeepingOf()
+  bool background = false;
+  reader.Bool("store", conversation.is_kept);
   reader.Bool("background", background);
   if (background) reader.Fail("background", "is not supported");
   reader.Text("truncation", truncation);
@@ -406,11 +407,8 @@ Json KeptItem(const Json& given) {
   return item;
 }
 
-Keeping KeepingOf(const Call& call, const Json& body, Conversation conversation) {
-  JsonReader reader(body);
-  bool stores = true;
-  reader.Bool("store", stores);
-  if (!stores || !call.responses->keeps_any()) return {};
+Keeping KeepingOf(const Call& call, Conversation conversation) {
+  if (!conversation.is_kept || !call.responses->keeps_any()) return {};
   Keeping keeping{.place = call.responses, .tenant = call.tenant, .items = {}, .item_ids = {}};
   for (size_t i = conversation.num_before; i < conversation.items.size(); ++i) {
     Json& item = conversation.items[i];
@@ -452,8 +450,8 @@ void OpenAiResponses(Call& call) {
     return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, ready.error()));
   }
   ResponseEcho echo = EchoOf(*body, request, conversation);
-  auto writer = std::make_unique<ResponsesWriter>(call, request, std::move(echo),
-                                                  KeepingOf(call, *body, std::move(conversation)));
+  auto writer =
+      std::make_unique<ResponsesWriter>(call, request, std::move(echo), KeepingOf(call, std::move(conversation)));
   StartAnswer(call, std::move(request), std::move(writer));
 }
 
