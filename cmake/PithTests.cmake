@@ -9,7 +9,7 @@
 # PITH_LEFT_OUT_TESTS (filter of GoogleTest): tests that this tree leaves out.
 # PITH_PARTED_SUITES (regular expression): suites in PITH_TEST_PARTS entries SUITE#0, SUITE#1, ..., of which ./pith test
 # runs one, another for each commit, and, where that one has the default model, SUITE.small, the others on the small one.
-set(PITH_TEST_PARTS 4)
+set(PITH_TEST_PARTS 8)
 
 function(pith_add_tests target libraries)
   cmake_parse_arguments(arg "" "LABEL" "SOURCES" ${ARGN})

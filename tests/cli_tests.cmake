@@ -7,9 +7,13 @@ foreach(class BrokenModels BadUsage Text)
     ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>")
 endforeach()
 # The simulator of caches and its trainings, on traces that are made on the way; with sanitizers in parts.
+math(EXPR last_part "${PITH_TEST_PARTS} - 1")
 set(entries cli_SimTrain)
 if(PITH_SANITIZE)
-  set(entries "cli_SimTrain#0" "cli_SimTrain#1" "cli_SimTrain#2" "cli_SimTrain#3")
+  set(entries "")
+  foreach(part RANGE ${last_part})
+    list(APPEND entries "cli_SimTrain#${part}")
+  endforeach()
 endif()
 foreach(entry IN LISTS entries)
   add_test(NAME ${entry} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/sim_test.py)
@@ -28,8 +32,8 @@ endforeach()
 # runs in. One thread each lets two classes run side by side; what takes times or waits for them has the machine alone.
 #
 # SMALL: on the small model.
-# PARTED: the class takes long on the default model. A quarter of its tests have that one and the others the small one,
-# in turns by commit (PREFIX_CLASS#PART). With sanitizers all have the small one, and of a parted class a quarter is run.
+# PARTED: the class takes long on the default model. An eighth of its tests have that one and the others the small one,
+# in turns by commit (PREFIX_CLASS#PART). With sanitizers all have the small one, and of a parted class an eighth is run.
 function(pith_model_classes prefix script)
   cmake_parse_arguments(arg "SMALL;PARTED" "THREADS;COST" "" ${ARGN})
   set(model "${PITH_TEST_MODEL}")
@@ -38,8 +42,7 @@ function(pith_model_classes prefix script)
   endif()
   set(parts "")
   if(arg_PARTED)
-    math(EXPR last "${PITH_TEST_PARTS} - 1")
-    foreach(part RANGE ${last})
+    foreach(part RANGE ${last_part})
       list(APPEND parts ${part})
     endforeach()
   endif()
@@ -72,10 +75,9 @@ endif()
 pith_model_classes(cli cli_test.py TruncatedModel BadPrompts)
 pith_model_classes(cli cli_test.py Run THREADS ${threads})
 pith_model_classes(cli cli_test.py Commands THREADS ${threads} PARTED COST 100)
-# A process for each recipe and budget, on the small model, whose bytes are the default one's: a quarter of them for each
+# A process for each recipe and budget, on the small model, whose bytes are the default one's: an eighth of them for each
 # commit. In one process each has either model (ModelSmallBudget), and with sanitizers only there.
 if(NOT PITH_SANITIZE)
-  math(EXPR last_part "${PITH_TEST_PARTS} - 1")
   foreach(part RANGE ${last_part})
     add_test(NAME "cli_HardBudget#${part}"
       COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/cli_test.py HardBudget)
@@ -127,7 +129,6 @@ if(NOT PITH_SANITIZE)
   set_tests_properties(SlowSpeed PROPERTIES
     LABELS "slow;speed" RUN_SERIAL ON TIMEOUT 900 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
 endif()
-math(EXPR last_part "${PITH_TEST_PARTS} - 1")
 foreach(part RANGE ${last_part})
   add_test(NAME "SlowMutations#${part}"
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/mutation_test.py)

@@ -176,7 +176,7 @@ class Mutations(unittest.TestCase):
         print(f"{num_mutations} mutations, {len(COMMANDS)} commands each: {refused} refused, {ran} loaded and ran; "
               f"slowest {slowest:.2f} s of processor time, {slowest_wall:.2f} s by the clock")
         # The mutator must neither miss nor leave nothing to load.
-        self.assertGreaterEqual(num_mutations, MUTATIONS // PARTS)
+        self.assertGreaterEqual(num_mutations, MUTATIONS // (PARTS * len(bases)) * len(bases))
         self.assertGreater(refused, num_mutations * len(COMMANDS) // 4)
         self.assertGreater(ran, num_mutations * len(COMMANDS) // 20)
 

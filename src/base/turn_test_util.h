@@ -5,15 +5,15 @@
 #include <cstddef>
 #include <cstdlib>
 
-namespace pith::testing {
+namespace pith {
 
 // Whether the case of that index is among those that run: of any four that follow each other one where PITH_TEST_TURN
-// (0 to 3) is set, as ./pith test sets it after the commit; all without it, as with ./pith test --all.
+// (0 to 7) is set, as ./pith test sets it after the commit; all without it, as with ./pith test --all.
 inline bool IsMyTurn(size_t index) {
   static const char* const turn = std::getenv("PITH_TEST_TURN");
   return turn == nullptr || *turn == '\0' || index % 4 == static_cast<size_t>(*turn - '0') % 4;
 }
 
-}  // namespace pith::testing
+}  // namespace pith
 
 #endif  // PITH_BASE_TURN_TEST_UTIL_H_

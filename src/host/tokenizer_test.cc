@@ -93,7 +93,7 @@ TEST(Tokenizer, LongRunsAreTokens) {
     ASSERT_NE(model, nullptr);
     const llama_vocab* vocab = llama_model_get_vocab(model.get());
     for (const char* part : kParts) {
-      if (!testing::IsMyTurn(index++)) continue;
+      if (!IsMyTurn(index++)) continue;
       const std::string text = Repeated(part, 40'000 / std::string(part).size());
       const auto tokens = TokenizeText(vocab, pre, text, true, true);
       ASSERT_TRUE(tokens) << pre << ", " << part << ": " << tokens.error().message;

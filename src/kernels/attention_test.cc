@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/turn_test_util.h"
 #include "kernels/attention_reference.h"
 #include "kernels/attention_test_util.h"
 #include "kernels/page_kernels.h"
@@ -201,6 +202,7 @@ std::string Describe(const AttentionTask& task, int threads) {
 TEST_P(AttentionTest, MatchesReference) {
   float worst = 0;
   for (uint32_t seed = 0; seed < 120; ++seed) {
+    if (!IsMyTurn(seed)) continue;
     std::mt19937 random(seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);
@@ -215,6 +217,7 @@ TEST_P(AttentionTest, MatchesReference) {
 TEST_P(AttentionTest, ProbabilitiesMatchReference) {
   float worst = 0;
   for (uint32_t seed = 0; seed < 80; ++seed) {
+    if (!IsMyTurn(seed)) continue;
     std::mt19937 random(1000 + seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);
@@ -229,6 +232,7 @@ TEST_P(AttentionTest, ProbabilitiesMatchReference) {
 TEST_P(AttentionTest, ObservedMatchesReference) {
   float worst = 0;
   for (uint32_t seed = 0; seed < 120; ++seed) {
+    if (!IsMyTurn(seed)) continue;
     std::mt19937 random(2000 + seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);

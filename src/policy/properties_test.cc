@@ -223,7 +223,7 @@ TEST(PolicyProperties, EveryCombinationHoldsOnRaggedLayers) {
   }
   uint32_t seed = 0;
   for (const std::string& text : all) {
-    if (!testing::IsMyTurn(++seed)) continue;
+    if (!IsMyTurn(++seed)) continue;
     LayerShapeForTest shape;
     shape.entries = {37, 20 + static_cast<int>(seed % 13), 9};
     shape.gaps = seed % 2 == 0;

@@ -54,7 +54,7 @@ size_t BytesOf(uint32_t seed) { return 100 + 997 * seed % 20000; }
 // each other.
 bool IsTried([[maybe_unused]] int kill_at) {
 #ifdef __SANITIZE_ADDRESS__
-  return testing::IsMyTurn(static_cast<size_t>(kill_at / 4));
+  return IsMyTurn(static_cast<size_t>(kill_at / 4));
 #else
   return true;
 #endif
