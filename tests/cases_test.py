@@ -203,6 +203,26 @@ class Arguments(Case):
         path = self.write("t.gguf", tiny())
         self.assert_sentence(self.pith("run", "-m", path, "-p", "x", "-xyz", "1"), "no option -xyz", code=2)
 
+    def test_what_llama_cpp_asks_of_memory(self):
+        plain = self.run_json("--raw", "-p", "ab", "-n", "4")
+        self.assertEqual(plain["text"], self.run_json("--raw", "-p", "ab", "-n", "4", "--no-mmap", "--mlock")["text"])
+        good, bad = (self.write(f"{nan}.gguf", tiny(nan=nan)) for nan in (False, True))
+        checked = ("--check-tensors", "--raw", "-p", "ab", "-n", "1")
+        self.assertEqual(self.pith("run", "-m", good, *checked).returncode, 0)
+        self.assert_sentence(self.pith("run", "-m", bad, *checked), "invalid data")
+
+    def test_what_changes_nothing_is_said_once(self):
+        path = self.write("t.gguf", tiny())
+        done = self.pith("run", "-m", path, "-p", "ab", "--raw", "-n", "1", "--jinja", "--numa", "distribute")
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual(done.stderr.decode().count("changes nothing"), 1)
+        self.assertIn("--numa changes nothing", done.stderr.decode())
+
+    def test_what_may_have_been_meant(self):
+        self.assert_sentence(self.pith("run", "--kv-buget", "1"), "--kv-budget may be what is meant", code=2)
+        self.assert_sentence(self.pith("rnu"), "run may be what is meant", code=2)
+        self.assert_sentence(self.pith("recipes", "snapkw"), "snapkv may be what is meant", code=2)
+
     def test_what_to_type(self):
         done = self.pith("help")
         self.assertEqual(done.returncode, 0)

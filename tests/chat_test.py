@@ -47,6 +47,14 @@ class Commands(ChatCase):
         self.assertIn("/nosuch is no command", self.chat("/nosuch").stderr.decode())
         self.assertEqual(len(self.reads(self.chat("/usr/bin is a path, 1/2 a number"))), 1)
 
+    def test_a_first_message_and_no_other(self):
+        typed = self.chat("My name is Ann.", "What is my name?")
+        given = self.chat("What is my name?", flags=("-p", "My name is Ann."))
+        self.assertEqual(typed.stdout, given.stdout)
+        one = self.chat("What is my name?", flags=("-st", "-p", "My name is Ann."))
+        self.assertEqual(len(self.reads(one)), 1)
+        self.assertTrue(typed.stdout.startswith(one.stdout.rstrip()) and one.stdout != typed.stdout)
+
     def test_undo_is_as_if_it_was_never_said(self):
         plain = self.chat("My name is Ann.", "What is my name?")
         undone = self.chat("My name is Ann.", "I like tea.", "/undo", "What is my name?")

@@ -10,6 +10,9 @@
 #include <CLI/CLI.hpp>
 
 #include "base/escaped.h"
+#include "cli/idle_options.h"
+#include "cli/terminal.h"
+#include "policy/words.h"
 
 namespace pith::cli {
 namespace {
@@ -30,6 +33,9 @@ constexpr std::pair<std::string_view, std::string_view> kLongNames[] = {
     {"-jf", "--json-schema-file"},
     {"-no-cnv", "--raw"},
     {"--no-conversation", "--raw"},
+    {"--temperature", "--temp"},
+    {"-to", "--timeout"},
+    {"-st", "--single-turn"},
 };
 
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
@@ -119,9 +125,12 @@ tl::unexpected<Error> NoCommand(const CLI::App& app, int argc, const char* const
         fmt::format("say what to do with {}, such as \"pith chat -m {}\" or \"pith run -m {} -p TEXT\"",
                     Escaped(first, 200), Escaped(first, 200), Escaped(first, 200)));
   }
-  std::string names;
-  for (const CLI::App* command : app.get_subcommands({})) names += (names.empty() ? "" : ", ") + command->get_name();
-  return InvalidArgument(fmt::format("there is no command \"{}\"; choose one of {}", Escaped(first), names));
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  const std::string_view meant = NearMiss(first, {names.begin(), names.end()});
+  return InvalidArgument(fmt::format("there is no command \"{}\"; {}choose one of {}", Escaped(first),
+                                     meant.empty() ? "" : fmt::format("{} may be what is meant, or ", meant),
+                                     fmt::join(names, ", ")));
 }
 
 class Reader {
@@ -166,6 +175,10 @@ class Reader {
     for (const auto& [from, to] : kLongNames) {
       if (name == from) name = to;
     }
+    if (command_->get_option_no_throw(name) == nullptr) {
+      if (const IdleOption* idle = TakesLlamaCppsOptions() ? FindIdleOption(name) : nullptr)
+        return PassOver(*idle, has_glued);
+    }
     if (name[1] != '-' && name.size() > 2) {  // -n5, but not -xyz
       if (IsLetter(name[2]) || name[2] == '-') return Unknown(argument);
       glued = argument.substr(2);
@@ -202,8 +215,29 @@ class Reader {
     return {};
   }
 
+  bool TakesLlamaCppsOptions() const { return name_ == "run" || name_ == "chat" || name_ == "serve"; }
+
+  Status PassOver(const IdleOption& option, bool has_glued) {
+    if (has_glued && !option.takes_value) return InvalidArgument(fmt::format("{} takes no value", option.name));
+    if (option.takes_value && !has_glued) {
+      if (at_ == given_.size()) return InvalidArgument(fmt::format("{} needs a value", option.name));
+      ++at_;
+    }
+    if (!option.why.empty()) Note("pith: {}, so that {} changes nothing.\n", option.why, option.name);
+    return {};
+  }
+
   tl::unexpected<Error> Unknown(const std::string& argument) const {
-    return InvalidArgument(fmt::format("pith {} has no option {}", name_, Escaped(argument)));
+    std::vector<std::string> names;
+    for (const CLI::Option* option : command_->get_options()) {
+      if (option->get_group().empty()) continue;  // hidden
+      for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    }
+    const std::string name = argument.substr(0, argument.find('='));
+    const std::string_view meant = name.starts_with("--") ? NearMiss(name, {names.begin(), names.end()}) : "";
+    const std::string hint = meant.empty() ? fmt::format("\"pith {} --help\" lists them", name_)
+                                           : fmt::format("{} may be what is meant", meant);
+    return InvalidArgument(fmt::format("pith {} has no option {}; {}", name_, Escaped(argument), hint));
   }
 
   const CLI::App* command_;

@@ -20,6 +20,8 @@ Words Read(std::vector<const char*> arguments) {
   AddRun(app, chosen);
   AddInfo(app, chosen);
   AddBench(app, chosen);
+  AddChat(app, chosen);
+  AddServe(app, chosen);
   app.get_subcommand("run")->add_flag("-e,--escape");
   arguments.insert(arguments.begin(), "pith");
   const auto read = ReadArguments(app, static_cast<int>(arguments.size()), arguments.data());
@@ -34,7 +36,36 @@ TEST(Arguments, LlamaCppsNames) {
                    "--raw"}));
   EXPECT_EQ(Read({"run", "-fa", "-p", "x"}), (Words{"run", "--flash-attn", "-p", "x"}));
   EXPECT_EQ(Read({"run", "-hf", "x/y"}), (Words{"run", "--hf-repo", "x/y"}));
-  EXPECT_EQ(Read({"run", "-dev", "0"}), (Words{"refused: pith run has no option -dev"}));
+  EXPECT_EQ(Read({"serve", "-to", "5"}), (Words{"serve", "--timeout", "5"}));
+  EXPECT_EQ(Read({"chat", "-st", "-p", ""}), (Words{"chat", "--single-turn", "-p", ""}));
+  EXPECT_EQ(Read({"bench", "-dev", "0"}).front(),
+            "refused: pith bench has no option -dev; \"pith bench --help\" lists them");
+}
+
+TEST(Arguments, WhatLlamaCppAsksForAndIsSoIsPassedOver) {
+  EXPECT_EQ(Read({"run", "--jinja", "-C", "ff", "-st", "--numa=distribute", "-dev", "none", "-p", "--jinja"}),
+            (Words{"run", "-p", "--jinja"}));
+  EXPECT_EQ(Read({"serve", "--metrics", "-cb", "-cram", "100", "--port", "1"}), (Words{"serve", "--port", "1"}));
+  EXPECT_EQ(Read({"run", "--jinja=1"}), (Words{"refused: --jinja takes no value"}));
+  EXPECT_EQ(Read({"run", "--numa"}), (Words{"refused: --numa needs a value"}));
+  EXPECT_EQ(Read({"run", "--no-mmap", "--mlock"}), (Words{"run", "--no-mmap", "--mlock"}))
+      << "what pith has is its own";
+  EXPECT_EQ(Read({"info", "--jinja"}).front(),
+            "refused: pith info has no option --jinja; \"pith info --help\" lists them");
+  EXPECT_TRUE(Read({"run", "--draft", "4"}).front().starts_with("refused: pith run has no option --draft"));
+}
+
+TEST(Arguments, WhatMayHaveBeenMeantIsSaid) {
+  EXPECT_EQ(Read({"run", "--kv-buget", "1"}),
+            (Words{"refused: pith run has no option --kv-buget; --kv-budget may be what is meant"}));
+  EXPECT_EQ(Read({"run", "--recipes=x"}),
+            (Words{"refused: pith run has no option --recipes=x; --recipe may be what is meant"}));
+  EXPECT_EQ(Read({"run", "--frobnicate"}),
+            (Words{"refused: pith run has no option --frobnicate; \"pith run --help\" lists them"}));
+  EXPECT_EQ(Read({"run", "-x"}), (Words{"refused: pith run has no option -x; \"pith run --help\" lists them"}));
+  EXPECT_NE(Read({"rnu"}).front().find("there is no command \"rnu\"; run may be what is meant, or choose one of "),
+            std::string::npos);
+  EXPECT_NE(Read({"frobnicate"}).front().find("there is no command \"frobnicate\"; choose one of "), std::string::npos);
 }
 
 TEST(Arguments, ValuesAreNotNames) {

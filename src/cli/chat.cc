@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "base/paths.h"
@@ -39,6 +40,7 @@ The system message is pinned: no recipe drops it. /reset empties the session fil
 
 Examples:
   pith chat
+  pith chat -p "Which is the longest river of Europe?"
   pith chat -m model.gguf --system "You answer in one sentence." --kv-budget 32MiB -c 100000
   pith chat --kv-budget 16MiB --recipe "pith turns=flowkv:drop=0.8"    # each turn is compressed once
   pith chat --prompt-cache talk.session    # the next time the conversation goes on
@@ -57,6 +59,8 @@ struct ChatFlags {
   std::string prompt_cache;
   bool prompt_cache_ro = false;
   bool no_history = false;
+  std::string prompt;
+  bool single_turn = false;
 };
 
 // Colours are for eyes: not for a pipe, a terminal without them, or who wants none (no-color.org).
@@ -100,7 +104,7 @@ class Chat {
     if (!flags_.prompt_cache.empty()) PITH_RETURN_IF_ERROR(state_->Load(flags_.prompt_cache));
     if (reader.is_terminal()) Note("{}; /help\n", state_->engine().model().info().description);
     std::string message;
-    while (reader.Read(message)) {
+    while (Next(reader, message)) {
       if (message.find_first_not_of(" \t\n") == std::string::npos) continue;
       if (message == "/exit" || message == "/quit") break;
       const Status done = Take(message);
@@ -111,6 +115,7 @@ class Chat {
       // In a pipe nobody is there to go on with: an interrupt ends everything.
       if (Interrupted() && !reader.is_terminal()) return kExitInterrupted;
       ClearInterrupt();
+      if (flags_.single_turn) break;
     }
     if (prefixes_ != nullptr) {
       PITH_RETURN_IF_ERROR(StartOver());
@@ -120,6 +125,14 @@ class Chat {
   }
 
  private:
+  // The message of -p first.
+  bool Next(MessageReader& reader, std::string& message) {
+    message = std::exchange(flags_.prompt, {});
+    if (message.empty()) return reader.Read(message);
+    if (reader.is_terminal()) Note("> {}\n", message);
+    return true;
+  }
+
   using Handler = Status (Chat::*)(const std::string& rest);
   struct ChatCommand {
     std::string_view name, arguments, help;
@@ -461,6 +474,8 @@ Result<int> RunChat(ChatFlags& flags) {
 void AddChat(CLI::App& app, Command& chosen) {
   auto flags = std::make_shared<ChatFlags>();
   CLI::App* command = AddCommand(app, "chat", "Talk to a model over several turns", kChatExamples);
+  AddOption(*command, "-p,--prompt", flags->prompt, "First message; further ones are read as ever", "TEXT");
+  AddFlag(*command, "--single-turn", flags->single_turn, "-st: end after the first answer");
   AddOption(*command, "-n,--predict,--n-predict", flags->max_tokens,
             "Tokens an answer may have (default 512; -1: no limit)", "N");
   AddOption(*command, "--prompt-cache", flags->prompt_cache,

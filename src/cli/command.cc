@@ -42,6 +42,10 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
           "Leave products with quantised weights to libllama (slower; prompts in 8 bits instead of float32)");
   AddNumber(command, "--gpu-layers,--n-gpu-layers", flags.gpu_layers, 0, 100000,
             "-ngl: layers on the GPU, where libllama was built with one (default 0)", "N");
+  AddFlag(command, "--mlock", flags.mlock, "Keep the weights in memory, so that the system does not move them to disk");
+  AddFlag(command, "--no-mmap", flags.no_mmap, "Read the weights into memory instead of mapping the file");
+  AddFlag(command, "--check-tensors", flags.check_tensors,
+          "Look for weights that are no numbers while the model is loaded");
   AddOption(command, "--lora", flags.lora, "LoRA adapter as GGUF; may be given more than once", "FILE");
   AddTuple(command, "--lora-scaled", flags.lora_scaled, 2,
            "LoRA adapter with its strength; may be given more than once", "FILE SCALE");
@@ -106,6 +110,9 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   options.num_gpu_layers = flags.gpu_layers;
   options.num_threads = flags.num_threads();
   options.own_products = !flags.libllama_products;
+  options.map_file = !flags.no_mmap;
+  options.lock_memory = flags.mlock;
+  options.check_weights = flags.check_tensors;
   for (const std::string& lora : flags.lora) {
     options.lora_paths.push_back(lora);
     options.lora_scales.push_back(1);

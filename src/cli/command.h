@@ -71,6 +71,7 @@ struct ModelFlags {
   bool fixed_threads = false;
   bool libllama_products = false;
   int gpu_layers = 0;
+  bool mlock = false, no_mmap = false, check_tensors = false;
   std::vector<std::string> lora;
   std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...
   std::string chat_template;

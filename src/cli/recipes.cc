@@ -11,6 +11,7 @@
 #include "base/escaped.h"
 #include "base/json_text.h"
 #include "cli/command.h"
+#include "policy/words.h"
 
 namespace pith::cli {
 namespace {
@@ -127,8 +128,12 @@ void AddRecipes(CLI::App& app, Command& chosen) {
       const std::vector<RecipeInfo> known = ListRecipes();
       const auto is_named = [&](const RecipeInfo& recipe) { return recipe.name == flags->name; };
       if (!flags->name.empty() && std::ranges::none_of(known, is_named)) {
-        return InvalidArgument(
-            fmt::format("there is no recipe \"{}\"; \"pith recipes\" lists them", Escaped(flags->name)));
+        std::vector<std::string_view> names;
+        for (const RecipeInfo& recipe : known) names.push_back(recipe.name);
+        const std::string_view meant = NearMiss(flags->name, names);
+        return InvalidArgument(fmt::format("there is no recipe \"{}\"; {}\"pith recipes\" lists them",
+                                           Escaped(flags->name),
+                                           meant.empty() ? "" : fmt::format("{} may be what is meant; ", meant)));
       }
       return {};
     };

@@ -75,7 +75,6 @@ struct ServeFlags {
   int http_threads = 2;
   int timeout = 30, ping_seconds = 30;
   int drain_seconds = 600;
-  bool ignored = false;
 
   int parallel() const { return cache.parallel > 0 ? cache.parallel : kDefaultParallel; }
 };
@@ -390,10 +389,6 @@ void AddServerFlags(CLI::App& command, ServeFlags& flags) {
             "Seconds that what runs may take after SIGTERM (default 600)", "SECONDS");
   AddOption(command, "--chat-template-file", flags.template_file, "Chat template from a file, as --chat-template",
             "FILE");
-  for (const char* name :
-       {"--metrics", "--slots", "--props", "--jinja", "--cont-batching", "--no-webui", "--embeddings", "--embedding"}) {
-    Hide(AddFlag(command, name, flags.ignored, ""));  // llama-server's: always so here
-  }
 }
 
 // llama-server's names, where the meaning is the same.

@@ -195,6 +195,12 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
     params.devices = no_devices;
   }
   params.vocab_only = options.use == ModelUse::kVocabulary;
+  params.check_tensors = options.check_weights;
+  if (!is_trial && (options.lock_memory || !options.map_file)) {
+    params.load_mode = !options.lock_memory ? LLAMA_LOAD_MODE_NONE
+                       : options.map_file   ? LLAMA_LOAD_MODE_MMAP_MLOCK
+                                            : LLAMA_LOAD_MODE_MLOCK;
+  }
   params.use_extra_bufts = !is_trial;  // no repacked copies of the weights: the file itself is mapped
   if (options.progress && !is_trial) {
     params.progress_callback = [](float share, void* user_data) {

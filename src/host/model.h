@@ -92,6 +92,9 @@ struct HostModelOptions {
   // Products with quantised weights by pith, a prompt's in float32 (block_product.h) and those of a few rows in bytes
   // (row_product.h); false: as libllama does them.
   bool own_products = true;
+  bool map_file = true;                 // false: weights are read into memory of their own
+  bool lock_memory = false;             // weights are kept in memory as far as the system lets them
+  bool check_weights = false;           // kCorrupt where a weight is no number
   std::function<bool(float)> progress;  // false cancels
   // Loads and probes the model in a child process first, so that nothing in the file can take this process down
   // (docs/security.md). Costs a second reading of the metadata and a few tokens.

@@ -42,10 +42,11 @@ TEST_F(RowProductTest, IsAsExactAsLibllama) {
 }
 
 TEST_F(RowProductTest, AnyShape) {
-  for (uint32_t seed = 0; seed < 32; ++seed) {
-    if (!IsMyTurn(seed)) continue;
+  for (const uint32_t seed : MyTurnOf(32)) {
     std::mt19937 random(seed);
-    const auto draw = [&](int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(random); };
+    const auto draw = [&](int64_t from, int64_t to) {
+      return std::uniform_int_distribution<int64_t>(from, to)(random);
+    };
     const ggml_type type = kTypes[static_cast<size_t>(draw(0, 5))];
     const int64_t width = ggml_blck_size(type) * draw(1, 9600 / ggml_blck_size(type)), num_outputs = draw(1, 700),
                   num_rows = draw(1, 40);

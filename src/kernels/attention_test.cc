@@ -201,8 +201,7 @@ std::string Describe(const AttentionTask& task, int threads) {
 
 TEST_P(AttentionTest, MatchesReference) {
   float worst = 0;
-  for (uint32_t seed = 0; seed < 120; ++seed) {
-    if (!IsMyTurn(seed)) continue;
+  for (const uint32_t seed : MyTurnOf(120)) {
     std::mt19937 random(seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);
@@ -216,8 +215,7 @@ TEST_P(AttentionTest, MatchesReference) {
 
 TEST_P(AttentionTest, ProbabilitiesMatchReference) {
   float worst = 0;
-  for (uint32_t seed = 0; seed < 80; ++seed) {
-    if (!IsMyTurn(seed)) continue;
+  for (const uint32_t seed : MyTurnOf(80)) {
     std::mt19937 random(1000 + seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);
@@ -231,8 +229,7 @@ TEST_P(AttentionTest, ProbabilitiesMatchReference) {
 
 TEST_P(AttentionTest, ObservedMatchesReference) {
   float worst = 0;
-  for (uint32_t seed = 0; seed < 120; ++seed) {
-    if (!IsMyTurn(seed)) continue;
+  for (const uint32_t seed : MyTurnOf(120)) {
     std::mt19937 random(2000 + seed);
     TestTask test(RandomShape(&random), seed);
     const Extras extras(&test, &random);

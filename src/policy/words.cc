@@ -3,22 +3,27 @@
 #include <algorithm>
 #include <cctype>
 #include <numeric>
+#include <utility>
 
 namespace pith {
 namespace {
 
 char Lower(char c) { return static_cast<char>(std::tolower(static_cast<unsigned char>(c))); }
 
+constexpr size_t kLongestWord = 64;
+
+// Neighbours that changed places count once.
 size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
+  std::vector<size_t> before(b.size() + 1), last(b.size() + 1), row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});
   for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
+    std::swap(before, last);
+    std::swap(last, row);
     row[0] = i;
     for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (Lower(a[i - 1]) == Lower(b[j - 1]) ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+      const auto same = [&](size_t of_a, size_t of_b) { return Lower(a[of_a]) == Lower(b[of_b]); };
+      row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (same(i - 1, j - 1) ? 0 : 1)});
+      if (i > 1 && j > 1 && same(i - 1, j - 2) && same(i - 2, j - 1)) row[j] = std::min(row[j], before[j - 2] + 1);
     }
   }
   return row[b.size()];
@@ -47,8 +52,7 @@ std::string Printable(std::string_view text) {
 }
 
 std::string_view Nearest(std::string_view word, const std::vector<std::string_view>& choices) {
-  constexpr size_t kLongest = 64;
-  word = word.substr(0, kLongest);
+  word = word.substr(0, kLongestWord);
   std::string_view best;
   size_t best_distance = SIZE_MAX;
   for (std::string_view choice : choices) {
@@ -59,6 +63,11 @@ std::string_view Nearest(std::string_view word, const std::vector<std::string_vi
     }
   }
   return best;
+}
+
+std::string_view NearMiss(std::string_view word, const std::vector<std::string_view>& choices) {
+  const std::string_view nearest = Nearest(word, choices);
+  return EditDistance(word.substr(0, kLongestWord), nearest) <= (word.size() + 2) / 3 ? nearest : std::string_view();
 }
 
 }  // namespace pith

@@ -18,6 +18,9 @@ std::string Printable(std::string_view text);
 // choices. O(|word| |choice|), the word cut to 64 bytes.
 std::string_view Nearest(std::string_view word, const std::vector<std::string_view>& choices);
 
+// The same where no more than a third of the word differs, which may well have been meant; else "".
+std::string_view NearMiss(std::string_view word, const std::vector<std::string_view>& choices);
+
 }  // namespace pith
 
 #endif  // PITH_POLICY_WORDS_H_
