@@ -189,11 +189,11 @@ class Manners(Served):
         self.assertLess(time.time() - start, 5)
 
     def test_broken_http(self):
-        for data in (b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        for data in (b"GET /health HTTP/1.1\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a/b\r\n\r\n", b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n",
                      b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
                      b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"POST /tokenize HTTP/1.1\r\nContent-Length: 2,2\r\n\r\n{}"):
             self.assertIn(b" 400 ", self.server.raw(data).split(b"\r\n")[0], data)
-        self.assertIn(b" 431 ", self.server.raw(b"GET / HTTP/1.1\r\nA: " + b"a" * 100000 + b"\r\n\r\n").split(b"\r\n")[0])
+        self.assertIn(b" 431 ", self.server.raw(b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 100000 + b"\r\n\r\n").split(b"\r\n")[0])
 
     def test_connections_stay_open_and_requests_may_come_together(self):
         one = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -660,6 +660,19 @@ class OpenAi(WithClients):
         none = self.ask(max_tokens=0)
         self.assertEqual((none.choices[0].message.content, none.usage.completion_tokens, none.choices[0].finish_reason), ("", 0, "length"))
 
+    def test_what_openai_refuses(self):
+        import openai
+        tool = {"type": "function", "function": {"name": "f"}}
+        for wrong in ({"temperature": 2.5}, {"top_p": 1.5}, {"presence_penalty": 3}, {"logit_bias": {"5": 101}}, {"n": 0}, {"max_tokens": -5},
+                      {"max_completion_tokens": 0, "max_tokens": None}, {"top_logprobs": 3}, {"stop": [""]}, {"stream_options": {"include_usage": True}},
+                      {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "g"}}}, {"response_format": {"type": "yaml"}},
+                      {"functions": [{"name": "f"}]}, {"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}):
+            with self.assertRaises(openai.BadRequestError, msg=wrong):
+                self.ask(**wrong) if "messages" not in wrong else self.client().chat.completions.create(model="any", **wrong)
+        for wrong in ({"logprobs": 21}, {"best_of": 2}, {"suffix": "x"}, {"prompt": [-1]}):
+            with self.assertRaises(openai.BadRequestError, msg=wrong):
+                self.client().completions.create(**{"model": "any", "prompt": "a", "max_tokens": 1, **wrong})
+
     def test_stop_strings_lose_nothing(self):
         whole = self.ask("Count from one to ten.", max_tokens=30).choices[0].message.content
         stop = whole[10:14]
@@ -936,6 +949,11 @@ class AnthropicClient(WithClients):
         with self.assertRaises(anthropic.BadRequestError) as raised:
             self.ask(tools=tools, tool_choice={"type": "tool", "name": "none"})
         self.assertEqual(raised.exception.body["type"], "error")
+        for wrong in ({"extra_body": {"temperature": 1.5}}, {"extra_body": {"top_k": -1}}, {"stop_sequences": [" "]}, {"max_tokens": 0},
+                      {"thinking": {"type": "enabled", "budget_tokens": 2000}}, {"text": ""},
+                      {"text": [{"type": "tool_result", "tool_use_id": "x", "content": "y"}]}):
+            with self.assertRaises(anthropic.BadRequestError, msg=wrong):
+                self.ask(**wrong)
         status, _, body = self.server.post("/v1/messages?beta=true", {"messages": [{"role": "user", "content": "a"}]})
         self.assertEqual((status, body["error"]["type"]), (400, "invalid_request_error"))
 
@@ -977,6 +995,8 @@ class OllamaClient(WithClients):
         self.assertLessEqual(cut.prompt_eval_count, 2048)
         self.assertEqual(self.server.post("/api/embed", {"model": name, "input": "word " * 3000, "truncate": False})[0], 400)
         self.assertEqual(client.embed(model=name, input="").embeddings, [])
+        for wrong in ({"options": {"num_ctx": "4096"}}, {"options": {"temperature": "hot"}}, {"format": "xml"}, {"raw": True, "system": "a"}, {"think": "hard"}):
+            self.assertEqual(self.server.post("/api/generate", {"model": name, "prompt": "a", **wrong})[0], 400, wrong)
         for keep in ("soon", [], "5 minutes"):
             self.assertEqual(self.server.post("/api/generate", {"model": name, "keep_alive": keep})[0], 400, keep)
         self.assertEqual(client.generate(model=name, prompt="", keep_alive="0s").done_reason, "unload")

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "server/catalog.h"
@@ -79,6 +80,10 @@ void OllamaEmbeddings(Call& call);
 Status ReadMessages(const Json& list, const std::string& path, std::vector<ChatMessage>& messages);
 Status ReadTools(JsonReader& reader, ChatRequest& request);
 Status ReadToolChoice(JsonReader& reader, ChatRequest& request);
+// stream_options, which need a stream.
+Status ReadStreamOptions(JsonReader& reader, ChatRequest& request);
+// kInvalidArgument: a tool's result that answers no call before it. Nothing is known of calls and results without ids.
+Status CheckToolResults(std::span<const ChatMessage> messages);
 // A text, or parts of which only texts are understood.
 Result<std::string> ReadContent(const Json& content, const std::string& path);
 // [{token, logprob, bytes, top_logprobs}]

@@ -9,6 +9,7 @@
 #include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -138,6 +139,7 @@ Status ReadBlock(const Json& block, const std::string& path, ChatMessage& messag
   if (type == "text") {
     reader.Require("text");
     reader.Text("text", text);
+    if (reader.Find("text") != nullptr && text.empty()) reader.Fail("text", "must not be empty");
     message.content += text;
   } else if (type == "tool_use") {
     if (message.role != "assistant") reader.Fail("type", "is tool_use, which is only the assistant's");
@@ -165,7 +167,8 @@ Status ReadBlock(const Json& block, const std::string& path, ChatMessage& messag
   return reader.status();
 }
 
-Status ReadAnthropicMessage(const Json& json, const std::string& path, std::vector<ChatMessage>& messages) {
+Status ReadAnthropicMessage(const Json& json, const std::string& path, bool is_last,
+                            std::vector<ChatMessage>& messages) {
   if (!json.is_object()) return InvalidArgument(fmt::format("'{}' must be an object with a role and a content", path));
   JsonReader reader(json, path + ".");
   ChatMessage message;
@@ -174,11 +177,14 @@ Status ReadAnthropicMessage(const Json& json, const std::string& path, std::vect
   reader.Text("role", message.role);
   PITH_RETURN_IF_ERROR(reader.status());
   if (message.role != "user" && message.role != "assistant" && message.role != "system")
-    reader.Fail("role", "must be user or assistant");
+    reader.Fail("role", "must be user, assistant or system");
   const Json& content = *reader.Find("content");
   std::vector<ChatMessage> results;
   if (content.is_string()) {
     message.content = content.get<std::string>();
+    // The assistant's last may be: the answer begins with nothing.
+    if (message.content.empty() && !(is_last && message.role == "assistant"))
+      reader.Fail("content", "must not be empty");
   } else if (content.is_array()) {
     if (content.empty()) reader.Fail("content", "has no blocks");
     for (size_t i = 0; i < content.size(); ++i) {
@@ -255,9 +261,28 @@ Status ReadPromptPart(JsonReader& reader, ChatRequest& request) {
   }
   if (list->empty()) return InvalidArgument("'messages' must have at least one message");
   for (size_t i = 0; i < list->size(); ++i) {
-    PITH_RETURN_IF_ERROR(ReadAnthropicMessage((*list)[i], fmt::format("messages[{}]", i), request.messages));
+    const bool is_last = i + 1 == list->size();
+    PITH_RETURN_IF_ERROR(ReadAnthropicMessage((*list)[i], fmt::format("messages[{}]", i), is_last, request.messages));
   }
+  PITH_RETURN_IF_ERROR(CheckToolResults(request.messages));
   return ReadAnthropicTools(reader, request);
+}
+
+// There is no thinking here that could be parted from answers: what asks for it must only be right.
+Status CheckThinking(JsonReader& reader, int max_tokens) {
+  const Json* thinking = reader.Object("thinking");
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (thinking == nullptr) return {};
+  JsonReader inner(*thinking, "thinking.");
+  inner.Require("type");
+  CheckMembers(inner, kThinkingMembers);
+  PITH_RETURN_IF_ERROR(inner.status());
+  if (*inner.Find("type") != "enabled") return {};
+  int budget = 0;
+  inner.Require("budget_tokens");
+  inner.Integer("budget_tokens", 0, INT32_MAX, budget);
+  if (budget >= max_tokens) inner.Fail("budget_tokens", "must be less than 'max_tokens'");
+  return inner.status();
 }
 
 Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& request) {
@@ -266,13 +291,20 @@ Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& re
   reader.Integer("max_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadPromptPart(reader, request));
   reader.Bool("stream", request.stream);
-  (void)reader.Object("metadata");
-  (void)reader.Object("thinking");
+  CheckMembers(reader, kAnthropicMembers);
+  PITH_RETURN_IF_ERROR(CheckThinking(reader, request.base.generation.max_tokens));
   reader.Integer("sse_ping_interval", -1, INT32_MAX, request.ping_seconds);
   (void)reader.Array("stop_sequences");  // no string, as elsewhere
   ReadStops(reader, "stop_sequences", request.base.generation.stops);
-  ReadSampling(reader, model, SamplingRules::kOpenAi, request.base.sampling);
+  for (const std::string& stop : request.base.generation.stops) {
+    if (stop.find_first_not_of(" \t\r\n") == std::string::npos)
+      reader.Fail("stop_sequences", "must each have more than blanks");
+  }
+  ReadSampling(reader, model, SamplingRules::kAnthropic, request.base.sampling);
   if (const Json* config = reader.Object("output_config"); config != nullptr) {
+    JsonReader inner(*config, "output_config.");
+    CheckMembers(inner, kOutputMembers);
+    PITH_RETURN_IF_ERROR(inner.status());
     if (const auto format = config->find("format"); format != config->end() && !format->is_null()) {
       PITH_RETURN_IF_ERROR(ReadFormat(*format, "output_config.format", request.schema));
     }

@@ -12,6 +12,7 @@
 #include "host/embedding_context.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -183,6 +184,20 @@ void Start(Call& call, const Json& input, const char* name, EmbeddingOptions opt
   StartAnswer(call, std::move(request), std::move(writer));
 }
 
+// What both of Ollama's requests have beside their texts, and how long the model is kept.
+Status ReadOllama(JsonReader& reader, std::string& name, std::optional<double>& keep) {
+  reader.Require("model");
+  reader.Text("model", name);
+  const Json* options = reader.Object("options");
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (options != nullptr) {
+    JsonReader inner(*options, "options.");
+    CheckMembers(inner, kOllamaOptions);
+    PITH_RETURN_IF_ERROR(inner.status());
+  }
+  return ReadKeepAlive(reader, keep);
+}
+
 }  // namespace
 
 void OpenAiEmbeddings(Call& call) {
@@ -208,6 +223,7 @@ void LlamaEmbedding(Call& call) {
   JsonReader reader(*body);
   const char* const name = reader.Find("content") != nullptr ? "content" : "input";
   reader.Require(name);
+  CheckMembers(reader, kLlamaEmbeddingMembers);
   if (const Status status = reader.status(); !status) return call.Fail(status.error());
   EmbeddingOptions options;
   options.shape = Shape::kLlama;
@@ -222,15 +238,10 @@ void OllamaEmbed(Call& call) {
   options.shape = Shape::kOllama;
   options.truncates = true;
   std::optional<double> keep;
-  reader.Require("model");
-  reader.Text("model", options.name);
   reader.Bool("truncate", options.truncates);
   reader.Integer("dimensions", 0, INT32_MAX, options.dimensions);
-  (void)reader.Object("options");
   reader.Require("input");
-  Status status = reader.status();
-  if (status) status = ReadKeepAlive(reader, keep);
-  if (!status) return call.Fail(status.error());
+  if (const Status status = ReadOllama(reader, options.name, keep); !status) return call.Fail(status.error());
   if (keep) call.catalog.KeepAlive(call.context.model.id, *keep);
   const Json& input = *reader.Find("input");
   const bool is_empty = input.is_string() ? input.get_ref<const std::string&>().empty() : input == Json::array();
@@ -248,11 +259,11 @@ void OllamaEmbeddings(Call& call) {
   options.shape = Shape::kOllamaOne;
   options.truncates = true;
   std::string prompt;
-  reader.Require("model");
-  reader.Text("model", options.name);
+  std::optional<double> keep;
   reader.Require("prompt");
   reader.Text("prompt", prompt);
-  if (const Status status = reader.status(); !status) return call.Fail(status.error());
+  if (const Status status = ReadOllama(reader, options.name, keep); !status) return call.Fail(status.error());
+  if (keep) call.catalog.KeepAlive(call.context.model.id, *keep);
   Start(call, *reader.Find("prompt"), "prompt", std::move(options));
 }
 

@@ -14,6 +14,7 @@
 #include "base/utf8.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -284,6 +285,7 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   int num_probabilities = 0;
   reader.Integer("n_probs", 0, 1000, num_probabilities);
   if (num_probabilities > 0) request.base.generation.num_logprobs = num_probabilities;
+  CheckMembers(reader, kLlamaMembers);
   reader.Bool("return_tokens", extras.returns_tokens);
   reader.Bool("post_sampling_probs", request.base.tells_sampled);
   ReadLlamaLimits(reader, model.num_slots, request);

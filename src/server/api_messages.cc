@@ -1,6 +1,7 @@
 // What OpenAI's requests have in common with those that follow them.
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -115,6 +116,31 @@ Status ReadMessages(const Json& list, const std::string& path, std::vector<ChatM
   return {};
 }
 
+Status CheckToolResults(std::span<const ChatMessage> messages) {
+  std::set<std::string_view> calls;
+  for (const ChatMessage& message : messages) {
+    for (const ChatToolCall& call : message.tool_calls) calls.insert(call.id);
+    if (calls.contains("")) return {};
+    if (message.role != "tool" || message.tool_call_id.empty() || calls.contains(message.tool_call_id)) continue;
+    return InvalidArgument(fmt::format("'messages' has the result of a call \"{}\" that nobody made before it",
+                                       Escaped(message.tool_call_id)));
+  }
+  return {};
+}
+
+Status ReadStreamOptions(JsonReader& reader, ChatRequest& request) {
+  const Json* options = reader.Object("stream_options");
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (options == nullptr) return {};
+  if (!request.stream) reader.Fail("stream_options", "are of streams: 'stream' must be true");
+  JsonReader inner(*options, "stream_options.");
+  bool pads = false;  // OpenAI's padding of parts, of which there is none here
+  inner.Bool("include_usage", request.include_usage);
+  inner.Bool("include_obfuscation", pads);
+  PITH_RETURN_IF_ERROR(inner.status());
+  return reader.status();
+}
+
 Status ReadTools(JsonReader& reader, ChatRequest& request) {
   const Json* list = reader.Array("tools");
   PITH_RETURN_IF_ERROR(reader.status());
@@ -135,6 +161,8 @@ Status ReadTools(JsonReader& reader, ChatRequest& request) {
     inner.Require("name");
     inner.Text("name", tool.name);
     inner.Text("description", tool.description);
+    bool is_strict = false;
+    inner.Bool("strict", is_strict);
     if (const Json* parameters = inner.Object("parameters"); parameters != nullptr)
       tool.parameters = JsonText(*parameters);
     PITH_RETURN_IF_ERROR(inner.status());
@@ -200,6 +228,9 @@ Status ReadToolChoice(JsonReader& reader, ChatRequest& request) {
     PITH_RETURN_IF_ERROR(ReadAllowedTools(*choice, reader.Path("tool_choice."), request));
   } else if (choice->is_object()) {
     JsonReader inner(*choice, reader.Path("tool_choice."));
+    std::string type = "function";
+    inner.Text("type", type);
+    if (type != "function") inner.Fail("type", "must be function or allowed_tools");
     const Json* function = inner.Object("function");
     PITH_RETURN_IF_ERROR(inner.status());
     JsonReader named(function != nullptr ? *function : *choice,

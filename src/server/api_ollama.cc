@@ -13,6 +13,7 @@
 #include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -131,8 +132,7 @@ Status ReadOptions(JsonReader& outer, const ServedModel& model, ChatRequest& req
   JsonReader reader(*options, "options.");
   reader.Integer("num_predict", -2, INT32_MAX, request.base.generation.max_tokens);
   request.base.generation.max_tokens = std::max(request.base.generation.max_tokens, -1);
-  int num_ctx = 0;
-  reader.Integer("num_ctx", 0, INT32_MAX, num_ctx);  // the server's own is what holds
+  CheckMembers(reader, kOllamaOptions);
   ReadStops(reader, "stop", request.base.generation.stops);
   ReadSampling(reader, model, SamplingRules::kLlama, request.base.sampling);
   return reader.status();
@@ -151,9 +151,7 @@ Status ReadShared(JsonReader& reader, const ServedModel& model, ChatRequest& req
   reader.Bool("stream", request.stream);
   bool logprobs = false;
   int top = 0;
-  const Json* const think = reader.Find("think");
-  if (think != nullptr && !think->is_boolean() && !think->is_string())
-    reader.Fail("think", "must be true, false or a level such as \"low\"");
+  CheckMembers(reader, kOllamaMembers);
   reader.Bool("logprobs", logprobs);
   reader.Integer("top_logprobs", 0, 20, top);
   if (logprobs) request.base.generation.num_logprobs = top;
@@ -192,6 +190,8 @@ Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& r
   if (!own_template.empty()) reader.Fail("template", "is not supported: the model's own is used, or none with 'raw'");
   if (HasImages(reader)) reader.Fail("images", "are not supported: this model reads text alone");
   const Json* context = reader.Array("context");
+  if (raw && (!system.empty() || (context != nullptr && !context->empty())))
+    reader.Fail("raw", "is a prompt as it is, which has no 'system' and no 'context'");
   PITH_RETURN_IF_ERROR(reader.status());
   is_empty = prompt.empty();
   if (is_empty) return {};

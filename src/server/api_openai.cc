@@ -9,6 +9,7 @@
 #include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -272,14 +273,9 @@ class TextWriter final : public CompletionWriter {
 Status ReadCommon(JsonReader& reader, const ServedModel& model, ChatRequest& request) {
   std::string ignored;
   reader.Text("model", ignored);
-  reader.Text("user", ignored);
-  (void)reader.Object("metadata");
+  CheckMembers(reader, kOpenAiMembers);
   reader.Bool("stream", request.stream);
-  if (const Json* options = reader.Object("stream_options"); options != nullptr) {
-    JsonReader inner(*options, "stream_options.");
-    inner.Bool("include_usage", request.include_usage);
-    PITH_RETURN_IF_ERROR(inner.status());
-  }
+  PITH_RETURN_IF_ERROR(ReadStreamOptions(reader, request));
   ReadLlamaLimits(reader, kMostChoices, request);
   reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
   reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
@@ -321,9 +317,11 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   reader.Require("messages");
   PITH_RETURN_IF_ERROR(reader.status());
   PITH_RETURN_IF_ERROR(ReadMessages(*reader.Find("messages"), "messages", request.messages));
+  PITH_RETURN_IF_ERROR(CheckToolResults(request.messages));
   PITH_RETURN_IF_ERROR(ReadCommon(reader, model, request));
   PITH_RETURN_IF_ERROR(ReadContinuation(reader, request));
-  reader.Integer("max_completion_tokens", 0, INT32_MAX, request.base.generation.max_tokens);
+  CheckMembers(reader, kChatMembers);
+  reader.Integer("max_completion_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
   PITH_RETURN_IF_ERROR(ReadChatLogprobs(reader, request));
   PITH_RETURN_IF_ERROR(ReadTools(reader, request));
   PITH_RETURN_IF_ERROR(ReadToolChoice(reader, request));

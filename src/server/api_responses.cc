@@ -10,6 +10,7 @@
 #include "server/answer.h"
 #include "server/api.h"
 #include "server/kept_responses.h"
+#include "server/members.h"
 
 namespace pith::server {
 namespace {
@@ -347,35 +348,47 @@ Status ReadInput(const Call& call, JsonReader& reader, Conversation& conversatio
 Status ReadText(JsonReader& reader, ChatRequest& request) {
   const Json* text = reader.Object("text");
   PITH_RETURN_IF_ERROR(reader.status());
-  if (text == nullptr || !text->contains("format") || text->at("format").is_null()) return {};
+  if (text == nullptr) return {};
+  JsonReader inner(*text, "text.");
+  CheckMembers(inner, kTextMembers);
+  PITH_RETURN_IF_ERROR(inner.status());
+  if (!text->contains("format") || text->at("format").is_null()) return {};
   return ReadFormat(text->at("format"), "text.format", request.schema);
 }
+
+constexpr std::string_view kIncludable =
+    "file_search_call.results|web_search_call.results|web_search_call.action.sources|message.input_image.image_url|"
+    "computer_call_output.output.image_url|code_interpreter_call.outputs|reasoning.encrypted_content|"
+    "message.output_text.logprobs";
 
 Status ReadResponses(const Call& call, const Json& body, Conversation& conversation, ChatRequest& request) {
   const ServedModel& model = call.context.model;
   JsonReader reader(body);
   PITH_RETURN_IF_ERROR(ReadInput(call, reader, conversation, request));
+  PITH_RETURN_IF_ERROR(CheckToolResults(request.messages));
   std::string ignored, truncation;
   reader.Text("model", ignored);
+  CheckMembers(reader, kOpenAiMembers);
+  CheckMembers(reader, kResponsesMembers);
+  if (const Json* reasoning = reader.Object("reasoning"); reasoning != nullptr) {
+    JsonReader inner(*reasoning, "reasoning.");
+    CheckMembers(inner, kReasoningMembers);
+    PITH_RETURN_IF_ERROR(inner.status());
+  }
   reader.Bool("stream", request.stream);
+  PITH_RETURN_IF_ERROR(ReadStreamOptions(reader, request));
   ReadStreaming(reader, request);
   reader.Integer("max_output_tokens", 1, INT32_MAX, request.base.generation.max_tokens);
-  for (const char* name : {"conversation", "prompt"}) {
-    if (reader.Find(name) != nullptr)
-      reader.Fail(name, "is not supported: give all of 'input', or 'previous_response_id'");
-  }
-  (void)reader.Object("metadata");  // which the response repeats
-  bool background = false;
   reader.Bool("store", conversation.is_kept);
-  reader.Bool("background", background);
-  if (background) reader.Fail("background", "is not supported");
   reader.Text("truncation", truncation);
-  if (!truncation.empty() && truncation != "auto" && truncation != "disabled")
-    reader.Fail("truncation", "must be auto or disabled");
   ReadSampling(reader, model, SamplingRules::kOpenAi, request.base.sampling);
   std::vector<std::string> include;
   (void)reader.Array("include");  // no text, as elsewhere
   reader.Texts("include", include);
+  for (const std::string& one : include) {
+    if (!IsChoice(one, kIncludable))
+      reader.Fail("include", fmt::format("has \"{}\", which is nothing to include", Escaped(one)));
+  }
   int top = 0;
   reader.Integer("top_logprobs", 0, 20, top);
   if (std::ranges::find(include, "message.output_text.logprobs") != include.end())

@@ -27,6 +27,15 @@ constexpr size_t kMostTokenBytes = 1024;            // where the tokenizer has n
 constexpr double kMostLogprobBytes = 256.0 * (1 << 20), kLogprobBytes = 8, kLogprobJsonBytes = 400;
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
+// What protocols allow, by SamplingRules.
+struct SamplingBounds {
+  double temperature;
+  double bias;
+  bool biases_texts;
+  int least_top_k;
+};
+constexpr SamplingBounds kBounds[] = {{2, 100, false, -1}, {1, 100, false, 0}, {kMost, kMost, true, -1}};
+
 uint32_t RandomSeed() {
   thread_local std::mt19937 random{std::random_device{}()};
   return static_cast<uint32_t>(random());
@@ -36,7 +45,7 @@ bool KnowsTools(const ServedModel& model) { return model.chat_template.find("too
 
 // llama-server's {"15043": -1.5, "text": 1} or [[15043, -1.5], [2, false], ["text", 1]]; OpenAI's is the first without
 // texts.
-void ReadBias(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling) {
+void ReadBias(JsonReader& reader, const ServedModel& model, const SamplingBounds& bounds, SamplerOptions& sampling) {
   const Json* value = reader.Find("logit_bias");
   if (value == nullptr) return;
   const auto add = [&](int64_t token, const Json& bias) {
@@ -46,13 +55,13 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplingRules rules,
     }
     if (bias.is_boolean() && !bias.get<bool>()) {
       sampling.logit_bias.emplace_back(static_cast<int32_t>(token), kForbidden);
-    } else if (bias.is_number() && std::abs(bias.get<double>()) <= kMost) {
+    } else if (bias.is_number() && std::abs(bias.get<double>()) <= bounds.bias) {
       // OpenAI's -100 forbids a token.
       const double number = bias.get<double>();
       sampling.logit_bias.emplace_back(static_cast<int32_t>(token),
                                        number <= -100 ? kForbidden : static_cast<float>(number));
     } else {
-      reader.Fail("logit_bias", "must map tokens to numbers");
+      reader.Fail("logit_bias", fmt::format("must map tokens to numbers from {} to {}", -bounds.bias, bounds.bias));
     }
   };
   const auto add_text = [&](const std::string& text, const Json& bias) {
@@ -64,7 +73,7 @@ void ReadBias(JsonReader& reader, const ServedModel& model, SamplingRules rules,
     for (const auto& [key, bias] : value->items()) {
       if (!key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos) {
         add(std::stoll(key), bias);
-      } else if (rules == SamplingRules::kLlama && !key.empty()) {
+      } else if (bounds.biases_texts && !key.empty()) {
         add_text(key, bias);
       } else {
         return reader.Fail("logit_bias",
@@ -238,10 +247,11 @@ ChatRequest NewRequest(const ServedModel& model, std::string tenant) {
 }
 
 void ReadSampling(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling) {
-  reader.Number("temperature", 0, rules == SamplingRules::kOpenAi ? 2 : kMost, sampling.temperature);
+  const SamplingBounds& bounds = kBounds[static_cast<size_t>(rules)];
+  reader.Number("temperature", 0, bounds.temperature, sampling.temperature);
   reader.Number("dynatemp_range", 0, kMost, sampling.dynatemp_range);
   reader.Number("dynatemp_exponent", 0, kMost, sampling.dynatemp_exponent);
-  reader.Integer("top_k", -1, INT32_MAX, sampling.top_k);
+  reader.Integer("top_k", bounds.least_top_k, INT32_MAX, sampling.top_k);
   sampling.top_k = std::max(sampling.top_k, 0);
   reader.Number("top_p", 0, 1, sampling.top_p);
   if (sampling.top_p <= 0) sampling.top_p = 1e-6f;  // the likeliest alone
@@ -269,7 +279,7 @@ void ReadSampling(JsonReader& reader, const ServedModel& model, SamplingRules ru
   reader.Bool("ignore_eos", sampling.ignore_eos);
   reader.Text("grammar", sampling.grammar);
   ReadSeed(reader, sampling);
-  ReadBias(reader, model, rules, sampling);
+  ReadBias(reader, model, bounds, sampling);
   ReadSamplers(reader, sampling);
 }
 
@@ -376,6 +386,10 @@ Status ReadFormat(const Json& format, const std::string& path, std::string& sche
   const Json* wanted = nullptr;
   if (inner != nullptr) {
     JsonReader nested(*inner, path + ".json_schema.");
+    std::string name;
+    bool is_strict = false;
+    nested.Text("name", name);
+    nested.Bool("strict", is_strict);
     nested.Require("schema");
     wanted = nested.Object("schema");
     PITH_RETURN_IF_ERROR(nested.status());

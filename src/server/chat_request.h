@@ -47,8 +47,9 @@ struct ChatRequest {
 ChatRequest NewRequest(const ServedModel& model, std::string tenant);
 
 // Members that OpenAI's and llama-server's requests share: temperature, top_p, ..., seed, logit_bias, grammar.
-// kOpenAi: temperatures up to 2, biases of tokens by their numbers alone.
-enum class SamplingRules { kOpenAi, kLlama };
+// kOpenAi: temperatures up to 2, biases up to 100 and of tokens by their numbers alone. kAnthropic: temperatures up
+// to 1.
+enum class SamplingRules { kOpenAi, kAnthropic, kLlama };
 void ReadSampling(JsonReader& reader, const ServedModel& model, SamplingRules rules, SamplerOptions& sampling);
 // llama-server's n_cmpl (and n), t_max_predict_ms, and what it tells within streams: of all paths on which its other
 // members are read.

@@ -24,6 +24,14 @@ bool EqualsAnyCase(std::string_view a, std::string_view b) {
   return std::ranges::equal(a, b, [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
 }
 
+// What a host and its port may be written with; none at all is one, too.
+bool IsHost(std::string_view text) {
+  return std::ranges::all_of(text, [](unsigned char c) {
+    return std::isalnum(c) != 0 ||
+           std::string_view("-._~%!$&'()*+,;=:[]").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+}
+
 }  // namespace
 
 Status ReadTarget(std::string target, HttpRequest& request) {
@@ -45,6 +53,9 @@ std::string FramingFault(const boost::beast::http::fields& head, unsigned versio
        {"Host", "Content-Length", "Content-Type", "Content-Encoding", "Authorization", "x-api-key", "Expect"}) {
     if (head.count(name) > 1) return fmt::format("the header {} stands more than once", name);
   }
+  // RFC 9112, 3.2.
+  if (version >= 11 && head.count(field::host) == 0) return "HTTP/1.1 needs the header Host";
+  if (const auto host = head[field::host]; !IsHost({host.data(), host.size()})) return "the header Host names no host";
   if (head[field::content_length].find(',') != std::string_view::npos)
     return "the header Content-Length must be one number";
   if (version < 11 && head.count(field::transfer_encoding) > 0) return "HTTP/1.0 knows no Transfer-Encoding";

@@ -112,7 +112,7 @@ TEST(HttpServer, CodingsThatAreNotKnown) {
   const auto ask = [&](const std::string& headers, const std::string& version = "1.1") {
     Socket socket(server->port());
     socket.Send("POST /a HTTP/" + version + "\r\nHost: x\r\n" + headers +
-                "\r\n2\r\nhi\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nConnection: close\r\n\r\n");
+                "\r\n2\r\nhi\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     return socket.Read();
   };
   for (const char* headers : {"Transfer-Encoding: gzip\r\n", "Transfer-Encoding: identity\r\n",
@@ -161,6 +161,12 @@ TEST(HttpServer, HeadersThatContradictEachOther) {
                                      host + length + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n",
                                      host + length + "Expect: 100-continue\r\nExpect: other\r\n",
                                      "Host : x\r\n" + length,
+                                     length,
+                                     "Host: a b\r\n" + length,
+                                     "Host: a/b\r\n" + length,
+                                     "Host: http://a\r\n" + length,
+                                     "Host: a@b\r\n" + length,
+                                     "Host: a\xff\r\n" + length,
                                      host + length + "A\r\n",
                                      host + length + ": a\r\n",
                                      host + length + "A: \x01\r\n",
@@ -173,6 +179,9 @@ TEST(HttpServer, HeadersThatContradictEachOther) {
   EXPECT_TRUE(old.starts_with("HTTP/1.1 400 ")) << old;
   EXPECT_EQ(asked, 0);
   EXPECT_NE(ask(host + length).find("POST /a hello"), std::string::npos) << "control";
+  for (const char* named : {"Host:\r\n", "Host: localhost:80\r\n", "Host: [::1]:80\r\n", "host: a-b.c_d%20\r\n"})
+    EXPECT_NE(ask(named + length).find("POST /a hello"), std::string::npos) << named;
+  EXPECT_NE(ask("Connection: close\r\n" + length, "1.0").find("POST /a hello"), std::string::npos) << "needs none";
   EXPECT_NE(ask(host + length + "Accept: a\r\nAccept: b\r\nA: b\r\n  c\r\n").find("POST /a hello"), std::string::npos)
       << "those that may stand twice, and a folded one, which is one line (RFC 9112 5.2)";
 }
@@ -217,7 +226,7 @@ TEST(HttpServer, OldClientsAreNotToldToContinue) {
   for (const std::string version : {"1.0", "1.1"}) {
     Socket socket(server->port());
     socket.Send("POST /a HTTP/" + version +
-                "\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 2\r\n\r\n");
+                "\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 2\r\n\r\n");
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     socket.Send("hi");
     const std::string answer = socket.Read();
@@ -231,17 +240,17 @@ TEST(HttpServer, LimitsOfSizeAndTime) {
       Echo, {.header_bytes = 1000, .body_bytes = 100, .header_seconds = 0.2, .body_seconds = 0.2, .idle_seconds = 0.3});
   Socket large(server->port()), header(server->port()), slow(server->port()), half(server->port()),
       idle(server->port());
-  large.Send("POST /large HTTP/1.1\r\nContent-Length: 50000000000\r\n\r\n");
+  large.Send("POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000000\r\n\r\n");
   EXPECT_TRUE(large.Read().starts_with("HTTP/1.1 413 "));
-  header.Send("GET / HTTP/1.1\r\nA: " + std::string(2000, 'a') + "\r\n\r\n");
+  header.Send("GET / HTTP/1.1\r\nHost: x\r\nA: " + std::string(2000, 'a') + "\r\n\r\n");
   EXPECT_TRUE(header.Read().starts_with("HTTP/1.1 431 "));
   slow.Send("GET / HT");
   EXPECT_TRUE(slow.Read().starts_with("HTTP/1.1 408 "));
-  half.Send("POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+  half.Send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc");
   EXPECT_TRUE(half.Read().starts_with("HTTP/1.1 408 "));
   EXPECT_EQ(idle.Read(), "");
   Socket chunks(server->port());
-  chunks.Send("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" + std::string(4095, 'a'));
+  chunks.Send("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" + std::string(4095, 'a'));
   EXPECT_TRUE(chunks.Read().starts_with("HTTP/1.1 413 "));
 }
 
@@ -256,9 +265,9 @@ TEST(HttpServer, BodiesHoldSoManyBytesTogether) {
         Echo(std::move(request), exchange);
       },
       limits);
-  const std::string large = "POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 100\r\n\r\n";
+  const std::string large = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100\r\n\r\n";
   const std::string chunked =
-      "POST / HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n";
+      "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n";
   Socket first(server->port());
   first.Send(large + std::string(99, 'a'));
   const auto status_of = [&](const std::string& request) {
@@ -269,7 +278,7 @@ TEST(HttpServer, BodiesHoldSoManyBytesTogether) {
   while (status_of(large) != "503") std::this_thread::yield();  // before the first one's header is read
   EXPECT_EQ(status_of(chunked), "503") << "it may become as large";
   Socket small(server->port());
-  small.Send("POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 50\r\n\r\n" + std::string(50, 'b'));
+  small.Send("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 50\r\n\r\n" + std::string(50, 'b'));
   while (begun < 1) std::this_thread::yield();
   EXPECT_EQ(status_of(large), "503") << "a request that is looked at holds its body, too";
   first.Send("a");
@@ -291,7 +300,7 @@ TEST(HttpServer, AsManyConnectionsAsItTakes) {
   first.Close();
   for (int i = 0; i < 100; ++i) {
     Socket third(server->port());
-    third.Send("GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+    third.Send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     if (third.Read().starts_with("HTTP/1.1 200 ")) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
@@ -340,7 +349,7 @@ TEST(HttpServer, StreamsAndClientsThatDoNotRead) {
       },
       {.unsent_bytes = 1 << 20, .write_seconds = 0.3});
   Socket chunked(server->port()), plain(server->port());
-  chunked.Send("GET /short HTTP/1.1\r\nConnection: close\r\n\r\n");
+  chunked.Send("GET /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_TRUE(chunked.Read().ends_with("3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"));
   plain.Send("GET /short HTTP/1.0\r\n\r\n");
   EXPECT_TRUE(plain.Read().ends_with("\r\n\r\nonetwo"));

@@ -178,7 +178,9 @@ TEST(OpenAiProtocol, ResultsOfToolsNameTheirCalls) {
   };
   EXPECT_EQ(responses(R"({"type":"function_call","call_id":"c","name":"f","arguments":"{}"})"), 200);
   EXPECT_EQ(responses(R"({"type":"function_call","name":"f","arguments":"{}"})"), 400);
-  EXPECT_EQ(responses(R"({"type":"function_call_output","call_id":"c","output":"5"})"), 200);
+  EXPECT_EQ(responses(R"({"type":"function_call","call_id":"c","name":"f","arguments":"{}"},)"
+                      R"({"type":"function_call_output","call_id":"c","output":"5"})"),
+            200);
   EXPECT_EQ(responses(R"({"type":"function_call_output","output":"5"})"), 400);
   EXPECT_EQ(server.Handle("POST", "/v1/responses", R"({"input":"a","metadata":5})")->status, 400);
   for (const int tokens : {0, -1}) {
