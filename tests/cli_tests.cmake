@@ -101,10 +101,11 @@ if(NOT PITH_SANITIZE)
 endif()
 # The server with raw sockets and, where the package index can be reached, with the official clients.
 if(NOT PITH_SANITIZE)
-  foreach(class Manners Llama Slots Models OpenAi AnthropicClient OllamaClient LangChain)
+  foreach(class Manners Llama Infill Slots Models OpenAi AnthropicClient OllamaClient LangChain)
     add_test(NAME serve_${class} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/serve_test.py ${class})
     set_tests_properties(serve_${class} PROPERTIES LABELS model TIMEOUT 1800 RUN_SERIAL ON
-      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>")
+      ENVIRONMENT "PITH_BINARY=$<TARGET_FILE:pith>;PITH_RANDOM_MODEL=$<TARGET_FILE:random_model>;\
+PITH_NARROW_MODEL=$<TARGET_FILE:narrow_model>")
   endforeach()
 endif()
 # The page in a browser, and a rolling restart, with programs of Debian's that not every machine has.

@@ -374,6 +374,60 @@ class Llama(Served):
         self.assertEqual(self.server.post("/completion", {"prompt": "a", "id_slot": 99})[0], 400)
 
 
+class Infill(unittest.TestCase):
+    """What editors ask for: of a model whose tokenizer has tokens for it, and of one whose has none."""
+
+    def setUp(self):
+        self.tool = os.environ.get("PITH_NARROW_MODEL", "")
+        if not self.tool or not os.path.exists(default_model()):
+            self.skipTest("no default model, or no narrow_model")
+
+    def test_requests_of_editors(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = folder + "/fim.gguf"
+            tokens = {"fim_pre": 7, "fim_suf": 8, "fim_mid": 9, "fim_rep": 4, "fim_sep": 5}
+            subprocess.run([self.tool, "default", path, "1"] + [f"tokenizer.ggml.{name}_token_id={token}" for name, token in tokens.items()], check=True)
+            server = Server("-m", path)
+            try:
+                pre, suf, mid, rep, sep = [server.post("/detokenize", {"tokens": [token]})[2]["content"] for token in tokens.values()]
+                # llama.vim's and llama.vscode's
+                body = {"id_slot": 0, "input_prefix": "int a(", "input_suffix": ")\n", "prompt": "  x", "n_predict": 12, "n_indent": 2, "top_k": 40,
+                        "input_extra": [{"filename": f"{i}.c", "text": "int b;\n" * 20, "time": [1, 2]} for i in range(3)], "top_p": 0.9,
+                        "samplers": ["top_k", "top_p", "infill"], "stream": False, "cache_prompt": True, "t_max_prompt_ms": 500, "t_max_predict_ms": 1000,
+                        "stop": []}
+                ahead = server.post("/infill", {**body, "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "samplers": [],
+                                                "t_max_predict_ms": 1, "response_fields": [""]})
+                self.assertEqual((ahead[0], ahead[2]), (200, {}))
+                status, _, answer = server.post("/infill", body)
+                self.assertEqual(status, 200, answer)
+                files = "".join(f"{sep}{i}.c\n" + "int b;\n" * 20 for i in range(3))
+                self.assertEqual(answer["prompt"], f"{rep}myproject\n{files}{sep}filename\n{pre}int a(  x{suf})\n{mid}")
+                self.assertIn("infill", answer["generation_settings"]["samplers"])
+                self.assertGreater(answer["timings"]["cache_n"], 100, "the files had been read ahead")
+                parts = events(server.post("/infill", {**body, "stream": True})[2])
+                self.assertTrue(parts[-1]["stop"])
+                long = server.post("/infill", {**body, "input_prefix": "a b c d\n" * 3000})[2]
+                self.assertLess(long["tokens_evaluated"], 2048)
+                self.assertTrue(long["prompt"].endswith(f"a b c d\n  x{suf})\n{mid}"))
+                given = {"prompt": "int a(", "suffix": ")\n"}
+                self.assertEqual(server.post("/v1/completions", {**given, "max_tokens": 3})[2]["usage"]["prompt_tokens"],
+                                 server.post("/api/generate", {**given, "model": "m", "stream": False, "options": {"num_predict": 3}})[2]["prompt_eval_count"])
+            finally:
+                server.stop()
+
+    def test_a_model_without_tokens_for_it(self):
+        server = Server()
+        try:
+            status, _, answer = server.post("/infill", {"input_prefix": "a", "input_suffix": "b"})
+            self.assertEqual((status, answer["error"]["type"]), (501, "not_supported_error"))
+            self.assertIn("lacks the tokens for prefix, suffix, middle", answer["error"]["message"])
+            self.assertEqual(server.post("/v1/completions", {"prompt": "a", "suffix": "b"})[0], 400)
+            self.assertEqual(server.post("/api/generate", {"model": "m", "prompt": "a", "suffix": "b"})[0], 400)
+            self.assertEqual(server.post("/v1/rerank", {"query": "a", "documents": ["b"]})[0], 501)
+        finally:
+            server.stop()
+
+
 class Slots(unittest.TestCase):
     """Saved slots, the key, and the end."""
 

@@ -160,6 +160,7 @@ server::ServedModel MakeServed(const std::shared_ptr<HostModel>& model, std::str
   served.chat_template = model->chat_template();
   served.bos = model->bos_text();
   served.eos = model->eos_text();
+  served.fim = FimTokensOf(*model);
   served.created = server::UnixTime();
   return served;
 }

@@ -101,7 +101,8 @@ SamplerOptions SamplingDefaults(const HostModel& model) {
 
 Result<std::vector<std::string>> ParseSequence(const std::string& text) {
   // As llama.cpp writes them, with a dash or without anything in place of "_", too.
-  const std::vector<std::string> known = SamplerOptions().sequence;
+  std::vector<std::string> known = SamplerOptions().sequence;
+  known.emplace_back("infill");  // in none but those that name it
   const std::pair<std::string_view, std::string_view> others[] = {
       {"nucleus", "top_p"}, {"temp", "temperature"}, {"typ", "typ_p"}, {"typical", "typ_p"}};
   std::vector<std::string> sequence;
@@ -283,6 +284,7 @@ llama_sampler* HostSampler::Private::Make(const std::string& name, const HostMod
     if (options.xtc_probability <= 0) return nullptr;
     return llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, 1, options.seed);
   }
+  if (name == "infill") return llama_sampler_init_infill(llama_model_get_vocab(model.handle()));
   return llama_sampler_init_temp_ext(options.temperature, options.dynatemp_range, options.dynatemp_exponent);
 }
 

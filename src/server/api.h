@@ -66,6 +66,8 @@ void LlamaTokenize(Call& call);
 void LlamaDetokenize(Call& call);
 void LlamaApplyTemplate(Call& call);
 void LlamaCompletion(Call& call);
+void LlamaInfill(Call& call);
+void LlamaRerank(Call& call);
 // page.cc
 void Page(Call& call);
 // metrics.cc

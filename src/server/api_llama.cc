@@ -14,6 +14,7 @@
 #include "base/utf8.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/infill.h"
 #include "server/members.h"
 
 namespace pith::server {
@@ -276,9 +277,8 @@ Status ReadMixedPrompt(const Json& given, const ServedModel& model, ChatRequest&
   return {};
 }
 
-Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& request, LlamaExtras& extras) {
-  JsonReader reader(body);
-  reader.Require("prompt");
+// All but the prompt.
+Status ReadLlama(JsonReader& reader, const ServedModel& model, ChatRequest& request, LlamaExtras& extras) {
   reader.Bool("stream", request.stream);
   reader.Integer("max_tokens", -1, INT32_MAX, request.base.generation.max_tokens);
   reader.Integer("n_predict", -1, INT32_MAX, request.base.generation.max_tokens);
@@ -286,6 +286,7 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   reader.Integer("n_probs", 0, 1000, num_probabilities);
   if (num_probabilities > 0) request.base.generation.num_logprobs = num_probabilities;
   CheckMembers(reader, kLlamaMembers);
+  reader.Integer("n_indent", 0, INT32_MAX, request.base.generation.least_indent);
   reader.Bool("return_tokens", extras.returns_tokens);
   reader.Bool("post_sampling_probs", request.base.tells_sampled);
   ReadLlamaLimits(reader, model.num_slots, request);
@@ -295,8 +296,50 @@ Status ReadLlama(const Json& body, const ServedModel& model, ChatRequest& reques
   ReadStops(reader, "stop", request.base.generation.stops);
   ReadSampling(reader, model, SamplingRules::kLlama, request.base.sampling);
   if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
-  PITH_RETURN_IF_ERROR(ReadOwnFields(reader, model, request));
+  return ReadOwnFields(reader, model, request);
+}
+
+Status ReadLlamaCompletion(const Json& body, const ServedModel& model, ChatRequest& request, LlamaExtras& extras) {
+  JsonReader reader(body);
+  reader.Require("prompt");
+  PITH_RETURN_IF_ERROR(ReadLlama(reader, model, request, extras));
   return ReadMixedPrompt(*reader.Find("prompt"), model, request, extras.prompts);
+}
+
+Status ReadInfill(const Json& body, const ServedModel& model, ChatRequest& request, LlamaExtras& extras) {
+  JsonReader reader(body);
+  InfillParts parts{.names_files = true};
+  reader.Require("input_prefix");
+  reader.Require("input_suffix");
+  reader.Text("input_prefix", parts.prefix);
+  reader.Text("input_suffix", parts.suffix);
+  reader.Text("prompt", parts.begun);
+  const Json* extra = reader.Array("input_extra");
+  PITH_RETURN_IF_ERROR(reader.status());
+  for (size_t i = 0; extra != nullptr && i < extra->size(); ++i) {
+    const std::string at = fmt::format("input_extra[{}]", i);
+    if (!(*extra)[i].is_object()) return InvalidArgument(fmt::format("'{}' must be an object with a text", at));
+    JsonReader inner((*extra)[i], at + ".");
+    InfillFile file;
+    inner.Require("text");
+    inner.Text("text", file.text);
+    inner.Text("filename", file.name);
+    PITH_RETURN_IF_ERROR(inner.status());
+    parts.extra.push_back(std::move(file));
+  }
+  PITH_RETURN_IF_ERROR(ReadLlama(reader, model, request, extras));
+  PITH_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, InfillPrompt(model, parts, request.base.generation.max_tokens));
+  extras.prompts.push_back(TextOf(model, tokens));
+  request.prompts.push_back(std::move(tokens));
+  return {};
+}
+
+// What both endpoints do with what they have read.
+void Complete(Call& call, ChatRequest request, LlamaExtras extras, Status status) {
+  if (status) status = Prepare(call.context, request);
+  if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
+  auto writer = std::make_unique<LlamaWriter>(call, request, std::move(extras));
+  StartAnswer(call, std::move(request), std::move(writer));
 }
 
 Json SlotJson(const ServedModel& model, const SlotState& slot) {
@@ -530,11 +573,22 @@ void LlamaCompletion(Call& call) {
   if (!body) return call.Fail(body.error());
   ChatRequest request = NewRequest(call.context.model, call.tenant);
   LlamaExtras extras;
-  Status status = ReadLlama(*body, call.context.model, request, extras);
-  if (status) status = Prepare(call.context, request);
-  if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
-  auto writer = std::make_unique<LlamaWriter>(call, request, std::move(extras));
-  StartAnswer(call, std::move(request), std::move(writer));
+  Status status = ReadLlamaCompletion(*body, call.context.model, request, extras);
+  Complete(call, std::move(request), std::move(extras), std::move(status));
+}
+
+void LlamaInfill(Call& call) {
+  if (const Status can = CheckInfill(call.context.model); !can) return call.Fail(501, can.error().message);
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  LlamaExtras extras;
+  Status status = ReadInfill(*body, call.context.model, request, extras);
+  Complete(call, std::move(request), std::move(extras), std::move(status));
+}
+
+void LlamaRerank(Call& call) {
+  call.Fail(501, "this server ranks no documents: that takes a model with rank pooling, and it runs none");
 }
 
 }  // namespace pith::server

@@ -13,6 +13,7 @@
 #include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/infill.h"
 #include "server/members.h"
 
 namespace pith::server {
@@ -186,7 +187,8 @@ Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& r
   reader.Text("suffix", suffix);
   reader.Text("template", own_template);
   reader.Bool("raw", raw);
-  if (!suffix.empty()) reader.Fail("suffix", "is not supported: texts are only continued");
+  if (const Status can = CheckInfill(model); !suffix.empty() && !can)
+    reader.Fail("suffix", "is not supported: " + can.error().message);
   if (!own_template.empty()) reader.Fail("template", "is not supported: the model's own is used, or none with 'raw'");
   if (HasImages(reader)) reader.Fail("images", "are not supported: this model reads text alone");
   const Json* context = reader.Array("context");
@@ -196,6 +198,12 @@ Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& r
   is_empty = prompt.empty();
   if (is_empty) return {};
   std::vector<int32_t> tokens;
+  if (!suffix.empty()) {  // as in the templates of models that do that, system message and context have no place
+    PITH_ASSIGN_OR_RETURN(
+        tokens, InfillPrompt(model, {.prefix = prompt, .suffix = suffix}, request.base.generation.max_tokens));
+    request.prompts.push_back(std::move(tokens));
+    return {};
+  }
   if (context != nullptr) {
     PITH_ASSIGN_OR_RETURN(tokens, ReadTokens(*context, "context", model.info.num_vocab));
   }

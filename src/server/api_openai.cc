@@ -9,6 +9,7 @@
 #include "base/json_text.h"
 #include "server/answer.h"
 #include "server/api.h"
+#include "server/infill.h"
 #include "server/members.h"
 
 namespace pith::server {
@@ -338,6 +339,24 @@ Status ReadChat(const Json& body, const ServedModel& model, ChatRequest& request
   return reader.status();
 }
 
+// Prompts that end where the answer begins, and `suffix` where it ends.
+Status ReadInfillPrompts(const Json& prompt, const std::string& suffix, const ServedModel& model,
+                         ChatRequest& request) {
+  constexpr size_t kMostPrompts = 64;
+  const Json list = prompt.is_array() ? prompt : Json::array({prompt});
+  if (list.empty() || list.size() > kMostPrompts || !std::ranges::all_of(list, &Json::is_string)) {
+    return InvalidArgument(
+        fmt::format("'prompt' must be a string or up to {} of them beside a 'suffix'", kMostPrompts));
+  }
+  for (const Json& one : list) {
+    PITH_ASSIGN_OR_RETURN(
+        std::vector<int32_t> tokens,
+        InfillPrompt(model, {.prefix = one.get<std::string>(), .suffix = suffix}, request.base.generation.max_tokens));
+    request.prompts.push_back(std::move(tokens));
+  }
+  return {};
+}
+
 Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& request,
                       std::vector<std::string>& echoes) {
   JsonReader reader(body);
@@ -357,12 +376,15 @@ Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& r
   if (best_of != request.base.num_choices) reader.Fail("best_of", "must be equal to 'n': all choices are given");
   std::string suffix;
   reader.Text("suffix", suffix);
-  if (!suffix.empty()) reader.Fail("suffix", "is not supported: texts are only continued");
+  if (const Status can = CheckInfill(model); !suffix.empty() && !can)
+    reader.Fail("suffix", "is not supported: " + can.error().message);
+  if (!suffix.empty() && echo) reader.Fail("suffix", "and 'echo' cannot be asked for together");
   if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   if (const Json* format = reader.Find("response_format"); format != nullptr) {
     PITH_RETURN_IF_ERROR(ReadFormat(*format, "response_format", request.schema));
   }
   PITH_RETURN_IF_ERROR(reader.status());
+  if (!suffix.empty()) return ReadInfillPrompts(*reader.Find("prompt"), suffix, model, request);
   PITH_RETURN_IF_ERROR(ReadPrompts(*reader.Find("prompt"), model, request, echoes));
   if (!echo) echoes.clear();
   if (echo) request.base.prompt_logprobs = request.base.generation.num_logprobs;

@@ -125,9 +125,9 @@ void ReadSamplers(JsonReader& reader, SamplerOptions& sampling) {
   if (value->is_array()) {
     reader.Texts("samplers", names);
   } else if (value->is_string()) {
-    constexpr std::pair<char, const char*> kLetters[] = {{'e', "penalties"}, {'d', "dry"},   {'s', "top_n_sigma"},
-                                                         {'k', "top_k"},     {'y', "typ_p"}, {'p', "top_p"},
-                                                         {'m', "min_p"},     {'x', "xtc"},   {'t', "temperature"}};
+    constexpr std::pair<char, const char*> kLetters[] = {
+        {'e', "penalties"}, {'d', "dry"},   {'s', "top_n_sigma"}, {'k', "top_k"},       {'y', "typ_p"},
+        {'p', "top_p"},     {'m', "min_p"}, {'x', "xtc"},         {'t', "temperature"}, {'i', "infill"}};
     for (const char letter : value->get_ref<const std::string&>()) {
       const auto found = std::ranges::find(kLetters, letter, &std::pair<char, const char*>::first);
       if (found != std::end(kLetters)) names.emplace_back(found->second);

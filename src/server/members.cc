@@ -61,7 +61,7 @@ constexpr Member kReasoning[] = {
 constexpr Member kTextConfig[] = {{"verbosity", kChoice, "low|medium|high"}};
 constexpr Member kOutputConfig[] = {{"effort", kChoice, kEfforts}};
 constexpr Member kLlama[] = {
-    {"n_indent", kWhole, {}, 0}, {"n_keep", kWhole, {}, -1}, {"n_discard", kWhole, {}, 0}, {"t_max_prompt_ms", kWhole}, {"min_keep", kWhole, {}, 0},
+    {"n_keep", kWhole, {}, -1}, {"n_discard", kWhole, {}, 0}, {"t_max_prompt_ms", kWhole}, {"min_keep", kWhole, {}, 0},
     {"lora", kArray},
 };
 constexpr Member kLlamaEmbedding[] = {

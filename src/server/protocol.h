@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "host/fim_tokens.h"
 #include "host/model.h"
 #include "host/sampler.h"
 #include "server/http_server.h"
@@ -29,6 +30,7 @@ struct ServedModel {
   ModelInfo info;
   std::string chat_template;  // its text or name
   std::string bos, eos;       // texts of these tokens; empty if there is none
+  FimTokens fim;
   int num_ctx = 0;            // of one sequence
   size_t most_token_bytes = 0;  // of a text, that a token stands for; 0: nobody knows
   int num_slots = 1;

@@ -36,7 +36,11 @@ double GenerationResult::decode_tps() const {
 }
 
 Generator::Generator(const TextModel& model, Sampler sampler, GeneratorOptions options)
-    : model_(model), sampler_(std::move(sampler)), options_(std::move(options)), stops_(options_.stops) {}
+    : model_(model),
+      sampler_(std::move(sampler)),
+      options_(std::move(options)),
+      stops_(options_.stops),
+      indent_(options_.least_indent) {}
 
 Result<GeneratorStep> Generator::Next(std::span<const float> logits) {
   GeneratorStep step;
@@ -56,8 +60,9 @@ Result<GeneratorStep> Generator::Next(std::span<const float> logits) {
   result_.tokens.push_back(step.token);
   if (options_.num_logprobs >= 0)
     result_.logprobs.push_back(options_.logprobs(logits, step.token, options_.num_logprobs));
-  step.text = stops_.Push(utf8_.Push(model_.Piece(step.token)));
+  step.text = indent_.Push(stops_.Push(utf8_.Push(model_.Piece(step.token))));
   result_.text += step.text;
+  if (indent_.hit()) return finish(StopReason::kLength);
   if (stops_.hit()) return finish(StopReason::kStopString);
   if (is_full() || IsLate(step.text)) return finish(StopReason::kLength);
   return step;
@@ -79,6 +84,7 @@ std::string Generator::Finish(StopReason reason) {
   } else {
     rest += stops_.Flush();
   }
+  rest = indent_.Push(rest) + indent_.Flush();
   result_.text += rest;
   return rest;
 }

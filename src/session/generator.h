@@ -19,6 +19,7 @@
 #include "host/sampler.h"
 #include "pith/stop_reason.h"
 #include "pith/types.h"
+#include "session/indent_filter.h"
 #include "session/logprobs.h"
 #include "session/stop_filter.h"
 #include "session/text_model.h"
@@ -39,6 +40,7 @@ struct GeneratorOptions {
   int num_logprobs = -1;                // per token so many of the likeliest; 0: the token's own; -1: none at all
   LogprobSource logprobs = LogprobsOf;  // where num_logprobs wants some
   double max_seconds = 0;               // since the first token: after so many the text ends with its line; 0: no limit
+  int least_indent = 0;                 // blanks that each line but the first begins with, else the text ends before it
 };
 
 struct GenerationResult {
@@ -89,6 +91,7 @@ class Generator {
   GeneratorOptions options_;
   Utf8Stream utf8_;
   StopFilter stops_;
+  IndentFilter indent_;
   GenerationResult result_;
   std::optional<Stopwatch> since_first_;  // token, where its time matters
   bool done_ = false;

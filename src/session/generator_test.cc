@@ -112,6 +112,16 @@ TEST(Generator, StopStringsEndTheTextBeforeThem) {
   }
 }
 
+TEST(Generator, ALineThatIsIndentedByTooLittleEndsIt) {
+  const Outcome outcome = Play("if\n  a\n  b\n}\nc", {.least_indent = 2});
+  EXPECT_EQ(outcome.result.text, "if\n  a\n  b\n");
+  EXPECT_EQ(outcome.result.stop, StopReason::kLength);
+  EXPECT_EQ(outcome.result.tokens.size(), 12u) << "the one that was one too many is the last";
+  EXPECT_EQ(Play("a\n  b\n ", {.stops = {"c"}, .least_indent = 2}).result.text, "a\n  b\n ") << "no line came of it";
+  EXPECT_EQ(Play("a\n  bc", {.stops = {"c"}, .least_indent = 2}).result.stop, StopReason::kStopString);
+  EXPECT_EQ(Play("a\nb", {}).result.text, "a\nb") << "control";
+}
+
 // Whatever the tail looks like when the stream ends.
 TEST(Generator, ATailThatLooksLikeAStopStringIsKept) {
   const std::string text = "abcabcabx";

@@ -1,5 +1,6 @@
-// narrow_model IN.gguf|default OUT.gguf [SEED]: a llama model of IN's layers, heads, tokenizer and template, with
-// random weights of IN's types between them that are a tenth as wide. "default": the default model.
+// narrow_model IN.gguf|default OUT.gguf [SEED [KEY=NUMBER...]]: a llama model of IN's layers, heads, tokenizer and
+// template, and with that metadata, with random weights of IN's types between them that are a tenth as wide. "default":
+// the default model.
 //
 // Everything that a cache sees is as in IN, and most of the arithmetic is gone: what sanitized tests run on.
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/paths.h"
@@ -60,7 +62,9 @@ ggml_tensor* Random(ggml_context* ggml, const ggml_tensor* like, const Widths& w
   return tensor;
 }
 
-bool Narrow(const std::string& from, const std::string& to, uint32_t seed) {
+using Numbers = std::vector<std::pair<std::string, uint32_t>>;
+
+bool Narrow(const std::string& from, const std::string& to, uint32_t seed, const Numbers& more) {
   ggml_context* tensors = nullptr;
   const Gguf in(gguf_init_from_file(from.c_str(), {.no_alloc = true, .ctx = &tensors}));
   const Ggml owner(tensors);
@@ -75,6 +79,7 @@ bool Narrow(const std::string& from, const std::string& to, uint32_t seed) {
   for (const char* key : {"llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"}) {
     gguf_set_val_u32(out.get(), key, static_cast<uint32_t>(widths.embd) / heads);
   }
+  for (const auto& [key, number] : more) gguf_set_val_u32(out.get(), key.c_str(), number);
   std::mt19937 random(seed);
   const Ggml ggml(ggml_init({.mem_size = size_t{256} << 20, .mem_buffer = nullptr, .no_alloc = false}));
   for (int64_t i = 0; i < gguf_get_n_tensors(in.get()); ++i) {
@@ -87,13 +92,19 @@ bool Narrow(const std::string& from, const std::string& to, uint32_t seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3 && argc != 4) {
-    std::fprintf(stderr, "usage: narrow_model IN.gguf|default OUT.gguf [SEED]\n");
+  Numbers more;  // of metadata: tokens for what IN's tokenizer does not name
+  for (int i = 4; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const size_t equals = std::min(word.find('='), word.size());
+    more.emplace_back(word.substr(0, equals), std::strtoul(argv[i] + std::min(equals + 1, word.size()), nullptr, 10));
+  }
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: narrow_model IN.gguf|default OUT.gguf [SEED [KEY=NUMBER...]]\n");
     return 2;
   }
   const std::string from = argv[1] == std::string_view("default") ? pith::DefaultModelPath() : argv[1];
-  const auto seed = static_cast<uint32_t>(argc == 4 ? std::strtoul(argv[3], nullptr, 10) : 1);
-  if (Narrow(from, argv[2], seed)) return 0;
+  const auto seed = static_cast<uint32_t>(argc > 3 ? std::strtoul(argv[3], nullptr, 10) : 1);
+  if (Narrow(from, argv[2], seed, more)) return 0;
   std::fprintf(stderr, "narrow_model: cannot make %s of %s, which must be a llama model\n", argv[2], from.c_str());
   return 1;
 }
