@@ -25,9 +25,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                     "/slots/1?action=restore",
                                     "/v1/embeddings",
                                     "/api/embed",
-                                    "/embedding"};
+                                    "/embedding",
+                                    "/infill",
+                                    "/api/embeddings"};
   if (size == 0) return 0;
   static pith::testing::FakeServer server;
+  server.context.model.fim = {.prefix = pith::testing::kBegin, .suffix = 257, .middle = pith::testing::kEnd};
   server.scheduler->requests.clear();
   server.scheduler->cancelled.clear();
   server.scheduler->files.clear();
