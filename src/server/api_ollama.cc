@@ -385,6 +385,7 @@ void OllamaShow(Call& call) {
   }
   const std::string& architecture = model.info.architecture;
   Json capabilities = model.generates ? Json::array({"completion", "tools", "embedding"}) : Json::array({"embedding"});
+  if (model.generates && model.fim.complete()) capabilities.push_back("insert");
   call.Reply({{"modelfile", "FROM " + model.id + "\n"},
               {"parameters", ""},
               {"template", model.chat_template},

@@ -111,6 +111,9 @@ TEST(Infill, SuffixesOfOtherProtocols) {
   exchange = server.Handle("POST", "/api/generate", R"({"model":"m","prompt":"a","suffix":"b","stream":false})");
   ASSERT_EQ(exchange->status, 200) << exchange->body;
   EXPECT_EQ(server.Asked(), "<s><PRE>a<SUF>b<MID>");
+  // By which editors know that they may ask.
+  const Json known = Body(*server.Handle("POST", "/api/show", R"({"model":"bytes"})"))["capabilities"];
+  EXPECT_EQ(known, Json::parse(R"(["completion","tools","embedding","insert"])"));
   for (const char* wrong : {R"({"prompt":[97],"suffix":"b"})", R"({"prompt":[],"suffix":"b"})",
                             R"({"prompt":"a","suffix":"b","echo":true})", R"({"prompt":5,"suffix":"b"})"}) {
     EXPECT_EQ(server.Handle("POST", "/v1/completions", wrong)->status, 400) << wrong;
@@ -182,6 +185,7 @@ TEST(Infill, WrongRequestsAndModelsWithoutIt) {
   EXPECT_NE(refused->body.find("lacks the tokens for middle"), std::string::npos) << refused->body;
   EXPECT_EQ(other.Handle("POST", "/v1/completions", R"({"prompt":"a","suffix":"b"})")->status, 400);
   EXPECT_EQ(other.Handle("POST", "/api/generate", R"({"model":"m","prompt":"a","suffix":"b"})")->status, 400);
+  EXPECT_EQ(other.Handle("POST", "/api/show", R"({"model":"bytes"})")->body.find("insert"), std::string::npos);
 }
 
 TEST(Rerank, IsNotThere) {
