@@ -120,6 +120,20 @@ TEST(Resolve, AutoIsChosenWhereBytesAreKnown) {
   EXPECT_EQ(StorageRule().FormatFor(SmolInfo(), KvFormat::kQ8, 1000, 0.1).Name(), "q8") << "stays as it is";
 }
 
+// Values that stand in for others can have more bits than those that speak for themselves, of the same bytes.
+TEST(Resolve, AnActionMaySayWhatAutoTakesLast) {
+  const auto last = [](const char* recipe, CompressMode mode) {
+    const auto resolved = Resolve(SmolInfo(), Options(recipe, mode));
+    if (!resolved) return resolved.error().message;
+    return resolved->recipe.storage.FormatFor(SmolInfo(), PageFormat(), 1000, 0.02).Name();
+  };
+  EXPECT_EQ(last("kvzip act=residue:low=q3 format=auto:0.6", CompressMode::kAfter), "q3");
+  EXPECT_EQ(last("kvzip act=residue format=auto:0.6", CompressMode::kAfter), "q4/q2") << "control";
+  EXPECT_EQ(last("kvzip:read=blocks act=residue:low=q3 format=auto:0.6", CompressMode::kBlock), "q4")
+      << "by blocks no fewer than four";
+  EXPECT_EQ(TokenBytes(SmolInfo(), KvFormat::kQ3), TokenBytes(SmolInfo(), {KvFormat::kQ4, KvFormat::kQ2}));
+}
+
 TEST(Resolve, TurnsHaveAFormatAndAJudgeOfTheirOwn) {
   const auto turns = Resolve(SmolInfo(), Options("kvzip turns=flowkv format=q8"));
   ASSERT_TRUE(turns) << turns.error().message;

@@ -293,10 +293,12 @@ StageInfo<Action> ResidueStage() {
       "f16",
       {IntParam("r", 4, 1, 32, "entries of each head that stand for what is dropped"),
        IntParam("rows", 2000, 64, 65536, "queries of the second reading, of each kv head, that they are fitted to"),
-       IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were")},
+       IntParam("refit", 1, 0, 1, "1: values of all entries are fitted so that outputs stay as they were"),
+       ChoiceParam("low", "q4/q2|q3", "what format=auto takes last: values that speak for others bear two bits badly")},
       [](const Params& p) -> std::unique_ptr<Action> {
-        return std::make_unique<Residue>(
-            ResidueOptions{.entries = p.Int("r"), .rows = p.Int("rows"), .refits = p.Int("refit") == 1});
+        ResidueOptions options{.entries = p.Int("r"), .rows = p.Int("rows"), .refits = p.Int("refit") == 1};
+        if (p.Choice("low") == 1) options.auto_last = KvFormat::kQ3;
+        return std::make_unique<Residue>(options);
       }};
 }
 

@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/page_layout.h"
 #include "policy/act/least_squares.h"
 #include "policy/repeat.h"
 
@@ -37,6 +38,8 @@ struct ResidueOptions {
   bool refits = true;         // values of all entries
   double key_ridge = 1e-3;    // times the mean diagonal of the regression's matrix
   double value_ridge = 3e-2;  // towards the values that entries have, likewise
+  // What format=auto takes last, of a whole prompt. The values that stay and stand in speak for all.
+  PageFormat auto_last = PageFormat(KvFormat::kQ4, KvFormat::kQ2);
   RepeatOptions repeat = {};  // where the scorer reads nothing again
   std::optional<MatchOptions> match = {};  // there are no new entries then
 };
