@@ -106,6 +106,33 @@ void BlockEcho::Describe(const AttentionCall& call, const RowGroup& group) {
   task_.alibi_slopes = params.alibi_slopes;
   task_.sinks = params.sinks;
   MakeRoomForRows();
+  DescribeKept(group, core_.layers.IndexOf(call.cache_layer));
+}
+
+void BlockEcho::DescribeKept(const RowGroup& group, int global_layer) {
+  keeps_ = nullptr;
+  const Policy& policy = *group.sequence->setup->active.front().recipe.policy;
+  if (policy.residue() == nullptr) return;
+  auto kept = std::ranges::find(kept_, group.sequence, &Kept::sequence);
+  if (global_layer == 0) {
+    if (kept == kept_.end()) kept = kept_.insert(kept, Kept{.sequence = group.sequence, .queries = {}});
+    kept->num_layers = 0;
+    kept->queries = {};
+    ReserveBlockReferences(core_, *group.sequence, policy, num_rows_, kept->queries);
+    kept->queries.Count(num_rows_);
+  }
+  if (kept == kept_.end() || kept->num_layers != global_layer || kept->queries.empty()) return;
+  ++kept->num_layers;
+  keeps_ = &kept->queries;
+}
+
+ReferenceQueries BlockEcho::TakeQueries(const Sequence& sequence) {
+  const auto kept = std::ranges::find(kept_, &sequence, &Kept::sequence);
+  if (kept == kept_.end()) return {};
+  ReferenceQueries queries = std::move(kept->queries);
+  const bool are_all = kept->num_layers == core_.layers.count();
+  kept_.erase(kept);
+  return are_all ? std::move(queries) : ReferenceQueries();
 }
 
 void BlockEcho::WriteEcho(const AttentionCall& call, const RowGroup& group, const Team& team) {
@@ -134,13 +161,16 @@ void BlockEcho::WriteEcho(const AttentionCall& call, const RowGroup& group, cons
 
 void BlockEcho::TurnQueries(const AttentionCall& call, const RowGroup& group, int from, int count, const Team& team) {
   const Rotation& rotation = *core_.shape(call.cache_layer).rotation;
+  const int global = core_.layers.IndexOf(call.cache_layer);
   for (int t = team.ith; t < count; t += team.nth) {
+    uint16_t* kept = keeps_ != nullptr && keeps_->Keeps(from + t) ? keeps_->row(global, from + t) : nullptr;
     float* to = query_buffer_.Floats(0) + static_cast<size_t>(t) * task_.query_token_stride;
     for (int h = 0; h < task_.num_heads; ++h, to += task_.query_head_stride) {
       const float* query = call.queries + static_cast<size_t>(group.first_row + from + t) * call.query_token_stride +
                            static_cast<size_t>(h) * call.query_head_stride;
       std::copy_n(query, task_.key_dim, to);
       rotation.Apply(factors_, to);
+      if (kept != nullptr) ToHalves(to, static_cast<size_t>(task_.key_dim), kept + h * task_.key_dim);
     }
   }
 }

@@ -5,7 +5,8 @@
 //   by whom        the block's own queries, turned on by T positions, as the echo's keys are
 //
 // A repetition's queries are these, but for what layers below have made of the text before them: in the first layer
-// they are the same. What remains of its cost are the products of queries and keys.
+// they are the same. What remains of its cost are the products of queries and keys. Where entries stand in for what
+// goes, they are fitted to these queries.
 #ifndef PITH_ENGINE_BLOCK_ECHO_H_
 #define PITH_ENGINE_BLOCK_ECHO_H_
 
@@ -18,6 +19,7 @@
 #include "base/team.h"
 #include "cache/kv_cache.h"
 #include "engine/engine_core.h"
+#include "engine/repeat.h"
 #include "engine/row_group.h"
 #include "host/context.h"
 #include "kernels/attention.h"
@@ -37,7 +39,17 @@ class BlockEcho {
   // these, too, where it is not known how the layer turns keys, and where chosen entries stand in lower pages. Syncs.
   void Observe(const AttentionCall& call, const RowGroup& group, const Team& team);
 
+  // The turned queries of the last block's rows of a sequence, which are nobody else's from now on; none where it was
+  // not judged so in every layer.
+  ReferenceQueries TakeQueries(const Sequence& sequence);
+
  private:
+  struct Kept {
+    const Sequence* sequence;
+    ReferenceQueries queries;
+    int num_layers = 0;  // that they are of
+  };
+
   struct Head {
     std::vector<std::byte*> echo_pages;
     std::vector<kernels::Segment> segments;
@@ -51,6 +63,8 @@ class BlockEcho {
   void Describe(const AttentionCall& call, const RowGroup& group);
   void DescribeHead(const HeadCache& cache, const RowGroup& group, size_t h);
   void MakeRoomForRows();
+  // Of the group's rows in a layer, where the recipe fits entries to them.
+  void DescribeKept(const RowGroup& group, int global_layer);
   // All threads, their shares.
   void WriteEcho(const AttentionCall& call, const RowGroup& group, const Team& team);
   void TurnQueries(const AttentionCall& call, const RowGroup& group, int from, int count, const Team& team);
@@ -68,6 +82,8 @@ class BlockEcho {
   std::vector<int32_t> positions_, echo_positions_;  // of the block
   Scratch page_buffer_, query_buffer_, probability_buffer_;
   std::vector<float*> probabilities_;
+  std::vector<Kept> kept_;             // of the sequences of a block
+  ReferenceQueries* keeps_ = nullptr;  // that this layer's go to
 };
 
 }  // namespace pith

@@ -107,6 +107,72 @@ TEST(BlockEcho, IsWhatItsQueriesTurnedOnPay) {
   }
 }
 
+TEST(BlockEcho, KeepsItsTurnedQueriesWhereEntriesAreFitted) {
+  for (const bool fits : {true, false}) {
+    EngineOptions options = Options(fits ? " act=residue" : "", 0, 64);
+    options.keep_queries = 64;
+    Rooms rooms(options);
+    Sequence& sequence = rooms.New();
+    std::vector<int32_t> tokens;
+    for (int i = 0; i < 40; ++i) tokens.push_back(i * 7 % 100 + 3);
+    rooms.runner.Begin();
+    rooms.runner.Add(sequence, tokens, tokens.size() - 1, 0);
+    rooms.runner.Run();
+    ASSERT_TRUE(rooms.runner.groups().front().status());
+    const ReferenceQueries kept = rooms.runner.TakeEchoedQueries(sequence);
+    EXPECT_TRUE(rooms.runner.TakeEchoedQueries(sequence).empty()) << "taken once";
+    ASSERT_EQ(kept.empty(), !fits) << "control: nothing is fitted";
+    if (!fits) continue;
+    ASSERT_EQ(kept.num_rows(), 40);
+    for (int layer = 0; layer < rooms.core.layers.count(); ++layer) {
+      const LayerShape& shape = rooms.core.shape(rooms.core.layers.LayerOf(layer));
+      const auto dim = static_cast<size_t>(shape.key_dim);
+      std::vector<float> factors(2 * shape.rotation->pairs.size()), query(dim), found(dim);
+      shape.rotation->TurnOn(40, factors);
+      for (size_t at = 0; at < 40 * kept.width(layer); at += dim) {
+        const auto row = static_cast<int>(at / kept.width(layer));
+        ToFloats(sequence.queries.row(layer, row) + at % kept.width(layer), dim, query.data());
+        shape.rotation->Apply(factors, query.data());
+        ToFloats(kept.rows(layer) + at, dim, found.data());
+        for (size_t d = 0; d < dim; ++d) ASSERT_NEAR(found[d], query[d], 2e-3F * (1 + std::abs(query[d])));
+      }
+    }
+  }
+}
+
+// Of the first layer, whose keys hang on nothing that was dropped: entries with other keys than their tokens have.
+TEST(BlockEcho, EntriesStandInForWhatGoes) {
+  const auto count_made = [](const std::string& rest) {
+    Rooms full(testing::TinyOptions("full", size_t{4} << 20)), rooms(Options(rest, size_t{1} << 20, 64));
+    Sequence& whole = full.New();
+    Sequence& sequence = rooms.New(0, size_t{200} << 10);
+    EXPECT_TRUE(full.Read(whole, 480));
+    EXPECT_TRUE(rooms.Read(sequence, 480));
+    EXPECT_LE(sequence.account->used_bytes(), size_t{200} << 10);
+    EXPECT_LE(rooms.core.ledger->peak_bytes(), rooms.core.ledger->limit_bytes());
+    EXPECT_TRUE(rooms.core.cache->Verify());
+    int num_made = 0;
+    for (int head = 0; head < rooms.core.num_kv_heads(0); ++head) {
+      const HeadCache& all = full.core.cache->head(whole.cache_id, 0, head);
+      const HeadCache& left = rooms.core.cache->head(sequence.cache_id, 0, head);
+      const auto dim = static_cast<size_t>(all.layout().key_dim), count = static_cast<size_t>(left.num_entries());
+      std::vector<float> keys(static_cast<size_t>(all.num_entries()) * dim), own(count * dim);
+      std::vector<int32_t> positions(count);
+      all.ReadKeys(keys.data());
+      left.ReadKeys(own.data());
+      left.ReadPositions(positions);
+      for (size_t i = 0; i < count; ++i) {
+        const float* key = keys.data() + static_cast<size_t>(positions[i]) * dim;
+        num_made += !std::equal(key, key + dim, own.data() + i * dim,
+                                [](float a, float b) { return std::abs(a - b) < 1e-2F * (1 + std::abs(a)); });
+      }
+    }
+    return num_made;
+  };
+  EXPECT_GT(count_made(" act=residue"), 0);
+  EXPECT_EQ(count_made(""), 0) << "control";
+}
+
 TEST(BlockEcho, WaitsForARepetitionBehindFewRows) {
   Rooms rooms(Options("", 0, 160));
   Sequence& sequence = rooms.New();
@@ -125,9 +191,9 @@ TEST(BlockEcho, WaitsForARepetitionBehindFewRows) {
 
 // Blocks in which no repetition would find its place.
 TEST(BlockEcho, JudgesBlocksOfAnySizeWithinTheBudget) {
-  for (const char* format : {"", " format=q4"}) {
+  for (const std::string format : {"", " format=q4", " act=residue", " act=residue format=q4"}) {
     SCOPED_TRACE(format);
-    const size_t ceiling = size_t{*format != 0 ? 110U : 200U} << 10;
+    const size_t ceiling = size_t{format.ends_with("q4") ? 110U : 200U} << 10;
     Rooms rooms(Options(format, size_t{1} << 20, 32));
     Sequence& sequence = rooms.New(0, ceiling);
     ASSERT_FALSE(rooms.reader.BlockChunk(*sequence.setup->policy().repeat()));

@@ -58,23 +58,37 @@ Status BlockRereader::MakeRoomForRows(Sequence& sequence, int num_rows) {
     return OutOfBudget(fmt::format("the KV budget holds {} entries per head, which leaves too few beside {} new ones",
                                    room, num_rows));
   }
-  return Evict(sequence, keep);
+  return Evict(sequence, keep, {});
 }
 
-Status BlockRereader::Settle(Sequence& sequence) {
+Status BlockRereader::MakeRoomBehind(Sequence& sequence, ReferenceQueries echoed) {
+  if (echoed.num_rows() < kLeastRows || !sequence.evicts_while_running()) return {};
+  const int64_t heads = core_.layers.num_heads(), entries = GlobalEntriesOf(core_, sequence);
+  const int room = Room(sequence), rows = RowsAtOnce(sequence);
+  if (entries + rows * heads <= room * heads) return {};
+  const int keep = std::min(KeepOf(sequence, PerHead(core_, entries)), room - rows);
+  return keep < kPageEntries ? Status() : Evict(sequence, keep, std::move(echoed));
+}
+
+Status BlockRereader::Settle(Sequence& sequence, ReferenceQueries echoed) {
   if (!sequence.evicts_while_running()) return {};
   const int64_t heads = core_.layers.num_heads(), entries = GlobalEntriesOf(core_, sequence);
   if (entries <= KeepOf(sequence, PerHead(core_, entries)) * heads) return {};
-  return Evict(sequence, std::nullopt);
+  return Evict(sequence, std::nullopt, std::move(echoed));
 }
 
-Status BlockRereader::Evict(Sequence& sequence, std::optional<int> keep) {
+Status BlockRereader::Evict(Sequence& sequence, std::optional<int> keep, ReferenceQueries echoed) {
   ActiveRecipe active = sequence.setup->active.front();
   if (const Status status = Repeat(sequence); !status) {
     const ErrorCode code = status.error().code;
     if (code != ErrorCode::kOutOfBudget && code != ErrorCode::kUnsupported) return status;
     active.recipe.policy = active.recipe.in_little_room;
     active.num_columns = 0;
+  }
+  if (sequence.repeat == nullptr && echoed.num_rows() >= kLeastRows && active.recipe.policy->residue() != nullptr) {
+    PITH_ASSIGN_OR_RETURN(sequence.repeat,
+                          RepeatColumns::Create(sequence.account, *active.recipe.policy, 0, {0, 0}, {}));
+    sequence.repeat->references = std::move(echoed);
   }
   const int64_t heads = core_.layers.num_heads(), entries = GlobalEntriesOf(core_, sequence);
   // Heads that all hold the same number cannot be fitted to pages.

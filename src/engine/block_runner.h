@@ -57,6 +57,8 @@ class BlockRunner final : public AttentionSink {
   void CopyLogits(const RowGroup& group, std::vector<float>& to) const;
   // ... and hidden states. kUnsupported: the architecture has none.
   Status CopyHidden(const RowGroup& group, std::vector<float>& to) const;
+  // BlockEcho::TakeQueries().
+  ReferenceQueries TakeEchoedQueries(const Sequence& sequence) { return echo_.TakeQueries(sequence); }
   // The last rows' logits of all sequences outlive the next block.
   void KeepLogits();
 

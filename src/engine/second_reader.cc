@@ -123,6 +123,11 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
   const int context = std::min(source.next_position, part.to) - std::max(reading.prefix, part.from);
   const int passes = (context + chunk - 1) / chunk;
   ReferenceQueries& references = reading.columns->references;
+  if (reading.in_passing) {
+    const int most = overhead + active.recipe.policy->repeat()->overlap;
+    ReserveBlockReferences(core_, source, *active.recipe.policy, context + passes * most, references);
+    return {};
+  }
   const auto none = [&] {
     return references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(core_.layers.count()), 0), nullptr);
   };
@@ -137,12 +142,6 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
     widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
     token_bytes += widths.back() * sizeof(uint16_t);
     group = std::max(group, shape.num_heads / shape.num_kv_heads);
-  }
-  if (reading.in_passing) {
-    const size_t most = kBlockReferenceBytes / std::max<size_t>(token_bytes, 1);
-    const int kept = std::min(residue->rows / group, static_cast<int>(std::min(most, size_t{INT32_MAX})));
-    return references.Reserve(context + passes * (overhead + active.recipe.policy->repeat()->overlap), kept, widths,
-                              nullptr);
   }
   // The pass's fork copies last pages and has tables of its own.
   const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;

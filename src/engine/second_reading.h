@@ -17,6 +17,11 @@ namespace pith {
 // The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
 int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe);
 
+// Room for the queries of so many tokens that a block's entries are fitted to, in the scratch of the recipe. None where
+// nothing can stand in for what goes.
+void ReserveBlockReferences(const EngineCore& core, const Sequence& sequence, const Policy& policy, int num_tokens,
+                            ReferenceQueries& references);
+
 // A fork that reads a pass, in what its source leaves of its bytes, at a place of its own; with it that is over, and
 // the source has its bytes again.
 class PassFork {

@@ -28,9 +28,12 @@ Status Steps::ReadPiece(Sequence& sequence, const StepItem& piece, bool ends, bo
   AddItem(sequence, piece, ends, settles);
   runner_.Run();
   const RowGroup& group = runner_.groups().front();
-  PITH_RETURN_IF_ERROR(group.status());
-  PITH_RETURN_IF_ERROR(TakeRows(group, piece));
-  return settles ? Settle(sequence) : Status();
+  const Status status = group.status() ? TakeRows(group, piece) : group.status();
+  if (!status) {
+    (void)runner_.TakeEchoedQueries(sequence);
+    return status;
+  }
+  return MakeRoomBehind(sequence, settles);
 }
 
 Status Steps::ReadAhead(Sequence& sequence, StepItem& item) {
@@ -60,8 +63,11 @@ Status Steps::MakeRoomForRows(Sequence& sequence, int num_rows) {
                                           : turns_.MakeRoomForRows(sequence, num_rows);
 }
 
-Status Steps::Settle(Sequence& sequence) {
-  return sequence.setup->rereads_blocks() ? rereader_.Settle(sequence) : Status();
+Status Steps::MakeRoomBehind(Sequence& sequence, bool settles) {
+  if (!sequence.setup->rereads_blocks()) return {};
+  ReferenceQueries echoed = runner_.TakeEchoedQueries(sequence);
+  return settles ? rereader_.Settle(sequence, std::move(echoed))
+                 : rereader_.MakeRoomBehind(sequence, std::move(echoed));
 }
 
 Status Steps::CheckItem(const Sequence& sequence, const StepItem& item) const {
@@ -108,16 +114,19 @@ void Steps::RunItems(std::span<const StepItem> items, std::span<Status> statuses
     const StepItem& item = items[item_of_group_[g]];
     Status& status = statuses[item_of_group_[g]];
     status = group.status();
-    if (group.failed()) continue;
+    if (group.failed()) {
+      (void)runner_.TakeEchoedQueries(*group.sequence);
+      continue;
+    }
     status = TakeRows(group, item);
-    if (group.settles && group.sequence->setup->rereads_blocks()) settling_.push_back(item_of_group_[g]);
+    if (group.sequence->setup->rereads_blocks()) behind_.emplace_back(item_of_group_[g], group.settles);
   }
   item_of_group_.clear();
-  for (const size_t i : settling_) {
-    const Status settled = Settle(*table_.Lookup(items[i].sequence));
-    if (statuses[i]) statuses[i] = settled;
+  for (const auto& [i, settles] : behind_) {
+    const Status status = MakeRoomBehind(*table_.Lookup(items[i].sequence), settles);
+    if (statuses[i]) statuses[i] = status;
   }
-  settling_.clear();
+  behind_.clear();
 }
 
 void Steps::Step(std::span<const StepItem> items, std::span<Status> statuses) {
@@ -179,6 +188,7 @@ Status Steps::ReadTogether(std::span<const SequenceId> ids, std::span<const int3
     runner_.Add(*sequence, tokens, skipped, 0);
   }
   runner_.Run();
+  for (const RowGroup& group : runner_.groups()) (void)runner_.TakeEchoedQueries(*group.sequence);
   return {};
 }
 

@@ -56,8 +56,8 @@ class Steps {
   Status ReadAhead(Sequence& sequence, StepItem& item);
   // Before the block, which may take blocks of its own.
   Status MakeRoomForRows(Sequence& sequence, int num_rows);
-  // After the block with the last rows of a prompt, likewise.
-  Status Settle(Sequence& sequence);
+  // After the block, likewise. settles: a prompt ends with its rows.
+  Status MakeRoomBehind(Sequence& sequence, bool settles);
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
   EngineCore& core_;
@@ -67,7 +67,7 @@ class Steps {
   TurnKeeper& turns_;
   const std::atomic<bool>& cancelled_;
   std::vector<size_t> item_of_group_;
-  std::vector<size_t> settling_;       // items whose prompts end with the step
+  std::vector<std::pair<size_t, bool>> behind_;  // items of MakeRoomBehind(), and whether their prompts end
   std::vector<StepItem> step_items_;   // without what was read ahead
   std::vector<StepItem> batch_items_;  // of DecodeBatch(), which allocates nothing
   std::vector<Status> batch_statuses_;

@@ -97,12 +97,11 @@ Result<std::vector<KeptHeads>> Policy::SelectAll(std::span<const LayerScores> sc
   return std::vector<KeptHeads>();
 }
 
-// Those that stay can't change again and again, and an echo leaves no queries to fit entries to.
+// Those that stay can't change again and again.
 bool Policy::needs_whole_prompt() const {
   if (prune() != nullptr) return true;
   if (repeat() == nullptr) return false;
-  const bool fits_blocks = residue() == nullptr || (!residue()->match && !repeat()->by_echo);
-  return !repeat()->by_blocks || demote() != nullptr || !fits_blocks;
+  return !repeat()->by_blocks || demote() != nullptr || (residue() != nullptr && residue()->match);
 }
 
 ComposedPolicy::ComposedPolicy(PolicyParts parts) : parts_(std::move(parts)) {
