@@ -13,8 +13,6 @@ namespace {
 
 using server::Json;
 
-constexpr const char* kTool = R"("tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}])";
-
 struct Row {
   const char* member;
   std::vector<const char*> taken, refused;
