@@ -364,11 +364,11 @@ class Worker {
   int16_t* CodedValuesAt(int p) const {
     return space_.coded_values + static_cast<size_t>(p * kPageEntries) * geometry_.acc_stride;
   }
-  // The p-th page and the one after it, which take less time together.
-  void ScoreInIntegers(const StepWalker::Step& step, int p) {
-    CodedScoreArgs pages[2] = {};
+  // The p-th page and those after it, which take less time together. Returns the number of pages.
+  int ScoreInIntegers(const StepWalker::Step& step, int p, const Lookahead& lookahead) {
+    CodedScoreArgs pages[kStepPages] = {};
     int count = 0;
-    for (; count < 2 && p + count < step.num_pages; ++count) {
+    for (; p + count < step.num_pages; ++count) {
       const PageRef& ref = step.refs[p + count];
       if (!ref.layout->format.coded() || (count > 0 && ref.layout != pages[0].layout)) break;
       pages[count] = {.layout = ref.layout,
@@ -379,10 +379,12 @@ class Worker {
                       .scores = scores_ + (p + count) * kPageEntries,
                       .values = CodedValuesAt(p + count),
                       .value_steps = space_.coded_steps + (p + count) * kPageEntries,
+                      .prefetch = lookahead.WithKeys(p + count),
                       .is_read = false};
     }
     if (count > 0) kernels_.of(Source::kCoded).score_coded[tile_->num_rows()](pages, count);
     for (int i = 0; i < count; ++i) is_scored_[p + i] = pages[i].is_read;
+    return count;
   }
   void AccumulateInIntegers(const PageRef& ref, int p) {
     CodedAccumulateArgs args = {};
@@ -454,12 +456,9 @@ class Worker {
         }
         Fetch(ref.page + ref.layout->value_scale_offset, ref.layout->value_scale_bytes());
         // Kernels that find decoded keys fetch nothing.
-        if (ref.layout->format.coded()) Fetch(prefetch.at, prefetch.bytes);
+        if (ref.layout->format.coded() && !in_integers()) Fetch(prefetch.at, prefetch.bytes);
       }
-      if (in_integers() && p == next_scored) {
-        ScoreInIntegers(step, p);
-        next_scored = p + (p + 1 < step.num_pages && is_scored_[p + 1] ? 2 : 1);
-      }
+      if (in_integers() && p == next_scored) next_scored = p + std::max(ScoreInIntegers(step, p, lookahead), 1);
       if (is_scored_[p]) continue;
       args.keys = geometry_.direct ? StoredKeys(ref, p) : KeysAt(p);
       for (int block = 0; block < num_blocks_; ++block) {

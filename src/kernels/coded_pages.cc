@@ -330,7 +330,7 @@ bool ReadRows(const uint8_t* at, const uint8_t* end, size_t count, size_t rows_o
     const CodeBook& book = CodeBooks()[static_cast<size_t>(b)];
     for (size_t l = 0; l < kCodeLanes; ++l) {
       const int slot = book.slots[window[l] >> (16 - kSlotBits)], length = slot & 15;
-      visit(i, l, static_cast<int>(window[l] >> (16 - length)) + (slot >> 4));
+      visit(i, l, static_cast<int>(window[l] >> (16 - length)) + (slot >> 4) - kCodeBias);
       window[l] = window[l] << length & 0xffff;
       left[l] -= length;
     }
@@ -363,9 +363,9 @@ struct AllBooks {
             const int slots = length < kSlotBits ? 1 << (kSlotBits - length) : 1;
             const int slot = length < kSlotBits ? word << (kSlotBits - length) : word >> (length - kSlotBits);
             for (auto i = static_cast<size_t>(slot); i < static_cast<size_t>(slot + slots); ++i) {
-              book.slots[i] = static_cast<int16_t>((first - word) * 16 + length);
+              book.slots[i] = static_cast<int16_t>((first - word + kCodeBias) * 16 + length);
               book.slot_lengths[i] = static_cast<uint8_t>(length);
-              book.slot_sums[i] = static_cast<uint8_t>(first - word);
+              book.slot_sums[i] = static_cast<uint8_t>(first - word + kCodeBias);
             }
             for (int number = first; number < first + in_slot; ++number, ++word) {
               code.lengths[static_cast<size_t>(number + 128)] = static_cast<uint8_t>(length);

@@ -43,10 +43,11 @@ inline constexpr int kCodeLanes = 32;
 
 // A prefix code. Its next kSlotBits bits say of a code how long it is, and what to add to it, read as a number.
 inline constexpr int kSlotBits = 6;
+inline constexpr int kCodeBias = 128;  // what is added holds it, so that no sum is negative
 struct CodeBook {
   // [next bits]: length, with 16 times what is added
   alignas(64) std::array<int16_t, 1 << kSlotBits> slots = {};
-  // The same apart, what is added in 8 bits.
+  // The same apart, what is added modulo 256.
   alignas(64) std::array<uint8_t, 1 << kSlotBits> slot_lengths = {}, slot_sums = {};
 };
 static_assert(sizeof(CodeBook) == 256, "a shift finds it");

@@ -110,9 +110,9 @@ TEST(CodeBooksTest, WhatComesNextSaysWhichCodeItIs) {
         const int next = word << (kLongestCode - length) | rest;
         const auto slot = static_cast<size_t>(next >> (kLongestCode - kSlotBits));
         ASSERT_EQ(book.slots[slot] & 15, length);
-        ASSERT_EQ((next >> (kLongestCode - length)) + (book.slots[slot] >> 4), number);
+        ASSERT_EQ((next >> (kLongestCode - length)) + (book.slots[slot] >> 4), number + kCodeBias);
         ASSERT_EQ(book.slot_lengths[slot], length);
-        ASSERT_EQ(static_cast<int8_t>((next >> (kLongestCode - length)) + book.slot_sums[slot]), number);
+        ASSERT_EQ(static_cast<uint8_t>((next >> (kLongestCode - length)) + book.slot_sums[slot]), number + kCodeBias);
       }
     }
     EXPECT_EQ(filled, 1 << kLongestCode);

@@ -132,18 +132,19 @@ struct CodedScoreArgs {
   const int16_t* rounded;  // [R][D rounded up to 2]: the same in units[r]
   const float* units;      // [R]
   float* scores;           // as ScoreArgs
-  int16_t* values;         // [P][N * 32], 64-byte aligned
+  int16_t* values;         // [P][N * 32], 64-byte aligned, kCodeBias higher
   float* value_steps;      // [P]
+  Prefetch prefetch;
   bool is_read;            // false afterwards: a page of float16, of which nothing was read
 };
-// One page or two of one layout.
+// Pages of one layout, as many as a step has at most.
 using CodedScoreFn = void (*)(CodedScoreArgs* pages, int count);
 
 // acc[r * acc_stride + c] += sum over j of weights[r * kStepEntries + j] * value_steps[j] * values[j][c], for all of N
 // * 32 channels. Weights are rounded to 16 bits of a row's greatest.
 struct CodedAccumulateArgs {
   const float* weights;
-  const int16_t* values;
+  const int16_t* values;  // kCodeBias higher
   const float* value_steps;
   int groups;  // N
   float* acc;
