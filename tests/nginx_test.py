@@ -211,15 +211,16 @@ server {{
         return values
 
     def settle(self):
-        """Until the manager has seen all requests and the cache is small enough, or for 5 s."""
-        last = None
-        for _ in range(50):
+        """Until the manager has seen all requests and the cache is small enough: nothing moves for .5 s; or for 10 s."""
+        last, same = None, 0
+        for _ in range(100):
             now = self.metrics()
-            if now == last:
-                return now
+            same = same + 1 if now == last else 0
+            if same == 5:
+                break
             last = now
             time.sleep(0.1)
-        return last
+        return now
 
     def files(self):
         """Blocks and number of the cached files."""
