@@ -14,6 +14,8 @@ namespace {
 
 // Of fewer rows each is paid much, as there are no others: they wait for a repetition.
 constexpr int kLeastRows = 16;
+// Where entries stand in, of those that were read: with fewer that may stay, a repetition says better what they do.
+constexpr double kMuch = 0.6;
 // Whose probabilities are held at once.
 constexpr int kRowsAtOnce = 32;
 
@@ -21,6 +23,8 @@ constexpr int kRowsAtOnce = 32;
 
 bool BlockEcho::Wants(const RowGroup& group) {
   const SequenceSetup& setup = *group.sequence->setup;
+  const int most = setup.keep_entries > 0 ? setup.keep_entries : group.sequence->most_entries();
+  if (setup.policy().residue() != nullptr && most < kMuch * (group.start + group.num_rows)) return false;
   return setup.rereads_blocks() && setup.policy().repeat()->by_echo && group.num_rows >= kLeastRows &&
          group.sequence->evicts_while_running();
 }

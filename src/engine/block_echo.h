@@ -6,7 +6,7 @@
 //
 // A repetition's queries are these, but for what layers below have made of the text before them: in the first layer
 // they are the same. What remains of its cost are the products of queries and keys. Where entries stand in for what
-// goes, they are fitted to these queries.
+// goes, they are fitted to these queries, as long as much of what was read stays: else blocks wait for a repetition.
 #ifndef PITH_ENGINE_BLOCK_ECHO_H_
 #define PITH_ENGINE_BLOCK_ECHO_H_
 

@@ -140,6 +140,24 @@ TEST(BlockEcho, KeepsItsTurnedQueriesWhereEntriesAreFitted) {
   }
 }
 
+TEST(BlockEcho, WaitsForARepetitionToWhichEntriesAreFittedWhereLittleStays) {
+  const auto first_not_judged = [](const std::string& rest, int keep) {
+    Rooms rooms(Options(rest, 0, 64));
+    Sequence& sequence = rooms.New();
+    sequence.share.keep_entries = keep;
+    sequence.share.slack_entries = 0;
+    const std::vector<int32_t> tokens(40, 7);
+    rooms.runner.Begin();
+    rooms.runner.Add(sequence, tokens, tokens.size() - 1, 0);
+    rooms.runner.Run();
+    EXPECT_TRUE(rooms.runner.groups().front().status());
+    return FirstNotRepeated(rooms.core, sequence);
+  };
+  EXPECT_EQ(first_not_judged(" act=residue", 24), 40);
+  EXPECT_EQ(first_not_judged(" act=residue", 23), 0) << "less than 60% of what was read";
+  EXPECT_EQ(first_not_judged("", 23), 40) << "control: nothing is fitted";
+}
+
 // Of the first layer, whose keys hang on nothing that was dropped: entries with other keys than their tokens have.
 TEST(BlockEcho, EntriesStandInForWhatGoes) {
   const auto count_made = [](const std::string& rest) {
@@ -191,9 +209,9 @@ TEST(BlockEcho, WaitsForARepetitionBehindFewRows) {
 
 // Blocks in which no repetition would find its place.
 TEST(BlockEcho, JudgesBlocksOfAnySizeWithinTheBudget) {
-  for (const std::string format : {"", " format=q4", " act=residue", " act=residue format=q4"}) {
+  for (const char* format : {"", " format=q4"}) {
     SCOPED_TRACE(format);
-    const size_t ceiling = size_t{format.ends_with("q4") ? 110U : 200U} << 10;
+    const size_t ceiling = size_t{*format != 0 ? 110U : 200U} << 10;
     Rooms rooms(Options(format, size_t{1} << 20, 32));
     Sequence& sequence = rooms.New(0, ceiling);
     ASSERT_FALSE(rooms.reader.BlockChunk(*sequence.setup->policy().repeat()));
