@@ -127,10 +127,8 @@ tl::unexpected<Error> NoCommand(const CLI::App& app, int argc, const char* const
   }
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
-  const std::string_view meant = NearMiss(first, {names.begin(), names.end()});
   return InvalidArgument(fmt::format("there is no command \"{}\"; {}choose one of {}", Escaped(first),
-                                     meant.empty() ? "" : fmt::format("{} may be what is meant, or ", meant),
-                                     fmt::join(names, ", ")));
+                                     MayBeMeant(first, names, ", or "), fmt::join(names, ", ")));
 }
 
 class Reader {
@@ -234,9 +232,8 @@ class Reader {
       for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
     }
     const std::string name = argument.substr(0, argument.find('='));
-    const std::string_view meant = name.starts_with("--") ? NearMiss(name, {names.begin(), names.end()}) : "";
-    const std::string hint = meant.empty() ? fmt::format("\"pith {} --help\" lists them", name_)
-                                           : fmt::format("{} may be what is meant", meant);
+    std::string hint = name.starts_with("--") ? MayBeMeant(name, names, "") : "";
+    if (hint.empty()) hint = fmt::format("\"pith {} --help\" lists them", name_);
     return InvalidArgument(fmt::format("pith {} has no option {}; {}", name_, Escaped(argument), hint));
   }
 
@@ -262,6 +259,11 @@ Result<std::vector<std::string>> ReadArguments(const CLI::App& app, int argc, co
   const CLI::App* command = FindCommand(app, first);
   if (command == nullptr) return NoCommand(app, argc, argv);
   return Reader(*command, argc, argv).Read();
+}
+
+std::string MayBeMeant(std::string_view word, const std::vector<std::string>& choices, std::string_view rest) {
+  const std::string_view meant = NearMiss(word, {choices.begin(), choices.end()});
+  return meant.empty() ? std::string() : fmt::format("{} may be what is meant{}", meant, rest);
 }
 
 std::string Unescape(std::string_view text) {

@@ -18,6 +18,9 @@ namespace pith::cli {
 // that was probably meant where none is given.
 Result<std::vector<std::string>> ReadArguments(const CLI::App& app, int argc, const char* const* argv);
 
+// "X may be what is meant" and `rest`, of the choice that a word nearly is; "" where there is none.
+std::string MayBeMeant(std::string_view word, const std::vector<std::string>& choices, std::string_view rest);
+
 // \n \r \t \a \b \f \v \e \0 \\ \' \" and \xHH; other backslashes stay.
 std::string Unescape(std::string_view text);
 

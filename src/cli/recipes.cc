@@ -10,8 +10,8 @@
 
 #include "base/escaped.h"
 #include "base/json_text.h"
+#include "cli/arguments.h"
 #include "cli/command.h"
-#include "policy/words.h"
 
 namespace pith::cli {
 namespace {
@@ -128,12 +128,10 @@ void AddRecipes(CLI::App& app, Command& chosen) {
       const std::vector<RecipeInfo> known = ListRecipes();
       const auto is_named = [&](const RecipeInfo& recipe) { return recipe.name == flags->name; };
       if (!flags->name.empty() && std::ranges::none_of(known, is_named)) {
-        std::vector<std::string_view> names;
-        for (const RecipeInfo& recipe : known) names.push_back(recipe.name);
-        const std::string_view meant = NearMiss(flags->name, names);
+        std::vector<std::string> names;
+        for (const RecipeInfo& recipe : known) names.emplace_back(recipe.name);
         return InvalidArgument(fmt::format("there is no recipe \"{}\"; {}\"pith recipes\" lists them",
-                                           Escaped(flags->name),
-                                           meant.empty() ? "" : fmt::format("{} may be what is meant; ", meant)));
+                                           Escaped(flags->name), MayBeMeant(flags->name, names, "; ")));
       }
       return {};
     };

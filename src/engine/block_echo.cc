@@ -23,10 +23,13 @@ constexpr int kRowsAtOnce = 32;
 
 bool BlockEcho::Wants(const RowGroup& group) {
   const SequenceSetup& setup = *group.sequence->setup;
+  if (!setup.rereads_blocks() || !setup.policy().repeat()->by_echo || group.num_rows < kLeastRows ||
+      !group.sequence->evicts_while_running()) {
+    return false;
+  }
+  if (setup.policy().residue() == nullptr) return true;
   const int most = setup.keep_entries > 0 ? setup.keep_entries : group.sequence->most_entries();
-  if (setup.policy().residue() != nullptr && most < kMuch * (group.start + group.num_rows)) return false;
-  return setup.rereads_blocks() && setup.policy().repeat()->by_echo && group.num_rows >= kLeastRows &&
-         group.sequence->evicts_while_running();
+  return most >= kMuch * (group.start + group.num_rows);
 }
 
 bool BlockEcho::CanObserve(std::span<const HeadCache> heads, const RowGroup& group, int layer) const {

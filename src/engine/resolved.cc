@@ -34,10 +34,12 @@ PageFormat FirstThatHolds(std::span<const PageFormat> formats, PageFormat entry,
 StorageRule RuleOf(const Recipe& recipe) {
   if (recipe.auto_format) {
     StorageRule rule{.formats = {kAutoFormats.begin(), kAutoFormats.end()}, .least_share = *recipe.auto_format};
-    if (recipe.policy->residue() != nullptr) rule.formats.back() = recipe.policy->residue()->auto_last;
-    // By blocks fewer entries, for which others stand in, lose less than fewer bits than four (docs/quality.md).
-    if (recipe.policy->residue() != nullptr && !recipe.policy->needs_whole_prompt())
-      std::erase_if(rule.formats, [](PageFormat format) { return format.bits() < PageFormat(KvFormat::kQ4).bits(); });
+    if (const ResidueOptions* residue = recipe.policy->residue(); residue != nullptr) {
+      rule.formats.back() = residue->auto_last;
+      // By blocks fewer entries, for which others stand in, lose less than fewer bits than four (docs/quality.md).
+      if (!recipe.policy->needs_whole_prompt())
+        std::erase_if(rule.formats, [](PageFormat format) { return format.bits() < PageFormat(KvFormat::kQ4).bits(); });
+    }
     return rule;
   }
   return {.formats = recipe.format ? std::vector<PageFormat>{*recipe.format} : std::vector<PageFormat>()};

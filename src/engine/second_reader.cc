@@ -128,29 +128,18 @@ Status SecondReader::ReserveReferences(const Sequence& source, const ActiveRecip
     ReserveBlockReferences(core_, source, *active.recipe.policy, context + passes * most, references);
     return {};
   }
-  const auto none = [&] {
+  const std::optional<ReferenceShape> shape = ReferenceShapeOf(core_, source);
+  if (!shape) {
     return references.Reserve(0, 0, std::vector<size_t>(static_cast<size_t>(core_.layers.count()), 0), nullptr);
-  };
-  if (!(source.setup->formats.entry == PageFormat())) return none();  // entries are not written over
-  std::vector<size_t> widths;
-  size_t token_bytes = 0;
-  int group = 1;
-  for (const int layer : core_.layers.layers()) {
-    const LayerShape& shape = core_.shape(layer);
-    // Where attention falls with distance (ALiBi), a made key would hold at one distance alone: nothing stands in.
-    if (core_.ops->params(layer).alibi_slopes != nullptr) return none();
-    widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
-    token_bytes += widths.back() * sizeof(uint16_t);
-    group = std::max(group, shape.num_heads / shape.num_kv_heads);
   }
   // The pass's fork copies last pages and has tables of its own.
   const int pass_tokens = std::min(chunk, context) + overhead + 3 * kPageEntries;
   const size_t used = source.account->used_bytes() + BytesToExtend(core_, source, pass_tokens);
   const size_t free = source.ceiling_bytes - std::min(source.ceiling_bytes, used);
-  const int tokens = std::min(residue->rows / group,
-                              static_cast<int>(std::min(free / std::max<size_t>(token_bytes, 1), size_t{INT32_MAX})));
-  return references.Reserve(context + passes * overhead, std::max(tokens, (kLeastRows + group - 1) / group), widths,
-                            source.account);
+  const size_t most = free / std::max<size_t>(shape->token_bytes, 1);
+  const int tokens = std::min(residue->rows / shape->group, static_cast<int>(std::min(most, size_t{INT32_MAX})));
+  const int least = (kLeastRows + shape->group - 1) / shape->group;
+  return references.Reserve(context + passes * overhead, std::max(tokens, least), shape->widths, source.account);
 }
 
 Result<const RepeatPrompt*> SecondReader::Prompt() {

@@ -15,25 +15,29 @@ int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe) {
   return std::min(prefix, sequence.next_position);
 }
 
+std::optional<ReferenceShape> ReferenceShapeOf(const EngineCore& core, const Sequence& sequence) {
+  if (!(sequence.setup->formats.entry == PageFormat())) return std::nullopt;
+  ReferenceShape references;
+  for (const int layer : core.layers.layers()) {
+    const LayerShape& shape = core.shape(layer);
+    if (core.ops->params(layer).alibi_slopes != nullptr) return std::nullopt;
+    references.widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
+    references.token_bytes += references.widths.back() * sizeof(uint16_t);
+    references.group = std::max(references.group, shape.num_heads / shape.num_kv_heads);
+  }
+  return references;
+}
+
 void ReserveBlockReferences(const EngineCore& core, const Sequence& sequence, const Policy& policy, int num_tokens,
                             ReferenceQueries& references) {
   const ResidueOptions* const residue = policy.residue();
-  if (residue == nullptr || !(sequence.setup->formats.entry == PageFormat())) return;
-  std::vector<size_t> widths;
-  size_t token_bytes = 0;
-  int group = 1;
-  for (const int layer : core.layers.layers()) {
-    const LayerShape& shape = core.shape(layer);
-    // A made key would hold at one distance alone.
-    if (core.ops->params(layer).alibi_slopes != nullptr) return;
-    widths.push_back(static_cast<size_t>(shape.num_heads * shape.key_dim));
-    token_bytes += widths.back() * sizeof(uint16_t);
-    group = std::max(group, shape.num_heads / shape.num_kv_heads);
-  }
-  const size_t most = kBlockReferenceBytes / std::max<size_t>(token_bytes, 1);
-  const int kept = std::min(residue->rows / group, static_cast<int>(std::min(most, size_t{INT32_MAX})));
+  if (residue == nullptr) return;
+  const std::optional<ReferenceShape> shape = ReferenceShapeOf(core, sequence);
+  if (!shape) return;
+  const size_t most = kBlockReferenceBytes / std::max<size_t>(shape->token_bytes, 1);
+  const int kept = std::min(residue->rows / shape->group, static_cast<int>(std::min(most, size_t{INT32_MAX})));
   // Nobody is asked for scratch.
-  (void)references.Reserve(num_tokens, kept, widths, nullptr);
+  (void)references.Reserve(num_tokens, kept, shape->widths, nullptr);
 }
 
 Result<std::unique_ptr<PassFork>> PassFork::Make(EngineCore& core, Sequence& source, bool in_passing) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/engine_core.h"
@@ -16,6 +17,16 @@ namespace pith {
 
 // The tokens at the front that stay whatever is found: sinks, and what the caller pinned there.
 int PrefixOf(const Sequence& sequence, const ResolvedRecipe& recipe);
+
+// What a token's queries take in all layers with global caches.
+struct ReferenceShape {
+  std::vector<size_t> widths;  // of each layer
+  size_t token_bytes = 0;
+  int group = 1;  // most query heads of a kv head
+};
+// None where nothing can stand in for what goes: entries are not written over, or, where attention falls with distance
+// (ALiBi), a made key would hold at one distance alone.
+std::optional<ReferenceShape> ReferenceShapeOf(const EngineCore& core, const Sequence& sequence);
 
 // Room for the queries of so many tokens that a block's entries are fitted to, in the scratch of the recipe. None where
 // nothing can stand in for what goes.

@@ -301,10 +301,8 @@ Status ReadAnthropic(const Json& body, const ServedModel& model, ChatRequest& re
       reader.Fail("stop_sequences", "must each have more than blanks");
   }
   ReadSampling(reader, model, SamplingRules::kAnthropic, request.base.sampling);
+  PITH_RETURN_IF_ERROR(CheckMembersOf(reader, "output_config", kOutputMembers));
   if (const Json* config = reader.Object("output_config"); config != nullptr) {
-    JsonReader inner(*config, "output_config.");
-    CheckMembers(inner, kOutputMembers);
-    PITH_RETURN_IF_ERROR(inner.status());
     if (const auto format = config->find("format"); format != config->end() && !format->is_null()) {
       PITH_RETURN_IF_ERROR(ReadFormat(*format, "output_config.format", request.schema));
     }

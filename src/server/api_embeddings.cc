@@ -188,13 +188,7 @@ void Start(Call& call, const Json& input, const char* name, EmbeddingOptions opt
 Status ReadOllama(JsonReader& reader, std::string& name, std::optional<double>& keep) {
   reader.Require("model");
   reader.Text("model", name);
-  const Json* options = reader.Object("options");
-  PITH_RETURN_IF_ERROR(reader.status());
-  if (options != nullptr) {
-    JsonReader inner(*options, "options.");
-    CheckMembers(inner, kOllamaOptions);
-    PITH_RETURN_IF_ERROR(inner.status());
-  }
+  PITH_RETURN_IF_ERROR(CheckMembersOf(reader, "options", kOllamaOptions));
   return ReadKeepAlive(reader, keep);
 }
 

@@ -334,8 +334,13 @@ Status ReadInfill(const Json& body, const ServedModel& model, ChatRequest& reque
   return {};
 }
 
-// What both endpoints do with what they have read.
-void Complete(Call& call, ChatRequest request, LlamaExtras extras, Status status) {
+// What both endpoints do but for how they read their bodies.
+void Complete(Call& call, Status (*read)(const Json&, const ServedModel&, ChatRequest&, LlamaExtras&)) {
+  const Result<Json> body = BodyOf(call);
+  if (!body) return call.Fail(body.error());
+  ChatRequest request = NewRequest(call.context.model, call.tenant);
+  LlamaExtras extras;
+  Status status = read(*body, call.context.model, request, extras);
   if (status) status = Prepare(call.context, request);
   if (!status) return call.exchange->Send(LengthAwareError(call.context, call.dialect, request, status.error()));
   auto writer = std::make_unique<LlamaWriter>(call, request, std::move(extras));
@@ -568,23 +573,11 @@ void LlamaApplyTemplate(Call& call) {
   call.Reply({{"prompt", *text}});
 }
 
-void LlamaCompletion(Call& call) {
-  const Result<Json> body = BodyOf(call);
-  if (!body) return call.Fail(body.error());
-  ChatRequest request = NewRequest(call.context.model, call.tenant);
-  LlamaExtras extras;
-  Status status = ReadLlamaCompletion(*body, call.context.model, request, extras);
-  Complete(call, std::move(request), std::move(extras), std::move(status));
-}
+void LlamaCompletion(Call& call) { Complete(call, ReadLlamaCompletion); }
 
 void LlamaInfill(Call& call) {
   if (const Status can = CheckInfill(call.context.model); !can) return call.Fail(501, can.error().message);
-  const Result<Json> body = BodyOf(call);
-  if (!body) return call.Fail(body.error());
-  ChatRequest request = NewRequest(call.context.model, call.tenant);
-  LlamaExtras extras;
-  Status status = ReadInfill(*body, call.context.model, request, extras);
-  Complete(call, std::move(request), std::move(extras), std::move(status));
+  Complete(call, ReadInfill);
 }
 
 void LlamaRerank(Call& call) {

@@ -184,11 +184,9 @@ Status ReadGenerate(JsonReader& reader, const ServedModel& model, ChatRequest& r
   bool raw = false;
   reader.Text("prompt", prompt);
   reader.Text("system", system);
-  reader.Text("suffix", suffix);
+  ReadSuffix(reader, model, suffix);
   reader.Text("template", own_template);
   reader.Bool("raw", raw);
-  if (const Status can = CheckInfill(model); !suffix.empty() && !can)
-    reader.Fail("suffix", "is not supported: " + can.error().message);
   if (!own_template.empty()) reader.Fail("template", "is not supported: the model's own is used, or none with 'raw'");
   if (HasImages(reader)) reader.Fail("images", "are not supported: this model reads text alone");
   const Json* context = reader.Array("context");

@@ -375,9 +375,7 @@ Status ReadCompletion(const Json& body, const ServedModel& model, ChatRequest& r
   reader.Integer("best_of", 1, kMostChoices, best_of);
   if (best_of != request.base.num_choices) reader.Fail("best_of", "must be equal to 'n': all choices are given");
   std::string suffix;
-  reader.Text("suffix", suffix);
-  if (const Status can = CheckInfill(model); !suffix.empty() && !can)
-    reader.Fail("suffix", "is not supported: " + can.error().message);
+  ReadSuffix(reader, model, suffix);
   if (!suffix.empty() && echo) reader.Fail("suffix", "and 'echo' cannot be asked for together");
   if (const Json* schema = reader.Object("json_schema"); schema != nullptr) request.schema = JsonText(*schema);
   if (const Json* format = reader.Find("response_format"); format != nullptr) {

@@ -346,13 +346,9 @@ Status ReadInput(const Call& call, JsonReader& reader, Conversation& conversatio
 }
 
 Status ReadText(JsonReader& reader, ChatRequest& request) {
+  PITH_RETURN_IF_ERROR(CheckMembersOf(reader, "text", kTextMembers));
   const Json* text = reader.Object("text");
-  PITH_RETURN_IF_ERROR(reader.status());
-  if (text == nullptr) return {};
-  JsonReader inner(*text, "text.");
-  CheckMembers(inner, kTextMembers);
-  PITH_RETURN_IF_ERROR(inner.status());
-  if (!text->contains("format") || text->at("format").is_null()) return {};
+  if (text == nullptr || !text->contains("format") || text->at("format").is_null()) return {};
   return ReadFormat(text->at("format"), "text.format", request.schema);
 }
 
@@ -370,11 +366,7 @@ Status ReadResponses(const Call& call, const Json& body, Conversation& conversat
   reader.Text("model", ignored);
   CheckMembers(reader, kOpenAiMembers);
   CheckMembers(reader, kResponsesMembers);
-  if (const Json* reasoning = reader.Object("reasoning"); reasoning != nullptr) {
-    JsonReader inner(*reasoning, "reasoning.");
-    CheckMembers(inner, kReasoningMembers);
-    PITH_RETURN_IF_ERROR(inner.status());
-  }
+  PITH_RETURN_IF_ERROR(CheckMembersOf(reader, "reasoning", kReasoningMembers));
   reader.Bool("stream", request.stream);
   PITH_RETURN_IF_ERROR(ReadStreamOptions(reader, request));
   ReadStreaming(reader, request);

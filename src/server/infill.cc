@@ -95,6 +95,12 @@ Status CheckInfill(const ServedModel& model) {
       fmt::format("this model fills in nothing between two texts: its vocabulary lacks the tokens for {}", missing));
 }
 
+void ReadSuffix(JsonReader& reader, const ServedModel& model, std::string& suffix) {
+  reader.Text("suffix", suffix);
+  if (suffix.empty()) return;
+  if (const Status can = CheckInfill(model); !can) reader.Fail("suffix", "is not supported: " + can.error().message);
+}
+
 Result<std::vector<int32_t>> InfillPrompt(const ServedModel& model, const InfillParts& parts, int max_tokens) {
   PITH_RETURN_IF_ERROR(CheckInfill(model));
   const auto num_ctx = static_cast<size_t>(model.num_ctx);

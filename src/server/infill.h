@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pith/types.h"
+#include "server/json_reader.h"
 #include "server/protocol.h"
 
 namespace pith::server {
@@ -24,6 +25,9 @@ struct InfillParts {
 
 // kUnsupported, with what is missing, where the model has no tokens for it.
 Status CheckInfill(const ServedModel& model);
+
+// "suffix", which is the reader's error where the model has none of the tokens that one needs.
+void ReadSuffix(JsonReader& reader, const ServedModel& model, std::string& suffix);
 
 // llama-server's order:
 //   BOS [repository]myproject\n [separator]NAME\nTEXT ... [separator]filename\n [prefix]... [suffix]... [middle]

@@ -143,6 +143,15 @@ void CheckMembers(JsonReader& reader, std::span<const Member> members) {
   }
 }
 
+Status CheckMembersOf(JsonReader& reader, const char* name, std::span<const Member> members) {
+  const Json* object = reader.Object(name);
+  PITH_RETURN_IF_ERROR(reader.status());
+  if (object == nullptr) return {};
+  JsonReader inner(*object, reader.Path(name) + ".");
+  CheckMembers(inner, members);
+  return inner.status();
+}
+
 const std::span<const Member> kOpenAiMembers = kOpenAi, kChatMembers = kChat, kResponsesMembers = kResponses;
 const std::span<const Member> kThinkingMembers = kThinking, kReasoningMembers = kReasoning, kTextMembers = kTextConfig,
                               kOutputMembers = kOutputConfig;

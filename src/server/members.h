@@ -32,6 +32,9 @@ struct Member {
 // Those of `members` that the object has. What is wrong is the reader's error.
 void CheckMembers(JsonReader& reader, std::span<const Member> members);
 
+// Those of `members` that the object of that name has, where there is one.
+Status CheckMembersOf(JsonReader& reader, const char* name, std::span<const Member> members);
+
 // `value` is one of "low|medium|high".
 bool IsChoice(std::string_view value, std::string_view words);
 
