@@ -76,6 +76,18 @@ class Conversations(ChatCase):
         self.assertLess(sizes["comp:ek=0.25,ev=0.1"], sizes["comp"])
         self.assert_sentence(pith("run", *model_flags(), "-p", "x", "--save-format", "comp:ek=2"), "is no form of saved")
 
+    def test_a_compressed_prompt_is_compressed_once(self):
+        """What a file holds of it is not cut again to a share of a share; another share is another text."""
+        path = self.path("compressed")
+        story = self.write("story.txt", "".join(f"On day {i} a ship with {i * 37 % 91} sailors came. " for i in range(60)))
+        run = ("--raw", "-f", story, "-n", "8", "--ignore-eos", "--recipe", "keydiff", "--compress", "after")
+        alone = {keep: self.run_json(*run, "--keep", keep, c=2048) for keep in ("0.5", "0.2")}
+        for keep, is_cached in (("0.5", False), ("0.5", True), ("0.5", True), ("0.2", False), ("0.2", True)):
+            done = self.run_json(*run, "--keep", keep, "--prompt-cache", path, c=2048)
+            self.assertEqual(done["cached_tokens"], done["prompt_tokens"] if is_cached else 0)
+            self.assertEqual((done["token_ids"], done["kv"]["entries"]),
+                             (alone[keep]["token_ids"], alone[keep]["kv"]["entries"]))
+
     def test_blanks_that_a_template_trims_keep_the_pin(self):
         path = self.write("trims.jinja", TRIMS)
         counts = {self.run_json("--chat-template-file", path, "--system", "Be brief.", "-p", prompt, "-n", "1")["pinned_tokens"]

@@ -147,6 +147,7 @@ struct Outcome {
   Status saved;  // of --prompt-cache: the answer is given even so
   bool templated = false;
   bool prefilled = false;
+  bool was_compressed = false;  // what came from --prompt-cache, as the flags say
 
   double load_seconds() const { return stored ? stored->load_seconds : 0; }
 };
@@ -220,23 +221,35 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   return {};
 }
 
+double ShareThatStays(const RunFlags& flags) { return flags.keep > 0 ? flags.keep : kDefaultKeep; }
+
+// How --compress after has compressed what it wrote; empty: nothing has.
+std::string CompressedAs(const RunFlags& flags, const EngineOptions& options) {
+  return options.compress == CompressMode::kAfter ? fmt::format("keep={}", ShareThatStays(flags)) : "";
+}
+
 // What --prompt-cache holds, as far as it is the prompt's beginning: that need not be read again.
-Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, EngineSequence& sequence, Outcome& outcome) {
+Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, const EngineOptions& options,
+              EngineSequence& sequence, Outcome& outcome) {
   if (flags.prompt_cache.empty()) return {};
   PITH_ASSIGN_OR_RETURN(const auto restored, sequence.Restore(flags.prompt_cache));
   if (!restored) return {};
-  if (!restored->note.text.empty()) {
+  const std::string& compressed = restored->note.text;
+  if (!compressed.empty() && !compressed.starts_with("keep=")) {
     return InvalidArgument(fmt::format("the session {} holds a conversation of \"pith chat\"", flags.prompt_cache));
   }
   const std::vector<int32_t>& read = restored->note.tokens;
   const bool whole = read.size() == static_cast<size_t>(sequence.num_tokens());
   const auto common = static_cast<size_t>(std::ranges::mismatch(read, tokens).in1 - read.begin());
-  if (whole && common == tokens.size() && common == read.size() && restored->has_logits) {
+  const bool is_fit = compressed.empty() || compressed == CompressedAs(flags, options);
+  if (whole && is_fit && common == tokens.size() && common == read.size() && restored->has_logits) {
     outcome.cached_tokens = common;
+    outcome.was_compressed = !compressed.empty();
     return {};
   }
-  // At least one token is read, for its logits.
-  const size_t shared = whole ? std::min(common, tokens.size() - 1) : 0;
+  // At least one token is read, for its logits. What stayed of one prompt is not what stays of another, or at another
+  // share.
+  const size_t shared = whole && compressed.empty() ? std::min(common, tokens.size() - 1) : 0;
   PITH_ASSIGN_OR_RETURN(const int kept, sequence.GoBack(static_cast<int>(shared)));
   outcome.cached_tokens = static_cast<size_t>(kept);
   if (kept > 0) return {};
@@ -244,9 +257,9 @@ Status TakeUp(const RunFlags& flags, const std::vector<int32_t>& tokens, EngineS
   return {};
 }
 
-Status SaveSequence(const RunFlags& flags, const EngineSequence& sequence, const std::vector<int32_t>& tokens,
-                    const std::vector<int32_t>& generated) {
-  SessionNote note{.tokens = tokens, .text = {}};
+Status SaveSequence(const RunFlags& flags, const EngineOptions& options, const EngineSequence& sequence,
+                    const std::vector<int32_t>& tokens, const std::vector<int32_t>& generated) {
+  SessionNote note{.tokens = tokens, .text = CompressedAs(flags, options)};
   const auto num_fed = static_cast<size_t>(sequence.num_tokens()) - tokens.size();
   note.tokens.insert(note.tokens.end(), generated.begin(), generated.begin() + static_cast<std::ptrdiff_t>(num_fed));
   return sequence.Save(flags.prompt_cache, note);
@@ -255,8 +268,7 @@ Status SaveSequence(const RunFlags& flags, const EngineSequence& sequence, const
 // Once the prompt is whole: what --compress after asks for.
 Status CompressPrompt(const RunFlags& flags, const EngineSequence& sequence, const EngineOptions& options) {
   if (options.compress != CompressMode::kAfter) return {};
-  const Result<double> kept =
-      sequence.engine().Compress(sequence.id(), options.recipe, flags.keep > 0 ? flags.keep : kDefaultKeep);
+  const Result<double> kept = sequence.engine().Compress(sequence.id(), options.recipe, ShareThatStays(flags));
   if (!kept) return tl::unexpected<Error>(kept.error());
   return {};
 }
@@ -288,7 +300,7 @@ Status ReadPromptText(const RunFlags& flags, EngineSequence& sequence, Conversat
       return !Interrupted();
     });
   }
-  if (status) status = CompressPrompt(flags, sequence, options);
+  if (status && !outcome.was_compressed) status = CompressPrompt(flags, sequence, options);
   outcome.prefill_seconds = watch.seconds() + outcome.before_seconds;
   return status;
 }
@@ -300,7 +312,7 @@ Status ReadStored(const RunFlags& flags, StoredPrefixes& prefixes, EngineSequenc
   const size_t num_pinned = conversation.num_pinned();
   const bool after = options.compress == CompressMode::kAfter;
   ReadingKey key = KeyOfEngine(sequence.engine());
-  if (after) key.compress = fmt::format("keep={}", flags.keep > 0 ? flags.keep : kDefaultKeep);
+  key.compress = CompressedAs(flags, options);
   const Stopwatch watch;
   StoredReading reading;
   Status status;
@@ -327,7 +339,7 @@ Status Produce(const RunFlags& flags, StoredPrefixes* prefixes, EngineSequence& 
                const EngineOptions& options, Generator generator, Outcome& outcome) {
   const CancelOnInterrupt cancel(sequence.engine());
   const std::vector<int32_t> tokens(conversation.pending().begin(), conversation.pending().end());
-  PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, sequence, outcome));
+  PITH_RETURN_IF_ERROR(TakeUp(flags, tokens, options, sequence, outcome));
   if (!flags.messages.empty()) PITH_RETURN_IF_ERROR(ReadBefore(flags, sequence, conversation, outcome));
   conversation.AlreadyRead(outcome.cached_tokens);
   const bool has_unread = !conversation.pending().empty();
@@ -341,13 +353,15 @@ Status Produce(const RunFlags& flags, StoredPrefixes* prefixes, EngineSequence& 
   }
   outcome.prefilled = true;
   const bool saves = !flags.prompt_cache.empty() && !flags.prompt_cache_ro;
-  if (saves && !flags.prompt_cache_all && has_unread) outcome.saved = SaveSequence(flags, sequence, tokens, {});
+  if (saves && !flags.prompt_cache_all && has_unread)
+    outcome.saved = SaveSequence(flags, options, sequence, tokens, {});
   GenerateHooks hooks{.num_ctx = options.num_ctx, .on_text = {}, .interrupted = Interrupted};
   if (!flags.output.json) hooks.on_text = PrintText;
   Result<GenerationResult> generation = Generate(sequence, std::move(generator), hooks);
   if (!generation) return WithAdvice(generation.error());
   outcome.generation = std::move(*generation);
-  if (saves && flags.prompt_cache_all) outcome.saved = SaveSequence(flags, sequence, tokens, outcome.generation.tokens);
+  if (saves && flags.prompt_cache_all)
+    outcome.saved = SaveSequence(flags, options, sequence, tokens, outcome.generation.tokens);
   return {};
 }
 
