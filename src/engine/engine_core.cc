@@ -87,12 +87,7 @@ Status EngineCore::SettleOptions() {
 }
 
 Status EngineCore::OpenLedger() {
-  EngineOptions planned = options;
-  const size_t spare_state = default_setup->reads_again ? info->recurrent_bytes : 0;
-  if (planned.budget_bytes > spare_state) planned.budget_bytes -= spare_state;
-  PITH_ASSIGN_OR_RETURN(plan, PlanMemory(*info, *default_setup, planned));
-  plan.budget_bytes += spare_state;
-  plan.recurrent_bytes += spare_state;
+  PITH_ASSIGN_OR_RETURN(plan, PlanMemory(*info, *default_setup, options));
   ledger = std::make_unique<Ledger>(plan.budget_bytes);
   if (ledger->TryCharge(MemoryTag::kBlock, plan.block_bytes) &&
       ledger->TryCharge(MemoryTag::kRecurrent, plan.recurrent_bytes) && flight.Open(ledger.get(), plan.flight_bytes)) {

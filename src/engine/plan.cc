@@ -47,6 +47,7 @@ struct Shape {
   size_t undo_bytes = 0;           // of moments of queries as they were before a step
   size_t undo_entry_bytes = 0;     // of statistics, for an entry of every global head
   int num_ctx = 0;
+  bool reads_again = false;                // a recipe may
   const DemoteOptions* demotes = nullptr;  // while text is read
   int whole = 0;                           // with it, of latents: entries of a head that are none in any case
   size_t lowered_page_bytes = 0;           // with it
@@ -59,9 +60,10 @@ struct Shape {
   size_t fixed_bytes() const { return own_bytes + all_heads * (KvCache::kHeadBytes + kSpareTableBytesPerHead); }
 };
 
-// Null where nothing goes to fewer bits while text is read.
-const DemoteOptions* DemotionOf(const ResolvedSequence& sequence) {
-  return sequence.compress == CompressMode::kBlock ? sequence.policy().demote() : nullptr;
+// Null where nothing goes to fewer bits while text is read, or no layer has entries that may.
+const DemoteOptions* DemotionOf(const ModelInfo& info, const ResolvedSequence& sequence) {
+  if (sequence.compress != CompressMode::kBlock || CountLayers(info, LayerKind::kGlobal) == 0) return nullptr;
+  return sequence.policy().demote();
 }
 
 // The largest page of any layer.
@@ -140,6 +142,7 @@ void AddRepeat(const ModelInfo& info, const ResolvedSequence& sequence, Shape& s
     references = std::max(references, ReferenceBytes(info, policy));
   });
   if (chunk < 0) return;
+  shape.reads_again = true;
   shape.later_bytes += RepeatBytes(shape, sequence.num_ctx, chunk) + references;
   // Its tokens, and the logits that a second reading would end.
   shape.own_bytes +=
@@ -178,7 +181,7 @@ Shape ShapeOf(const ModelInfo& info, const ResolvedSequence& sequence) {
   const CacheFormats& formats = sequence.formats;
   Shape shape;
   shape.num_ctx = num_ctx;
-  shape.demotes = DemotionOf(sequence);
+  shape.demotes = DemotionOf(info, sequence);
   shape.page_bytes = PageBytes(info, formats.entry, num_columns);
   if (formats.converted) shape.low_page_bytes = PageBytes(info, *formats.converted, num_columns);
   if (shape.demotes != nullptr) {
@@ -300,7 +303,7 @@ SharePlan PlanPages(const Shape& shape, const EvictionStyle& style, int keep_ent
   }
   const SharePages pages = DividePages(shape, bytes);
   const size_t full = shape.low_page_bytes == 0 ? pages.arriving : pages.low;
-  const size_t wasted = style.ragged ? 1 : 0;
+  const size_t wasted = style.ragged && shape.global_heads > 0 ? 1 : 0;
   const size_t per_head =
       full <= shape.window_pages ? 0 : (full - shape.window_pages) / std::max<size_t>(shape.global_heads, 1);
   if (per_head <= wasted) return plan;
@@ -325,14 +328,20 @@ SharePlan PlanShareOf(const ModelInfo& info, const Shape& shape, const EvictionS
   }
   SharePlan plan = PlanPages(shape, style, keep_entries, bytes);
   if (plan.scratch_bytes == 0) return plan;
-  // The more entries, the more scratch: what is left for pages is found by halving.
+  // The more entries, the more scratch: what is left for pages is found by halving, to the byte while it holds nothing.
   size_t least = 0, most = bytes;
-  while (most - least > shape.page_cost()) {
+  SharePlan fits{.fixed_bytes = shape.fixed_bytes()};
+  while (most - least > (fits.keep_entries > 0 ? shape.page_cost() : 1)) {
     const size_t middle = least + (most - least) / 2;
     plan = PlanPages(shape, style, keep_entries, middle);
-    middle + plan.scratch_bytes <= bytes ? least = middle : most = middle;
+    if (middle + plan.scratch_bytes <= bytes) {
+      least = middle;
+      fits = plan;
+    } else {
+      most = middle;
+    }
   }
-  return PlanPages(shape, style, keep_entries, least);
+  return fits;
 }
 
 size_t LeastShareOf(const Shape& shape, const EvictionStyle& style) {
@@ -359,8 +368,9 @@ MemoryPlan CommonPlan(const ModelInfo& info, const Shape& shape, const EvictionS
   plan.budget_bytes = options.budget_bytes;
   plan.block_tokens = block_tokens;
   plan.block_bytes = BlockBytes(info, block_tokens);
-  plan.recurrent_bytes =
-      info.recurrent_bytes * static_cast<size_t>(sequences + std::max(options.resting_sequences, 0) + 1);
+  // One more to undo a step by, and one for a second reading.
+  plan.recurrent_bytes = info.recurrent_bytes * static_cast<size_t>(sequences + std::max(options.resting_sequences, 0) +
+                                                                    (shape.reads_again ? 2 : 1));
   plan.moment_bytes = static_cast<size_t>(sequences) * shape.moment_bytes;
   plan.flight_bytes = FlightOf(shape, style).Bytes(block_tokens, sequences);
   return plan;
@@ -374,6 +384,7 @@ MemoryPlan PlanFor(const ModelInfo& info, const Shape& shape, const EvictionStyl
   const size_t common = plan.block_bytes + plan.recurrent_bytes + plan.flight_bytes;
   if (common > plan.budget_bytes || (common == plan.budget_bytes && shape.all_heads > 0)) return plan;
   plan.share_bytes = (plan.budget_bytes - common) / sequences;
+  if (plan.share_bytes < LeastShareOf(shape, style)) return plan;
   const SharePlan share = PlanShareOf(info, shape, style, 0, plan.share_bytes);
   const SharePages pages = DividePages(shape, plan.share_bytes - std::min(plan.share_bytes, share.scratch_bytes));
   plan.num_pages = plan.flight_bytes / shape.page_cost() + sequences * pages.arriving;
