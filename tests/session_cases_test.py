@@ -88,6 +88,18 @@ class Conversations(ChatCase):
             self.assertEqual((done["token_ids"], done["kv"]["entries"]),
                              (alone[keep]["token_ids"], alone[keep]["kv"]["entries"]))
 
+    def test_a_format_is_that_of_what_stays(self):
+        """With --compress after, too: the prompt is read in f16, and --keep is a share of its bytes."""
+        story = self.write("story.txt", "".join(f"On day {i} a ship with {i * 37 % 91} sailors came. " for i in range(60)))
+        for recipe, form, least in (("keydiff format=q4", "q4", 0.55), ("kvcomp", "comp:ek=1/20,ev=1/10", 1), ("keydiff", "f16", 0.2),
+                                    ("keydiff format=auto", "q4", 0.9)):
+            done = self.run_json("--raw", "-f", story, "-n", "1", "--recipe", recipe, "--compress", "after", "--keep",
+                                 "0.2" if recipe != "keydiff format=auto" else "0.5", c=2048)["kv"]
+            self.assertEqual(done["format"], form)
+            self.assertGreaterEqual(done["kept_fraction"], least - 0.01, recipe)
+        self.assert_sentence(pith("run", *model_flags(), "-p", "x", "--recipe", "keydiff format=q4", "--compress", "after",
+                                  "-ctk", "q4_0", "-ctv", "q4_0"), "converts what stays of an f16 cache", codes=(1,))
+
     def test_blanks_that_a_template_trims_keep_the_pin(self):
         path = self.write("trims.jinja", TRIMS)
         counts = {self.run_json("--chat-template-file", path, "--system", "Be brief.", "-p", prompt, "-n", "1")["pinned_tokens"]

@@ -167,8 +167,15 @@ nlohmann::ordered_json LogprobsJson(const std::vector<TokenLogprobs>& logprobs) 
   return list;
 }
 
-nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
-                                  const Recipe& recipe) {
+// Of the engine, whose one sequence may have been converted.
+KvStats KvOf(const EngineSequence& sequence) {
+  KvStats stats = sequence.engine().stats();
+  stats.format = sequence.engine().stats(sequence.id()).format;
+  return stats;
+}
+
+nlohmann::ordered_json ResultJson(const Outcome& outcome, const EngineSequence& sequence, const Recipe& recipe) {
+  const Engine& engine = sequence.engine();
   const GenerationResult& generation = outcome.generation;
   const EngineTimes times = engine.times();
   const double total = std::max(times.total, 1e-9);
@@ -178,7 +185,7 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
           {"cached_tokens", outcome.cached_tokens},
           {"cached_in", outcome.stored ? store::TierName(outcome.stored->tier) : ""},
           {"pinned_tokens", outcome.pinned_tokens},
-          {"kv", KvJson(engine.stats(), recipe)},
+          {"kv", KvJson(KvOf(sequence), recipe)},
           {"timings",
            {{"prefill_tps",
              outcome.prefilled && outcome.prefill_seconds > 0
@@ -196,9 +203,9 @@ nlohmann::ordered_json ResultJson(const Outcome& outcome, const Engine& engine,
           {"rss_peak_bytes", PeakRssBytes()}};
 }
 
-Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engine, const Recipe& recipe) {
+Status Report(const RunFlags& flags, const Outcome& outcome, const EngineSequence& sequence, const Recipe& recipe) {
   if (flags.output.json) {
-    nlohmann::ordered_json json = ResultJson(outcome, engine, recipe);
+    nlohmann::ordered_json json = ResultJson(outcome, sequence, recipe);
     if (flags.logprobs >= 0) json["logprobs"] = LogprobsJson(outcome.generation.logprobs);
     PrintJson(JsonText(json, 2));
     return {};
@@ -217,7 +224,7 @@ Status Report(const RunFlags& flags, const Outcome& outcome, const Engine& engin
   }
   Note("{} prompt tokens ({:.1f}/s), {} generated ({:.1f}/s, {}); {}\n", outcome.prompt_tokens, prefill_tps,
        outcome.generation.tokens.size(), outcome.generation.decode_tps(), StopReasonName(outcome.generation.stop),
-       KvLine(engine.stats(), recipe));
+       KvLine(KvOf(sequence), recipe));
   return {};
 }
 
@@ -441,7 +448,7 @@ Result<int> Run(RunFlags& flags) {
   Generator generator(text, SampleBy(*sampler),
                       {.max_tokens = flags.max_tokens, .stops = flags.text.stops, .num_logprobs = flags.logprobs});
   PITH_RETURN_IF_ERROR(Produce(flags, prefixes.get(), *sequence, conversation, options, std::move(generator), outcome));
-  PITH_RETURN_IF_ERROR(Report(flags, outcome, *engine, options.recipe));
+  PITH_RETURN_IF_ERROR(Report(flags, outcome, *sequence, options.recipe));
   sequence.reset();
   PlaceContexts(prefixes.get(), *engine, flags.output);
   return ExitCode(outcome);

@@ -47,7 +47,7 @@ Status Compressor::CheckFormat(const Sequence& sequence, const ResolvedRecipe& r
 }
 
 Result<ActiveRecipe> Compressor::ActiveFor(const Sequence& sequence, const Recipe& recipe) const {
-  PITH_ASSIGN_OR_RETURN(const ResolvedRecipe resolved, ResolveForCompress(recipe));
+  PITH_ASSIGN_OR_RETURN(const ResolvedRecipe resolved, ResolveForCompress(recipe, sequence.setup->options.format));
   return ActiveFor(sequence, resolved);
 }
 

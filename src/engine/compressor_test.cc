@@ -38,6 +38,23 @@ TEST(Compressor, APartOfASequenceWithLoweredEntries) {
   }
 }
 
+TEST(Compressor, TypesOfTheCacheOutweighAFormatThatIsLeftOpen) {
+  EngineOptions options = testing::TinyOptions("keydiff format=auto", size_t{2} << 20);
+  options.compress = CompressMode::kAfter;
+  for (const KvFormat types : {KvFormat::kF16, KvFormat::kQ8, KvFormat::kQ4}) {
+    options.format = types;
+    Rooms rooms(options);
+    Sequence& sequence = rooms.New();
+    ASSERT_TRUE(rooms.Read(sequence, 320));
+    const CompressTarget target{.sequence = sequence.id, .keep_fraction = 0.5};
+    const auto kept = rooms.compressor.CompressForks(sequence, options.recipe, {&target, 1});
+    ASSERT_TRUE(kept) << kept.error().message;
+    const bool is_open = types == KvFormat::kF16;
+    EXPECT_EQ(rooms.core.cache->layout(sequence.cache_id).full().Name(), is_open ? "q4" : PageFormat(types).Name());
+    EXPECT_EQ(kept->front() > 0.6, is_open) << "a share of bytes, or of entries";
+  }
+}
+
 TEST(Compressor, WithoutRoomForWhatIsKnownBetweenPiecesTheRestComesAtOnce) {
   EngineOptions options = testing::TinyOptions("full", size_t{4} << 20);
   options.compress = CompressMode::kAfter;

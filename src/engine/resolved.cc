@@ -104,11 +104,17 @@ Result<CacheFormats> FormatsFor(const SequenceOptions& said, std::span<const Res
     if (said.compress == CompressMode::kBlock && !(demote->high == PageFormat())) formats.converted = demote->high;
     return formats;
   }
+  // A prompt that is compressed once is read as it arrives: Compress() converts what stays of it.
+  const bool after = said.compress == CompressMode::kAfter && !said.recipe.turns;
   if (const std::optional<PageFormat>& own = said.recipe.format; own && !said.recipe.turns) {
     if (!(format == PageFormat()) && !(format == *own)) return TwoFormats("the recipe stores " + own->Name(), format);
-    format = *own;
+    if (!after) format = *own;
   }
   const CacheFormats formats = FormatsOf(format);
+  if (after && said.recipe.format && !(formats == CacheFormats()) && RuleOf(said.recipe).Converts(formats.entry)) {
+    return InvalidArgument(fmt::format("the recipe '{}' converts what stays of an f16 cache, and this one is {}",
+                                       said.recipe.text, format.Name()));
+  }
   for (const ResolvedRecipe& recipe : later) {
     if (recipe.storage.Converts(formats.entry) && !(formats == CacheFormats())) {
       return InvalidArgument(
@@ -222,7 +228,7 @@ void ChooseFormat(const ModelInfo& info, ResolvedSequence& sequence, EngineOptio
     constexpr double kManyEntries = 1e6;
     const double share = turns->method == TurnMethod::kFlowKv ? 1 - turns->drop : 1.0;
     said.recipe = WithFormatFor(info, said.recipe, kManyEntries, share);
-  } else if (said.compress == CompressMode::kAfter) {
+  } else if (said.compress == CompressMode::kAfter && said.format == PageFormat()) {
     return;  // Compress() knows
   } else {
     const bool is_chosen = !(said.format == PageFormat()) || said.budget_bytes == 0;
@@ -272,7 +278,7 @@ Result<ResolvedSequence> Resolve(const ModelInfo& info, const EngineOptions& opt
     sequence.recipe.policy = sequence.recipe.in_little_room;
   }
   for (const Recipe& later : said.later_recipes) {
-    PITH_ASSIGN_OR_RETURN(sequence.later_recipes.emplace_back(), ResolveForCompress(later));
+    PITH_ASSIGN_OR_RETURN(sequence.later_recipes.emplace_back(), ResolveForCompress(later, said.format));
   }
   ChooseFormat(info, sequence, said);
   PITH_RETURN_IF_ERROR(CheckTurnFormat(said));
@@ -296,9 +302,11 @@ Result<ResolvedSequence> Resolve(const ModelInfo& info, const EngineOptions& opt
   return sequence;
 }
 
-Result<ResolvedRecipe> ResolveForCompress(const Recipe& recipe) {
+Result<ResolvedRecipe> ResolveForCompress(const Recipe& recipe, PageFormat types) {
   if (recipe.policy == nullptr) return InvalidArgument("there is no recipe to compress with");
-  return ResolveAlternative(AlternativeFor(recipe, true));
+  PITH_ASSIGN_OR_RETURN(ResolvedRecipe resolved, ResolveAlternative(AlternativeFor(recipe, true)));
+  if (recipe.auto_format && !(types == PageFormat())) resolved.storage = {};
+  return resolved;
 }
 
 void KeepShare(const ModelInfo& info, const Recipe& recipe, int num_entries, double share, EngineOptions* options) {

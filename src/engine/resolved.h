@@ -90,8 +90,9 @@ struct ResolvedSequence {
 // blocks, it becomes the format in which the budget of these options holds enough of the context.
 Result<ResolvedSequence> Resolve(const ModelInfo& info, const EngineOptions& options);
 
-// Of the recipe what is asked once, when a prompt has been read. kInvalidArgument: it is empty.
-Result<ResolvedRecipe> ResolveForCompress(const Recipe& recipe);
+// Of the recipe what is asked once, when a prompt has been read; types: of the cache, as its owner says, which outweigh
+// format=auto. kInvalidArgument: it is empty.
+Result<ResolvedRecipe> ResolveForCompress(const Recipe& recipe, PageFormat types = {});
 
 // Makes an engine that evicts by blocks keep `share` of num_entries entries, with the format that it means: of the
 // entries, or of their f16 bytes where the recipe has a format.

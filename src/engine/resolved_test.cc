@@ -120,6 +120,26 @@ TEST(Resolve, AutoIsChosenWhereBytesAreKnown) {
   EXPECT_EQ(StorageRule().FormatFor(SmolInfo(), KvFormat::kQ8, 1000, 0.1).Name(), "q8") << "stays as it is";
 }
 
+// Compress() converts what stays of it, so that share and bytes are those of any format.
+TEST(Resolve, WhatIsCompressedOnceIsReadAsItArrives) {
+  for (const char* recipe :
+       {"snapkv format=q4", "keydiff format=q8", "full format=q3", "kvcomp", "attentionmatching format=q4"}) {
+    const auto resolved = Resolve(SmolInfo(), Options(recipe, CompressMode::kAfter));
+    ASSERT_TRUE(resolved) << resolved.error().message;
+    EXPECT_EQ(resolved->formats, CacheFormats()) << recipe;
+    EXPECT_TRUE(resolved->recipe.storage.Converts(PageFormat())) << recipe;
+  }
+  EXPECT_EQ(Resolve(SmolInfo(), Options("snapkv format=q4"))->formats.full().Name(), "q4") << "control: by blocks";
+  EngineOptions other = Options("snapkv format=q4", CompressMode::kAfter);
+  other.format = KvFormat::kQ4;
+  EXPECT_NE(ErrorOf(other).find("converts what stays of an f16 cache, and this one is q4"), std::string::npos);
+  EngineOptions open = Options("snapkv format=auto", CompressMode::kAfter);
+  open.format = KvFormat::kQ8;
+  EXPECT_EQ(ErrorOf(open), "") << "the cache's types outweigh it";
+  open.later_recipes = {*ParseRecipe("keydiff format=auto")};
+  EXPECT_EQ(ErrorOf(open), "");
+}
+
 // Values that stand in for others can have more bits than those that speak for themselves, of the same bytes.
 TEST(Resolve, AnActionMaySayWhatAutoTakesLast) {
   const auto last = [](const char* recipe, CompressMode mode) {
