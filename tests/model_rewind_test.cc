@@ -215,6 +215,40 @@ TEST_F(ModelRewind, CompressionIsSeen) {
   EXPECT_TRUE(GoOn(fresh) == GoOn(converted));
 }
 
+// Entries that stand in for others stand where they stood: positions alone don't tell.
+TEST_F(ModelRewind, WhatStandsInForOthersIsSeen) {
+  const std::shared_ptr<HostModel> model = Model("llama");
+  for (const char* recipe :
+       {"kvzip:chunk=64 act=residue", "kvzip:chunk=64 act=match", "score=keydiff act=residue:r=32"}) {
+    SCOPED_TRACE(recipe);
+    Use(model, {recipe, {}, 0}, CompressMode::kAfter);
+    const SequenceId id = New();
+    (void)Read(id, text_);
+    ASSERT_TRUE(engine_->Compress(id, *ParseRecipe(recipe), 0.9));
+    const auto saved = engine_->SaveToMemory(id, {});
+    ASSERT_TRUE(saved);
+    const auto restored = engine_->RestoreFromMemory(*saved, engine_->options());
+    ASSERT_TRUE(restored) << restored.error().message;
+    for (const SequenceId each : {id, restored->sequence}) {
+      for (int stays = 1; stays < 170; ++stays) {
+        const int target = engine_->RewindTarget(each, stays);
+        if (target == 0) continue;
+        const SequenceId fresh = New(), fork = *engine_->Fork(each);
+        (void)Read(fresh, std::span(text_).first(static_cast<size_t>(target)));
+        ASSERT_TRUE(engine_->Rewind(fork, target));
+        for (const int layer : {0, 1}) {
+          for (const bool values : {false, true}) {
+            ASSERT_EQ(engine_->EntryRows(fork, layer, values), engine_->EntryRows(fresh, layer, values)) << target;
+          }
+        }
+        engine_->Free(fresh), engine_->Free(fork);
+      }
+      ExpectRefused(each, 120, "stand in");
+    }
+    engine_->Free(id), engine_->Free(restored->sequence);
+  }
+}
+
 // A window of queries that is not whole is not judged by.
 TEST_F(ModelRewind, AWindowThatWasOverwrittenMustBeReadBeforeItIsUsed) {
   Use(Model("llama"), {"snapkv:window=24"}, CompressMode::kAfter);

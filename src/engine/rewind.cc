@@ -43,6 +43,10 @@ void LimitByRecipe(const EngineCore& core, const Sequence& sequence, RewindRange
   if (std::ranges::any_of(sequence.merge_thresholds, [](double threshold) { return !std::isnan(threshold); })) {
     nothing("its recipe has merged entries");
   }
+  // Those of act=residue and act=match, which judge by a second reading, are what others left, wherever they stand.
+  if (setup.reads_again && GlobalEntriesOf(core, sequence) < sequence.entries_seen) {
+    nothing("its entries may stand in for others that its recipe has dropped");
+  }
   const SequenceLayout& layout = core.cache->layout(sequence.cache_id);
   if (layout.pruned.share > 0) nothing("its keys have lost channels");
   if (!(layout.full() == setup.formats.full())) {
