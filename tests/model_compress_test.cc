@@ -1,10 +1,13 @@
 // Prompts that a server compresses once they are whole: what stays is what the engine alone would keep, others' answers
 // go on meanwhile, and bytes are what was asked for.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <string>
 #include <thread>
 #include <utility>
@@ -144,6 +147,40 @@ TEST(ModelCompress, ARequestMayWantItsPromptCompressedOnce) {
   ASSERT_TRUE(by_blocks->Wait());
   ASSERT_FALSE(by_blocks->error_) << by_blocks->error_->message;
   EXPECT_EQ(by_blocks->cache_.compress, CompressMode::kBlock);
+}
+
+// The same words are another recipe where a prompt is whole.
+TEST(ModelCompress, SlotsComeBackHoweverTheyWereCompressed) {
+  const std::string folder = ::testing::TempDir() + fmt::format("pith_compressed_slots_{}", getpid());
+  std::filesystem::create_directories(folder);
+  ServerSetup setup;
+  setup.recipe = "pith";
+  setup.num_ctx = 1024;
+  setup.budget_bytes = size_t{4} << 20;
+  setup.options.save_folder = folder;
+  Server server = Make(setup);
+  ASSERT_NE(server.scheduler, nullptr);
+  for (const CompressMode compress : {CompressMode::kAfter, CompressMode::kBlock}) {
+    Request request = Greedy(Prompt(300, 1), 10);
+    request.compress = compress;
+    request.keep = compress == CompressMode::kAfter ? 0.3 : 0;
+    auto first = Send(server, request);
+    ASSERT_TRUE(first->Wait());
+    ASSERT_FALSE(first->error_) << first->error_->message;
+    const auto saved = server.scheduler->SaveSlot(first->slot_, "a.bin");
+    ASSERT_TRUE(saved) << saved.error().message;
+    ASSERT_TRUE(server.scheduler->EraseSlot(first->slot_));
+    const auto restored = server.scheduler->RestoreSlot(first->slot_, "a.bin");
+    ASSERT_TRUE(restored) << restored.error().message;
+    EXPECT_EQ(restored->tokens, saved->tokens);
+    auto again = Send(server, request);
+    ASSERT_TRUE(again->Wait());
+    ASSERT_FALSE(again->error_) << again->error_->message;
+    EXPECT_EQ(again->cache_.compress, compress);
+    EXPECT_EQ(again->tokens(), first->tokens());
+    (void)server.scheduler->EraseSlot(again->slot_);
+  }
+  std::filesystem::remove_all(folder);
 }
 
 // The small model's positions end at 512, and a second reading wants some behind the prompt.

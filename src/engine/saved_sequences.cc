@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "base/byte_io.h"
@@ -12,10 +13,18 @@
 namespace pith {
 namespace {
 
+// Where the same words are one recipe by blocks and another for whole prompts, which of the two.
+std::string RecipeOf(const SequenceSetup& setup) {
+  const RepeatOptions* const repeat = setup.policy().repeat();
+  const bool differs = setup.options.recipe.while_partial != nullptr || (repeat != nullptr && repeat->by_blocks);
+  return setup.recipe.text +
+         (differs && setup.compress == CompressMode::kAfter && !setup.recipe.has_turns() ? " of whole prompts" : "");
+}
+
 SessionOwner OwnerOf(const EngineCore& core, const SequenceSetup& setup) {
   return {.fingerprint = core.model->fingerprint(),
           .description = core.info->description,
-          .recipe = setup.recipe.text,
+          .recipe = RecipeOf(setup),
           .num_ctx = setup.num_ctx,
           .num_vocab = core.info->num_vocab,
           .num_global_heads = core.layers.num_heads(),

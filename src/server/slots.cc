@@ -116,9 +116,18 @@ Result<SavedSlot> SchedulerImpl::RestoreSlot(int slot, const std::string& file_n
     SequenceOptions options = engine_->options();
     options.floor_bytes = 1;
     options.ceiling_bytes = total_bytes_;
-    Result<RestoredSequence> restored = engine_->Restore(path, options);
-    while (!restored && restored.error().code == ErrorCode::kOutOfBudget && DropPrefix()) {
-      restored = engine_->Restore(path, options);
+    const auto restore = [&](const SequenceOptions& as) {
+      Result<RestoredSequence> one = engine_->Restore(path, as);
+      while (!one && one.error().code == ErrorCode::kOutOfBudget && DropPrefix()) one = engine_->Restore(path, as);
+      return one;
+    };
+    Result<RestoredSequence> restored = restore(options);
+    if (!restored && restored.error().code == ErrorCode::kInvalidArgument) {
+      // A request may have had its prompt compressed once.
+      SequenceOptions whole = options;
+      whole.recipe = whole_recipe_;
+      whole.compress = CompressMode::kAfter;
+      if (Result<RestoredSequence> other = restore(whole)) restored = std::move(other);
     }
     if (!restored) return tl::unexpected<Error>(restored.error());
     Prefix prefix;
