@@ -4,11 +4,13 @@
 #include <utility>
 
 #include "base/logits.h"
+#include "lab/whole_attention.h"
 
 namespace pith {
 
 Result<std::unique_ptr<BudgetJudge>> BudgetJudge::Create(std::shared_ptr<HostModel> model, JudgeOptions options,
                                                          std::vector<JudgedTask> tasks) {
+  PITH_RETURN_IF_ERROR(CheckHasWholeAttention(model->info(), "budgets are searched for"));
   for (const JudgedTask& task : tasks)
     options.max_tokens = std::max(options.max_tokens, static_cast<int>(task.num_tokens()));
   std::unique_ptr<BudgetJudge> judge(new BudgetJudge(std::move(model), std::move(options), std::move(tasks)));

@@ -8,6 +8,7 @@
 
 #include "cache/latents.h"
 #include "kernels/rotation.h"
+#include "lab/whole_attention.h"
 
 namespace pith {
 namespace {
@@ -104,6 +105,7 @@ Result<FittedDelta> FitDelta(std::shared_ptr<HostModel> model, std::span<const i
   const auto is_global = [](const LayerShape& layer) {
     return layer.kind == LayerKind::kGlobal && layer.num_kv_heads > 0;
   };
+  PITH_RETURN_IF_ERROR(CheckHasWholeAttention(model->info(), "maps are fitted to"));
   for (const LayerShape& layer : layers) {
     if (!is_global(layer) || layer.rotation) continue;
     return Unsupported(

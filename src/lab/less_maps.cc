@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/less_states.h"
+#include "lab/whole_attention.h"
 
 namespace pith {
 namespace {
@@ -62,6 +63,7 @@ Status FitLayer(const Engine& engine, SequenceId sequence, int global_layer, con
 Result<FittedMaps> FitMaps(std::shared_ptr<HostModel> model, std::span<const int32_t> tokens,
                            const LessFitOptions& options, int num_threads, const Progress& progress) {
   const std::vector<LayerShape>& layers = model->info().layers;
+  PITH_RETURN_IF_ERROR(CheckHasWholeAttention(model->info(), "maps are fitted to"));
   PITH_RETURN_IF_ERROR(CheckCanHaveMaps(model->info()));
   EngineOptions engine_options;
   engine_options.num_ctx = static_cast<int>(tokens.size());

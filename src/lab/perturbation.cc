@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/logits.h"
+#include "lab/whole_attention.h"
 
 namespace pith {
 namespace {
@@ -76,6 +77,7 @@ Perturbation::Perturbation(std::shared_ptr<HostModel> model, JudgeOptions option
 }
 
 Result<std::unique_ptr<Perturbation>> Perturbation::Create(std::shared_ptr<HostModel> model, JudgeOptions options) {
+  PITH_RETURN_IF_ERROR(CheckHasWholeAttention(model->info(), "what attention gives is compared in"));
   std::unique_ptr<Perturbation> made(new Perturbation(std::move(model), std::move(options)));
   const JudgeOptions& o = made->options_;
   PITH_ASSIGN_OR_RETURN(EngineOptions engine, FullCacheEngine(o));

@@ -5,12 +5,14 @@
 
 #include <fmt/format.h>
 
+#include "lab/whole_attention.h"
 #include "policy/learn/key_stability.h"
 
 namespace pith {
 
 Result<std::vector<double>> MeasureSensitivity(std::shared_ptr<HostModel> model, std::span<const int32_t> tokens,
                                                const SensitivityOptions& options, const Progress& progress) {
+  PITH_RETURN_IF_ERROR(CheckHasWholeAttention(model->info(), "keys are compared in"));
   const auto block = static_cast<size_t>(options.block);
   if (tokens.size() <= block) {
     return InvalidArgument(fmt::format("the text has {} tokens, and its blocks {}: with one block nothing is hidden",
