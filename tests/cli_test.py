@@ -180,6 +180,16 @@ class BadUsage(Case):
         self.usage("run", "-p", "x", "-n", "many")
         self.usage("run", "-p", "x", "-hf", "org/name", says="downloads no models")
 
+    def test_rope_and_metadata(self):
+        for wrong in ("--rope-scaling=ntk", "--rope-scale=0", "--rope-scale=x", "--rope-freq-base=-1", "--yarn-orig-ctx=1.5",
+                      "--yarn-ext-factor=nan", "--yarn-beta-fast=0", "--override-kv=a", "--override-kv=a=int:x",
+                      "--override-kv=a=bool:1"):
+            self.usage("run", "-p", "x", wrong, says=wrong.split("=")[0] + " takes")
+        self.usage("serve", "--rope-scale", "4", "--rope-freq-scale", "0.5", says="one of them is enough")
+        self.usage("info", "--override-kv", "a=int:1,b=u8:1", says="there are int, float, bool and str")
+        self.assert_sentence(pith("serve", env={"LLAMA_ARG_ROPE_SCALING_TYPE": "ntk"}), "--rope-scaling takes none, linear",
+                             codes=(2,))
+
     def test_sizes(self):
         for size in ("64Q", "-1", "0", "0%", "x%", ""):
             if size:
@@ -391,6 +401,29 @@ class Commands(ModelCase):
         self.assertEqual(done.returncode, 1)
         control = json.loads(done.stdout)
         self.assertGreater(control["mean_kl"], 20 * max(result["mean_kl"], 1e-6))
+
+    def test_rope_and_metadata(self):
+        text = self.write("text.txt", TEXT)
+        flags = ["parity", *model_flags(), "-f", text, "-n", "96", "--block", "32", "--decode", "8", "--json"]
+        for rope in (["--rope-scaling", "yarn", "--rope-scale", "4", "--yarn-orig-ctx", "64"], ["--rope-freq-base", "500"]):
+            result = json.loads(pith(*flags, *rope).stdout)
+            self.assertLessEqual(result["mean_kl"], max(1e-5, 3 * result["floor_kl"]))
+        architecture, trained = info()["architecture"], info()["trained_ctx"]
+        of = lambda *more: self.json_of(pith("info", "--json", *model_flags(), *more))
+        self.assertEqual(of("--rope-scaling", "yarn", "--rope-scale", "4")["trained_ctx"], 4 * trained)
+        self.assertEqual(of("--override-kv", f"{architecture}.context_length=int:640")["trained_ctx"], 640)
+        for wrong, says in ((f"{architecture}.context_length=str:x", "has the type str"),
+                            (f"{architecture}.block_count=int:1000", "libllama cannot load")):
+            self.assert_sentence(pith("info", *model_flags(), "--override-kv", wrong), says, codes=(1,))
+        run = ["run", *model_flags(), "--raw", "-p", TEXT, "-n", "8", "--temp", "0", "--json"]
+        tokens = lambda *more: self.json_of(pith(*run, *more))
+        self.assertNotEqual(tokens()["text"], tokens("--rope-freq-base", "20")["text"], "the control")
+        session = os.path.join(self.folder, "session")
+        tokens("--rope-freq-base", "20", "--prompt-cache", session)
+        self.assert_sentence(pith(*run, "--prompt-cache", session), "--rope-...", codes=(1,))
+        self.assertGreater(tokens("--rope-freq-base", "20", "--prompt-cache", session)["cached_tokens"], 0)
+        bos = lambda yes: tokens("--override-kv", f"tokenizer.ggml.add_bos_token=bool:{yes}")["prompt_tokens"]
+        self.assertEqual(bos("true"), bos("false") + 1)
 
     def test_eval(self):
         lines = "".join(json.dumps({"id": f"t{i}", "task": "boats", "length": 100 * (i + 1), "context_text": TEXT[:800],

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <random>
@@ -54,6 +55,14 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
             "NAME|TEXT");
   AddOption(command, "--share-layers", flags.share_layers,
             "Layers that read another layer's cache, from a file of \"pith tune share\"", "FILE");
+  for (size_t i = 0; i < kRopeSettings.size(); ++i) {
+    AddOption(command, fmt::format("--{}", kRopeSettings[i].name), flags.rope[i], kRopeSettings[i].help,
+              kRopeSettings[i].type);
+  }
+  AddOption(command, "--override-kv", flags.override_kv,
+            "Model metadata in place of the file's, of type int, float, bool or str; may be given more than once. "
+            "Example: --override-kv tokenizer.ggml.add_bos_token=bool:false",
+            "KEY=TYPE:VALUE,...");
   Hide(AddOption(command, "--hf-repo", flags.hf, "", "TEXT"));
 }
 
@@ -88,7 +97,23 @@ Status ModelFlags::Check() const {
       return InvalidArgument("--lora-scaled takes a file and a number, its strength");
     }
   }
+  PITH_RETURN_IF_ERROR(Overrides());
   return {};
+}
+
+Result<ModelOverrides> ModelFlags::Overrides() const {
+  ModelOverrides all;
+  for (size_t i = 0; i < kRopeSettings.size(); ++i) {
+    if (rope[i].empty()) continue;
+    const Status set = SetRope(kRopeSettings[i].name, rope[i], all.rope);
+    if (!set) return InvalidArgument("--" + set.error().message);
+  }
+  for (const std::string& text : override_kv) {
+    auto parsed = ParseMetadataOverrides(text);
+    if (!parsed) return InvalidArgument("--" + parsed.error().message);
+    std::ranges::move(*parsed, std::back_inserter(all.metadata));
+  }
+  return all;
 }
 
 Result<std::vector<int>> ReadLayerMap(const std::string& path) {
@@ -122,6 +147,7 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
     options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
   }
   options.chat_template = flags.chat_template;
+  PITH_ASSIGN_OR_RETURN(options.overrides, flags.Overrides());
   if (!flags.share_layers.empty()) {
     PITH_ASSIGN_OR_RETURN(options.layer_map, ReadLayerMap(flags.share_layers));
   }

@@ -3,6 +3,7 @@
 #ifndef PITH_CLI_COMMAND_H_
 #define PITH_CLI_COMMAND_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -62,7 +63,7 @@ struct OutputFlags {
 };
 void AddOutputFlags(CLI::App& command, OutputFlags& flags);
 
-// -m -t -tb -ngl --lora --lora-scaled --chat-template -hf
+// -m -t -tb -ngl --lora --lora-scaled --chat-template --rope-... --yarn-... --override-kv -hf
 struct ModelFlags {
   std::string path;  // empty: the default model
   std::string hf;
@@ -76,9 +77,12 @@ struct ModelFlags {
   std::vector<std::string> lora_scaled;  // file, strength, file, strength, ...
   std::string chat_template;
   std::string share_layers;  // a file: ReadLayerMap()
+  std::array<std::string, kRopeSettings.size()> rope;  // of each setting, empty where it is not given
+  std::vector<std::string> override_kv;
 
   Status Check() const;
   int num_threads() const;
+  Result<ModelOverrides> Overrides() const;
 };
 // with_threads: false where a command has its own -t.
 void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads = true);

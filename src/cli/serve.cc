@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <filesystem>
 #include <memory>
@@ -207,9 +208,11 @@ Result<std::unique_ptr<server::ServerContext>> MakeChatContext(const ServeFlags&
   return context;
 }
 
+// overrides: of this file.
 Result<std::unique_ptr<server::ServerContext>> LoadEmbeddings(const ServeFlags& flags, const std::string& path,
-                                                              std::string id) {
+                                                              std::string id, ModelOverrides overrides) {
   HostModelOptions options;
+  options.overrides = std::move(overrides);
   options.num_threads = flags.model.num_threads();
   options.use = ModelUse::kEmbeddings;
   options.progress = [](float) { return !Interrupted(); };
@@ -232,7 +235,8 @@ Result<std::unique_ptr<server::ServerContext>> LoadFile(ServeFlags flags, const 
   const Result<std::shared_ptr<HostModel>> model = LoadModel(flags.model, flags.output);
   if (model) return MakeChatContext(flags, *model, file.id, static_cast<size_t>(flags.models_max), std::move(store));
   if (model.error().code != ErrorCode::kUnsupported) return tl::unexpected<Error>(model.error());
-  auto embeds = LoadEmbeddings(flags, file.path, file.id);
+  PITH_ASSIGN_OR_RETURN(ModelOverrides overrides, flags.model.Overrides());
+  auto embeds = LoadEmbeddings(flags, file.path, file.id, std::move(overrides));
   return embeds ? std::move(embeds) : tl::unexpected<Error>(model.error());
 }
 
@@ -297,7 +301,7 @@ Result<std::unique_ptr<server::ModelCatalog>> MakeCatalog(const ServeFlags& flag
   }
   if (!flags.embedding_model.empty()) {
     PITH_ASSIGN_OR_RETURN(std::unique_ptr<server::ServerContext> context,
-                          LoadEmbeddings(flags, flags.embedding_model, ""));
+                          LoadEmbeddings(flags, flags.embedding_model, "", {}));
     catalog->AddLoaded(std::move(context));
   }
   return catalog;
@@ -419,6 +423,13 @@ void AddVariables(CLI::App& command) {
       {"--models-max", "LLAMA_ARG_MODELS_MAX"},
   };
   for (const auto& [option, variable] : kVariables) FromEnvironment(command, option, variable);
+  for (const RopeSetting& setting : kRopeSettings) {
+    std::string variable = fmt::format("LLAMA_ARG_{}", setting.name);
+    std::ranges::transform(variable, variable.begin(),
+                           [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+    if (variable == "LLAMA_ARG_ROPE_SCALING") variable += "_TYPE";
+    FromEnvironment(command, fmt::format("--{}", setting.name), variable);
+  }
 }
 
 }  // namespace

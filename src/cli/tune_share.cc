@@ -56,6 +56,7 @@ Result<int> RunTuneShare(const TuneFlags& flags) {
     HostModelOptions options;
     options.num_threads = flags.model.num_threads();
     options.own_products = !flags.model.libllama_products;
+    PITH_ASSIGN_OR_RETURN(options.overrides, flags.model.Overrides());
     options.layer_map = map;
     options.try_in_child = false;  // it is loaded already
     return HostModel::Load(path, options);

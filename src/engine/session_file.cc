@@ -145,8 +145,10 @@ Status ReadOwner(ByteReader& reader, const SessionOwner& owner) {
   if (!reader.Number(fingerprint) || !ReadArray(reader, description) || !ReadArray(reader, recipe)) return Truncated();
   if (owner.fingerprint == 0) return NamelessOwner();
   if (fingerprint != owner.fingerprint) {
-    return InvalidArgument(fmt::format("it was saved with another model ({}), other weights or other adapters",
-                                       Escaped(description)));
+    return InvalidArgument(
+        fmt::format("it was saved with another model ({}), other weights or other adapters, or with other --rope-..., "
+                    "--yarn-... or --override-kv",
+                    Escaped(description)));
   }
   if (recipe != owner.recipe) {
     return InvalidArgument(fmt::format("it was saved with the recipe {}, not {}", Escaped(recipe, 200), owner.recipe));

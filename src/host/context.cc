@@ -66,7 +66,7 @@ Result<std::unique_ptr<HostContext>> HostContext::Create(const HostModel& model,
   self.num_vocab = model.info().num_vocab;
   self.info = model.info();
 
-  llama_context_params params = llama_context_default_params();
+  llama_context_params params = ContextParams(model.info());
   params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(block_tokens);
   // Recurrent states are libllama's, one for each slot and one through which they are moved. Otherwise only the rows of
   // a block are told apart. libllama holds logits of as many rows as it has sequences.

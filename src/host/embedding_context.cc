@@ -50,7 +50,7 @@ Result<std::unique_ptr<EmbeddingContext>> EmbeddingContext::Create(const HostMod
   self.encodes = llama_model_has_encoder(model.handle());
   const int trained = self.info.trained_ctx > 0 ? self.info.trained_ctx : kLongestText;
   self.num_ctx = std::clamp(trained, 1, kLongestText);
-  llama_context_params params = llama_context_default_params();
+  llama_context_params params = ContextParams(self.info);
   params.n_ctx = params.n_batch = params.n_ubatch = static_cast<uint32_t>(self.num_ctx);
   params.n_seq_max = 1;
   params.n_threads = params.n_threads_batch = num_threads;

@@ -90,6 +90,9 @@ void InitLlamaOnce();
 // kInvalidArgument: the model has no position as far as `position`, where libllama would abort or go wrong.
 Status CheckPosition(const ModelInfo& info, int32_t position);
 
+// libllama's defaults, and how the model's overrides have positions turn queries and keys.
+llama_context_params ContextParams(const ModelInfo& info);
+
 // Puts the model's LoRA adapters, if it has any, into a context.
 Status ApplyAdapters(const HostModel& model, llama_context* context);
 

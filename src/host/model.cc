@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -33,10 +35,21 @@ namespace {
 
 // libllama says why it cannot load a file in its log only, on the thread that loads.
 thread_local std::string load_error;
+// So it does where an override has another type than what it reads there.
+thread_local std::string override_ignored;
+
+// "...: Bad metadata override type for key 'X', expected int but got str"
+void NoteIgnoredOverride(std::string_view line) {
+  constexpr std::string_view kMark = "Bad metadata override type for ";
+  const size_t at = line.find(kMark);
+  if (at == std::string_view::npos) return;
+  override_ignored = Escaped(line.substr(at + kMark.size(), line.find('\n', at) - at - kMark.size()), 300);
+}
 
 void OnLog(ggml_log_level level, const char* text, void*) {
   WriteHostLog(level, text);
   constexpr std::string_view kMarks[] = {"error loading model: ", "failed to apply lora adapter: "};
+  if (level == GGML_LOG_LEVEL_WARN) NoteIgnoredOverride(text);
   if (level != GGML_LOG_LEVEL_ERROR) return;
   for (const std::string_view mark : kMarks) {
     const std::string_view line(text);
@@ -48,12 +61,6 @@ void OnLog(ggml_log_level level, const char* text, void*) {
 std::string LoadReason(const std::string& otherwise) {
   const std::string_view line = std::string_view(load_error).substr(0, load_error.find('\n'));
   return line.empty() ? otherwise : Escaped(line, 300);
-}
-
-std::string Metadata(const llama_model* model, const char* key) {
-  char buffer[256];
-  const int32_t length = llama_model_meta_val_str(model, key, buffer, sizeof buffer);
-  return length < 0 ? std::string() : std::string(buffer);
 }
 
 bool KnowsTemplate(const std::string& text) {
@@ -72,12 +79,13 @@ std::string TemplateNames() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-Status RefuseUnhostable(const llama_model* model, const std::string& architecture) {
+Status RefuseUnhostable(const llama_model* model, const ModelInfo& info) {
+  const std::string& architecture = info.architecture;
   // Its values are rows of the wrong shape for libllama's own cache: no context can be made.
   if (architecture == "plm") return Unsupported("libllama aborts on plm models");
   if (llama_model_has_encoder(model))
     return Unsupported(architecture + " models have an encoder, which pith does not host");
-  if (Metadata(model, (architecture + ".attention.causal").c_str()) == "false") {
+  if (MetadataOf(model, info.overrides, (architecture + ".attention.causal").c_str()) == "false") {
     return Unsupported(architecture + " models give embeddings and do not generate text");
   }
   if (!llama_model_has_decoder(model)) return Unsupported(architecture + " models do not generate text");
@@ -99,22 +107,35 @@ void AddMetadata(const llama_model* model, Hash64& hash) {
   }
 }
 
-EmbeddingPooling PoolingOf(const llama_model* model, const std::string& architecture) {
-  const std::string type = Metadata(model, (architecture + ".pooling_type").c_str());
+// libllama takes the context that YaRN extends for a number of 32 bits, whatever comes out.
+Status CheckExtendedContext(const llama_model* model, const ModelInfo& info) {
+  const RopeOptions& rope = info.overrides.rope;
+  if (rope.freq_scale == 0) return {};
+  const std::string key = info.architecture + ".rope.scaling.original_context_length";
+  double original =
+      std::max(llama_model_n_ctx_train(model), std::atoi(MetadataOf(model, info.overrides, key.c_str()).c_str()));
+  if (rope.yarn_orig_ctx > 0) original = rope.yarn_orig_ctx;
+  if (original / static_cast<double>(rope.freq_scale) <= std::numeric_limits<int32_t>::max()) return {};
+  return InvalidArgument(
+      fmt::format("rope-scale extends a context of {:.0f} tokens to more than libllama counts", original));
+}
+
+EmbeddingPooling PoolingOf(const llama_model* model, const ModelInfo& info) {
+  const std::string type = MetadataOf(model, info.overrides, (info.architecture + ".pooling_type").c_str());
   if (type == std::to_string(LLAMA_POOLING_TYPE_CLS)) return EmbeddingPooling::kFirst;
   return type == std::to_string(LLAMA_POOLING_TYPE_LAST) ? EmbeddingPooling::kLast : EmbeddingPooling::kMean;
 }
 
 void FillInfo(const llama_model* model, const std::string& path, ModelInfo& info) {
   info.path = path;
-  info.architecture = Metadata(model, "general.architecture");
+  info.architecture = MetadataOf(model, info.overrides, "general.architecture");
   char description[256] = "";
   llama_model_desc(model, description, sizeof description);
   info.description = description;
   info.num_layers = llama_model_n_layer(model);
   info.num_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
   info.hidden_dim = llama_model_n_embd_out(model);
-  info.pooling = PoolingOf(model, info.architecture);
+  info.pooling = PoolingOf(model, info);
   info.trained_ctx = llama_model_n_ctx_train(model);
   info.window = llama_model_n_swa(model);
   info.num_params = llama_model_n_params(model);
@@ -170,7 +191,8 @@ Result<std::shared_ptr<HostModel>> HostModel::Load(const std::string& path, cons
   InitLlamaOnce();
   std::vector<std::string> all_paths = paths;
   all_paths.insert(all_paths.end(), options.lora_paths.begin(), options.lora_paths.end());
-  if (const std::string key = FilesKey(all_paths); options.try_in_child && !WasTried(key)) {
+  PITH_RETURN_IF_ERROR(CheckTypes(options.overrides, paths.front()));
+  if (const std::string key = FilesKey(all_paths, TextOf(options.overrides)); options.try_in_child && !WasTried(key)) {
     const auto start = std::chrono::steady_clock::now();
     const auto load = [&]() -> Status {
       const auto loaded = LoadHere(paths, options, true);
@@ -211,20 +233,27 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   std::shared_ptr<HostModel> host(new HostModel);
   host->private_ = std::make_unique<Private>();
   load_error.clear();
+  override_ignored.clear();
+  const std::vector<llama_model_kv_override> overrides = LlamaOverrides(options.overrides);
+  params.kv_overrides = overrides.data();
   host->model_ = llama_model_load_from_file(path.c_str(), params);
   if (host->model_ == nullptr) {
     return Corrupt("libllama cannot load " + path + ": " +
                    LoadReason("its hyper-parameters or tensors do not fit its architecture"));
   }
+  if (!override_ignored.empty()) return InvalidArgument("an override has the wrong type: " + override_ignored);
+  host->info_.overrides = options.overrides;
   FillInfo(host->model_, path, host->info_);
+  PITH_RETURN_IF_ERROR(CheckExtendedContext(host->model_, host->info_));
   host->info_.use = options.use;
   if (options.use == ModelUse::kEmbeddings) {
     PITH_RETURN_IF_ERROR(ProbeEmbeddings(*host));
   } else if (options.use == ModelUse::kText) {
-    PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_.architecture));
+    PITH_RETURN_IF_ERROR(RefuseUnhostable(host->model_, host->info_));
     PITH_RETURN_IF_ERROR(ProbeLayers(host->model_, host->info_));
     if (!is_trial) PITH_RETURN_IF_ERROR(ApplyLayerMap(options.layer_map, host->info_));
   }
+  host->info_.trained_ctx = llama_model_n_ctx_train(host->model_);  // with a context YaRN may have extended it
   for (const std::string& lora : options.lora_paths) {
     load_error.clear();
     llama_adapter_lora* adapter = llama_adapter_lora_init(host->model_, lora.c_str());
@@ -236,6 +265,9 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   }
   const char* chat_template = llama_model_chat_template(host->model_, nullptr);
   if (chat_template != nullptr) host->private_->chat_template = chat_template;
+  constexpr const char* kTemplate = "tokenizer.chat_template";
+  if (options.overrides.Find(kTemplate) != nullptr)
+    host->private_->chat_template = MetadataOf(host->model_, options.overrides, kTemplate);
   if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
   host->ReadChatTemplate();
   if (is_trial) host->TryChatTemplate();
@@ -255,6 +287,7 @@ uint64_t HostModel::fingerprint() const {
     AddMetadata(model_, hash);
     hash.Add(fmt::format("|{}|{}|{}", *contents, info_.part_paths.size(), fmt::join(private_->scales, "*")));
     if (!info_.cache_of.empty()) hash.Add(fmt::format("|{}", fmt::join(info_.cache_of, ",")));
+    if (const std::string others = IdentityOf(info_.overrides); !others.empty()) hash.Add("|overrides " + others);
     private_->fingerprint = std::max<uint64_t>(hash.value(), 1);
   });
   return private_->fingerprint;
@@ -268,12 +301,13 @@ std::span<llama_adapter_lora* const> HostModel::adapters() const { return privat
 std::span<const float> HostModel::adapter_scales() const { return private_->scales; }
 
 Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add_special, bool parse_special) const {
-  return TokenizeText(llama_model_get_vocab(model_), Metadata(model_, "tokenizer.ggml.pre"), text, add_special,
-                      parse_special);
+  return TokenizeText(llama_model_get_vocab(model_), MetadataOf(model_, info_.overrides, "tokenizer.ggml.pre"), text,
+                      add_special, parse_special);
 }
 
 Result<std::vector<int32_t>> HostModel::TokenizeWhole(std::string_view text) const {
-  return TokenizeText(llama_model_get_vocab(model_), Metadata(model_, "tokenizer.ggml.pre"), text, true, false, true);
+  return TokenizeText(llama_model_get_vocab(model_), MetadataOf(model_, info_.overrides, "tokenizer.ggml.pre"), text,
+                      true, false, true);
 }
 
 std::string HostModel::Piece(int32_t token) const {
@@ -326,19 +360,7 @@ int32_t HostModel::newline_token() const { return llama_vocab_nl(llama_model_get
 bool HostModel::adds_bos() const { return llama_vocab_get_add_bos(llama_model_get_vocab(model_)); }
 
 std::vector<std::pair<std::string, std::string>> HostModel::ListMetadata() const {
-  // As snprintf.
-  const auto read = [](const auto& write) {
-    std::string text(static_cast<size_t>(std::max(write(nullptr, size_t{0}), 0)), '\0');
-    (void)write(text.data(), text.size() + 1);
-    return text;
-  };
-  std::vector<std::pair<std::string, std::string>> all;
-  for (int i = 0; i < llama_model_meta_count(model_); ++i) {
-    all.emplace_back(
-        read([&](char* to, size_t size) { return llama_model_meta_key_by_index(model_, i, to, size); }),
-        read([&](char* to, size_t size) { return llama_model_meta_val_str_by_index(model_, i, to, size); }));
-  }
-  return all;
+  return ListMetadataOf(model_, info_.overrides);
 }
 
 // A name of libllama's stays one; a text is Jinja if it can be.

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "host/overrides.h"
 #include "kernels/rotation.h"
 #include "pith/types.h"
 
@@ -63,7 +64,7 @@ struct ModelInfo {
   int num_vocab = 0;
   int hidden_dim = 0;       // of what the output layer gets
   EmbeddingPooling pooling = EmbeddingPooling::kMean;  // that the file names; the mean where it names none
-  int trained_ctx = 0;
+  int trained_ctx = 0;      // as libllama has it: of a context that YaRN extends on request, the extended one
   int max_positions = 0;    // positions end here (learned ones, or RoPE factors for short contexts), 0: nowhere
   int window = 0;           // sliding window in tokens, 0: none
   size_t file_bytes = 0;
@@ -72,6 +73,7 @@ struct ModelInfo {
   bool quantised = false;   // weights whose products quantise activations
   size_t recurrent_bytes = 0;  // per sequence
   std::vector<LayerShape> layers;
+  ModelOverrides overrides;
   std::vector<int> cache_of;  // of each layer, the one whose cache it reads (host/layer_map.h); empty: as the file says
 };
 
@@ -89,6 +91,7 @@ struct HostModelOptions {
   std::vector<float> lora_scales;  // of each, 1 where it ends
   std::string chat_template;       // a name that libllama knows, or Jinja, in place of the file's
   std::vector<int> layer_map;      // ModelInfo::cache_of
+  ModelOverrides overrides;        // of what the file says
   // Products with quantised weights by pith, a prompt's in float32 (block_product.h) and those of a few rows in bytes
   // (row_product.h); false: as libllama does them.
   bool own_products = true;
@@ -120,14 +123,14 @@ struct ChatMessage {
 class HostModel {
  public:
   // Checks the file, or all parts of a split model, loads it and probes its layers by decoding a few tokens.
-  // kNotFound, kCorrupt, kUnsupported (with the reason why it cannot be hosted).
+  // kNotFound, kCorrupt, kUnsupported (with the reason why it cannot be hosted), kInvalidArgument (of the options).
   static Result<std::shared_ptr<HostModel>> Load(const std::string& path, const HostModelOptions& options);
   ~HostModel();
 
   const ModelInfo& info() const { return info_; }
 
-  // Of the metadata, the files' contents (host/fingerprint.h) and the adapters with their strengths: what a session
-  // must agree with. The first call reads the files. 0: one can no longer be read.
+  // Of metadata, the files' contents (host/fingerprint.h), adapters with their strengths, and overrides that change
+  // what is computed: what a session must agree with. The first call reads the files. 0: one can no longer be read.
   uint64_t fingerprint() const;
 
   // Special tokens in `text` are parsed if parse_special; add_special puts BOS in front where the file says so, but no
@@ -159,7 +162,7 @@ class HostModel {
   // False: libllama was built for the CPU alone, and num_gpu_layers has no effect.
   static bool SupportsGpu();
 
-  // What the file says of itself: keys and values as texts, arrays left out.
+  // What the file says of itself, or overrides in its place: keys and values as texts, arrays left out.
   std::vector<std::pair<std::string, std::string>> ListMetadata() const;
 
   // [hidden, heads * Dv] float32 rows of the layer's output projection; empty: none found. One layer is kept at a time:

@@ -8,6 +8,24 @@
 
 namespace pith {
 
+llama_context_params ContextParams(const ModelInfo& info) {
+  static_assert(static_cast<int>(RopeScaling::kOfFile) == LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED);
+  static_assert(static_cast<int>(RopeScaling::kNone) == LLAMA_ROPE_SCALING_TYPE_NONE);
+  static_assert(static_cast<int>(RopeScaling::kLinear) == LLAMA_ROPE_SCALING_TYPE_LINEAR);
+  static_assert(static_cast<int>(RopeScaling::kYarn) == LLAMA_ROPE_SCALING_TYPE_YARN);
+  const RopeOptions& rope = info.overrides.rope;
+  llama_context_params params = llama_context_default_params();
+  params.rope_scaling_type = static_cast<llama_rope_scaling_type>(rope.scaling);
+  params.rope_freq_base = rope.freq_base;
+  params.rope_freq_scale = rope.freq_scale;
+  params.yarn_orig_ctx = static_cast<uint32_t>(rope.yarn_orig_ctx);
+  params.yarn_ext_factor = rope.yarn_ext_factor;
+  params.yarn_attn_factor = rope.yarn_attn_factor;
+  params.yarn_beta_slow = rope.yarn_beta_slow;
+  params.yarn_beta_fast = rope.yarn_beta_fast;
+  return params;
+}
+
 Status ApplyAdapters(const HostModel& model, llama_context* context) {
   if (model.adapters().empty()) return {};
   std::vector<llama_adapter_lora*> adapters(model.adapters().begin(), model.adapters().end());
@@ -62,7 +80,7 @@ Result<std::unique_ptr<PlainContext>> PlainContext::Create(const HostModel& mode
   self.type = CacheType(options.cache_type);
   if (self.type == GGML_TYPE_COUNT) return InvalidArgument("libllama has no cache type " + options.cache_type);
   const bool streams = options.separate_streams && options.max_sequences > 1;
-  llama_context_params params = llama_context_default_params();
+  llama_context_params params = ContextParams(model.info());
   params.n_ctx = static_cast<uint32_t>(options.num_ctx) * static_cast<uint32_t>(streams ? options.max_sequences : 1);
   params.n_batch = params.n_ubatch = static_cast<uint32_t>(options.block_tokens);
   // The spare sequence is the one through which FillForBenchmark() hands cells over.

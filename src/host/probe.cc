@@ -122,20 +122,17 @@ bool OnNode(ggml_tensor* node, bool ask, void* user_data) {
 // LongRoPE has two sets of factors, and libllama chooses by the size of its own cache, which is one
 // block here: always the short set.
 int ShortRopeLimit(const llama_model* model, const ModelInfo& info) {
-  char buffer[32];
   const std::string key = info.architecture + ".rope.scaling.original_context_length";
-  const bool found = llama_model_meta_val_str(model, key.c_str(), buffer, sizeof buffer) > 0;
-  return found ? std::atoi(buffer) : info.trained_ctx;
+  const std::string length = MetadataOf(model, info.overrides, key.c_str());
+  return length.empty() ? info.trained_ctx : std::atoi(length.c_str());
 }
 
 // Some architectures attend to everything while it is short and begin to select later, which no short
 // probe shows, so that the file's own word counts too.
-bool SaysItHasAnIndexer(const llama_model* model, const std::string& architecture) {
-  char buffer[64];
+bool SaysItHasAnIndexer(const llama_model* model, const ModelInfo& info) {
   for (const char* key : {".attention.indexer.top_k", ".attention.indexer.head_count"}) {
-    const std::string name = architecture + key;
-    if (llama_model_meta_val_str(model, name.c_str(), buffer, sizeof buffer) > 0 && std::strcmp(buffer, "0") != 0)
-      return true;
+    const std::string number = MetadataOf(model, info.overrides, (info.architecture + key).c_str());
+    if (!number.empty() && number != "0") return true;
   }
   return false;
 }
@@ -179,7 +176,7 @@ class Prober {
 
 Status ProbeLayers(llama_model* model, ModelInfo& info) {
   Seen seen;
-  llama_context_params params = llama_context_default_params();
+  llama_context_params params = ContextParams(info);
   params.n_ctx = 256;
   params.n_batch = params.n_ubatch = 16;
   params.n_seq_max = kProbeSequences;
@@ -201,7 +198,7 @@ Status ProbeLayers(llama_model* model, ModelInfo& info) {
   Prober prober(context.get(), token, seen);
   const bool ok = info.window > 2 ? prober.DecodeAcross(info.window) : prober.Decode(0, 0) && prober.Decode(1, 0);
   if (!ok) return Unsupported("libllama cannot decode with " + info.architecture + " models in small blocks");
-  if (SaysItHasAnIndexer(model, info.architecture)) seen.unsupported = kSelectsEntries;
+  if (SaysItHasAnIndexer(model, info)) seen.unsupported = kSelectsEntries;
 
   if (!seen.unsupported.empty())
     return Unsupported(info.architecture + " models cannot be hosted: " + seen.unsupported);

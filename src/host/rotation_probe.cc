@@ -97,6 +97,7 @@ std::optional<Rotation> RotationOf(const ggml_tensor* query) {
     const float* row = &turned[static_cast<size_t>(i * dim)];
     for (int k = i + 1; k < dim; ++k) {
       if (row[k] == 0) continue;
+      if (!std::isfinite(row[k])) return std::nullopt;
       rotation.pairs.push_back(
           {.real = i, .imaginary = k, .angle = std::atan2(row[k], row[i]), .magnitude = std::hypot(row[k], row[i])});
     }

@@ -37,9 +37,7 @@ double ThreadSeconds() {
 }
 
 std::string Metadata(const HostModel& model, const char* key) {
-  char buffer[512];
-  const int32_t length = llama_model_meta_val_str(model.handle(), key, buffer, sizeof buffer);
-  return length < 0 ? std::string() : std::string(buffer);
+  return MetadataOf(model.handle(), model.info().overrides, key);
 }
 
 template <typename T>

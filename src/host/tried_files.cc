@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/atomic_file.h"
+#include "base/byte_io.h"
 #include "base/paths.h"
 #include "ggml.h"
 
@@ -33,13 +34,18 @@ std::vector<std::string> ReadNotes() {
 
 }  // namespace
 
-std::string FilesKey(std::span<const std::string> paths) {
+std::string FilesKey(std::span<const std::string> paths, std::string_view options) {
   std::string key = fmt::format("pith {} ggml {} {}", PITH_VERSION, ggml_version(), ggml_commit());
   for (const std::string& path : paths) {
     struct stat info {};
     if (::stat(path.c_str(), &info) != 0) return {};
     key += fmt::format(" {}:{}:{}:{}.{}:{}.{}", info.st_dev, info.st_ino, info.st_size, info.st_mtim.tv_sec,
                        info.st_mtim.tv_nsec, info.st_ctim.tv_sec, info.st_ctim.tv_nsec);
+  }
+  if (!options.empty()) {
+    Hash64 hash;  // so that it stays one line
+    hash.Add(options);
+    key += fmt::format(" {:016x}", hash.value());
   }
   return key;
 }

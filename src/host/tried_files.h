@@ -8,11 +8,12 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace pith {
 
-// Identifies these files as they are now; empty if one cannot be read.
-std::string FilesKey(std::span<const std::string> paths);
+// Identifies these files as they are now, with what they are loaded with beside them; empty if one cannot be read.
+std::string FilesKey(std::span<const std::string> paths, std::string_view options = {});
 
 // False when there is no such note, or none can be read.
 bool WasTried(const std::string& key);
