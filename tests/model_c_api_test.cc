@@ -528,6 +528,36 @@ TEST_F(ModelCApi, LibllamaIsHeardWhereSomebodyListens) {
   EXPECT_STRNE(pith_last_error(), "");
 }
 
+TEST_F(ModelCApi, OptionsStandInPlaceOfTheFile) {
+  auto options = PITH_INIT(pith_model_options);
+  options.num_threads = 1;
+  options.rope = "rope-scaling=yarn,rope-scale=4";
+  const char* overrides[] = {"general.name=str:other", "llama.context_length=int:512"};
+  options.overrides = overrides;
+  options.num_overrides = 2;
+  pith_model* other = nullptr;
+  ASSERT_EQ(pith_model_load(pith::DefaultModelPath().c_str(), &options, &other), PITH_OK) << pith_last_error();
+  auto info = PITH_INIT(pith_model_info);
+  ASSERT_EQ(pith_model_get_info(other, &info), PITH_OK);
+  EXPECT_EQ(info.trained_ctx, 2048);
+  std::string name;
+  pith_model_list_metadata(
+      other,
+      [](void* user, const char* key, const char* value) {
+        if (std::strcmp(key, "general.name") == 0) *static_cast<std::string*>(user) = value;
+      },
+      &name);
+  EXPECT_EQ(name, "other");
+  pith_model_free(other);
+  options.rope = "rope-scale=0";
+  EXPECT_EQ(pith_model_load(pith::DefaultModelPath().c_str(), &options, &other), PITH_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(pith_last_error(), "rope-scale takes a number from 0.0001 to 10000");
+  options.rope = nullptr;
+  overrides[0] = "general.name=bool:true";
+  EXPECT_EQ(pith_model_load(pith::DefaultModelPath().c_str(), &options, &other), PITH_ERROR_INVALID_ARGUMENT);
+  EXPECT_NE(std::strstr(pith_last_error(), "has str there"), nullptr) << pith_last_error();
+}
+
 TEST_F(ModelCApi, AModelTellsItsTokensAndItsMetadata) {
   auto info = PITH_INIT(pith_model_info);
   ASSERT_EQ(pith_model_get_info(model_, &info), PITH_OK);

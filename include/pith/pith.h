@@ -115,6 +115,9 @@ typedef struct pith_model_options {
   pith_progress_fn progress;
   void* progress_user;
   pith_model_use use;
+  const char* rope;                  // "rope-scaling=yarn,rope-scale=4", llama.cpp's flags of RoPE; NULL: the file's
+  const char* const* overrides;      // [num_overrides] "KEY=TYPE:VALUE", as llama.cpp's --override-kv
+  size_t num_overrides;
 } pith_model_options;
 
 typedef struct pith_model_info {
@@ -144,12 +147,12 @@ typedef struct pith_message {
   const char* content;
 } pith_message;
 
-// NOT_FOUND, CORRUPT, UNSUPPORTED (with the reason why it cannot be hosted).
+// NOT_FOUND, CORRUPT, UNSUPPORTED (with the reason why it cannot be hosted), INVALID_ARGUMENT (of the options).
 PITH_API pith_status pith_model_load(const char* path, const pith_model_options* options, pith_model** model);
 PITH_API void pith_model_free(pith_model* model);
 PITH_API pith_status pith_model_get_info(const pith_model* model, pith_model_info* info);
-// What the file says of itself, such as "general.name"; arrays are left out. Called for each, with texts that live as
-// long as the call.
+// What the file says of itself, such as "general.name", or overrides in its place; arrays are left out. Called for
+// each, with texts that live as long as the call.
 PITH_API void pith_model_list_metadata(const pith_model* model,
                                        void (*visit)(void* user, const char* key, const char* value), void* user);
 

@@ -43,6 +43,17 @@ def fetch_model(name: str = "default") -> pathlib.Path:
     return pathlib.Path(done.stdout.strip().splitlines()[-1])
 
 
+_TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+def _override(key, value):
+    """An item of llama.cpp's --override-kv."""
+    if type(value) not in _TYPES:
+        raise InvalidArgument(f"the override of {key} must be an int, float, bool or str, not {value!r}", "invalid_argument")
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return '"' + f"{key}={_TYPES[type(value)]}:{text}".replace('"', '""') + '"'
+
+
 class Model:
     """A loaded GGUF file.
 
@@ -54,6 +65,9 @@ class Model:
     trusted:           skips the trial of the file in a child process.
     use:               "text"; "embeddings": a model that writes no text, such as an encoder, for pith.Embedder;
                        "vocabulary": tokens and template alone, of a file that need not have weights.
+    rope:              how positions turn queries and keys, in place of the file's word: {"rope-scaling": "yarn",
+                       "rope-scale": 4}, llama.cpp's flags.
+    overrides:         metadata in place of the file's: {"tokenizer.ggml.add_bos_token": False}; int, float, bool, str.
 
     Models may be shared by engines and threads. Raises pith.NotFound, pith.Corrupt, pith.Unsupported.
     """
@@ -69,6 +83,8 @@ class Model:
         libllama_products=False,
         trusted=False,
         use="text",
+        rope=(),
+        overrides=(),
     ):
         if use not in _USES:
             raise InvalidArgument(f"use is one of {', '.join(_USES)}, not {use!r}", "invalid_argument")
@@ -91,6 +107,8 @@ class Model:
             libllama_products,
             trusted,
             _USES[use],
+            ",".join(f"{name}={value}" for name, value in dict(rope).items()) or None,
+            [_override(key, value) for key, value in dict(overrides).items()],
         )
         self._info = self._own.info()
         self._press = None  # at work on new sequences (pith.presses)

@@ -15,6 +15,8 @@ struct LoadOptions {
   bool libllama_products;
   bool trusted;
   pith_model_use use;
+  std::optional<std::string> rope;
+  std::vector<std::string> overrides;
 };
 
 // A call without the GIL. call: () -> pith_status.
@@ -44,6 +46,10 @@ std::shared_ptr<ModelBox> Load(const std::string& path, const LoadOptions& optio
   own.libllama_products = options.libllama_products;
   own.trusted = options.trusted;
   own.use = options.use;
+  const std::vector<const char*> overrides = Pointers(options.overrides);
+  own.rope = OrNull(options.rope);
+  own.overrides = overrides.data();
+  own.num_overrides = overrides.size();
   std::atomic<bool> stop{false};
   own.progress = [](void* user, uint64_t, uint64_t) { return !static_cast<std::atomic<bool>*>(user)->load(); };
   own.progress_user = &stop;
@@ -208,16 +214,18 @@ void AddModel(nb::module_& module) {
           "__init__",
           [](Model* self, const std::string& path, int threads, int gpu_layers,
              std::optional<std::string> chat_template, std::vector<std::string> lora_paths,
-             std::vector<float> lora_scales, bool libllama_products, bool trusted, int use) {
+             std::vector<float> lora_scales, bool libllama_products, bool trusted, int use,
+             std::optional<std::string> rope, std::vector<std::string> overrides) {
             if (!lora_scales.empty() && lora_scales.size() != lora_paths.size()) {
               throw Failure(PITH_ERROR_INVALID_ARGUMENT, "there must be a strength for each adapter, or none at all");
             }
             new (self) Model{Load(path, {threads, gpu_layers, std::move(chat_template), std::move(lora_paths),
-                                         std::move(lora_scales), libllama_products, trusted, use})};
+                                         std::move(lora_scales), libllama_products, trusted, use, std::move(rope),
+                                         std::move(overrides)})};
           },
           nb::arg("path"), nb::arg("threads"), nb::arg("gpu_layers"), nb::arg("chat_template").none(),
           nb::arg("lora_paths"), nb::arg("lora_scales"), nb::arg("libllama_products"), nb::arg("trusted"),
-          nb::arg("use"))
+          nb::arg("use"), nb::arg("rope").none(), nb::arg("overrides"))
       .def("info", InfoOf)
       .def("metadata", MetadataOf)
       .def("tokenize", Tokenize, nb::arg("text"), nb::arg("begins"), nb::arg("special"))

@@ -40,6 +40,21 @@ def test_a_model_says_what_it_is(model):
     assert model.piece(10**7) == b""
 
 
+def test_options_stand_in_place_of_the_file(model):
+    overrides = {"general.name": 'a "b", c', "llama.context_length": 512, "general.file_type": 1}
+    other = pith.Model(rope={"rope-scaling": "yarn", "rope-scale": 4}, overrides=overrides)
+    assert other.info["trained_ctx"] == 2048 != model.info["trained_ctx"]
+    assert other.metadata["general.name"] == 'a "b", c'
+    for wrong in (
+        dict(rope={"rope-scale": 0}),
+        dict(rope={"scale": 4}),
+        dict(overrides={"llama.context_length": "x"}),
+        dict(overrides={"llama.context_length": None}),
+    ):
+        with pytest.raises(pith.InvalidArgument):
+            pith.Model(**wrong)
+
+
 def test_sizes():
     assert (
         pith.parse_bytes("64MiB") == 64 << 20 and pith.parse_bytes("1.5 GB") == 1500000000 and pith.parse_bytes(7) == 7

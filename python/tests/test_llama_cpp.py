@@ -24,6 +24,27 @@ TOOL = {
 }
 
 
+def test_rope_and_metadata_are_llama_cpp_pythons():
+    def text(**settings):
+        one = Llama(str(pith.default_model()), n_ctx=256, verbose=False, **settings)
+        return one("The capital of France is", max_tokens=12, temperature=0)["choices"][0]["text"]
+
+    plain = text()
+    assert text(rope_freq_base=0.0, yarn_attn_factor=1.0, rope_scaling_type=-1, kv_overrides=None) == plain
+    assert text(rope_freq_base=20.0) == text(kv_overrides={"llama.rope.freq_base": 20.0}) != plain
+    one = Llama(
+        str(pith.default_model()),
+        n_ctx=0,
+        verbose=False,
+        rope_scaling_type=2,
+        rope_freq_scale=0.25,
+        yarn_orig_ctx=128,
+    )
+    assert one.n_ctx() == 512
+    with pytest.raises(pith.InvalidArgument):
+        text(kv_overrides={"llama.rope.freq_base": 20})
+
+
 @pytest.fixture(scope="module")
 def llm(model):
     return Llama(str(pith.default_model()), n_ctx=512, verbose=False, seed=7)

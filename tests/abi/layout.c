@@ -2,7 +2,7 @@
 #include <pith/pith.h>
 
 #if UINTPTR_MAX == UINT64_MAX
-_Static_assert(sizeof(pith_model_options) == 80, "sizeof(pith_model_options)");
+_Static_assert(sizeof(pith_model_options) == 104, "sizeof(pith_model_options)");
 _Static_assert(offsetof(pith_model_options, struct_size) == 0, "offsetof(pith_model_options, struct_size)");
 _Static_assert(offsetof(pith_model_options, num_threads) == 8, "offsetof(pith_model_options, num_threads)");
 _Static_assert(offsetof(pith_model_options, num_gpu_layers) == 12, "offsetof(pith_model_options, num_gpu_layers)");
@@ -16,6 +16,9 @@ _Static_assert(offsetof(pith_model_options, trusted) == 49, "offsetof(pith_model
 _Static_assert(offsetof(pith_model_options, progress) == 56, "offsetof(pith_model_options, progress)");
 _Static_assert(offsetof(pith_model_options, progress_user) == 64, "offsetof(pith_model_options, progress_user)");
 _Static_assert(offsetof(pith_model_options, use) == 72, "offsetof(pith_model_options, use)");
+_Static_assert(offsetof(pith_model_options, rope) == 80, "offsetof(pith_model_options, rope)");
+_Static_assert(offsetof(pith_model_options, overrides) == 88, "offsetof(pith_model_options, overrides)");
+_Static_assert(offsetof(pith_model_options, num_overrides) == 96, "offsetof(pith_model_options, num_overrides)");
 _Static_assert(sizeof(pith_model_info) == 104, "sizeof(pith_model_info)");
 _Static_assert(offsetof(pith_model_info, struct_size) == 0, "offsetof(pith_model_info, struct_size)");
 _Static_assert(offsetof(pith_model_info, num_layers) == 8, "offsetof(pith_model_info, num_layers)");

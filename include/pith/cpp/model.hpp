@@ -20,6 +20,8 @@ struct ModelOptions {
   std::vector<std::string> loras = {};
   bool trusted = false;  // skips the trial in a child process (docs/security.md)
   pith_model_use use = PITH_USE_TEXT;
+  std::string rope = {};                    // "rope-scaling=yarn,rope-scale=4"; empty: the file's
+  std::vector<std::string> overrides = {};  // of metadata, "KEY=TYPE:VALUE"
 };
 
 struct Message {
@@ -29,7 +31,7 @@ struct Message {
 
 class Model {
  public:
-  // kNotFound, kCorrupt, kUnsupported.
+  // kNotFound, kCorrupt, kUnsupported, kInvalidArgument.
   static Result<Model> Load(const std::string& gguf_path, const ModelOptions& options = {}) {
     const std::vector<const char*> loras = internal::Pointers(options.loras);
     auto own = PITH_INIT(pith_model_options);
@@ -40,6 +42,10 @@ class Model {
     own.num_loras = loras.size();
     own.trusted = options.trusted;
     own.use = options.use;
+    const std::vector<const char*> overrides = internal::Pointers(options.overrides);
+    own.rope = internal::OrNull(options.rope);
+    own.overrides = overrides.data();
+    own.num_overrides = overrides.size();
     pith_model* model = nullptr;
     PITH_RETURN_IF_ERROR(internal::ToStatus(pith_model_load(gguf_path.c_str(), &own, &model)));
     return Model(model);

@@ -10,13 +10,7 @@ _classes = {}
 # Settings that overrule the file, with the values that do not.
 _OF_THE_FILE = {
     "vocab_only": False,
-    "rope_scaling_type": -1,
     "attention_type": -1,
-    "yarn_ext_factor": -1.0,
-    "yarn_attn_factor": 1.0,
-    "yarn_beta_fast": 32.0,
-    "yarn_beta_slow": 1.0,
-    "yarn_orig_ctx": 0,
 }
 
 

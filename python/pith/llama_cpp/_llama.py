@@ -41,13 +41,36 @@ _KV_FORMATS = {constants.GGML_TYPE_F16: "f16", constants.GGML_TYPE_Q8_0: "q8", c
 _WITHOUT_EFFECT = {
     "tensor_split": (None,),
     "use_mlock": (False,),
-    "kv_overrides": (None,),
-    # LangChain gives the second ones where nothing was asked for.
-    "rope_freq_base": (0.0, 10000.0),
-    "rope_freq_scale": (0.0, 1.0),
     "draft_model": (None,),
     "spm_infill": (False,),
 }
+# llama.cpp's flags, with the values that leave them to the file: llama-cpp-python's own, and what LangChain gives where
+# nothing was asked for.
+_ROPE = {
+    "rope_freq_base": (0.0, 10000.0),
+    "rope_freq_scale": (0.0, 1.0),
+    "yarn_ext_factor": (-1.0,),
+    "yarn_attn_factor": (1.0,),
+    "yarn_beta_fast": (32.0,),
+    "yarn_beta_slow": (1.0,),
+    "yarn_orig_ctx": (0,),
+}
+_SCALINGS = ("none", "linear", "yarn")
+
+
+def _rope_of(settings):
+    """What pith.Model takes, of llama-cpp-python's arguments."""
+    rope = {
+        name.replace("_", "-"): settings[name]
+        for name, neutral in _ROPE.items()
+        if settings.get(name, neutral[0]) not in (*neutral, None)
+    }
+    scaling = settings.get("rope_scaling_type")
+    if scaling is not None and scaling >= 0:
+        if scaling >= len(_SCALINGS):
+            raise Unsupported(f"pith has no rope_scaling_type {scaling}", "unsupported")
+        rope["rope-scaling"] = _SCALINGS[scaling]
+    return rope
 
 
 class LogitsProcessorList(List[Callable]):
@@ -188,6 +211,8 @@ class Llama:
             chat_template=_FORMATS.get(chat_format),
             lora={lora_path: lora_scale} if lora_path else (),
             libllama_products=libllama_products,
+            rope=_rope_of(kwargs),
+            overrides=kwargs.get("kv_overrides") or {},
         )
         self._pith_model = _load(model_path, "vocabulary" if vocab_only else "text", embedding, how)
         self.model_path = self._pith_model.path

@@ -94,8 +94,10 @@ def test_attach(model, sdist):
                 raise AssertionError("attached")
             except pith.InvalidArgument:
                 pass
-        refused(llama(rope_freq_base=5000.0), pith.Unsupported, "rope_freq_base")
-        refused(llama(yarn_orig_ctx=64), pith.Unsupported, "yarn_orig_ctx")
+        extended = dict(rope_scaling_type=2, rope_freq_scale=0.25, yarn_orig_ctx=64, n_ctx=256)
+        one = llama(**extended, kv_overrides={"tokenizer.ggml.add_bos_token": True})
+        text = one(prompt, max_tokens=12, temperature=0)["choices"][0]["text"]
+        assert pith.attach(one)(prompt, max_tokens=12, temperature=0)["choices"][0]["text"] == text
         refused(llama(type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32), pith.Unsupported, "type_k")
         llama_cpp.__version__ = "0.3.1"
         refused(llama(), pith.Unsupported, "0.3.1")

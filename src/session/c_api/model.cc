@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -22,6 +24,13 @@ Result<HostModelOptions> ReadModelOptions(const pith_model_options* given) {
   PITH_ASSIGN_OR_RETURN(own.lora_paths, ReadTexts(options.lora_paths, options.num_loras, "adapters"));
   if (options.lora_scales != nullptr)
     own.lora_scales.assign(options.lora_scales, options.lora_scales + options.num_loras);
+  PITH_ASSIGN_OR_RETURN(own.overrides.rope, ParseRope(Text(options.rope)));
+  PITH_ASSIGN_OR_RETURN(const std::vector<std::string> overrides,
+                        ReadTexts(options.overrides, options.num_overrides, "overrides"));
+  for (const std::string& text : overrides) {
+    PITH_ASSIGN_OR_RETURN(std::vector<MetadataOverride> parsed, ParseMetadataOverrides(text));
+    std::ranges::move(parsed, std::back_inserter(own.overrides.metadata));
+  }
   static_assert(static_cast<int>(ModelUse::kVocabulary) == PITH_USE_VOCABULARY);
   if (options.use < PITH_USE_TEXT || options.use > PITH_USE_VOCABULARY) {
     return InvalidArgument(fmt::format("a model has no use {}", options.use));
