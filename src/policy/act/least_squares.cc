@@ -35,7 +35,8 @@ bool FactorBlock(std::span<float> matrix, size_t n, size_t k, size_t count) {
   return true;
 }
 
-// X'X (or XX') as a matrix [size, size] whose diagonal is 1 + ridge, nearly; scale: what its rows were divided by.
+// The lower triangle of X'X (or XX') as a matrix [size, size] whose diagonal is 1 + ridge, nearly; scale: what its rows
+// were divided by.
 void ScaleToUnit(std::span<float> gram, size_t size, double ridge, std::vector<float>& scale) {
   scale.resize(size);
   for (size_t i = 0; i < size; ++i) {
@@ -43,7 +44,7 @@ void ScaleToUnit(std::span<float> gram, size_t size, double ridge, std::vector<f
     scale[i] = gram[i * size + i] > 0 ? 1 / std::sqrt(gram[i * size + i]) : 0.0F;
   }
   for (size_t i = 0; i < size; ++i) {
-    for (size_t j = 0; j < size; ++j) gram[i * size + j] *= scale[i] * scale[j];
+    for (size_t j = 0; j <= i; ++j) gram[i * size + j] *= scale[i] * scale[j];
   }
 }
 
@@ -55,6 +56,15 @@ void ScaleRows(std::span<float> rows, size_t width, const std::vector<float>& sc
 
 MatrixView RowsOf(const MatrixView& matrix, size_t first, size_t count) {
   return {matrix.row(first), count, matrix.columns, matrix.stride};
+}
+
+// The lower triangle of the products of all rows with each other, and some of what is above it: [rows, rows], added to.
+void AddGram(const MatrixView& rows, std::span<float> gram) {
+  for (size_t from = 0; from < rows.rows; from += kTile) {
+    const size_t count = std::min(kTile, rows.rows - from);
+    ProductsOfRows(RowsOf(rows, from, rows.rows - from), RowsOf(rows, from, count),
+                   gram.data() + from * rows.rows + from, rows.rows, true);
+  }
 }
 
 }  // namespace
@@ -189,14 +199,14 @@ bool RidgeRegression(const MatrixView& x, const MatrixView& target, double ridge
   // X'X and X't, or with fewer rows than columns XX' and t: then change = X' (XX' + weight)^-1 t.
   const bool dual = n < u;
   if (dual) {
-    ProductsOfRows(x, x, gram.data(), size, false);
+    AddGram(x, gram);
     for (size_t i = 0; i < n; ++i) std::copy_n(target.row(i), width, right.data() + i * width);
   } else {
     for (size_t from = 0; from < n; from += kTile) {
       const size_t count = std::min(kTile, n - from);
       const std::vector<float> columns = Transposed(RowsOf(x, from, count)),
                                wanted = Transposed(RowsOf(target, from, count));
-      ProductsOfRows(ViewOf(columns.data(), u, count), ViewOf(columns.data(), u, count), gram.data(), u, true);
+      AddGram(ViewOf(columns.data(), u, count), gram);
       ProductsOfRows(ViewOf(columns.data(), u, count), ViewOf(wanted.data(), width, count), right.data(), width, true);
     }
   }
