@@ -12,11 +12,13 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/atomic_file.h"
+#include "base/parse_number.h"
 
 namespace pith {
 namespace {
@@ -141,13 +143,12 @@ Result<std::vector<double>> ParseNumbers(std::string_view text, std::string_view
 Result<std::vector<int>> ParseIntegers(std::string_view text, std::string_view flag, int low, int high) {
   std::vector<int> values;
   for (const std::string_view part : Split(text, ',')) {
-    int value = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    if (error != std::errc() || end != part.data() + part.size() || value < low || value > high) {
+    const std::optional<int> value = ParseNumber<int>(part);
+    if (!value || *value < low || *value > high) {
       return InvalidArgument(
           fmt::format("{} takes whole numbers from {} to {} between commas, not \"{}\"", flag, low, high, text));
     }
-    values.push_back(value);
+    values.push_back(*value);
   }
   return values;
 }

@@ -3,13 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "base/check.h"
 #include "base/half.h"
+#include "base/parse_number.h"
 #include "cache/page_entries.h"
 #include "kernels/attention.h"
 
@@ -67,15 +68,14 @@ bool SetField(std::string_view name, std::string_view text, CodedForm& form) {
     form.key.unit = text == "channel" ? ErrorUnit::kChannel : ErrorUnit::kBlockPerHead;
     return true;
   }
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || !(number > 0) || number > kMostRecent) return false;
+  const std::optional<double> number = ParseNumber<double>(text);
+  if (!number || *number <= 0 || *number > kMostRecent) return false;
   if (name == "ek")
-    form.key.share = number;
+    form.key.share = *number;
   else if (name == "ev")
-    form.value.share = number;
+    form.value.share = *number;
   else if (name == "recent")
-    form.key.recent = form.value.recent = static_cast<int>(number);
+    form.key.recent = form.value.recent = static_cast<int>(*number);
   else
     return false;
   return true;

@@ -3,17 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <iterator>
 #include <limits>
 #include <optional>
 #include <random>
-#include <system_error>
 #include <utility>
 
+#include "base/parse_number.h"
 #include "base/paths.h"
 #include "cli/auto_recipe.h"
 #include "cli/terminal.h"
@@ -68,13 +66,6 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags, bool with_threads) {
 
 namespace {
 
-std::optional<float> ParseStrength(const std::string& text) {
-  float value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
-  return value;
-}
-
 constexpr std::string_view kCoded = "comp";
 bool IsCodedType(std::string_view type) { return type == kCoded || type.starts_with("comp:"); }
 
@@ -93,7 +84,7 @@ Status ModelFlags::Check() const {
         fmt::format("pith downloads no models: fetch a GGUF file of {} yourself and give its path with -m", hf));
   }
   for (size_t i = 0; i < lora_scaled.size(); i += 2) {
-    if (i + 1 == lora_scaled.size() || !ParseStrength(lora_scaled[i + 1])) {
+    if (i + 1 == lora_scaled.size() || !ParseNumber<float>(lora_scaled[i + 1])) {
       return InvalidArgument("--lora-scaled takes a file and a number, its strength");
     }
   }
@@ -144,7 +135,7 @@ Result<std::shared_ptr<HostModel>> LoadModel(const ModelFlags& flags, const Outp
   }
   for (size_t i = 0; i + 1 < flags.lora_scaled.size(); i += 2) {
     options.lora_paths.push_back(flags.lora_scaled[i]);
-    options.lora_scales.push_back(ParseStrength(flags.lora_scaled[i + 1]).value_or(1));
+    options.lora_scales.push_back(ParseNumber<float>(flags.lora_scaled[i + 1]).value_or(1));
   }
   options.chat_template = flags.chat_template;
   PITH_ASSIGN_OR_RETURN(options.overrides, flags.Overrides());

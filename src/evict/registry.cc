@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <cmath>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "base/escaped.h"
+#include "base/parse_number.h"
 
 namespace pith::evict {
 
@@ -68,13 +68,12 @@ Result<std::string> Params::Text(const std::string& name, std::string value) {
 Result<double> Params::Number(const std::string& name, double value, double low, double high) {
   PITH_ASSIGN_OR_RETURN(const std::string text, Text(name, ""));
   if (text.empty()) return value;
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size() || !(number >= low && number <= high)) {
+  const std::optional<double> number = ParseNumber<double>(text);
+  if (!number || *number < low || *number > high) {
     return InvalidArgument(
         fmt::format("{}={} is no number between {} and {}", name, Escaped(text), low, high));
   }
-  return number;
+  return *number;
 }
 
 Result<std::string> Params::Word(const std::string& name, std::string value,

@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <optional>
 
 #include "base/check.h"
+#include "base/parse_number.h"
 #include "policy/untrusted.h"
 #include "policy/words.h"
 
@@ -17,16 +17,6 @@ namespace {
 std::string Number(double value) {
   // %.17g would print 0.1 as 0.10000000000000001; fmt's shortest form reads back exactly.
   return fmt::format("{}", value);
-}
-
-// The whole text as one finite decimal number.
-std::optional<double> ParseNumber(std::string_view text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) {
-    return std::nullopt;
-  }
-  return value;
 }
 
 }  // namespace
@@ -97,7 +87,7 @@ Status Params::Set(std::string_view owner, std::string_view name, std::string_vi
     }
     value = static_cast<double>(it - choices.begin());
   } else {
-    const std::optional<double> number = ParseNumber(text);
+    const std::optional<double> number = ParseNumber<double>(text);
     const bool whole = number && *number == std::floor(*number);
     if (!number || (spec.kind == ParamSpec::Kind::kInt && !whole)) {
       return InvalidArgument(fmt::format("{} of '{}' must be a {}number between {} and {}, not '{}'", name, owner,

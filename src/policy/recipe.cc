@@ -14,9 +14,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 
+#include "base/parse_number.h"
 #include "policy/act/demote.h"
 #include "policy/composed.h"
 #include "policy/policy.h"
@@ -104,13 +104,12 @@ Result<std::vector<Setting>> ParseSettings(std::string_view owner, std::string_v
 }
 
 Result<int> ParseSinks(std::string_view text) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > kMostSinks) {
+  const std::optional<int> value = ParseNumber<int>(text);
+  if (!value || *value < 0 || *value > kMostSinks) {
     return InvalidArgument(
         fmt::format("sinks must be a whole number between 0 and {}, not '{}'", kMostSinks, Printable(text)));
   }
-  return value;
+  return *value;
 }
 
 // "name" or "name:params" of one stage kind.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <optional>
 
+#include "base/parse_number.h"
 #include "policy/words.h"
 
 namespace pith {
@@ -53,11 +54,8 @@ Result<Storage> ParseStorage(std::string_view text) {
   if (text == kAuto) return Storage{.fixed = {}, .least = kAutoShare};
   if (text.starts_with(kAuto) && text[kAuto.size()] == ':') {
     const std::string share(text.substr(kAuto.size() + 1));
-    double least = 0;
-    const auto [end, error] = std::from_chars(share.data(), share.data() + share.size(), least);
-    if (error == std::errc() && end == share.data() + share.size() && least >= 0.01 && least <= 1) {
-      return Storage{.fixed = {}, .least = least};
-    }
+    const std::optional<double> least = ParseNumber<double>(share);
+    if (least && *least >= 0.01 && *least <= 1) return Storage{.fixed = {}, .least = *least};
     return InvalidArgument(
         fmt::format("format=auto takes a share of the entries from 0.01 to 1, not '{}'", Printable(share)));
   }

@@ -1,6 +1,5 @@
 // OpenAI's /v1/responses/{id}: responses that were made, for as long as they are kept.
 #include <algorithm>
-#include <charconv>
 #include <memory>
 #include <string>
 
@@ -9,6 +8,7 @@
 
 #include "base/escaped.h"
 #include "base/json_text.h"
+#include "base/parse_number.h"
 #include "server/api.h"
 
 namespace pith::server {
@@ -46,9 +46,8 @@ struct ListRange {
 Result<ListRange> ReadRange(const HttpRequest& request) {
   ListRange range;
   if (const std::string limit = request.Parameter("limit"); !limit.empty()) {
-    const auto [end, error] = std::from_chars(limit.data(), limit.data() + limit.size(), range.limit);
-    if (error != std::errc() || end != limit.data() + limit.size() || range.limit < 1 || range.limit > 100)
-      return InvalidArgument("'limit' must be an integer from 1 to 100");
+    range.limit = ParseNumber<int>(limit).value_or(0);
+    if (range.limit < 1 || range.limit > 100) return InvalidArgument("'limit' must be an integer from 1 to 100");
   }
   if (const std::string order = request.Parameter("order"); !order.empty()) {
     if (order != "asc" && order != "desc") return InvalidArgument("'order' must be asc or desc");

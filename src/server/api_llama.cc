@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -11,6 +10,7 @@
 
 #include "base/escaped.h"
 #include "base/json_text.h"
+#include "base/parse_number.h"
 #include "base/utf8.h"
 #include "server/answer.h"
 #include "server/api.h"
@@ -406,13 +406,6 @@ Status CheckFileName(const std::string& name) {
   return InvalidArgument("'filename' must be the name of a file, without folders, and not begin with a dot");
 }
 
-std::optional<int> WholeNumber(const std::string& text) {
-  int number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return text.empty() || error != std::errc() || end != text.data() + text.size() ? std::nullopt
-                                                                                  : std::optional(number);
-}
-
 void SaveOrRestore(Call& call, int slot, bool saves) {
   if (!call.context.saves_slots)
     return call.Fail(501, "slots are saved only where the server was started with --slot-save-path");
@@ -457,7 +450,7 @@ void SaveOrRestore(Call& call, int slot, bool saves) {
 // Of the path. -1: none, and the call has its answer.
 int SlotOf(const Call& call) {
   const std::string text = call.request.path.substr(std::string_view("/slots/").size());
-  const std::optional<int> slot = WholeNumber(text);
+  const std::optional<int> slot = ParseNumber<int>(text);
   if (!slot) {
     call.Fail(400, fmt::format("\"{}\" is no number of a slot", Escaped(text)));
   } else if (*slot < 0 || *slot >= call.context.model.num_slots) {
@@ -487,7 +480,7 @@ void SlotTokenView(Call& call) {
   if (call.context.scheduler == nullptr) return call.Fail(404, "no model is loaded");
   const int slot = SlotOf(call);
   if (slot < 0) return;
-  const std::optional<int> position = WholeNumber(call.request.Parameter("position"));
+  const std::optional<int> position = ParseNumber<int>(call.request.Parameter("position"));
   if (!position) return call.Fail(400, "'position' must be the number of a token in the slot's text");
   const Result<SlotToken> token = call.context.scheduler->TokenInSlot(slot, *position, call.tenant);
   if (!token) return call.Fail(token.error());

@@ -1,14 +1,15 @@
 // Redis and Valkey through libvalkey, alone and in clusters.
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "base/escaped.h"
+#include "base/parse_number.h"
 #include "store/remote_client.h"
 
 #ifdef PITH_VALKEY
@@ -34,9 +35,8 @@ Result<std::string> ParseNode(std::string_view node) {
   const std::string_view port = colon == std::string_view::npos ? kDefaultPort : node.substr(colon + 1);
   const bool is_host = is_v6 ? host.find(':') != std::string_view::npos && (bracket + 1 == std::min(colon, node.size()))
                              : !host.empty() && host.find('[') == std::string_view::npos;
-  int number = 0;
-  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
-  if (!is_host || error != std::errc() || end != port.data() + port.size() || number < 1 || number > 65535) {
+  const int number = ParseNumber<int>(port).value_or(0);
+  if (!is_host || number < 1 || number > 65535) {
     return InvalidArgument(fmt::format("\"{}\" is no host and port of a server", Escaped(node)));
   }
   return fmt::format("{}:{}", host, port);
