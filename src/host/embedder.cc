@@ -9,7 +9,6 @@
 #include <set>
 #include <utility>
 
-#include "gguf.h"
 #include "host/embedding_context.h"
 #include "host/llama_util.h"
 
@@ -20,9 +19,6 @@ namespace {
 // would make all texts alike.
 constexpr double kFrequentTokens = 2000;
 
-struct GgufDeleter {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
 struct FileCloser {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
@@ -34,8 +30,7 @@ class InputEmbedder final : public TextEmbedder {
   Status Open() {
     for (const std::string& path : model_.info().part_paths) {
       ggml_context* shapes = nullptr;
-      const std::unique_ptr<gguf_context, GgufDeleter> gguf(
-          gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = &shapes}));
+      const GgufContextPtr gguf(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = &shapes}));
       if (gguf == nullptr) continue;
       const GgmlContextPtr owner(shapes);
       constexpr const char* kName = "token_embd.weight";

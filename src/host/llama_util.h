@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "ggml.h"
+#include "gguf.h"
 #include "host/model.h"
 #include "llama.h"
 #include "pith/types.h"
@@ -18,8 +19,10 @@ struct LlamaDeleter {
   void operator()(llama_model* model) const { llama_model_free(model); }
   void operator()(llama_sampler* sampler) const { llama_sampler_free(sampler); }
   void operator()(ggml_context* context) const { ggml_free(context); }
+  void operator()(gguf_context* context) const { gguf_free(context); }
 };
 using GgmlContextPtr = std::unique_ptr<ggml_context, LlamaDeleter>;
+using GgufContextPtr = std::unique_ptr<gguf_context, LlamaDeleter>;
 using LlamaContextPtr = std::unique_ptr<llama_context, LlamaDeleter>;
 using LlamaSamplerPtr = std::unique_ptr<llama_sampler, LlamaDeleter>;
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -111,13 +110,20 @@ void AddMetadata(const llama_model* model, Hash64& hash) {
 Status CheckExtendedContext(const llama_model* model, const ModelInfo& info) {
   const RopeOptions& rope = info.overrides.rope;
   if (rope.freq_scale == 0) return {};
-  const std::string key = info.architecture + ".rope.scaling.original_context_length";
-  double original =
-      std::max(llama_model_n_ctx_train(model), std::atoi(MetadataOf(model, info.overrides, key.c_str()).c_str()));
+  double original = std::max(llama_model_n_ctx_train(model), OriginalContext(model, info).value_or(0));
   if (rope.yarn_orig_ctx > 0) original = rope.yarn_orig_ctx;
   if (original / static_cast<double>(rope.freq_scale) <= std::numeric_limits<int32_t>::max()) return {};
   return InvalidArgument(
       fmt::format("rope-scale extends a context of {:.0f} tokens to more than libllama counts", original));
+}
+
+// What was asked for, or else the file's. libllama's word for that is not always the metadata's.
+std::string TemplateOf(const llama_model* model, const HostModelOptions& options) {
+  constexpr const char* kTemplate = "tokenizer.chat_template";
+  if (!options.chat_template.empty()) return options.chat_template;
+  if (options.overrides.Find(kTemplate) != nullptr) return MetadataOf(model, options.overrides, kTemplate);
+  const char* own = llama_model_chat_template(model, nullptr);
+  return own != nullptr ? own : "";
 }
 
 EmbeddingPooling PoolingOf(const llama_model* model, const ModelInfo& info) {
@@ -164,6 +170,7 @@ std::string HostVersion() {
 struct HostModel::Private {
   std::vector<llama_adapter_lora*> adapters;
   std::vector<float> scales;
+  std::string pre_tokenizer;
   std::string chat_template;
   std::optional<ChatTemplate> jinja;  // of the text above, where it is Jinja
   OutputProjections projections;
@@ -244,6 +251,7 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
   if (!override_ignored.empty()) return InvalidArgument("an override has the wrong type: " + override_ignored);
   host->info_.overrides = options.overrides;
   FillInfo(host->model_, path, host->info_);
+  host->private_->pre_tokenizer = MetadataOf(host->model_, options.overrides, "tokenizer.ggml.pre");
   PITH_RETURN_IF_ERROR(CheckExtendedContext(host->model_, host->info_));
   host->info_.use = options.use;
   if (options.use == ModelUse::kEmbeddings) {
@@ -263,12 +271,7 @@ Result<std::shared_ptr<HostModel>> HostModel::LoadHere(std::vector<std::string> 
     host->private_->adapters.push_back(adapter);
     host->private_->scales.push_back(index < options.lora_scales.size() ? options.lora_scales[index] : 1.0f);
   }
-  const char* chat_template = llama_model_chat_template(host->model_, nullptr);
-  if (chat_template != nullptr) host->private_->chat_template = chat_template;
-  constexpr const char* kTemplate = "tokenizer.chat_template";
-  if (options.overrides.Find(kTemplate) != nullptr)
-    host->private_->chat_template = MetadataOf(host->model_, options.overrides, kTemplate);
-  if (!options.chat_template.empty()) host->private_->chat_template = options.chat_template;
+  host->private_->chat_template = TemplateOf(host->model_, options);
   host->ReadChatTemplate();
   if (is_trial) host->TryChatTemplate();
   host->own_products_ = options.own_products;
@@ -301,13 +304,11 @@ std::span<llama_adapter_lora* const> HostModel::adapters() const { return privat
 std::span<const float> HostModel::adapter_scales() const { return private_->scales; }
 
 Result<std::vector<int32_t>> HostModel::Tokenize(std::string_view text, bool add_special, bool parse_special) const {
-  return TokenizeText(llama_model_get_vocab(model_), MetadataOf(model_, info_.overrides, "tokenizer.ggml.pre"), text,
-                      add_special, parse_special);
+  return TokenizeText(llama_model_get_vocab(model_), private_->pre_tokenizer, text, add_special, parse_special);
 }
 
 Result<std::vector<int32_t>> HostModel::TokenizeWhole(std::string_view text) const {
-  return TokenizeText(llama_model_get_vocab(model_), MetadataOf(model_, info_.overrides, "tokenizer.ggml.pre"), text,
-                      true, false, true);
+  return TokenizeText(llama_model_get_vocab(model_), private_->pre_tokenizer, text, true, false, true);
 }
 
 std::string HostModel::Piece(int32_t token) const {

@@ -8,8 +8,7 @@
 #include <utility>
 
 #include "base/parallel.h"
-#include "ggml.h"
-#include "gguf.h"
+#include "host/llama_util.h"
 
 namespace pith {
 namespace {
@@ -17,19 +16,14 @@ namespace {
 // Rows of weights that are one task.
 constexpr size_t kRowStretch = 64;
 
-struct GgufDeleter {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
-
 }  // namespace
 
 void OutputProjections::Index(const ModelInfo& info) {
   for (const std::string& path : info.part_paths) {
     ggml_context* shapes = nullptr;
-    const std::unique_ptr<gguf_context, GgufDeleter> gguf(
-        gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = &shapes}));
+    const GgufContextPtr gguf(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = &shapes}));
     if (gguf == nullptr) continue;
-    const std::unique_ptr<ggml_context, decltype(&ggml_free)> owner(shapes, ggml_free);
+    const GgmlContextPtr owner(shapes);
     files_.emplace_back(std::fopen(path.c_str(), "rb"));
     if (files_.back() == nullptr) continue;
     for (int layer = 0; layer < info.num_layers; ++layer) {

@@ -3,16 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <memory>
 #include <optional>
 #include <set>
 #include <utility>
 
 #include "base/escaped.h"
-#include "gguf.h"
-#include "llama.h"
+#include "base/parse_number.h"
+#include "host/llama_util.h"
 
 namespace pith {
 namespace {
@@ -22,17 +19,6 @@ constexpr size_t kMostBytes = sizeof(llama_model_kv_override::val_str) - 1;
 static_assert(sizeof(llama_model_kv_override::key) == kMostBytes + 1);
 
 constexpr const char* kTypes[] = {"int", "float", "bool", "str"};  // by index of the variant
-
-template <typename T>
-std::optional<T> NumberOf(std::string_view text) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  if constexpr (std::is_floating_point_v<T>) {
-    if (!std::isfinite(value)) return std::nullopt;
-  }
-  return value;
-}
 
 // As llama.cpp splits them: quotes at the beginning of an item hold it together, two of them in it are one.
 std::vector<std::string> SplitItems(std::string_view text) {
@@ -63,11 +49,11 @@ Result<MetadataOverride> ParseOverride(const std::string& item) {
   MetadataOverride made{.key = item.substr(0, equals), .value = int64_t{0}};
   if (made.key.size() > kMostBytes) return refused(fmt::format("has a key of more than {} bytes", kMostBytes));
   if (type == "int") {
-    const auto number = NumberOf<int64_t>(value);
+    const auto number = ParseNumber<int64_t>(value);
     if (!number) return refused("has no whole number");
     made.value = *number;
   } else if (type == "float") {
-    const auto number = NumberOf<double>(value);
+    const auto number = ParseNumber<double>(value);
     if (!number) return refused("has no number");
     made.value = *number;
   } else if (type == "bool") {
@@ -129,10 +115,6 @@ std::optional<size_t> TypeOf(gguf_type type) {
   }
 }
 
-struct GgufDeleter {
-  void operator()(gguf_context* context) const { gguf_free(context); }
-};
-
 // As snprintf.
 template <typename Write>
 std::string TextOfCall(const Write& write) {
@@ -145,7 +127,7 @@ constexpr double kMostFactor = 1e4;
 
 // A factor from 1 / kMostFactor on.
 Status SetFactor(std::string_view name, std::string_view value, float& to) {
-  const auto number = NumberOf<double>(value);
+  const auto number = ParseNumber<double>(value);
   if (!number || *number < 1 / kMostFactor || *number > kMostFactor) {
     return InvalidArgument(fmt::format("{} takes a number from {:g} to {:g}", name, 1 / kMostFactor, kMostFactor));
   }
@@ -154,7 +136,7 @@ Status SetFactor(std::string_view name, std::string_view value, float& to) {
 }
 
 Status SetFrequencyScale(std::string_view name, std::string_view value, RopeOptions& rope) {
-  if (name == "rope-freq-scale" && NumberOf<double>(value) == 0) return {};  // the file's, as in llama.cpp
+  if (name == "rope-freq-scale" && ParseNumber<double>(value) == 0) return {};  // the file's, as in llama.cpp
   float scale = 0;
   PITH_RETURN_IF_ERROR(SetFactor(name, value, scale));
   if (name == "rope-scale") scale = 1.0f / scale;  // as llama.cpp, so that it is the same number
@@ -167,7 +149,7 @@ Status SetFrequencyScale(std::string_view name, std::string_view value, RopeOpti
 
 // Negative: the file's.
 Status SetYarn(std::string_view name, std::string_view value, bool may_be_zero, float& to) {
-  const auto number = NumberOf<float>(value);
+  const auto number = ParseNumber<float>(value);
   if (!number || *number > static_cast<float>(kMostFactor) || (*number == 0 && !may_be_zero)) {
     return InvalidArgument(fmt::format("{} takes a number {} to {:g}, or -1 for the file's", name,
                                        may_be_zero ? "from 0" : "above 0, up", kMostFactor));
@@ -221,7 +203,7 @@ Status SetRope(std::string_view name, std::string_view value, RopeOptions& rope)
   if (name == "rope-scale" || name == "rope-freq-scale") return SetFrequencyScale(name, value, rope);
   if (name == "rope-freq-base") {
     constexpr float kMostBase = 1e12f;
-    const auto number = NumberOf<float>(value);
+    const auto number = ParseNumber<float>(value);
     if (!number || (*number <= 1 && *number != 0) || *number > kMostBase) {
       return InvalidArgument(
           fmt::format("rope-freq-base takes a number above 1, up to {:g}, or 0 for the file's", kMostBase));
@@ -230,7 +212,7 @@ Status SetRope(std::string_view name, std::string_view value, RopeOptions& rope)
     return {};
   }
   if (name == "yarn-orig-ctx") {
-    const auto number = NumberOf<int>(value);
+    const auto number = ParseNumber<int>(value);
     if (!number || *number < 0)
       return InvalidArgument("yarn-orig-ctx takes a whole number of tokens, 0 for the file's");
     rope.yarn_orig_ctx = *number;
@@ -271,8 +253,7 @@ std::string TextOf(const ModelOverrides& overrides) {
 
 Status CheckTypes(const ModelOverrides& overrides, const std::string& path) {
   if (overrides.metadata.empty()) return {};
-  const std::unique_ptr<gguf_context, GgufDeleter> gguf(
-      gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}));
+  const GgufContextPtr gguf(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}));
   if (gguf == nullptr) return {};  // libllama says why
   for (const MetadataOverride& one : overrides.metadata) {
     const int64_t at = gguf_find_key(gguf.get(), one.key.c_str());

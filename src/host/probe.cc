@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -122,9 +123,7 @@ bool OnNode(ggml_tensor* node, bool ask, void* user_data) {
 // LongRoPE has two sets of factors, and libllama chooses by the size of its own cache, which is one
 // block here: always the short set.
 int ShortRopeLimit(const llama_model* model, const ModelInfo& info) {
-  const std::string key = info.architecture + ".rope.scaling.original_context_length";
-  const std::string length = MetadataOf(model, info.overrides, key.c_str());
-  return length.empty() ? info.trained_ctx : std::atoi(length.c_str());
+  return OriginalContext(model, info).value_or(info.trained_ctx);
 }
 
 // Some architectures attend to everything while it is short and begin to select later, which no short
@@ -173,6 +172,12 @@ class Prober {
 };
 
 }  // namespace
+
+std::optional<int> OriginalContext(const llama_model* model, const ModelInfo& info) {
+  const std::string key = info.architecture + ".rope.scaling.original_context_length";
+  const std::string length = MetadataOf(model, info.overrides, key.c_str());
+  return length.empty() ? std::nullopt : std::optional(std::atoi(length.c_str()));
+}
 
 Status ProbeLayers(llama_model* model, ModelInfo& info) {
   Seen seen;

@@ -2,6 +2,8 @@
 #ifndef PITH_HOST_PROBE_H_
 #define PITH_HOST_PROBE_H_
 
+#include <optional>
+
 #include "host/model.h"
 #include "pith/types.h"
 
@@ -12,6 +14,9 @@ namespace pith {
 // apart. Fills info.layers, hybrid and recurrent_bytes. kUnsupported: the model cannot be
 // hosted, with the reason.
 Status ProbeLayers(llama_model* model, ModelInfo& info);
+
+// The context that the model was trained for before RoPE was scaled, where its metadata names one.
+std::optional<int> OriginalContext(const llama_model* model, const ModelInfo& info);
 
 }  // namespace pith
 
